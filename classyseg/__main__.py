@@ -1,0 +1,7 @@
+"""`python -m classyseg` is the command `classyseg`."""
+
+import sys
+
+from classyseg.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,83 @@
+"""`classyseg`: the commands around training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from classyseg.cli import train
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="classyseg", description="Semantic segmentation by config, with plugins.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    training = commands.add_parser("train", help="train, evaluate and resume (the same as classy_train.py)")
+    train.add_arguments(training)
+    training.set_defaults(run=train.run)
+
+    config = commands.add_parser("config", help="check, show or describe task configs")
+    actions = config.add_subparsers(required=True, metavar="ACTION")
+    for name, action, help_text in (
+        ("check", _check, "check a config whole, without training"),
+        ("show", _show, "print it with every default filled in"),
+    ):
+        command = actions.add_parser(name, help=help_text)
+        command.add_argument("config", metavar="F", help="task config, YAML or JSON")
+        command.add_argument("overrides", nargs="*", metavar="key=value")
+        command.set_defaults(run=action)
+    actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
+
+    models = commands.add_parser("models", help="list the models, plugins' included")
+    models.add_argument("pattern", nargs="?", default="*", help="such as 'resnet*'")
+    models.set_defaults(run=_models)
+    commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
+
+    parsed = parser.parse_args(arguments)
+    return train.guarded(lambda: parsed.run(parsed))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    train.checked_config(arguments.config, arguments.overrides)
+    print(f"{arguments.config}: ok")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from classyseg.config import dump_yaml
+
+    print(dump_yaml(train.checked_config(arguments.config, arguments.overrides).resolved()), end="")
+    return 0
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from classyseg.registry import task_schema
+
+    print(json.dumps(task_schema(), indent=2))
+    return 0
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from classyseg.config import ConfigError
+    from classyseg.registry import MODELS
+
+    names = MODELS.names(arguments.pattern)
+    if not names:
+        raise ConfigError(f"no model matches '{arguments.pattern}'; known: {', '.join(MODELS.names())}")
+    print("\n".join(names))
+    return 0
+
+
+def _plugins(arguments: argparse.Namespace) -> int:
+    from classyseg.registry import REGISTRIES
+
+    rows = [("distribution", "version", "kind", "name", "ok")]
+    for registry in REGISTRIES.values():
+        for offer, problem in registry.plugins():
+            distribution = (offer.dist.name, offer.dist.version) if offer.dist else ("?", "?")
+            rows.append((*distribution, registry.kind, offer.name, problem or "ok"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+    return 0

@@ -1,0 +1,110 @@
+"""`classy_train.py` and `classyseg train`: one config trains, evaluates and resumes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from classyseg.registry import ComponentConfig
+
+USER_ERROR = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="F", help="task config, YAML or JSON")
+    parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
+    parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
+    parser.add_argument("--check", action="store_true", help="check the config and stop")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=0.02 or hooks=[]")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The whole of `classy_train.py`; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="classy_train.py",
+        description="Train, evaluate and resume the task that a config describes.",
+        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
+    )
+    add_arguments(parser)
+    return guarded(lambda: run(parser.parse_intermixed_args(arguments)))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs `command`; turns what a user can mend into one message and the exit code 2."""
+    from classyseg.config import ConfigError
+
+    try:
+        return command()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of a listing has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
+    """The config at `path` (or a packaged one of that name) with `overrides`, checked whole. Raises: `ConfigError`."""
+    from classyseg.config import load_config
+    from classyseg.io import find_task_config
+    from classyseg.registry import TASKS
+
+    config = TASKS.validate(load_config(find_task_config(path), overrides))
+    config.component.check(config)  # type: ignore[attr-defined]
+    return config
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from classyseg import distributed
+    from classyseg.io import DATA_ROOT_VARIABLE
+    from classyseg.tasks import build_task
+    from classyseg.trainer import Stopped, Trainer
+
+    if arguments.data_root is not None:
+        os.environ[DATA_ROOT_VARIABLE] = arguments.data_root
+    config = checked_config(arguments.config, arguments.overrides)
+    if arguments.check:
+        print(f"{arguments.config}: ok")
+        return 0
+    output = Path(arguments.output or Path("runs") / Path(arguments.config).stem)
+    runtime = config.runtime  # type: ignore[attr-defined]
+    distributed.start_processes(runtime.torch_device().type)
+    logging.basicConfig(level=logging.INFO if distributed.is_primary() else logging.ERROR, format="%(message)s")
+    try:
+        if distributed.is_primary():
+            claim_folder(output, resume=arguments.resume)
+        distributed.barrier()
+        Trainer(output, resume=arguments.resume).train(build_task(config))
+    except Stopped as stop:
+        if distributed.is_primary():
+            print(f"{stop}; a checkpoint is saved, --resume continues", file=sys.stderr)
+        return stop.exit_code
+    finally:
+        distributed.stop_processes()
+    return 0
+
+
+def claim_folder(output: Path, *, resume: bool) -> None:
+    """Makes the run's folder. Raises: `ConfigError` when it holds a run already, or cannot be written."""
+    from classyseg.config import ConfigError
+
+    if not resume and any((output / name).exists() for name in ("config.yaml", "checkpoints", "metrics.jsonl")):
+        raise ConfigError(
+            f"--output {output}: holds a run already; continue it with --resume, or choose another folder"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from None

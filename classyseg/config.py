@@ -1,0 +1,345 @@
+"""Task configs as written by people: safe YAML and JSON with line numbers, overrides, and errors that help."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Strict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+Location = tuple[str | int, ...]
+MAX_BYTES = 4_000_000
+MAX_NODES = 200_000
+
+
+class ConfigError(ValueError):
+    """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what."""
+
+
+class DataError(ConfigError):
+    """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""
+
+
+def closest(word: object, known: Iterable[str]) -> str | None:
+    """The member of `known` that `word` was probably meant to be."""
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.55)
+    return names[found[0]] if found else None
+
+
+def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40) -> str:
+    """The sentence for a name that does not exist: the closest one, then the list."""
+    names = sorted(set(known))
+    near = closest(word, names)
+    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    meant = f"; did you mean '{near}'?" if near else "."
+    return f"unknown {what}{meant} Known: {shown or 'none'}."
+
+
+def path_text(location: Location) -> str:
+    """`("heads", "main", 0)` as `heads.main[0]`."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+@dataclass
+class ConfigTree:
+    """A parsed config and where each of its parts was written, for messages."""
+
+    values: dict[str, Any]
+    source: str
+    lines: dict[Location, str] = field(default_factory=dict)
+
+    def place(self, location: Location) -> str:
+        """The file and line (or the override) that wrote `location`, or its nearest enclosing part."""
+        for end in range(len(location), -1, -1):
+            if location[:end] in self.lines:
+                return self.lines[location[:end]]
+        return self.source
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its traps: `no` and `on` are text, `1e-3` is a number, `010` and dates are text, no aliases."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"^[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(_pattern), _first)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
+    """Reads a `.yaml`, `.yml` or `.json` file and applies `key.sub=value` overrides.
+
+    Raises: `ConfigError` naming the file and the line: unreadable, not UTF-8, syntax, a key written twice, an unknown
+    tag, not a mapping, an override that does not fit.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; a task config is a small text file")
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise ConfigError(f"{path}: ends with '{path.suffix}'; accepted: .yaml, .yml, .json")
+    tree = parse_config(text, source=str(path), is_json=path.suffix == ".json")
+    apply_overrides(tree, overrides)
+    return tree
+
+
+def parse_config(text: str, *, source: str, is_json: bool = False) -> ConfigTree:
+    """The config written in `text`; `source` names it in messages. Raises as `load_config`."""
+    if is_json:
+        _check_json(text, source)
+    try:
+        loader = _Loader(_as_yaml(text) if is_json else text)
+        root = loader.get_single_node()
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_message(source, error)) from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
+    tree = ConfigTree({}, source)
+    values = _construct(loader, root, (), tree) if root is not None else {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: found a {_kind(values)}; a task config is a mapping of keys to values")
+    tree.values = values
+    return tree
+
+
+def _as_yaml(text: str) -> str:
+    """Valid JSON, written so that YAML reads the same values: the two differ in tabs and escaped slashes."""
+    in_string = re.compile(r'"(?:[^"\\]|\\.)*"|\t')
+    return in_string.sub(lambda m: " " if m[0] == "\t" else _yaml_string(m[0]), text)
+
+
+def _yaml_string(literal: str) -> str:
+    value = json.loads(literal)
+    return json.dumps(value) if value.isascii() or all(ord(c) < 0x10000 for c in value) else f'"{value}"'
+
+
+def _check_json(text: str, source: str) -> None:
+    def forbid(constant: str) -> Any:
+        raise ConfigError(f"{source}: found {constant}, which JSON has no number for")
+
+    try:
+        json.loads(text, parse_constant=forbid)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply") from None
+
+
+def _yaml_message(source: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{source}{where}: not YAML: {problem}"
+
+
+def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: ConfigTree) -> Any:
+    line = f"{tree.source}, line {node.start_mark.line + 1}"
+    tree.lines.setdefault(location, line)
+    if len(tree.lines) > MAX_NODES:
+        raise ConfigError(f"{tree.source}: more than {MAX_NODES} values; a task config is a small text file")
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, item, (*location, i), tree) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        values: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key_line = f"{tree.source}, line {key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
+                raise ConfigError(f"{key_line}: a key must be a plain word (no merges, lists or mappings)")
+            key = loader.construct_object(key_node) if key_node.tag.endswith(":int") else key_node.value
+            inner = (*location, key)
+            if key in values:
+                raise ConfigError(f"{key_line}: {path_text(inner)}: key written twice (first in {tree.lines[inner]})")
+            tree.lines[inner] = key_line
+            values[key] = _construct(loader, value_node, inner, tree)
+        return values
+    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rsplit(":", 1)[1] not in (
+        "null",
+        "bool",
+        "int",
+        "float",
+        "str",
+    ):
+        raise ConfigError(
+            f"{line}: {path_text(location)}: found the tag {node.tag}; accepted are plain values without tags"
+        )
+    try:
+        return loader.construct_object(node)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(
+            f"{line}: {path_text(location)}: found {node.value!r}, which is no valid {node.tag[18:]}"
+        ) from None
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "mapping", list: "list", str: "text", bool: "true/false value", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
+    """Writes `model.output_stride=8`, `hooks=[]`, `model.heads.main.blocks[0]=stage3` into `tree`; values are YAML.
+
+    Raises: `ConfigError` for an override without `=`, or through something that is no mapping or list.
+    """
+    for text in overrides:
+        key, equals, value_text = text.partition("=")
+        if not equals or not re.fullmatch(r"[^\s.\[\]]+(?:\.[^\s.\[\]]+|\[\d+\])*", key):
+            raise ConfigError(f"override '{text}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]")
+        value = parse_config(f"value: {value_text}", source=f"override '{text}'").values["value"]
+        location: Location = tuple(
+            int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
+        )
+        _set(tree, location, value, f"override '{text}'")
+
+
+def _set(tree: ConfigTree, location: Location, value: Any, source: str) -> None:
+    node: Any = tree.values
+    for depth, part in enumerate(location):
+        place = path_text(location[:depth]) or "the config"
+        if isinstance(part, int):
+            if not isinstance(node, list) or part >= len(node):
+                found = f"a list of {len(node)}" if isinstance(node, list) else f"a {_kind(node)}"
+                raise ConfigError(f"{source}: {place} is {found}; there is no item [{part}]")
+        elif not isinstance(node, dict):
+            raise ConfigError(f"{source}: {place} is {node!r}, not a mapping; there is no key '{part}' in it")
+        if depth == len(location) - 1:
+            node[part] = value
+        elif isinstance(part, str) and node.get(part) is None:
+            node = node.setdefault(part, {}) if part not in node else _replace_null(node, part)
+        else:
+            node = node[part]
+    for known in [known for known in tree.lines if known[: len(location)] == location]:
+        del tree.lines[known]
+    tree.lines[location] = source
+
+
+def _replace_null(node: dict[str, Any], part: str) -> dict[str, Any]:
+    node[part] = {}
+    return node[part]
+
+
+def differences(old: Any, new: Any, location: Location = ()) -> list[tuple[Location, Any, Any]]:
+    """The places where two config trees differ, with both values; a key that one side lacks counts as None there."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for key in [*old, *(key for key in new if key not in old)]:
+            found += differences(old.get(key), new.get(key), (*location, key))
+        return found
+    return [] if old == new else [(location, old, new)]
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """`values` as YAML that `parse_config` reads back to the same tree."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes with the loader's own rules about which plain words are numbers."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+Bool = Annotated[bool, Strict()]
+Text = Annotated[str, Strict()]
+"""Field types of a `ConfigRecord` that accept no look-alikes: no `"8"` for 8, no `yes` for true."""
+
+
+class ConfigRecord(BaseModel):
+    """A small frozen group of options that travels as one parameter; unknown keys are errors with the closest match."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain_unknown_keys(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping):
+            raise PydanticCustomError(
+                "not_a_mapping", f"expected a mapping with the keys {', '.join(cls.model_fields)}"
+            )
+        errors = [
+            InitErrorDetails(
+                type=PydanticCustomError("unknown_key", unknown("key", key, cls.model_fields)), loc=(key,), input=value
+            )
+            for key, value in data.items()
+            if key not in cls.model_fields
+        ]
+        try:
+            record = handler({key: value for key, value in data.items() if key in cls.model_fields})
+        except ValidationError as error:
+            errors += [
+                InitErrorDetails(type=PydanticCustomError(e["type"], e["msg"]), loc=e["loc"], input=e["input"])
+                for e in error.errors()
+            ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return record
+
+
+def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
+    """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted."""
+    problems: dict[Location, list[str]] = {}
+    for detail in error.errors():
+        location = _location_in(tree.values, detail["loc"], detail["type"] == "missing")
+        problems.setdefault(location, []).append(_sentence(detail))
+    lines = [f"{tree.place(at)}: {path_text(at)}: {' / or '.join(dict.fromkeys(p))}" for at, p in problems.items()]
+    return ConfigError("\n".join(lines))
+
+
+def _location_in(values: Any, parts: Sequence[str | int], missing: bool) -> Location:
+    """`parts` without the labels that pydantic adds for members of unions."""
+    location: Location = ()
+    for i, part in enumerate(parts):
+        if (isinstance(values, Mapping) and part in values) or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+            values = values[part]
+        elif not (missing and i == len(parts) - 1):
+            continue
+        location = (*location, part)
+    return location
+
+
+def _sentence(detail: Any) -> str:
+    if detail["type"] == "missing":
+        return "missing; this key is required"
+    message = detail["msg"]
+    if detail["type"] in ("unknown_key", "unknown_name"):
+        return message
+    found = repr(detail["input"])
+    found = found if len(found) <= 80 else found[:77] + "..."
+    return f"found {found}; {message[:1].lower()}{message[1:]}"

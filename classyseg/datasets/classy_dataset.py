@@ -1,0 +1,95 @@
+"""The contract of data sets: labelled images, checked, and transformed as a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from classyseg.config import DataError
+from classyseg.registry import TRANSFORMS, Configurable
+from classyseg.rng import generator_for
+from classyseg.structures import Sample
+
+Color = tuple[int, int, int]
+MAX_LISTED = 10
+
+
+class ClassyDataset(Dataset[Sample], Configurable, ABC):
+    """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
+
+    A subclass sets `classes`, and `palette` and `ignore_index` where the defaults do not serve, before it calls
+    `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...] = ()
+    ignore_index: int = 255
+    seed: int = 0
+
+    def __init__(self, transforms: Sequence[Any] = ()) -> None:
+        self.transforms = [TRANSFORMS.build(transform, self.ignore_index) for transform in transforms]
+        self.palette = self.palette or tuple(_voc_color(i) for i in range(len(self.classes)))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int) -> Sample:
+        """The stored sample: image (C, H, W) uint8, mask (H, W) int64. Raises: `DataError`, naming the file."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, epoch=0)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """The checked and transformed sample: the same for the same `(seed, epoch, index)`, in any process.
+
+        Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
+        """
+        sample = self.load(index)
+        self._check(sample)
+        generator = generator_for(self.seed, epoch, index)
+        for transform in self.transforms:
+            sample = transform(sample, generator)
+        return sample
+
+    def _check(self, sample: Sample) -> None:
+        image, mask = sample.image, sample.target
+        if image.shape[-2:] != mask.shape:
+            raise DataError(
+                f"{sample.name}: the image is {image.shape[-1]} x {image.shape[-2]} pixels, "
+                f"its mask {mask.shape[-1]} x {mask.shape[-2]}; they must be of one size"
+            )
+        wrong = ((mask < 0) | (mask >= self.num_classes)) & (mask != self.ignore_index)
+        if wrong.any():
+            values = mask[wrong].unique().tolist()
+            shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
+            raise DataError(
+                f"{sample.name}: its mask holds the labels {shown} ({int(wrong.sum())} pixels); accepted: 0 to "
+                f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}"
+            )
+
+    def _label_hint(self, values: list[int]) -> str:
+        """What the author of the config may do about wrong labels; data sets with a label map say so."""
+        return ""
+
+
+def _voc_color(index: int) -> Color:
+    """The colour of a class in the palette of Pascal VOC: the bits of the index, spread over the channels."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return color[0], color[1], color[2]
+
+
+def image_tensor(array: Any) -> torch.Tensor:
+    """A numpy image (H, W, C) as a tensor (C, H, W) of its own."""
+    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()

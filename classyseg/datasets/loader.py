@@ -1,0 +1,147 @@
+"""From a data set to batches: whose order depends on (seed, epoch) alone, and which start anywhere at no cost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.rng import generator_for
+from classyseg.structures import Sample
+
+Key = tuple[int, int]
+"""The epoch and the index of a sample: all that its content depends on."""
+
+PERMUTATION = -1
+"""The third integer of the permutation's generator, which no sample index equals."""
+
+
+class TrainBatches:
+    """The batches of one epoch as this process's share of each: shuffled by (seed, epoch), the short last one dropped.
+
+    `batch_size` is the whole job's; process `rank` of `world_size` takes every `world_size`-th sample of a batch. Set
+    `epoch` and `start` (the first batch) before iterating.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if num_samples < batch_size:
+            raise ConfigError(f"batch_size: found {batch_size}, but dataset.train has only {num_samples} samples")
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        """How many batches an epoch has, wherever it starts."""
+        return self.num_samples // self.batch_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, PERMUTATION)).tolist()
+        for batch in range(self.start, len(self)):
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
+
+
+class EvalBatches:
+    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one."""
+
+    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.num_samples, self.batch_size = num_samples, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(range(self.rank, self.num_samples, self.world_size)) // self.batch_size)
+
+    @property
+    def common_batches(self) -> int:
+        """How many batches every process has at least: until then, they can agree on something."""
+        return -(-(self.num_samples // self.world_size) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        mine = range(self.rank, self.num_samples, self.world_size)
+        for first in range(0, len(mine), self.batch_size):
+            yield [(0, index) for index in mine[first : first + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A wrong sample, sent from a worker as a value: an exception would arrive wrapped in the worker's traceback."""
+
+    message: str
+
+
+class _ByKey(Dataset[Sample | _Failure]):
+    def __init__(self, dataset: ClassyDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> Sample | _Failure:
+        epoch, index = key
+        try:
+            return self.dataset.sample(index, epoch)
+        except ConfigError as error:
+            return _Failure(str(error))
+
+
+def collate(samples: Sequence[Sample | _Failure]) -> Sample | _Failure:
+    """A batch; masks travel as uint8 where their values allow."""
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            return sample
+    whole = [sample for sample in samples if isinstance(sample, Sample)]
+    for kind, tensors in (("images", [s.image for s in whole]), ("masks", [s.target for s in whole])):
+        shapes = {tuple(tensor.shape): sample.name for tensor, sample in zip(tensors, whole, strict=True)}
+        if len(shapes) > 1:
+            found = " and ".join(f"{shape} ({name})" for shape, name in list(shapes.items())[:2])
+            return _Failure(
+                f"a batch of {kind} of different shapes: {found}; add a transform that gives one size, such as "
+                "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
+            )
+    target = torch.stack([sample.target for sample in whole])
+    return Sample(torch.stack([s.image for s in whole]), _smallest(target), tuple(str(s.name) for s in whole))
+
+
+def _smallest(mask: Tensor) -> Tensor:
+    return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
+
+
+def _start_worker(worker: int) -> None:
+    # A signal to the whole process group must not take the workers from under a main process that is about to save.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class Batches:
+    """A loader that raises `DataError` for wrong samples, here and not in a worker."""
+
+    def __init__(self, loader: DataLoader[Sample | _Failure]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Sample]:
+        for batch in self._loader:
+            if isinstance(batch, _Failure):
+                raise DataError(batch.message)
+            yield batch
+
+
+def make_loader(
+    dataset: ClassyDataset, batches: TrainBatches | EvalBatches, *, workers: int, pin_memory: bool = False
+) -> Batches:
+    """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
+    return Batches(
+        DataLoader(
+            _ByKey(dataset),
+            batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each iteration would draw from the global one
+        )
+    )

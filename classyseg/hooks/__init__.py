@@ -1,0 +1,20 @@
+"""Hooks: what watches a run. The registered names, and the base to write one."""
+
+from classyseg.hooks.checkpoint import CheckpointHook
+from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.log import LogHook
+from classyseg.hooks.progress_bar import ProgressBarHook
+from classyseg.registry import HOOKS
+
+register_hook = HOOKS.register
+build_hook = HOOKS.build
+
+__all__ = [
+    "CheckpointHook",
+    "ClassyHook",
+    "LogHook",
+    "ProgressBarHook",
+    "WatchedTask",
+    "build_hook",
+    "register_hook",
+]

@@ -1,0 +1,41 @@
+"""A line of JSON for training steps."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from classyseg.distributed import is_primary
+from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.io import append_json_line
+from classyseg.registry import HOOKS
+
+
+@HOOKS.register("log")
+class LogHook(ClassyHook):
+    """Appends a record to `steps.jsonl` every `every` training steps.
+
+    It holds step, epoch, the whole job's loss, lr, samples_per_second and data_wait.
+
+    Reading the loss waits for the device, so a small `every` costs time on a GPU.
+    """
+
+    def __init__(self, *, every: Annotated[int, Field(ge=1)] = 50) -> None:
+        self.every = every
+
+    def on_step(self, task: WatchedTask) -> None:
+        progress = task.progress
+        if progress.phase != "train" or progress.step % self.every:
+            return
+        loss = task.step_loss()  # every process takes part
+        if task.run_folder is not None and is_primary():
+            record = {
+                "step": progress.step,
+                "epoch": progress.epoch + 1,
+                "loss": loss,
+                "lr": task.lr,
+                "samples_per_second": task.samples_per_second,
+                "data_wait": task.data_wait,
+            }
+            append_json_line(task.run_folder / "steps.jsonl", record)

@@ -1,0 +1,133 @@
+"""Files: where data lies, and writing so that a crash leaves either the old content or the new."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+from iopath.common.file_io import PathManager
+
+from classyseg.config import ConfigError, closest
+
+DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
+
+paths = PathManager()
+"""Opens local paths; plugins may register handlers of remote ones with it (iopath)."""
+
+
+def data_root() -> Path:
+    """The folder under which data sets lie: `--data-root`, which sets `$CLASSYSEG_DATA`, else `./data`."""
+    return Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
+
+
+def data_folder(folder: str) -> Path:
+    """`folder` as it is when absolute, else under `data_root()`.
+
+    Raises: `ConfigError` when it does not exist.
+    """
+    path = data_root() / folder
+    if path.is_dir():
+        return path
+    hint = ""
+    if path.parent.is_dir():
+        near = closest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()])
+        hint = f"; did you mean '{near}'?" if near else ""
+    raise ConfigError(
+        f"{path}: no such folder{hint} (data folders are looked up under --data-root, else ${DATA_ROOT_VARIABLE}, "
+        "else ./data)"
+    )
+
+
+def package_folder() -> Path:
+    return Path(__file__).parent
+
+
+def find_task_config(path: str) -> Path:
+    """`path` where it is a file, else the task config of that name which the installed package carries.
+
+    Raises: `ConfigError` when neither exists, naming the packaged ones.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    relative = Path(path).as_posix().removeprefix("task_configs/")
+    for folder in (package_folder() / "task_configs", package_folder().parent / "task_configs"):
+        if (folder / relative).is_file():
+            return folder / relative
+        if folder.is_dir():
+            known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+            raise ConfigError(f"{path}: no such file, and no packaged task config; packaged: {', '.join(known)}")
+    raise ConfigError(f"{path}: no such file")
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces `path` by `text` in one rename after the bytes are on the disk."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Adds `record` as one line of JSON; numbers that are not finite become null, as JSON knows none."""
+    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole records of `path`; a last line that a crash cut short is left out. Empty without the file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+class FolderLock:
+    """Keeps two runs out of one folder; the kernel frees it when its process ends, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file: IO[str] = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()

@@ -1,0 +1,17 @@
+"""Meters: the registered names, and the base to write one."""
+
+from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.confusion import ConfusionMatrixMeter, MeanIoUMeter, PixelAccuracyMeter
+from classyseg.registry import METERS
+
+register_meter = METERS.register
+build_meter = METERS.build
+
+__all__ = [
+    "ClassyMeter",
+    "ConfusionMatrixMeter",
+    "MeanIoUMeter",
+    "PixelAccuracyMeter",
+    "build_meter",
+    "register_meter",
+]

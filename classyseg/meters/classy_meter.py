@@ -1,0 +1,38 @@
+"""The contract of meters: exact counts, one sum over processes a phase."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from classyseg.registry import Configurable
+
+
+class ClassyMeter(Configurable, ABC):
+    """Built as `Meter(classes, ignore_index, *, options)`, where `classes` are the data set's names.
+
+    `head` names the head whose predictions are counted; None is the model's main head. A meter with `reads_labels`
+    gets the predicted class of each pixel, (N, H, W) int64, which the task makes once for all of them; another gets
+    the logits.
+    """
+
+    reads_labels: bool = True
+    head: str | None = None
+
+    @abstractmethod
+    def __init__(self, classes: Sequence[str], ignore_index: int) -> None: ...
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forgets everything; called when a phase starts."""
+
+    @abstractmethod
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Counts a batch; `target` is (N, H, W)."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Any]:
+        """The values by name, of the whole job: plain numbers, lists and dicts. Every process calls it."""

@@ -1,0 +1,19 @@
+"""Backbones with heads: the base class, the built-in families, and the doors to build them."""
+
+from classyseg.models.build import build_model, create_backbone, list_models
+from classyseg.models.classy_model import ClassyModel
+from classyseg.models.resnet import ResNet
+from classyseg.models.weights import load_weights
+from classyseg.registry import MODELS
+
+register_model = MODELS.register
+
+__all__ = [
+    "ClassyModel",
+    "ResNet",
+    "build_model",
+    "create_backbone",
+    "list_models",
+    "load_weights",
+    "register_model",
+]

@@ -1,0 +1,105 @@
+"""From a config, or a name, to a model with heads and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from classyseg.config import ConfigError
+from classyseg.models.classy_model import ClassyModel
+from classyseg.models.weights import load_weights
+from classyseg.registry import HEADS, MODELS, ComponentConfig
+
+IMAGENET_CLASSES = 1000
+
+
+def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
+    """The model that `config` describes, such as `{name: resnet50, heads: {main: {name: fcn, blocks: [stage4]}}}`.
+
+    `config` is a name, a mapping or a checked config; `num_classes` is what heads need.
+
+    Raises: `ConfigError` with every problem of the config; for unknown blocks; for heads without `num_classes`; for
+    weights that do not fit.
+    """
+    if isinstance(config, ClassyModel):
+        return config
+    checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
+    model: ClassyModel = MODELS.build(checked)
+    heads = getattr(checked, "heads", {})
+    if heads and num_classes is None:
+        raise ConfigError("model.heads: found heads, but no number of classes; pass num_classes")
+    for name, head in heads.items():
+        try:
+            blocks = [model.block(block) for block in head.blocks]
+            model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
+        except ConfigError as error:
+            raise ConfigError(f"model.heads.{name}: {error}") from None
+    weights = getattr(checked, "weights", None)
+    if weights is not None:
+        load_weights(model, weights, variant=checked.name)
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The registered models that match `pattern`, such as `resnet*`; plugins' included, none of them imported."""
+    return MODELS.names(pattern)
+
+
+class _SelectedFeatures(ClassyModel):
+    """A backbone that gives some of its blocks."""
+
+    def __init__(self, backbone: ClassyModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.in_channels = backbone.in_channels
+        self.backbone = backbone
+        for name in names:
+            self.add_block(*backbone.blocks[name])
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.backbone.extract_features(image)
+        return {name: features[name] for name in self.blocks}
+
+
+def create_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: str | None = None,
+    features_only: bool = True,
+    output_stride: int | None = None,
+    output_indices: Sequence[int] | None = None,
+    **config: Any,
+) -> ClassyModel:
+    """A backbone whose call gives the feature maps by block name.
+
+    `pretrained` takes the newest public weights that the name knows; `weights` a name or a path. `output_indices`
+    keeps some of the blocks, counted from the shallowest, negative ones from the deepest. `features_only=False`
+    attaches ImageNet's classifier as the head `main`, with its weights where the file holds them. Other keywords are
+    the backbone's config.
+
+    Raises: `ConfigError`.
+    """
+    if output_stride is not None:
+        config["output_stride"] = output_stride
+    checked = MODELS.validate({"name": name, **config}, placed=True)
+    model = build_model(checked)
+    if not features_only:
+        model.attach_head("main", HEADS.build("linear", [list(model.blocks.values())[-1]], IMAGENET_CLASSES))
+    if pretrained and weights is None:
+        known = model.known_weights(name)
+        if not known:
+            raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
+        weights = max(known)
+    if weights is not None:
+        load_weights(model, weights, variant=name, classifier=None if features_only else "main")
+    if output_indices is None:
+        return model
+    if not features_only:
+        raise ConfigError("output_indices: chooses among features; it does not go with features_only=False")
+    names = list(model.blocks)
+    try:
+        return _SelectedFeatures(model, [names[index] for index in output_indices])
+    except IndexError:
+        raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks") from None

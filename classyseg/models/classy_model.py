@@ -1,0 +1,247 @@
+"""The contract of backbones, and how heads attach to their blocks."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from classyseg.config import ConfigError, closest
+from classyseg.heads.classy_head import ClassyHead
+from classyseg.registry import Configurable
+from classyseg.structures import BlockInfo
+
+PROBE_SIZE = 256
+"""The side of the image on the `meta` device by which the stride of a submodule is found."""
+
+
+class ClassyModel(nn.Module, Configurable, ABC):
+    """A backbone with named blocks and any number of heads.
+
+    A subclass calls `super().__init__()`, names its blocks with `add_block` beside the layers that make them, shallow
+    to deep, and gives `extract_features`. Its parameters keep their names whatever is attached; those of heads are
+    under `heads.NAME`.
+    """
+
+    in_channels: int = 3
+    classifier_prefixes: ClassVar[tuple[str, ...]] = ()
+    """Keys of the reference implementation's own classifier, which public weights hold and a backbone does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: dict[str, BlockInfo] = {}
+        self._taps: dict[str, _Tap] = {}
+        self._tapped = _Tapped()
+        self._train_only: set[str] = set()
+        self.heads = nn.ModuleDict()
+
+    # -- what a backbone gives ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        """The feature map (N, channels, h, w) of every declared block, of images (N, in_channels, H, W)."""
+
+    def add_block(self, name: str, channels: int, stride: int) -> None:
+        """Declares a block; called in `__init__`, shallow to deep."""
+        self._blocks[name] = BlockInfo(name, channels, stride)
+
+    @classmethod
+    def known_weights(cls, variant: str) -> dict[str, str]:
+        """Public weights of the registered name `variant`: names with URLs, whose file names end in their hash."""
+        return {}
+
+    # -- blocks ------------------------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> Mapping[str, BlockInfo]:
+        """The declared blocks, shallow to deep."""
+        return MappingProxyType(self._blocks)
+
+    @property
+    def attachable_block_names(self) -> list[str]:
+        """Every name that a head can attach to: the declared blocks, then the backbone's submodules."""
+        return [*self._blocks, *(name for name, _ in self._backbone_modules() if name not in self._blocks)]
+
+    def block(self, name: str) -> BlockInfo:
+        """The declared block `name`, or what the submodule of that name puts out, found by a run on the `meta` device.
+
+        Raises: `ConfigError` for a name that does not exist, and for a submodule that makes no feature map (N, C, h, w)
+        or runs several times in a forward pass.
+        """
+        if name in self._blocks:
+            return self._blocks[name]
+        if name in self._taps:
+            return self._taps[name].info
+        modules = dict(self._backbone_modules())
+        if name not in modules:
+            near = closest(name, self.attachable_block_names)
+            raise ConfigError(
+                f"blocks: unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
+                f"{', '.join(self._blocks)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
+            )
+        return self._probe(name, modules[name])
+
+    def _backbone_modules(self) -> list[tuple[str, nn.Module]]:
+        return [(name, module) for name, module in self.named_modules() if name and name.split(".")[0] != "heads"]
+
+    def _probe(self, name: str, module: nn.Module) -> BlockInfo:
+        outputs: list[Any] = []
+        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        training = self.training
+        run = _Backbone(self.eval())
+        state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
+        for key, value in run.named_buffers():
+            state[key] = torch.empty_like(value, device="meta")
+        try:
+            with torch.no_grad():
+                functional_call(run, state, torch.empty(1, self.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta"))
+        finally:
+            handle.remove()
+            self.train(training)
+        if len(outputs) != 1:
+            raise ConfigError(
+                f"blocks: '{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
+            )
+        if not isinstance(outputs[0], Tensor) or outputs[0].dim() != 4:
+            found = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
+            raise ConfigError(f"blocks: '{name}' puts out {found}; a head needs a feature map (N, C, h, w)")
+        return BlockInfo(name, outputs[0].shape[1], round(PROBE_SIZE / outputs[0].shape[2]))
+
+    # -- heads -------------------------------------------------------------------------------------------------------
+
+    def attach_head(self, name: str, head: ClassyHead, *, train_only: bool = False) -> None:
+        """Adds `head`, which will read the blocks that it was built with; `train_only` skips it in eval mode.
+
+        Raises: `ConfigError` for a name in use, an unknown block, or a block whose channels are not those of
+        `head.blocks`. Nothing is changed then.
+        """
+        if name in self.heads:
+            raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
+        infos = [self.block(block.name) for block in head.blocks]
+        for wanted, info in zip(head.blocks, infos, strict=True):
+            if wanted.channels != info.channels:
+                raise ConfigError(
+                    f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
+                )
+        self.heads[name] = head
+        for info in infos:
+            if info.name not in self._blocks and info.name not in self._taps:
+                self._taps[info.name] = tap = _Tap(self._tapped, info)
+                tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
+        if train_only:
+            self._train_only.add(name)
+
+    def detach_head(self, name: str) -> ClassyHead:
+        """Removes and returns a head; the backbone is then as it was before.
+
+        Raises: `ConfigError` for an unknown name.
+        """
+        if name not in self.heads:
+            raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
+        head = self.heads.pop(name)
+        self._train_only.discard(name)
+        read = {block.name for other in self.heads.values() for block in other.blocks}  # type: ignore[union-attr]
+        for tap in [tap for tap in self._taps if tap not in read]:
+            self._taps.pop(tap).handle.remove()
+        return head  # type: ignore[return-value]
+
+    def renew_taps(self) -> None:
+        """Taps the submodules again by name; to be called after submodules were replaced by others."""
+        for name, tap in self._taps.items():
+            tap.handle.remove()
+            tap.handle = self.get_submodule(name).register_forward_hook(tap)
+
+    @property
+    def train_only_heads(self) -> frozenset[str]:
+        return frozenset(self._train_only)
+
+    @property
+    def main_head(self) -> str:
+        """The first head that also works in eval mode: what meters and predictions read.
+
+        Raises: `ConfigError` where there is none.
+        """
+        for name in self.heads:
+            if name not in self._train_only:
+                return name
+        raise ConfigError("model.heads: found no head that works in eval mode; attach one without train_only")
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def features(self, image: Tensor) -> dict[str, Tensor]:
+        """The declared blocks' feature maps, and those of the submodules that heads read."""
+        if not self._taps:
+            return self.extract_features(image)
+        features = self.extract_features(image)
+        return {**features, **self._tapped.take()}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """The logits of every head, at the head's own stride, by head name; without heads, `features(image)`."""
+        features = self.features(image)
+        if not self.heads:
+            return features
+        return {
+            name: head([features[block.name] for block in head.blocks])  # type: ignore[union-attr]
+            for name, head in self.heads.items()
+            if self.training or name not in self._train_only
+        }
+
+    def unused_in_training(self) -> bool:
+        """Whether some parameters may get no gradient: no head reads the deepest block."""
+        read = {block.name for head in self.heads.values() for block in head.blocks}  # type: ignore[union-attr]
+        return bool(self.heads) and next(reversed(self._blocks), None) not in read
+
+
+class _Backbone(nn.Module):
+    """Runs `extract_features` as a module's forward, which is what `functional_call` takes."""
+
+    def __init__(self, model: ClassyModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.model.extract_features(image)
+
+
+class _Tapped:
+    """What tapped submodules put out in the forward pass under way, by thread; empty between passes."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[int, dict[str, Tensor]] = {}
+
+    def put(self, name: str, output: Tensor) -> None:
+        self.outputs.setdefault(_thread(), {})[name] = output
+
+    def take(self) -> dict[str, Tensor]:
+        return self.outputs.pop(_thread(), {})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tapped:
+        memo[id(self)] = copy = _Tapped()
+        return copy
+
+    def __reduce__(self) -> tuple[type[_Tapped], tuple[()]]:
+        return _Tapped, ()
+
+
+class _Tap:
+    """A forward hook that keeps a submodule's output for the heads; an object, so that a copied model has its own."""
+
+    handle: Any
+
+    def __init__(self, tapped: _Tapped, info: BlockInfo) -> None:
+        self.tapped = tapped
+        self.info = info
+
+    def __call__(self, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
+        self.tapped.put(self.info.name, output)
+
+
+def _thread() -> int:
+    """Whose forward pass this is. A compiler traces one pass at a time."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()

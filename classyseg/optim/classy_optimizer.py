@@ -1,0 +1,148 @@
+"""The contract of optimizers: a torch optimizer over groups of parameters by name, whose rate follows a schedule."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
+from classyseg.optim.schedules import ClassyScheduler
+from classyseg.registry import SCHEDULERS, Configurable
+
+
+class ParameterGroup(ConfigRecord):
+    """The parameters whose names match `match`, a pattern with `*` and `?`, and by what their options are multiplied.
+
+    A parameter belongs to the first group that matches it.
+    """
+
+    match: Text
+    lr_factor: Annotated[Float, Field(ge=0)] = 1.0
+    weight_decay_factor: Annotated[Float, Field(ge=0)] = 1.0
+
+
+class ClassyOptimizer(Configurable, ABC):
+    """Built as `Optimizer(named_parameters, num_epochs, *, options)`.
+
+    A subclass hands the base its shared options and gives `torch_optimizer`. Parameters that need no gradient are
+    left out. `decay_vectors: false` takes weight decay from biases and from the scales of norms, whatever they are
+    called.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, nn.Parameter]],
+        num_epochs: float,
+        *,
+        lr: float,
+        weight_decay: float,
+        decay_vectors: bool,
+        groups: Sequence[ParameterGroup | Mapping[str, Any]],
+        schedule: Any,
+        clip_norm: float | None,
+    ) -> None:
+        self.lr = lr
+        self.clip_norm = clip_norm
+        self.schedule: ClassyScheduler = SCHEDULERS.build(schedule, num_epochs)
+        parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        if not parameters:
+            raise ConfigError("optimizer: found no parameter that needs a gradient")
+        self.names: list[list[str]] = []
+        self.lr_factors: list[float] = []
+        torch_groups = []
+        for group, names in _split([ParameterGroup.model_validate(group) for group in groups], parameters):
+            for vectors in (False, True):
+                chosen = [name for name in names if (parameters[name].dim() <= 1) == vectors]
+                if chosen:
+                    decay = weight_decay * group.weight_decay_factor * (decay_vectors or not vectors)
+                    torch_groups.append({"params": [parameters[name] for name in chosen], "weight_decay": decay})
+                    self.names.append(chosen)
+                    self.lr_factors.append(group.lr_factor)
+        self.optimizer = self.torch_optimizer(torch_groups)
+        self.set_progress(0.0)
+
+    @abstractmethod
+    def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The torch optimizer over `groups`, which hold `params` and `weight_decay`."""
+
+    def set_progress(self, where: float) -> None:
+        """Sets the learning rates for a step that is taken when the share `where` of the run, in [0, 1), is done."""
+        self.current_lr = self.lr * self.schedule(where)
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = self.current_lr * factor
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """One update; `scaler` is that of float16 training, which skips it when a gradient is not finite."""
+        if self.clip_norm is not None:
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(
+                (p for group in self.optimizer.param_groups for p in group["params"]), self.clip_norm
+            )
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """What the optimizer remembers, as `PARAMETER/KEY` to tensor."""
+        found: dict[str, Tensor] = {}
+        for names, group in zip(self.names, self.optimizer.param_groups, strict=True):
+            for name, parameter in zip(names, group["params"], strict=True):
+                for key, value in self.optimizer.state.get(parameter, {}).items():
+                    if value is not None:
+                        found[f"{name}/{key}"] = torch.as_tensor(value)
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `state()` gave. Raises: `ConfigError` for a parameter that this optimizer does not have."""
+        by_name: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name, _, option = key.rpartition("/")
+            by_name.setdefault(name, {})[option] = value
+        for names, group in zip(self.names, self.optimizer.param_groups, strict=True):
+            for name, parameter in zip(names, group["params"], strict=True):
+                options = by_name.pop(name, {})
+                # `step` is a count, which torch keeps on the host; the others are like the parameter.
+                self.optimizer.state[parameter] = {
+                    option: value.clone()
+                    if option == "step"
+                    else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    for option, value in options.items()
+                }
+        if by_name:
+            raise ConfigError(f"optimizer: the saved state is of other parameters: {', '.join(sorted(by_name)[:5])}")
+
+
+def _split(
+    groups: Sequence[ParameterGroup], parameters: Mapping[str, nn.Parameter]
+) -> list[tuple[ParameterGroup, list[str]]]:
+    """Each group with the names it gets; a last one, unchanged, with the rest.
+
+    Raises: `ConfigError` for a pattern that gets nothing.
+    """
+    left = list(parameters)
+    found = []
+    for i, group in enumerate(groups):
+        names = [name for name in left if fnmatchcase(name, group.match)]
+        if not names:
+            near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
+            raise ConfigError(
+                f"optimizer.groups[{i}].match: found '{group.match}', which matches no parameter that is left"
+                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}"
+            )
+        left = [name for name in left if name not in set(names)]
+        found.append((group, names))
+    return [*found, (ParameterGroup(match="*"), left)]

@@ -1,0 +1,118 @@
+"""How the learning rate goes over a run, as factors of the base rate; the curves are fvcore's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated
+
+from fvcore.common import param_scheduler as fvcore_schedules
+from pydantic import Field
+
+from classyseg.config import ConfigError
+from classyseg.registry import SCHEDULERS, Configurable
+
+Epochs = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=0, le=1)]
+
+
+class ClassyScheduler(Configurable, ABC):
+    """Built as `Schedule(num_epochs, *, options)`; called before every step with how much of the run is done.
+
+    For `warmup_epochs`, the factor rises linearly from `warmup_factor` to the curve's beginning; the curve then takes
+    the rest of the run.
+    """
+
+    def __init__(self, num_epochs: float, warmup_epochs: float, warmup_factor: float) -> None:
+        if warmup_epochs >= num_epochs > 0:
+            raise ConfigError(f"schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs")
+        share = warmup_epochs / num_epochs if num_epochs else 0.0
+        curve = self.curve()
+        if share:
+            warmup = fvcore_schedules.LinearParamScheduler(warmup_factor, curve(0.0))
+            curve = fvcore_schedules.CompositeParamScheduler(
+                [warmup, curve], lengths=[share, 1 - share], interval_scaling=["rescaled", "rescaled"]
+            )
+        self._curve = curve
+
+    @abstractmethod
+    def curve(self) -> fvcore_schedules.ParamScheduler:
+        """The factor over [0, 1), without warm-up."""
+
+    def __call__(self, where: float) -> float:
+        """The factor of the base rate when the share `where` of the run, in [0, 1), is done."""
+        return float(self._curve(where))
+
+
+@SCHEDULERS.register("constant")
+class Constant(ClassyScheduler):
+    """The base rate throughout."""
+
+    def __init__(self, num_epochs: float, *, warmup_epochs: Epochs = 0.0, warmup_factor: Factor = 0.001) -> None:
+        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+
+    def curve(self) -> fvcore_schedules.ParamScheduler:
+        return fvcore_schedules.ConstantParamScheduler(1.0)
+
+
+@SCHEDULERS.register("polynomial")
+class Polynomial(ClassyScheduler):
+    """(1 - where) ** power: the usual schedule of segmentation."""
+
+    def __init__(
+        self,
+        num_epochs: float,
+        *,
+        power: Annotated[float, Field(gt=0)] = 0.9,
+        warmup_epochs: Epochs = 0.0,
+        warmup_factor: Factor = 0.001,
+    ) -> None:
+        self.power = power
+        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+
+    def curve(self) -> fvcore_schedules.ParamScheduler:
+        return fvcore_schedules.PolynomialDecayParamScheduler(1.0, self.power)
+
+
+@SCHEDULERS.register("cosine")
+class Cosine(ClassyScheduler):
+    """Half a cosine from 1 to `end_factor`."""
+
+    def __init__(
+        self,
+        num_epochs: float,
+        *,
+        end_factor: Factor = 0.0,
+        warmup_epochs: Epochs = 0.0,
+        warmup_factor: Factor = 0.001,
+    ) -> None:
+        self.end_factor = end_factor
+        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+
+    def curve(self) -> fvcore_schedules.ParamScheduler:
+        return fvcore_schedules.CosineParamScheduler(1.0, self.end_factor)
+
+
+@SCHEDULERS.register("multi_step")
+class MultiStep(ClassyScheduler):
+    """Multiplied by `factor` at each of `milestones`, given in epochs of the run (with warm-up, of what it leaves)."""
+
+    def __init__(
+        self,
+        num_epochs: float,
+        *,
+        milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)],
+        factor: Factor = 0.1,
+        warmup_epochs: Epochs = 0.0,
+        warmup_factor: Factor = 0.001,
+    ) -> None:
+        if list(milestones) != sorted(set(milestones)) or (num_epochs and milestones[-1] >= num_epochs):
+            raise ConfigError(
+                f"schedule.milestones: found {list(milestones)}; expected rising epochs below {num_epochs}"
+            )
+        self.milestones = [milestone / max(num_epochs, 1e-9) for milestone in milestones]
+        self.factor = factor
+        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+
+    def curve(self) -> fvcore_schedules.ParamScheduler:
+        values = [self.factor**i for i in range(len(self.milestones) + 1)]
+        return fvcore_schedules.MultiStepParamScheduler(values, num_updates=1, milestones=self.milestones)

@@ -1,0 +1,457 @@
+"""One registry for every kind of component: names, variants, plugins, and configs derived from signatures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Field, Strict, ValidationError, create_model
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from classyseg.config import ConfigError, ConfigRecord, ConfigTree, Text, explain, unknown
+
+T = TypeVar("T", bound=type)
+
+
+class PluginError(ConfigError):
+    """An installed distribution offers a component that cannot be used; the message names the distribution."""
+
+
+class ComponentConfig(ConfigRecord):
+    """The config of one component: its `name`, its keyword-only parameters, and the keys of whoever places it."""
+
+    component: ClassVar[type]
+    own_keys: ClassVar[tuple[str, ...]]
+
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments for the component's `__init__`."""
+        return {key: getattr(self, key) for key in self.own_keys}
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as plain values with every default filled in."""
+        return self.model_dump(mode="json")
+
+
+class Configurable:
+    """What every component has: building itself from a config."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | None = None, *args: Any) -> Self:
+        """`cls(*args, **config)` after checking `config` against the keyword-only parameters of `__init__`.
+
+        A `name` in `config` is allowed and ignored. Raises: `ConfigError` with every problem at once.
+        """
+        model = derive_config(cls, cls.__name__, {}, ())
+        values = {key: value for key, value in (config or {}).items() if key != "name"}
+        return cls(*args, **_validated(model, {"name": cls.__name__, **values}, cls.__name__).options())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered name: the class, the settings that make it a variant, and who offers it."""
+
+    name: str
+    component: type
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    distribution: str = "classyseg"
+
+
+class Registry:
+    """The components of one kind by name.
+
+    `package` registers the built-in ones when it is imported, which happens at the first lookup; plugins are offered
+    by the entry-point group of the same name, listed without importing and loaded when asked for. `placement` are the
+    config keys that belong to whoever places the component (the blocks of a head, say), as pydantic fields.
+    """
+
+    def __init__(self, kind: str, *, noun: str, base: str, placement: Mapping[str, Any] | None = None) -> None:
+        self.kind = kind
+        self.noun = noun
+        self.package = base.partition(":")[0]
+        self.group = f"classyseg.{kind}"
+        self.placement = dict(placement or {})
+        self._base_name = base.partition(":")[2]
+        self._entries: dict[str, Entry] = {}
+        self._loading: EntryPoint | None = None
+
+    # -- registering ---------------------------------------------------------------------------------------------------
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A class decorator that registers the class under `name`.
+
+        Raises: `ValueError` for a name that another class has, `TypeError` for `**kwargs` in the signature.
+        """
+
+        def decorate(component: T) -> T:
+            self._add(Entry(name, component, distribution=self._distribution(component)))
+            return component
+
+        return decorate
+
+    def variants(self, component: type, table: Mapping[str, Mapping[str, Any]]) -> None:
+        """Registers names that are `component` with other defaults; a config may still override each of them."""
+        for name, defaults in table.items():
+            self._add(Entry(name, component, dict(defaults), self._distribution(component)))
+
+    def _add(self, entry: Entry) -> None:
+        if not entry.component.__module__.startswith(self.package):
+            self._import_builtins()
+        known = self._entries.get(entry.name)
+        if known and _qualified(known.component) != _qualified(entry.component):
+            raise ValueError(
+                f"the {self.noun} name '{entry.name}' is taken: {_qualified(known.component)} ({known.distribution}) "
+                f"has it, {_qualified(entry.component)} ({entry.distribution}) wants it; choose another name"
+            )
+        own = _own_parameters(entry.component)
+        strange = [key for key in entry.defaults if key not in own]
+        if strange:
+            raise TypeError(f"{_qualified(entry.component)}, variant '{entry.name}': {unknown('key', strange[0], own)}")
+        self._entries[entry.name] = entry
+
+    def _distribution(self, component: type) -> str:
+        if self._loading is not None:
+            return _distribution_text(self._loading)
+        return "classyseg" if component.__module__.startswith("classyseg.") else component.__module__
+
+    # -- looking up ----------------------------------------------------------------------------------------------------
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """All names that match `pattern` (`*` and `?`), plugins' included, sorted; imports no plugin."""
+        self._import_builtins()
+        return sorted(name for name in {*self._entries, *self._offers()} if fnmatchcase(name, pattern))
+
+    def __contains__(self, name: str) -> bool:
+        self._import_builtins()
+        return name in self._entries or name in self._offers()
+
+    def entry(self, name: str) -> Entry:
+        """What `name` stands for; loads the plugin that offers it.
+
+        Raises: `ConfigError` for an unknown name, with the closest ones; `PluginError` for a plugin that cannot be
+        loaded or a name that is offered twice.
+        """
+        self._import_builtins()
+        offers = self._offers().get(name, [])
+        known = self._entries.get(name)
+        givers = [_distribution_text(offer) for offer in offers]
+        if known and known.distribution not in givers:
+            givers.insert(0, known.distribution)
+        if len(givers) > 1:
+            raise PluginError(
+                f"the {self.noun} '{name}' is offered by {' and by '.join(givers)}; uninstall all but one of them"
+            )
+        if known:
+            return known
+        if not offers:
+            raise ConfigError(f"'{name}': {unknown(self.noun, name, self.names())}")
+        return self._load(offers[0])
+
+    def base(self) -> type:
+        """The class that every component of this kind inherits from."""
+        return getattr(importlib.import_module(self.package), self._base_name)
+
+    def plugins(self) -> Iterator[tuple[EntryPoint, str]]:
+        """Every entry point of this kind with an empty text, or why it cannot be used; loads each of them."""
+        for name, offers in sorted(self._offers().items()):
+            for offer in offers:
+                try:
+                    self.entry(name)
+                    yield offer, ""
+                except ConfigError as error:
+                    yield offer, str(error)
+
+    def _import_builtins(self) -> None:
+        importlib.import_module(self.package)
+
+    def _offers(self) -> dict[str, list[EntryPoint]]:
+        return _entry_points_of(self.group)
+
+    def _load(self, offer: EntryPoint) -> Entry:
+        place = f"the plugin {_distribution_text(offer)} offers the {self.noun} '{offer.name}' as {offer.value}"
+        self._loading = offer
+        try:
+            loaded = offer.load()
+            if offer.name not in self._entries:
+                if not isinstance(loaded, type) or not issubclass(loaded, self.base()):
+                    raise TypeError(f"{loaded!r} is no subclass of {self._base_name}")
+                self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
+        except Exception as error:  # a plugin may fail in any way, and only whoever asks for it shall hear of it
+            raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
+        finally:
+            self._loading = None
+        return self._entries[offer.name]
+
+    # -- configs -------------------------------------------------------------------------------------------------------
+
+    def config_model(self, name: str, *, placed: bool = False) -> type[ComponentConfig]:
+        """The pydantic model of the config of `name`; `placed` adds the keys of whoever places it."""
+        entry = self.entry(name)
+        placement = tuple(self.placement.items()) if placed else ()
+        return derive_config(entry.component, name, entry.defaults, placement)
+
+    def validate(self, config: Any, *, placed: bool = False) -> ComponentConfig:
+        """`config` (a name, a mapping with a `name`, a `ConfigTree`) checked whole, with defaults filled in.
+
+        Raises: `ConfigError` with every problem, one a line.
+        """
+        if isinstance(config, ConfigTree):
+            tree, values = config, config.values
+        else:
+            tree, values = ConfigTree(config if isinstance(config, dict) else {}, f"the {self.noun} config"), config
+        try:
+            return self._validate(values, placed)
+        except ValidationError as error:
+            raise explain(error, tree) from None
+
+    def build(self, config: Any, *args: Any) -> Any:
+        """The component that `config` describes, built with the positional `args`; a built one is returned as it is.
+
+        Raises: `ConfigError` as `validate` does.
+        """
+        if isinstance(config, self.base()):
+            return config
+        validated = config if isinstance(config, ComponentConfig) else self.validate(config)
+        return validated.component(*args, **validated.options())
+
+    def _validate(self, config: Any, placed: bool) -> Any:
+        if isinstance(config, ComponentConfig | self.base()):
+            return config
+        if isinstance(config, str):
+            config = {"name": config}
+        if not isinstance(config, Mapping):
+            raise _error(
+                "not_a_component", f"expected the name of a {self.noun}, or a mapping with a 'name'", (), config
+            )
+        if "name" not in config:
+            known = ", ".join(self.names())
+            message = f"missing; every {self.noun} has a name. Known: {known}."
+            raise _error("unknown_name", message, ("name",) if not config else (), config)
+        name = config["name"]
+        if not isinstance(name, str):
+            raise _error("not_a_name", f"expected the name of a {self.noun}", ("name",), name)
+        try:
+            model = self.config_model(name, placed=placed)
+        except ConfigError as error:
+            raise _error("unknown_name", str(error), ("name",), name) from None
+        return model.model_validate(config)
+
+
+def _error(kind: Any, message: str, location: tuple[str | int, ...], found: Any) -> ValidationError:
+    detail = InitErrorDetails(type=PydanticCustomError(kind, message), loc=location, input=found)
+    return ValidationError.from_exception_data("config", [detail])
+
+
+def _validated(model: type[ComponentConfig], values: Mapping[str, Any], source: str) -> ComponentConfig:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, ConfigTree(dict(values), source)) from None
+
+
+def _qualified(component: type) -> str:
+    return f"{component.__module__}.{component.__qualname__}"
+
+
+def _distribution_text(offer: EntryPoint) -> str:
+    return f"{offer.dist.name} {offer.dist.version}" if offer.dist else offer.value
+
+
+@cache
+def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
+    """The entry points of a group by name, each distribution's once (a path may be searched twice)."""
+    offers: dict[str, list[EntryPoint]] = {}
+    for offer in entry_points(group=group):
+        same = [known for known in offers.get(offer.name, []) if _distribution_text(known) == _distribution_text(offer)]
+        if not same:
+            offers.setdefault(offer.name, []).append(offer)
+    return offers
+
+
+# -- from a signature to a pydantic model ----------------------------------------------------------------------------
+
+
+def _own_parameters(component: type) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of `component.__init__`: its config."""
+    parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            raise TypeError(
+                f"{_qualified(component)}.__init__ takes **{parameter.name}; list the keyword-only parameters"
+            )
+    own = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    if "name" in own:
+        raise TypeError(
+            f"{_qualified(component)}.__init__: 'name' is the registered name; call the parameter otherwise"
+        )
+    return own
+
+
+_derived: dict[Any, type[ComponentConfig]] = {}
+
+
+def derive_config(
+    component: type, name: str, defaults: Mapping[str, Any], placement: tuple[tuple[str, Any], ...]
+) -> type[ComponentConfig]:
+    """The pydantic model with a field for each keyword-only parameter of `component` and each key of `placement`.
+
+    `defaults` replace those of the signature, as the variants of a class do.
+    """
+    key = (component, name, tuple(key for key, _ in placement))
+    if key in _derived:
+        return _derived[key]
+    own = _own_parameters(component)
+    hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
+    fields: dict[str, Any] = {"name": (Literal[name], ...), **dict(placement)}  # type: ignore[valid-type]
+    for parameter in own.values():
+        if parameter.name not in hints:
+            raise TypeError(
+                f"{_qualified(component)}.__init__: the parameter '{parameter.name}' has no type annotation"
+            )
+        default = defaults.get(parameter.name, parameter.default)
+        required = default is inspect.Parameter.empty
+        fields[parameter.name] = (_strict(hints[parameter.name]), ... if required else default)
+    summary = inspect.getdoc(component) or ""
+    model = create_model(
+        f"{component.__name__}Config", __base__=ComponentConfig, __doc__=summary.split("\n\n")[0], **fields
+    )
+    model.component = component
+    model.own_keys = tuple(own)
+    _derived[key] = model
+    return model
+
+
+def _strict(annotation: Any) -> Any:
+    """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true)."""
+    if annotation in (int, float, str, bool):
+        return Annotated[annotation, Strict()]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[_strict(arguments[0]), *arguments[1:]]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_strict(argument) for argument in arguments)]  # noqa: UP007 (built at run time)
+    if origin is dict:  # JSON writes every key as text
+        return dict.__class_getitem__((arguments[0], _strict(arguments[1])))
+    return origin[tuple(argument if argument is ... else _strict(argument) for argument in arguments)]
+
+
+class ComponentOf:
+    """Marks a parameter that holds the config of another component: `Annotated[Any, ComponentOf("transforms")]`.
+
+    The value that `__init__` receives is a checked `ComponentConfig` when it comes from a config file, or whatever a
+    Python caller passed: a name, a mapping, a built component. `Registry.build` takes each of them.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        registry = REGISTRIES[self.kind]
+        return core_schema.no_info_plain_validator_function(
+            lambda value: registry._validate(value, placed=True),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.resolved()),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"x-component": self.kind}
+
+
+# -- JSON Schema -----------------------------------------------------------------------------------------------------
+
+
+def task_schema() -> dict[str, Any]:
+    """The JSON Schema of a whole task config: every component of every kind, plugins' included, told apart by `name`.
+
+    A plugin that cannot be loaded is left out.
+    """
+    definitions: dict[str, Any] = {}
+    for registry in REGISTRIES.values():
+        members = {}
+        for name in registry.names():
+            try:
+                model = registry.config_model(name, placed=True)
+            except PluginError:
+                continue
+            members[name] = f"#/$defs/{registry.kind}.{name}"
+            definitions[f"{registry.kind}.{name}"] = _resolve(model.model_json_schema(), definitions)
+        by_name = {
+            "type": "object",
+            "required": ["name"],
+            "oneOf": [{"$ref": reference} for reference in members.values()],
+            "discriminator": {"propertyName": "name", "mapping": members},
+        }
+        short = {"enum": [n for n in members if definitions[f"{registry.kind}.{n}"]["required"] == ["name"]]}
+        definitions[registry.kind] = {"anyOf": [short, by_name]}
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "classyseg task config"}
+    return {**title, **definitions["tasks"]["anyOf"][1], "$defs": definitions}
+
+
+def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:
+    """`schema` with its own definitions moved to `definitions` and marked components as references to their kind."""
+    if isinstance(schema, list):
+        return [_resolve(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "x-component" in schema:
+        return {"$ref": f"#/$defs/{schema['x-component']}"}
+    for name, definition in schema.get("$defs", {}).items():
+        definitions.setdefault(name, {}).update(_resolve(definition, definitions))
+    return {key: _resolve(value, definitions) for key, value in schema.items() if key != "$defs"}
+
+
+# -- the registries --------------------------------------------------------------------------------------------------
+
+HeadName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+WeightsConfig = Annotated[str, Strict()]
+
+MODELS = Registry(
+    "models",
+    noun="model",
+    base="classyseg.models:ClassyModel",
+    placement={
+        "weights": (WeightsConfig | None, None),
+        "heads": (dict[HeadName, Annotated[Any, ComponentOf("heads")]], {}),
+    },
+)
+HEADS = Registry(
+    "heads",
+    noun="head",
+    base="classyseg.heads:ClassyHead",
+    placement={
+        "blocks": (Annotated[list[Text], Field(min_length=1)], ...),
+        "train_only": (Annotated[bool, Strict()], False),
+    },
+)
+LOSSES = Registry("losses", noun="loss", base="classyseg.losses:ClassyLoss")
+METERS = Registry("meters", noun="meter", base="classyseg.meters:ClassyMeter")
+DATASETS = Registry("datasets", noun="data set", base="classyseg.datasets:ClassyDataset")
+TRANSFORMS = Registry("transforms", noun="transform", base="classyseg.transforms:ClassyTransform")
+OPTIMIZERS = Registry("optimizers", noun="optimizer", base="classyseg.optim:ClassyOptimizer")
+SCHEDULERS = Registry("schedulers", noun="schedule", base="classyseg.optim:ClassyScheduler")
+HOOKS = Registry("hooks", noun="hook", base="classyseg.hooks:ClassyHook")
+TASKS = Registry("tasks", noun="task", base="classyseg.tasks:ClassyTask")
+
+REGISTRIES = {
+    registry.kind: registry
+    for registry in (MODELS, HEADS, LOSSES, METERS, DATASETS, TRANSFORMS, OPTIMIZERS, SCHEDULERS, HOOKS, TASKS)
+}
+
+HeadConfig = Annotated[Any, ComponentOf("heads")]
+TransformConfig = Annotated[Any, ComponentOf("transforms")]
+DatasetConfig = Annotated[Any, ComponentOf("datasets")]
+ModelConfig = Annotated[Any, ComponentOf("models")]
+LossConfig = Annotated[Any, ComponentOf("losses")]
+MeterConfig = Annotated[Any, ComponentOf("meters")]
+HookConfig = Annotated[Any, ComponentOf("hooks")]
+OptimizerConfig = Annotated[Any, ComponentOf("optimizers")]
+ScheduleConfig = Annotated[Any, ComponentOf("schedulers")]

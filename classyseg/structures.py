@@ -1,0 +1,65 @@
+"""The small records that every floor passes around: a block, a sample, the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+Phase = Literal["train", "test"]
+
+
+class BlockInfo(NamedTuple):
+    """A named output of a backbone.
+
+    `channels` is the size of dimension 1 of its feature map (N, channels, H / stride, W / stride).
+    """
+
+    name: str
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image with its label, or a batch of them.
+
+    `image`: (C, H, W), or (N, C, H, W) in a batch; uint8 in 0..255, or floating point when a transform normalised it.
+    `target`: a mask (H, W) or (N, H, W) of class indices. `name` is the file (or the number) the sample comes from,
+    used in messages; a batch holds a tuple of them.
+    """
+
+    image: Tensor
+    target: Tensor
+    name: str | tuple[str, ...] = ""
+
+    def replace(self, *, image: Tensor | None = None, target: Tensor | None = None) -> Self:
+        return replace(
+            self, image=self.image if image is None else image, target=self.target if target is None else target
+        )
+
+    def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
+        """The sample on `device`; masks, which travel in the smallest integer type that holds them, become int64."""
+        image = self.image.to(device, non_blocking=True)
+        if channels_last and image.dim() == 4:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return replace(self, image=image, target=self.target.to(device, non_blocking=True).long())
+
+    def pin_memory(self) -> Self:
+        return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory())
+
+
+@dataclass
+class Progress:
+    """The only clock of a run, and all that a checkpoint needs to know about where it was.
+
+    `epoch` counts from 0; `step` counts optimizer steps of the whole run; `step_in_phase` counts the batches that the
+    current phase has finished.
+    """
+
+    epoch: int = 0
+    phase: Phase = "train"
+    step: int = 0
+    step_in_phase: int = 0

@@ -1,0 +1,31 @@
+"""Tasks: what a run consists of. The registered names, and the base to write one."""
+
+from typing import Any
+
+from classyseg.registry import TASKS, ComponentConfig
+from classyseg.tasks.classy_task import ClassyTask
+from classyseg.tasks.runtime import RuntimeConfig
+from classyseg.tasks.segmentation import DatasetsConfig, SegmentationTask
+
+register_task = TASKS.register
+
+
+def build_task(config: Any) -> ClassyTask:
+    """The task that `config` (a mapping, a `ConfigTree`, a checked config) describes; it keeps the resolved config.
+
+    Raises: `ConfigError` with every problem at once.
+    """
+    checked = config if isinstance(config, ComponentConfig) else TASKS.validate(config)
+    task: ClassyTask = TASKS.build(checked)
+    task.config = checked.resolved()
+    return task
+
+
+__all__ = [
+    "ClassyTask",
+    "DatasetsConfig",
+    "RuntimeConfig",
+    "SegmentationTask",
+    "build_task",
+    "register_task",
+]

@@ -1,0 +1,301 @@
+"""The contract of tasks, and what all of them share: the clock, hooks, the run folder, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from classyseg import distributed
+from classyseg.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, remove_leftovers, save_checkpoint
+from classyseg.config import ConfigError, differences, dump_yaml, path_text
+from classyseg.hooks import ClassyHook
+from classyseg.io import append_json_line, read_json_lines, write_atomically
+from classyseg.registry import ComponentConfig, Configurable
+from classyseg.structures import Progress, Sample
+
+log = logging.getLogger(__name__)
+
+FREE_ON_RESUME = (
+    "hooks",
+    "runtime.workers",
+    "runtime.device",
+    "runtime.compile",
+    "runtime.channels_last",
+    "runtime.eval_batch_size",
+    "runtime.deterministic",
+    "runtime.threads",
+)
+"""The keys that may differ between a run and its continuation."""
+
+
+class ClassyTask(Configurable, ABC):
+    """A run's parts and its steps; `Trainer` is the loop around it.
+
+    A run is a sequence of phases: one over the training set an epoch, one over the test set after every
+    `test_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
+    `checkpoint_tensors` all that a continued run needs. A subclass calls `super().__init__` and gives the abstract
+    methods.
+    """
+
+    def __init__(self, *, num_epochs: int, test_every_epochs: int, has_test: bool) -> None:
+        self.num_epochs = num_epochs
+        self.test_every_epochs = test_every_epochs
+        self.has_test = has_test
+        self.progress = Progress(phase="train" if num_epochs else "test")
+        self.hooks: Sequence[ClassyHook] = ()
+        self.run_folder: Path | None = None
+        self.config: Mapping[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self.last_loss = torch.zeros(())
+        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        self._samples = 0
+        self._waited = 0.0
+        self._phase_started = 0.0
+
+    # -- what a task gives -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Brings the parts to their device, and the model into the form that trains on several processes."""
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """How many batches the current phase has in this process."""
+
+    @property
+    @abstractmethod
+    def common_batches(self) -> int:
+        """How many of them every process has at least."""
+
+    @property
+    @abstractmethod
+    def lr(self) -> float: ...
+
+    @abstractmethod
+    def load_batches(self, start: int) -> Iterator[Sample]:
+        """The batches of the current phase from number `start` on."""
+
+    @abstractmethod
+    def train_step(self, batch: Sample) -> None:
+        """Learns from a batch; sets `last_loss` to its loss, on the device."""
+
+    @abstractmethod
+    def eval_step(self, batch: Sample) -> None:
+        """Counts a batch in the meters."""
+
+    @abstractmethod
+    def begin_phase(self) -> None:
+        """Train or eval mode; meters at zero."""
+
+    @abstractmethod
+    def phase_metrics(self) -> dict[str, Any]:
+        """What the finished phase adds to its record. Every process calls it."""
+
+    @abstractmethod
+    def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Groups of tensors to save: `model` and `optimizer`."""
+
+    @abstractmethod
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Plain values to save beside them."""
+
+    @abstractmethod
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
+
+    @classmethod
+    def check(cls, config: ComponentConfig) -> None:
+        """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""
+
+    # -- the life of a run, called by the trainer --------------------------------------------------------------------
+
+    def start(self, run_folder: Path | None, *, resume: bool = False) -> None:
+        """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any."""
+        self.run_folder = run_folder
+        self.prepare()
+        if run_folder is not None:
+            if distributed.is_primary():
+                remove_leftovers(run_folder / "checkpoints")
+            if resume:
+                self._resume(run_folder)
+            if distributed.is_primary():
+                self._cut_records(run_folder)
+                write_atomically(run_folder / "config.yaml", dump_yaml(self.config))
+        for hook in self.hooks:
+            hook.on_start(self)
+
+    def start_phase(self) -> bool:
+        """Begins the phase that `progress` names; False when the run is done."""
+        done = self.progress.epoch >= self.num_epochs
+        if self.progress.phase == "train" and done:
+            return False
+        if self.progress.phase == "test" and not self.has_test:
+            return False
+        self._samples, self._waited, self._phase_started = 0, 0.0, time.perf_counter()
+        self.begin_phase()
+        for hook in self.hooks:
+            hook.on_phase_start(self)
+        return True
+
+    def batches(self) -> Iterator[Sample]:
+        """The batches of the phase that are left, while measuring how long the loop waits for each."""
+        batches = iter(self.load_batches(self.progress.step_in_phase))
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, batch: Sample) -> None:
+        """One batch of either phase."""
+        if self.progress.phase == "train":
+            self.train_step(batch)
+            self.progress.step += 1
+            self._loss_sum = self._loss_sum.to(self.last_loss.device) + self.last_loss
+        else:
+            self.eval_step(batch)
+        self.progress.step_in_phase += 1
+        self._samples += len(batch.image)
+        for hook in self.hooks:
+            hook.on_step(self)
+
+    def agree_to_stop(self, asked: bool) -> bool:
+        """Whether any process was asked to stop, between two batches, where all of them can save the same step."""
+        return self.progress.step_in_phase <= self.common_batches and distributed.any_process(asked)
+
+    def end_phase(self) -> None:
+        """Writes the record of the phase and moves `progress` to the next one."""
+        progress = self.progress
+        record: dict[str, Any] = {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step}
+        if progress.phase == "train":
+            record["epoch"] += 1
+            record["loss"] = self._mean_over_processes(self._loss_sum) / self.steps_per_epoch
+            if record["loss"] != record["loss"] or abs(record["loss"]) == float("inf"):
+                raise FloatingPointError(
+                    f"the training loss of epoch {record['epoch']} is {record['loss']}. "
+                    "A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
+                )
+        record |= {"lr": self.lr, **self.phase_metrics()}
+        record |= {
+            "seconds": time.perf_counter() - self._phase_started,
+            "samples_per_second": self.samples_per_second,
+            "data_wait": self.data_wait,
+        }
+        self.metrics = record
+        self.progress = self._next_progress()
+        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        if self.run_folder is not None and distributed.is_primary():
+            append_json_line(self.run_folder / "metrics.jsonl", record)
+        for hook in self.hooks:
+            hook.on_phase_end(self)
+
+    def end(self) -> None:
+        for hook in self.hooks:
+            hook.on_end(self)
+
+    def _next_progress(self) -> Progress:
+        now = self.progress
+        if now.phase == "test":
+            return Progress(epoch=now.epoch, phase="train", step=now.step)
+        epoch = now.epoch + 1
+        tests = self.has_test and (epoch % self.test_every_epochs == 0 or epoch == self.num_epochs)
+        return Progress(epoch=epoch, phase="test" if tests else "train", step=now.step)
+
+    # -- what hooks read ---------------------------------------------------------------------------------------------
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples of the whole job a second, in this phase so far."""
+        return self._samples * distributed.world_size() / max(1e-9, time.perf_counter() - self._phase_started)
+
+    @property
+    def data_wait(self) -> float:
+        """The share of this phase's time in which the loop waited for data."""
+        return self._waited / max(1e-9, time.perf_counter() - self._phase_started)
+
+    def step_loss(self) -> float:
+        """The whole job's loss of the last step. Every process calls it."""
+        return self._mean_over_processes(self.last_loss)
+
+    def _mean_over_processes(self, value: Tensor) -> float:
+        return (distributed.sum_over_processes(value.detach().double().cpu()) / distributed.world_size()).item()
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> Path | None:
+        """Saves the run as it stands between two batches; None without a run folder. Every process calls it."""
+        loss_sum = self._mean_over_processes(self._loss_sum)
+        if self.run_folder is None or not distributed.is_primary():
+            return None
+        state = {
+            "progress": asdict(self.progress),
+            "loss_sum": loss_sum,
+            "config": self.config,
+            **self.checkpoint_state(),
+        }
+        return save_checkpoint(self.run_folder / "checkpoints", self.progress.step, self.checkpoint_tensors(), state)
+
+    def _resume(self, run_folder: Path) -> None:
+        root = run_folder / "checkpoints"
+        step = -1
+        if distributed.is_primary():
+            newest, problems = newest_checkpoint(root)
+            for problem in problems:
+                log.warning("passing over a damaged checkpoint: %s", problem)
+            step = int(newest.name.removeprefix("step-")) if newest else -1
+        step = distributed.integer_from_primary(step)
+        if step < 0:
+            if distributed.is_primary():
+                log.info("%s: no checkpoint to resume; starting from the beginning", root)
+            return
+        checkpoint = load_checkpoint(root / f"step-{step}")
+        self._check_same_run(checkpoint)
+        self.restore(checkpoint)
+        self.progress = Progress(**checkpoint.state["progress"])
+        self._loss_sum = torch.tensor(checkpoint.state["loss_sum"], dtype=torch.float64)
+        if distributed.is_primary():
+            log.info("resumed %s", checkpoint.folder)
+
+    def _check_same_run(self, checkpoint: Checkpoint) -> None:
+        changed = [
+            f"{path_text(at)}: was {old!r}, now {new!r}"
+            for at, old, new in differences(checkpoint.state["config"], self.config)
+            if not path_text(at).startswith(FREE_ON_RESUME)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{checkpoint.folder} belongs to another run; resuming it needs the same config, but these differ:\n"
+                + "\n".join(changed)
+                + f"\nFor a new run from its weights, set model.weights={checkpoint.folder} and another --output."
+            )
+
+    def _cut_records(self, run_folder: Path) -> None:
+        """Takes out of the records what comes after `progress`, which is about to be done again."""
+        now = self.progress
+
+        def is_past(record: Mapping[str, Any]) -> bool:
+            about_to_be_done = record["phase"] == "test" == now.phase and record["epoch"] == now.epoch
+            return record["epoch"] <= now.epoch and not about_to_be_done
+
+        for name, keep in (("metrics.jsonl", is_past), ("steps.jsonl", lambda record: record["step"] <= now.step)):
+            path = run_folder / name
+            if path.exists():
+                kept = [record for record in read_json_lines(path) if keep(record)]
+                write_atomically(path, "")
+                for record in kept:
+                    append_json_line(path, record)

@@ -1,0 +1,75 @@
+"""Where and how a task computes: devices, precision, workers."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from classyseg.config import Bool, ConfigError, ConfigRecord, Int, Text
+from classyseg.distributed import local_rank, world_size
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class RuntimeConfig(ConfigRecord):
+    """What belongs to the machine, not to the experiment; only `precision` and `accumulate_steps` change numbers.
+
+    `device`: auto (a GPU if there is one), cpu, cuda, or cuda:1. `accumulate_steps` splits each process's batch into
+    that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
+    gives the same numbers on any number of processes. `sync_batch_norm` joins the statistics of several GPUs.
+    `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
+    threads.
+    """
+
+    device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    precision: Precision = "float32"
+    compile: Bool = False
+    channels_last: Bool = True
+    workers: Annotated[Int, Field(ge=0)] = 2
+    accumulate_steps: Annotated[Int, Field(ge=1)] = 1
+    eval_batch_size: Annotated[Int, Field(ge=1)] = 1
+    sync_batch_norm: Bool = True
+    deterministic: Bool = False
+    threads: Annotated[Int, Field(ge=1)] | None = None
+
+    def torch_device(self) -> torch.device:
+        """This process's device. Raises: `ConfigError` for a GPU that is not there."""
+        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if self.device == "cpu" or (self.device == "auto" and not available):
+            return torch.device("cpu")
+        index = int(self.device.partition(":")[2] or local_rank())
+        if index >= available:
+            raise ConfigError(
+                f"runtime.device: found {self.device} (GPU {index} for this process); {available} GPUs are there"
+            )
+        return torch.device("cuda", index)
+
+    def dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+
+    def apply(self) -> None:
+        """Sets the process-wide switches of torch."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+
+def share_of_batch(batch_size: int, accumulate_steps: int) -> int:
+    """How many samples of each batch this process gets.
+
+    Raises: `ConfigError` when `batch_size` cannot be divided, naming the nearest sizes that can.
+    """
+    parts = world_size() * accumulate_steps
+    if batch_size % parts:
+        low = batch_size // parts * parts
+        near = f"{low} or {low + parts}" if low else str(parts)
+        raise ConfigError(
+            f"batch_size: found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
+            f"cannot share evenly; the nearest sizes are {near}"
+        )
+    return batch_size // world_size()

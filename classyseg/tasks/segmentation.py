@@ -1,0 +1,317 @@
+"""Semantic segmentation: one model with heads, one loss, a training and a test set of masks."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+import torch
+import torchvision
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from classyseg import distributed
+from classyseg.checkpoint import Checkpoint
+from classyseg.config import ConfigError, ConfigRecord, unknown
+from classyseg.datasets import ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.hooks import build_hook
+from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
+from classyseg.losses import ClassyLoss, build_loss
+from classyseg.meters import ClassyMeter, build_meter
+from classyseg.models import ClassyModel, build_model
+from classyseg.optim import ClassyOptimizer, build_optimizer
+from classyseg.registry import (
+    TASKS,
+    ComponentConfig,
+    DatasetConfig,
+    HookConfig,
+    LossConfig,
+    MeterConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from classyseg.rng import seed_everything
+from classyseg.structures import Sample
+from classyseg.tasks.classy_task import ClassyTask
+from classyseg.tasks.runtime import RuntimeConfig, share_of_batch
+from classyseg.transforms import Normalize, build_transform
+
+
+class DatasetsConfig(ConfigRecord):
+    """The data sets of a task; without `test`, nothing is measured but the training loss."""
+
+    train: DatasetConfig
+    test: DatasetConfig | None = None
+
+
+@TASKS.register("segmentation")
+class SegmentationTask(ClassyTask):
+    """Trains a model with its heads on masks and measures it on a test set.
+
+    Classes, palette and ignored label come from the training set. Every step draws its randomness from `(seed, step,
+    process)`. `num_epochs: 0` only measures.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_epochs: Annotated[int, Field(ge=0)],
+        batch_size: Annotated[int, Field(ge=1)],
+        dataset: DatasetsConfig,
+        model: ModelConfig,
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        seed: Annotated[int, Field(ge=0)] = 0,
+        meters: tuple[MeterConfig, ...] = ("mean_iou",),
+        hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
+        normalize: NormalizeConfig | None = None,
+        test_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        runtime: RuntimeConfig = RuntimeConfig(),
+    ) -> None:
+        dataset = DatasetsConfig.model_validate(dataset)
+        super().__init__(num_epochs=num_epochs, test_every_epochs=test_every_epochs, has_test=dataset.test is not None)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.runtime = RuntimeConfig.model_validate(runtime)
+        self.local_batch_size = share_of_batch(batch_size, self.runtime.accumulate_steps)
+        self.train_set: ClassyDataset = build_dataset(dataset.train)
+        self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
+        self._check_data_sets(normalize is not None)
+        self.normalize = normalize or NormalizeConfig()
+        self.normalizer = ImageNormalizer(self.normalize)
+
+        seed_everything(seed)
+        self.model: ClassyModel = build_model(model, self.train_set.num_classes)
+        self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
+        _check_head_names(self.model, self.loss, meters)
+        self.meters: list[ClassyMeter] = [
+            build_meter(meter, self.train_set.classes, self.train_set.ignore_index) for meter in meters
+        ]
+        self._optimizer_config = optimizer
+        self._train_batches = TrainBatches(
+            len(self.train_set), batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
+        )
+        self._test_batches = EvalBatches(
+            len(self.test_set or ()),
+            self.runtime.eval_batch_size,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        self.hooks = [build_hook(hook) for hook in hooks]
+
+    # -- checks that need several parts ------------------------------------------------------------------------------
+
+    def _check_data_sets(self, normalize_given: bool) -> None:
+        for name, dataset in (("train", self.train_set), ("test", self.test_set)):
+            if dataset is None:
+                continue
+            dataset.seed = self.seed
+            found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.train_set))
+            if found != wanted:
+                raise ConfigError(
+                    f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
+                    f"{wanted[0]} (ignored: {wanted[1]})"
+                )
+            if normalize_given and any(isinstance(transform, Normalize) for transform in dataset.transforms):
+                raise ConfigError(
+                    f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
+                )
+
+    @classmethod
+    def check(cls, config: ComponentConfig) -> None:
+        with torch.device("meta"):
+            model = build_model(config.model.model_copy(update={"weights": None}), 2)  # type: ignore[attr-defined]
+        _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
+        for part in (config.dataset.train, config.dataset.test):  # type: ignore[attr-defined]
+            for transform in getattr(part, "transforms", ()):
+                build_transform(transform)
+        build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
+
+    # -- the parts at work -------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        self.runtime.apply()
+        self.device = self.runtime.torch_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.runtime.sync_batch_norm and self.device.type == "cuda" and distributed.world_size() > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model.renew_taps()
+        layout = torch.channels_last if self.runtime.channels_last else torch.contiguous_format
+        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.normalizer.to(self.device)
+        self.loss.to(self.device)
+        self.optimizer: ClassyOptimizer = build_optimizer(
+            self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
+        )
+        half = self.runtime.precision == "float16"
+        self.scaler = torch.amp.GradScaler(self.device.type) if half else None
+        self.network: nn.Module = self.model
+        if distributed.world_size() > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=self.model.unused_in_training(),
+            )
+        if self.runtime.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        pin = self.device.type == "cuda"
+        self._train_loader = make_loader(
+            self.train_set, self._train_batches, workers=self.runtime.workers, pin_memory=pin
+        )
+        self._test_loader = (
+            make_loader(self.test_set, self._test_batches, workers=self.runtime.workers, pin_memory=pin)
+            if self.test_set is not None
+            else None
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._train_batches)
+
+    @property
+    def num_batches(self) -> int:
+        return len(self._train_batches if self.progress.phase == "train" else self._test_batches)
+
+    @property
+    def common_batches(self) -> int:
+        return len(self._train_batches) if self.progress.phase == "train" else self._test_batches.common_batches
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.current_lr
+
+    def load_batches(self, start: int) -> Iterator[Sample]:
+        if self.progress.phase == "train":
+            self._train_batches.epoch, self._train_batches.start = self.progress.epoch, start
+            return iter(self._train_loader)
+        return iter(self._test_loader or ())
+
+    def begin_phase(self) -> None:
+        training = self.progress.phase == "train"
+        if not training:
+            distributed.broadcast_buffers(self.model)  # every process measures with the same running statistics
+            self.progress.step_in_phase = 0
+        self.model.train(training)
+        self.loss.train(training)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
+        for meter in self.meters:
+            meter.reset()
+        self._test_loss = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def _on_device(self, batch: Sample) -> Sample:
+        if batch.image.shape[1] != self.model.in_channels:
+            raise ConfigError(
+                f"model.in_channels: found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
+                f"channels ({batch.name[0]})"
+            )
+        batch = batch.to(self.device, channels_last=self.runtime.channels_last)
+        return batch.replace(image=self.normalizer(batch.image))
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.runtime.dtype()
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def train_step(self, batch: Sample) -> None:
+        step = self.progress.step
+        seed_everything(self.seed, step, distributed.rank())
+        batch = self._on_device(batch)
+        self.optimizer.set_progress(step / (self.num_epochs * self.steps_per_epoch))
+        self.optimizer.zero_grad()
+        total: Tensor | float = 0.0
+        for image, target, share, is_last in self._parts(batch):
+            waits = contextlib.nullcontext() if is_last else self._no_sync()
+            with waits:
+                with self._autocast():
+                    logits = self.network(image)
+                loss = self.loss(logits, target) * share
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            total = total + loss.detach()
+        self.optimizer.step(self.scaler)
+        self.last_loss = torch.as_tensor(total)
+
+    def _parts(self, batch: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
+        """The batch in `accumulate_steps` parts, each with its share of what the whole job's loss is divided by."""
+        steps = self.runtime.accumulate_steps
+        if steps == 1:
+            yield batch.image, batch.target, 1.0, True
+            return
+        images, targets = batch.image.chunk(steps), batch.target.chunk(steps)
+        counts = distributed.sum_over_processes(torch.stack([self.loss.count(target) for target in targets]))
+        shares = (counts / counts.sum().clamp(min=1e-12)).float()
+        for i in range(steps):
+            yield images[i], targets[i], shares[i], i == steps - 1
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        return self.network.no_sync() if distributed.world_size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
+
+    @torch.no_grad()
+    def eval_step(self, batch: Sample) -> None:
+        batch = self._on_device(batch)
+        with self._autocast():
+            logits: Mapping[str, Tensor] = self.model(batch.image)
+        count = self.loss.count(batch.target)
+        self._test_loss += torch.stack([self.loss(logits, batch.target).double() * count, count])
+        labels: dict[str, Tensor] = {}
+        for meter in self.meters:
+            head = meter.head or self.model.main_head
+            if meter.reads_labels and head not in labels:
+                labels[head] = argmax_at(logits[head], batch.target.shape[1:])
+            meter.update(labels[head] if meter.reads_labels else logits[head], batch.target)
+
+    def phase_metrics(self) -> dict[str, Any]:
+        if self.progress.phase == "train":
+            return {}
+        loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
+        metrics: dict[str, Any] = {"loss": loss / count if count else None}
+        for meter in self.meters:
+            metrics |= meter.compute()
+        return metrics
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state()}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        return {
+            "classes": list(self.train_set.classes),
+            "palette": [list(color) for color in self.train_set.palette],
+            "ignore_index": self.train_set.ignore_index,
+            "normalize": self.normalize.model_dump(mode="json"),
+            "scaler": self.scaler.state_dict() if self.scaler is not None else None,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "torchvision": torchvision.__version__,
+            },
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        try:
+            self.model.load_state_dict(checkpoint.tensors["model"])
+        except RuntimeError as error:
+            raise ConfigError(f"checkpoint {checkpoint.folder}: {error}") from None
+        self.optimizer.load_state(checkpoint.tensors.get("optimizer", {}))
+        if self.scaler is not None and checkpoint.state["scaler"] is not None:
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:
+    """Raises: `ConfigError` for a head that the loss or a meter names and the model does not have."""
+    in_eval = [name for name in model.heads if name not in model.train_only_heads]
+    if not in_eval:
+        raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
+    for name in loss.head_weights:
+        if name not in model.heads:
+            raise ConfigError(f"loss.head_weights.{name}: '{name}': {unknown('head', name, model.heads)}")
+    for i, meter in enumerate(meters):
+        head = getattr(meter, "head", None)
+        if head is not None and head not in in_eval:
+            raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
