@@ -326,7 +326,8 @@ def _location_in(values: Any, parts: Sequence[str | int], missing: bool) -> Loca
     """`parts` without the labels that pydantic adds for members of unions."""
     location: Location = ()
     for i, part in enumerate(parts):
-        if (isinstance(values, Mapping) and part in values) or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+        keys = values if isinstance(values, Mapping) else range(len(values)) if isinstance(values, list) else ()
+        if part in keys:
             values = values[part]
         elif not (missing and i == len(parts) - 1):
             continue
