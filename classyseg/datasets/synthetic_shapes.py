@@ -43,7 +43,7 @@ class SyntheticShapes(ClassyDataset):
         size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (64, 64),
         max_shapes: Annotated[int, Field(ge=1)] = 3,
         border: Annotated[int, Field(ge=0)] = 3,
-        odd_colors: Annotated[float, Field(ge=0, le=1)] = 0.05,
+        odd_colors: Annotated[float, Field(ge=0, le=1)] = 0.02,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         super().__init__(transforms)

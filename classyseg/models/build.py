@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from classyseg.config import ConfigError
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
@@ -47,21 +45,6 @@ def list_models(pattern: str = "*") -> list[str]:
     return MODELS.names(pattern)
 
 
-class _SelectedFeatures(ClassyModel):
-    """A backbone that gives some of its blocks."""
-
-    def __init__(self, backbone: ClassyModel, names: Sequence[str]) -> None:
-        super().__init__()
-        self.in_channels = backbone.in_channels
-        self.backbone = backbone
-        for name in names:
-            self.add_block(*backbone.blocks[name])
-
-    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        features = self.backbone.extract_features(image)
-        return {name: features[name] for name in self.blocks}
-
-
 def create_backbone(
     name: str,
     *,
@@ -94,12 +77,9 @@ def create_backbone(
         weights = max(known)
     if weights is not None:
         load_weights(model, weights, variant=name, classifier=None if features_only else "main")
-    if output_indices is None:
-        return model
-    if not features_only:
-        raise ConfigError("output_indices: chooses among features; it does not go with features_only=False")
-    names = list(model.blocks)
-    try:
-        return _SelectedFeatures(model, [names[index] for index in output_indices])
-    except IndexError:
-        raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks") from None
+    if output_indices is not None:
+        names = list(model.blocks)
+        if any(index not in range(-len(names), len(names)) for index in output_indices):
+            raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks")
+        model.keep_blocks([names[index] for index in output_indices])
+    return model

@@ -51,6 +51,10 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """Declares a block; called in `__init__`, shallow to deep."""
         self._blocks[name] = BlockInfo(name, channels, stride)
 
+    def keep_blocks(self, names: Sequence[str]) -> None:
+        """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
+        self._blocks = {name: self._blocks[name] for name in names}
+
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, str]:
         """Public weights of the registered name `variant`: names with URLs, whose file names end in their hash."""
@@ -176,10 +180,9 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The declared blocks' feature maps, and those of the submodules that heads read."""
-        if not self._taps:
-            return self.extract_features(image)
         features = self.extract_features(image)
-        return {**features, **self._tapped.take()}
+        kept = {name: features[name] for name in self._blocks}
+        return {**kept, **self._tapped.take()} if self._taps else kept
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """The logits of every head, at the head's own stride, by head name; without heads, `features(image)`."""
