@@ -1,8 +1,8 @@
 """The framework against a hand-written loop over the same torch model, data and schedule.
 
-Prints the ratio of step times, measured in turn on the same batches, and with `--seeds` the mean IoU of both, trained in
-full. The hand-written loop is what people write: a DataLoader, `F.interpolate` and `F.cross_entropy`, torch's SGD and a
-polynomial schedule. A second loop with classyseg's loss in place of these two shows what the framework itself costs.
+Prints the ratio of step times, measured in turn on the same batches, and with `--seeds` the mean IoU of both, trained
+in full. The hand-written loop is what people write: a DataLoader, `F.interpolate` and `F.cross_entropy`, torch's SGD
+and a polynomial schedule. A second loop with classyseg's loss in place of these two shows what the framework costs.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Trainer:
                         task.step(batch)
                         if task.agree_to_stop(signals.received is not None):
                             task.save_checkpoint()
-                            distributed.barrier()  # a process that left first would make torchrun end the one that saves
+                            distributed.barrier()  # else torchrun, seeing one process gone, ends the one that saves
                             raise Stopped(signals.received or signal.SIGTERM)
                     task.end_phase()
                 task.end()

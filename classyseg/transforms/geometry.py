@@ -37,7 +37,7 @@ def pad_sample(sample: Sample, left: int, top: int, right: int, bottom: int, fil
     border = [left, top, right, bottom]
     return sample.replace(
         image=functional.pad(sample.image, border, fill=fill),
-        target=functional.pad(sample.target, border, fill=ignore_index),
+        target=functional.pad(sample.target[None], border, fill=ignore_index)[0],
     )
 
 
