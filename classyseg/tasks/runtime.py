@@ -59,11 +59,8 @@ class RuntimeConfig(ConfigRecord):
             torch.use_deterministic_algorithms(True)
 
 
-def share_of_batch(batch_size: int, accumulate_steps: int) -> int:
-    """How many samples of each batch this process gets.
-
-    Raises: `ConfigError` when `batch_size` cannot be divided, naming the nearest sizes that can.
-    """
+def check_batch_size(batch_size: int, accumulate_steps: int) -> None:
+    """Raises: `ConfigError` when the job cannot share `batch_size` evenly, naming the nearest sizes that it can."""
     parts = world_size() * accumulate_steps
     if batch_size % parts:
         low = batch_size // parts * parts
@@ -72,4 +69,3 @@ def share_of_batch(batch_size: int, accumulate_steps: int) -> int:
             f"batch_size: found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
             f"cannot share evenly; the nearest sizes are {near}"
         )
-    return batch_size // world_size()

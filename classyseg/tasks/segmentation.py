@@ -36,7 +36,7 @@ from classyseg.registry import (
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.classy_task import ClassyTask
-from classyseg.tasks.runtime import RuntimeConfig, share_of_batch
+from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 from classyseg.transforms import Normalize, build_transform
 
 
@@ -76,7 +76,7 @@ class SegmentationTask(ClassyTask):
         self.seed = seed
         self.batch_size = batch_size
         self.runtime = RuntimeConfig.model_validate(runtime)
-        self.local_batch_size = share_of_batch(batch_size, self.runtime.accumulate_steps)
+        check_batch_size(batch_size, self.runtime.accumulate_steps)
         self.train_set: ClassyDataset = build_dataset(dataset.train)
         self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
         self._check_data_sets(normalize is not None)
