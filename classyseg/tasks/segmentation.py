@@ -303,6 +303,9 @@ class SegmentationTask(ClassyTask):
         except RuntimeError as error:
             raise ConfigError(f"checkpoint {checkpoint.folder}: {error}") from None
         self.optimizer.load_state(checkpoint.tensors.get("optimizer", {}))
+        last_step = checkpoint.state["progress"]["step"] - 1
+        if last_step >= 0:  # a test phase that comes first records the rate of that step
+            self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
