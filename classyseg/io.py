@@ -88,11 +88,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_line(record: dict[str, Any]) -> str:
+    """`record` as one line of JSON; numbers that are not finite become null, as JSON knows none."""
+    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Adds `record` as one line of JSON; numbers that are not finite become null, as JSON knows none."""
-    line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
     with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
+        file.write(json_line(record))
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

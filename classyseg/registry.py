@@ -411,16 +411,26 @@ def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:
 
 # -- the registries --------------------------------------------------------------------------------------------------
 
+ModelConfig = Annotated[Any, ComponentOf("models")]
+HeadConfig = Annotated[Any, ComponentOf("heads")]
+LossConfig = Annotated[Any, ComponentOf("losses")]
+MeterConfig = Annotated[Any, ComponentOf("meters")]
+DatasetConfig = Annotated[Any, ComponentOf("datasets")]
+TransformConfig = Annotated[Any, ComponentOf("transforms")]
+OptimizerConfig = Annotated[Any, ComponentOf("optimizers")]
+ScheduleConfig = Annotated[Any, ComponentOf("schedulers")]
+HookConfig = Annotated[Any, ComponentOf("hooks")]
+"""Types of parameters that hold the config of a component of another kind."""
+
 HeadName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
-WeightsConfig = Annotated[str, Strict()]
 
 MODELS = Registry(
     "models",
     noun="model",
     base="classyseg.models:ClassyModel",
     placement={
-        "weights": (WeightsConfig | None, None),
-        "heads": (dict[HeadName, Annotated[Any, ComponentOf("heads")]], {}),
+        "weights": (Text | None, None),
+        "heads": (dict[HeadName, HeadConfig], {}),
     },
 )
 HEADS = Registry(
@@ -445,13 +455,3 @@ REGISTRIES = {
     registry.kind: registry
     for registry in (MODELS, HEADS, LOSSES, METERS, DATASETS, TRANSFORMS, OPTIMIZERS, SCHEDULERS, HOOKS, TASKS)
 }
-
-HeadConfig = Annotated[Any, ComponentOf("heads")]
-TransformConfig = Annotated[Any, ComponentOf("transforms")]
-DatasetConfig = Annotated[Any, ComponentOf("datasets")]
-ModelConfig = Annotated[Any, ComponentOf("models")]
-LossConfig = Annotated[Any, ComponentOf("losses")]
-MeterConfig = Annotated[Any, ComponentOf("meters")]
-HookConfig = Annotated[Any, ComponentOf("hooks")]
-OptimizerConfig = Annotated[Any, ComponentOf("optimizers")]
-ScheduleConfig = Annotated[Any, ComponentOf("schedulers")]

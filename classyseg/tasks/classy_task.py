@@ -17,7 +17,7 @@ from classyseg import distributed
 from classyseg.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, remove_leftovers, save_checkpoint
 from classyseg.config import ConfigError, differences, dump_yaml, path_text
 from classyseg.hooks import ClassyHook
-from classyseg.io import append_json_line, read_json_lines, write_atomically
+from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
 from classyseg.structures import Progress, Sample
 
@@ -295,7 +295,4 @@ class ClassyTask(Configurable, ABC):
         for name, keep in (("metrics.jsonl", is_past), ("steps.jsonl", lambda record: record["step"] <= now.step)):
             path = run_folder / name
             if path.exists():
-                kept = [record for record in read_json_lines(path) if keep(record)]
-                write_atomically(path, "")
-                for record in kept:
-                    append_json_line(path, record)
+                write_atomically(path, "".join(json_line(record) for record in read_json_lines(path) if keep(record)))
