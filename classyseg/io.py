@@ -131,6 +131,8 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
+        # A worker that outlives its killed parent for some seconds must not hold the folder against --resume.
+        os.register_at_fork(after_in_child=self._file.close)
 
     def release(self) -> None:
         self._file.close()
