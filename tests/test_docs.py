@@ -1,0 +1,303 @@
+"""The README and docs/ against the code: what they show runs, what they list is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from classyseg import TASKS, load_config, parse_config
+from classyseg.cli.main import main as classyseg_main
+from classyseg.cli.train import main as classy_train_main
+from classyseg.config import ConfigTree
+from classyseg.io import read_json_lines
+from classyseg.layers import NormalizeConfig, NormConfig
+from classyseg.optim import ParameterGroup
+from classyseg.registry import REGISTRIES, PluginError, derive_config
+from classyseg.tasks import DatasetsConfig, RuntimeConfig
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+RECORDS: dict[str, type[BaseModel]] = {
+    "dataset": DatasetsConfig,
+    "groups": ParameterGroup,
+    "norm": NormConfig,
+    "normalize": NormalizeConfig,
+    "runtime": RuntimeConfig,
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    code: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks(language: str, pages: list[Path] = PAGES) -> list[Block]:
+    """The fenced blocks of a language, without those that a comment `<!-- not run: reason -->` stands before."""
+    return [
+        Block(page, text.count("\n", 0, match.start("code")), language, match["code"])
+        for page in pages
+        for text in [page.read_text(encoding="utf-8")]
+        for match in FENCE.finditer(text)
+        if match["language"] == language and not match["before"].startswith("<!-- not run: ")
+    ]
+
+
+def section(page: Path, title: str) -> str:
+    text = page.read_text(encoding="utf-8")
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert match, f"{page.name} has no section '{title}'"
+    return match[1]
+
+
+def only_command(title: str) -> str:
+    (block,) = re.findall(r"```bash\n(.*?)```", section(README, title), re.DOTALL)
+    (line,) = block.splitlines()
+    return line
+
+
+@pytest.fixture
+def own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the code of a page registers is forgotten after it."""
+    for registry in REGISTRIES.values():
+        registry.names()
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    return
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", [page])], ids=lambda page: page.name)
+@pytest.mark.usefixtures("own_registries")
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace: dict[str, Any] = {"__name__": f"page_{page.stem}"}
+    for block in blocks("python", [page]):
+        exec(compile("\n" * block.line + block.code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.place)
+def test_the_yaml_of_a_page_is_a_valid_task_config_or_part_of_one(block: Block) -> None:
+    tree = parse_config(block.code, source=block.place)
+    if "name" not in tree.values:
+        whole = load_config(ROOT / "task_configs" / "quickstart.yaml").values
+        tree = ConfigTree({**whole, **tree.values}, block.place, tree.lines)
+    config = TASKS.validate(tree)
+    config.component.check(config)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.place)
+def test_the_json_of_a_page_is_json(block: Block) -> None:
+    assert all(isinstance(json.loads(line), dict) for line in block.code.splitlines())
+
+
+def classyseg_commands() -> list[Any]:
+    """The lines of bash blocks that call classyseg, as (place, words); training only checks."""
+    found = []
+    for block in blocks("bash"):
+        for line in block.code.splitlines():
+            words = shlex.split(line.split(" > ")[0].split(" && ")[-1])
+            program, *arguments = words
+            if program not in ("classyseg", ".venv/bin/classyseg") and words[:2] != ["python", "classy_train.py"]:
+                continue
+            if "--config" in arguments:
+                arguments.insert(arguments.index("--config"), "--check")
+            found.append(pytest.param([program, *arguments], id=f"{block.place} {line[-40:]}"))
+    return found
+
+
+@pytest.mark.parametrize("words", classyseg_commands())
+def test_a_command_of_a_page_works(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "streets.yaml").write_text(readme_folder_config(), encoding="utf-8")
+    exit_code = classy_train_main(words[2:]) if words[0] == "python" else classyseg_main(words[1:])
+    assert exit_code == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
+
+
+def readme_folder_config() -> str:
+    (code,) = [block.code for block in blocks("yaml", [README]) if "name: folder" in block.code]
+    return code
+
+
+def make_readme_folder(root: Path) -> None:
+    """The files that the README lists, and some more beside each, of random pixels of three classes and no label."""
+    random = np.random.default_rng(0)
+    listed = re.findall(r"^data/\S+$", section(README, "Train on your own folder of images"), re.MULTILINE)
+    assert len(listed) == 4
+    for path in map(Path, listed):
+        (root / path).parent.mkdir(parents=True)
+        for i in range(4):
+            shape = (40, 48, 3) if "images" in path.parts else (40, 48)
+            values = random.integers(0, 256 if "images" in path.parts else 3, shape).astype(np.uint8)
+            if "masks" in path.parts:
+                values[:2] = 255
+            Image.fromarray(values).save(root / path.with_stem(f"{int(path.stem) + i:04d}"))
+
+
+def test_the_folder_config_of_the_readme_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLASSYSEG_DATA", raising=False)
+    make_readme_folder(tmp_path)
+    Path("streets.yaml").write_text(readme_folder_config(), encoding="utf-8")
+    overrides = ["num_epochs=1", "optimizer.schedule.warmup_epochs=0", "batch_size=2", "runtime.workers=0"]
+    overrides += ["dataset.train.transforms[0].size=[64, 64]"]
+    assert classyseg_main(["train", "--config", "streets.yaml", "--output", "runs/streets", *overrides]) == 0
+    test_record = read_json_lines(Path("runs/streets/metrics.jsonl"))[-1]
+    assert list(test_record["iou"]) == ["background", "road", "car"]
+    assert Path("runs/streets/checkpoints/BEST").read_text(encoding="utf-8").startswith("step-2 ")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path_part, _, anchor = target.partition("#")
+        path = page.parent / path_part if path_part else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(target)
+    assert not broken
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_has_one_quick_start_command_that_trains_the_packaged_config() -> None:
+    *install, train = only_command("Quick start").split(" && ")
+    assert install == ["python3.11 -m venv .venv", ".venv/bin/pip install ."]
+    assert (
+        train == ".venv/bin/classyseg train --config task_configs/quickstart.yaml --output runs/quickstart"
+    )  # its arguments are checked with the other commands
+
+
+def test_ci_runs_the_test_command_of_the_readme_word_for_word() -> None:
+    assert only_command("Tests") in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_plugin_page_lists_every_entry_point_group_with_its_base_class() -> None:
+    rows = re.findall(r"^\| `(classyseg\.\w+)` \| `(\w+)` \|", (ROOT / "docs/plugins.md").read_text("utf-8"), re.M)
+    assert rows == [(registry.group, registry.base().__name__) for registry in REGISTRIES.values()]
+
+
+def builtin_models() -> dict[str, type[BaseModel]]:
+    """By heading, the config models of all built-in components and records; a variant is described with its class."""
+    found = {f"key `{name}`": record for name, record in RECORDS.items()}
+    for registry in REGISTRIES.values():
+        for name in registry.names():
+            try:
+                entry = registry.entry(name)
+            except PluginError:
+                continue
+            if entry.distribution == "classyseg" and not entry.defaults:
+                found[f"{registry.noun} `{name}`"] = derive_config(entry.component, name, {}, ())
+    return found
+
+
+def documented_keys() -> dict[str, dict[str, str]]:
+    """The tables of docs/configs.md by the heading above them: key to default, as written."""
+    text = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+    found = {}
+    for part in re.split(r"^#{3,4} ", text, flags=re.MULTILINE)[1:]:
+        heading = part.partition("\n")[0]
+        if "`" in heading:
+            found[heading] = dict(re.findall(r"^\| `(\w+)` \| (\S.*?) \| ", part, re.MULTILINE))
+    return found
+
+
+def test_every_component_and_record_has_a_table_of_its_keys() -> None:
+    assert set(documented_keys()) == set(builtin_models())
+
+
+@pytest.mark.parametrize("heading", documented_keys())
+def test_a_table_of_keys_equals_the_code(heading: str) -> None:
+    model, documented = builtin_models()[heading], documented_keys()[heading]
+    fields = {key: field for key, field in model.model_fields.items() if heading.startswith("key") or key != "name"}
+    assert set(documented) == set(fields)
+    for key, field in fields.items():
+        if field.is_required():
+            assert documented[key] == "required", key
+            continue
+        # Through the project's own reader, which takes 1e-5 as a number.
+        written = parse_config(f"value: {documented[key].strip('`')}", source=key).values["value"]
+        default = field.default
+        if isinstance(default, BaseModel):
+            assert default == type(default).model_validate(written), key
+        else:
+            assert written == to_jsonable_python(default), key
+
+
+def test_the_keys_of_attachments_are_documented() -> None:
+    text = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+    for kind in ("models", "heads"):
+        for key in REGISTRIES[kind].placement:
+            assert re.search(rf"^\| `{key}` \| ", text, re.MULTILINE), key
+
+
+def test_the_resume_page_lists_the_keys_that_may_change() -> None:
+    from classyseg.tasks.classy_task import FREE_ON_RESUME
+
+    text = section(ROOT / "docs" / "configs.md", "Resuming").replace("\n", " ")
+    listed = re.search(r"do not change the numbers: (.*?)\. ", text)
+    assert listed
+    assert tuple(re.findall(r"`([\w.]+)`", listed[1])) == FREE_ON_RESUME
+
+
+def test_the_run_folder_page_names_every_file_and_field_of_a_run(tmp_path: Path) -> None:
+    settings = ["num_epochs=1", "batch_size=2", "dataset.train.num_samples=4", "dataset.test.num_samples=1"]
+    settings += ["runtime.workers=0", "hooks=[{name: checkpoint, best: mean_iou}, {name: log, every: 1}]"]
+    settings += ["meters=[mean_iou, confusion_matrix]", "optimizer.schedule=constant"]
+    output = tmp_path / "run"
+    assert classy_train_main(["--config", "task_configs/quickstart.yaml", "--output", str(output), *settings]) == 0
+
+    text = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
+    for path in output.rglob("*"):
+        name = path.name.replace("step-2", "step-N")
+        assert name in text, name
+    state = json.loads((output / "checkpoints" / "step-2" / "state.json").read_text(encoding="utf-8"))
+    assert set(table_rows(text, "## Checkpoints")) == set(state)
+    metrics = read_json_lines(output / "metrics.jsonl")
+    assert set(table_rows(text, "## metrics.jsonl")) == set().union(*metrics)
+    (example,) = [block for block in blocks("json", [ROOT / "docs" / "run_folder.md"]) if '"steps' not in block.code][
+        1:
+    ]
+    assert list(json.loads(example.code)) == list(read_json_lines(output / "steps.jsonl")[0])
+
+
+def table_rows(text: str, heading: str) -> list[str]:
+    """The names in the first columns of the tables of a section."""
+    part = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`\w.*?) \| ", part, re.MULTILINE)
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+
+
+def test_the_yaml_of_pages_reads_alike_with_a_usual_reader() -> None:
+    for block in blocks("yaml"):
+        assert yaml.safe_load(block.code) == parse_config(block.code, source=block.place).values, block.place
