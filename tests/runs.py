@@ -1,0 +1,173 @@
+"""Tiny runs for the tests: a config, a task in this process, and the command line in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from classyseg.config import dump_yaml
+from classyseg.hooks import ClassyHook, WatchedTask
+from classyseg.tasks import SegmentationTask, build_task
+
+TIMING = ("seconds", "samples_per_second", "data_wait")
+"""What differs between two runs that are otherwise the same."""
+
+LIMIT = 120.0
+"""Seconds after which a process counts as hanging."""
+
+
+def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A run of 3 epochs of 6 steps on drawn images; `changes` sets values at dotted paths."""
+    config: dict[str, Any] = {
+        "name": "segmentation",
+        "num_epochs": 3,
+        "batch_size": 8,
+        "dataset": {
+            "train": {
+                "name": "synthetic_shapes",
+                "split": "train",
+                "num_samples": 48,
+                "size": [32, 32],
+                "transforms": ["horizontal_flip"],
+            },
+            "test": {"name": "synthetic_shapes", "split": "test", "num_samples": 6, "size": [32, 32]},
+        },
+        "model": {
+            "name": "resnet18",
+            "depths": [1, 1, 1, 1],
+            "heads": {"main": {"name": "fcn", "blocks": ["stage2", "stage4"], "channels": 16, "dropout": 0.2}},
+        },
+        "loss": {"name": "cross_entropy"},
+        "optimizer": {"name": "sgd", "lr": 0.02, "schedule": {"name": "polynomial", "warmup_epochs": 0.5}},
+        "meters": ["mean_iou"],
+        "hooks": [],
+        "runtime": {"device": "cpu", "threads": 1, "workers": 0},
+    }
+    for path, value in (changes or {}).items():
+        *parents, key = path.split(".")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[key] = value
+    return config
+
+
+def write_config(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(dump_yaml(tiny_config(changes)), encoding="utf-8")
+    return path
+
+
+def tiny_task(changes: Mapping[str, Any] | None = None, *hooks: ClassyHook) -> SegmentationTask:
+    """The task of `tiny_config(changes)`, watched by `hooks` beside the configured ones."""
+    task = build_task(tiny_config(changes))
+    assert isinstance(task, SegmentationTask)
+    task.hooks = [*task.hooks, *hooks]
+    return task
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file without what measures time."""
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMING} for record in records]
+
+
+class SignalAt(ClassyHook):
+    """Sends this process a signal at one batch: the trainer sees what a user's Ctrl-C or a cluster would cause."""
+
+    def __init__(self, phase: str, epoch: int, step_in_phase: int, number: int = signal.SIGTERM) -> None:
+        self.moment = (phase, epoch, step_in_phase)
+        self.number = number
+
+    def on_step(self, task: WatchedTask) -> None:
+        progress = task.progress
+        if (progress.phase, progress.epoch, progress.step_in_phase) == self.moment:
+            signal.raise_signal(self.number)
+
+
+# -- the command line in processes of its own ----------------------------------------------------------------------
+
+_processes = multiprocessing.get_context("forkserver")  # imports torch once, not for every process
+_processes.set_forkserver_preload(["classyseg.tasks", "classyseg.trainer", "classyseg.cli.train", "torch._dynamo"])
+
+
+class Command:
+    """`classy_train.py` with `arguments`, running; what it prints goes to the file `log`."""
+
+    def __init__(self, arguments: Sequence[object], log: Path, environment: Mapping[str, object] | None = None) -> None:
+        self.log = log
+        values = {key: str(value) for key, value in (environment or {}).items()}
+        self._process = _processes.Process(target=_run, args=([str(a) for a in arguments], str(log), values))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+    def wait(self) -> int:
+        """The exit code; minus the signal's number when a signal ended the process."""
+        self._process.join(LIMIT)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise AssertionError(f"the process hangs; it said:\n{self.text}")
+        return self._process.exitcode
+
+    def signal_when(self, number: int, moment: Callable[[], bool]) -> None:
+        """Sends `number` at a moment that still holds while the process stands still."""
+        while True:
+            self._process.join(0.002)
+            assert self._process.exitcode is None, f"the process ended before the moment came:\n{self.text}"
+            if not moment():
+                continue
+            os.kill(self.pid, signal.SIGSTOP)
+            _wait_until_stopped(self.pid)
+            holds = moment()
+            if holds:
+                os.kill(self.pid, number)
+            os.kill(self.pid, signal.SIGCONT)
+            if holds:
+                return
+
+
+def run_command(arguments: Sequence[object], log: Path, environment: Mapping[str, object] | None = None) -> int:
+    return Command(arguments, log, environment).wait()
+
+
+def start_job(arguments: Sequence[object], folder: Path, processes: int = 2) -> list[Command]:
+    """The command line in as many processes as a `torchrun` on this machine would start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        Command(arguments, folder / f"rank{rank}.log", {**shared, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in range(processes)
+    ]
+
+
+def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from classyseg.cli.train import main
+
+    sys.exit(main(arguments))
+
+
+def _wait_until_stopped(pid: int) -> None:
+    while Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "TZ":
+        os.sched_yield()
