@@ -54,6 +54,7 @@ class Trainer:
                     task.end_phase()
                 task.end()
         finally:
+            task.close()
             if lock is not None:
                 lock.release()
 

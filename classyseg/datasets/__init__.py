@@ -3,7 +3,7 @@
 from classyseg.datasets.camvid import CamVid
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.folder import Folder
-from classyseg.datasets.loader import EvalBatches, TrainBatches, make_loader
+from classyseg.datasets.loader import Batches, EvalBatches, TrainBatches, make_loader
 from classyseg.datasets.synthetic_shapes import SyntheticShapes
 from classyseg.registry import DATASETS
 
@@ -11,6 +11,7 @@ register_dataset = DATASETS.register
 build_dataset = DATASETS.build
 
 __all__ = [
+    "Batches",
     "CamVid",
     "ClassyDataset",
     "EvalBatches",

@@ -109,15 +109,19 @@ def _smallest(mask: Tensor) -> Tensor:
     return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
 
 
+GRACE_SECONDS = 20
+
+
 def _start_worker(worker: int) -> None:
-    # A signal to the whole process group must not take the workers from under a main process that is about to save.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A signal to the whole process group must not take the workers from under a main process that is about to save:
+    # they leave when it says so, and by themselves only some time after SIGTERM.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 class Batches:
-    """A loader that raises `DataError` for wrong samples, here and not in a worker."""
+    """A loader that raises `DataError` for wrong samples, here and not in a worker; `close` ends its workers."""
 
     def __init__(self, loader: DataLoader[Sample | _Failure]) -> None:
         self._loader = loader
@@ -127,6 +131,12 @@ class Batches:
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
             yield batch
+
+    def close(self) -> None:
+        workers = self._loader._iterator  # torch offers no public way to end persistent workers
+        if workers is not None:
+            workers._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None
 
 
 def make_loader(

@@ -116,6 +116,9 @@ class ClassyTask(Configurable, ABC):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
 
+    def close(self) -> None:
+        """Ends the processes that load data; called when a run ends, however it ends."""
+
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
         """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import ConfigError, ConfigRecord, unknown
-from classyseg.datasets import ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
 from classyseg.hooks import build_hook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
@@ -100,6 +100,7 @@ class SegmentationTask(ClassyTask):
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
+        self._loaders: dict[str, Batches] = {}
         self.hooks = [build_hook(hook) for hook in hooks]
 
     # -- checks that need several parts ------------------------------------------------------------------------------
@@ -165,14 +166,16 @@ class SegmentationTask(ClassyTask):
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         pin = self.device.type == "cuda"
-        self._train_loader = make_loader(
-            self.train_set, self._train_batches, workers=self.runtime.workers, pin_memory=pin
-        )
-        self._test_loader = (
-            make_loader(self.test_set, self._test_batches, workers=self.runtime.workers, pin_memory=pin)
-            if self.test_set is not None
-            else None
-        )
+        for phase, dataset, order in (
+            ("train", self.train_set, self._train_batches),
+            ("test", self.test_set, self._test_batches),
+        ):
+            if dataset is not None:
+                self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
+
+    def close(self) -> None:
+        for loader in self._loaders.values():
+            loader.close()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -193,8 +196,7 @@ class SegmentationTask(ClassyTask):
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
             self._train_batches.epoch, self._train_batches.start = self.progress.epoch, start
-            return iter(self._train_loader)
-        return iter(self._test_loader or ())
+        return iter(self._loaders[self.progress.phase])
 
     def begin_phase(self) -> None:
         training = self.progress.phase == "train"
