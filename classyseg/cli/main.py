@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models.set_defaults(run=_models)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
-    parsed = parser.parse_args(arguments)
+    parsed, more = parser.parse_known_args(arguments)
+    # argparse gives a subcommand only the first run of overrides; those after an option come back here.
+    if more and not (hasattr(parsed, "overrides") and all("=" in text and text[0] != "-" for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        parsed.overrides = [*parsed.overrides, *more]
     return train.guarded(lambda: parsed.run(parsed))
 
 
