@@ -318,7 +318,10 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     for detail in error.errors():
         location = _location_in(tree.values, detail["loc"], detail["type"] == "missing")
         problems.setdefault(location, []).append(_sentence(detail))
-    lines = [f"{tree.place(at)}: {path_text(at)}: {' / or '.join(dict.fromkeys(p))}" for at, p in problems.items()]
+    lines = []
+    for at, sentences in problems.items():
+        place = f"{tree.place(at)}: {path_text(at)}" if at else tree.place(at)
+        lines.append(f"{place}: {' / or '.join(dict.fromkeys(sentences))}")
     return ConfigError("\n".join(lines))
 
 

@@ -118,9 +118,14 @@ class Registry:
         self._entries[entry.name] = entry
 
     def _distribution(self, component: type) -> str:
-        if self._loading is not None:
-            return _distribution_text(self._loading)
-        return "classyseg" if component.__module__.startswith("classyseg.") else component.__module__
+        """Who offers `component`: the plugin of its package, whoever imports it, else the plugin being loaded."""
+        package = component.__module__.partition(".")[0]
+        if package == "classyseg":
+            return "classyseg"
+        for offer in (offer for offers in self._offers().values() for offer in offers):
+            if offer.module.partition(".")[0] == package:
+                return _distribution_text(offer)
+        return component.__module__ if self._loading is None else _distribution_text(self._loading)
 
     # -- looking up ----------------------------------------------------------------------------------------------------
 
@@ -142,7 +147,7 @@ class Registry:
         self._import_builtins()
         offers = self._offers().get(name, [])
         known = self._entries.get(name)
-        givers = [_distribution_text(offer) for offer in offers]
+        givers = sorted(_distribution_text(offer) for offer in offers)
         if known and known.distribution not in givers:
             givers.insert(0, known.distribution)
         if len(givers) > 1:
@@ -184,11 +189,14 @@ class Registry:
                 if not isinstance(loaded, type) or not issubclass(loaded, self.base()):
                     raise TypeError(f"{loaded!r} is no subclass of {self._base_name}")
                 self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
-        except Exception as error:  # a plugin may fail in any way, and only whoever asks for it shall hear of it
+            entry = self._entries[offer.name]
+            derive_config(entry.component, entry.name, entry.defaults, ()).model_json_schema()
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only whoever asks shall hear of it
+            self._entries.pop(offer.name, None)
             raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
         finally:
             self._loading = None
-        return self._entries[offer.name]
+        return entry
 
     # -- configs -------------------------------------------------------------------------------------------------------
 
@@ -281,6 +289,8 @@ def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
 
 def _own_parameters(component: type) -> dict[str, inspect.Parameter]:
     """The keyword-only parameters of `component.__init__`: its config."""
+    if component.__init__ is object.__init__:  # type: ignore[misc]
+        return {}  # object's takes nothing, though its signature says otherwise
     parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
     for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
