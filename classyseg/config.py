@@ -316,7 +316,7 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted."""
     problems: dict[Location, list[str]] = {}
     for detail in error.errors():
-        location = _location_in(tree.values, detail["loc"], detail["type"] == "missing")
+        location = _location_in(tree.values, detail["loc"], detail["type"] in ("missing", "missing_name"))
         problems.setdefault(location, []).append(_sentence(detail))
     lines = []
     for at, sentences in problems.items():
@@ -342,7 +342,7 @@ def _sentence(detail: Any) -> str:
     if detail["type"] == "missing":
         return "missing; this key is required"
     message = detail["msg"]
-    if detail["type"] in ("unknown_key", "unknown_name"):
+    if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
     found = repr(detail["input"])
     found = found if len(found) <= 80 else found[:77] + "..."

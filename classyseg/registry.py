@@ -242,7 +242,7 @@ class Registry:
         if "name" not in config:
             known = ", ".join(self.names())
             message = f"missing; every {self.noun} has a name. Known: {known}."
-            raise _error("unknown_name", message, ("name",) if not config else (), config)
+            raise _error("missing_name", message, ("name",), config)
         name = config["name"]
         if not isinstance(name, str):
             raise _error("not_a_name", f"expected the name of a {self.noun}", ("name",), name)
