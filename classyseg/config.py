@@ -17,6 +17,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 Location = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
+PLAIN_TAGS = {
+    yaml.ScalarNode: ("null", "bool", "int", "float", "str"),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
 
 
 class ConfigError(ValueError):
@@ -153,6 +158,8 @@ def _check_json(text: str, source: str) -> None:
         raise ConfigError(f"{source}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{source}: not JSON that can be read: {error}") from None
 
 
 def _yaml_message(source: str, error: yaml.YAMLError) -> str:
@@ -167,6 +174,9 @@ def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: Confi
     tree.lines.setdefault(location, line)
     if len(tree.lines) > MAX_NODES:
         raise ConfigError(f"{tree.source}: more than {MAX_NODES} values; a task config is a small text file")
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS[type(node)]:
+        at = f"{line}: {path_text(location)}" if location else line
+        raise ConfigError(f"{at}: found the tag {node.tag}; accepted are plain values without tags")
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*location, i), tree) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
@@ -175,26 +185,18 @@ def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: Confi
             key_line = f"{tree.source}, line {key_node.start_mark.line + 1}"
             if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
                 raise ConfigError(f"{key_line}: a key must be a plain word (no merges, lists or mappings)")
-            key = loader.construct_object(key_node) if key_node.tag.endswith(":int") else key_node.value
+            key = key_node.value
+            if not key_node.tag.endswith((":str", ":null", ":bool", ":float")):
+                key = _construct(loader, key_node, (*location, key), tree)
             inner = (*location, key)
             if key in values:
                 raise ConfigError(f"{key_line}: {path_text(inner)}: key written twice (first in {tree.lines[inner]})")
             tree.lines[inner] = key_line
             values[key] = _construct(loader, value_node, inner, tree)
         return values
-    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rsplit(":", 1)[1] not in (
-        "null",
-        "bool",
-        "int",
-        "float",
-        "str",
-    ):
-        raise ConfigError(
-            f"{line}: {path_text(location)}: found the tag {node.tag}; accepted are plain values without tags"
-        )
     try:
         return loader.construct_object(node)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, KeyError):
         raise ConfigError(
             f"{line}: {path_text(location)}: found {node.value!r}, which is no valid {node.tag[18:]}"
         ) from None
