@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="Exit codes: 0 done; 2 something you wrote is wrong; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
     )
     add_arguments(parser)
-    return guarded(lambda: run(parser.parse_intermixed_args(arguments)))
+    parsed = parser.parse_intermixed_args(arguments)
+    return guarded(lambda: run(parsed))
 
 
 def guarded(command: Callable[[], int]) -> int:
