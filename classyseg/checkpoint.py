@@ -39,6 +39,8 @@ def save_checkpoint(
 
     The files go to a temporary folder, the manifest with their sizes and sha256 last; everything is flushed to the disk
     before one rename makes it a checkpoint. A whole checkpoint of this step that is there already is kept as it is.
+
+    Raises: `OSError` when something cannot be written; nothing half-written stays then.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"step-{step}"
@@ -51,10 +53,11 @@ def save_checkpoint(
     try:
         temporary.mkdir()
         for name, group in tensors.items():
-            save_file(
-                {key: value.detach().cpu().contiguous() for key, value in group.items()},
-                temporary / f"{name}.safetensors",
-            )
+            path = temporary / f"{name}.safetensors"
+            try:
+                save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, path)
+            except SafetensorError as error:  # safetensors' own wrapping of what the disk said
+                raise OSError(f"{path}: {error}") from None
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
         files = {
             path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(temporary.iterdir())
