@@ -74,7 +74,7 @@ class ProgressBarHook(ClassyHook):
             self._train_seconds_per_step = (now - self._started) / done
             left = task.num_epochs * task.steps_per_epoch - progress.step
         else:
-            left = max(0, task.num_epochs - progress.epoch - 1) * task.steps_per_epoch
+            left = (task.num_epochs - progress.epoch) * task.steps_per_epoch
         eta = timedelta(seconds=round(left * self._train_seconds_per_step))
         speed = f"{task.samples_per_second:.1f} samples/s, data wait {task.data_wait:.0%}, training left {eta}"
         return f"loss {task.last_loss.item():.4f}, {speed}" if progress.phase == "train" else speed
@@ -84,4 +84,6 @@ _UNSHOWN = ("samples_per_second", "data_wait")
 
 
 def _title(task: WatchedTask) -> str:
-    return f"epoch {min(task.progress.epoch + 1, task.num_epochs)}/{task.num_epochs} {task.progress.phase}"
+    progress = task.progress  # a test phase comes after the epoch was counted
+    epoch = progress.epoch + 1 if progress.phase == "train" else progress.epoch
+    return f"epoch {epoch}/{task.num_epochs} {progress.phase}"
