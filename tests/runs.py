@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from classyseg.checkpoint import save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
+from classyseg.structures import Progress
 from classyseg.tasks import SegmentationTask, build_task
 
 TIMING = ("seconds", "samples_per_second", "data_wait")
@@ -90,6 +94,44 @@ class SignalAt(ClassyHook):
         progress = task.progress
         if (progress.phase, progress.epoch, progress.step_in_phase) == self.moment:
             signal.raise_signal(self.number)
+
+
+class FakeTask:
+    """What a hook watches, without a model: 2 epochs of 10 steps; a checkpoint of it holds one number."""
+
+    def __init__(self, run_folder: Path | None = None) -> None:
+        self.progress = Progress()
+        self.num_epochs = 2
+        self.run_folder = run_folder
+        self.last_loss = torch.tensor(0.5)
+        self.metrics: dict[str, Any] = {}
+        self.steps_per_epoch = self.num_batches = 10
+        self.lr = 0.1
+        self.samples_per_second = 20.0
+        self.data_wait = 0.25
+
+    def step_loss(self) -> float:
+        return self.last_loss.item()
+
+    def save_checkpoint(self) -> Path | None:
+        if self.run_folder is None:
+            return None
+        step = self.progress.step
+        return save_checkpoint(self.run_folder / "checkpoints", step, {"model": {"x": torch.tensor(step)}}, {})
+
+    def steps(self, hook: ClassyHook, count: int = 10) -> None:
+        for _ in range(count):
+            self.progress.step += self.progress.phase == "train"
+            self.progress.step_in_phase += 1
+            hook.on_step(self)
+
+    def end_phase(self, hook: ClassyHook, **values: Any) -> None:
+        """Ends the phase as a task does: the record first, and `progress` at the next phase."""
+        now = self.progress
+        training = now.phase == "train"
+        self.metrics = {"phase": now.phase, "epoch": now.epoch + training, "step": now.step, **values}
+        self.progress = Progress(now.epoch + training, "test" if training else "train", now.step)
+        hook.on_phase_end(self)
 
 
 # -- the command line in processes of its own ----------------------------------------------------------------------
