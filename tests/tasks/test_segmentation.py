@@ -1,0 +1,311 @@
+"""The segmentation task: its phases and records, its steps, and the mistakes it finds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from classyseg.config import ConfigError, DataError
+from classyseg.registry import TASKS
+from classyseg.tasks import SegmentationTask
+from classyseg.trainer import Stopped, Trainer
+from runs import SignalAt, read_records, tiny_config, tiny_task
+
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
+GROUP_NORM = {"name": "group", "groups": 8}
+BATCH_INDEPENDENT = {
+    **SMALL,
+    "model.norm": GROUP_NORM,
+    "model.heads.main.norm": GROUP_NORM,
+    "model.heads.main.dropout": 0.0,
+}
+
+
+def started(changes: Mapping[str, Any]) -> SegmentationTask:
+    """The task with its first phase begun."""
+    task = tiny_task(changes)
+    task.start(None)
+    assert task.start_phase()
+    return task
+
+
+def one_step(task: SegmentationTask) -> float:
+    task.step(next(task.batches()))
+    return task.last_loss.item()
+
+
+# -- phases and records ----------------------------------------------------------------------------------------------
+
+
+def test_phases_alternate_and_their_records_hold_what_other_tools_read(tmp_path: Path) -> None:
+    Trainer(tmp_path).train(tiny_task({**SMALL, "num_epochs": 2}))
+
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["phase"], r["epoch"], r["step"]) for r in records] == [
+        ("train", 1, 2),
+        ("test", 1, 2),
+        ("train", 2, 4),
+        ("test", 2, 4),
+    ]
+    common = {"phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait"}
+    assert records[0].keys() == common
+    assert records[1].keys() == common | {"mean_iou", "pixel_accuracy", "iou"}
+    assert list(records[1]["iou"]) == ["background", "disc", "square", "triangle"]
+    assert records[1]["lr"] == records[0]["lr"] > records[2]["lr"] > 0
+    assert 0 <= records[0]["data_wait"] <= 1
+
+
+def phases(changes: Mapping[str, Any], folder: Path) -> list[str]:
+    Trainer(folder).train(tiny_task({**SMALL, "dataset.train.num_samples": 8, **changes}))
+    path = folder / "metrics.jsonl"
+    return [f"{r['phase']} {r['epoch']}" for r in read_records(path)] if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_epochs": 3, "test_every_epochs": 2}, ["train 1", "train 2", "test 2", "train 3", "test 3"]),
+        ({"num_epochs": 2, "test_every_epochs": 5}, ["train 1", "train 2", "test 2"]),
+        ({"num_epochs": 2, "dataset.test": None}, ["train 1", "train 2"]),
+        ({"num_epochs": 0}, ["test 0"]),
+        ({"num_epochs": 0, "dataset.test": None}, []),
+    ],
+    ids=["every second", "only the last", "no test set", "only measuring", "nothing"],
+)
+def test_the_test_set_is_measured_when_the_config_says(
+    changes: Mapping[str, Any], expected: list[str], tmp_path: Path
+) -> None:
+    assert phases({"dataset.test.num_samples": 1, **changes}, tmp_path) == expected
+
+
+def test_measuring_changes_no_weight_and_no_running_statistic() -> None:
+    task = tiny_task({**SMALL, "num_epochs": 0})
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+
+    Trainer().train(task)
+
+    assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
+
+
+def test_the_test_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches() -> None:
+    losses = []
+    for size in (1, 2, 3):
+        task = tiny_task({"num_epochs": 0, "dataset.test.num_samples": 5, "runtime.eval_batch_size": size})
+        Trainer().train(task)
+        losses.append(task.metrics["loss"])
+
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_training_lowers_the_loss(precision: str, tmp_path: Path) -> None:
+    Trainer(tmp_path).train(tiny_task({"runtime.precision": precision, "dataset.test": None}))
+
+    losses = [record["loss"] for record in read_records(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_float16_run_resumes_its_gradient_scale(tmp_path: Path) -> None:
+    changes = {**SMALL, "runtime.precision": "float16", "dataset.train.num_samples": 24, "dataset.test": None}
+
+    def task(*stop: SignalAt) -> SegmentationTask:
+        made = tiny_task(changes, *stop)
+        prepare = made.prepare
+
+        def prepare_with_a_scale_that_grows() -> None:
+            prepare()
+            made.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2)
+
+        made.prepare = prepare_with_a_scale_that_grows  # type: ignore[method-assign]
+        return made
+
+    uninterrupted, resumed = task(), task()
+    Trainer().train(uninterrupted)
+    with pytest.raises(Stopped):
+        Trainer(tmp_path).train(task(SignalAt("train", 0, 2)))
+    Trainer(tmp_path, resume=True).train(resumed)
+
+    assert uninterrupted.scaler is not None
+    assert resumed.scaler is not None
+    assert resumed.scaler.state_dict() == uninterrupted.scaler.state_dict()
+    assert resumed.scaler.get_scale() == 32
+    expected = uninterrupted.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
+
+
+# -- steps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_batch_without_a_valid_pixel_gives_loss_zero_and_changes_no_weight(accumulate_steps: int) -> None:
+    task = started({**BATCH_INDEPENDENT, "runtime.accumulate_steps": accumulate_steps})
+    before = [parameter.detach().clone() for parameter in task.model.parameters()]
+    batch = next(task.batches())
+
+    task.step(batch.replace(target=torch.full_like(batch.target, 255)))
+
+    assert task.last_loss.item() == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, task.model.parameters(), strict=True))
+
+
+def test_a_test_set_without_a_valid_pixel_has_no_loss_and_no_mean_iou() -> None:
+    task = started({**SMALL, "num_epochs": 0})
+    batch = next(task.batches())
+    task.step(batch.replace(target=torch.full_like(batch.target, 255)))
+
+    task.end_phase()
+
+    assert task.metrics["loss"] is None
+    assert task.metrics["mean_iou"] is None
+
+
+@pytest.mark.parametrize("accumulate_steps", [2, 4, 8])
+def test_accumulated_parts_equal_the_whole_batch(accumulate_steps: int) -> None:
+    whole, parts = (
+        started({**BATCH_INDEPENDENT, "runtime.accumulate_steps": steps}) for steps in (1, accumulate_steps)
+    )
+
+    assert one_step(parts) == pytest.approx(one_step(whole), rel=1e-6)
+    for expected, found in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_normalising_on_the_device_equals_normalising_in_a_transform() -> None:
+    values = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+
+    on_device = started({**BATCH_INDEPENDENT, "normalize": values})
+    transforms = ["horizontal_flip", {"name": "normalize", **values}]
+    in_transform = started({**BATCH_INDEPENDENT, "dataset.train.transforms": transforms})
+
+    assert one_step(on_device) == pytest.approx(one_step(in_transform), rel=1e-5)
+    default = started(BATCH_INDEPENDENT)
+    assert one_step(default) != pytest.approx(on_device.last_loss.item(), rel=1e-3)
+
+
+def test_heads_are_weighed_and_those_that_only_train_are_not_measured() -> None:
+    head = {"name": "fcn", "blocks": ["stage3"], "channels": 16, "train_only": True}
+    losses = [
+        one_step(started({**BATCH_INDEPENDENT, **change}))
+        for change in (
+            {},
+            {"model.heads.aux": head, "loss.head_weights": {"aux": 0.0}},
+            {"model.heads.aux": head, "loss.head_weights": {"aux": 0.4}},
+        )
+    ]
+
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] > 1.2 * losses[0]
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def folder_data(root: Path, classes: Sequence[str], value: int = 0, size: tuple[int, int] = (32, 32)) -> dict[str, Any]:
+    """A `folder` data set of eight images whose masks hold `value`."""
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+    for i in range(8):
+        Image.fromarray(np.full((32, 32, 3), 30 * i, np.uint8)).save(root / f"images/{i}.png")
+        Image.fromarray(np.full(size, value, np.uint8)).save(root / f"masks/{i}.png")
+    return {
+        "name": "folder",
+        "images": str(root / "images"),
+        "masks": str(root / "masks"),
+        "classes": list(classes),
+    }
+
+
+def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) -> None:
+    changes = {"dataset.test": folder_data(tmp_path, ["wall", "floor"])}
+
+    with pytest.raises(ConfigError, match=r"dataset\.test: its classes \['wall', 'floor'\].*'disc'"):
+        tiny_task(changes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"value": 7}, "labels 7"), ({"size": (16, 32)}, "must be of one size")]
+)
+def test_wrong_data_ends_the_run_naming_the_file(
+    wrong: dict[str, Any], message: str, workers: int, tmp_path: Path
+) -> None:
+    data = folder_data(tmp_path, ["wall", "floor"], **wrong)
+    task = tiny_task({**SMALL, "dataset.train": data, "dataset.test": None, "runtime.workers": workers})
+
+    with pytest.raises(DataError, match=message) as error:
+        Trainer().train(task)
+
+    assert ".png" in str(error.value)
+
+
+def check(changes: Mapping[str, Any]) -> None:
+    """What `--check` does."""
+    SegmentationTask.check(TASKS.validate(tiny_config(changes)))
+
+
+def test_images_with_other_channels_than_the_model_are_refused_naming_both() -> None:
+    with pytest.raises(ConfigError, match=r"model\.in_channels: found 1, but the images have 3 channels"):
+        Trainer().train(tiny_task({**SMALL, "model.in_channels": 1}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"meters": [{"name": "mean_iou", "head": "mian"}]}, r"meters\[0\]\.head: 'mian': .*did you mean 'main'"),
+        ({"loss.head_weights": {"mian": 1.0}}, r"loss\.head_weights\.mian: .*did you mean 'main'"),
+        ({"model.heads.main.train_only": True}, "no head that works in eval mode"),
+        ({"model.heads": {}}, "no head that works in eval mode"),
+    ],
+    ids=["meter", "head_weights", "only train_only", "no head"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_heads_that_do_not_exist_are_found_before_the_run(
+    find: Callable[[Any], object], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find(changes)
+
+
+def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
+    aux = {"name": "fcn", "blocks": ["stage3"], "train_only": True}
+
+    with pytest.raises(ConfigError, match=r"meters\[0\]\.head: 'aux'.*Known: main"):
+        tiny_task({"model.heads.aux": aux, "meters": [{"name": "mean_iou", "head": "aux"}]})
+
+
+def test_normalising_twice_is_refused() -> None:
+    changes = {"normalize": {}, "dataset.train.transforms": ["normalize"]}
+
+    with pytest.raises(ConfigError, match=r"dataset\.train\.transforms: found 'normalize' beside"):
+        tiny_task(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 49}, "found 49, but dataset.train has only 48 samples"),
+        ({"batch_size": 7, "runtime.accumulate_steps": 3}, "the nearest sizes are 6 or 9"),
+        ({"batch_size": 2, "runtime.accumulate_steps": 3}, "the nearest sizes are 3"),
+    ],
+)
+def test_a_batch_size_that_does_not_work_is_refused_with_the_numbers(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_task(changes)
+
+
+def test_resuming_with_another_model_is_refused_and_says_how_to_take_its_weights(tmp_path: Path) -> None:
+    Trainer(tmp_path).train(tiny_task({**SMALL, "hooks": ["checkpoint"]}))
+    state = tmp_path / "checkpoints/step-2"
+    other = tiny_task({**SMALL, "hooks": ["checkpoint"], "model.heads.main.channels": 8})
+
+    with pytest.raises(ConfigError, match=r"model\.heads\.main\.channels: was 16, now 8") as error:
+        Trainer(tmp_path, resume=True).train(other)
+
+    assert f"model.weights={state}" in str(error.value)
