@@ -314,6 +314,12 @@ class ConfigRecord(BaseModel):
         return record
 
 
+def placed(place: str, error: ConfigError) -> ConfigError:
+    """`error`, raised by a component about an option of its own, with the path of the component before it."""
+    joint = "." if re.match(r"\w+(\.\w+|\[\d+\])*: ", str(error)) else ": "
+    return ConfigError(f"{place}{joint}{error}")
+
+
 def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted."""
     problems: dict[Location, list[str]] = {}

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_
 from pydantic import Field, Strict, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from classyseg.config import ConfigError, ConfigRecord, ConfigTree, Text, explain, unknown
+from classyseg.config import ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, unknown
 
 T = TypeVar("T", bound=type)
 
@@ -236,26 +236,31 @@ class Registry:
         if isinstance(config, str):
             config = {"name": config}
         if not isinstance(config, Mapping):
-            raise _error(
-                "not_a_component", f"expected the name of a {self.noun}, or a mapping with a 'name'", (), config
-            )
+            message = f"expected the name of a {self.noun}, or a mapping with a 'name'"
+            raise _error(("not_a_component", message, (), config))
         if "name" not in config:
             known = ", ".join(self.names())
             message = f"missing; every {self.noun} has a name. Known: {known}."
-            raise _error("missing_name", message, ("name",), config)
+            misspelt = closest("name", map(str, config))
+            more = [("unknown_key", "unknown key; did you mean 'name'?", (misspelt,), config)] if misspelt else []
+            raise _error(("missing_name", message, ("name",), config), *more)
         name = config["name"]
         if not isinstance(name, str):
-            raise _error("not_a_name", f"expected the name of a {self.noun}", ("name",), name)
+            raise _error(("not_a_name", f"expected the name of a {self.noun}", ("name",), name))
         try:
             model = self.config_model(name, placed=placed)
         except ConfigError as error:
-            raise _error("unknown_name", str(error), ("name",), name) from None
+            raise _error(("unknown_name", str(error), ("name",), name)) from None
         return model.model_validate(config)
 
 
-def _error(kind: Any, message: str, location: tuple[str | int, ...], found: Any) -> ValidationError:
-    detail = InitErrorDetails(type=PydanticCustomError(kind, message), loc=location, input=found)
-    return ValidationError.from_exception_data("config", [detail])
+def _error(*problems: tuple[Any, str, tuple[str | int, ...], Any]) -> ValidationError:
+    """Problems as (kind, message, location, what was found)."""
+    details = [
+        InitErrorDetails(type=PydanticCustomError(kind, message), loc=location, input=found)
+        for kind, message, location, found in problems
+    ]
+    return ValidationError.from_exception_data("config", details)
 
 
 def _validated(model: type[ComponentConfig], values: Mapping[str, Any], source: str) -> ComponentConfig:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
 from classyseg.registry import HEADS, MODELS, ComponentConfig
+from classyseg.structures import BlockInfo
 
 IMAGENET_CLASSES = 1000
 
@@ -24,20 +25,33 @@ def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
     if isinstance(config, ClassyModel):
         return config
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
-    model: ClassyModel = MODELS.build(checked)
+    try:
+        model: ClassyModel = MODELS.build(checked)
+    except ConfigError as error:
+        raise placed("model", error) from None
     heads = getattr(checked, "heads", {})
     if heads and num_classes is None:
         raise ConfigError("model.heads: found heads, but no number of classes; pass num_classes")
     for name, head in heads.items():
+        blocks = _blocks(model, head.blocks, f"model.heads.{name}.blocks")
         try:
-            blocks = [model.block(block) for block in head.blocks]
             model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
         except ConfigError as error:
-            raise ConfigError(f"model.heads.{name}: {error}") from None
+            raise placed(f"model.heads.{name}", error) from None
     weights = getattr(checked, "weights", None)
     if weights is not None:
         load_weights(model, weights, variant=checked.name)
     return model
+
+
+def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
+    found = []
+    for i, name in enumerate(names):
+        try:
+            found.append(model.block(name))
+        except ConfigError as error:
+            raise ConfigError(f"{place}[{i}]: {str(error).removeprefix('blocks: ')}") from None
+    return found
 
 
 def list_models(pattern: str = "*") -> list[str]:

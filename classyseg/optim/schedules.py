@@ -24,7 +24,9 @@ class ClassyScheduler(Configurable, ABC):
 
     def __init__(self, num_epochs: float, warmup_epochs: float, warmup_factor: float) -> None:
         if warmup_epochs >= num_epochs > 0:
-            raise ConfigError(f"schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs")
+            raise ConfigError(
+                f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs"
+            )
         share = warmup_epochs / num_epochs if num_epochs else 0.0
         curve = self.curve()
         if share:
@@ -107,7 +109,7 @@ class MultiStep(ClassyScheduler):
     ) -> None:
         if list(milestones) != sorted(set(milestones)) or (num_epochs and milestones[-1] >= num_epochs):
             raise ConfigError(
-                f"schedule.milestones: found {list(milestones)}; expected rising epochs below {num_epochs}"
+                f"optimizer.schedule.milestones: found {list(milestones)}; expected rising epochs below {num_epochs}"
             )
         self.milestones = [milestone / max(num_epochs, 1e-9) for milestone in milestones]
         self.factor = factor

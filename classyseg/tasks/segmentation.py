@@ -130,9 +130,12 @@ class SegmentationTask(ClassyTask):
         except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
             model = build_model(without_weights, 2)
         _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
-        for part in (config.dataset.train, config.dataset.test):  # type: ignore[attr-defined]
-            for transform in getattr(part, "transforms", ()):
-                build_transform(transform)
+        for part in ("train", "test"):
+            for i, transform in enumerate(getattr(getattr(config.dataset, part), "transforms", ())):  # type: ignore[attr-defined]
+                try:
+                    build_transform(transform)
+                except ConfigError as error:
+                    raise ConfigError(f"dataset.{part}.transforms[{i}]: {error}") from None
         build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
     # -- the parts at work -------------------------------------------------------------------------------------------
