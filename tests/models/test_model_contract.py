@@ -1,0 +1,167 @@
+"""What every registered backbone holds with every registered head, plugins' included.
+
+Each model is built once and carries all heads on its deepest block, so that one compilation covers all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from classyseg.models import ClassyModel, build_model, list_models
+from classyseg.registry import HEADS, MODELS
+
+NUM_CLASSES = 5
+DEEP = ("resnet101", "resnet152")
+"""Same code as resnet50 and more of it: to trace them takes long."""
+Outputs = dict[str, Tensor]
+
+
+def attach_every_head(model: ClassyModel, heads: list[str]) -> ClassyModel:
+    deepest = list(model.blocks.values())[-1]
+    for name in heads:
+        model.attach_head(name, HEADS.build(name, [deepest], NUM_CLASSES))
+    return model
+
+
+def image_for(model: ClassyModel, height: int, width: int, count: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randn(count, model.in_channels, height, width, generator=generator)
+
+
+def run(model: Any, image: Tensor) -> Outputs:
+    with torch.no_grad():
+        return model(image)
+
+
+def assert_same(found: Outputs, expected: Outputs, tolerance: float = 1e-5) -> None:
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].shape == value.shape
+        assert (found[name] - value).abs().max() <= tolerance * value.abs().max(), name
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in list_models()],
+)
+def model(request: pytest.FixtureRequest) -> Iterator[ClassyModel]:
+    """The registered model with every head, in eval mode; tests leave it as it is."""
+    torch.manual_seed(0)
+    yield attach_every_head(build_model(request.param), HEADS.names()).eval()
+    torch.compiler.reset()
+
+
+def test_whole_graph_compilation_equals_eager(model: ClassyModel) -> None:
+    image = image_for(model, 33, 65)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_same(run(compiled, image), run(model, image))
+
+
+def test_an_export_with_free_height_and_width_equals_eager_at_other_sizes(model: ClassyModel) -> None:
+    sizes = {"image": {2: Dim("height", min=33, max=4096), 3: Dim("width", min=33, max=4096)}}
+    exported = torch.export.export(model, (image_for(model, 64, 96),), dynamic_shapes=sizes).module()
+    for height, width in [(33, 65), (97, 40)]:
+        image = image_for(model, height, width)
+        assert_same(run(exported, image), run(model, image))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97)])
+def test_blocks_have_the_declared_channels_and_strides(model: ClassyModel, size: tuple[int, int]) -> None:
+    features = model.features(image_for(model, *size))
+    assert list(features) == list(model.blocks)
+    for name, feature in features.items():
+        _, channels, stride = model.blocks[name]
+        assert feature.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride)), name
+
+
+def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:
+    twin = copy.deepcopy(model).train()
+    image = image_for(twin, 33, 33, count=2)
+    backbone = {name: value for name, value in twin.named_parameters() if not name.startswith("heads.")}
+    deepest = twin.features(image)[list(twin.blocks)[-1]]
+    found = torch.autograd.grad(deepest.square().sum(), list(backbone.values()), allow_unused=True)
+    needed = {name for name, gradient in zip(backbone, found, strict=True) if gradient is not None}
+    assert needed
+    features = twin.features(image)
+    for name, head in twin.heads.items():
+        logits = head([features[block.name] for block in head.blocks])  # type: ignore[union-attr]
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        parameters = {key: value for key, value in head.named_parameters()}
+        parameters |= {key: backbone[key] for key in needed}
+        gradients = torch.autograd.grad((logits * weights).sum(), list(parameters.values()), retain_graph=True)
+        still = [key for key, gradient in zip(parameters, gradients, strict=True) if not gradient.any()]
+        assert still == [], name
+
+
+@pytest.mark.parametrize("head", HEADS.names())
+def test_a_single_small_image_gives_logits_in_eval_mode(model: ClassyModel, head: str) -> None:
+    logits = run(model, image_for(model, 32, 32))[head]
+    assert logits.shape[:2] == (1, NUM_CLASSES)
+    assert logits.isfinite().all()
+
+
+def test_the_state_dict_makes_another_instance_equal(model: ClassyModel, request: pytest.FixtureRequest) -> None:
+    torch.manual_seed(1)
+    other = attach_every_head(build_model(request.node.callspec.params["model"]), list(model.heads)).eval()
+    image = image_for(model, 33, 65)
+    expected = run(model, image)
+    assert not torch.equal(run(other, image)["linear"], expected["linear"])
+    other.load_state_dict(model.state_dict())
+    assert_same(run(other, image), expected, tolerance=0)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_gives_equal_outputs(model: ClassyModel, how: str) -> None:
+    twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    image = image_for(model, 33, 65)
+    assert_same(run(twin, image), run(model, image), tolerance=0)
+
+
+def test_heads_leave_the_backbones_keys_alone(model: ClassyModel, request: pytest.FixtureRequest) -> None:
+    with torch.device("meta"):
+        bare = build_model(request.node.callspec.params["model"])
+    assert [key for key in model.state_dict() if not key.startswith("heads.")] == list(bare.state_dict())
+
+
+def test_the_resolved_config_builds_the_same_model(model: ClassyModel, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.params["model"]
+    heads = {head: {"name": head, "blocks": [list(model.blocks)[-1]]} for head in model.heads}
+    config = MODELS.validate({"name": name, "heads": heads}, placed=True).resolved()
+    again = MODELS.validate(config, placed=True)
+    assert again.resolved() == config
+    with torch.device("meta"):
+        rebuilt = build_model(again, NUM_CLASSES)
+    assert {key: value.shape for key, value in rebuilt.state_dict().items()} == {
+        key: value.shape for key, value in model.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("head", HEADS.names())
+def test_each_head_alone_compiles_and_exports(head: str) -> None:
+    torch.manual_seed(0)
+    model = attach_every_head(build_model("resnet18"), [head]).eval()
+    image = image_for(model, 33, 65)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_same(run(compiled, image), run(model, image))
+    sizes = {"image": {2: Dim("height", min=33, max=4096), 3: Dim("width", min=33, max=4096)}}
+    exported = torch.export.export(model, (image_for(model, 64, 96),), dynamic_shapes=sizes).module()
+    assert_same(run(exported, image), run(model, image))
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS.names())
+def test_the_default_compiler_equals_eager(head: str) -> None:
+    torch.manual_seed(0)
+    model = attach_every_head(build_model("resnet18"), [head]).eval()
+    image = image_for(model, 64, 96)
+    assert_same(run(torch.compile(model, fullgraph=True), image), run(model, image), tolerance=1e-4)
+    torch.compiler.reset()

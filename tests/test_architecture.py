@@ -1,0 +1,164 @@
+"""What holds the code together: who imports whom, how long things are, what is never called."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import classyseg
+
+PACKAGE = Path(classyseg.__file__).parent
+ROOT = PACKAGE.parent
+
+FLOORS = (
+    {"structures", "config", "io", "distributed", "rng"},
+    {"registry", "layers", "checkpoint", "complexity"},
+    {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
+    {"models"},
+    {"inference", "export", "report"},
+    {"tasks"},
+    {"trainer"},
+    {"cli", "__main__", "__init__"},
+)
+SAME_FLOOR = {("io", "config"), ("datasets", "transforms"), ("__main__", "cli")}
+"""The imports on one floor that DESIGN.md allows."""
+HEADS_CONTRACT = "classyseg.heads.classy_head"
+"""The one module of `heads/` that `models/` may import."""
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 500
+FORBIDDEN = re.compile(r"(?<![\w.])eval\(|pickle\.loads?\b|weights_only\s*=\s*False|yaml\.(unsafe_|full_)?load\b")
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def floor_of(module: str) -> int:
+    return next(floor for floor, modules in enumerate(FLOORS) if module in modules)
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def own_code() -> list[Path]:
+    folders = [ROOT / name for name in ("tests", "benchmarks", "plugins")]
+    others = [path for folder in folders for path in folder.rglob("*.py")]
+    return [*sources(), *(path for path in [ROOT / "classy_train.py", *sorted(others)] if path.is_file())]
+
+
+def imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """The dotted names under `classyseg` that a module of `package` imports anywhere: also in functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "classyseg")
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            if module.split(".")[0] == "classyseg":
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def wrong_imports(module: str, package: str, source: str) -> list[str]:
+    """The imports that floor rules forbid to `module`, which is a file or a folder right under the package."""
+    wrong = []
+    for name in imported(ast.parse(source), package):
+        other = (name.split(".") + ["__init__"])[1]
+        known = any(other in modules for modules in FLOORS)
+        if not known or other == module or (module, other) in SAME_FLOOR:
+            continue
+        to_heads = module == "models" and other == "heads" and not name.startswith(HEADS_CONTRACT)
+        if floor_of(other) >= floor_of(module) or to_heads:
+            wrong.append(name)
+    return wrong
+
+
+def code_lines(function: Function, lines: list[str]) -> int:
+    """How many lines of a function hold code: no blanks, comments or docstring."""
+    documented = isinstance(function.body[0], ast.Expr) and isinstance(function.body[0].value, ast.Constant)
+    docstring = range(function.body[0].lineno, (function.body[0].end_lineno or 0) + 1) if documented else ()
+    numbers = range(function.lineno, (function.end_lineno or function.lineno) + 1)
+    texts = [lines[number - 1].strip() for number in numbers if number not in docstring]
+    return sum(bool(text) and not text.startswith("#") for text in texts)
+
+
+def test_every_module_of_the_package_has_a_floor() -> None:
+    modules = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in sources()}
+    assert modules <= set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_its_own_folder_and_lower_floors_only(path: Path) -> None:
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    package = ".".join(["classyseg", *path.relative_to(PACKAGE).parts[:-1]])
+    assert wrong_imports(module, package, path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("heads", "from classyseg.losses import ClassyLoss", True),
+        ("heads", "def f():\n    import classyseg.models.build", True),
+        ("losses", "if TYPE_CHECKING:\n    from ..tasks.classy_task import ClassyTask", True),
+        ("layers", "from classyseg import registry", True),
+        ("config", "from classyseg.io import paths", True),
+        ("models", "from classyseg.heads import FCNHead", True),
+        ("models", "from classyseg.heads.classy_head import ClassyHead", False),
+        ("datasets", "from classyseg.transforms import ClassyTransform", False),
+        ("transforms", "from classyseg.datasets import ClassyDataset", True),
+        ("io", "from classyseg.config import ConfigError", False),
+        ("cli", "from classyseg.trainer import Trainer", False),
+        ("heads", "from .fcn import FCNHead", False),
+    ],
+)
+def test_the_floor_rules_catch_what_they_forbid(module: str, source: str, wrong: bool) -> None:
+    assert bool(wrong_imports(module, f"classyseg.{module}", source)) == wrong
+
+
+def test_the_trainer_knows_neither_models_nor_data() -> None:
+    names = {name.split(".")[1] for name in imported(ast.parse((PACKAGE / "trainer.py").read_text()), "classyseg")}
+    assert not names & {"models", "heads", "losses", "datasets", "transforms", "optim"}
+
+
+@pytest.mark.parametrize("path", own_code(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_function_and_no_file_is_long(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, Function)]
+    assert [f.name for f in functions if code_lines(f, lines) > MAX_FUNCTION_LINES] == []
+    assert len(lines) <= MAX_FILE_LINES
+
+
+def test_a_function_is_measured_without_docstring_comments_and_blanks() -> None:
+    text = 'def f() -> int:\n    """A\n\n    B."""\n    # why\n\n    x = [\n        1,\n    ]\n    return x[0]\n'
+    function = ast.parse(text).body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert code_lines(function, text.splitlines()) == 5
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, classyseg; print([m for m in ('torch', 'pydantic', 'torchvision', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_evaluates_text_or_unpickles(path: Path) -> None:
+    assert FORBIDDEN.findall(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["x = eval(text)", "pickle.load(f)", "pickle.loads(b)", "torch.load(f, weights_only=False)", "yaml.load(f)"]
+)
+def test_the_forbidden_calls_are_caught(line: str) -> None:
+    assert FORBIDDEN.search(line)
+
+
+def test_switching_a_model_to_evaluation_is_not_evaluating_text() -> None:
+    assert not FORBIDDEN.search("model.eval()")
