@@ -67,7 +67,7 @@ def wrong_imports(module: str, package: str, source: str) -> list[str]:
     """The imports that floor rules forbid to `module`, which is a file or a folder right under the package."""
     wrong = []
     for name in imported(ast.parse(source), package):
-        other = (name.split(".") + ["__init__"])[1]
+        other = [*name.split("."), "__init__"][1]
         known = any(other in modules for modules in FLOORS)
         if not known or other == module or (module, other) in SAME_FLOOR:
             continue

@@ -94,7 +94,7 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
     for name, head in twin.heads.items():
         logits = head([features[block.name] for block in head.blocks])  # type: ignore[union-attr]
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-        parameters = {key: value for key, value in head.named_parameters()}
+        parameters = dict(head.named_parameters())
         parameters |= {key: backbone[key] for key in needed}
         gradients = torch.autograd.grad((logits * weights).sum(), list(parameters.values()), retain_graph=True)
         still = [key for key, gradient in zip(parameters, gradients, strict=True) if not gradient.any()]
