@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import threading
 from pathlib import Path
@@ -106,6 +107,21 @@ def test_the_folder_is_locked_while_the_run_lasts_and_free_after_an_error(tmp_pa
         Trainer(tmp_path).train(tiny_task(SMALL, Intruder()))
 
     FolderLock(tmp_path).release()
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
+    processes = multiprocessing.get_context("fork")
+    working, done = processes.Event(), processes.Event()
+    run = FolderLock(tmp_path)
+    worker = processes.Process(target=lambda: (working.set(), done.wait(60)))
+    worker.start()
+    assert working.wait(60)
+
+    run.release()  # what the kernel does when the run is killed
+
+    FolderLock(tmp_path).release()
+    done.set()
+    worker.join()
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_its_weights_are_saved(tmp_path: Path) -> None:
