@@ -41,10 +41,11 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         return (target != self.ignore_index).sum().double()
 
     def forward(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        total = self._weighed_total(logits, target)
         count, share = self.count(target), 1.0
         if self.training:
             count, share = sum_over_processes(count), float(world_size())
-        return self._weighed_total(logits, target) * (share / count.clamp(min=1e-12)).float()
+        return total * (share / count.clamp(min=1e-12)).float()
 
     def _weighed_total(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
         if isinstance(logits, Tensor):

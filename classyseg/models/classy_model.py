@@ -133,7 +133,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 raise ConfigError(
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
                 )
-        self.heads[name] = head
+        self.heads[name] = head.train(self.training)
         for info in infos:
             if info.name not in self._blocks and info.name not in self._taps:
                 self._taps[info.name] = tap = _Tap(self._tapped, info)

@@ -1,0 +1,163 @@
+"""Heads attach by name to declared blocks and to submodules, and leave a backbone as they found it."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch.nn import functional
+
+from classyseg.config import ConfigError
+from classyseg.heads import FCNHead, LinearHead
+from classyseg.models import ClassyModel, build_model, create_backbone
+from classyseg.structures import BlockInfo
+
+
+def resnet18() -> ClassyModel:
+    torch.manual_seed(0)
+    return create_backbone("resnet18")
+
+
+def test_a_declared_block_and_a_submodule_are_described_alike() -> None:
+    model = resnet18()
+    assert model.block("stage3") == BlockInfo("stage3", 256, 16)
+    assert model.block("layer3.1.conv2") == BlockInfo("layer3.1.conv2", 256, 16)
+    assert model.block("layer2.0.conv1") == BlockInfo("layer2.0.conv1", 128, 8)
+    assert {"stage4", "layer4.1.bn2", "conv1"} <= set(model.attachable_block_names)
+
+
+def test_finding_a_submodules_channels_changes_nothing() -> None:
+    model = resnet18().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.block("layer3.1.conv2")
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_several_heads_read_one_model_and_one_head_reads_several_blocks() -> None:
+    model = resnet18().eval()
+    pair = [model.block("stage2"), model.block("layer4.1.conv2")]
+    model.attach_head("pair", FCNHead(pair, 5))
+    model.attach_head("image", LinearHead([model.block("stage4")], 7))
+    logits = model(torch.randn(2, 3, 64, 96))
+    assert {name: tuple(x.shape) for name, x in logits.items()} == {"pair": (2, 5, 8, 12), "image": (2, 7)}
+
+
+def test_a_head_sees_exactly_what_its_submodule_puts_out() -> None:
+    model = resnet18().eval()
+    seen = []
+    model.layer3[1].conv2.register_forward_hook(lambda _m, _i, output: seen.append(output))  # type: ignore[index, union-attr]
+    head = FCNHead([model.block("layer3.1.conv2")], 5).eval()
+    model.attach_head("main", head)
+    image = torch.randn(1, 3, 64, 64)
+    found = model(image)["main"]
+    assert torch.equal(found, head([seen[-1]]))
+
+
+def test_detaching_restores_the_backbone() -> None:
+    model = resnet18().eval()
+    image = torch.randn(1, 3, 64, 64)
+    before = model(image)
+    head = FCNHead([model.block("layer2.0.conv1")], 5)
+    model.attach_head("main", head)
+    assert model.detach_head("main") is head
+    after = model(image)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_shared_tap_stays_until_its_last_head_is_detached() -> None:
+    model = resnet18().eval()
+    block = model.block("layer2.0.conv1")
+    model.attach_head("a", FCNHead([block], 5))
+    model.attach_head("b", FCNHead([block], 5))
+    model.detach_head("a")
+    assert set(model(torch.randn(1, 3, 64, 64))) == {"b"}
+
+
+def test_a_train_only_head_is_not_computed_in_eval_mode() -> None:
+    model = resnet18()
+    model.attach_head("main", FCNHead([model.block("stage4")], 5))
+    model.attach_head("aux", FCNHead([model.block("stage3")], 5), train_only=True)
+    image = torch.randn(2, 3, 64, 64)
+    assert list(model.train()(image)) == ["main", "aux"]
+    assert list(model.eval()(image)) == ["main"]
+    assert model.main_head == "main"
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "message"),
+    [
+        ("main", BlockInfo("stgae4", 512, 32), "did you mean 'stage4'"),
+        ("main", BlockInfo("stage4", 99, 32), "with 99 channels, but it has 512"),
+        ("main", BlockInfo("layer3.0.relu", 256, 16), "runs 2 times"),
+        ("main", BlockInfo("layer3.0.conv9", 256, 16), "did you mean 'layer3.0.conv"),
+    ],
+)
+def test_a_head_that_does_not_fit_is_refused_and_nothing_changes(name: str, block: BlockInfo, message: str) -> None:
+    model = resnet18()
+    keys = list(model.state_dict())
+    with pytest.raises(ConfigError, match=message):
+        model.attach_head(name, FCNHead([block], 5))
+    assert list(model.state_dict()) == keys
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_an_attached_head_takes_the_models_mode() -> None:
+    model = resnet18().eval()
+    model.attach_head("main", FCNHead([model.block("stage4")], 5))
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_name_in_use_is_refused() -> None:
+    model = resnet18()
+    model.attach_head("main", FCNHead([model.block("stage4")], 5))
+    with pytest.raises(ConfigError, match=r"heads.main: this model has a head of that name"):
+        model.attach_head("main", FCNHead([model.block("stage3")], 5))
+
+
+def test_threads_that_share_a_model_do_not_mix_their_images() -> None:
+    model = resnet18().eval()
+    model.attach_head("main", FCNHead([model.block("layer3.1.conv2")], 5))
+    images = [torch.randn(1, 3, 32, 32) for _ in range(8)]
+    with torch.no_grad():
+        expected = [model(image)["main"] for image in images]
+    wrong = []
+
+    def work() -> None:
+        with torch.no_grad():
+            for _ in range(3):
+                for image, logits in zip(images, expected, strict=True):
+                    if not torch.allclose(model(image)["main"], logits, atol=1e-5):
+                        wrong.append(image)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert not model._tapped.outputs
+
+
+def test_a_head_on_a_submodule_trains() -> None:
+    torch.manual_seed(0)
+    model = build_model({"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["layer3.1.conv2"]}}}, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    image = torch.randn(4, 3, 32, 32)
+    target = (functional.avg_pool2d(image, 16)[:, 0] > 0).long()
+    losses = []
+    for _ in range(20):
+        loss = functional.cross_entropy(model(image)["main"], target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_heads_without_a_number_of_classes_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="pass num_classes"):
+        build_model({"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}})

@@ -1,0 +1,164 @@
+"""Weights load whole or not at all, and every difference is named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from classyseg.checkpoint import save_checkpoint
+from classyseg.config import ConfigError
+from classyseg.models import ResNet, build_model, create_backbone, load_weights
+
+HEADS = {"main": {"name": "fcn", "blocks": ["stage4"]}}
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return torchvision.models.resnet18().state_dict()
+
+
+@pytest.fixture(params=[".pth", ".safetensors"])
+def file(request: pytest.FixtureRequest, tmp_path: Path, reference: dict[str, Tensor]) -> Path:
+    path = tmp_path / f"weights{request.param}"
+    write(path, reference)
+    return path
+
+
+def write(path: Path, state: dict[str, Tensor]) -> None:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path)
+
+
+def test_torchvisions_weights_load_strictly_into_a_model_with_heads(file: Path, reference: dict[str, Tensor]) -> None:
+    model = build_model({"name": "resnet18", "weights": str(file), "heads": HEADS}, 5)
+    found = model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in reference.items() if not key.startswith("fc."))
+
+
+def test_missing_unexpected_and_mismatched_keys_are_named_and_nothing_is_loaded(
+    tmp_path: Path, reference: dict[str, Tensor]
+) -> None:
+    state = {key: value for key, value in reference.items() if key != "layer1.0.conv1.weight"}
+    state |= {"layer9.weight": torch.zeros(1), "conv1.weight": torch.zeros(64, 1, 7, 7)}
+    write(tmp_path / "w.safetensors", state)
+    model = create_backbone("resnet18")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ConfigError) as error:
+        build_model({"name": "resnet18", "weights": str(tmp_path / "w.safetensors")})
+    message = str(error.value)
+    assert "1 missing keys: layer1.0.conv1.weight" in message
+    assert "1 unexpected keys: layer9.weight" in message
+    assert "conv1.weight is (64, 1, 7, 7), expected (64, 3, 7, 7)" in message
+    with pytest.raises(ConfigError):
+        load_weights(model, str(tmp_path / "w.safetensors"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_checkpoint_folder_gives_the_whole_model(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained = build_model({"name": "resnet18", "heads": HEADS}, 5)
+    folder = save_checkpoint(tmp_path, 7, {"model": trained.state_dict()}, {})
+    model = build_model({"name": "resnet18", "weights": str(folder), "heads": HEADS}, 5)
+    assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match=r"other shapes: heads\.main\.classifier\.weight"):
+        build_model({"name": "resnet18", "weights": str(folder), "heads": HEADS}, 6)
+
+
+class Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": Malicious(tmp_path / "marker")}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"w.pth cannot be read as weights"):
+        build_model({"name": "resnet18", "weights": str(tmp_path / "w.pth")})
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_truncated_file_is_named(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match=f"{file.name} cannot be read as weights"):
+        build_model({"name": "resnet18", "weights": str(file)})
+
+
+def test_a_training_checkpoint_of_another_kind_is_explained(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match="holds a dict of dict, int; expected a state dict"):
+        build_model({"name": "resnet18", "weights": str(tmp_path / "w.pth")})
+
+
+def test_an_unknown_name_gets_the_closest_one() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'imagenet1k_v2'.*Known: imagenet1k_v1, imagenet1k_v2"):
+        build_model({"name": "resnet50", "weights": "imagnet1k_v2"})
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: dict[str, Tensor], *, honest: bool) -> None:
+    """Makes `imagenet1k_v1` a file whose name ends with its hash, or with another one."""
+    torch.save(state, tmp_path / "draft.pth")
+    digest = hashlib.sha256((tmp_path / "draft.pth").read_bytes()).hexdigest()[:8]
+    path = (tmp_path / "draft.pth").rename(tmp_path / f"resnet18-{digest if honest else '0123abcd'}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: {"imagenet1k_v1": path.as_uri()}))
+
+
+def test_a_known_name_is_downloaded_and_its_hash_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, Tensor]
+) -> None:
+    offer(monkeypatch, tmp_path, reference, honest=True)
+    model = create_backbone("resnet18", pretrained=True)
+    assert torch.equal(model.state_dict()["conv1.weight"], reference["conv1.weight"])
+    assert len(list((tmp_path / "cache").rglob("*.pth"))) == 1
+
+
+def test_a_download_with_another_hash_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, Tensor]
+) -> None:
+    offer(monkeypatch, tmp_path, reference, honest=False)
+    with pytest.raises(ConfigError, match=r"could not be downloaded and verified: invalid hash value"):
+        create_backbone("resnet18", weights="imagenet1k_v1")
+    assert not list((tmp_path / "cache").rglob("*.pth"))
+
+
+def test_public_weights_are_those_that_torchvision_knows() -> None:
+    known = ResNet.known_weights("resnet50")
+    assert list(known) == ["imagenet1k_v1", "imagenet1k_v2"]
+    assert known["imagenet1k_v2"].endswith("resnet50-11ad3fa6.pth")
+    assert ResNet.known_weights("resnet") == {}
+
+
+def test_the_reference_classifier_is_taken_when_it_is_asked_for(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    write(tmp_path / "w.safetensors", reference)
+    model = create_backbone("resnet18", weights=str(tmp_path / "w.safetensors"), features_only=False)
+    assert torch.equal(model.state_dict()["heads.main.fc.weight"], reference["fc.weight"])
+    image = torch.randn(1, 3, 64, 64)
+    expected = torchvision.models.resnet18()
+    expected.load_state_dict(reference)
+    torch.testing.assert_close(model.eval()(image)["main"], expected.eval()(image), rtol=1e-4, atol=1e-5)
+
+
+def test_output_indices_choose_blocks_and_keep_the_keys() -> None:
+    whole, some = create_backbone("resnet18"), create_backbone("resnet18", output_indices=[1, -1])
+    assert list(some(torch.randn(2, 3, 64, 64))) == ["stage1", "stage4"]
+    assert list(some.state_dict()) == list(whole.state_dict())
+    with pytest.raises(ConfigError, match=r"output_indices: found \[7\]; 'resnet18' has 5 blocks"):
+        create_backbone("resnet18", output_indices=[7])
+
+
+def test_pretrained_needs_a_variant_with_public_weights() -> None:
+    with pytest.raises(ConfigError, match="'resnet' knows no public weights"):
+        create_backbone("resnet", pretrained=True)
