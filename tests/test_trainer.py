@@ -112,8 +112,13 @@ def test_the_folder_is_locked_while_the_run_lasts_and_free_after_an_error(tmp_pa
 def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
     processes = multiprocessing.get_context("fork")
     working, done = processes.Event(), processes.Event()
+
+    def work() -> None:
+        working.set()
+        done.wait(60)
+
     run = FolderLock(tmp_path)
-    worker = processes.Process(target=lambda: (working.set(), done.wait(60)))
+    worker = processes.Process(target=work)
     worker.start()
     assert working.wait(60)
 
