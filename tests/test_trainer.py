@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from classyseg.checkpoint import checkpoint_folders
+from classyseg.checkpoint import checkpoint_folders, load_checkpoint, newest_checkpoint
 from classyseg.cli.train import main
 from classyseg.config import ConfigError
 from classyseg.hooks import ClassyHook, WatchedTask
@@ -137,6 +137,19 @@ def test_a_loss_that_is_no_number_ends_the_run_before_its_weights_are_saved(tmp_
 
     assert checkpoint_folders(tmp_path / "checkpoints") == []
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_weights_of_a_loss_that_is_no_number_are_not_saved_within_an_epoch_either(tmp_path: Path) -> None:
+    hook = {"name": "checkpoint", "every_steps": 1}
+    changes = {**SMALL, "optimizer.lr": 1e30, "dataset.train.num_samples": 32, "hooks": [hook]}
+
+    with pytest.raises(FloatingPointError, match=r"loss of the steps up to \d is .*optimizer\.lr"):
+        Trainer(tmp_path).train(tiny_task(changes))
+
+    newest, problems = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest is not None
+    assert not problems
+    assert all(x.isfinite().all() for x in load_checkpoint(newest).tensors["optimizer"].values())
 
 
 def test_the_command_line_writes_the_resolved_config_and_resumes_from_it(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from classyseg.checkpoint import prune
 from classyseg.config import ConfigError
-from classyseg.distributed import is_primary
+from classyseg.distributed import integer_from_primary, is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import write_atomically
 from classyseg.registry import HOOKS
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class CheckpointHook(ClassyHook):
     """Saves after every `every_epochs` training phases and every `every_steps` steps; keeps the newest `keep`.
 
-    With `best`, a value in the test record such as `mean_iou`, the checkpoint of the best test phase is kept too and
+    With `best`, a value in the test record such as `mean_iou`, the checkpoint of the best test phase is saved, kept and
     named in `checkpoints/BEST`; `best_is` says whether the largest or the smallest value is best. The last training
     phase is always saved. A save that fails (a full disk) leaves the older ones as they are and is tried again; the
     third failure in a row ends the run.
@@ -57,8 +57,13 @@ class CheckpointHook(ClassyHook):
             record["epoch"] % self.every_epochs == 0 or record["epoch"] == task.num_epochs
         ):
             self._save(task)
-        if record["phase"] == "test" and self.best is not None and task.run_folder is not None and is_primary():
-            self._point_at_best(task.run_folder / "checkpoints", record)
+        if record["phase"] == "test" and self.best is not None and task.run_folder is not None:
+            path = task.run_folder / "checkpoints" / BEST
+            value = self._value(record)
+            if integer_from_primary(int(self._is_best(path, value))):
+                self._save(task)
+                if is_primary() and (path.parent / f"step-{record['step']}").is_dir():
+                    write_atomically(path, f"step-{record['step']} {value!r}\n")
 
     def _save(self, task: WatchedTask) -> None:
         try:
@@ -77,16 +82,17 @@ class CheckpointHook(ClassyHook):
         path = root / BEST
         return path.read_text(encoding="utf-8").split()[0] if path.exists() else None
 
-    def _point_at_best(self, root: Path, record: dict[str, object]) -> None:
+    def _value(self, record: dict[str, object]) -> float:
         value = record.get(self.best or "")
         if not isinstance(value, int | float):
             numbers = [key for key, found in record.items() if isinstance(found, int | float)]
             raise ConfigError(
                 f"hooks.checkpoint.best: the test record has no number '{self.best}'; it has {', '.join(numbers)}"
             )
-        path = root / BEST
-        before = float(path.read_text(encoding="utf-8").split()[1]) if path.exists() else None
-        better = before is None or (value > before if self.best_is == "largest" else value < before)
-        name = f"step-{record['step']}"
-        if better and (root / name).is_dir():
-            write_atomically(path, f"{name} {value!r}\n")
+        return float(value)
+
+    def _is_best(self, path: Path, value: float) -> bool:
+        if not path.exists():
+            return True
+        before = float(path.read_text(encoding="utf-8").split()[1])
+        return value > before if self.best_is == "largest" else value < before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,11 +189,7 @@ class ClassyTask(Configurable, ABC):
         if progress.phase == "train":
             record["epoch"] += 1
             record["loss"] = self._mean_over_processes(self._loss_sum) / self.steps_per_epoch
-            if record["loss"] != record["loss"] or abs(record["loss"]) == float("inf"):
-                raise FloatingPointError(
-                    f"the training loss of epoch {record['epoch']} is {record['loss']}. "
-                    "A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
-                )
+            _require_finite(record["loss"], f"epoch {record['epoch']}")
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
             "seconds": time.perf_counter() - self._phase_started,
@@ -241,8 +238,12 @@ class ClassyTask(Configurable, ABC):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path | None:
-        """Saves the run as it stands between two batches; None without a run folder. Every process calls it."""
+        """Saves the run as it stands between two batches; None without a run folder. Every process calls it.
+
+        Raises: `FloatingPointError` when a training loss of this phase was not finite: such weights are worth nothing.
+        """
         loss_sum = self._mean_over_processes(self._loss_sum)
+        _require_finite(loss_sum, f"the steps up to {self.progress.step}")
         if self.run_folder is None or not distributed.is_primary():
             return None
         state = {
@@ -299,3 +300,10 @@ class ClassyTask(Configurable, ABC):
             path = run_folder / name
             if path.exists():
                 write_atomically(path, "".join(json_line(record) for record in read_json_lines(path) if keep(record)))
+
+
+def _require_finite(loss: float, where: str) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the training loss of {where} is {loss}. A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
+        )

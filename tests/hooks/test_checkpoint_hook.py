@@ -130,3 +130,10 @@ def test_a_real_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
 
     assert (tmp_path / "checkpoints" / (tmp_path / "checkpoints/BEST").read_text().split()[0]).is_dir()
     assert saved_steps(tmp_path)[-1] == 12
+
+
+def test_the_best_phase_is_saved_also_when_its_epoch_was_not(tmp_path: Path) -> None:
+    run(CheckpointHook(every_epochs=4, best="mean_iou"), FakeTask(tmp_path), [0.1, 0.7, 0.5, 0.2])
+
+    assert (tmp_path / "checkpoints" / "BEST").read_text(encoding="utf-8").split() == ["step-20", "0.7"]
+    assert 20 in saved_steps(tmp_path)
