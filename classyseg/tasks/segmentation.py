@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
@@ -38,6 +39,11 @@ from classyseg.structures import Sample
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 from classyseg.transforms import Normalize, build_transform
+
+
+# Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
+_NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+_KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else "broadcast_buffers": False}
 
 
 class DatasetsConfig(ConfigRecord):
@@ -162,7 +168,7 @@ class SegmentationTask(ClassyTask):
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
+                **_KEEP_OWN_BUFFERS,
                 gradient_as_bucket_view=True,
                 find_unused_parameters=self.model.unused_in_training(),
             )
