@@ -40,7 +40,6 @@ from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 from classyseg.transforms import Normalize, build_transform
 
-
 # Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else "broadcast_buffers": False}
