@@ -14,6 +14,9 @@ from classyseg.registry import SCHEDULERS, Configurable
 Epochs = Annotated[float, Field(ge=0)]
 Factor = Annotated[float, Field(ge=0, le=1)]
 
+GRID = 10**9
+"""Into how many parts a run is cut for fvcore's milestones, which are integers."""
+
 
 class ClassyScheduler(Configurable, ABC):
     """Built as `Schedule(num_epochs, *, options)`; called before every step with how much of the run is done.
@@ -111,10 +114,11 @@ class MultiStep(ClassyScheduler):
             raise ConfigError(
                 f"optimizer.schedule.milestones: found {list(milestones)}; expected rising epochs below {num_epochs}"
             )
-        self.milestones = [milestone / max(num_epochs, 1e-9) for milestone in milestones]
+        whole = num_epochs or milestones[-1] + 1  # without epochs, no step asks
+        self.milestones = [round(milestone / whole * GRID) for milestone in milestones]
         self.factor = factor
         super().__init__(num_epochs, warmup_epochs, warmup_factor)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         values = [self.factor**i for i in range(len(self.milestones) + 1)]
-        return fvcore_schedules.MultiStepParamScheduler(values, num_updates=1, milestones=self.milestones)
+        return fvcore_schedules.MultiStepParamScheduler(values, num_updates=GRID, milestones=self.milestones)
