@@ -1,0 +1,132 @@
+"""Batches depend on (seed, epoch, index) alone: not on workers, processes or where a run was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import ClassyDataset, EvalBatches, SyntheticShapes, TrainBatches, make_loader
+from classyseg.structures import Sample
+
+
+def shapes() -> SyntheticShapes:
+    crop = {"name": "random_scale_crop", "size": [24, 24]}
+    dataset = SyntheticShapes(
+        split="train", num_samples=10, size=(32, 32), transforms=(crop, "horizontal_flip", "color_jitter")
+    )
+    dataset.seed = 5
+    return dataset
+
+
+def digests(workers: int, *, rank: int = 0, world_size: int = 1, start: int = 0) -> list[tuple[str, ...]]:
+    """A digest of each sample of each batch, over two epochs."""
+    batches = TrainBatches(10, 4, seed=5, rank=rank, world_size=world_size)
+    loader, found = make_loader(shapes(), batches, workers=workers), []
+    for epoch in (0, 1):
+        batches.epoch, batches.start = epoch, start if epoch == 0 else 0
+        for batch in loader:
+            pairs = zip(batch.image, batch.target, strict=True)
+            found.append(tuple(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest() for x, y in pairs))
+    loader.close()
+    return found
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_with_any_number_of_workers() -> None:
+    expected = digests(0)
+    assert len(expected) == 4
+    assert digests(1) == expected
+    assert digests(2) == expected
+
+
+def test_two_processes_share_each_batch_of_one() -> None:
+    whole = digests(0)
+    shares = [digests(0, rank=rank, world_size=2) for rank in (0, 1)]
+    for i, batch in enumerate(whole):
+        assert sorted(shares[0][i] + shares[1][i]) == sorted(batch)
+
+
+def test_starting_in_the_middle_gives_the_rest_of_the_epoch() -> None:
+    assert digests(0, start=1) == digests(0)[1:]
+
+
+def test_epochs_are_shuffled_differently_and_leave_out_different_samples() -> None:
+    batches = TrainBatches(10, 4, seed=0)
+    orders = []
+    for epoch in range(5):
+        batches.epoch = epoch
+        order = [index for batch in batches for _, index in batch]
+        assert len(set(order)) == 8
+        orders.append(tuple(order))
+    assert len(set(orders)) == 5
+    assert {index for order in orders for index in order} == set(range(10))
+
+
+def test_a_batch_larger_than_the_set_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size: found 8, but dataset.train has only 5 samples"):
+        TrainBatches(5, 8, seed=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 17])
+def test_evaluation_takes_every_sample_exactly_once(count: int, world_size: int, batch_size: int) -> None:
+    shares = [EvalBatches(count, batch_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    taken = [index for share in shares for batch in share for _, index in batch]
+    assert sorted(taken) == list(range(count))
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+    assert {share.common_batches for share in shares} == {min(len(share) for share in shares)}
+
+
+class Given(ClassyDataset):
+    """The samples that a test made."""
+
+    classes = ("a", "b")
+
+    def __init__(self, samples: list[Sample]) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def sample(size: int, label: int = 1, name: str = "x.png") -> Sample:
+    return Sample(torch.zeros(3, size, size, dtype=torch.uint8), torch.full((size, size), label), name)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_label_is_an_error_that_names_the_file(workers: int) -> None:
+    loader = make_loader(Given([sample(8), sample(8, 7, "bad.png")]), EvalBatches(2, 1), workers=workers)
+    with pytest.raises(
+        DataError, match=r"^bad.png: its mask holds the labels 7 \(64 pixels\); accepted: 0 to 1, and 255"
+    ):
+        list(loader)
+    loader.close()
+
+
+def test_images_of_different_sizes_in_a_batch_are_named() -> None:
+    loader = make_loader(Given([sample(8, name="a.png"), sample(9, name="b.png")]), EvalBatches(2, 2), workers=0)
+    with pytest.raises(DataError, match=r"\(3, 8, 8\) \(a.png\) and \(3, 9, 9\) \(b.png\); add a transform"):
+        list(loader)
+
+
+def test_image_and_mask_must_be_of_one_size() -> None:
+    wrong = Sample(torch.zeros(3, 8, 9, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.int64), "w.png")
+    with pytest.raises(DataError, match=r"w.png: the image is 9 x 8 pixels, its mask 8 x 8"):
+        Given([wrong])[0]
+
+
+def test_masks_travel_small_and_arrive_as_int64() -> None:
+    (batch,) = make_loader(Given([sample(8)]), EvalBatches(1, 1), workers=0)
+    assert batch.target.dtype == torch.uint8
+    arrived = batch.to(torch.device("cpu"))
+    assert arrived.target.dtype == torch.int64
+    assert arrived.target.unique().tolist() == [1]
+    assert arrived.name == ("x.png",)
