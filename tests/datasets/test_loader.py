@@ -130,3 +130,44 @@ def test_masks_travel_small_and_arrive_as_int64() -> None:
     assert arrived.target.dtype == torch.int64
     assert arrived.target.unique().tolist() == [1]
     assert arrived.name == ("x.png",)
+
+
+def images(workers: int, epoch: int, start: int = 0) -> list[bytes]:
+    batches = TrainBatches(10, 4, seed=5)
+    batches.epoch, batches.start = epoch, start
+    return [batch.image.numpy().tobytes() for batch in make_loader(shapes(), batches, workers=workers)]
+
+
+def test_kept_workers_follow_the_epoch_and_the_start() -> None:
+    batches = TrainBatches(10, 4, seed=5)
+    loader = make_loader(shapes(), batches, workers=1)
+    list(loader)
+    batches.epoch, batches.start = 5, 1
+    assert [batch.image.numpy().tobytes() for batch in loader] == images(0, epoch=5)[1:]
+    loader.close()
+
+
+def test_a_closed_loader_has_no_workers_and_opens_again() -> None:
+    loader = make_loader(shapes(), EvalBatches(10, 4), workers=1)
+    first = [batch.name for batch in loader]
+    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
+    loader.close()
+    assert not worker.is_alive()
+    assert [batch.name for batch in loader] == first
+    loader.close()
+
+
+def test_loading_takes_nothing_from_the_global_generator() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    images(0, epoch=0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_sample_depends_on_its_epoch_and_on_the_data_sets_seed() -> None:
+    dataset = shapes()
+    first = dataset.sample(3, epoch=0).image
+    assert torch.equal(dataset.sample(3, epoch=0).image, first)
+    assert not torch.equal(dataset.sample(3, epoch=1).image, first)
+    dataset.seed = 6
+    assert not torch.equal(dataset.sample(3, epoch=0).image, first)

@@ -1,0 +1,238 @@
+"""A folder of images with a folder of masks: matched by name, checked, and every mistake named with its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import Folder, build_dataset
+
+CLASSES = ("background", "nucleus")
+HEIGHT, WIDTH = 12, 16
+
+
+def write_image(path: Path, value: int = 90, mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.new(mode, size, value if mode != "RGB" else (value, 0, 255 - value)).save(path)
+
+
+def write_mask(path: Path, values: Any = None, dtype: type = np.uint8) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.array(stripes() if values is None else values, dtype)).save(path)
+
+
+def stripes(first: int = 0, second: int = 1) -> Any:
+    mask = np.full((HEIGHT, WIDTH), first)
+    mask[4:8] = second
+    return mask
+
+
+def pair(root: Path, name: str = "a", *, suffix: str = ".png") -> tuple[Path, Path]:
+    image, mask = root / "images" / f"{name}{suffix}", root / "masks" / f"{name}.png"
+    write_image(image)
+    write_mask(mask)
+    return image, mask
+
+
+def folder(root: Path, **options: Any) -> Folder:
+    options = {"images": str(root / "images"), "masks": str(root / "masks"), "classes": list(CLASSES), **options}
+    return build_dataset({"name": "folder", **options})
+
+
+def test_images_and_masks_are_matched_by_name_in_the_order_of_names(tmp_path: Path) -> None:
+    for i, name in enumerate(["c", "a", "b"]):
+        image, _ = pair(tmp_path, name)
+        write_image(image, value=i)
+    data = folder(tmp_path)
+    assert [Path(str(data[i].name)).stem for i in range(len(data))] == ["a", "b", "c"]
+    assert [int(data[i].image[0, 0, 0]) for i in range(len(data))] == [1, 2, 0]
+
+
+def test_a_sample_is_a_uint8_image_and_an_int64_mask(tmp_path: Path) -> None:
+    pair(tmp_path)
+    sample = folder(tmp_path)[0]
+    assert (sample.image.dtype, sample.image.shape) == (torch.uint8, (3, HEIGHT, WIDTH))
+    assert torch.equal(sample.target, torch.from_numpy(stripes()))
+
+
+def test_a_mask_may_have_a_suffix_and_images_any_known_format(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.JPG")
+    write_image(tmp_path / "images" / "b.webp")
+    for name in "ab":
+        write_mask(tmp_path / "masks" / f"{name}_mask.png")
+    assert len(folder(tmp_path, mask_suffix="_mask")) == 2
+
+
+def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
+    image, _ = pair(tmp_path)
+    (image.parent / ".a.png").write_bytes(b"")
+    (image.parent / "Thumbs.db").write_bytes(b"")
+    assert len(folder(tmp_path)) == 1
+
+
+def test_a_label_map_replaces_all_values_at_once(tmp_path: Path) -> None:
+    _, mask = pair(tmp_path)
+    write_mask(mask, stripes(1, 0))
+    assert torch.equal(folder(tmp_path, label_map={0: 1, 1: 0})[0].target, torch.from_numpy(stripes()))
+
+
+def test_a_label_map_takes_values_beyond_the_classes(tmp_path: Path) -> None:
+    _, mask = pair(tmp_path)
+    write_mask(mask, stripes(0, 255))
+    found = folder(tmp_path, label_map={255: 1}, ignore_index=254)[0].target
+    assert torch.equal(found, torch.from_numpy(stripes()))
+
+
+def test_a_mask_of_one_bit_is_read_as_0_and_1(tmp_path: Path) -> None:
+    _, mask = pair(tmp_path)
+    Image.fromarray(stripes().astype(bool)).save(mask)
+    assert Image.open(mask).mode == "1"
+    assert torch.equal(folder(tmp_path)[0].target, torch.from_numpy(stripes()))
+
+
+def test_a_16_bit_mask_keeps_values_above_255(tmp_path: Path) -> None:
+    _, mask = pair(tmp_path)
+    write_mask(mask, stripes(0, 1000), np.uint16)
+    assert torch.equal(folder(tmp_path, label_map={1000: 1})[0].target, torch.from_numpy(stripes()))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_images_of_any_8_bit_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    image, _ = pair(tmp_path)
+    image.unlink()
+    white = Image.new("RGB", (WIDTH, HEIGHT), (255, 255, 255))
+    white.convert(mode).save(image.with_suffix(".tif"))
+    found = folder(tmp_path)[0].image
+    assert torch.equal(found, torch.full((3, HEIGHT, WIDTH), 255, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("masks/b.png", r"masks: no mask for 1 of 3 images: \S*images/b.png; the mask of NAME.jpg is NAME.png"),
+        ("images/b.png", r"images: no image for 1 of 3 masks: \S*masks/b.png"),
+    ],
+)
+def test_a_file_without_its_partner_is_named(tmp_path: Path, removed: str, message: str) -> None:
+    for name in "abc":
+        pair(tmp_path, name)
+    (tmp_path / removed).unlink()
+    with pytest.raises(DataError, match=message):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("images", ".jpg"), ("masks", ".bmp")])
+def test_two_files_of_one_name_are_refused(tmp_path: Path, kind: str, suffix: str) -> None:
+    pair(tmp_path)
+    write_image(tmp_path / kind / f"a{suffix}", mode="L")
+    with pytest.raises(DataError, match=rf"{kind}: two \w+ files of one name: a\.\w+ and a\.\w+"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
+    for path in pair(tmp_path):
+        if path.parent.name == kind:
+            path.unlink()
+    with pytest.raises(DataError, match=rf"{kind}: found no \w+ file; accepted: "):
+        folder(tmp_path)
+
+
+def test_an_image_and_a_mask_of_different_sizes_are_named_with_both(tmp_path: Path) -> None:
+    image, _ = pair(tmp_path)
+    write_image(image, size=(20, 10))
+    with pytest.raises(DataError, match=r"a.png: the image is 20 x 10 pixels, its mask 16 x 12"):
+        folder(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (stripes(0, 7), {}, r"a.png: its mask holds the labels 7 \(64 pixels\); accepted: 0 to 1, and 255.*label_map"),
+        (stripes(2, 3), {}, r"holds the labels 2, 3 \(192 pixels\)"),
+        (stripes(0, 9), {"label_map": {255: 1}}, r"holds the labels 9 \(64 pixels\)"),
+    ],
+)
+def test_labels_that_no_class_has_are_named_with_their_file(
+    tmp_path: Path, values: Any, options: Mapping[str, Any], message: str
+) -> None:
+    _, mask = pair(tmp_path)
+    write_mask(mask, values)
+    with pytest.raises(DataError, match=message):
+        folder(tmp_path, **options)[0]
+
+
+def test_ignored_pixels_are_no_wrong_labels(tmp_path: Path) -> None:
+    _, mask = pair(tmp_path)
+    write_mask(mask, stripes(0, 255))
+    assert set(folder(tmp_path)[0].target.unique().tolist()) == {0, 255}
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"a page, no picture"}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "truncated", "text"])
+def test_an_unreadable_mask_is_named_with_its_size(tmp_path: Path, how: str) -> None:
+    _, path = pair(tmp_path)
+    spoil(path, how)
+    with pytest.raises(DataError, match=rf"masks/a.png: cannot be read \(.*{path.stat().st_size} bytes"):
+        folder(tmp_path)[0]
+
+
+def test_a_truncated_jpeg_is_an_error_and_not_half_grey(tmp_path: Path) -> None:
+    image, _ = pair(tmp_path, suffix=".jpg")
+    spoil(image, "truncated")
+    with pytest.raises(DataError, match=r"a.jpg: cannot be read"):
+        folder(tmp_path)[0]
+
+
+def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    image, _ = pair(tmp_path)
+    data = folder(tmp_path)
+    image.unlink()
+    with pytest.raises(DataError, match=r"images/a.png: no such file"):
+        data[0]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_colour_image_is_no_mask(tmp_path: Path, mode: str) -> None:
+    _, mask = pair(tmp_path)
+    Image.new(mode, (WIDTH, HEIGHT)).save(mask)
+    with pytest.raises(DataError, match=rf"masks/a.png: a mask of mode {mode}; accepted are"):
+        folder(tmp_path)[0]
+
+
+def test_an_image_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
+    image, _ = pair(tmp_path)
+    write_mask(image, stripes(0, 1000), np.uint16)
+    with pytest.raises(DataError, match=r"images/a.png: an image of mode I;16; accepted are images of 8 bits"):
+        folder(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["a", "a"]}, r"classes: found one name twice"),
+        ({"classes": []}, r"classes: found \[\]"),
+        ({"clases": ["a"]}, r"clases: .*did you mean 'classes'"),
+        ({"label_map": {"x": 1}}, r"label_map"),
+    ],
+)
+def test_a_wrong_option_is_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    pair(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        folder(tmp_path, **options)
+
+
+def test_each_class_has_a_colour_of_pascals_palette(tmp_path: Path) -> None:
+    pair(tmp_path)
+    assert folder(tmp_path, classes=list("abcd")).palette == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
