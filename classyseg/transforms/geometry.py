@@ -22,6 +22,8 @@ Grey = Annotated[int, Field(ge=0, le=255)]
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, H, W) at `size`, bilinear, smoothed when it shrinks."""
+    if size == (1, 1) and not image.is_floating_point():  # torch's kernel for bytes fails there for some inputs
+        return resize_image(image.float(), size).round().to(image.dtype)
     return functional.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
 
 

@@ -72,9 +72,10 @@ def test_image_and_mask_stay_aligned(config: dict[str, Any], size: tuple[int, in
     for seed in SEEDS:
         after = transform(before, generator_for(seed))
         off = distances(before, after)
-        # Half a pixel for the mask's nearest label, half for the image's border, and rounding; a shift would be whole.
+        # Half a pixel for the mask's nearest label, half for the image's border, and rounding. The mean is half a pixel
+        # where an image shrinks to exactly a half: all centres then lie between two labels.
         assert off.abs().max() <= 1.3, seed
-        assert off.mean(1).abs().max() <= 0.3, seed
+        assert off.mean(1).abs().max() <= 0.55, seed
 
 
 @pytest.mark.parametrize("size", [LARGE, WIDE, SMALL], ids=str)
