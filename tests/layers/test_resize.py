@@ -1,50 +1,107 @@
-"""Resizing in pieces is resizing."""
+"""Resizing in pieces, and as matrices, is torch's bilinear resize."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
-from classyseg.layers import argmax_at, interpolation_matrix, resize, row_tap_range
+from classyseg.layers import argmax_at, interpolation_matrix, resize_logits, row_tap_range
 
-SIZES = [(8, 64), (7, 50), (5, 5), (20, 7), (1, 9), (9, 1), (33, 97)]
+SIZES = [(1, 1), (1, 7), (4, 32), (5, 17), (9, 9), (13, 100), (32, 4), (30, 7), (7, 6), (45, 360)]
 
 
-@pytest.mark.parametrize("budget", [1, 40_000, 10**9])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_streamed_arg_max_is_bitwise_the_full_one(
-    monkeypatch: pytest.MonkeyPatch, budget: int, layout: torch.memory_format
+def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def random_logits(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("classes_at_once", [0, 1, 2, 3, 7, 100])
+@pytest.mark.parametrize("low", [(5, 7), (20, 30), (1, 1), (40, 11)], ids=str)
+def test_argmax_in_chunks_is_the_argmax_of_all_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch, classes_at_once: int, low: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(resize, "ARGMAX_BYTES", budget)
-    torch.manual_seed(0)
-    logits = torch.randn(2, 13, 7, 9)
-    expected = functional.interpolate(logits, (50, 71), mode="bilinear").argmax(1)
-    assert torch.equal(argmax_at(logits.contiguous(memory_format=layout), (50, 71)), expected)
+    size = (20, 30)
+    monkeypatch.setattr("classyseg.layers.resize.ARGMAX_BYTES", 4 * size[0] * size[1] * classes_at_once)
+    logits = random_logits(2, 7, *low)
+    found = argmax_at(logits, size)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, interpolate(logits, size).argmax(1))
 
 
-def test_the_first_of_equal_classes_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resize, "ARGMAX_BYTES", 1)
-    assert (argmax_at(torch.zeros(1, 5, 3, 3), (6, 6)) == 0).all()
+@pytest.mark.parametrize("classes_at_once", [1, 2, 100])
+def test_of_equal_classes_the_first_wins(monkeypatch: pytest.MonkeyPatch, classes_at_once: int) -> None:
+    monkeypatch.setattr("classyseg.layers.resize.ARGMAX_BYTES", 4 * 64 * classes_at_once)
+    logits = torch.zeros(1, 6, 4, 4)
+    logits[:, [2, 3, 5], :, :2] = 1.0
+    found = argmax_at(logits, (8, 8))
+    assert torch.equal(found, interpolate(logits, (8, 8)).argmax(1))
+    assert found[0, 0].tolist() == [2, 2, 2, 2, 2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("classes_at_once", [2, 100])
+def test_argmax_of_channels_last_logits(monkeypatch: pytest.MonkeyPatch, classes_at_once: int) -> None:
+    monkeypatch.setattr("classyseg.layers.resize.ARGMAX_BYTES", 4 * 256 * classes_at_once)
+    logits = random_logits(2, 5, 4, 4)
+    strided = logits.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(argmax_at(strided, (16, 16)), interpolate(logits, (16, 16)).argmax(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_argmax_of_half_precision_logits(dtype: torch.dtype) -> None:
+    logits = random_logits(1, 5, 4, 4).to(dtype)
+    assert torch.equal(argmax_at(logits, (16, 16)), interpolate(logits, (16, 16)).argmax(1))
+
+
+def test_argmax_keeps_no_graph() -> None:
+    assert not argmax_at(random_logits(1, 3, 4, 4).requires_grad_(), (8, 8)).requires_grad
+
+
+def test_logits_that_have_the_size_are_given_back() -> None:
+    logits = random_logits(1, 3, 4, 5)
+    assert resize_logits(logits, (4, 5)) is logits
+    assert torch.equal(resize_logits(logits, (9, 6)), interpolate(logits, (9, 6)))
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), SIZES)
-def test_the_matrix_is_the_resize_and_its_transpose_the_gradient(in_size: int, out_size: int) -> None:
-    x = torch.randn(1, 1, in_size, 3, dtype=torch.float64, requires_grad=True)
-    expected = functional.interpolate(x, (out_size, 3), mode="bilinear")
-    matrix = interpolation_matrix(in_size, out_size, x)
-    torch.testing.assert_close(matrix @ x[0, 0], expected[0, 0])
-    weights = torch.randn_like(expected)
-    (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
-    torch.testing.assert_close(matrix.T @ weights[0, 0], gradient[0, 0])
+def test_the_matrix_resizes_along_each_axis(in_size: int, out_size: int) -> None:
+    values = random_logits(2, 3, in_size, in_size).double()
+    matrix = interpolation_matrix(in_size, out_size, values)
+    rows = interpolate(values, (out_size, in_size))
+    columns = interpolate(values, (in_size, out_size))
+    torch.testing.assert_close(matrix @ values, rows, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values @ matrix.T, columns, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), SIZES)
-def test_a_band_of_rows_reads_only_its_range(in_size: int, out_size: int) -> None:
-    matrix = interpolation_matrix(in_size, out_size, torch.zeros(()))
-    for start in range(0, out_size, 4):
-        stop = min(start + 4, out_size)
+def test_the_transposed_matrix_is_the_gradient(in_size: int, out_size: int) -> None:
+    values = random_logits(1, 2, in_size, 3).double().requires_grad_()
+    incoming = random_logits(1, 2, out_size, 3).double()
+    (gradient,) = torch.autograd.grad(interpolate(values, (out_size, 3)), values, incoming)
+    matrix = interpolation_matrix(in_size, out_size, values)
+    torch.testing.assert_close(matrix.T @ incoming, gradient, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_matrix_has_the_type_asked_for(dtype: torch.dtype) -> None:
+    matrix = interpolation_matrix(4, 8, torch.zeros(1, dtype=dtype))
+    assert matrix.dtype == dtype
+    assert torch.equal(matrix.sum(1), torch.ones(8, dtype=dtype))
+
+
+@pytest.mark.parametrize(("in_size", "out_size"), SIZES)
+def test_the_tap_range_holds_all_that_a_band_of_rows_mixes(in_size: int, out_size: int) -> None:
+    matrix = interpolation_matrix(in_size, out_size, torch.zeros(1, dtype=torch.float64))
+    band = max(1, out_size // 5)
+    for start in range(0, out_size, band):
+        stop = min(out_size, start + band)
         first, last = row_tap_range(in_size, out_size, start, stop)
-        inside = torch.zeros(in_size, dtype=torch.bool)
-        inside[first:last] = True
-        assert (matrix[start:stop][:, ~inside] == 0).all()
+        assert 0 <= first < last <= in_size
+        used = matrix[start:stop].any(0).nonzero().flatten()
+        assert first <= int(used.min())
+        assert int(used.max()) < last
+        assert last - int(used.max()) <= 2  # and hardly more
