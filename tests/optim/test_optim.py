@@ -1,143 +1,221 @@
-"""Optimizers by groups of names, and the rates that their schedules give."""
+"""Optimizers group parameters by name and go on from their state; schedules are what one computes by hand."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.optim import ClassyOptimizer, build_optimizer, build_scheduler
+from classyseg.optim import ClassyOptimizer, ClassyScheduler, build_optimizer, build_scheduler
+from classyseg.registry import OPTIMIZERS, SCHEDULERS
 
 
-def network() -> nn.ModuleDict:
+def network() -> nn.Module:
     torch.manual_seed(0)
-    heads = nn.ModuleDict({"main": nn.Conv2d(4, 2, 1)})
-    return nn.ModuleDict({"conv": nn.Conv2d(3, 4, 3), "bn": nn.BatchNorm2d(4), "heads": heads})
+    layers = {"stem": nn.Conv2d(3, 4, 3), "norm": nn.BatchNorm2d(4), "head": nn.Conv2d(4, 2, 1)}
+    return nn.ModuleDict(layers)
 
 
-def build(model: nn.Module, **options: Any) -> ClassyOptimizer:
-    return build_optimizer({"name": "sgd", "lr": 0.1, **options}, model.named_parameters(), 10.0)
+def optimizer_for(module: nn.Module, config: Mapping[str, Any], num_epochs: float = 10) -> ClassyOptimizer:
+    return build_optimizer({"lr": 0.1, **config}, module.named_parameters(), num_epochs)
 
 
-def group_of(optimizer: ClassyOptimizer, name: str) -> dict[str, Any]:
-    (number,) = [i for i, names in enumerate(optimizer.names) if name in names]
-    return optimizer.optimizer.param_groups[number]
+def option_by_name(optimizer: ClassyOptimizer, option: str) -> dict[str, float]:
+    groups = zip(optimizer.names, optimizer.optimizer.param_groups, strict=True)
+    return {name: group[option] for names, group in groups for name in names}
 
 
-def test_groups_multiply_rate_and_decay_and_the_first_match_wins() -> None:
-    groups = [
-        {"match": "heads.*.bias", "lr_factor": 2.0, "weight_decay_factor": 0.0},
-        {"match": "heads.*", "lr_factor": 10.0},
-    ]
-    optimizer = build(network(), weight_decay=0.01, groups=groups)
-    found = {
-        name: (group_of(optimizer, name)["lr"], group_of(optimizer, name)["weight_decay"])
-        for name in ("conv.weight", "heads.main.weight", "heads.main.bias")
-    }
-    assert found["conv.weight"] == (0.1, 0.01)
-    assert found["heads.main.weight"] == (1.0, 0.01)
-    assert found["heads.main.bias"] == (0.2, 0.0)
-    assert sorted(name for names in optimizer.names for name in names) == sorted(
-        n for n, _ in network().named_parameters()
-    )
-
-
-def test_vectors_may_go_without_decay() -> None:
-    optimizer = build(network(), weight_decay=0.01, decay_vectors=False)
-    decays = {name: group_of(optimizer, name)["weight_decay"] for name, _ in network().named_parameters()}
-    assert {name for name, decay in decays.items() if decay} == {"conv.weight", "heads.main.weight"}
-
-
-def test_a_pattern_that_matches_nothing_gets_the_closest() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.groups\[0\].match: found 'head.\*'.*did you mean 'heads.\*'"):
-        build(network(), groups=[{"match": "head.*"}])
-
-
-def test_frozen_parameters_are_left_out_and_something_must_be_left() -> None:
-    model = network()
-    model["conv"].requires_grad_(False)
-    assert not [n for names in build(model).names for n in names if n.startswith("conv")]
-    with pytest.raises(ConfigError, match="found no parameter that needs a gradient"):
-        build(model.requires_grad_(False))
-
-
-def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.nesterov: found true with momentum 0"):
-        build(network(), momentum=0.0, nesterov=True)
-
-
-def test_the_norm_of_the_gradient_is_clipped() -> None:
-    model = network()
-    optimizer = build(model, clip_norm=0.5, momentum=0.0)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 3.0)
+def step_with(optimizer: ClassyOptimizer, module: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimizer.step()
-    moved = torch.cat([(before[name] - p).flatten() for name, p in model.named_parameters()]).norm()
-    torch.testing.assert_close(moved.item(), 0.1 * 0.5, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
-    def steps(optimizer: ClassyOptimizer, model: nn.Module, numbers: range) -> None:
-        for number in numbers:
-            optimizer.set_progress(number / 6)
-            for parameter in model.parameters():
-                parameter.grad = torch.sin(parameter.detach() * (number + 1))
-            optimizer.step()
-
-    config = {"name": name, "lr": 0.1, "weight_decay": 0.01, "schedule": "cosine", "groups": [{"match": "heads.*"}]}
-    whole, first, second = network(), network(), network()
-    steps(build_optimizer(config, whole.named_parameters(), 6.0), whole, range(6))
-    stopped = build_optimizer(config, first.named_parameters(), 6.0)
-    steps(stopped, first, range(3))
-    second.load_state_dict(first.state_dict())
-    continued = build_optimizer(config, second.named_parameters(), 6.0)
-    continued.load_state(stopped.state())
-    steps(continued, second, range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_every_parameter_is_in_exactly_one_group(name: str) -> None:
+    module = network()
+    groups = [{"match": "head.*", "lr_factor": 10.0}, {"match": "*.weight", "lr_factor": 2.0}]
+    optimizer = optimizer_for(module, {"name": name, "groups": groups})
+    assert sorted(name for names in optimizer.names for name in names) == sorted(dict(module.named_parameters()))
+    for names, group in zip(optimizer.names, optimizer.optimizer.param_groups, strict=True):
+        found = [id(parameter) for parameter in group["params"]]
+        assert found == [id(module.get_parameter(name)) for name in names]
 
 
-def test_the_state_of_other_parameters_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"the saved state is of other parameters: elsewhere\.weight"):
-        build(network()).load_state({"elsewhere.weight/momentum_buffer": torch.zeros(1)})
+def test_a_parameter_takes_the_factors_of_the_first_pattern_that_matches() -> None:
+    groups = [
+        {"match": "head.*", "lr_factor": 10.0},
+        {"match": "*.weight", "lr_factor": 2.0, "weight_decay_factor": 0.5},
+    ]
+    optimizer = optimizer_for(network(), {"name": "sgd", "weight_decay": 0.02, "groups": groups})
+    rates, decays = option_by_name(optimizer, "lr"), option_by_name(optimizer, "weight_decay")
+    assert rates == pytest.approx(
+        {
+            "head.weight": 1.0,
+            "head.bias": 1.0,
+            "stem.weight": 0.2,
+            "norm.weight": 0.2,
+            "stem.bias": 0.1,
+            "norm.bias": 0.1,
+        }
+    )
+    halved = {name for name, decay in decays.items() if decay == pytest.approx(0.01)}
+    assert halved == {"stem.weight", "norm.weight"}
+    assert {decays[name] for name in decays if name not in halved} == {0.02}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_without_decay_of_vectors_only_matrices_and_kernels_decay(name: str) -> None:
+    optimizer = optimizer_for(network(), {"name": name, "weight_decay": 0.1, "decay_vectors": False})
+    decayed = {name for name, decay in option_by_name(optimizer, "weight_decay").items() if decay > 0}
+    assert decayed == {"stem.weight", "head.weight"}
+
+
+def test_the_schedule_moves_every_group_by_its_factor() -> None:
+    config = {"name": "sgd", "groups": [{"match": "head.*", "lr_factor": 10.0}], "schedule": "polynomial"}
+    optimizer = optimizer_for(network(), config)
+    optimizer.set_progress(0.5)
+    rates = option_by_name(optimizer, "lr")
+    assert optimizer.current_lr == pytest.approx(0.1 * 0.5**0.9)
+    assert rates["head.bias"] == pytest.approx(0.5**0.9)
+    assert rates["stem.bias"] == pytest.approx(0.1 * 0.5**0.9)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    module = network()
+    module.get_submodule("stem").requires_grad_(False)
+    assert not [name for name in option_by_name(optimizer_for(module, {"name": "sgd"}), "lr") if "stem" in name]
+
+
+def test_the_whole_gradient_is_clipped_to_its_norm() -> None:
+    module = network()
+    before = {name: value.detach().clone() for name, value in module.named_parameters()}
+    config = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "clip_norm": 0.5}
+    step_with(optimizer_for(module, config), module, seed=1)
+    moved = torch.cat([(value - before[name]).flatten() for name, value in module.named_parameters()])
+    assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
+    "config",
     [
-        ("constant", {0.0: 1.0, 0.5: 1.0, 0.99: 1.0}),
-        ({"name": "polynomial", "power": 0.9}, {0.0: 1.0, 0.5: 0.5**0.9, 0.9: 0.1**0.9}),
-        ("cosine", {0.0: 1.0, 0.25: (1 + math.cos(math.pi / 4)) / 2, 0.5: 0.5}),
-        ({"name": "cosine", "end_factor": 0.2}, {0.0: 1.0, 0.5: 0.6}),
-        ({"name": "multi_step", "milestones": [3, 6]}, {0.0: 1.0, 0.29: 1.0, 0.3: 0.1, 0.6: 0.01, 0.9: 0.01}),
-        # 2 of 10 epochs warm up; the curve takes the other 8
-        (
-            {"name": "polynomial", "power": 1.0, "warmup_epochs": 2, "warmup_factor": 0.1},
-            {0.0: 0.1, 0.1: 0.55, 0.2: 1.0, 0.6: 0.5},
-        ),
+        {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"name": "sgd", "momentum": 0.0},
+        {"name": "adamw", "betas": (0.8, 0.95), "weight_decay": 0.1},
     ],
 )
-def test_schedules_by_hand(config: Any, expected: dict[float, float]) -> None:
-    schedule = build_scheduler(config, 10.0)
-    for where, factor in expected.items():
-        assert schedule(where) == pytest.approx(factor, abs=1e-9), where
+def test_a_restored_optimizer_goes_on_exactly_as_the_first_would(config: dict[str, Any]) -> None:
+    first, second = network(), network()
+    running = optimizer_for(first, config)
+    for seed in range(3):
+        step_with(running, first, seed)
+    second.load_state_dict(first.state_dict())
+    restored = optimizer_for(second, {**config, "groups": [{"match": "head.*"}]})
+    restored.load_state({key: value.clone() for key, value in running.state().items()})
+    for seed in range(3, 6):
+        step_with(running, first, seed)
+        step_with(restored, second, seed)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
+def test_a_step_is_torchs(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    ours, reference = network(), network()
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    optimizer = optimizer_for(ours, {"name": name, "weight_decay": 0.05})
+    torchs = kind(reference.parameters(), lr=0.1, weight_decay=0.05, **options)  # type: ignore[call-arg]
+    for seed in range(3):
+        step_with(optimizer, ours, seed)
+        for parameter, twin in zip(reference.parameters(), ours.parameters(), strict=True):
+            parameter.grad = twin.grad
+        torchs.step()
+    for parameter, twin in zip(reference.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(twin, parameter, rtol=1e-6, atol=1e-7)
+
+
+def test_the_state_of_other_parameters_is_refused() -> None:
+    module = network()
+    optimizer = optimizer_for(module, {"name": "sgd"})
+    state: dict[str, Tensor] = {"tail.weight/momentum_buffer": torch.zeros(2)}
+    with pytest.raises(ConfigError, match=r"the saved state is of other parameters: tail.weight"):
+        optimizer.load_state(state)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "cosine", "warmup_epochs": 10}, "warmup_epochs: found 10.*the run has 10.0 epochs"),
-        ({"name": "multi_step", "milestones": [6, 3]}, "expected rising epochs"),
-        ({"name": "multi_step", "milestones": [12]}, "expected rising epochs below 10.0"),
-        ({"name": "polynomial", "power": 0}, "power: found 0"),
-        ({"name": "polinomial"}, "did you mean 'polynomial'"),
+        ({"groups": [{"match": "haed.*"}]}, r"groups\[0\].match: found 'haed.\*'.* did you mean 'head.\*'"),
+        ({"groups": [{"match": "*"}, {"match": "head.*"}]}, r"groups\[1\].match: .* matches no parameter that is left"),
+        ({"groups": [{"match": "*", "lr_facter": 2.0}]}, r"groups\[0\].lr_facter: .*did you mean 'lr_factor'"),
+        ({"groups": [{"match": "*", "lr_factor": -1.0}]}, r"groups\[0\].lr_factor: found -1.0"),
+        ({"lr": 0.0}, r"lr: found 0.0; input should be greater than 0"),
+        ({"momentum": 1.0}, r"momentum: found 1.0; input should be less than 1"),
+        ({"momentum": 0.0, "nesterov": True}, r"optimizer.nesterov: found true with momentum 0"),
+        ({"schedule": "polynomal"}, r"schedule: .*did you mean 'polynomial'"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_explained(config: dict[str, Any], message: str) -> None:
+def test_a_wrong_option_is_named_with_what_was_found(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        optimizer_for(network(), {"name": "sgd", **config})
+
+
+def test_nothing_to_optimise_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no parameter that needs a gradient"):
+        optimizer_for(network().requires_grad_(False), {"name": "sgd"})
+
+
+COSINE = (1 + math.cos(math.pi * 0.25)) / 2
+CURVES: list[tuple[dict[str, Any], dict[float, float]]] = [
+    ({"name": "constant"}, {0.0: 1, 0.5: 1, 0.99: 1}),
+    ({"name": "polynomial"}, {0.0: 1, 0.5: 0.5**0.9, 0.75: 0.25**0.9, 0.99: 0.01**0.9}),
+    ({"name": "polynomial", "power": 2.0}, {0.5: 0.25, 0.9: 0.01}),
+    ({"name": "cosine"}, {0.0: 1, 0.25: COSINE, 0.5: 0.5, 0.75: 1 - COSINE}),
+    ({"name": "cosine", "end_factor": 0.2}, {0.0: 1, 0.5: 0.6, 0.25: 0.2 + 0.8 * COSINE}),
+    ({"name": "multi_step", "milestones": [4.0, 8.0]}, {0.0: 1, 0.39: 1, 0.4: 0.1, 0.79: 0.1, 0.8: 0.01, 0.99: 0.01}),
+    ({"name": "multi_step", "milestones": [2.5], "factor": 0.5}, {0.24: 1, 0.26: 0.5}),
+    # 2 of 10 epochs of warm-up: the curve takes the other 8.
+    ({"name": "constant", "warmup_epochs": 2.0}, {0.0: 0.001, 0.1: 0.5005, 0.3: 1}),
+    ({"name": "constant", "warmup_epochs": 2.0, "warmup_factor": 0.0}, {0.0: 0, 0.05: 0.25, 0.15: 0.75}),
+    ({"name": "polynomial", "warmup_epochs": 2.0}, {0.1: 0.5005, 0.2: 1, 0.6: 0.5**0.9}),
+    ({"name": "cosine", "warmup_epochs": 2.0}, {0.1: 0.5005, 0.4: COSINE, 0.6: 0.5}),
+    ({"name": "multi_step", "milestones": [5.0], "warmup_epochs": 2.0}, {0.1: 0.5005, 0.59: 1, 0.61: 0.1}),
+]
+
+
+@pytest.mark.parametrize(("config", "values"), CURVES, ids=lambda value: str(value.get("name", "")))
+def test_a_schedule_has_the_values_that_one_computes_by_hand(
+    config: dict[str, Any], values: dict[float, float]
+) -> None:
+    schedule: ClassyScheduler = build_scheduler(config, 10.0)
+    assert {where: schedule(where) for where in values} == pytest.approx(values, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS.names())
+@pytest.mark.parametrize("num_epochs", [0.0, 1.0, 3.0, 300.0])
+def test_every_schedule_stays_between_zero_and_one_for_runs_of_any_length(name: str, num_epochs: float) -> None:
+    options = {"milestones": [num_epochs / 2 or 1.0]} if name == "multi_step" else {}
+    schedule = build_scheduler({"name": name, "warmup_epochs": num_epochs / 7, **options}, num_epochs)
+    assert all(0 <= schedule(i / 1000) <= 1 + 1e-5 for i in range(1000))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "cosine", "warmup_epochs": 10.0}, r"warmup_epochs: found 10.0; the run has 10.0 epochs"),
+        ({"name": "multi_step", "milestones": [8.0, 4.0]}, r"milestones: found \[8.0, 4.0\]; expected rising epochs"),
+        ({"name": "multi_step", "milestones": [10.0]}, r"milestones: found \[10.0\]; .* below 10.0"),
+        ({"name": "multi_step", "milestones": []}, r"milestones: found \[\]"),
+        ({"name": "polynomial", "power": 0.0}, r"power: found 0.0"),
+        ({"name": "constant", "warmup_factor": 1.5}, r"warmup_factor: found 1.5"),
+        ({"name": "multi_step"}, r"milestones: missing"),
+    ],
+)
+def test_a_wrong_schedule_is_named_with_what_was_found(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_scheduler(config, 10.0)
