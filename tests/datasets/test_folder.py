@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,15 @@ def test_a_wrong_option_is_named(tmp_path: Path, options: dict[str, Any], messag
 def test_each_class_has_a_colour_of_pascals_palette(tmp_path: Path) -> None:
     pair(tmp_path)
     assert folder(tmp_path, classes=list("abcd")).palette == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+
+
+NUCLEI = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[2] / "../shared/data") / "nuclei_dsb2018"
+
+
+@pytest.mark.skipif(not NUCLEI.is_dir(), reason="the real nuclei are not there")
+def test_real_images_of_varying_size_are_read() -> None:
+    root = NUCLEI.resolve()
+    options = {"images": str(root / "images/val"), "masks": str(root / "annotations/val"), "classes": list(CLASSES)}
+    data = build_dataset({"name": "folder", **options})
+    assert len(data) == 42
+    assert len({tuple(data[i].target.shape) for i in range(0, 42, 3)}) > 1
