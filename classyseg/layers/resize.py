@@ -17,10 +17,13 @@ ARGMAX_BYTES = 32_000_000
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself where it has that size."""
-    if tuple(logits.shape[2:]) == tuple(size):
+    """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself where it has that size.
+
+    While a graph is traced it asks nothing of the sizes, so that an export leaves them free.
+    """
+    if not torch.compiler.is_compiling() and tuple(logits.shape[2:]) == tuple(size):
         return logits
-    return functional.interpolate(logits, (int(size[0]), int(size[1])), mode="bilinear", align_corners=ALIGN_CORNERS)
+    return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=ALIGN_CORNERS)
 
 
 def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from classyseg.config import ConfigError
@@ -161,3 +164,48 @@ def test_a_head_on_a_submodule_trains() -> None:
 def test_heads_without_a_number_of_classes_are_an_error() -> None:
     with pytest.raises(ConfigError, match="pass num_classes"):
         build_model({"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}})
+
+
+class Pooled(ClassyModel):
+    """A backbone with a submodule that gives no feature map and one that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.flat = nn.Flatten()
+        self.idle = nn.Conv2d(8, 8, 1)
+        self.add_block("stage1", 8, 2)
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        x = self.conv(image)
+        self.flat(x.mean((2, 3), keepdim=True))
+        return {"stage1": x}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("flat", r"'flat' puts out \(1, 8\); a head needs a feature map"), ("idle", r"'idle' runs 0 times")],
+)
+def test_a_submodule_without_one_feature_map_is_refused(name: str, message: str) -> None:
+    model = Pooled()
+    with pytest.raises(ConfigError, match=message):
+        model.block(name)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def tapped() -> ClassyModel:
+    model = resnet18().eval()
+    model.attach_head("main", FCNHead([model.block("layer3.1.conv2"), model.block("stage4")], 5))
+    return model
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+def test_a_copy_of_a_tapped_model_stands_on_its_own(how: str) -> None:
+    model, image = tapped(), torch.randn(1, 3, 64, 64)
+    expected = model(image)["main"]
+    twin = copy.deepcopy(model) if how == "deepcopy" else pickle.loads(pickle.dumps(model))
+    nn.init.zeros_(model.get_submodule("layer3.1.conv2").weight)  # type: ignore[arg-type]
+    assert torch.equal(twin(image)["main"], expected)
+    twin.detach_head("main")
+    assert not any(module._forward_hooks for module in twin.modules())
+    assert not torch.equal(model(image)["main"], expected)
