@@ -16,7 +16,7 @@ from classyseg.structures import BlockInfo
 
 @HEADS.register("linear")
 class LinearHead(ClassyHead):
-    """The means of the blocks' feature maps, concatenated, and one linear layer: logits (N, num_classes)."""
+    """The means of the blocks' maps (also of clips), concatenated, and one linear layer: logits (N, num_classes)."""
 
     def __init__(
         self,
@@ -30,5 +30,5 @@ class LinearHead(ClassyHead):
         self.fc = nn.Linear(sum(block.channels for block in blocks), num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        pooled = torch.cat([x.mean((2, 3)) for x in features], 1)
+        pooled = torch.cat([x.flatten(2).mean(2) for x in features], 1)
         return self.fc(self.dropout(pooled))

@@ -3,13 +3,16 @@
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.resnet import ResNet
-from classyseg.models.weights import load_weights
+from classyseg.models.store import PublicWeights
+from classyseg.models.weights import LoadedWeights, load_weights
 from classyseg.registry import MODELS
 
 register_model = MODELS.register
 
 __all__ = [
     "ClassyModel",
+    "LoadedWeights",
+    "PublicWeights",
     "ResNet",
     "build_model",
     "create_backbone",

@@ -83,7 +83,7 @@ def create_backbone(
     checked = MODELS.validate({"name": name, **config}, placed=True)
     model = build_model(checked)
     if not features_only:
-        model.attach_head("main", HEADS.build("linear", [list(model.blocks.values())[-1]], IMAGENET_CLASSES))
+        model.attach_head("main", HEADS.build("linear", [model.classifier_block], IMAGENET_CLASSES))
     if pretrained and weights is None:
         known = model.known_weights(name)
         if not known:

@@ -14,6 +14,9 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError, closest
 from classyseg.heads.classy_head import ClassyHead
+from classyseg.models.naming import Naming
+from classyseg.models.recompute import is_recomputing, recomputed
+from classyseg.models.store import PublicWeights
 from classyseg.registry import Configurable
 from classyseg.structures import BlockInfo
 
@@ -32,10 +35,15 @@ class ClassyModel(nn.Module, Configurable, ABC):
     in_channels: int = 3
     classifier_prefixes: ClassVar[tuple[str, ...]] = ()
     """Keys of the reference implementation's own classifier, which public weights hold and a backbone does not."""
+    namings: ClassVar[tuple[Naming, ...]] = ()
+    """How other libraries spell this family's keys; files of theirs are recognised and load."""
 
     def __init__(self) -> None:
         super().__init__()
         self._blocks: dict[str, BlockInfo] = {}
+        self._optional: dict[str, BlockInfo] = {}
+        self._layers: dict[str, tuple[str, ...]] = {}
+        self._probed: str | None = None
         self._taps: dict[str, _Tap] = {}
         self._tapped = _Tapped()
         self._train_only: set[str] = set()
@@ -47,17 +55,44 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         """The feature map (N, channels, h, w) of every declared block, of images (N, in_channels, H, W)."""
 
-    def add_block(self, name: str, channels: int, stride: int) -> None:
-        """Declares a block; called in `__init__`, shallow to deep."""
-        self._blocks[name] = BlockInfo(name, channels, stride)
+    def add_block(self, name: str, channels: int, stride: int, *layers: str, optional: bool = False) -> None:
+        """Declares a block; called in `__init__`, shallow to deep.
+
+        `layers` are the submodules that make it from the block before: what freezing it means. An `optional` block is
+        computed only for heads that read it (`is_wanted` tells), and is no part of `blocks`.
+        """
+        (self._optional if optional else self._blocks)[name] = BlockInfo(name, channels, stride)
+        self._layers[name] = layers
+
+    def run(self, layer: nn.Module, *inputs: Tensor) -> Any:
+        """`layer(*inputs)` for `extract_features`: computed again in the backward pass where the config asks for it."""
+        if self.training and getattr(layer, "recompute", False) and torch.is_grad_enabled():
+            return recomputed(layer, *inputs)
+        return layer(*inputs)
+
+    def layers_of(self, block: str) -> list[nn.Module]:
+        """The submodules that make the declared `block` from the one before, as `add_block` was told."""
+        return [self.get_submodule(name) for name in self._layers[block]]
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""
+        return name == self._probed or any(
+            block.name == name
+            for head in self.heads.values()
+            for block in head.blocks  # type: ignore[union-attr]
+        )
 
     def keep_blocks(self, names: Sequence[str]) -> None:
         """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
         self._blocks = {name: self._blocks[name] for name in names}
 
+    def input_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """The shape of one input of that size; other than (in_channels, height, width) for clips and vectors."""
+        return (self.in_channels, height, width)
+
     @classmethod
-    def known_weights(cls, variant: str) -> dict[str, str]:
-        """Public weights of the registered name `variant`: names with URLs, whose file names end in their hash."""
+    def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
+        """Public weights of the registered name `variant`, by name."""
         return {}
 
     # -- blocks ------------------------------------------------------------------------------------------------------
@@ -70,7 +105,13 @@ class ClassyModel(nn.Module, Configurable, ABC):
     @property
     def attachable_block_names(self) -> list[str]:
         """Every name that a head can attach to: the declared blocks, then the backbone's submodules."""
-        return [*self._blocks, *(name for name, _ in self._backbone_modules() if name not in self._blocks)]
+        declared = [*self._blocks, *(name for name in self._optional if name not in self._blocks)]
+        return [*declared, *(name for name, _ in self._backbone_modules() if name not in declared)]
+
+    @property
+    def classifier_block(self) -> BlockInfo:
+        """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest."""
+        return self._optional.get("pre_logits") or list(self._blocks.values())[-1]
 
     def block(self, name: str) -> BlockInfo:
         """The declared block `name`, or what the submodule of that name puts out, found by a run on the `meta` device.
@@ -78,8 +119,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         Raises: `ConfigError` for a name that does not exist, and for a submodule that makes no feature map (N, C, h, w)
         or runs several times in a forward pass.
         """
-        if name in self._blocks:
-            return self._blocks[name]
+        if name in self._blocks or name in self._optional:
+            return self._blocks.get(name) or self._optional[name]
         if name in self._taps:
             return self._taps[name].info
         modules = dict(self._backbone_modules())
@@ -97,17 +138,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def _probe(self, name: str, module: nn.Module) -> BlockInfo:
         outputs: list[Any] = []
         handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        training = self.training
-        run = _Backbone(self.eval())
-        state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
-        for key, value in run.named_buffers():
-            state[key] = torch.empty_like(value, device="meta")
+        self._probed = name
         try:
-            with torch.no_grad():
-                functional_call(run, state, torch.empty(1, self.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta"))
+            self.run_on_meta(PROBE_SIZE)
         finally:
+            self._probed = None
             handle.remove()
-            self.train(training)
         if len(outputs) != 1:
             raise ConfigError(
                 f"blocks: '{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
@@ -116,6 +152,19 @@ class ClassyModel(nn.Module, Configurable, ABC):
             found = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
             raise ConfigError(f"blocks: '{name}' puts out {found}; a head needs a feature map (N, C, h, w)")
         return BlockInfo(name, outputs[0].shape[1], round(PROBE_SIZE / outputs[0].shape[2]))
+
+    def run_on_meta(self, size: int) -> dict[str, Tensor]:
+        """The features of one input of `size` x `size` on the `meta` device, in eval mode: shapes without values."""
+        training = self.training
+        run = _Backbone(self.eval())
+        state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
+        for key, value in run.named_buffers():
+            state[key] = torch.empty_like(value, device="meta")
+        try:
+            with torch.no_grad():
+                return functional_call(run, state, torch.empty(1, *self.input_shape(size, size), device="meta"))
+        finally:
+            self.train(training)
 
     # -- heads -------------------------------------------------------------------------------------------------------
 
@@ -135,7 +184,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 )
         self.heads[name] = head.train(self.training)
         for info in infos:
-            if info.name not in self._blocks and info.name not in self._taps:
+            if info.name not in (*self._blocks, *self._optional, *self._taps):
                 self._taps[info.name] = tap = _Tap(self._tapped, info)
                 tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
         if train_only:
@@ -181,7 +230,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The declared blocks' feature maps, and those of the submodules that heads read."""
         features = self.extract_features(image)
-        kept = {name: features[name] for name in self._blocks}
+        wanted = [name for name in self._optional if name not in self._blocks and self.is_wanted(name)]
+        kept = {name: features[name] for name in [*self._blocks, *wanted]}
         return {**kept, **self._tapped.take()} if self._taps else kept
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
@@ -242,7 +292,8 @@ class _Tap:
         self.info = info
 
     def __call__(self, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
-        self.tapped.put(self.info.name, output)
+        if not is_recomputing():
+            self.tapped.put(self.info.name, output.clone())  # what follows may work in place
 
 
 def _thread() -> int:

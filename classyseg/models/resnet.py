@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import resnet as reference
@@ -12,6 +11,8 @@ from torchvision.models import resnet as reference
 from classyseg.config import ConfigError
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.dilation import replace_stride_with_dilation
+from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.registry import MODELS
 
 BLOCK_KINDS = {"basic": reference.BasicBlock, "bottleneck": reference.Bottleneck}
@@ -56,54 +57,35 @@ class ResNet(ClassyModel):
         self.layer4: nn.Module
         self.conv1 = layers.conv1 if in_channels == 3 else _first_convolution(in_channels)
         self.bn1, self.relu, self.maxpool = layers.bn1, layers.relu, layers.maxpool
-        self.add_block("stem", 64, 2)
-        stride, dilation = 4, 1
+        self.add_block("stem", 64, 2, "conv1", "bn1")
         for i in range(1, 5):
-            layer = getattr(layers, f"layer{i}")
-            if i > 1 and stride == output_stride:
-                _dilate(layer, dilation, dilation * 2)
-                dilation *= 2
-            elif i > 1:
-                stride *= 2
-            if i == 4 and multi_grid is not None:
-                _apply_multi_grid(layer, multi_grid, dilation)
-            setattr(self, f"layer{i}", layer)
-            self.add_block(f"stage{i}", 64 * 2 ** (i - 1) * kind.expansion, stride)
+            setattr(self, f"layer{i}", getattr(layers, f"layer{i}"))
+            stride = min(2 ** (i + 1), output_stride)
+            self.add_block(f"stage{i}", 64 * 2 ** (i - 1) * kind.expansion, stride, f"layer{i}")
+        if output_stride < 32:
+            replace_stride_with_dilation(self, output_stride)
+        if multi_grid is not None:
+            _apply_multi_grid(self.layer4, multi_grid, 32 // output_stride)
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         features = {}
         x = features["stem"] = self.relu(self.bn1(self.conv1(image)))
         x = self.maxpool(x)
-        x = features["stage1"] = self.layer1(x)
-        x = features["stage2"] = self.layer2(x)
-        x = features["stage3"] = self.layer3(x)
-        features["stage4"] = self.layer4(x)
+        x = features["stage1"] = self.run(self.layer1, x)
+        x = features["stage2"] = self.run(self.layer2, x)
+        x = features["stage3"] = self.run(self.layer3, x)
+        features["stage4"] = self.run(self.layer4, x)
         return features
 
     @classmethod
-    def known_weights(cls, variant: str) -> dict[str, str]:
-        if variant not in torchvision.models.list_models(torchvision.models):
-            return {}
-        return {weights.name.lower(): weights.url for weights in torchvision.models.get_model_weights(variant)}
+    def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
+        return torchvision_weights(variant)
 
 
 def _first_convolution(in_channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
-
-
-def _dilate(layer: nn.Module, first: int, rest: int) -> None:
-    """Takes a stage's stride: the convolution that loses it keeps the dilation `first`, later ones get `rest`."""
-    lost = False
-    for module in layer.modules():
-        if not isinstance(module, nn.Conv2d):
-            continue
-        if module.kernel_size == (3, 3):
-            loses = not lost and module.stride == (2, 2)
-            _set_dilation(module, first if loses else rest)
-            lost = lost or loses
-        module.stride = (1, 1)
 
 
 def _apply_multi_grid(layer: nn.Module, factors: tuple[int, ...], dilation: int) -> None:

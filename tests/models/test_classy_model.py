@@ -209,3 +209,15 @@ def test_a_copy_of_a_tapped_model_stands_on_its_own(how: str) -> None:
     twin.detach_head("main")
     assert not any(module._forward_hooks for module in twin.modules())
     assert not torch.equal(model(image)["main"], expected)
+
+
+@pytest.mark.parametrize("name", ["layer1.0.bn1", "layer1.0.bn2", "bn1"])
+def test_a_tapped_submodule_gives_its_output_though_the_next_layer_works_in_place(name: str) -> None:
+    model = build_model("resnet18").eval()
+    model.attach_head("main", FCNHead([model.block(name)], 3))
+    seen: list[Tensor] = []
+    model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.features(image)[name], seen[0])
+    assert seen[0].min() < 0

@@ -1,6 +1,7 @@
-"""What every registered backbone holds with every registered head, plugins' included.
+"""What every backbone holds with every registered head, plugins' included: one variant of each family, the smallest.
 
 Each model is built once and carries all heads on its deepest block, so that one compilation covers all of them.
+`--every-variant` runs every registered name.
 """
 
 from __future__ import annotations
@@ -20,21 +21,30 @@ from classyseg.models import ClassyModel, build_model, list_models
 from classyseg.registry import HEADS, MODELS
 
 NUM_CLASSES = 5
-DEEP = ("resnet101", "resnet152")
-"""Same code as resnet50 and more of it: to trace them takes long."""
+SMALLEST = ["resnet18", "resnet50"]
+"""A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
+PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
+OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
+FLOORS: tuple[str, ...] = ()
+"""Families whose strided layers round sizes down, as their references do; all others round up."""
 Outputs = dict[str, Tensor]
 
 
 def attach_every_head(model: ClassyModel, heads: list[str]) -> ClassyModel:
     deepest = list(model.blocks.values())[-1]
-    for name in heads:
+    for name in heads if takes_images(model) else ["linear"]:
         model.attach_head(name, HEADS.build(name, [deepest], NUM_CLASSES))
     return model
 
 
+def takes_images(model: ClassyModel) -> bool:
+    """Whether its features are maps (N, C, h, w), which all heads read; others read them of any size."""
+    return len(model.input_shape(64, 64)) == 3
+
+
 def image_for(model: ClassyModel, height: int, width: int, count: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(height * 1000 + width)
-    return torch.randn(count, model.in_channels, height, width, generator=generator)
+    return torch.randn(count, *model.input_shape(height, width), generator=generator)
 
 
 def run(model: Any, image: Tensor) -> Outputs:
@@ -49,10 +59,20 @@ def assert_same(found: Outputs, expected: Outputs, tolerance: float = 1e-5) -> N
         assert (found[name] - value).abs().max() <= tolerance * value.abs().max(), name
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in list_models()],
-)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "model" in metafunc.fixturenames:
+        others = OTHERS if metafunc.config.getoption("--every-variant") else []
+        metafunc.parametrize("model", [*SMALLEST, *PLUGINS, *others], indirect=True, scope="module")
+
+
+def test_every_family_has_a_variant_under_test() -> None:
+    def families(names: list[str]) -> set[type]:
+        return {MODELS.entry(name).component for name in names}
+
+    assert families([*SMALLEST, *PLUGINS]) == families(list_models())
+
+
+@pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest) -> Iterator[ClassyModel]:
     """The registered model with every head, in eval mode; tests leave it as it is."""
     torch.manual_seed(0)
@@ -75,12 +95,26 @@ def test_an_export_with_free_height_and_width_equals_eager_at_other_sizes(model:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97)])
-def test_blocks_have_the_declared_channels_and_strides(model: ClassyModel, size: tuple[int, int]) -> None:
+def test_blocks_have_the_declared_channels_and_strides(
+    model: ClassyModel, size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
     features = model.features(image_for(model, *size))
     assert list(features) == list(model.blocks)
-    for name, feature in features.items():
+    floors = request.node.callspec.params["model"].startswith(FLOORS)
+    for name, feature in features.items() if takes_images(model) else ():
         _, channels, stride = model.blocks[name]
-        assert feature.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride)), name
+        height, width = (side // stride if floors else -(-side // stride) for side in size)
+        assert feature.shape == (1, channels, height, width), name
+
+
+def test_no_later_layer_overwrites_a_feature(model: ClassyModel) -> None:
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    image = image_for(model, 64, 64)
+    with torch.no_grad():
+        assert_same(model.features(image), twin.features(image), tolerance=0)
 
 
 def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:

@@ -1,0 +1,43 @@
+"""How libraries spell the keys of one and the same network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+def _as_it_is(key: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A library's keys and tensor layouts for a family whose own are another library's.
+
+    `rules` are pairs (regular expression, replacement), applied to our key one after the other; together they give
+    the library's key. `tensor(our key, the library's tensor)` gives ours where the layout differs. `classifier` are
+    prefixes of keys that a backbone does not have.
+    """
+
+    library: str
+    rules: tuple[tuple[str, str], ...]
+    classifier: tuple[str, ...] = ()
+    tensor: Callable[[str, Tensor], Tensor] = _as_it_is
+
+    def key(self, ours: str) -> str:
+        """The library's name of our key `ours`."""
+        for pattern, replacement in self.rules:
+            ours = re.sub(pattern, replacement, ours)
+        return ours
+
+
+def paddle_tensor(key: str, tensor: Tensor) -> Tensor:
+    """Paddle keeps the weights of linear layers as (in, out)."""
+    return tensor.t().contiguous() if tensor.dim() == 2 else tensor
+
+
+PADDLE_LEAVES = ((r"\.running_mean$", "._mean"), (r"\.running_var$", "._variance"))
+"""Paddle's names of the statistics of batch norm."""

@@ -1,0 +1,199 @@
+"""Public and saved weights into a model: recognised, renamed, strictly, with every difference named."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from classyseg.config import ConfigError, closest
+from classyseg.io import paths
+from classyseg.models.classy_model import ClassyModel
+from classyseg.models.naming import Naming
+from classyseg.models.store import PublicWeights, fetch
+from classyseg.models.weights.read import read_tensors
+
+MAX_LISTED = 8
+COMPUTED = re.compile(r"(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask)$")
+"""Buffers that files may lack or have: nothing is read from them, or the model computes them itself."""
+OWN = "classyseg"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What became of a file's tensors.
+
+    `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
+    empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers.
+    """
+
+    library: str
+    prefix: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def problems(self) -> str:
+        groups = (
+            ("missing keys", self.missing),
+            ("unexpected keys", self.unexpected),
+            ("other shapes or types", self.mismatched),
+        )
+        return "; ".join(f"{len(keys)} {title}: {_listed(keys)}" for title, keys in groups if keys)
+
+
+def load_weights(
+    model: ClassyModel,
+    weights: str,
+    *,
+    variant: str = "",
+    classifier: str | None = None,
+    strict: bool = True,
+    adapt_input: bool = False,
+) -> LoadedWeights:
+    """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
+
+    The file may use the model's own names or those of a library in `model.namings`, under any prefix. It gives the
+    backbone, or the whole model when it holds `heads.*`. Every tensor must fit: the reference's own classifier may be
+    left over, unless `classifier` names the linear head that takes it. `strict=False` loads what fits and reports the
+    rest; `adapt_input` fits a first convolution for 3 channels to the model's: summed for one, else repeated and
+    scaled so that the mean input gives the same output.
+
+    Raises: `ConfigError` listing the missing, unexpected and mismatched keys; for a file that cannot be read, or that
+    holds values that are not finite; for a name that does not exist; for a download whose hash is wrong. The model is
+    unchanged then.
+    """
+    place = f"model.weights: '{weights}'"
+    try:
+        tensors = read_tensors(find_weights(weights, model.known_weights(variant)))
+    except ConfigError as error:
+        raise ConfigError(f"model.weights: {error}") from None
+    state, report = match(model, tensors, classifier=classifier, adapt_input=adapt_input)
+    if not report.loaded:
+        raise ConfigError(
+            f"{place} has no tensor of {variant or type(model).__name__}: found keys such as "
+            f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}"
+        )
+    if strict and report.problems():
+        raise ConfigError(f"{place} does not fit {variant or type(model).__name__}{_as(report)}: {report.problems()}")
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise ConfigError(f"{place}: {len(broken)} tensors hold values that are not finite: {_listed(broken)}")
+    model.load_state_dict(state, strict=False)
+    if report.problems():
+        log.warning("%s was loaded in part: %s", place, report.problems())
+    return report
+
+
+def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
+    """The file or folder that `weights` means: a name of `known`, a path, or a URL, which is downloaded."""
+    if weights in known:
+        return fetch(known[weights].url, known[weights].digest)
+    if urlparse(weights).scheme in ("http", "https", "file"):
+        return fetch(weights)
+    path = Path(paths.get_local_path(weights)) if "://" in weights else Path(weights)
+    if not path.exists():
+        near = closest(weights, known)
+        raise ConfigError(
+            f"found '{weights}', which is no file and no known name{f'; did you mean {near!r}?' if near else '.'} "
+            f"Known: {', '.join(known) or 'none'}"
+        )
+    return path
+
+
+# -- matching --------------------------------------------------------------------------------------------------------
+
+
+def match(
+    model: ClassyModel, tensors: Mapping[str, Tensor], *, classifier: str | None = None, adapt_input: bool = False
+) -> tuple[dict[str, Tensor], LoadedWeights]:
+    """Those of `tensors` that fit `model`, by the model's keys, and what became of all of them."""
+    everything = model.state_dict()
+    expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
+    naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
+    if naming.library == OWN and any(key.startswith(f"{prefix}heads.") for key in tensors):
+        expected = everything
+    theirs = {key: prefix + naming.key(key) for key in expected}
+    if classifier is not None:
+        theirs |= _classifier_keys(classifier, prefix, naming, tensors)
+        expected |= {key: everything[key] for key in theirs if key not in expected}
+    state: dict[str, Tensor] = {}
+    mismatched = []
+    for key, name in theirs.items():
+        if name not in tensors or COMPUTED.search(key):
+            continue
+        found = _fitted(naming.tensor(key, tensors[name]), expected[key], adapt_input, model.in_channels)
+        if found.shape != expected[key].shape or found.is_floating_point() != expected[key].is_floating_point():
+            of = "" if found.is_floating_point() == expected[key].is_floating_point() else f" of {found.dtype}"
+            mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}")
+        else:
+            state[key] = found
+    names = set(theirs.values())
+    others = [key for key in tensors if key not in names]
+    ignorable = tuple(prefix + start for start in naming.classifier)
+    unexpected = [k for k in others if k.startswith(prefix) and not k.startswith(ignorable) and not COMPUTED.search(k)]
+    missing = [name for key, name in theirs.items() if name not in tensors and not COMPUTED.search(key)]
+    ignored = [key for key in others if key not in set(unexpected)]
+    lists = (list(state), missing, unexpected, mismatched, ignored)
+    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
+
+
+def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
+    """The naming and the prefix under which most of the expected keys are in the file; the first of equals."""
+    ours = [key for key in expected if not COMPUTED.search(key)]
+    best, best_count = (namings[0], ""), 0
+    for naming in namings:
+        names = {naming.key(key) for key in ours}
+        counts: Counter[str] = Counter()
+        for key in tensors:
+            parts = key.split(".")
+            counts.update(
+                prefix
+                for i in range(len(parts))
+                if key.removeprefix(prefix := "".join(f"{part}." for part in parts[:i])) in names
+            )
+        for prefix, count in counts.items():
+            if count > best_count:
+                best, best_count = (naming, prefix), count
+    return best
+
+
+def _classifier_keys(head: str, prefix: str, naming: Naming, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The keys of the linear head `head` with those of the file's classifier: its last weight and bias."""
+    starts = tuple(prefix + start for start in naming.classifier)
+    weights = [key for key in tensors if key.startswith(starts) and key.endswith(".weight")]
+    return {
+        f"heads.{head}.fc.{leaf}": weights[-1].removesuffix("weight") + leaf for leaf in ("weight", "bias") if weights
+    }
+
+
+def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:
+    """`found`, changed to the expected channels of a first convolution where that is asked for."""
+    others = found.shape[:1] == expected.shape[:1] and found.shape[2:] == expected.shape[2:]
+    if not (adapt_input and found.dim() >= 4 and others and found.shape[1] == 3 and expected.shape[1] == in_channels):
+        return found
+    if in_channels == 1:
+        return found.sum(1, keepdim=True)
+    repeats = -(-in_channels // 3)
+    return torch.cat([found] * repeats, 1)[:, :in_channels] * (3 / in_channels)
+
+
+def _as(report: LoadedWeights) -> str:
+    names = "" if report.library == OWN else f" with the names of {report.library}"
+    return f"{names} under '{report.prefix}'" if report.prefix else names
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")

@@ -1,0 +1,164 @@
+"""Recorded numbers of the reference implementations, and the weights without files that they were recorded with.
+
+`float32`: `backbone_goldens.json`, weights drawn by `drawn(key, shape)` from the key as the reference spells it.
+`float64`: `pytorch_encoding_goldens.json`, weights hashed by `hashed(key, shape)`.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from classyseg.models import ClassyModel
+from classyseg.models.weights import match
+
+REFERENCE = Path(__file__).parents[1] / "../shared/reference"
+FILES = {"float32": "backbone_goldens.json", "float64": "pytorch_encoding_goldens.json"}
+OWN = "classyseg"
+TOLERANCE = 1e-4
+"""Of the largest magnitude: kernels differ in float32."""
+NOT_FILLED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
+
+Shape = tuple[int, ...]
+
+
+@cache
+def goldens(precision: str) -> dict[str, Any]:
+    path = REFERENCE / FILES[precision]
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def golden(section: str, name: str) -> dict[str, Any]:
+    """One entry of the float32 goldens; skips where the file is absent."""
+    return wanted(goldens("float32"))[section][name]
+
+
+def golden_names(section: str, precision: str = "float32") -> list[str]:
+    """The entries of a section; none where the file is absent, so that a test parametrised by them is skipped."""
+    return list(goldens(precision).get(section, ()))
+
+
+def wanted(found: dict[str, Any]) -> dict[str, Any]:
+    if not found:
+        pytest.skip("the recorded numbers of the references are not here (../shared/reference)")
+    return found
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(key: str, shape: Shape, fan_in_axis: int = 1) -> np.ndarray:
+    """The value that `key` had when the float32 goldens were recorded; `meta.fill_rule_source` tells the rule."""
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    leaf = key.rpartition(".")[2]
+    if leaf in ("running_var", "_variance"):
+        value = 0.5 + random.random_sample(shape)
+    elif leaf in ("running_mean", "_mean") or (len(shape) == 1 and "bias" in leaf):
+        value = 0.1 * random.standard_normal(shape)
+    elif leaf == "weight" and len(shape) >= 4:
+        value = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    elif leaf in ("weight", "in_proj_weight") and len(shape) == 2:
+        value = random.standard_normal(shape) * np.sqrt(1 / shape[fan_in_axis])
+    elif leaf == "weight" and len(shape) == 1:
+        value = 0.5 + 0.5 * random.random_sample(shape)
+    else:
+        value = 0.02 * random.standard_normal(shape)
+    return value.astype(np.float32)
+
+
+def drawn_input(height: int, width: int, channels: int = 3) -> Tensor:
+    shape = (1, channels, height, width)
+    return torch.from_numpy(np.random.RandomState(12345).standard_normal(shape).astype(np.float32))
+
+
+def hashed(key: str, shape: Shape) -> np.ndarray:
+    """Float64 numbers in [-1, 1) from an integer hash: `meta.recipe_python` of the float64 goldens."""
+    mask = np.uint64(0xFFFFFFFF)
+    x = (np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(zlib.crc32(key.encode()))) & mask
+    x = (x * np.uint64(2654435761)) & mask
+    x ^= x >> np.uint64(16)
+    x = (x * np.uint64(0x45D9F3B)) & mask
+    x ^= x >> np.uint64(16)
+    return (x.astype(np.float64) / 2**31 - 1).reshape(shape)
+
+
+def hashed_weight(key: str, shape: Shape) -> np.ndarray:
+    value, leaf = hashed(key, shape), key.rpartition(".")[2]
+    if leaf == "running_mean":
+        return 0.1 * value
+    if leaf == "running_var":
+        return 1 + 0.2 * value
+    if leaf == "weight" and len(shape) >= 2:
+        return value * (3 / np.prod(shape[1:])) ** 0.5 * 1.2
+    return 1 + 0.1 * value if leaf == "weight" else 0.1 * value
+
+
+def reference_state(
+    model: ClassyModel,
+    library: str = OWN,
+    *,
+    weight: Callable[[str, Shape], np.ndarray] = drawn,
+    shape: Callable[[str, Shape], Shape] = lambda key, ours: ours,
+) -> dict[str, Tensor]:
+    """A file of `library` for `model`: filled by `weight` under its own keys.
+
+    `shape(our key, our shape)` is the shape that the library gives the tensor, where it is another.
+    """
+    naming = next((naming for naming in model.namings if naming.library == library), None)
+    assert naming or library == OWN, f"{type(model).__name__} has no naming of {library}"
+    state = {}
+    for key, value in model.state_dict().items():
+        if not key.endswith(NOT_FILLED) and not key.startswith("heads."):
+            theirs = naming.key(key) if naming else key
+            state[theirs] = torch.from_numpy(weight(theirs, shape(key, tuple(value.shape))))
+    return state
+
+
+def load_reference(model: ClassyModel, library: str = OWN, **options: Any) -> ClassyModel:
+    """Fills `model` as the reference was filled, through the weight loader; in eval mode."""
+    state, report = match(model, reference_state(model, library, **options))
+    assert report.problems() == ""
+    assert report.library == library
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def assert_fingerprint(found: Tensor, expected: Mapping[str, Any], tolerance: float = TOLERANCE) -> None:
+    """Mean, deviation, largest magnitude and 8 evenly spaced values, each within `tolerance` of the largest."""
+    values = found.detach().double().flatten()
+    at = torch.from_numpy(np.linspace(0, values.numel() - 1, 8).astype(np.int64))
+    found_numbers = [values.mean(), values.std(correction=0), values.abs().max(), *values[at]]
+    numbers = [expected["mean"], expected["std"], expected["absmax"], *expected["samples_at_linspace_flat_idx"]]
+    limit = tolerance * expected["absmax"]
+    assert [float(value) for value in found_numbers] == pytest.approx(numbers, rel=0, abs=limit)
+
+
+def assert_probes(found: Tensor, expected: Mapping[str, Any], tolerance: float = 1e-6) -> None:
+    """The same of the float64 goldens: mean, deviation, extremes and the recorded probes."""
+    values = found.detach().double().flatten()
+    found_numbers = [
+        values.mean(),
+        values.std(correction=0),
+        values.min(),
+        values.max(),
+        *values[expected["probe_idx"]],
+    ]
+    numbers = [expected["mean"], expected["std"], expected["min"], expected["max"], *expected["probes"]]
+    limit = tolerance * max(abs(expected["min"]), abs(expected["max"]))
+    assert [float(value) for value in found_numbers] == pytest.approx(numbers, rel=0, abs=limit)
+
+
+def parameters(model: ClassyModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
