@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_
 from pydantic import Field, Strict, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from classyseg.config import ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, unknown
+from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, unknown
 
 T = TypeVar("T", bound=type)
 
@@ -446,6 +446,10 @@ MODELS = Registry(
     placement={
         "weights": (Text | None, None),
         "heads": (dict[HeadName, HeadConfig], {}),
+        "frozen": (Bool | Text, False),
+        "frozen_norm": (Bool, False),
+        "activation_checkpointing": (Bool | list[Text], False),
+        "activation_compression": (Literal["none", "bfloat16", "int8"], "none"),
     },
 )
 HEADS = Registry(

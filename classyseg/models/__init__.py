@@ -2,6 +2,7 @@
 
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.fuse import fuse
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
@@ -16,6 +17,7 @@ __all__ = [
     "ResNet",
     "build_model",
     "create_backbone",
+    "fuse",
     "list_models",
     "load_weights",
     "register_model",

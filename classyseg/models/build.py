@@ -41,7 +41,23 @@ def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
     weights = getattr(checked, "weights", None)
     if weights is not None:
         load_weights(model, weights, variant=checked.name)
+    _save_memory(model, checked)
     return model
+
+
+def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
+    try:
+        model.freeze(getattr(config, "frozen", False), norm=getattr(config, "frozen_norm", False))
+        checkpointing = getattr(config, "activation_checkpointing", False)
+        model.checkpoint_activations(checkpointing)
+    except ConfigError as error:
+        raise placed("model", error) from None
+    model.activation_compression = getattr(config, "activation_compression", "none")
+    if checkpointing and model.activation_compression != "none":
+        raise ConfigError(
+            f"model.activation_compression: found '{model.activation_compression}' beside activation_checkpointing, "
+            "which would compute again from rounded inputs; keep one of them"
+        )
 
 
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError, closest
 from classyseg.heads.classy_head import ClassyHead
+from classyseg.models.compress import Compression, compressed
 from classyseg.models.naming import Naming
 from classyseg.models.recompute import is_recomputing, recomputed
 from classyseg.models.store import PublicWeights
@@ -44,6 +47,10 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._optional: dict[str, BlockInfo] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
         self._probed: str | None = None
+        self._ran: list[nn.Module] | None = None
+        self._frozen: tuple[str, ...] = ()
+        self._frozen_norm = False
+        self.activation_compression: Compression = "none"
         self._taps: dict[str, _Tap] = {}
         self._tapped = _Tapped()
         self._train_only: set[str] = set()
@@ -66,6 +73,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def run(self, layer: nn.Module, *inputs: Tensor) -> Any:
         """`layer(*inputs)` for `extract_features`: computed again in the backward pass where the config asks for it."""
+        if self._ran is not None:
+            self._ran.append(layer)
         if self.training and getattr(layer, "recompute", False) and torch.is_grad_enabled():
             return recomputed(layer, *inputs)
         return layer(*inputs)
@@ -225,14 +234,95 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 return name
         raise ConfigError("model.heads: found no head that works in eval mode; attach one without train_only")
 
+    # -- memory ------------------------------------------------------------------------------------------------------
+
+    def freeze(self, through: bool | str = True, *, norm: bool = False) -> None:
+        """Stops the training of the whole backbone, or of its blocks up to and including `through`.
+
+        Frozen layers get no gradient, and stay in eval mode. `norm` stops every norm of the backbone with running
+        statistics; their weights, too.
+
+        Raises: `ConfigError` for an unknown block, and for one whose layers the backbone does not tell.
+        """
+        names = self._through(through) if isinstance(through, str) else ("",) if through else ()
+        self._frozen, self._frozen_norm = names, norm
+        for name, parameter in self.named_parameters():
+            if self._is_frozen(name):
+                parameter.requires_grad_(False)
+        for module in self._still():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def _through(self, block: str) -> tuple[str, ...]:
+        if block not in self._blocks:
+            raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(self._blocks)}")
+        until = list(self._blocks)[: list(self._blocks).index(block) + 1]
+        for name in until:
+            if not self._layers[name]:
+                raise ConfigError(f"frozen: {type(self).__name__} does not tell which layers make the block '{name}'")
+        return tuple(layer for name in until for layer in self._layers[name])
+
+    def _is_frozen(self, name: str) -> bool:
+        """Whether a parameter or module of that name belongs to the frozen part."""
+        own = not f"{name}.".startswith("heads.")
+        return own and any(not layer or f"{name}.".startswith(f"{layer}.") for layer in self._frozen)
+
+    def _still(self) -> list[nn.Module]:
+        return [
+            module
+            for name, module in self._backbone_modules()
+            if self._is_frozen(name) or (self._frozen_norm and getattr(module, "running_mean", None) is not None)
+        ]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._still() if mode else ():
+            module.training = False
+        return self
+
+    def checkpoint_activations(self, blocks: bool | Sequence[str] = True) -> None:
+        """Keeps of these blocks' layers the inputs alone in training, and computes the rest again for the gradients.
+
+        Raises: `ConfigError` for an unknown block, and for one whose layers cannot be computed again.
+        """
+        self._ran = []
+        try:
+            self.run_on_meta(PROBE_SIZE)
+            able = [block for block in self._blocks if any(layer in self._ran for layer in self.layers_of(block))]
+            layers = list(self._ran)
+        finally:
+            self._ran = None
+        chosen = able if blocks is True else list(blocks or ())
+        for block in chosen:
+            if block not in able:
+                raise ConfigError(
+                    f"activation_checkpointing: found '{block}'; it is one of {', '.join(able) or 'none'}"
+                )
+        wanted = layers if blocks is True else [layer for block in chosen for layer in self.layers_of(block)]
+        for layer in layers:
+            layer.recompute = any(layer is other for other in wanted)  # type: ignore[assignment]
+
+    @property
+    def keeps_less(self) -> bool:
+        """Whether activations are computed again or compressed, which a compiler cannot take."""
+        recomputes = any(getattr(module, "recompute", False) for module in self.modules())
+        return recomputes or self.activation_compression != "none"
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def features(self, image: Tensor) -> dict[str, Tensor]:
         """The declared blocks' feature maps, and those of the submodules that heads read."""
-        features = self.extract_features(image)
+        with self._compression(image):
+            features = self.extract_features(image)
         wanted = [name for name in self._optional if name not in self._blocks and self.is_wanted(name)]
         kept = {name: features[name] for name in [*self._blocks, *wanted]}
         return {**kept, **self._tapped.take()} if self._taps else kept
+
+    def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
+        if self.activation_compression == "none" or not self.training or not torch.is_grad_enabled():
+            return contextlib.nullcontext()
+        how: Any = self.activation_compression
+        return compressed(how, [image, *self.parameters(), *self.buffers()])
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """The logits of every head, at the head's own stride, by head name; without heads, `features(image)`."""
@@ -257,6 +347,12 @@ class _Backbone(nn.Module):
     def __init__(self, model: ClassyModel) -> None:
         super().__init__()
         self.model = model
+
+    def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
+        if self.activation_compression == "none" or not self.training or not torch.is_grad_enabled():
+            return contextlib.nullcontext()
+        how: Any = self.activation_compression
+        return compressed(how, [image, *self.parameters(), *self.buffers()])
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return self.model.extract_features(image)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -35,19 +34,27 @@ def is_recomputing() -> bool:
 
 
 def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return contextlib.nullcontext(), _second_time(layer)
+    return contextlib.nullcontext(), _SecondTime(layer)
 
 
-@contextlib.contextmanager
-def _second_time(layer: nn.Module) -> Iterator[None]:
-    norms: list[Any] = [module for module in layer.modules() if getattr(module, "track_running_stats", False)]
-    _thread.recomputing = True
-    for norm in norms:
-        if norm.training:  # it normalises by the batch as before, and leaves the statistics alone
-            norm.track_running_stats = False
-    try:
-        yield
-    finally:
+class _SecondTime(AbstractContextManager[None]):
+    """Around a forward pass for the gradients; it can be entered again, as a graph that is kept is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.before: list[tuple[Any, float | None, Tensor]] = []
+
+    def __enter__(self) -> None:
+        _thread.recomputing = True
+        for module in self.layer.modules():
+            norm: Any = module
+            if getattr(norm, "num_batches_tracked", None) is not None:
+                self.before.append((norm, norm.momentum, norm.num_batches_tracked))
+                # It normalises by the batch as before, and gives the statistics a share of 0 in it.
+                norm.momentum, norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *_: object) -> None:
         _thread.recomputing = False
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, count in self.before:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+        self.before.clear()

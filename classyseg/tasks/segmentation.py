@@ -92,6 +92,7 @@ class SegmentationTask(ClassyTask):
         self.model: ClassyModel = build_model(model, self.train_set.num_classes)
         self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         _check_head_names(self.model, self.loss, meters)
+        _check_compile(self.model, self.runtime)
         self.meters: list[ClassyMeter] = [
             build_meter(meter, self.train_set.classes, self.train_set.ignore_index) for meter in meters
         ]
@@ -135,6 +136,7 @@ class SegmentationTask(ClassyTask):
         except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
             model = build_model(without_weights, 2)
         _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
+        _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         for part in ("train", "test"):
             for i, transform in enumerate(getattr(getattr(config.dataset, part), "transforms", ())):  # type: ignore[attr-defined]
                 try:
@@ -332,3 +334,12 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
         head = getattr(meter, "head", None)
         if head is not None and head not in in_eval:
             raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
+
+
+def _check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
+    """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
+    if runtime.compile and model.keeps_less:
+        raise ConfigError(
+            "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
+            "the compiler cannot take; it computes activations again by itself. Keep one of them"
+        )

@@ -1,0 +1,98 @@
+"""Activation compression: what autograd keeps for the backward pass, in fewer bits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+Compression = Literal["none", "bfloat16", "int8"]
+MIN_ELEMENTS = 4096
+"""Smaller tensors stay: they hold statistics, and little memory."""
+LEVELS = 255
+
+
+class _Packed:
+    """A compressed tensor; an object of its own, so that several uses of one activation can share it."""
+
+    __slots__ = ("__weakref__", "dtype", "offset", "scale", "values")
+
+    def __init__(self, tensor: Tensor, how: Compression) -> None:
+        self.dtype = tensor.dtype
+        self.scale: Tensor | None = None
+        if how == "bfloat16":
+            self.values = tensor.to(torch.bfloat16)
+            return
+        # A scale for each sample and channel of a map, and for each token of a sequence.
+        axes = tuple(range(2, tensor.dim())) if tensor.dim() >= 4 else (tensor.dim() - 1,)
+        low, high = torch.aminmax(tensor.flatten(axes[0]), dim=-1)
+        low, high = (value.reshape(*value.shape, *[1] * len(axes)).float() for value in (low, high))
+        self.offset, self.scale = low, (high - low).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
+        levels = ((tensor - low) / self.scale).round_()
+        # Of what is above the minimum nothing falls on it: the gradient of a ReLU reads which values are zero.
+        self.values = torch.where(tensor > low, levels.clamp_(1, LEVELS), 0).to(torch.uint8)
+
+    def tensor(self) -> Tensor:
+        if self.scale is None:
+            return self.values.to(self.dtype)
+        return (self.values * self.scale + self.offset).to(self.dtype)
+
+
+class _Key(NamedTuple):
+    storage: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    version: int
+
+
+class _Packer:
+    """Packs the activations of one forward pass; one that several operations keep is packed once."""
+
+    def __init__(self, how: Compression, left_alone: Collection[Tensor]) -> None:
+        self.how = how
+        self.left_alone = {tensor.untyped_storage().data_ptr() for tensor in left_alone}
+        self.packed: WeakValueDictionary[_Key, _Packed] = WeakValueDictionary()
+        # A weak reference keeps the identity of a storage from being used again after its memory is freed.
+        self.storages: dict[int, StorageWeakRef] = {}
+
+    def pack(self, tensor: Tensor) -> Tensor | _Packed:
+        wide = tensor.is_floating_point() and tensor.element_size() > (1 if self.how == "int8" else 2)
+        if not wide or tensor.numel() < MIN_ELEMENTS or tensor.dim() < 2:
+            return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in self.left_alone:
+            return tensor
+        reference = StorageWeakRef(storage)
+        self.storages.setdefault(reference.cdata, reference)
+        key = _Key(
+            reference.cdata, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), tensor._version
+        )
+        packed = self.packed.get(key)
+        if packed is None:
+            packed = self.packed[key] = _Packed(tensor.detach(), self.how)
+        return packed
+
+    @staticmethod
+    def unpack(kept: Any) -> Tensor:
+        return kept.tensor() if isinstance(kept, _Packed) else kept
+
+
+def compressed(how: Compression, left_alone: Collection[Tensor]) -> AbstractContextManager[Any]:
+    """A context in which autograd keeps activations as `bfloat16`, or as 8 bits between each channel's extremes.
+
+    The forward pass computes with the full values; gradients of what reads an activation lose the bits that were not
+    kept. `left_alone` are tensors that live anyhow: parameters, buffers and the input. Dropout, arg-max and other
+    masks stay as they are.
+
+    Source: the 8-bit form is that of Chen et al., "ActNN", ICML 2021, with one group for each sample and channel and
+    rounding to nearest.
+    """
+    packer = _Packer(how, left_alone)
+    return saved_tensors_hooks(packer.pack, packer.unpack)
