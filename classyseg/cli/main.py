@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from classyseg.cli import train
+from classyseg.cli import models, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
 
-    models = commands.add_parser("models", help="list the models, plugins' included")
-    models.add_argument("pattern", nargs="?", default="*", help="such as 'resnet*'")
-    models.set_defaults(run=_models)
+    models.add_arguments(commands.add_parser("models", help="list the models, plugins' included"))
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)
@@ -60,17 +58,6 @@ def _schema(arguments: argparse.Namespace) -> int:
     from classyseg.registry import task_schema
 
     print(json.dumps(task_schema(), indent=2))
-    return 0
-
-
-def _models(arguments: argparse.Namespace) -> int:
-    from classyseg.config import ConfigError
-    from classyseg.registry import MODELS
-
-    names = MODELS.names(arguments.pattern)
-    if not names:
-        raise ConfigError(f"no model matches '{arguments.pattern}'; known: {', '.join(MODELS.names())}")
-    print("\n".join(names))
     return 0
 
 
