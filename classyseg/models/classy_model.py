@@ -227,7 +227,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def features(self, image: Tensor) -> dict[str, Tensor]:
+    def forward_features(self, image: Tensor) -> dict[str, Tensor]:
         """The declared blocks' feature maps, and those of the submodules that heads read."""
         features = self.extract_features(image)
         wanted = [name for name in self._optional if name not in self._blocks and self.is_wanted(name)]
@@ -235,8 +235,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return {**kept, **self._tapped.take()} if self._taps else kept
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """The logits of every head, at the head's own stride, by head name; without heads, `features(image)`."""
-        features = self.features(image)
+        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`."""
+        features = self.forward_features(image)
         if not self.heads:
             return features
         return {
