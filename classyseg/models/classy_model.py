@@ -310,7 +310,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     # -- running -----------------------------------------------------------------------------------------------------
 
-    def features(self, image: Tensor) -> dict[str, Tensor]:
+    def forward_features(self, image: Tensor) -> dict[str, Tensor]:
         """The declared blocks' feature maps, and those of the submodules that heads read."""
         with self._compression(image):
             features = self.extract_features(image)
@@ -325,8 +325,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return compressed(how, [image, *self.parameters(), *self.buffers()])
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """The logits of every head, at the head's own stride, by head name; without heads, `features(image)`."""
-        features = self.features(image)
+        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`."""
+        features = self.forward_features(image)
         if not self.heads:
             return features
         return {

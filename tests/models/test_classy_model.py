@@ -219,5 +219,5 @@ def test_a_tapped_submodule_gives_its_output_though_the_next_layer_works_in_plac
     model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: seen.append(output.clone()))
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(model.features(image)[name], seen[0])
+        assert torch.equal(model.forward_features(image)[name], seen[0])
     assert seen[0].min() < 0

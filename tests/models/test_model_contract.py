@@ -98,7 +98,7 @@ def test_an_export_with_free_height_and_width_equals_eager_at_other_sizes(model:
 def test_blocks_have_the_declared_channels_and_strides(
     model: ClassyModel, size: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
-    features = model.features(image_for(model, *size))
+    features = model.forward_features(image_for(model, *size))
     assert list(features) == list(model.blocks)
     floors = request.node.callspec.params["model"].startswith(FLOORS)
     for name, feature in features.items() if takes_images(model) else ():
@@ -114,18 +114,18 @@ def test_no_later_layer_overwrites_a_feature(model: ClassyModel) -> None:
             module.inplace = False
     image = image_for(model, 64, 64)
     with torch.no_grad():
-        assert_same(model.features(image), twin.features(image), tolerance=0)
+        assert_same(model.forward_features(image), twin.forward_features(image), tolerance=0)
 
 
 def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:
     twin = copy.deepcopy(model).train()
     image = image_for(twin, 33, 33, count=2)
     backbone = {name: value for name, value in twin.named_parameters() if not name.startswith("heads.")}
-    deepest = twin.features(image)[list(twin.blocks)[-1]]
+    deepest = twin.forward_features(image)[list(twin.blocks)[-1]]
     found = torch.autograd.grad(deepest.square().sum(), list(backbone.values()), allow_unused=True)
     needed = {name for name, gradient in zip(backbone, found, strict=True) if gradient is not None}
     assert needed
-    features = twin.features(image)
+    features = twin.forward_features(image)
     for name, head in twin.heads.items():
         logits = head([features[block.name] for block in head.blocks])  # type: ignore[union-attr]
         weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
