@@ -324,9 +324,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
         how: Any = self.activation_compression
         return compressed(how, [image, *self.parameters(), *self.buffers()])
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`."""
-        features = self.forward_features(image)
+    def forward(self, image: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`.
+
+        Features that were computed before, those that the heads read, can be given in the image's place.
+        """
+        features = self.forward_features(image) if isinstance(image, Tensor) else dict(image)
         if not self.heads:
             return features
         return {

@@ -33,6 +33,8 @@ FREE_ON_RESUME = (
     "runtime.eval_batch_size",
     "runtime.deterministic",
     "runtime.threads",
+    "runtime.cache_features",
+    "runtime.cache_gigabytes",
 )
 """The keys that may differ between a run and its continuation."""
 

@@ -6,7 +6,7 @@ import os
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, Strict
 
 from classyseg.config import Bool, ConfigError, ConfigRecord, Int, Text
 from classyseg.distributed import local_rank, world_size
@@ -21,7 +21,7 @@ class RuntimeConfig(ConfigRecord):
     that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
     gives the same numbers on any number of processes. `sync_batch_norm` joins the statistics of several GPUs.
     `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
-    threads.
+    threads. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it may hold.
     """
 
     device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -34,6 +34,8 @@ class RuntimeConfig(ConfigRecord):
     sync_batch_norm: Bool = True
     deterministic: Bool = False
     threads: Annotated[Int, Field(ge=1)] | None = None
+    cache_features: Text | None = None
+    cache_gigabytes: Annotated[float, Strict(), Field(gt=0)] = 50.0
 
     def torch_device(self) -> torch.device:
         """This process's device. Raises: `ConfigError` for a GPU that is not there."""

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,6 +24,7 @@ from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter, build_meter
 from classyseg.models import ClassyModel, build_model
+from classyseg.models.feature_cache import FeatureCache, check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import (
     TASKS,
@@ -107,6 +109,9 @@ class SegmentationTask(ClassyTask):
             world_size=distributed.world_size(),
         )
         self._loaders: dict[str, Batches] = {}
+        self._feature_cache: FeatureCache | None = None
+        if self.runtime.cache_features is not None:
+            check_frozen(self.model)
         self.hooks = [build_hook(hook) for hook in hooks]
 
     # -- checks that need several parts ------------------------------------------------------------------------------
@@ -137,6 +142,8 @@ class SegmentationTask(ClassyTask):
             model = build_model(without_weights, 2)
         _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
+        if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
+            check_frozen(model)
         for part in ("train", "test"):
             for i, transform in enumerate(getattr(getattr(config.dataset, part), "transforms", ())):  # type: ignore[attr-defined]
                 try:
@@ -237,6 +244,7 @@ class SegmentationTask(ClassyTask):
     def train_step(self, batch: Sample) -> None:
         step = self.progress.step
         seed_everything(self.seed, step, distributed.rank())
+        keys = self._cache_keys(batch)
         batch = self._on_device(batch)
         self.optimizer.set_progress(step / (self.num_epochs * self.steps_per_epoch))
         self.optimizer.zero_grad()
@@ -245,12 +253,32 @@ class SegmentationTask(ClassyTask):
             waits = contextlib.nullcontext() if is_last else self._no_sync()
             with waits:
                 with self._autocast():
-                    logits = self.network(image)
+                    logits = self.network(self._cached(image, keys))
                 loss = self.loss(logits, target) * share
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             total = total + loss.detach()
         self.optimizer.step(self.scaler)
         self.last_loss = torch.as_tensor(total)
+
+    def _cache_keys(self, batch: Sample) -> list[str]:
+        """The keys of the batch's images in the feature cache, taken before they are normalised; empty without one."""
+        if self.runtime.cache_features is None:
+            return []
+        if self._feature_cache is None:  # not before the weights are final: they are part of its keys
+            self._feature_cache = FeatureCache(
+                Path(self.runtime.cache_features),
+                self.model,
+                settings=f"{self.normalize} {self.runtime.precision}",
+                gigabytes=self.runtime.cache_gigabytes,
+            )
+        return self._feature_cache.keys(batch.image)
+
+    def _cached(self, images: Tensor, keys: list[str]) -> Tensor | Mapping[str, Tensor]:
+        """What the network is given for the next `images`: features where there is a cache; takes their `keys`."""
+        if self._feature_cache is None:
+            return images
+        own = [keys.pop(0) for _ in images]
+        return self._feature_cache.features(own, images)
 
     def _parts(self, batch: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
         """The batch in `accumulate_steps` parts, each with its share of what the whole job's loss is divided by."""
@@ -269,9 +297,10 @@ class SegmentationTask(ClassyTask):
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
+        keys = self._cache_keys(batch)
         batch = self._on_device(batch)
         with self._autocast():
-            logits: Mapping[str, Tensor] = self.model(batch.image)
+            logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
         count = self.loss.count(batch.target)
         self._test_loss += torch.stack([self.loss(logits, batch.target).double() * count, count])
         labels: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ def small(**config: object) -> ClassyModel:
 
 def gradients(model: ClassyModel) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    features = [feature for feature in model.features(IMAGE).values() if feature.requires_grad]
+    features = [feature for feature in model.forward_features(IMAGE).values() if feature.requires_grad]
     sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in features).backward()  # type: ignore[union-attr]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -42,7 +42,7 @@ def kept_bytes(model: ClassyModel) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = model.features(IMAGE)
+        kept = model.forward_features(IMAGE)
     assert kept
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     return sum(size for pointer, size in saved.items() if pointer not in own)
@@ -75,7 +75,7 @@ def test_checkpointing_draws_the_same_dropout_twice() -> None:
 
 def test_a_graph_that_is_kept_gives_its_gradients_twice() -> None:
     model = small(activation_checkpointing=True)
-    loss = model.features(IMAGE)["stage4"].square().sum()
+    loss = model.forward_features(IMAGE)["stage4"].square().sum()
     loss.backward(retain_graph=True)
     once = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     before = state(model)
@@ -131,8 +131,8 @@ def test_compression_changes_gradients_by_less_than_what_the_docs_state(how: str
 
 def test_compression_leaves_the_forward_pass_alone() -> None:
     plain, saving = small(), small(activation_compression="int8")
-    for name, value in plain.features(IMAGE).items():
-        assert torch.equal(saving.features(IMAGE)[name], value)
+    for name, value in plain.forward_features(IMAGE).items():
+        assert torch.equal(saving.forward_features(IMAGE)[name], value)
 
 
 def test_compression_and_checkpointing_are_refused_together_as_rounded_inputs_would_be_computed_with_again() -> None:
