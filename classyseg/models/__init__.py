@@ -3,7 +3,9 @@
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.fuse import fuse
+from classyseg.models.mlp import MLP
 from classyseg.models.resnet import ResNet
+from classyseg.models.resnext3d import ResNeXt3D
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
 from classyseg.registry import MODELS
@@ -13,7 +15,9 @@ register_model = MODELS.register
 __all__ = [
     "ClassyModel",
     "LoadedWeights",
+    "MLP",
     "PublicWeights",
+    "ResNeXt3D",
     "ResNet",
     "build_model",
     "create_backbone",

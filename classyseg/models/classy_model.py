@@ -95,6 +95,13 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
         self._blocks = {name: self._blocks[name] for name in names}
 
+    def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
+        """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
+
+        Called by the weight loader after the naming's own change of layout; what still does not fit is an error.
+        """
+        return tensor
+
     def input_shape(self, height: int, width: int) -> tuple[int, ...]:
         """The shape of one input of that size; other than (in_channels, height, width) for clips and vectors."""
         return (self.in_channels, height, width)

@@ -133,7 +133,8 @@ def match(
     for key, name in theirs.items():
         if name not in tensors or COMPUTED.search(key):
             continue
-        found = _fitted(naming.tensor(key, tensors[name]), expected[key], adapt_input, model.in_channels)
+        found = model.fit_tensor(key, naming.tensor(key, tensors[name]))
+        found = _fitted(found, expected[key], adapt_input, model.in_channels)
         if found.shape != expected[key].shape or found.is_floating_point() != expected[key].is_floating_point():
             of = "" if found.is_floating_point() == expected[key].is_floating_point() else f" of {found.dtype}"
             mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}")
