@@ -66,15 +66,13 @@ class ResNeXt3D(ClassyModel):
         in_channels: Count = 3,
     ) -> None:
         super().__init__()
-        by_stage = {
-            "temporal_kernels": temporal_kernels,
-            "temporal_conv_1x1": temporal_conv_1x1,
-            "temporal_strides": temporal_strides,
-            "spatial_strides": spatial_strides,
-        }
-        for name, values in by_stage.items():
-            if len(values) != len(depths):
-                raise ConfigError(f"{name}: found {len(values)} values; depths gives {len(depths)} stages, one each")
+        _check_lengths(
+            len(depths),
+            temporal_kernels=temporal_kernels,
+            temporal_conv_1x1=temporal_conv_1x1,
+            temporal_strides=temporal_strides,
+            spatial_strides=spatial_strides,
+        )
         self.in_channels = in_channels
         self.frames = frames
         kernel = (stem_temporal_kernel, stem_spatial_kernel, stem_spatial_kernel)
@@ -100,11 +98,7 @@ class ResNeXt3D(ClassyModel):
                 skip,
                 first_stage=i == 0,
             )
-            parts = OrderedDict((f"pathway0-stage{i + 1}-block{j}", block) for j, block in enumerate(blocks))
-            if i == len(depths) - 1 and residual == PREACTIVATED:
-                last = next(reversed(parts))
-                parts[f"{last}-bn"], parts[f"{last}-relu"] = nn.BatchNorm3d(out), nn.ReLU(inplace=True)
-            self.stages.append(nn.Sequential(OrderedDict(pathway0=nn.Sequential(parts))))
+            self.stages.append(_stage(i + 1, blocks, out if i == len(depths) - 1 and residual == PREACTIVATED else 0))
             channels, stride = out, stride * spatial_strides[i]
             self.add_block(f"stage{i + 1}", channels, stride, f"stages.{i}")
         _initialise(self, zero_init_residual)
@@ -124,6 +118,12 @@ class ResNeXt3D(ClassyModel):
         own = self.get_parameter(key) if tensor.dim() == 5 and tensor.shape[2] == 1 else tensor
         frames = own.shape[2] if own.dim() == 5 else 1
         return tensor.repeat(1, 1, frames, 1, 1) / frames if frames > 1 and own is not tensor else tensor
+
+
+def _check_lengths(stages: int, **by_stage: Sequence[object]) -> None:
+    for name, values in by_stage.items():
+        if len(values) != stages:
+            raise ConfigError(f"{name}: found {len(values)} values; depths gives {stages} stages, one each")
 
 
 class _Block(nn.Module):
@@ -159,6 +159,15 @@ def _blocks(
         body = residual(before, after, stride=own_stride, temporal_kernel=kernel, preactivated=not plain)
         blocks.append(_Block(body, _skip(skip, before, after, own_stride, not plain)))
     return blocks
+
+
+def _stage(number: int, blocks: Sequence[nn.Module], activated: int) -> nn.Sequential:
+    """The blocks under ClassyVision's names; then a norm and ReLU of `activated` channels, unless that is 0."""
+    parts = OrderedDict((f"pathway0-stage{number}-block{j}", block) for j, block in enumerate(blocks))
+    if activated:
+        last = next(reversed(parts))
+        parts[f"{last}-bn"], parts[f"{last}-relu"] = nn.BatchNorm3d(activated), nn.ReLU(inplace=True)
+    return nn.Sequential(OrderedDict(pathway0=nn.Sequential(parts)))
 
 
 def _conv(
@@ -279,7 +288,7 @@ MODELS.variants(
     {
         "resnext3d_18": {**_BASIC, "residual": "basic_transformation"},
         "r2plus1d_18": {**_BASIC, "residual": "basic_r2plus1d_transformation", "stem": "r2plus1d_stem"},
-        "resnext3d_50": {},
+        "resnext3d_50": {"depths": (3, 4, 6, 3)},
         "resnext3d_50_image": _IMAGE,
         "resnext3d_50_32x4d_preactivated": {
             "residual": PREACTIVATED,
