@@ -28,6 +28,24 @@ class PaddedConv2d(nn.Conv2d):
         return F.conv2d(F.pad(x, (left, right, top, bottom)), self.weight, self.bias, 1, 0, self.dilation, self.groups)
 
 
+class DilatedMaxPool2d(nn.Module):
+    """The maximum over a kernel x kernel window whose taps lie `dilation` apart, at stride 1: (N, C, H, W) stays that.
+
+    torch's own pads by no more than half a kernel.
+    """
+
+    def __init__(self, kernel: int, dilation: int, before: int, after: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.dilation = dilation
+        self.before = before
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (self.before, self.after, self.before, self.after), value=float("-inf"))
+        return F.max_pool2d(x, self.kernel, 1, 0, self.dilation)
+
+
 class DilatedAvgPool2d(nn.Module):
     """The mean over a kernel x kernel window whose taps lie `dilation` apart, at stride 1: (N, C, H, W) stays that.
 
@@ -79,13 +97,17 @@ def _dilated(module: Any, factor: int, loses: bool, name: str) -> nn.Module:
     reach = [(k - 1) * d * factor for k, d in zip(kernel, dilation, strict=True)]
     before = [p * factor for p in padding]
     after = [r - b for r, b in zip(reach, before, strict=True)]
+    if isinstance(module, nn.MaxPool2d):
+        if module.ceil_mode or not loses:
+            raise ValueError(f"{name}: {module} has no dilated counterpart")
+        return DilatedMaxPool2d(kernel[0], dilation[0] * factor, before[0], after[0])
     if loses:
-        module.stride = (1, 1) if isinstance(module, nn.Conv2d) else 1
+        module.stride = (1, 1)
     if after == before:
         module.dilation = (dilation[0] * factor, dilation[1] * factor)
         module.padding = (before[0], before[1])
         return module
-    if not isinstance(module, nn.Conv2d) or not loses:
+    if not loses:
         raise ValueError(f"{name}: {module} has no dilated counterpart")
     with torch.device("meta"):
         padded = PaddedConv2d(module.in_channels, module.out_channels, kernel, groups=module.groups)

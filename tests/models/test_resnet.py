@@ -63,7 +63,8 @@ def test_dilation_is_torchvisions_where_torchvision_has_it(output_stride: int, r
     model.load_state_dict(backbone_weights(reference))
     image = torch.randn(1, 3, 97, 65)
     with torch.no_grad():
-        assert torch.equal(model(image)["stage4"], reference_stages(reference, image)["stage4"])
+        found, expected = model(image)["stage4"], reference_stages(reference, image)["stage4"]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("size", [256, 225])
