@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -114,6 +117,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def discard_output() -> None:
+    """Lets what is still printed go nowhere: once the reader of a pipe has left, even the flush at exit would fail."""
+    with suppress(io.UnsupportedOperation):  # a replaced sys.stdout, which is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FolderLock:

@@ -268,3 +268,39 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_unread(arguments: Sequence[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program whose standard output is a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    try:
+        return subprocess.run(
+            command, cwd=cwd, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+
+
+def test_a_listing_that_nobody_reads_is_no_error(tmp_path: Path) -> None:
+    done = run_unread(["-m", "classyseg", "models"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_its_progress(tmp_path: Path) -> None:
+    config = runs.write_config(tmp_path, {"num_epochs": 2, "hooks": ["progress_bar", "checkpoint"]})
+    done = run_unread(["-m", "classyseg", "train", "--config", config, "--output", tmp_path / "run"], tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.count("progress is not printed any more (Broken pipe)") == 1
+    assert (tmp_path / "run/checkpoints/LATEST").read_text(encoding="utf-8") == "step-12"
+    assert [record["epoch"] for record in runs.read_records(tmp_path / "run/metrics.jsonl")] == [1, 1, 2, 2]
+
+
+def test_a_run_that_a_broken_pipe_ends_is_a_failure(tmp_path: Path) -> None:
+    code = "import sys; from classyseg.cli.train import guarded; sys.exit(guarded(lambda: print('x', flush=True)))"
+    done = run_unread(["-c", code], tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "BrokenPipeError: [Errno 32] Broken pipe"

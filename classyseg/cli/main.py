@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from classyseg.cli import train
 
@@ -43,12 +45,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return train.guarded(lambda: parsed.run(parsed))
 
 
+def _listing(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`command`, which only prints: a reader that has seen enough of it (`| head`) is no error."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            code = command(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            from classyseg.io import discard_output
+
+            discard_output()
+            return 0
+        return code
+
+    return run
+
+
 def _check(arguments: argparse.Namespace) -> int:
     train.checked_config(arguments.config, arguments.overrides)
     print(f"{arguments.config}: ok")
     return 0
 
 
+@_listing
 def _show(arguments: argparse.Namespace) -> int:
     from classyseg.config import dump_yaml
 
@@ -56,6 +77,7 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
 def _schema(arguments: argparse.Namespace) -> int:
     from classyseg.registry import task_schema
 
@@ -63,6 +85,7 @@ def _schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
 def _models(arguments: argparse.Namespace) -> int:
     from classyseg.config import ConfigError
     from classyseg.registry import MODELS
@@ -74,6 +97,7 @@ def _models(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
 def _plugins(arguments: argparse.Namespace) -> int:
     from classyseg.registry import REGISTRIES
 

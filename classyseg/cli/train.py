@@ -48,9 +48,11 @@ def guarded(command: Callable[[], int]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    except BrokenPipeError:  # the reader of a listing has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        from classyseg.io import discard_output
+
+        discard_output()  # else the flush at exit fails, too, and changes the exit code
+        raise
 
 
 def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
