@@ -122,6 +122,16 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def set_aside_newer(root: Path, step: int) -> None:
+    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again."""
+    for folder in checkpoint_folders(root):
+        if step_of(folder) > step:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            if aside.exists():
+                shutil.rmtree(aside)
+            os.rename(folder, aside)
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads a checkpoint. Raises: `ConfigError` naming the file that is missing, damaged or of a later format."""
     problem = problem_of(folder)
@@ -144,8 +154,12 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def prune(root: Path, keep: int, protected: str | None = None) -> None:
-    """Deletes the oldest checkpoints until `keep` are left, beside the one named `protected`."""
-    folders = [folder for folder in checkpoint_folders(root) if folder.name != protected]
+def prune(written: Path, keep: int, protected: str | None = None) -> None:
+    """Deletes the oldest checkpoints until `keep` are left, beside the one named `protected`.
+
+    `written`, the one just saved, counts as the newest whatever its number, so that it always stays.
+    """
+    folders = [folder for folder in checkpoint_folders(written.parent) if folder.name != protected]
+    folders.sort(key=lambda folder: folder == written)
     for folder in folders[: max(0, len(folders) - keep)]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -134,11 +134,21 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
-        save(tmp_path, step)
+        written = save(tmp_path, step)
 
-    prune(tmp_path, keep=2, protected="step-1")
+    prune(written, keep=2, protected="step-1")
 
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-1", "step-10", "step-3"]
+
+
+def test_prune_keeps_the_one_just_written_whatever_its_number(tmp_path: Path) -> None:
+    for step in (8, 9, 7):
+        written = save(tmp_path, step)
+
+    prune(written, keep=1)
+
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-7"]
+    assert (tmp_path / (tmp_path / "LATEST").read_text()).is_dir()
 
 
 def test_no_file_of_a_checkpoint_names_an_import_path(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -193,6 +194,22 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
 
     assert str(damaged) in caplog.text
     assert_same_run(tmp_path, reference)
+
+
+def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_set_aside(tmp_path: Path) -> None:
+    hooks = [{"name": "checkpoint", "keep": 1, "best": "mean_iou"}]
+    (tmp_path / "checkpoints/step-9.damaged").mkdir(parents=True)  # of an earlier time
+    stop({"hooks": hooks}, tmp_path, "train", 1, 1)
+    shutil.copytree(tmp_path / "checkpoints/step-7", tmp_path / "checkpoints/step-9")
+    (tmp_path / "checkpoints/step-9/state.json").unlink()
+    (tmp_path / "checkpoints/BEST").write_text("step-9 2.0\n", encoding="utf-8")
+
+    stop({"hooks": [{**hooks[0], "every_steps": 1}]}, tmp_path, "train", 1, 2, resume=True)
+
+    root = tmp_path / "checkpoints"
+    assert (root / "LATEST").read_text(encoding="utf-8") == "step-8"
+    assert sorted(path.name for path in root.iterdir()) == ["LATEST", "step-8", "step-9.damaged"]
+    assert (root / "step-9.damaged/manifest.json").is_file()
 
 
 def test_resuming_a_finished_run_changes_nothing(reference: Path, tmp_path: Path) -> None:

@@ -46,6 +46,14 @@ class CheckpointHook(ClassyHook):
         self.best_is = best_is
         self.failures = 0
 
+    def on_start(self, task: WatchedTask) -> None:
+        if task.run_folder is None or not is_primary():
+            return
+        root = task.run_folder / "checkpoints"
+        best = self._best_name(root)
+        if best is not None and not (root / best).is_dir():  # it was damaged: the best one is to be found again
+            (root / BEST).unlink()
+
     def on_step(self, task: WatchedTask) -> None:
         progress = task.progress
         if progress.phase == "train" and self.every_steps and progress.step % self.every_steps == 0:
@@ -76,7 +84,7 @@ class CheckpointHook(ClassyHook):
             return
         self.failures = 0
         if folder is not None and is_primary():
-            prune(folder.parent, self.keep, self._best_name(folder.parent))
+            prune(folder, self.keep, self._best_name(folder.parent))
 
     def _best_name(self, root: Path) -> str | None:
         path = root / BEST

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from classyseg import distributed
-from classyseg.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, remove_leftovers, save_checkpoint
+from classyseg.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    set_aside_newer,
+    step_of,
+)
 from classyseg.config import ConfigError, differences, dump_yaml, path_text
 from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
@@ -261,7 +269,8 @@ class ClassyTask(Configurable, ABC):
             newest, problems = newest_checkpoint(root)
             for problem in problems:
                 log.warning("passing over a damaged checkpoint: %s", problem)
-            step = int(newest.name.removeprefix("step-")) if newest else -1
+            step = step_of(newest) if newest else -1
+            set_aside_newer(root, step)
         step = distributed.integer_from_primary(step)
         if step < 0:
             if distributed.is_primary():
