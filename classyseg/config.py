@@ -27,6 +27,8 @@ PLAIN_TAGS = {
 class ConfigError(ValueError):
     """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what."""
 
+    exit_code = 2
+
 
 class DataError(ConfigError):
     """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""

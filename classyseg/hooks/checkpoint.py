@@ -10,7 +10,7 @@ from pydantic import Field
 
 from classyseg.checkpoint import prune
 from classyseg.config import ConfigError
-from classyseg.distributed import integer_from_primary, is_primary
+from classyseg.distributed import failing_together, integer_from_primary, is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import write_atomically
 from classyseg.registry import HOOKS
@@ -67,13 +67,19 @@ class CheckpointHook(ClassyHook):
             self._save(task)
         if record["phase"] == "test" and self.best is not None and task.run_folder is not None:
             path = task.run_folder / "checkpoints" / BEST
-            value = self._value(record)
-            if integer_from_primary(int(self._is_best(path, value))):
+            with failing_together():
+                value = self._value(record)
+                is_best = self._is_best(path, value)
+            if integer_from_primary(int(is_best)):
                 self._save(task)
                 if is_primary() and (path.parent / f"step-{record['step']}").is_dir():
                     write_atomically(path, f"step-{record['step']} {value!r}\n")
 
     def _save(self, task: WatchedTask) -> None:
+        with failing_together():
+            self._save_if_possible(task)
+
+    def _save_if_possible(self, task: WatchedTask) -> None:
         try:
             folder = task.save_checkpoint()
         except OSError as error:
