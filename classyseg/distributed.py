@@ -100,7 +100,10 @@ def _first_failure(error: Exception | None) -> tuple[int, int]:
 
 
 def wait_for_peers_to_end() -> None:
-    """Returns once a process that failed has left the group, for `torchrun` ends those who still speak when one ends."""
+    """Returns once a process that failed has left the group.
+
+    `torchrun` ends all when one ends: a process that left at once would cut short the one that says why.
+    """
     with suppress(RuntimeError):  # of the connection that its end closes
         any_process(False)
 

@@ -222,7 +222,7 @@ def nothing(run: Path) -> None: ...
     [
         (folder_that_holds_a_run, [], 2, "holds a run already; continue it with --resume"),
         (folder_without_room_for_checkpoints, ["--resume"], 1, "FileExistsError"),
-        (nothing, ["optimizer.lr=1e30"], 1, "FloatingPointError: the training loss of the steps up to"),
+        (nothing, ["optimizer.lr=1e30"], 1, "error: the training loss of the steps up to"),
     ],
     ids=["a folder in use", "the third failed save", "a loss that is no number"],
 )

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs `command`; turns what a user can mend into one message and the exit code 2."""
+    """Runs `command`; turns what a user can mend into one message and the exit code 2, a diverged training into 1."""
     from classyseg.config import ConfigError
 
     try:
@@ -46,6 +46,9 @@ def guarded(command: Callable[[], int]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         from classyseg.io import discard_output
 
