@@ -55,7 +55,7 @@ def save_checkpoint(
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
             try:
-                save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, path)
+                save_file(_with_own_storages(group), path)
             except SafetensorError as error:  # safetensors' own wrapping of what the disk said
                 raise OSError(f"{path}: {error}") from None
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
@@ -74,6 +74,18 @@ def save_checkpoint(
     fsync_folder(root)
     write_atomically(root / LATEST, folder.name)
     return folder
+
+
+def _with_own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`group` on the host, where tied tensors, which safetensors refuses, are copied: each name is saved whole."""
+    found: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in group.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        found[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return found
 
 
 def problem_of(folder: Path) -> str | None:

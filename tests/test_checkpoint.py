@@ -57,6 +57,16 @@ def test_tensors_and_values_come_back_as_they_were(tmp_path: Path) -> None:
             assert torch.equal(found.tensors[group][key], value)
 
 
+def test_tensors_of_one_storage_come_back_under_each_name(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    group = {"a": whole, "b": whole, "row": whole[1], "more": torch.zeros(2), "empty": torch.zeros(0)}
+
+    found = load_checkpoint(save_checkpoint(tmp_path, 0, {"model": group}, {})).tensors["model"]
+
+    assert found.keys() == group.keys()
+    assert all(torch.equal(found[key], value) for key, value in group.items())
+
+
 def test_groups_without_tensors_come_back_empty(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, 0, {"model": {}, "optimizer": {}}, {})
 

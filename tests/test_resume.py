@@ -257,8 +257,12 @@ class DrawsFromEverything(nn.Module):
 
 
 class NoisyTask(SegmentationTask):
+    """Its model also has tied parameters: two names of one storage."""
+
     def prepare(self) -> None:
         self.model.heads["main"].dropout = DrawsFromEverything()
+        block = self.model.get_submodule("layer1.0")
+        block.conv2.weight = block.conv1.weight
         super().prepare()
 
     def load_batches(self, start: int) -> Iterator[Sample]:
@@ -267,9 +271,9 @@ class NoisyTask(SegmentationTask):
             _ = torch.rand(()) + np.random.rand() + random.random()  # draws between the steps must not matter either
 
 
-def test_components_that_draw_from_the_global_generators_resume_exactly(tmp_path: Path) -> None:
+def test_components_that_draw_from_the_global_generators_and_tied_parameters_resume_exactly(tmp_path: Path) -> None:
     def task() -> NoisyTask:
-        config = tiny_config({"num_epochs": 1, "hooks": HOOKS})
+        config = tiny_config({"num_epochs": 1, "hooks": HOOKS, "runtime.channels_last": False})
         made = NoisyTask.from_config(config)
         made.config = config
         return made
@@ -286,3 +290,5 @@ def test_components_that_draw_from_the_global_generators_resume_exactly(tmp_path
 
     expected = uninterrupted.model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
+    block = resumed.model.get_submodule("layer1.0")
+    assert block.conv2.weight is block.conv1.weight
