@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,10 +25,10 @@ log = logging.getLogger(__name__)
 class CheckpointHook(ClassyHook):
     """Saves after every `every_epochs` training phases and every `every_steps` steps; keeps the newest `keep`.
 
-    With `best`, a value in the test record such as `mean_iou`, the checkpoint of the best test phase is saved, kept and
-    named in `checkpoints/BEST`; `best_is` says whether the largest or the smallest value is best. The last training
-    phase is always saved. A save that fails (a full disk) leaves the older ones as they are and is tried again; the
-    third failure in a row ends the run.
+    With `best`, a number in the test record such as `mean_iou`, the checkpoint of the best test phase is saved, kept
+    and named in `checkpoints/BEST`; `best_is` says whether the largest or the smallest value is best. A phase without
+    the value (nothing valid was measured) is never best. The last training phase is always saved. A save that fails (a
+    full disk) leaves the older ones as they are and is tried again; the third failure in a row ends the run.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class CheckpointHook(ClassyHook):
             path = task.run_folder / "checkpoints" / BEST
             with failing_together():
                 value = self._value(record)
-                is_best = self._is_best(path, value)
+                is_best = value is not None and self._is_best(path, value)
             if integer_from_primary(int(is_best)):
                 self._save(task)
                 if is_primary() and (path.parent / f"step-{record['step']}").is_dir():
@@ -96,8 +97,11 @@ class CheckpointHook(ClassyHook):
         path = root / BEST
         return path.read_text(encoding="utf-8").split()[0] if path.exists() else None
 
-    def _value(self, record: dict[str, object]) -> float:
-        value = record.get(self.best or "")
+    def _value(self, record: dict[str, object]) -> float | None:
+        """The number of the test phase; None where it has none (nothing valid was measured): never the best."""
+        value = record.get(self.best or "", "")
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            return None
         if not isinstance(value, int | float):
             numbers = [key for key, found in record.items() if isinstance(found, int | float)]
             raise ConfigError(
