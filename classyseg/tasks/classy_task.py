@@ -216,7 +216,7 @@ class ClassyTask(Configurable, ABC):
             if record["phase"] == "train":
                 _require_finite(record["loss"], f"epoch {record['epoch']}")
             if self.run_folder is not None and distributed.is_primary():
-                append_json_line(self.run_folder / "metrics.jsonl", record)
+                append_json_line(self.run_folder / "metrics.jsonl", record, durable=True)
         for hook in self.hooks:
             hook.on_phase_end(self)
 
