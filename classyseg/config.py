@@ -27,6 +27,8 @@ PLAIN_TAGS = {
 class ConfigError(ValueError):
     """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what."""
 
+    exit_code = 2
+
 
 class DataError(ConfigError):
     """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""
@@ -43,9 +45,13 @@ def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40) -
     """The sentence for a name that does not exist: the closest one, then the list."""
     names = sorted(set(known))
     near = closest(word, names)
-    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     meant = f"; did you mean '{near}'?" if near else "."
-    return f"unknown {what}{meant} Known: {shown or 'none'}."
+    return f"unknown {what}{meant} Known: {listed(names, limit=limit) or 'none'}."
+
+
+def listed(names: Sequence[str], *, limit: int = 40) -> str:
+    """The first of `names`, and how many there are where that is not all of them."""
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 def path_text(location: Location) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -93,9 +96,14 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
+def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
+    """Adds `record` to `path`; a `durable` line is on the disk before this returns, which takes milliseconds."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json_line(record))
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+            fsync_folder(path.parent)  # which may have named the file just now
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -114,6 +122,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def discard_output() -> None:
+    """Lets what is still printed go nowhere: once the reader of a pipe has left, even the flush at exit would fail."""
+    with suppress(io.UnsupportedOperation):  # a replaced sys.stdout, which is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FolderLock:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_
 from pydantic import Field, Strict, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, unknown
+from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, listed, unknown
 
 T = TypeVar("T", bound=type)
 
@@ -239,8 +239,7 @@ class Registry:
             message = f"expected the name of a {self.noun}, or a mapping with a 'name'"
             raise _error(("not_a_component", message, (), config))
         if "name" not in config:
-            known = ", ".join(self.names())
-            message = f"missing; every {self.noun} has a name. Known: {known}."
+            message = f"missing; every {self.noun} has a name. Known: {listed(self.names())}."
             misspelt = closest("name", map(str, config))
             more = [("unknown_key", "unknown key; did you mean 'name'?", (misspelt,), config)] if misspelt else []
             raise _error(("missing_name", message, ("name",), config), *more)

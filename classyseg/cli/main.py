@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from classyseg.cli import models, train
 
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
 
-    models.add_arguments(commands.add_parser("models", help="list the models, plugins' included"))
+    listing = commands.add_parser("models", help="list the models, plugins' included")
+    models.add_arguments(listing)
+    listing.set_defaults(run=_listing(models.run))
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)
@@ -41,12 +45,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return train.guarded(lambda: parsed.run(parsed))
 
 
+def _listing(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`command`, which only prints: a reader that has seen enough of it (`| head`) is no error."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            code = command(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            from classyseg.io import discard_output
+
+            discard_output()
+            return 0
+        return code
+
+    return run
+
+
 def _check(arguments: argparse.Namespace) -> int:
     train.checked_config(arguments.config, arguments.overrides)
     print(f"{arguments.config}: ok")
     return 0
 
 
+@_listing
 def _show(arguments: argparse.Namespace) -> int:
     from classyseg.config import dump_yaml
 
@@ -54,6 +77,7 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
 def _schema(arguments: argparse.Namespace) -> int:
     from classyseg.registry import task_schema
 
@@ -61,6 +85,7 @@ def _schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
 def _plugins(arguments: argparse.Namespace) -> int:
     from classyseg.registry import REGISTRIES
 

@@ -32,6 +32,9 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         self.ignore_index = ignore_index
         self.head_weights = dict(head_weights or {})
 
+    def check_num_classes(self, num_classes: int) -> None:
+        """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
+
     @abstractmethod
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum, not the mean, over the pixels (images) that count; a scalar in float32 or wider."""

@@ -19,7 +19,7 @@ from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import ConfigError, ConfigRecord, unknown
 from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
-from classyseg.hooks import build_hook
+from classyseg.hooks import CheckpointHook, build_hook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter, build_meter
@@ -62,6 +62,9 @@ class SegmentationTask(ClassyTask):
     process)`. `num_epochs: 0` only measures.
     """
 
+    record_numbers: tuple[str, ...] = ("loss",)
+    """The numbers of a test record beside those of the meters, by which a checkpoint can be best."""
+
     def __init__(
         self,
         *,
@@ -93,6 +96,7 @@ class SegmentationTask(ClassyTask):
         seed_everything(seed)
         self.model: ClassyModel = build_model(model, self.train_set.num_classes)
         self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
+        self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
         _check_compile(self.model, self.runtime)
         self.meters: list[ClassyMeter] = [
@@ -113,6 +117,7 @@ class SegmentationTask(ClassyTask):
         if self.runtime.cache_features is not None:
             check_frozen(self.model)
         self.hooks = [build_hook(hook) for hook in hooks]
+        _check_best(self.hooks, self.meters, self.record_numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
@@ -140,10 +145,15 @@ class SegmentationTask(ClassyTask):
                 model = build_model(without_weights, 2)
         except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
             model = build_model(without_weights, 2)
-        _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
+        loss = build_loss(config.loss)  # type: ignore[attr-defined]
+        num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
+        if num_classes is not None:
+            loss.check_num_classes(num_classes)
+        _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
+        _check_best(config.hooks, config.meters, cls.record_numbers)  # type: ignore[attr-defined]
         for part in ("train", "test"):
             for i, transform in enumerate(getattr(getattr(config.dataset, part), "transforms", ())):  # type: ignore[attr-defined]
                 try:
@@ -349,6 +359,28 @@ class SegmentationTask(ClassyTask):
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def _known_num_classes(dataset: Any) -> int | None:
+    """What the config of a data set, or its class, says without a look at the data."""
+    for source in (dataset, getattr(dataset, "component", None)):
+        classes = getattr(source, "classes", None)
+        if isinstance(classes, list | tuple):
+            return len(classes)
+    return None
+
+
+def _check_best(hooks: Iterable[Any], meters: Iterable[Any], others: Iterable[str]) -> None:
+    """Raises: `ConfigError` for a `best` that no test record holds. Takes hooks and meters, or their configs."""
+    declared = [getattr(meter, "component", meter).numbers for meter in meters]
+    if None in declared:  # a plugin's meter, which may compute it
+        return
+    numbers = {*others, *(number for names in declared for number in names)}
+    for i, hook in enumerate(hooks):
+        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
+        if is_checkpoint and hook.best is not None and hook.best not in numbers:
+            known = unknown("number of the test record", hook.best, numbers)
+            raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
 
 
 def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:

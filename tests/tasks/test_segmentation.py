@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
+from classyseg.meters import MeanIoUMeter
 from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Stopped, Trainer
@@ -271,6 +272,45 @@ def test_heads_that_do_not_exist_are_found_before_the_run(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         find(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hooks": [{"name": "checkpoint", "best": "iou"}]},
+            r"hooks\[0\]\.best: 'iou': .*Known: loss, mean_iou",
+        ),
+        ({"loss.class_weights": [1.0, 2.0]}, r"^loss\.class_weights: found 2 weights for 4 classes"),
+        ({"loss.class_weights": [1.0] * 5}, r"^loss\.class_weights: found 5 weights for 4 classes"),
+    ],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_a_best_that_is_never_measured_and_weights_of_other_classes_are_found_before_the_run(
+    find: Callable[[Any], object], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find(changes)
+
+
+def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> None:
+    data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["a", "b", "c"]}
+
+    with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
+        check({"dataset.train": data, "loss.class_weights": [1.0, 2.0]})
+
+
+class UndeclaredMeter(MeanIoUMeter):
+    """A plugin's meter, which does not say what it computes."""
+
+    numbers = None
+
+
+def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
+    meter = UndeclaredMeter(("a", "b", "c", "d"), 255)
+    changes = {"meters": [meter], "hooks": [{"name": "checkpoint", "best": "anything"}]}
+
+    assert SegmentationTask.from_config(tiny_config(changes)).meters == [meter]
 
 
 def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
