@@ -32,6 +32,16 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return functional.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
+def require_aligned(sample: Sample, transform: str) -> None:
+    """Raises: `ConfigError` when pixels of image and mask do not correspond, which `transform` needs."""
+    height, width = sample.image.shape[-2:]
+    if (height, width) != tuple(sample.target.shape):
+        raise ConfigError(
+            f"{sample.name}: '{transform}' found an image of {height} x {width} and a mask of "
+            f"{sample.target.shape[0]} x {sample.target.shape[1]} pixels; put the `image_only` resize last"
+        )
+
+
 def pad_sample(sample: Sample, left: int, top: int, right: int, bottom: int, fill: int, ignore_index: int) -> Sample:
     """`sample` with a border: `fill` in the image, `ignore_index` in the mask."""
     if not (left or top or right or bottom):
@@ -70,6 +80,7 @@ class RandomScaleCrop(ClassyTransform):
         self.fill = fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "random_scale_crop")
         scale = uniform(generator, *self.scale)
         height, width = sample.target.shape
         rows = _Window(generator, height, self.size[0], scale)
@@ -115,7 +126,8 @@ class HorizontalFlip(ClassyTransform):
 class Resize(ClassyTransform):
     """The image, and unless `image_only` the mask, at `size` (height, width).
 
-    With `image_only`, evaluation counts at the mask's original size, which is what published figures mean.
+    With `image_only`, evaluation counts at the mask's original size, which is what published figures mean; transforms
+    that crop or pad must come before it.
     """
 
     def __init__(self, ignore_index: int = 255, *, size: tuple[Side, Side], image_only: bool = False) -> None:
@@ -151,6 +163,7 @@ class Pad(ClassyTransform):
         self.fill = fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "pad")
         height, width = sample.image.shape[-2:]
         if self.multiple is not None:
             bottom, right = -height % self.multiple, -width % self.multiple

@@ -177,6 +177,20 @@ def test_resize_of_the_image_only_leaves_the_mask() -> None:
     assert torch.equal(after.target, noise().target)
 
 
+@pytest.mark.parametrize("config", [c for c in GEOMETRY if c["name"] in ("random_scale_crop", "pad")], ids=named)
+def test_a_crop_or_pad_after_a_resize_of_the_image_only_is_refused_and_says_what_to_do(config: dict[str, Any]) -> None:
+    resized = build({"name": "resize", "size": (30, 20), "image_only": True})(noise(), generator_for(0))
+    message = rf"noise\.png: '{config['name']}' found an image of 30 x 20 and a mask of 60 x 50 .* resize last"
+    with pytest.raises(ConfigError, match=message):
+        build(config)(resized, generator_for(0))
+
+
+def test_resizing_both_brings_an_image_resized_alone_and_its_mask_together_again() -> None:
+    resized = build({"name": "resize", "size": (30, 20), "image_only": True})(place(LARGE), generator_for(0))
+    both = build({"name": "resize", "size": LARGE})(resized, generator_for(0))
+    assert build({"name": "pad", "multiple": 32})(both, generator_for(0)).target.shape == (64, 64)
+
+
 @pytest.mark.parametrize(
     ("options", "size", "padded"),
     [
