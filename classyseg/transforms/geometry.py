@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -18,6 +19,16 @@ from classyseg.transforms.classy_transform import ClassyTransform
 
 Side = Annotated[int, Field(ge=1)]
 Grey = Annotated[int, Field(ge=0, le=255)]
+
+
+def height_and_width(size: Sequence[int]) -> tuple[int, int]:
+    """`size` as a pair, whichever sequence a Python caller passed; configs were checked before.
+
+    Raises: `ConfigError` for anything but two whole numbers above 0.
+    """
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size):
+        return size[0], size[1]
+    raise ConfigError(f"size: found {size!r}; accepted are a height and a width, whole numbers above 0")
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -75,7 +86,7 @@ class RandomScaleCrop(ClassyTransform):
             raise ConfigError(
                 f"random_scale_crop.scale: found {list(scale)}; the first must not be larger than the second"
             )
-        self.size = size
+        self.size = height_and_width(size)
         self.scale = scale
         self.fill = fill
 
@@ -132,7 +143,7 @@ class Resize(ClassyTransform):
 
     def __init__(self, ignore_index: int = 255, *, size: tuple[Side, Side], image_only: bool = False) -> None:
         super().__init__(ignore_index)
-        self.size = size
+        self.size = height_and_width(size)
         self.image_only = image_only
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
@@ -158,7 +169,7 @@ class Pad(ClassyTransform):
         super().__init__(ignore_index)
         if (size is None) == (multiple is None):
             raise ConfigError("pad: give one of 'size' and 'multiple'")
-        self.size = size
+        self.size = None if size is None else height_and_width(size)
         self.multiple = multiple
         self.fill = fill
 

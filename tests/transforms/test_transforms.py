@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from classyseg.config import ConfigError
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import ClassyTransform, build_transform
+from classyseg.transforms import ClassyTransform, Pad, RandomScaleCrop, Resize, build_transform
 
 IGNORED = -1
 STEP = 4
@@ -272,3 +273,21 @@ def test_to_normalize_other_channels_is_an_error() -> None:
 def test_wrong_options_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(config)
+
+
+@pytest.mark.parametrize("size", [[1, 1], torch.Size([24, 32])], ids=str)
+@pytest.mark.parametrize("make", [Resize, RandomScaleCrop, Pad])
+def test_a_size_from_python_may_be_any_sequence_of_two(make: Callable[..., ClassyTransform], size: Any) -> None:
+    for seed in SEEDS:
+        found, expected = (make(IGNORED, size=s)(noise(), generator_for(seed)) for s in (size, tuple(size)))
+        assert torch.equal(found.image, expected.image)
+        assert torch.equal(found.target, expected.target)
+
+
+@pytest.mark.parametrize("size", [32, [32], [8, 8, 8], [0, 8], [8.0, 8], "12"], ids=repr)
+@pytest.mark.parametrize("make", [Resize, RandomScaleCrop, Pad])
+def test_a_size_from_python_that_is_no_height_and_width_is_refused(
+    make: Callable[..., ClassyTransform], size: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"size: found .*accepted are a height and a width"):
+        make(size=size)
