@@ -26,11 +26,11 @@ def data_root() -> Path:
 
 
 def data_folder(folder: str) -> Path:
-    """`folder` as it is when absolute, else under `data_root()`.
+    """The absolute path of `folder`, which lies under `data_root()` unless it is absolute itself.
 
     Raises: `ConfigError` when it does not exist.
     """
-    path = data_root() / folder
+    path = (data_root() / folder).absolute()
     if path.is_dir():
         return path
     hint = ""

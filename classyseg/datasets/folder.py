@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from classyseg.config import ConfigError, DataError
+from classyseg.config import ConfigError, DataError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, read_mask
 from classyseg.io import data_folder
@@ -81,7 +81,11 @@ class Folder(ClassyDataset):
         self.ignore_index = ignore_index
         self.label_map = dict(label_map or {})
         super().__init__(transforms)
-        self.pairs = matched_pairs(data_folder(images), data_folder(masks), mask_suffix)
+        with within("images"):
+            image_folder = data_folder(images)
+        with within("masks"):
+            mask_folder = data_folder(masks)
+        self.pairs = matched_pairs(image_folder, mask_folder, mask_suffix)
 
     def __len__(self) -> int:
         return len(self.pairs)

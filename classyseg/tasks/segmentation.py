@@ -16,16 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import ConfigError, ConfigRecord, unknown
+from classyseg.config import ConfigError, ConfigRecord, unknown, within
 from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
-from classyseg.hooks import build_hook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
-from classyseg.meters import ClassyMeter, build_meter
+from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import (
+    HOOKS,
+    METERS,
     TASKS,
+    TRANSFORMS,
     ComponentConfig,
     DatasetConfig,
     HookConfig,
@@ -38,7 +40,7 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
-from classyseg.transforms import Normalize, build_transform
+from classyseg.transforms import Normalize
 
 # Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -82,19 +84,22 @@ class SegmentationTask(ClassyTask):
         self.batch_size = batch_size
         self.runtime = RuntimeConfig.model_validate(runtime)
         check_batch_size(batch_size, self.runtime.accumulate_steps)
-        self.train_set: ClassyDataset = build_dataset(dataset.train)
-        self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
+        with within("dataset.train"):
+            self.train_set: ClassyDataset = build_dataset(dataset.train)
+        with within("dataset.test"):
+            self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
         self._check_data_sets(normalize is not None)
         self.normalize = normalize or NormalizeConfig()
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
         self.model: ClassyModel = build_model(model, self.train_set.num_classes)
-        self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
+        with within("loss"):
+            self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         _check_head_names(self.model, self.loss, meters)
-        self.meters: list[ClassyMeter] = [
-            build_meter(meter, self.train_set.classes, self.train_set.ignore_index) for meter in meters
-        ]
+        self.meters: list[ClassyMeter] = METERS.build_each(
+            "meters", meters, self.train_set.classes, self.train_set.ignore_index
+        )
         self._optimizer_config = optimizer
         self._train_batches = TrainBatches(
             len(self.train_set), batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
@@ -106,7 +111,7 @@ class SegmentationTask(ClassyTask):
             world_size=distributed.world_size(),
         )
         self._loaders: dict[str, Batches] = {}
-        self.hooks = [build_hook(hook) for hook in hooks]
+        self.hooks = HOOKS.build_each("hooks", hooks)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
@@ -134,14 +139,14 @@ class SegmentationTask(ClassyTask):
                 model = build_model(without_weights, 2)
         except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
             model = build_model(without_weights, 2)
-        _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
+        with within("loss"):
+            loss = build_loss(config.loss)  # type: ignore[attr-defined]
+        _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
         for part in ("train", "test"):
-            for i, transform in enumerate(getattr(getattr(config.dataset, part), "transforms", ())):  # type: ignore[attr-defined]
-                try:
-                    build_transform(transform)
-                except ConfigError as error:
-                    raise ConfigError(f"dataset.{part}.transforms[{i}]: {error}") from None
-        build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
+            transforms = getattr(getattr(config.dataset, part), "transforms", ())  # type: ignore[attr-defined]
+            TRANSFORMS.build_each(f"dataset.{part}.transforms", transforms)
+        with within("optimizer"):
+            build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
     # -- the parts at work -------------------------------------------------------------------------------------------
 
@@ -157,9 +162,10 @@ class SegmentationTask(ClassyTask):
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
         self.loss.to(self.device)
-        self.optimizer: ClassyOptimizer = build_optimizer(
-            self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
-        )
+        with within("optimizer"):
+            self.optimizer: ClassyOptimizer = build_optimizer(
+                self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
+            )
         half = self.runtime.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type) if half else None
         self.network: nn.Module = self.model

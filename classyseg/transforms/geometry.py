@@ -83,9 +83,7 @@ class RandomScaleCrop(ClassyTransform):
     ) -> None:
         super().__init__(ignore_index)
         if scale[0] > scale[1]:
-            raise ConfigError(
-                f"random_scale_crop.scale: found {list(scale)}; the first must not be larger than the second"
-            )
+            raise ConfigError(f"scale: found {list(scale)}; the first must not be larger than the second")
         self.size = height_and_width(size)
         self.scale = scale
         self.fill = fill
@@ -168,7 +166,7 @@ class Pad(ClassyTransform):
     ) -> None:
         super().__init__(ignore_index)
         if (size is None) == (multiple is None):
-            raise ConfigError("pad: give one of 'size' and 'multiple'")
+            raise ConfigError("give one of 'size' and 'multiple'")
         self.size = None if size is None else height_and_width(size)
         self.multiple = multiple
         self.fill = fill

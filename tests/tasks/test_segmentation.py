@@ -229,6 +229,31 @@ def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) ->
         tiny_task(changes)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_index": 1}, "ignore_index: found 1, which is the class 'floor'"),
+        ({"classes": ["wall", "wall"]}, "classes: found one name twice"),
+        ({"masks": "none"}, "masks: /.*/none: no such folder"),
+        ({"mask_suffix": "_m"}, "/.*/masks: no mask for 8 of 8 images"),
+        ({"transforms": ["horizontal_flip", "pad"]}, r"transforms\[1\]: give one of 'size' and 'multiple'"),
+        (
+            {"transforms": [{"name": "random_scale_crop", "size": [8, 8], "scale": [2.0, 1.0]}]},
+            r"transforms\[0\]\.scale: found \[2\.0, 1\.0\]",
+        ),
+        ({"transforms": [{"name": "normalize", "mean": [0.5]}]}, r"transforms\[0\]\.mean: found 1 means and 3"),
+    ],
+)
+def test_a_data_set_that_cannot_be_built_is_named_by_its_path(
+    part: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    data = {**folder_data(tmp_path, ["wall", "floor"]), **options}
+
+    with pytest.raises(ConfigError, match=rf"^dataset\.{part}(: |\.){message}"):
+        tiny_task({f"dataset.{part}": data})
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"value": 7}, "labels 7"), ({"size": (16, 32)}, "must be of one size")]
