@@ -51,7 +51,7 @@ class CamVid(ClassyDataset):
         super().__init__(transforms)
         with within("root"):
             folder = data_folder(root)
-            images, masks = data_folder(str(folder / split)), folder / f"{split}annot"
+            images, masks = (data_folder(str(folder / name)) for name in (split, f"{split}annot"))
         self.pairs = matched_pairs(images, masks)
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ def matched_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[tupl
     """The image files of a folder with their masks, in the order of their names.
 
     `NAME.jpg` goes with `NAME{mask_suffix}.png`. Raises: `DataError` for an empty folder, an image without a mask, a
-    mask without an image, and two files of one name.
+    mask without an image, two files of one name, and a folder that may not be read.
     """
     by_name = _files_by_stem(images, IMAGE_SUFFIXES, "image")
     masks_by_name = _files_by_stem(masks, MASK_SUFFIXES, "mask")
@@ -39,7 +39,11 @@ def matched_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[tupl
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in paths:
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in found:
