@@ -38,9 +38,9 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
+from classyseg.tasks.checks import applied_normalize
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
-from classyseg.transforms import Normalize
 
 # Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -88,8 +88,10 @@ class SegmentationTask(ClassyTask):
             self.train_set: ClassyDataset = build_dataset(dataset.train)
         with within("dataset.test"):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
-        self._check_data_sets(normalize is not None)
-        self.normalize = normalize or NormalizeConfig()
+        self._check_data_sets()
+        self.normalize = applied_normalize(
+            {name: data.transforms for name, data in self._data_sets().items()}, normalize
+        )
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
@@ -115,20 +117,17 @@ class SegmentationTask(ClassyTask):
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
-    def _check_data_sets(self, normalize_given: bool) -> None:
-        for name, dataset in (("train", self.train_set), ("test", self.test_set)):
-            if dataset is None:
-                continue
+    def _data_sets(self) -> dict[str, ClassyDataset]:
+        return {"train": self.train_set} | ({} if self.test_set is None else {"test": self.test_set})
+
+    def _check_data_sets(self) -> None:
+        for name, dataset in self._data_sets().items():
             dataset.seed = self.seed
             found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.train_set))
             if found != wanted:
                 raise ConfigError(
                     f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
                     f"{wanted[0]} (ignored: {wanted[1]})"
-                )
-            if normalize_given and any(isinstance(transform, Normalize) for transform in dataset.transforms):
-                raise ConfigError(
-                    f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
                 )
 
     @classmethod
@@ -142,9 +141,12 @@ class SegmentationTask(ClassyTask):
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
-        for part in ("train", "test"):
-            transforms = getattr(getattr(config.dataset, part), "transforms", ())  # type: ignore[attr-defined]
-            TRANSFORMS.build_each(f"dataset.{part}.transforms", transforms)
+        transforms = {
+            name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
+            for name, data in config.dataset  # type: ignore[attr-defined]
+            if data is not None
+        }
+        applied_normalize(transforms, config.normalize)  # type: ignore[attr-defined]
         with within("optimizer"):
             build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 

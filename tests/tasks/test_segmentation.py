@@ -182,7 +182,9 @@ def test_normalising_on_the_device_equals_normalising_in_a_transform() -> None:
 
     on_device = started({**BATCH_INDEPENDENT, "normalize": values})
     transforms = ["horizontal_flip", {"name": "normalize", **values}]
-    in_transform = started({**BATCH_INDEPENDENT, "dataset.train.transforms": transforms})
+    in_transform = started(
+        {**BATCH_INDEPENDENT, "dataset.train.transforms": transforms, "dataset.test.transforms": transforms[1:]}
+    )
 
     assert one_step(on_device) == pytest.approx(one_step(in_transform), rel=1e-5)
     default = started(BATCH_INDEPENDENT)
@@ -305,11 +307,54 @@ def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
         tiny_task({"model.heads.aux": aux, "meters": [{"name": "mean_iou", "head": "aux"}]})
 
 
-def test_normalising_twice_is_refused() -> None:
-    changes = {"normalize": {}, "dataset.train.transforms": ["normalize"]}
+OTHER = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
-    with pytest.raises(ConfigError, match=r"dataset\.train\.transforms: found 'normalize' beside"):
-        tiny_task(changes)
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, IMAGENET),
+        ({"normalize": OTHER}, OTHER),
+        ({f"dataset.{part}.transforms": [{"name": "normalize", **OTHER}] for part in ("train", "test")}, OTHER),
+        ({"dataset.train.transforms": ["normalize"]}, IMAGENET),
+    ],
+    ids=["default", "task", "transforms", "transform as the default"],
+)
+def test_a_checkpoint_says_what_the_images_were_normalised_with(
+    changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    check(changes)
+    task = tiny_task(changes)
+
+    task.start(None)
+    assert task.checkpoint_state()["normalize"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"normalize": {}, "dataset.train.transforms": ["normalize"]},
+            r"dataset\.train\.transforms: found 'normalize' beside",
+        ),
+        (
+            {"dataset.test.transforms": ["normalize", "normalize"]},
+            r"dataset\.test\.transforms: found 'normalize' 2 times",
+        ),
+        (
+            {"dataset.train.transforms": [{"name": "normalize", **OTHER}]},
+            r"dataset\.test\.transforms: its images get mean \[0\.485.*those of dataset\.train mean \[0\.5",
+        ),
+    ],
+    ids=["both", "twice", "other values"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_normalising_twice_or_in_two_ways_is_refused(
+    find: Callable[[Any], object], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find(changes)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,12 @@ def test_color_jitter_of_no_strength_changes_nothing() -> None:
     assert torch.equal(transform(noise(), generator_for(1)).image, noise().image)
 
 
+def test_color_jitter_refuses_an_image_that_is_normalised() -> None:
+    normalised = build({"name": "normalize"})(noise(), generator_for(0))
+    with pytest.raises(ConfigError, match=r"noise\.png: 'color_jitter' found a normalised image; put it before"):
+        build({"name": "color_jitter"})(normalised, generator_for(0))
+
+
 def test_brightness_multiplies_by_one_factor_within_its_strength() -> None:
     transform = build({"name": "color_jitter", "brightness": 0.4, "contrast": 0, "saturation": 0})
     grey = Sample(torch.full((3, 2, 2), 100, dtype=torch.uint8), torch.zeros(2, 2, dtype=torch.int64))
