@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
 
 from classyseg.config import ConfigError
 from classyseg.layers import NormalizeConfig
+from classyseg.models import ClassyModel
 from classyseg.transforms import Normalize
+
+PROBE_SIZE = 256
+"""The side of the images on the `meta` device by which the shapes of logits are found."""
+
+
+def check_logits(model: ClassyModel, num_classes: int) -> None:
+    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w).
+
+    A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
+    """
+    state = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    image = torch.empty(2, model.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta")
+    training = model.training
+    model.train()  # else heads that only train are left out
+    try:
+        with torch.no_grad():
+            logits: dict[str, Tensor] = functional_call(model, state, image)
+    except (RuntimeError, ValueError, AssertionError):
+        return
+    finally:
+        model.train(training)
+    for name, found in logits.items():
+        if found.dim() != 4:
+            raise ConfigError(
+                f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
+                "logits for each pixel, (N, num_classes, h, w)"
+            )
+        if found.shape[1] != num_classes:
+            raise ConfigError(
+                f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
+                f"{num_classes}"
+            )
+
+
+def _shape(logits: Tensor) -> str:
+    return f"(N, {', '.join(map(str, logits.shape[1:]))})"
 
 
 def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: NormalizeConfig | None) -> NormalizeConfig:

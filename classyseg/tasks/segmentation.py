@@ -38,7 +38,7 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
-from classyseg.tasks.checks import applied_normalize
+from classyseg.tasks.checks import applied_normalize, check_logits
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -99,6 +99,7 @@ class SegmentationTask(ClassyTask):
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         _check_head_names(self.model, self.loss, meters)
+        check_logits(self.model, self.train_set.num_classes)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
@@ -141,6 +142,7 @@ class SegmentationTask(ClassyTask):
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
+        check_logits(model, 2)
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
-from classyseg.registry import TASKS
+from classyseg.heads import LinearHead
+from classyseg.registry import HEADS, TASKS
 from classyseg.tasks import SegmentationTask
+from classyseg.tasks.checks import check_logits
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_config, tiny_task
 
@@ -298,6 +301,47 @@ def test_heads_that_do_not_exist_are_found_before_the_run(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         find(changes)
+
+
+class TooManyClassesHead(LinearHead):
+    """Logits of one class more than it was built for, for each pixel."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0][:, : self.fc.out_features + 1]
+
+
+@pytest.fixture
+def too_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    HEADS.names()
+    monkeypatch.setattr(HEADS, "_entries", dict(HEADS._entries))
+    HEADS.register("too_many_classes")(TooManyClassesHead)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("linear", r"model\.heads\.extra: its logits \(N, \d\) are of whole images; .*logits for each pixel"),
+        ("too_many_classes", r"model\.heads\.extra: its logits .* are of (\d) classes; it was built for"),
+    ],
+)
+@pytest.mark.parametrize("train_only", [True, False])
+@pytest.mark.parametrize("find", [check, tiny_task])
+@pytest.mark.usefixtures("too_many_classes")
+def test_a_head_without_logits_for_each_pixel_and_class_is_found_before_the_run(
+    find: Callable[[Any], object], head: str, train_only: bool, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find({"model.heads.extra": {"name": head, "blocks": ["stage4"], "train_only": train_only}})
+
+
+def test_finding_the_shapes_of_logits_changes_no_weight_and_no_mode() -> None:
+    model = tiny_task(SMALL).model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    check_logits(model, 4)
+
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
