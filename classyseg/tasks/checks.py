@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.func import functional_call
 from classyseg.config import ConfigError
 from classyseg.layers import NormalizeConfig
 from classyseg.models import ClassyModel
+from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.transforms import Normalize
 
 PROBE_SIZE = 256
@@ -79,6 +80,29 @@ def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: Normal
                 f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
             )
     return first[1]
+
+
+def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:
+    """The names in a test record that `meters`, or their configs, declare. Raises as `joined_metrics`."""
+    values = [dict.fromkeys(getattr(meter, "component", meter).numbers or ()) for meter in meters]
+    return joined_metrics(meters, values, main_head)
+
+
+def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
+    """The `values` of all meters as a test record holds them: those of another head than `main_head` as `HEAD/NAME`.
+
+    Raises: `ConfigError` for a name that two meters give, or that every record has.
+    """
+    joined: dict[str, Any] = {}
+    giver = dict.fromkeys(RECORD_KEYS, "every record")
+    for i, (meter, named) in enumerate(zip(meters, values, strict=True)):
+        head = getattr(meter, "head", None) or main_head
+        for name, value in named.items():
+            key = name if head == main_head else f"{head}/{name}"
+            if key in giver:
+                raise ConfigError(f"meters[{i}]: gives '{key}', which {giver[key]} has already; leave one of them out")
+            giver[key], joined[key] = f"meters[{i}]", value
+    return joined
 
 
 def _text(normalize: NormalizeConfig) -> str:

@@ -38,7 +38,7 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
-from classyseg.tasks.checks import applied_normalize, check_logits
+from classyseg.tasks.checks import applied_normalize, check_logits, declared_metrics, joined_metrics
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -103,6 +103,7 @@ class SegmentationTask(ClassyTask):
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
+        declared_metrics(self.meters, self.model.main_head)
         self._optimizer_config = optimizer
         self._train_batches = TrainBatches(
             len(self.train_set), batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
@@ -143,6 +144,7 @@ class SegmentationTask(ClassyTask):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
         check_logits(model, 2)
+        declared_metrics(config.meters, model.main_head)  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -294,9 +296,8 @@ class SegmentationTask(ClassyTask):
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
         metrics: dict[str, Any] = {"loss": loss / count if count else None}
-        for meter in self.meters:
-            metrics |= meter.compute()
-        return metrics
+        values = [meter.compute() for meter in self.meters]
+        return metrics | joined_metrics(self.meters, values, self.model.main_head)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
 from classyseg.heads import LinearHead
+from classyseg.meters import build_meter
 from classyseg.registry import HEADS, TASKS
 from classyseg.tasks import SegmentationTask
-from classyseg.tasks.checks import check_logits
+from classyseg.tasks.checks import check_logits, joined_metrics
+from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_config, tiny_task
 
@@ -58,7 +60,7 @@ def test_phases_alternate_and_their_records_hold_what_other_tools_read(tmp_path:
         ("test", 2, 4),
     ]
     common = {"phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait"}
-    assert records[0].keys() == common
+    assert records[0].keys() == common == set(RECORD_KEYS)
     assert records[1].keys() == common | {"mean_iou", "pixel_accuracy", "iou"}
     assert list(records[1]["iou"]) == ["background", "disc", "square", "triangle"]
     assert records[1]["lr"] == records[0]["lr"] > records[2]["lr"] > 0
@@ -342,6 +344,49 @@ def test_finding_the_shapes_of_logits_changes_no_weight_and_no_mode() -> None:
 
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+EXTRA_HEAD = {"model.heads.extra": {"name": "fcn", "blocks": ["stage3"], "channels": 8}}
+
+
+def test_what_a_meter_of_another_head_gives_carries_the_name_of_the_head() -> None:
+    meters = ["mean_iou", {"name": "mean_iou", "head": "extra"}, {"name": "confusion_matrix", "head": "main"}]
+    task = tiny_task({**SMALL, **EXTRA_HEAD, "num_epochs": 0, "meters": meters})
+    check({**EXTRA_HEAD, "meters": meters})
+    Trainer().train(task)
+
+    matrix = np.array(task.metrics["confusion_matrix"])
+    assert task.metrics["pixel_accuracy"] == pytest.approx(matrix.trace() / matrix.sum())
+    given = {"mean_iou", "pixel_accuracy", "iou"}
+    given |= {f"extra/{name}" for name in given} | {"confusion_matrix"}
+    assert set(task.metrics) == set(RECORD_KEYS) | given
+    assert task.metrics["extra/pixel_accuracy"] == task.meters[1].compute()["pixel_accuracy"]
+    assert task.metrics["extra/mean_iou"] != task.metrics["mean_iou"]
+
+
+@pytest.mark.parametrize(
+    ("meters", "message"),
+    [
+        (["mean_iou", "pixel_accuracy"], r"meters\[1\]: gives 'pixel_accuracy', which meters\[0\] has"),
+        (["mean_iou", {"name": "mean_iou", "head": "main"}], r"meters\[1\]: gives 'mean_iou', which meters\[0\] has"),
+        (2 * [{"name": "mean_iou", "head": "extra"}], r"meters\[1\]: gives 'extra/mean_iou', which meters\[0\] has"),
+    ],
+    ids=["two kinds", "one head named", "another head"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_two_meters_of_one_name_are_refused_before_the_run(
+    find: Callable[[Any], object], meters: list[Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find({**EXTRA_HEAD, "meters": meters})
+
+
+@pytest.mark.parametrize(("name", "giver"), [("lr", "every record"), ("matrix", r"meters\[0\]")])
+def test_a_name_that_a_meter_did_not_declare_overwrites_nothing(name: str, giver: str) -> None:
+    first, second = (build_meter("confusion_matrix", ["wall"], 255) for _ in range(2))
+
+    with pytest.raises(ConfigError, match=rf"meters\[1\]: gives '{name}', which {giver} has already"):
+        joined_metrics([first, second], [{"matrix": []}, {name: 1}], "main")
 
 
 def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
