@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -321,9 +322,20 @@ class ConfigRecord(BaseModel):
 
 
 def placed(place: str, error: ConfigError) -> ConfigError:
-    """`error`, raised by a component about an option of its own, with the path of the component before it."""
-    joint = "." if re.match(r"\w+(\.\w+|\[\d+\])*: ", str(error)) else ": "
-    return ConfigError(f"{place}{joint}{error}")
+    """`error`, raised by a component about an option of its own, with the component's path before it, once."""
+    text = str(error)
+    joint = "." if re.match(r"\w+(\.\w+|\[\d+\])*: ", text) else ": "
+    kind = DataError if isinstance(error, DataError) else ConfigError
+    return kind(text if re.match(rf"{re.escape(place)}[.:\[]", text) else f"{place}{joint}{text}")
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Puts `place` before the message of a `ConfigError` from inside, unless the message begins with it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise placed(place, error) from None
 
 
 def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:

@@ -29,17 +29,20 @@ def data_root() -> Path:
 
 
 def data_folder(folder: str) -> Path:
-    """`folder` as it is when absolute, else under `data_root()`.
+    """The absolute path of `folder`, which lies under `data_root()` unless it is absolute itself.
 
-    Raises: `ConfigError` when it does not exist.
+    Raises: `ConfigError` when it does not exist, or lies where this user may not look.
     """
-    path = data_root() / folder
-    if path.is_dir():
-        return path
+    path = (data_root() / folder).absolute()
     hint = ""
-    if path.parent.is_dir():
-        near = closest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()])
-        hint = f"; did you mean '{near}'?" if near else ""
+    try:
+        if path.is_dir():
+            return path
+        if path.parent.is_dir():
+            near = closest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()])
+            hint = f"; did you mean '{near}'?" if near else ""
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be looked up ({error.strerror})") from None
     raise ConfigError(
         f"{path}: no such folder{hint} (data folders are looked up under --data-root, else ${DATA_ROOT_VARIABLE}, "
         "else ./data)"

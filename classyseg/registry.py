@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -15,7 +15,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_
 from pydantic import Field, Strict, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, listed, unknown
+from classyseg.config import (
+    Bool,
+    ConfigError,
+    ConfigRecord,
+    ConfigTree,
+    Text,
+    closest,
+    explain,
+    listed,
+    unknown,
+    within,
+)
 
 T = TypeVar("T", bound=type)
 
@@ -229,6 +240,14 @@ class Registry:
             return config
         validated = config if isinstance(config, ComponentConfig) else self.validate(config)
         return validated.component(*args, **validated.options())
+
+    def build_each(self, place: str, configs: Iterable[Any], *args: Any) -> list[Any]:
+        """The components of a list that `place` names in messages. Raises: `ConfigError` as `validate` does."""
+        built = []
+        for i, config in enumerate(configs):
+            with within(f"{place}[{i}]"):
+                built.append(self.build(config, *args))
+        return built
 
     def _validate(self, config: Any, placed: bool) -> Any:
         if isinstance(config, ComponentConfig | self.base()):

@@ -195,7 +195,7 @@ def test_a_user_error_has_no_traceback_in_a_process_of_its_own(tmp_path: Path) -
     arguments = ["-m", "classyseg", "train", "--config", CAMVID, "--data-root", "nowhere"]
     done = run_program(arguments, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: nowhere/camvid: no such folder")
+    assert done.stderr.startswith(f"error: dataset.train.root: {tmp_path / 'nowhere/camvid'}: no such folder")
     assert done.stderr.count("\n") == 1
 
 

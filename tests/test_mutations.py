@@ -214,7 +214,7 @@ def test_a_mistake_ends_a_process_with_exit_code_2(kind: str, tmp_path: Path) ->
             "optimizer.schedule.milestones: found [2.0, 1.0]",
         ),
         ("optimizer={name: sgd, lr: 0.1, momentum: 0, nesterov: true}", "optimizer.nesterov: found true"),
-        ("dataset.test.transforms=[horizontal_flip, pad]", "dataset.test.transforms[1]: pad: give one of 'size' and"),
+        ("dataset.test.transforms=[horizontal_flip, pad]", "dataset.test.transforms[1]: give one of 'size' and"),
     ],
 )
 def test_a_mistake_that_shows_when_parts_meet_has_its_path_too(

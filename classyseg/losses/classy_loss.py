@@ -56,5 +56,11 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         strange = [name for name in self.head_weights if name not in logits]
         if strange and self.training:  # in eval mode, the heads that only train are not computed
             raise ConfigError(f"loss.head_weights.{strange[0]}: {unknown('head', strange[0], logits)}")
+        for name, head in logits.items():
+            if (head.dim() == 4) != (target.dim() == 3):
+                raise ConfigError(
+                    f"model.heads.{name}: found logits {tuple(head.shape)} for targets {tuple(target.shape)}; masks "
+                    "(N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
+                )
         parts = [self.head_weights.get(name, 1.0) * self.total(head, target) for name, head in logits.items()]
         return torch.stack(parts).sum()

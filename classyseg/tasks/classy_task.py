@@ -33,6 +33,9 @@ from classyseg.structures import Progress, Sample
 
 log = logging.getLogger(__name__)
 
+RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
+"""What the record of every phase holds; the meters add to those of test phases."""
+
 FREE_ON_RESUME = (
     "hooks",
     "runtime.workers",
