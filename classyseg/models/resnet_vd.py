@@ -26,7 +26,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class CeilMeanPool2d(nn.AvgPool2d):
-    """The mean of 2x2 windows at stride 2, of what is there of them: (N, C, H, W) to (N, C, H / 2, W / 2), rounded up."""
+    """The mean of what is there of 2x2 windows: (N, C, H, W) to (N, C, H / 2, W / 2), rounded up."""
 
     def __init__(self) -> None:
         super().__init__(2, stride=2, ceil_mode=True, count_include_pad=False)
