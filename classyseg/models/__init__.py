@@ -4,7 +4,9 @@ from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.fuse import fuse
 from classyseg.models.mlp import MLP
+from classyseg.models.mobilenet_v3 import MobileNetV3
 from classyseg.models.resnet import ResNet
+from classyseg.models.resnet_vd import ResNetVd
 from classyseg.models.resnext3d import ResNeXt3D
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
@@ -18,11 +20,13 @@ __all__ = [
     "ClassyModel",
     "LoadedWeights",
     "MLP",
+    "MobileNetV3",
     "PublicWeights",
     "ResNeXt3D",
     "ResNet",
     "Xception",
     "XceptionDeeplab",
+    "ResNetVd",
     "build_model",
     "create_backbone",
     "fuse",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from math import sqrt
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,6 +12,7 @@ from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
 from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
+from classyseg.models.paddle import initialise
 from classyseg.registry import MODELS
 
 ENTRY = {
@@ -88,7 +88,7 @@ class XceptionDeeplab(ClassyModel):
         self.body = nn.Sequential(*blocks)
         deepest = 2 ** (1 + len(entry)) if reference_strides else output_stride
         self._declare(len(entry), deepest, optional=not reference_strides)
-        _initialise(self)
+        initialise(self)
         if not reference_strides and output_stride < 32:
             replace_stride_with_dilation(self, output_stride)
 
@@ -168,14 +168,6 @@ class _LastBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stack(x)
-
-
-def _initialise(model: nn.Module) -> None:
-    """PaddleSeg's: a normal of variance 2 / (kernel² x input channels), the latter also of depthwise convolutions."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            taps = module.kernel_size[0] * module.kernel_size[1]
-            nn.init.normal_(module.weight, 0, sqrt(2 / (taps * module.in_channels)))
 
 
 MODELS.variants(XceptionDeeplab, {f"xception{layers}_deeplab": {"layers": layers} for layers in ENTRY})

@@ -21,7 +21,16 @@ from classyseg.models import ClassyModel, build_model, list_models
 from classyseg.registry import HEADS, MODELS
 
 NUM_CLASSES = 5
-SMALLEST = ["resnet18", "resnet50", "resnext3d_18", "mlp", "xception41_deeplab", "xception65"]
+SMALLEST = [
+    "resnet18",
+    "resnet50",
+    "resnet18_vd",
+    "mobilenet_v3_small_x0_5",
+    "xception41_deeplab",
+    "xception65",
+    "resnext3d_18",
+    "mlp",
+]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
 CONFIGS = {"mlp": {"input_dim": 12, "output_dim": 7, "hidden_dims": [8]}}
 """What a model without defaults is built with."""
