@@ -2,6 +2,7 @@
 
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.naming import Naming
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
@@ -12,6 +13,7 @@ register_model = MODELS.register
 __all__ = [
     "ClassyModel",
     "LoadedWeights",
+    "Naming",
     "PublicWeights",
     "ResNet",
     "build_model",

@@ -74,6 +74,7 @@ def containers() -> dict[str, Constructor]:
     for builtins in ("builtins", "__builtin__"):
         found |= {f"{builtins}.{name}": never for name in ("int", "float", "str", "bool", "object")}
         found |= {f"{builtins}.{name}": values for name in ("set", "frozenset", "list")}
+        found[f"{builtins}.bytes"] = lambda: b""  # how protocol 2 writes no bytes
         found |= {f"{builtins}.dict": pairs, f"{builtins}.tuple": lambda items=(): tuple(items)}
     return found
 
@@ -169,7 +170,7 @@ class _Machine:
     def named(self, module: Any, name: Any) -> None:
         text = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "what has no name"
         if text not in self.constructors:
-            raise UnreadableError(f"it wants to run {text[:80]}, and weights run nothing")
+            raise UnreadableError(f"it wants to run {text[:80]}, and weights run nothing; expected a state dict")
         self.push(Named(text))
 
     def construct(self, _argument: Any) -> None:

@@ -78,9 +78,8 @@ def _read(file: IO[bytes], size: int, path: Path | None = None) -> dict[str, Ten
         return _from_pickle(file, size)
     if start[:2] == b"PK":
         with zipfile.ZipFile(file) as archive:
-            is_torch = is_torch_zip(archive.namelist())
-            _check_zip(archive, size if is_torch else _limit(size))
-            if is_torch:
+            _check_zip(archive, _limit(size))
+            if is_torch_zip(archive.namelist()):
                 return _flatten(read_torch_zip(archive), size)
             _refuse_nested(path)
             return _from_zip(archive)
