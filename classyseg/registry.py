@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_
 from pydantic import Field, Strict, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from classyseg.config import ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, unknown
+from classyseg.config import ConfigError, ConfigRecord, ConfigTree, Text, WeightsOption, closest, explain, unknown
 
 T = TypeVar("T", bound=type)
 
@@ -444,7 +444,7 @@ MODELS = Registry(
     noun="model",
     base="classyseg.models:ClassyModel",
     placement={
-        "weights": (Text | None, None),
+        "weights": (WeightsOption | None, None),
         "heads": (dict[HeadName, HeadConfig], {}),
     },
 )

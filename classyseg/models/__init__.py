@@ -1,6 +1,6 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
-from classyseg.models.build import build_model, create_backbone, list_models
+from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import Naming
 from classyseg.models.resnet import ResNet
@@ -19,6 +19,7 @@ __all__ = [
     "build_model",
     "create_backbone",
     "list_models",
+    "load_initial_weights",
     "load_weights",
     "register_model",
 ]

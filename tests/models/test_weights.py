@@ -108,35 +108,58 @@ def test_an_unknown_name_gets_the_closest_one() -> None:
         build_model({"name": "resnet50", "weights": "imagnet1k_v2"})
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: dict[str, Tensor], *, honest: bool) -> None:
-    """Makes `imagenet1k_v1` a file whose name ends with its hash, or with another one."""
-    torch.save(state, tmp_path / "draft.pth")
-    digest = hashlib.sha256((tmp_path / "draft.pth").read_bytes()).hexdigest()[:8]
-    path = (tmp_path / "draft.pth").rename(tmp_path / f"resnet18-{digest if honest else '0123abcd'}.pth")
-    monkeypatch.setenv("CLASSYSEG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        ResNet,
-        "known_weights",
-        classmethod(lambda cls, variant: {"imagenet1k_v1": PublicWeights(path.as_uri(), "", "")}),
-    )
-
-
-def test_a_known_name_is_downloaded_and_its_hash_checked(
+def test_a_known_name_is_found_and_its_hash_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, Tensor]
 ) -> None:
-    offer(monkeypatch, tmp_path, reference, honest=True)
-    model = create_backbone("resnet18", pretrained=True)
+    write(tmp_path / "w.pth", reference)
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    url = (tmp_path / "w.pth").as_uri()
+    known = {"right": PublicWeights(url, f"sha256:{digest}", ""), "wrong": PublicWeights(url, "sha256:0123abcd", "")}
+    monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: known))
+    model = create_backbone("resnet18", weights="right")
     assert torch.equal(model.state_dict()["conv1.weight"], reference["conv1.weight"])
-    assert len(list((tmp_path / "cache").rglob("*.pth"))) == 1
+    with pytest.raises(ConfigError, match=rf"w\.pth: found the sha256 {digest[:8]}, expected 0123abcd"):
+        create_backbone("resnet18", pretrained=True)  # the newest name
 
 
-def test_a_download_with_another_hash_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, Tensor]
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"sorce": "w.pth"},
+            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, source, strict",
+        ),
+        ({"strict": False}, r"weights\.source: missing"),
+        ({"source": "w.pth", "strict": "no"}, r"weights\.strict: found 'no'; input should be a valid boolean"),
+        (5, "weights: found 5; input should be a valid string"),
+    ],
+)
+def test_the_options_of_weights_are_checked(weights: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model({"name": "resnet18", "weights": weights})
+
+
+def test_a_config_may_ask_for_a_part_and_for_another_number_of_channels(
+    tmp_path: Path, reference: dict[str, Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    offer(monkeypatch, tmp_path, reference, honest=False)
-    with pytest.raises(ConfigError, match=r"found the sha256 [0-9a-f]{8}, expected 0123abcd"):
-        create_backbone("resnet18", weights="imagenet1k_v1")
-    assert not list((tmp_path / "cache").rglob("*.pth"))
+    part = {key: value for key, value in reference.items() if not key.startswith("layer4.")}
+    write(tmp_path / "w.pth", part)
+    weights = {"source": str(tmp_path / "w.pth"), "strict": False, "adapt_input": True}
+    found = build_model({"name": "resnet18", "in_channels": 1, "weights": weights}).state_dict()
+    torch.testing.assert_close(found["conv1.weight"], reference["conv1.weight"].sum(1, keepdim=True))
+    assert torch.equal(found["layer3.0.conv1.weight"], reference["layer3.0.conv1.weight"])
+    assert not torch.equal(found["layer4.0.conv1.weight"], reference["layer4.0.conv1.weight"])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert create_backbone("resnet18", in_channels=2, weights=_whole(tmp_path, reference), adapt_input=True)
+
+
+def _whole(folder: Path, state: dict[str, Tensor]) -> str:
+    write(folder / "whole.safetensors", state)
+    return str(folder / "whole.safetensors")
+
+
+def test_a_model_can_be_built_before_its_weights_are_there() -> None:
+    assert build_model({"name": "resnet18", "weights": "not there"}, load=False)
 
 
 def test_public_weights_are_those_that_torchvision_knows() -> None:
