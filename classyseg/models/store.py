@@ -51,6 +51,11 @@ class PublicWeights:
     crop: int = 224
     interpolation: str = "bilinear"
 
+    def preprocessing(self) -> str:
+        """How images were prepared, in one line."""
+        mean, std = (" ".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std))
+        return f"resize {self.resize} {self.interpolation}, crop {self.crop}, mean {mean}, std {std}"
+
 
 def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
     """The weights that torchvision publishes for the model that it calls `variant`; empty where it has none."""

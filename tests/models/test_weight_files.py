@@ -472,31 +472,6 @@ def test_a_changed_byte_in_a_torch_file_is_noticed(
         load_weights(model, str(path))
 
 
-# -- what can be read, and does not fit ------------------------------------------------------------------------------
-
-KEY = "conv1.weight"
-UNFIT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "shape": (lambda value: value[:, :, :3], r"conv1\.weight is \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)"),
-    "transposed": (lambda value: value.transpose(0, 1).contiguous(), r"is \(3, 64, 7, 7\), expected"),
-    "integers": (lambda value: value.to(torch.int8), r"of torch\.int8"),
-    "complex": (lambda value: value.to(torch.complex64), r"of torch\.complex64"),
-    "nan": (lambda value: value.masked_fill(torch.arange(7) == 3, torch.nan), r"not finite: conv1\.weight"),
-    "inf": (lambda value: value.masked_fill(torch.arange(7) == 3, -torch.inf), r"not finite: conv1\.weight"),
-    "too_large": (lambda value: value.double() * 1e300, r"not finite: conv1\.weight"),
-}
-
-
-@pytest.mark.parametrize("name", UNFIT)
-def test_a_tensor_that_does_not_fit_changes_nothing(
-    name: str, model: ClassyModel, before: dict[str, Tensor], tmp_path: Path
-) -> None:
-    change, message = UNFIT[name]
-    path = write(tmp_path / "inside" / f"{name}.pth", torch_bytes({**before, KEY: change(before[KEY])}))
-    with pytest.raises(ConfigError, match=message):
-        load_weights(model, str(path))
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
 def test_a_pickled_model_is_refused_without_its_class_being_built(
     model: ClassyModel, before: dict[str, Tensor], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,29 @@ def test_missing_unexpected_and_mismatched_keys_are_named_and_nothing_is_loaded(
     assert "conv1.weight is (64, 1, 7, 7), expected (64, 3, 7, 7)" in message
     with pytest.raises(ConfigError):
         load_weights(model, str(tmp_path / "w.safetensors"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+KEY = "conv1.weight"
+UNFIT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "shape": (lambda value: value[:, :, :3], r"conv1\.weight is \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)"),
+    "transposed": (lambda value: value.transpose(0, 1).contiguous(), r"is \(3, 64, 7, 7\), expected"),
+    "integers": (lambda value: value.to(torch.int8), r"of torch\.int8"),
+    "complex": (lambda value: value.to(torch.complex64), r"of torch\.complex64"),
+    "nan": (lambda value: value.masked_fill(torch.arange(7) == 3, torch.nan), r"not finite: conv1\.weight"),
+    "inf": (lambda value: value.masked_fill(torch.arange(7) == 3, -torch.inf), r"not finite: conv1\.weight"),
+    "too_large": (lambda value: value.double() * 1e300, r"not finite: conv1\.weight"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_tensor_that_does_not_fit_changes_nothing(name: str, tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    change, message = UNFIT[name]
+    write(tmp_path / "w.pth", {**reference, KEY: change(reference[KEY])})
+    model = create_backbone("resnet18")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=message):
+        load_weights(model, str(tmp_path / "w.pth"))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
