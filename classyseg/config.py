@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Strict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    ModelWrapValidatorHandler,
+    Strict,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Location = tuple[str | int, ...]
@@ -319,6 +328,24 @@ class ConfigRecord(BaseModel):
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return record
+
+
+class WeightsConfig(ConfigRecord):
+    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit."""
+
+    source: Text
+    strict: Bool = True
+    adapt_input: Bool = False
+
+
+def _weights_form(value: Any) -> str:
+    return "mapping" if isinstance(value, Mapping | WeightsConfig) else "source"
+
+
+WeightsOption = Annotated[
+    Annotated[Text, Tag("source")] | Annotated[WeightsConfig, Tag("mapping")], Discriminator(_weights_form)
+]
+"""A source alone, or a mapping with options."""
 
 
 def placed(place: str, error: ConfigError) -> ConfigError:

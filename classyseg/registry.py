@@ -21,6 +21,7 @@ from classyseg.config import (
     ConfigRecord,
     ConfigTree,
     Text,
+    WeightsOption,
     closest,
     explain,
     listed,
@@ -462,7 +463,7 @@ MODELS = Registry(
     noun="model",
     base="classyseg.models:ClassyModel",
     placement={
-        "weights": (Text | None, None),
+        "weights": (WeightsOption | None, None),
         "heads": (dict[HeadName, HeadConfig], {}),
         "frozen": (Bool | Text, False),
         "frozen_norm": (Bool, False),

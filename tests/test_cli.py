@@ -248,10 +248,17 @@ def test_config_schema_prints_a_json_schema(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_models_lists_those_that_match(capsys: pytest.CaptureFixture[str]) -> None:
-    assert classyseg_main(["models", "resnet1*"]) == 0
-    assert capsys.readouterr().out.split() == ["resnet101", "resnet152", "resnet18"]
-    assert classyseg_main(["models"]) == 0
-    assert {"resnet", "resnet18", "resnet34", "resnet50"} <= set(capsys.readouterr().out.split())
+    assert classyseg_main(["models", "resnet1?*_vd"]) == 0
+    assert capsys.readouterr().out.split() == ["resnet101_vd", "resnet152_vd", "resnet18_vd"]
+
+
+def test_models_as_a_table_tell_what_stands_behind_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert classyseg_main(["models", "resnet18", "--table"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[0] == "| `resnet18`"
+    assert row[1:3] == ["11.18", "1.81"]
+    assert "`stage4`: 512 / 32" in row[3]
+    assert row[4:] == ["8, 16, 32", "`imagenet1k_v1` |"]
 
 
 def test_models_that_do_not_exist_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from classyseg.checkpoint import newest_checkpoint, problem_of
 from classyseg.cli.train import main
+from classyseg.config import ConfigError
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks import SegmentationTask
@@ -210,6 +211,22 @@ def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_se
     assert (root / "LATEST").read_text(encoding="utf-8") == "step-8"
     assert sorted(path.name for path in root.iterdir()) == ["LATEST", "step-8", "step-9.damaged"]
     assert (root / "step-9.damaged/manifest.json").is_file()
+
+
+def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    torch.manual_seed(5)
+    torch.save(tiny_task().model.state_dict(), weights)
+    changes = {"model.weights": {"source": str(weights), "strict": True}}
+    Trainer(tmp_path / "whole").train(tiny_task({"hooks": HOOKS, **changes}))
+    stop(changes, tmp_path / "stopped", "train", 0, 3)
+    weights.unlink()
+
+    finish(changes, tmp_path / "stopped")
+
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"w\.pth', which is no file and no known name"):
+        Trainer(tmp_path / "new", resume=True).train(tiny_task({"hooks": HOOKS, **changes}))
 
 
 def test_resuming_a_finished_run_changes_nothing(reference: Path, tmp_path: Path) -> None:

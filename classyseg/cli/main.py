@@ -34,6 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     listing = commands.add_parser("models", help="list the models, plugins' included")
     models.add_arguments(listing)
     listing.set_defaults(run=_listing(models.run))
+    weights = commands.add_parser("weights", help="list the public weights that models know")
+    weights.add_argument("pattern", nargs="?", default="*", help="of the models, such as 'resnet*'")
+    weights.set_defaults(run=_weights)
+    convert = commands.add_parser("convert-weights", help="write any readable file of weights as safetensors")
+    convert.add_argument("source", metavar="IN", help="a file, checkpoint folder or URL; with --model, also a name")
+    convert.add_argument("target", metavar="OUT.safetensors")
+    convert.add_argument("--model", default="", metavar="NAME", help="give the keys that model's names, and check them")
+    convert.add_argument("--force", action="store_true", help="replace OUT")
+    convert.set_defaults(run=_convert)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)
@@ -86,6 +95,33 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 @_listing
+def _weights(arguments: argparse.Namespace) -> int:
+    from classyseg.config import ConfigError
+    from classyseg.registry import MODELS, PluginError
+
+    rows = [("model", "name", "licence", "preprocessing", "digest", "URL")]
+    for model in MODELS.names(arguments.pattern):
+        try:
+            known = MODELS.entry(model).component.known_weights(model)  # type: ignore[attr-defined]
+        except PluginError:  # `classyseg plugins` tells what is wrong with it
+            continue
+        rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]
+    if len(rows) == 1:
+        raise ConfigError(f"no public weights are known of models that match '{arguments.pattern}'")
+    _print_table(rows)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from classyseg.models.weights import convert_weights
+
+    print(convert_weights(arguments.source, Path(arguments.target), model=arguments.model, force=arguments.force))
+    return 0
+
+
+@_listing
 def _plugins(arguments: argparse.Namespace) -> int:
     from classyseg.registry import REGISTRIES
 
@@ -94,7 +130,12 @@ def _plugins(arguments: argparse.Namespace) -> int:
         for offer, problem in registry.plugins():
             distribution = (offer.dist.name, offer.dist.version) if offer.dist else ("?", "?")
             rows.append((*distribution, registry.kind, offer.name, problem or "ok"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+    _print_table(rows)
     return 0
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns under each other, the last as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))

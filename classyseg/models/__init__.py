@@ -1,10 +1,11 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
-from classyseg.models.build import build_model, create_backbone, list_models
+from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.fuse import fuse
 from classyseg.models.mlp import MLP
 from classyseg.models.mobilenet_v3 import MobileNetV3
+from classyseg.models.naming import Naming
 from classyseg.models.resnet import ResNet
 from classyseg.models.resnet_vd import ResNetVd
 from classyseg.models.resnext3d import ResNeXt3D
@@ -21,6 +22,7 @@ __all__ = [
     "LoadedWeights",
     "MLP",
     "MobileNetV3",
+    "Naming",
     "PublicWeights",
     "ResNeXt3D",
     "ResNet",
@@ -31,6 +33,7 @@ __all__ = [
     "create_backbone",
     "fuse",
     "list_models",
+    "load_initial_weights",
     "load_weights",
     "register_model",
 ]

@@ -131,6 +131,9 @@ class ClassyTask(Configurable, ABC):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
 
+    def load_initial_weights(self) -> None:
+        """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
+
     def close(self) -> None:
         """Ends the processes that load data; called when a run ends, however it ends."""
 
@@ -148,8 +151,10 @@ class ClassyTask(Configurable, ABC):
             with distributed.failing_together():
                 if distributed.is_primary():
                     remove_leftovers(run_folder / "checkpoints")
-            if resume:
-                self._resume(run_folder)
+        if run_folder is None or not resume or not self._resume(run_folder):
+            with distributed.failing_together():
+                self.load_initial_weights()
+        if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
                     self._cut_records(run_folder)
@@ -278,7 +283,8 @@ class ClassyTask(Configurable, ABC):
         }
         return save_checkpoint(self.run_folder / "checkpoints", self.progress.step, self.checkpoint_tensors(), state)
 
-    def _resume(self, run_folder: Path) -> None:
+    def _resume(self, run_folder: Path) -> bool:
+        """Restores the newest checkpoint that verifies; False where there is none."""
         root = run_folder / "checkpoints"
         step = -1
         with distributed.failing_together():
@@ -292,7 +298,7 @@ class ClassyTask(Configurable, ABC):
         if step < 0:
             if distributed.is_primary():
                 log.info("%s: no checkpoint to resume; starting from the beginning", root)
-            return
+            return False
         with distributed.failing_together():
             checkpoint = load_checkpoint(root / f"step-{step}")
             self._check_same_run(checkpoint)
@@ -301,6 +307,7 @@ class ClassyTask(Configurable, ABC):
         self._loss_sum = torch.tensor(checkpoint.state["loss_sum"], dtype=torch.float64)
         if distributed.is_primary():
             log.info("resumed %s", checkpoint.folder)
+        return True
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         changed = [

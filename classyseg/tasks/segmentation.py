@@ -23,7 +23,7 @@ from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
-from classyseg.models import ClassyModel, build_model
+from classyseg.models import ClassyModel, build_model, load_initial_weights
 from classyseg.models.feature_cache import FeatureCache, check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import (
@@ -101,7 +101,8 @@ class SegmentationTask(ClassyTask):
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
-        self.model: ClassyModel = build_model(model, self.train_set.num_classes)
+        self._model_config = model
+        self.model: ClassyModel = build_model(model, self.train_set.num_classes, load=False)
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
@@ -146,12 +147,12 @@ class SegmentationTask(ClassyTask):
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
-        without_weights = config.model.model_copy(update={"weights": None})  # type: ignore[attr-defined]
+        model_config = config.model  # type: ignore[attr-defined]
         try:
             with torch.device("meta"):
-                model = build_model(without_weights, 2)
+                model = build_model(model_config, 2, load=False)
         except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
-            model = build_model(without_weights, 2)
+            model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
         num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
@@ -211,6 +212,9 @@ class SegmentationTask(ClassyTask):
         ):
             if dataset is not None:
                 self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
+
+    def load_initial_weights(self) -> None:
+        load_initial_weights(self.model, self._model_config)
 
     def close(self) -> None:
         for loader in self._loaders.values():
