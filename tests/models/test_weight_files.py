@@ -220,6 +220,8 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         r"key 'a\.b' twice",
     ),
     "long_key.pdparams": (program(b"}", text("." * 10**6), b"Ns"), "key of more than 500 characters"),
+    "escapes.pdparams": (program(b"}", text("\x1b[2J"), b"Ns"), "or of some that cannot be printed"),
+    "escapes_in_a_name.pdparams": (program(text("os\x1b[2J"), text("x"), b"\x93"), r"it wants to run os\?\[2J\.x"),
     "list.pdparams": (program(b"]"), "found a list without tensors; expected a state dict"),
     "slices.pdparams": (
         program(dictionary(**{"UnpackBigParamInfor@@": dictionary(w=dictionary(slices=b"]", OriginShape=b"K\x01"))})),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from jsonschema import Draft202012Validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from classyseg.checkpoint import save_checkpoint
 from classyseg.config import ConfigError
 from classyseg.models import ResNet, build_model, create_backbone, load_weights
 from classyseg.models.store import PublicWeights
+from classyseg.registry import task_schema
 
 HEADS = {"main": {"name": "fcn", "blocks": ["stage4"]}}
 
@@ -180,6 +182,16 @@ def test_a_config_may_ask_for_a_part_and_for_another_number_of_channels(
 def _whole(folder: Path, state: dict[str, Tensor]) -> str:
     write(folder / "whole.safetensors", state)
     return str(folder / "whole.safetensors")
+
+
+def test_the_schema_shows_both_forms_of_weights() -> None:
+    schema = task_schema()
+    accepts = Draft202012Validator({"$ref": "#/$defs/models.resnet18", "$defs": schema["$defs"]}).is_valid
+    assert accepts({"name": "resnet18", "weights": "w.pth"})
+    assert accepts({"name": "resnet18", "weights": {"source": "w.pth", "strict": False}})
+    assert accepts({"name": "resnet18", "weights": None})
+    assert not accepts({"name": "resnet18", "weights": {"source": "w.pth", "strickt": False}})
+    assert not accepts({"name": "resnet18", "weights": {"strict": False}})
 
 
 def test_a_model_can_be_built_before_its_weights_are_there() -> None:

@@ -60,7 +60,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             return _read(file, path.stat().st_size, path)
     except Exception as error:  # a hostile file may fail in any way
-        text = (str(error).splitlines() or [""])[0][:200]
+        text = "".join(c if c.isprintable() else "?" for c in str(error).partition("\n")[0][:200])
         reason = text if isinstance(error, UnreadableError) else f"damaged ({type(error).__name__}: {text})"
         raise ConfigError(f"{path}: cannot be read as weights: {reason}") from None
 
@@ -226,6 +226,6 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         if depth >= MAX_DEPTH or count > MAX_ITEMS:
             raise UnreadableError(f"it nests deeper than {MAX_DEPTH} mappings, or has more than {MAX_ITEMS} items")
         children = [(f"{key}.{name}" if key else str(name), item, depth + 1) for name, item in value.items()]
-        if any(len(name) > MAX_KEY for name, _, _ in children):
-            raise UnreadableError(f"it has a key of more than {MAX_KEY} characters")
+        if any(len(name) > MAX_KEY or not name.isprintable() for name, _, _ in children):
+            raise UnreadableError(f"it has a key of more than {MAX_KEY} characters, or of some that cannot be printed")
         pending += reversed(children)
