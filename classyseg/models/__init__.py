@@ -1,7 +1,10 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
+from classyseg.models.anynet import AnyNet, RegNet
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
+from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.fuse import fuse
 from classyseg.models.mlp import MLP
 from classyseg.models.resnet import ResNet
@@ -13,11 +16,16 @@ from classyseg.registry import MODELS
 register_model = MODELS.register
 
 __all__ = [
+    "AnyNet",
     "ClassyModel",
+    "EfficientNet",
+    "EfficientNetLite",
+    "EfficientNetV2",
     "LoadedWeights",
     "MLP",
     "PublicWeights",
     "ResNeXt3D",
+    "RegNet",
     "ResNet",
     "build_model",
     "create_backbone",

