@@ -37,19 +37,14 @@ def _scaled(channels: int, width: float) -> int:
 
 def _timm(repeats: Sequence[int]) -> Naming:
     """timm counts blocks by stage, the pip packages from the network's start."""
-    ends = (("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2"))
-    layers = (
-        ("_expand_conv", "conv_pw"),
-        ("_bn2", "bn3"),
-        ("_bn1", "bn2"),
-        ("_bn0", "bn1"),
-        ("_depthwise_conv", "conv_dw"),
-    )
+    ends = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    unexpanded = {"_project_conv": "conv_pw", "_bn1": "bn1", "_bn2": "bn2"}
+    layers = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
+    layers |= {"_bn0": "bn1", "_bn1": "bn2", "_bn2": "bn3"}
     places = [f"{stage}.{i}" for stage, count in enumerate(repeats) for i in range(count)]
-    rules = [(rf"^{ours}\.", f"{theirs}.") for ours, theirs in ends]
-    unexpanded = (("_project_conv", "conv_pw"), ("_bn1", "bn1"), ("_bn2", "bn2"))
-    rules += [(rf"^_blocks\.0\.{ours}\.", f"blocks.0.0.{theirs}.") for ours, theirs in unexpanded]
-    rules += [(rf"^(_blocks\.\d+)\.{ours}\.", rf"\1.{theirs}.") for ours, theirs in layers]
+    rules = [(rf"^{ours}\.", f"{theirs}.") for ours, theirs in ends.items()]
+    rules += [(rf"^_blocks\.0\.{ours}\.", f"blocks.0.0.{theirs}.") for ours, theirs in unexpanded.items()]
+    rules += [(rf"^(_blocks\.\d+)\.{ours}\.", rf"\1.{theirs}.") for ours, theirs in layers.items()]
     rules += [(rf"^_blocks\.{i}\.", f"blocks.{place}.") for i, place in enumerate(places)]
     return Naming("timm", tuple(rules), ("classifier.",))
 
