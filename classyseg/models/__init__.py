@@ -1,7 +1,10 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
+from classyseg.models.anynet import AnyNet, RegNet
 from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
+from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.fuse import fuse
 from classyseg.models.mlp import MLP
 from classyseg.models.mobilenet_v3 import MobileNetV3
@@ -18,13 +21,18 @@ from classyseg.registry import MODELS
 register_model = MODELS.register
 
 __all__ = [
+    "AnyNet",
     "ClassyModel",
+    "EfficientNet",
+    "EfficientNetLite",
+    "EfficientNetV2",
     "LoadedWeights",
     "MLP",
     "MobileNetV3",
     "Naming",
     "PublicWeights",
     "ResNeXt3D",
+    "RegNet",
     "ResNet",
     "Xception",
     "XceptionDeeplab",

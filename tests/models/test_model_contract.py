@@ -30,9 +30,26 @@ SMALLEST = [
     "xception65",
     "resnext3d_18",
     "mlp",
+    "anynet",
+    "regnet_y_400mf",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "efficientnet_lite0",
 ]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
-CONFIGS = {"mlp": {"input_dim": 12, "output_dim": 7, "hidden_dims": [8]}}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mlp": {"input_dim": 12, "output_dim": 7, "hidden_dims": [8]},
+    "anynet": {
+        "depths": [1, 2],
+        "widths": [16, 24],
+        "group_widths": [8, 8],
+        "bottleneck_multipliers": [1.0, 2.0],
+        "strides": [2, 2],
+        "stem_type": "res_stem_in",
+        "block_type": "vanilla_block",
+    },
+    "regnet": {"depth": 4, "w_0": 8, "w_a": 8.0, "w_m": 2.0, "group_width": 8},
+}
 """What a model without defaults is built with."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
 OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
@@ -136,6 +153,9 @@ def test_no_later_layer_overwrites_a_feature(model: ClassyModel) -> None:
 
 def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:
     twin = copy.deepcopy(model).train()
+    for module in twin.modules():
+        if hasattr(module, "p"):  # nothing drops out by chance
+            module.p = 0.0
     image = image_for(twin, 33, 33, count=2)
     backbone = {name: value for name, value in twin.named_parameters() if not name.startswith("heads.")}
     deepest = twin.forward_features(image)[list(twin.blocks)[-1]]
