@@ -46,6 +46,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._probed: str | None = None
         self._taps: dict[str, _Tap] = {}
         self._tapped = _Tapped()
+        self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.heads = nn.ModuleDict()
 
@@ -76,15 +77,23 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def is_wanted(self, name: str) -> bool:
         """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""
-        return name == self._probed or any(
-            block.name == name
-            for head in self.heads.values()
-            for block in head.blocks  # type: ignore[union-attr]
-        )
+        return name == self._probed or name in self._read()
+
+    def _read(self) -> set[str]:
+        """The names of the blocks that somebody reads."""
+        heads: Any = self.heads.values()
+        return self._watched | {block.name for head in heads for block in head.blocks}
 
     def keep_blocks(self, names: Sequence[str]) -> None:
         """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
         self._blocks = {name: self._blocks[name] for name in names}
+
+    def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
+        """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
+
+        Called by the weight loader after the naming's own change of layout; what still does not fit is an error.
+        """
+        return tensor
 
     def input_shape(self, height: int, width: int) -> tuple[int, ...]:
         """The shape of one input of that size; other than (in_channels, height, width) for clips and vectors."""
@@ -183,12 +192,25 @@ class ClassyModel(nn.Module, Configurable, ABC):
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
                 )
         self.heads[name] = head.train(self.training)
+        self._tap(infos)
+        if train_only:
+            self._train_only.add(name)
+
+    def _tap(self, infos: Sequence[BlockInfo]) -> None:
         for info in infos:
             if info.name not in (*self._blocks, *self._optional, *self._taps):
                 self._taps[info.name] = tap = _Tap(self._tapped, info)
                 tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
-        if train_only:
-            self._train_only.add(name)
+
+    def watch(self, *names: str) -> list[BlockInfo]:
+        """Makes `forward_features` also give these blocks, optional ones and submodules included, without a head.
+
+        Raises: `ConfigError` for an unknown name.
+        """
+        infos = [self.block(name) for name in names]
+        self._tap(infos)
+        self._watched |= set(names)
+        return infos
 
     def detach_head(self, name: str) -> ClassyHead:
         """Removes and returns a head; the backbone is then as it was before.
@@ -199,8 +221,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
         head = self.heads.pop(name)
         self._train_only.discard(name)
-        read = {block.name for other in self.heads.values() for block in other.blocks}  # type: ignore[union-attr]
-        for tap in [tap for tap in self._taps if tap not in read]:
+        for tap in [tap for tap in self._taps if tap not in self._read()]:
             self._taps.pop(tap).handle.remove()
         return head  # type: ignore[return-value]
 
@@ -235,7 +256,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return {**kept, **self._tapped.take()} if self._taps else kept
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`."""
+        """The logits of every head, at the head's own stride, by head name; without heads, the features."""
         features = self.forward_features(image)
         if not self.heads:
             return features

@@ -21,7 +21,11 @@ from classyseg.models import ClassyModel, build_model, list_models
 from classyseg.registry import HEADS, MODELS
 
 NUM_CLASSES = 5
-SMALLEST = ["resnet18", "resnet50"]
+SMALLEST = [
+    "resnet18",
+    "resnet50",
+    "vit_ti_16",
+]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
 OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]

@@ -122,7 +122,9 @@ def match(
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
     naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
-    if naming.library == OWN and any(key.startswith(f"{prefix}heads.") for key in tensors):
+    ignorable = tuple(prefix + start for start in naming.classifier)
+    own_heads = [key for key in tensors if key.startswith(f"{prefix}heads.") and not key.startswith(ignorable)]
+    if naming.library == OWN and own_heads:
         expected = everything
     theirs = {key: prefix + naming.key(key) for key in expected}
     if classifier is not None:
@@ -133,7 +135,8 @@ def match(
     for key, name in theirs.items():
         if name not in tensors or COMPUTED.search(key):
             continue
-        found = _fitted(naming.tensor(key, tensors[name]), expected[key], adapt_input, model.in_channels)
+        found = model.fit_tensor(key, naming.tensor(key, tensors[name]))
+        found = _fitted(found, expected[key], adapt_input, model.in_channels)
         if found.shape != expected[key].shape or found.is_floating_point() != expected[key].is_floating_point():
             of = "" if found.is_floating_point() == expected[key].is_floating_point() else f" of {found.dtype}"
             mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}")
@@ -141,7 +144,6 @@ def match(
             state[key] = found
     names = set(theirs.values())
     others = [key for key in tensors if key not in names]
-    ignorable = tuple(prefix + start for start in naming.classifier)
     unexpected = [k for k in others if k.startswith(prefix) and not k.startswith(ignorable) and not COMPUTED.search(k)]
     missing = [name for key, name in theirs.items() if name not in tensors and not COMPUTED.search(key)]
     ignored = [key for key in others if key not in set(unexpected)]
