@@ -4,6 +4,7 @@ from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
+from classyseg.models.swin import SwinTransformer
 from classyseg.models.vision_transformer import VisionTransformer
 from classyseg.models.weights import LoadedWeights, load_weights
 from classyseg.registry import MODELS
@@ -15,6 +16,7 @@ __all__ = [
     "LoadedWeights",
     "PublicWeights",
     "ResNet",
+    "SwinTransformer",
     "VisionTransformer",
     "build_model",
     "create_backbone",

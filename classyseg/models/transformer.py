@@ -175,8 +175,8 @@ def to_pyramid(features: dict[str, Tensor], stride: int, image: Tensor) -> dict[
 
 def padded(image: Tensor, multiple: int) -> Tensor:
     """`image` with zeros at the bottom and the right, up to a multiple of `multiple` on each side."""
-    height, width = image.shape[2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
+    height, width = ((side + multiple - 1) // multiple * multiple for side in image.shape[2:])
+    return F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
 
 
 def check_heads(channels: int, num_heads: int) -> None:

@@ -67,14 +67,9 @@ def outputs(model: nn.Module, image: Tensor, *names: str) -> list[Tensor]:
 def test_keys_and_parameters_are_torchvisions(name: str) -> None:
     with torch.device("meta"):
         model, theirs = create_backbone(name), torchvision.models.get_model(name)
-        patches = theirs.conv_proj(torch.empty(1, 3, 224, 224))  # type: ignore[operator]
     assert parameters(model) == PARAMETERS[name]
     shapes = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("heads.")}
     assert {key: value.shape for key, value in model.state_dict().items()} == shapes
-    assert (
-        model.run_on_meta(224)["stage4"].shape[1:]
-        == theirs.conv_proj(torch.empty(1, 3, 224, 224, device="meta"))[0].shape
-    )
 
 
 def test_features_are_torchvisions_at_its_own_size() -> None:
