@@ -2,6 +2,8 @@
 
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.convnext import ConvNeXt
+from classyseg.models.mobilenet_torchvision import MobileNetV2, MobileNetV3
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
 from classyseg.models.swin import SwinTransformer
@@ -13,7 +15,10 @@ register_model = MODELS.register
 
 __all__ = [
     "ClassyModel",
+    "ConvNeXt",
     "LoadedWeights",
+    "MobileNetV2",
+    "MobileNetV3",
     "PublicWeights",
     "ResNet",
     "SwinTransformer",

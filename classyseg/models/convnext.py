@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
 from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
+from classyseg.models.transformer import channels_second
 from classyseg.registry import MODELS
 
 Count = Annotated[int, Field(ge=1)]
@@ -28,6 +30,28 @@ TIMM_RULES = (
 )
 
 
+class ChannelsSecond(nn.Module):
+    """The last part of a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channels_second(x)
+
+
+class Layer(reference.CNBlock):
+    """torchvision's, whose sizes stay free in a trace."""
+
+    def __init__(self, channels: int, layer_scale: float, stochastic_depth: float) -> None:
+        super().__init__(channels, layer_scale, stochastic_depth)
+        self.block[6] = ChannelsSecond()
+
+
+class MapNorm(nn.LayerNorm):
+    """A layer norm over the channels of (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channels_second(super().forward(x.permute(0, 2, 3, 1)))
+
+
 def _scale_of_maps(key: str, tensor: Tensor) -> Tensor:
     """timm keeps the scale of a layer as (C), torchvision as (C, 1, 1)."""
     return tensor[:, None, None] if key.endswith(".layer_scale") and tensor.dim() == 1 else tensor
@@ -35,7 +59,7 @@ def _scale_of_maps(key: str, tensor: Tensor) -> Tensor:
 
 @MODELS.register("convnext")
 class ConvNeXt(ClassyModel):
-    """Blocks `stage1` to `stage4` at the strides 4 to 32; the state dict has torchvision's keys, without its classifier.
+    """Blocks `stage1` to `stage4` at the strides 4 to 32; torchvision's keys, without the classifier.
 
     Sizes are rounded down, as patches that are not whole are left out. An `output_stride` of 16 or 8 replaces the
     strides beyond it by dilation, which leaves the values at the coarse positions as they were.
@@ -59,7 +83,8 @@ class ConvNeXt(ClassyModel):
         super().__init__()
         nexts = [*widths[1:], None]
         settings = [reference.CNBlockConfig(*setting) for setting in zip(widths, nexts, depths, strict=True)]
-        layers = reference.ConvNeXt(settings, stochastic_depth, layer_scale, num_classes=1)
+        norm = partial(MapNorm, eps=1e-6)
+        layers = reference.ConvNeXt(settings, stochastic_depth, layer_scale, 1, block=Layer, norm_layer=norm)
         self.in_channels = in_channels
         self.features: Any = layers.features
         if in_channels != 3:

@@ -15,7 +15,7 @@ from classyseg.config import ConfigError
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
-from classyseg.models.transformer import padded
+from classyseg.models.transformer import channels_second, padded
 from classyseg.registry import MODELS
 
 Count = Annotated[int, Field(ge=1)]
@@ -153,8 +153,8 @@ class SwinTransformer(ClassyModel):
         for i, layer in enumerate(self.features):
             x = self.run(layer, x)
             if i % 2:
-                features[f"stage{(i + 1) // 2}"] = _channels_second(x)
-        features["norm"] = _channels_second(self.norm(x))
+                features[f"stage{(i + 1) // 2}"] = channels_second(x)
+        features["norm"] = channels_second(self.norm(x))
         return features
 
     @classmethod
@@ -177,11 +177,6 @@ class _Windows(NamedTuple):
     width: int
     down: int
     right: int
-
-
-def _channels_second(x: Tensor) -> Tensor:
-    x = x.permute(0, 3, 1, 2)
-    return x.contiguous() if torch.compiler.is_compiling() else x
 
 
 def _layout(layer: Any, x: Tensor) -> _Windows:

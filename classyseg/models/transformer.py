@@ -179,6 +179,12 @@ def padded(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, (0, width - image.shape[3], 0, height - image.shape[2]))
 
 
+def channels_second(x: Tensor) -> Tensor:
+    """A map (N, H, W, C) as (N, C, H, W): a view; in a trace, whose free sizes such strides would bind, a copy."""
+    x = x.permute(0, 3, 1, 2)
+    return x.contiguous() if torch.compiler.is_compiling() else x
+
+
 def check_heads(channels: int, num_heads: int) -> None:
     """Raises: `ConfigError` where `channels` cannot be split."""
     if channels % num_heads:
