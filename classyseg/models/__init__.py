@@ -3,16 +3,20 @@
 from classyseg.models.anynet import AnyNet, RegNet
 from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.convnext import ConvNeXt
 from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
 from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.fuse import fuse
 from classyseg.models.mlp import MLP
+from classyseg.models.mobilenet_torchvision import MobileNetV2, TorchvisionMobileNetV3
 from classyseg.models.mobilenet_v3 import MobileNetV3
 from classyseg.models.naming import Naming
 from classyseg.models.resnet import ResNet
 from classyseg.models.resnet_vd import ResNetVd
 from classyseg.models.resnext3d import ResNeXt3D
 from classyseg.models.store import PublicWeights
+from classyseg.models.swin import SwinTransformer
+from classyseg.models.vision_transformer import VisionTransformer
 from classyseg.models.weights import LoadedWeights, load_weights
 from classyseg.models.xception import Xception
 from classyseg.models.xception_deeplab import XceptionDeeplab
@@ -30,6 +34,8 @@ __all__ = [
     "MLP",
     "MobileNetV3",
     "Naming",
+    "ConvNeXt",
+    "MobileNetV2",
     "PublicWeights",
     "ResNeXt3D",
     "RegNet",
@@ -37,6 +43,9 @@ __all__ = [
     "Xception",
     "XceptionDeeplab",
     "ResNetVd",
+    "SwinTransformer",
+    "VisionTransformer",
+    "TorchvisionMobileNetV3",
     "build_model",
     "create_backbone",
     "fuse",

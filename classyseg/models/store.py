@@ -70,7 +70,7 @@ def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
         found[entry.name.lower()] = PublicWeights(
             url=entry.url,
             digest=f"sha256:{digest[1]}" if digest else "",
-            licence="BSD-3-Clause (torchvision); trained on ImageNet-1k",
+            licence=entry.meta.get("license", "BSD-3-Clause (torchvision); trained on ImageNet-1k"),
             mean=tuple(preset.mean),
             std=tuple(preset.std),
             resize=preset.resize_size[0],
