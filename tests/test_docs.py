@@ -21,7 +21,7 @@ from pydantic_core import to_jsonable_python
 from classyseg import TASKS, load_config, parse_config
 from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.train import main as classy_train_main
-from classyseg.config import ConfigTree
+from classyseg.config import ConfigTree, WeightsConfig
 from classyseg.io import read_json_lines
 from classyseg.layers import NormalizeConfig, NormConfig
 from classyseg.optim import ParameterGroup
@@ -38,6 +38,7 @@ RECORDS: dict[str, type[BaseModel]] = {
     "norm": NormConfig,
     "normalize": NormalizeConfig,
     "runtime": RuntimeConfig,
+    "weights": WeightsConfig,
 }
 
 

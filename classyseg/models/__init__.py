@@ -1,17 +1,22 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
 from classyseg.models.anynet import AnyNet, RegNet
-from classyseg.models.build import build_model, create_backbone, list_models
+from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.densenet import DenseNet
 from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
 from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.fuse import fuse
 from classyseg.models.mlp import MLP
+from classyseg.models.mobilenet_v3 import MobileNetV3
+from classyseg.models.naming import Naming
 from classyseg.models.resnet import ResNet
+from classyseg.models.resnet_vd import ResNetVd
 from classyseg.models.resnext3d import ResNeXt3D
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
+from classyseg.models.xception import Xception
+from classyseg.models.xception_deeplab import XceptionDeeplab
 from classyseg.registry import MODELS
 
 register_model = MODELS.register
@@ -25,14 +30,20 @@ __all__ = [
     "EfficientNetV2",
     "LoadedWeights",
     "MLP",
+    "MobileNetV3",
+    "Naming",
     "PublicWeights",
     "ResNeXt3D",
     "RegNet",
     "ResNet",
+    "Xception",
+    "XceptionDeeplab",
+    "ResNetVd",
     "build_model",
     "create_backbone",
     "fuse",
     "list_models",
+    "load_initial_weights",
     "load_weights",
     "register_model",
 ]

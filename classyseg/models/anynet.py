@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -172,7 +172,7 @@ class _Staged(ClassyModel):
     """A stem and stages; the state dict is spelled as torchvision's RegNet."""
 
     classifier_prefixes = ("fc.",)
-    namings: ClassVar[tuple[Naming, ...]] = (_TIMM, _CLASSYVISION)
+    namings = (_TIMM, _CLASSYVISION)
 
     def _build(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.config import ConfigError, placed
+from classyseg.config import ConfigError, WeightsConfig, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
 from classyseg.registry import HEADS, MODELS, ComponentConfig
@@ -14,10 +14,11 @@ from classyseg.structures import BlockInfo
 IMAGENET_CLASSES = 1000
 
 
-def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
+def build_model(config: Any, num_classes: int | None = None, *, load: bool = True) -> ClassyModel:
     """The model that `config` describes, such as `{name: resnet50, heads: {main: {name: fcn, blocks: [stage4]}}}`.
 
-    `config` is a name, a mapping or a checked config; `num_classes` is what heads need.
+    `config` is a name, a mapping or a checked config; `num_classes` is what heads need. Without `load`, the weights
+    that the config names are left to `load_initial_weights`.
 
     Raises: `ConfigError` with every problem of the config; for unknown blocks; for heads without `num_classes`; for
     weights that do not fit.
@@ -38,10 +39,9 @@ def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
             model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
         except ConfigError as error:
             raise placed(f"model.heads.{name}", error) from None
-    weights = getattr(checked, "weights", None)
-    if weights is not None:
-        load_weights(model, weights, variant=checked.name)
     _save_memory(model, checked)
+    if load:
+        load_initial_weights(model, checked)
     return model
 
 
@@ -58,6 +58,19 @@ def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
             f"model.activation_compression: found '{model.activation_compression}' beside activation_checkpointing, "
             "which would compute again from rounded inputs; keep one of them"
         )
+
+
+def load_initial_weights(model: ClassyModel, config: Any) -> None:
+    """Loads what `config`, of which `model` was built, says under `weights`, if anything. Raises: `ConfigError`."""
+    if isinstance(config, ClassyModel):
+        return
+    checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
+    weights = getattr(checked, "weights", None)
+    if isinstance(weights, str):
+        weights = WeightsConfig(source=weights)
+    if weights is not None:
+        strict, adapt_input = weights.strict, weights.adapt_input
+        load_weights(model, weights.source, variant=checked.name, strict=strict, adapt_input=adapt_input)
 
 
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
@@ -80,6 +93,7 @@ def create_backbone(
     *,
     pretrained: bool = False,
     weights: str | None = None,
+    adapt_input: bool = False,
     features_only: bool = True,
     output_stride: int | None = None,
     output_indices: Sequence[int] | None = None,
@@ -87,10 +101,10 @@ def create_backbone(
 ) -> ClassyModel:
     """A backbone whose call gives the feature maps by block name.
 
-    `pretrained` takes the newest public weights that the name knows; `weights` a name or a path. `output_indices`
-    keeps some of the blocks, counted from the shallowest, negative ones from the deepest. `features_only=False`
-    attaches ImageNet's classifier as the head `main`, with its weights where the file holds them. Other keywords are
-    the backbone's config.
+    `pretrained` takes the newest public weights that the name knows; `weights` a name, a path or a URL.
+    `adapt_input` fits a first convolution for 3 channels to `in_channels`. `output_indices` keeps some of the blocks,
+    counted from the shallowest, negative ones from the deepest. `features_only=False` attaches ImageNet's classifier
+    as the head `main`, with its weights where the file holds them. Other keywords are the backbone's config.
 
     Raises: `ConfigError`.
     """
@@ -106,7 +120,8 @@ def create_backbone(
             raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
         weights = max(known)
     if weights is not None:
-        load_weights(model, weights, variant=name, classifier=None if features_only else "main")
+        classifier = None if features_only else "main"
+        load_weights(model, weights, variant=name, classifier=classifier, adapt_input=adapt_input)
     if output_indices is not None:
         names = list(model.blocks)
         if any(index not in range(-len(names), len(names)) for index in output_indices):

@@ -38,7 +38,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
     in_channels: int = 3
     classifier_prefixes: ClassVar[tuple[str, ...]] = ()
     """Keys of the reference implementation's own classifier, which public weights hold and a backbone does not."""
-    namings: ClassVar[tuple[Naming, ...]] = ()
+    namings: tuple[Naming, ...] = ()
     """How other libraries spell this family's keys; files of theirs are recognised and load."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -180,7 +180,7 @@ class EfficientNet(_Wrapped):
     Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
     """
 
-    namings: ClassVar[tuple[Naming, ...]] = (
+    namings = (
         _naming("timm", {"1": _TIMM_UNEXPANDED, "[2-7]": _TIMM}),
         _naming(
             "classyvision",
@@ -221,7 +221,7 @@ class EfficientNetV2(_Wrapped):
     Source: Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", ICML 2021.
     """
 
-    namings: ClassVar[tuple[Naming, ...]] = (
+    namings = (
         _naming("timm", {"1": _TIMM_FUSED_UNEXPANDED, "[23]": _TIMM_FUSED, "[4-7]": _TIMM}),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ class EfficientNetLite(ClassyModel):
     """
 
     classifier_prefixes = ("_fc.",)
-    namings: ClassVar[tuple[Naming, ...]] = (_timm(_repeats(1.0)), _timm(_repeats(1.2)))
+    namings = (_timm(_repeats(1.0)), _timm(_repeats(1.2)))
 
     def __init__(
         self,

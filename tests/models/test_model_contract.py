@@ -24,6 +24,10 @@ NUM_CLASSES = 5
 SMALLEST = [
     "resnet18",
     "resnet50",
+    "resnet18_vd",
+    "mobilenet_v3_small_x0_5",
+    "xception41_deeplab",
+    "xception65",
     "resnext3d_18",
     "mlp",
     "anynet",
