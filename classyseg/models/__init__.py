@@ -4,6 +4,7 @@ from classyseg.models.anynet import AnyNet, RegNet
 from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.convnext import ConvNeXt
+from classyseg.models.densenet import DenseNet
 from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
 from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.fuse import fuse
@@ -27,6 +28,7 @@ register_model = MODELS.register
 __all__ = [
     "AnyNet",
     "ClassyModel",
+    "DenseNet",
     "EfficientNet",
     "EfficientNetLite",
     "EfficientNetV2",
