@@ -2,6 +2,7 @@
 
 from classyseg.models.build import build_model, create_backbone, list_models
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.hrnet import HRNet
 from classyseg.models.mobilenet_v3 import MobileNetV3
 from classyseg.models.resnet import ResNet
 from classyseg.models.resnet_vd import ResNetVd
@@ -13,6 +14,7 @@ register_model = MODELS.register
 
 __all__ = [
     "ClassyModel",
+    "HRNet",
     "LoadedWeights",
     "MobileNetV3",
     "PublicWeights",
