@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from goldens import assert_fingerprint, drawn, drawn_input, golden, golden_names, load_reference, parameters
 from torch import nn
 
 from classyseg.models import ClassyModel, create_backbone
-from tests.goldens import assert_fingerprint, drawn, drawn_input, golden, golden_names, load_reference, parameters
 
 SLOW_PARAMETERS = 40_000_000
 

@@ -8,6 +8,7 @@ from classyseg.models.resnet import ResNet
 from classyseg.models.resnet_vd import ResNetVd
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
+from classyseg.models.xception_deeplab import XceptionDeeplab
 from classyseg.registry import MODELS
 
 register_model = MODELS.register
@@ -20,6 +21,7 @@ __all__ = [
     "PublicWeights",
     "ResNet",
     "ResNetVd",
+    "XceptionDeeplab",
     "build_model",
     "create_backbone",
     "list_models",

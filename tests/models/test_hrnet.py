@@ -6,14 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from classyseg.config import ConfigError
-from classyseg.layers import NormConfig, build_norm
-from classyseg.models import ClassyModel, HRNet, create_backbone, list_models
-from classyseg.models.residual import ResidualBlock
-from tests.goldens import (
+from goldens import (
     assert_fingerprint,
     drawn,
     drawn_input,
@@ -23,7 +16,14 @@ from tests.goldens import (
     parameters,
     reference_state,
 )
-from tests.paddleseg_goldens import SLOW_PARAMETERS, assert_golden, entries
+from paddleseg_goldens import SLOW_PARAMETERS, assert_golden, entries
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classyseg.config import ConfigError
+from classyseg.layers import NormConfig, build_norm
+from classyseg.models import ClassyModel, HRNet, create_backbone, list_models
+from classyseg.models.residual import ResidualBlock
 
 PARAMETERS = {
     "hrnet_w18_small_v1": 1_477_920,

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from goldens import golden, parameters, reference_state
+from paddleseg_goldens import assert_golden, entries, initial_deviations
 from torch import nn
 
 from classyseg.models import ClassyModel, create_backbone, list_models
 from classyseg.models.mobilenet_v3 import Gate
 from classyseg.models.weights import match
-from tests.goldens import golden, parameters, reference_state
-from tests.paddleseg_goldens import assert_golden, entries, initial_deviations
 
 PARAMETERS = {
     "small": [122_154, 238_496, 509_178, 865_230, 1_336_930],

@@ -21,7 +21,14 @@ from classyseg.models import ClassyModel, build_model, list_models
 from classyseg.registry import HEADS, MODELS
 
 NUM_CLASSES = 5
-SMALLEST = ["resnet18", "resnet50", "resnet18_vd", "mobilenet_v3_small_x0_5", "hrnet_w18_small_v1"]
+SMALLEST = [
+    "resnet18",
+    "resnet50",
+    "resnet18_vd",
+    "mobilenet_v3_small_x0_5",
+    "hrnet_w18_small_v1",
+    "xception41_deeplab",
+]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
 OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from goldens import golden, parameters
+from paddleseg_goldens import assert_golden, entries, initial_deviations
 from torch import nn
 
 from classyseg.config import ConfigError
 from classyseg.models import ResNetVd, create_backbone, list_models
 from classyseg.registry import OPTIMIZERS
-from tests.goldens import golden, parameters
-from tests.paddleseg_goldens import assert_golden, entries, initial_deviations
 
 PARAMETERS = {
     "resnet18_vd": 11_199_968,
