@@ -8,6 +8,7 @@ from classyseg.models.densenet import DenseNet
 from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
 from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.fuse import fuse
+from classyseg.models.hrnet import HRNet
 from classyseg.models.mlp import MLP
 from classyseg.models.mobilenet_torchvision import MobileNetV2, TorchvisionMobileNetV3
 from classyseg.models.mobilenet_v3 import MobileNetV3
@@ -32,6 +33,7 @@ __all__ = [
     "EfficientNet",
     "EfficientNetLite",
     "EfficientNetV2",
+    "HRNet",
     "LoadedWeights",
     "MLP",
     "MobileNetV3",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2 as ReferenceV2
-from torchvision.models import TorchvisionMobileNetV3 as ReferenceV3
+from torchvision.models import MobileNetV3 as ReferenceV3
 from torchvision.models import mobilenetv3
 
 from classyseg.layers import NormConfig, build_norm
@@ -126,7 +126,7 @@ class TorchvisionMobileNetV3(MobileNet):
 
     The means of squeeze and excitation are over more positions where an `output_stride` dilates the layers.
 
-    Source: Howard et al., "Searching for TorchvisionMobileNetV3", ICCV 2019.
+    Source: Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
 
     def __init__(

@@ -42,6 +42,7 @@ SMALLEST = [
     "mobilenet_v2",
     "mobilenet_v3_small_tv",
     "densenet121",
+    "hrnet_w18_small_v1",
 ]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
-from torchvision.models import swin_transformer
-
-from classyseg.config import ConfigError
-from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
-from tests.goldens import (
+from goldens import (
     assert_fingerprint,
     drawn,
     drawn_input,
@@ -25,6 +19,12 @@ from tests.goldens import (
     parameters,
     reference_state,
 )
+from torch import Tensor, nn
+from torchvision.models import swin_transformer
+
+from classyseg.config import ConfigError
+from classyseg.models import ClassyModel, create_backbone
+from classyseg.models.weights import match
 
 PARAMETERS = {
     "swin_t": 28_288_354 - 769_000,

@@ -7,12 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
-
-from classyseg.config import ConfigError
-from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
-from tests.goldens import (
+from goldens import (
     assert_fingerprint,
     drawn,
     drawn_input,
@@ -21,6 +16,11 @@ from tests.goldens import (
     parameters,
     reference_state,
 )
+from torch import nn
+
+from classyseg.config import ConfigError
+from classyseg.models import ClassyModel, create_backbone
+from classyseg.models.weights import match
 
 PARAMETERS = {
     "convnext_tiny": 28_589_128 - 770_536,

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
-from torch.export import Dim
-from torchvision.models.vision_transformer import interpolate_embeddings
-
-from classyseg.config import ConfigError
-from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
-from tests.goldens import (
+from goldens import (
     assert_fingerprint,
     drawn,
     drawn_input,
@@ -24,6 +17,13 @@ from tests.goldens import (
     parameters,
     reference_state,
 )
+from torch import Tensor, nn
+from torch.export import Dim
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+from classyseg.config import ConfigError
+from classyseg.models import ClassyModel, create_backbone
+from classyseg.models.weights import match
 
 PARAMETERS = {
     "vit_b_16": 86_567_656 - 769_000,
