@@ -1,8 +1,9 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
-from classyseg.models.build import build_model, create_backbone, list_models
+from classyseg.models.build import build_model, create_backbone, create_model, list_models
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.convnext import ConvNeXt
+from classyseg.models.features import FeaturePyramid, FeatureSelector
 from classyseg.models.mobilenet_torchvision import MobileNetV2, MobileNetV3
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
@@ -16,6 +17,8 @@ register_model = MODELS.register
 __all__ = [
     "ClassyModel",
     "ConvNeXt",
+    "FeaturePyramid",
+    "FeatureSelector",
     "LoadedWeights",
     "MobileNetV2",
     "MobileNetV3",
@@ -25,6 +28,7 @@ __all__ = [
     "VisionTransformer",
     "build_model",
     "create_backbone",
+    "create_model",
     "list_models",
     "load_weights",
     "register_model",
