@@ -1,12 +1,13 @@
 """Backbones with heads: the base class, the built-in families, and the doors to build them."""
 
 from classyseg.models.anynet import AnyNet, RegNet
-from classyseg.models.build import build_model, create_backbone, list_models, load_initial_weights
+from classyseg.models.build import build_model, create_backbone, create_model, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.convnext import ConvNeXt
 from classyseg.models.densenet import DenseNet
 from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
 from classyseg.models.efficientnet_lite import EfficientNetLite
+from classyseg.models.features import FeaturePyramid, FeatureSelector
 from classyseg.models.fuse import fuse
 from classyseg.models.hrnet import HRNet
 from classyseg.models.mlp import MLP
@@ -34,11 +35,13 @@ __all__ = [
     "EfficientNetLite",
     "EfficientNetV2",
     "HRNet",
+    "ConvNeXt",
+    "FeaturePyramid",
+    "FeatureSelector",
     "LoadedWeights",
     "MLP",
     "MobileNetV3",
     "Naming",
-    "ConvNeXt",
     "MobileNetV2",
     "PublicWeights",
     "ResNeXt3D",
@@ -53,6 +56,7 @@ __all__ = [
     "build_model",
     "create_backbone",
     "fuse",
+    "create_model",
     "list_models",
     "load_initial_weights",
     "load_weights",

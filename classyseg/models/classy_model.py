@@ -110,7 +110,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        """Public weights of the registered name `variant`, by name."""
+        """Public weights of the registered name `variant`, by name; `pretrained` takes the first."""
         return {}
 
     # -- blocks ------------------------------------------------------------------------------------------------------

@@ -192,4 +192,4 @@ def check_heads(channels: int, num_heads: int) -> None:
 
 
 def _map(tokens: Tensor, num_extra: int, size: tuple[int, ...]) -> Tensor:
-    return tokens[:, num_extra:].transpose(1, 2).unflatten(2, size)
+    return channels_second(tokens[:, num_extra:].unflatten(1, size))
