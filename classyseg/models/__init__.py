@@ -4,6 +4,7 @@ from classyseg.models.build import build_model, create_backbone, create_model, l
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.convnext import ConvNeXt
 from classyseg.models.features import FeaturePyramid, FeatureSelector
+from classyseg.models.hybrid_vit import HybridViT
 from classyseg.models.mobilenet_torchvision import MobileNetV2, MobileNetV3
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
@@ -19,6 +20,7 @@ __all__ = [
     "ConvNeXt",
     "FeaturePyramid",
     "FeatureSelector",
+    "HybridViT",
     "LoadedWeights",
     "MobileNetV2",
     "MobileNetV3",

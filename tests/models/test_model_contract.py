@@ -25,6 +25,7 @@ SMALLEST = [
     "resnet18",
     "resnet50",
     "vit_ti_16",
+    "vit_small_r26_s32",
     "swin_t",
     "swin_v2_t",
     "convnext_tiny",
