@@ -10,6 +10,7 @@ from classyseg.models.efficientnet_lite import EfficientNetLite
 from classyseg.models.features import FeaturePyramid, FeatureSelector
 from classyseg.models.fuse import fuse
 from classyseg.models.hrnet import HRNet
+from classyseg.models.hybrid_vit import HybridViT
 from classyseg.models.mlp import MLP
 from classyseg.models.mobilenet_torchvision import MobileNetV2, TorchvisionMobileNetV3
 from classyseg.models.mobilenet_v3 import MobileNetV3
@@ -38,6 +39,7 @@ __all__ = [
     "ConvNeXt",
     "FeaturePyramid",
     "FeatureSelector",
+    "HybridViT",
     "LoadedWeights",
     "MLP",
     "MobileNetV3",

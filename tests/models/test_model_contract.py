@@ -36,6 +36,7 @@ SMALLEST = [
     "efficientnet_v2_s",
     "efficientnet_lite0",
     "vit_ti_16",
+    "vit_small_r26_s32",
     "swin_t",
     "swin_v2_t",
     "convnext_tiny",

@@ -140,12 +140,12 @@ def test_a_known_name_is_found_and_its_hash_checked(
     write(tmp_path / "w.pth", reference)
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     url = (tmp_path / "w.pth").as_uri()
-    known = {"right": PublicWeights(url, f"sha256:{digest}", ""), "wrong": PublicWeights(url, "sha256:0123abcd", "")}
+    known = {"wrong": PublicWeights(url, "sha256:0123abcd", ""), "right": PublicWeights(url, f"sha256:{digest}", "")}
     monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: known))
     model = create_backbone("resnet18", weights="right")
     assert torch.equal(model.state_dict()["conv1.weight"], reference["conv1.weight"])
     with pytest.raises(ConfigError, match=rf"w\.pth: found the sha256 {digest[:8]}, expected 0123abcd"):
-        create_backbone("resnet18", pretrained=True)  # the newest name
+        create_backbone("resnet18", pretrained=True)  # the first name
 
 
 @pytest.mark.parametrize(
