@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -86,7 +86,7 @@ class HybridViT(TransformerModel):
     """
 
     classifier_prefixes = ("head.",)
-    namings: ClassVar[tuple[Naming, ...]] = (
+    namings = (
         Naming("timm", ((r"^cnn\.", "patch_embed.backbone."), *TIMM_RULES), ("head.", "pre_logits.")),
     )
 
