@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -87,7 +87,7 @@ class DenseNet(ClassyModel):
     """
 
     classifier_prefixes = ("classifier.",)
-    namings: ClassVar[tuple[Naming, ...]] = (_PUBLISHED, _CLASSYVISION)
+    namings = (_PUBLISHED, _CLASSYVISION)
 
     def __init__(
         self,

@@ -221,9 +221,7 @@ class EfficientNetV2(_Wrapped):
     Source: Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", ICML 2021.
     """
 
-    namings = (
-        _naming("timm", {"1": _TIMM_FUSED_UNEXPANDED, "[23]": _TIMM_FUSED, "[4-7]": _TIMM}),
-    )
+    namings = (_naming("timm", {"1": _TIMM_FUSED_UNEXPANDED, "[23]": _TIMM_FUSED, "[4-7]": _TIMM}),)
 
     def __init__(
         self,
