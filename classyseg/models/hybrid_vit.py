@@ -86,9 +86,7 @@ class HybridViT(TransformerModel):
     """
 
     classifier_prefixes = ("head.",)
-    namings = (
-        Naming("timm", ((r"^cnn\.", "patch_embed.backbone."), *TIMM_RULES), ("head.", "pre_logits.")),
-    )
+    namings = (Naming("timm", ((r"^cnn\.", "patch_embed.backbone."), *TIMM_RULES), ("head.", "pre_logits.")),)
 
     def __init__(
         self,

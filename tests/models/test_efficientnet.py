@@ -69,10 +69,11 @@ def test_blocks_are_torchvisions(name: str) -> None:
         assert_fingerprint(feature, fingerprint)
 
 
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("name", recorded_names("timm"))
-def test_blocks_are_timms(name: str) -> None:
-    recorded = golden("timm", name)["features_only"]["os32"]
-    model = load_reference(create_backbone(name), "timm")
+def test_blocks_are_timms_at_every_output_stride(name: str, output_stride: int) -> None:
+    recorded = golden("timm", name)["features_only"][f"os{output_stride}"]
+    model = load_reference(create_backbone(name, output_stride=output_stride), "timm")
     with torch.no_grad():
         features = model(drawn_input(224, 224))
     assert [list(feature.shape) for feature in features.values()] == recorded["shapes"]
