@@ -66,8 +66,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def add_block(self, name: str, channels: int, stride: int, *layers: str, optional: bool = False) -> None:
         """Declares a block; called in `__init__`, shallow to deep.
 
-        `layers` are the submodules that make it from the block before: what freezing it means. An `optional` block is
-        computed only for heads that read it (`is_wanted` tells), and is no part of `blocks`.
+        `layers` are the submodules and parameters that make it from the block before: what freezing it means. An
+        `optional` block is computed only for heads that read it (`is_wanted` tells), and is no part of `blocks`.
         """
         (self._optional if optional else self._declared)[name] = BlockInfo(name, channels, stride)
         self._layers[name] = layers
@@ -82,7 +82,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def layers_of(self, block: str) -> list[nn.Module]:
         """The submodules that make the declared `block` from the one before, as `add_block` was told."""
-        return [self.get_submodule(name) for name in self._layers[block]]
+        modules = dict(self.named_modules())
+        return [modules[name] for name in self._layers[block] if name in modules]
 
     def is_wanted(self, name: str) -> bool:
         """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""

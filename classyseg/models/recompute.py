@@ -16,13 +16,15 @@ _thread = threading.local()
 
 
 def recomputed(layer: nn.Module, *inputs: Tensor) -> Any:
-    """`layer(*inputs)` whose inner activations are not kept; of an `nn.Sequential`, each part's inputs are.
+    """`layer(*inputs)` whose inner activations are not kept; of an `nn.Sequential` of blocks, each block's input is.
 
     Running statistics are updated once, and dropout draws the same numbers again.
     """
-    if isinstance(layer, nn.Sequential) and len(inputs) == 1:
+    # A plain layer, such as a ReLU, may work in place on what the layer before it kept.
+    blocks = isinstance(layer, nn.Sequential) and all(any(part.children()) for part in layer)
+    if blocks and len(inputs) == 1:
         x: Any = inputs[0]
-        for part in layer:
+        for part in layer.children():
             x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_contexts, part))
         return x
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=partial(_contexts, layer))

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from classyseg.config import ConfigError
-from classyseg.models import ClassyModel, build_model, list_models
+from classyseg.models import ClassyModel, build_model, fuse, list_models
 from classyseg.registry import HEADS, MODELS
 
 NUM_CLASSES = 5
@@ -169,11 +169,52 @@ def test_no_later_layer_overwrites_a_feature(model: ClassyModel) -> None:
         assert_same(model.forward_features(image), twin.forward_features(image), tolerance=0)
 
 
-def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:
+def without_dropout(model: ClassyModel) -> ClassyModel:
+    """A copy in training mode in which nothing drops out by chance."""
     twin = copy.deepcopy(model).train()
     for module in twin.modules():
-        if hasattr(module, "p"):  # nothing drops out by chance
+        if hasattr(module, "p"):
             module.p = 0.0
+    return twin
+
+
+def test_a_backbone_frozen_through_its_deepest_block_gives_features_without_gradients(model: ClassyModel) -> None:
+    twin = copy.deepcopy(model).train()
+    twin.freeze(list(twin.blocks)[-1])
+    for name, feature in twin.forward_features(image_for(twin, 33, 33, count=2)).items():
+        assert not feature.requires_grad, name
+    first = copy.deepcopy(model)
+    first.freeze(next(iter(model.blocks)))
+    assert any(not parameter.requires_grad for parameter in first.parameters())
+
+
+def test_checkpointed_activations_give_equal_gradients(model: ClassyModel) -> None:
+    plain, saving = without_dropout(model), without_dropout(model)
+    saving.checkpoint_activations()
+    assert saving.keeps_less
+    gradients = []
+    for twin in (plain, saving):
+        deepest = twin.forward_features(image_for(twin, 33, 33, count=2))[list(twin.blocks)[-1]]
+        (deepest * torch.linspace(-1, 1, deepest.numel()).view_as(deepest)).sum().backward()
+        gradients.append({name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), name
+
+
+def test_a_fused_model_gives_equal_outputs(model: ClassyModel) -> None:
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(3)
+    for module in twin.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
+    image = image_for(twin, 33, 65)
+    assert_same(run(fuse(twin), image), run(twin, image), tolerance=1e-4)
+
+
+def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:
+    twin = without_dropout(model)
     image = image_for(twin, 33, 33, count=2)
     backbone = {name: value for name, value in twin.named_parameters() if not name.startswith("heads.")}
     deepest = twin.forward_features(image)[list(twin.blocks)[-1]]
