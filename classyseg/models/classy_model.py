@@ -53,6 +53,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self.activation_compression: Compression = "none"
         self._taps: dict[str, _Tap] = {}
         self._tapped = _Tapped()
+        self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.heads = nn.ModuleDict()
 
@@ -85,11 +86,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def is_wanted(self, name: str) -> bool:
         """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""
-        return name == self._probed or any(
-            block.name == name
-            for head in self.heads.values()
-            for block in head.blocks  # type: ignore[union-attr]
-        )
+        return name == self._probed or name in self._read()
+
+    def _read(self) -> set[str]:
+        """The names of the blocks that somebody reads."""
+        heads: Any = self.heads.values()
+        return self._watched | {block.name for head in heads for block in head.blocks}
 
     def keep_blocks(self, names: Sequence[str]) -> None:
         """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
@@ -108,7 +110,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        """Public weights of the registered name `variant`, by name."""
+        """Public weights of the registered name `variant`, by name; `pretrained` takes the first."""
         return {}
 
     # -- blocks ------------------------------------------------------------------------------------------------------
@@ -199,12 +201,25 @@ class ClassyModel(nn.Module, Configurable, ABC):
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
                 )
         self.heads[name] = head.train(self.training)
+        self._tap(infos)
+        if train_only:
+            self._train_only.add(name)
+
+    def _tap(self, infos: Sequence[BlockInfo]) -> None:
         for info in infos:
             if info.name not in (*self._declared, *self._optional, *self._taps):
                 self._taps[info.name] = tap = _Tap(self._tapped, info)
                 tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
-        if train_only:
-            self._train_only.add(name)
+
+    def watch(self, *names: str) -> list[BlockInfo]:
+        """Makes `forward_features` also give these blocks, optional ones and submodules included, without a head.
+
+        Raises: `ConfigError` for an unknown name.
+        """
+        infos = [self.block(name) for name in names]
+        self._tap(infos)
+        self._watched |= set(names)
+        return infos
 
     def detach_head(self, name: str) -> ClassyHead:
         """Removes and returns a head; the backbone is then as it was before.
@@ -215,8 +230,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
         head = self.heads.pop(name)
         self._train_only.discard(name)
-        read = {block.name for other in self.heads.values() for block in other.blocks}  # type: ignore[union-attr]
-        for tap in [tap for tap in self._taps if tap not in read]:
+        for tap in [tap for tap in self._taps if tap not in self._read()]:
             self._taps.pop(tap).handle.remove()
         return head  # type: ignore[return-value]
 

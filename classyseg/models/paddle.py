@@ -32,5 +32,7 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         height, width = x.shape[2:]
-        top, left = self.reach - 1 + height % 2, self.reach - 1 + width % 2
-        return super().forward(F.pad(x, (left, self.reach, top, self.reach)))
+        x = F.pad(x, (self.reach, self.reach + 1) * 2)
+        # A window of a length without a parity in it: an export can then reason about the sizes.
+        x = x.narrow(2, 1 - height % 2, height + 2 * self.reach).narrow(3, 1 - width % 2, width + 2 * self.reach)
+        return super().forward(x)

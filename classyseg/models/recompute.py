@@ -18,11 +18,13 @@ _thread = threading.local()
 def recomputed(layer: nn.Module, *inputs: Tensor) -> Any:
     """`layer(*inputs)` whose inner activations are not kept; of an `nn.Sequential`, each part's inputs are.
 
-    Running statistics are updated once, and dropout draws the same numbers again.
+    Where a part works in place, its input cannot be kept, and the sequence counts as one layer. Running statistics are
+    updated once, and dropout draws the same numbers again.
     """
-    if isinstance(layer, nn.Sequential) and len(inputs) == 1:
+    plain = isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
+    if plain and not any(getattr(part, "inplace", False) for part in layer.children()):
         x: Any = inputs[0]
-        for part in layer:
+        for part in layer.children():
             x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_contexts, part))
         return x
     return checkpoint(layer, *inputs, use_reentrant=False, context_fn=partial(_contexts, layer))

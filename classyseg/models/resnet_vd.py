@@ -15,11 +15,10 @@ from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import PADDLE_LEAVES, Naming
 from classyseg.models.paddle import initialise
+from classyseg.models.residual import EXPANSION, KERNELS, ResidualBlock
 from classyseg.registry import MODELS
 
 Count = Annotated[int, Field(ge=1)]
-KERNELS = {"basic": (3, 3), "bottleneck": (1, 3, 1)}
-EXPANSION = {"basic": 1, "bottleneck": 4}
 DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
 """Of the four stages, by output stride."""
 WIDTHS = (64, 128, 256, 512)
@@ -36,51 +35,6 @@ class CeilMeanPool2d(nn.AvgPool2d):
             return super().forward(x)
         # Rounding up asks for the size, which an export leaves free; a repeated last row leaves the means as they are.
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
-
-
-class ResidualBlock(nn.Module):
-    """Convolutions with `kernels`, the first 3x3 one with the stride, each 3x3 one dilated: (N, in, H, W) to (N, out,
-    H / stride, W / stride).
-
-    A `projection` in the shortcut is a 1x1 convolution, after a 2x2 mean where there is a stride.
-    """
-
-    def __init__(
-        self,
-        channels: tuple[int, int, int],
-        kernels: Sequence[int],
-        *,
-        stride: int,
-        dilation: int,
-        projection: bool,
-        norm: NormConfig,
-    ) -> None:
-        super().__init__()
-        in_channels, width, out_channels = channels
-        self.num_convolutions = len(kernels)
-        inputs = in_channels
-        for i, kernel in enumerate(kernels, start=1):
-            outputs = out_channels if i == len(kernels) else width
-            conv_stride = stride if i == kernels.index(3) + 1 else 1
-            reach = dilation if kernel == 3 else 0
-            conv = nn.Conv2d(inputs, outputs, kernel, conv_stride, reach, max(reach, 1), bias=False)
-            self.add_module(f"conv{i}", conv)
-            self.add_module(f"bn{i}", build_norm(norm, outputs))
-            inputs = outputs
-        self.downsample: nn.Module | None = None
-        if projection:
-            pool = CeilMeanPool2d() if stride > 1 else nn.Identity()
-            conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
-            self.downsample = nn.Sequential(pool, conv, build_norm(norm, out_channels))
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
-        for i in range(1, self.num_convolutions + 1):
-            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x))
-            if i < self.num_convolutions:
-                x = self.relu(x)
-        return self.relu(x + shortcut)
 
 
 @MODELS.register("resnet_vd")
@@ -160,7 +114,7 @@ class ResNetVd(ClassyModel):
                     KERNELS[block],
                     stride=1 if j else stage_stride,
                     dilation=dilations[j],
-                    projection=j == 0,
+                    downsample=None if j else _projection(channels, outputs, stage_stride, norm),
                     norm=norm,
                 )
                 for j in range(depth)
@@ -201,6 +155,12 @@ class ResNetVd(ClassyModel):
 def _unit(in_channels: int, out_channels: int, *, stride: int, norm: NormConfig) -> list[nn.Module]:
     conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
     return [conv, build_norm(norm, out_channels), nn.ReLU(inplace=True)]
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, norm: NormConfig) -> nn.Module:
+    pool = CeilMeanPool2d() if stride > 1 else nn.Identity()
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+    return nn.Sequential(pool, conv, build_norm(norm, out_channels))
 
 
 MODELS.variants(

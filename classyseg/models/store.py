@@ -60,17 +60,18 @@ class PublicWeights:
 
 
 def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
-    """The weights that torchvision publishes for the model that it calls `variant`; empty where it has none."""
+    """The weights that torchvision publishes for the model that it calls `variant`, its default first; may be empty."""
     if variant not in torchvision.models.list_models(torchvision.models):
         return {}
     found: dict[str, PublicWeights] = {}
-    for entry in torchvision.models.get_model_weights(variant):
+    published = torchvision.models.get_model_weights(variant)
+    for entry in sorted(published, key=lambda entry: entry is not published.DEFAULT):
         preset = entry.transforms()
         digest = HASH_IN_NAME.search(entry.url)
         found[entry.name.lower()] = PublicWeights(
             url=entry.url,
             digest=f"sha256:{digest[1]}" if digest else "",
-            licence="BSD-3-Clause (torchvision); trained on ImageNet-1k",
+            licence=entry.meta.get("license", "BSD-3-Clause (torchvision); trained on ImageNet-1k"),
             mean=tuple(preset.mean),
             std=tuple(preset.std),
             resize=preset.resize_size[0],

@@ -1,8 +1,7 @@
-"""XceptionDeeplab: the modified aligned Xception of DeepLabV3+, as PaddleSeg and timm have it."""
+"""Xception as DeepLabv3+ changed it: strided separable convolutions in the place of pools."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,50 +10,95 @@ from torch import Tensor, nn
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
-from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
+from classyseg.models.naming import PADDLE_LEAVES, Naming
 from classyseg.models.paddle import initialise
 from classyseg.registry import MODELS
 
-ENTRY = {
-    41: ((128, 2), (256, 2), (728, 2)),
-    65: ((128, 2), (256, 2), (728, 2)),
-    71: ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2)),
-}
-"""Channels and stride of the entry blocks, by depth."""
-MIDDLE = {41: 8, 65: 16, 71: 16}
-WIDTH = 728
+ENTRY = {41: (128, 256, 728), 65: (128, 256, 728), 71: (128, 256, 256, 728, 728)}
+ENTRY_STRIDES = {41: (2, 2, 2), 65: (2, 2, 2), 71: (2, 1, 2, 1, 2)}
+NUM_MIDDLE = {41: 8, 65: 16, 71: 16}
+EXIT = ((728, 1024, 1024), (1536, 1536, 2048))
+Widths = tuple[int, int, int]
 
 
-def _paddle_rules(layers: int) -> tuple[tuple[str, str], ...]:
-    """PaddleSeg numbers the blocks of each flow from 1."""
-    entry, middle = len(ENTRY[layers]), MIDDLE[layers]
-    exits = [(rf"^body\.{entry + middle + i}\.", f"_exit_flow_{i + 1}.") for i in range(2)]
-    middles = [
-        (rf"^body\.{entry + i}\.", f"xception_{layers}/middle_flow/block{i + 1}.") for i in reversed(range(middle))
-    ]
-    entries = [(rf"^body\.{i}\.", f"xception_{layers}/entry_flow/block{i + 1}.") for i in range(entry)]
-    return (
-        *exits,
-        *middles,
-        *entries,
-        *((rf"^stem\.{i}\.(conv|bn)", rf"_conv{i + 1}._\1") for i in range(2)),
-        *((rf"\.stack\.conv{i}\.", f"._conv{i}.") for i in (1, 2, 3)),
-        *((rf"\.{kind}_{part}\.", f"._{kind}{i}.") for kind in ("conv", "bn") for i, part in ((1, "dw"), (2, "pw"))),
-        (r"\.shortcut\.(conv|bn)", r"._short._\1"),
-        *PADDLE_LEAVES,
-    )
+class ConvNorm(nn.Module):
+    """A convolution without bias and a norm, and a ReLU unless it is a shortcut."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel: int, stride: int, relu: bool, norm: NormConfig
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
+        self.bn = build_norm(norm, out_channels)
+        self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class SeparableConv(nn.Module):
+    """A 3x3 convolution of each channel by itself, then a 1x1 one across channels, each with a norm.
+
+    `relu` puts a ReLU after both norms.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, relu: bool, norm: NormConfig) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False)
+        self.bn_dw = build_norm(norm, in_channels)
+        self.act_dw = nn.ReLU(inplace=True) if relu else nn.Identity()
+        self.conv_pw = nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.bn_pw = build_norm(norm, out_channels)
+        self.act_pw = nn.ReLU(inplace=True) if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act_dw(self.bn_dw(self.conv_dw(x)))
+        return self.act_pw(self.bn_pw(self.conv_pw(x)))
+
+
+class XceptionBlock(nn.Module):
+    """Three separable convolutions, the last one with the stride: (N, in, H, W) to (N, widths[2], H / s, W / s).
+
+    A block with a `skip` begins each of them with a ReLU and adds its input, fitted where it has to be; one without
+    has its ReLUs after the norms.
+    """
+
+    def __init__(self, in_channels: int, widths: Widths, stride: int, *, skip: bool, norm: NormConfig) -> None:
+        super().__init__()
+        self.shortcut: nn.Module | None = None
+        if skip:
+            fits = stride == 1 and in_channels == widths[2]
+            self.shortcut = (
+                nn.Identity()
+                if fits
+                else ConvNorm(in_channels, widths[2], kernel=1, stride=stride, relu=False, norm=norm)
+            )
+        self.stack = nn.Sequential()
+        for i, width in enumerate(widths, start=1):
+            if skip:
+                self.stack.add_module(f"act{i}", nn.ReLU(inplace=i > 1))
+            conv = SeparableConv(in_channels, width, stride=stride if i == 3 else 1, relu=not skip, norm=norm)
+            self.stack.add_module(f"conv{i}", conv)
+            in_channels = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stack(x) if self.shortcut is None else self.stack(x) + self.shortcut(x)
 
 
 @MODELS.register("xception_deeplab")
 class XceptionDeeplab(ClassyModel):
-    """Blocks `stage1` (stride 4) and `stage4` (the output stride), as PaddleSeg gives them.
+    """Two blocks: `stage1` at stride 4 (128 channels) and `stage4` (2048), which are what DeepLabv3+ reads.
 
-    `stage2` (stride 8) and `stage3` (16) are computed on the way and are there for heads that name them.
-    `output_stride` holds as in the paper. PaddleSeg's published code ignores it: `reference_strides` gives its
-    networks, of stride 16 with 41 and 65 layers and of 64 with 71, whatever is asked for. The state dict has timm's
-    keys with `body` for `blocks`; files of timm and PaddleSeg load.
+    `depth` is 41, 65 or 71. At an `output_stride` of 16 or 8 dilation takes the place of the strides beyond it, as in
+    the paper and in timm, and the values at the coarse positions stay what they were. PaddleSeg's published code only
+    means to: `reference_strides` builds what it does. There every block of the entry flow strides, so that 71 layers
+    come to a stride of 64; the exit flow strides for an `output_stride` of 32 alone; and just the last block is
+    dilated, by 2.
 
-    Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018.
+    The state dict has timm's keys, with `layers` for its `blocks`.
+
+    Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018;
+    PaddleSeg's XceptionDeeplab.
     """
 
     classifier_prefixes = ("head.",)
@@ -62,112 +106,80 @@ class XceptionDeeplab(ClassyModel):
     def __init__(
         self,
         *,
-        layers: Literal[41, 65, 71] = 65,
+        depth: Literal[41, 65, 71] = 65,
         output_stride: Literal[8, 16, 32] = 16,
         reference_strides: bool = False,
         in_channels: Annotated[int, Field(ge=1)] = 3,
         norm: NormConfig = NormConfig(eps=1e-3, momentum=0.01),
     ) -> None:
         super().__init__()
+        self.namings = _namings(depth)  # type: ignore[misc]  # PaddleSeg's keys hold the depth
         self.in_channels = in_channels
-        self.namings = (
-            Naming("timm", ((r"^body\.", "blocks."),), ("head.",)),
-            Naming("timm, features_only", ((r"^body\.", "blocks_"), (r"^stem\.", "stem_"))),
-            Naming("paddleseg", _paddle_rules(layers), tensor=paddle_tensor),
+        self.stem = nn.Sequential(
+            ConvNorm(in_channels, 32, kernel=3, stride=2, relu=True, norm=norm),
+            ConvNorm(32, 64, kernel=3, stride=1, relu=True, norm=norm),
         )
-        self.stem = nn.Sequential(_stem_conv(in_channels, 32, 2, norm), _stem_conv(32, 64, 1, norm))
-        entry = [(width, 2 if reference_strides else stride) for width, stride in ENTRY[layers]]
-        blocks: list[nn.Module] = []
-        channels = 64
-        for width, stride in entry:
-            blocks.append(_Block((channels, width, width, width), stride, norm))
-            channels = width
-        blocks += [_Block((WIDTH,) * 4, 1, norm) for _ in range(MIDDLE[layers])]
-        blocks.append(_Block((WIDTH, WIDTH, 1024, 1024), 1 if reference_strides else 2, norm))
-        blocks.append(_LastBlock((1024, 1536, 1536, 2048), 2 if reference_strides else 1, norm))
-        self.body = nn.Sequential(*blocks)
-        deepest = 2 ** (1 + len(entry)) if reference_strides else output_stride
-        self._declare(len(entry), deepest, optional=not reference_strides)
-        initialise(self)
-        if not reference_strides and output_stride < 32:
+        entry = ENTRY[depth]
+        strides = [2] * len(entry) if reference_strides else list(ENTRY_STRIDES[depth])
+        exit_stride = 1 if reference_strides and output_stride < 32 else 2
+        rows: list[tuple[Widths, int]] = [((c, c, c), stride) for c, stride in zip(entry, strides, strict=True)]
+        rows += [((728, 728, 728), 1)] * NUM_MIDDLE[depth]
+        rows += [(EXIT[0], exit_stride), (EXIT[1], 1)]
+        self.layers = nn.ModuleList()
+        channels, stride = 64, 2
+        for i, (widths, block_stride) in enumerate(rows):
+            self.layers.append(XceptionBlock(channels, widths, block_stride, skip=i < len(rows) - 1, norm=norm))
+            channels, stride = widths[2], stride * block_stride
+        self.add_block("stage1", entry[0], 4, "stem", "layers.0")
+        deep = [f"layers.{i}" for i in range(1, len(rows))]
+        self.add_block("stage4", channels, stride if reference_strides else output_stride, *deep)
+        if reference_strides:
+            _dilate(self.layers[-1], 2)
+        elif output_stride < 32:
             replace_stride_with_dilation(self, output_stride)
-
-    def _declare(self, entry: int, deepest: int, *, optional: bool) -> None:
-        last = len(self.body) - 1
-        parts = [f"body.{i}" for i in range(len(self.body))]
-        self._named = {0: "stage1", entry - 2: "stage2", last - 2: "stage3", last: "stage4"}
-        widths = {"stage2": 256 if entry == 3 else WIDTH, "stage3": WIDTH}
-        self.add_block("stage1", 128, 4, "stem", parts[0])
-        if optional:
-            self.add_block("stage2", widths["stage2"], 8, *parts[1 : entry - 1], optional=True)
-            self.add_block("stage3", widths["stage3"], min(16, deepest), *parts[entry - 1 : -2], optional=True)
-        self.add_block("stage4", 2048, deepest, *parts[1:])
+        initialise(self)
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        features = {}
-        x = self.stem(image)
-        for i, block in enumerate(self.body):
-            x = self.run(block, x)
-            if i in self._named:
-                features[self._named[i]] = x
+        x, features = self.run(self.stem, image), {}
+        for i, layer in enumerate(self.layers):
+            x = self.run(layer, x)
+            if i == 0:
+                features["stage1"] = x
+        features["stage4"] = x
         return features
 
 
-def _stem_conv(in_channels: int, channels: int, stride: int, norm: NormConfig) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-    return nn.Sequential(OrderedDict(conv=conv, bn=build_norm(norm, channels), act=nn.ReLU(inplace=True)))
+def _dilate(block: nn.Module, dilation: int) -> None:
+    for conv in block.modules():
+        if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+            conv.dilation = conv.padding = (dilation, dilation)
 
 
-def _separable(
-    in_channels: int, channels: int, stride: int, norm: NormConfig, *, dilation: int = 1, activate: bool = False
-) -> nn.Sequential:
-    """A depthwise and a pointwise convolution, each with its norm; ReLU after each of them where `activate`."""
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    parts["conv_dw"] = nn.Conv2d(
-        in_channels, in_channels, 3, stride, dilation, dilation, groups=in_channels, bias=False
+def _namings(depth: int) -> tuple[Naming, ...]:
+    num_entry = len(ENTRY[depth])
+    num_before_exit = num_entry + NUM_MIDDLE[depth]
+    flows = [
+        *((f"xception_{depth}/entry_flow/block{i + 1}", i) for i in range(num_entry)),
+        *((f"xception_{depth}/middle_flow/block{i + 1 - num_entry}", i) for i in range(num_entry, num_before_exit)),
+        *((f"_exit_flow_{i + 1}", num_before_exit + i) for i in range(2)),
+    ]
+    paddle = (
+        *((rf"^layers\.{i}\.", f"{name}.") for name, i in flows),
+        (r"^stem\.0\.", "_conv1."),
+        (r"^stem\.1\.", "_conv2."),
+        (r"\.shortcut\.", "._short."),
+        (r"\.stack\.conv(\d)\.", r"._conv\1."),
+        (r"\.(conv|bn)_dw\.", r"._\g<1>1."),
+        (r"\.(conv|bn)_pw\.", r"._\g<1>2."),
+        (r"\.(conv|bn)\.", r"._\1."),
+        *PADDLE_LEAVES,
     )
-    parts["bn_dw"] = build_norm(norm, in_channels)
-    if activate:
-        parts["act_dw"] = nn.ReLU(inplace=True)
-    parts["conv_pw"] = nn.Conv2d(in_channels, channels, 1, bias=False)
-    parts["bn_pw"] = build_norm(norm, channels)
-    if activate:
-        parts["act_pw"] = nn.ReLU(inplace=True)
-    return nn.Sequential(parts)
+    flat = ((r"^stem\.", "stem_"), (r"^layers\.", "blocks_"))
+    return (
+        Naming("paddleseg", paddle, classifier=("out.", "fc.")),
+        Naming("timm", ((r"^layers\.", "blocks."),), classifier=("head.",)),
+        Naming("timm_features", flat),  # of what `timm.create_model(..., features_only=True)` saves
+    )
 
 
-class _Block(nn.Module):
-    """Three separable convolutions, each after a ReLU, beside a shortcut: projected where the size or width changes."""
-
-    def __init__(self, channels: tuple[int, ...], stride: int, norm: NormConfig) -> None:
-        super().__init__()
-        self.shortcut: nn.Module | None = None
-        if stride != 1 or channels[0] != channels[-1]:
-            conv = nn.Conv2d(channels[0], channels[-1], 1, stride, bias=False)
-            self.shortcut = nn.Sequential(OrderedDict(conv=conv, bn=build_norm(norm, channels[-1])))
-        parts: OrderedDict[str, nn.Module] = OrderedDict()
-        for i in range(3):
-            parts[f"act{i + 1}"] = nn.ReLU(inplace=i > 0)  # the first one reads what the shortcut and heads read
-            parts[f"conv{i + 1}"] = _separable(channels[i], channels[i + 1], stride if i == 2 else 1, norm)
-        self.stack = nn.Sequential(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stack(x) + (x if self.shortcut is None else self.shortcut(x))
-
-
-class _LastBlock(nn.Module):
-    """Three separable convolutions with a ReLU after each convolution, and no shortcut."""
-
-    def __init__(self, channels: tuple[int, ...], dilation: int, norm: NormConfig) -> None:
-        super().__init__()
-        parts = {
-            f"conv{i + 1}": _separable(channels[i], channels[i + 1], 1, norm, dilation=dilation, activate=True)
-            for i in range(3)
-        }
-        self.stack = nn.Sequential(OrderedDict(parts))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.stack(x)
-
-
-MODELS.variants(XceptionDeeplab, {f"xception{layers}_deeplab": {"layers": layers} for layers in ENTRY})
+MODELS.variants(XceptionDeeplab, {f"xception{depth}_deeplab": {"depth": depth} for depth in ENTRY})

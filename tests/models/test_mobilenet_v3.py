@@ -42,7 +42,7 @@ def test_every_scale_has_its_parameters_in_both_variants(arch: str, variant: str
 
 def test_the_published_networks_are_registered() -> None:
     published = [f"mobilenet_v3_{arch}_x{scale}" for arch in PARAMETERS for scale in [*SCALES, "1_0_os8"]]
-    assert list_models("mobilenet_v3*") == sorted([*published, "mobilenet_v3"])
+    assert {*published, "mobilenet_v3"} <= set(list_models("mobilenet_v3*"))
 
 
 @pytest.mark.parametrize("variant", ["v2.6", "v2.5"])

@@ -35,7 +35,15 @@ SMALLEST = [
     "efficientnet_b0",
     "efficientnet_v2_s",
     "efficientnet_lite0",
+    "vit_ti_16",
+    "vit_small_r26_s32",
+    "swin_t",
+    "swin_v2_t",
+    "convnext_tiny",
+    "mobilenet_v2",
+    "mobilenet_v3_small_tv",
     "densenet121",
+    "hrnet_w18_small_v1",
 ]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -54,7 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """What a model without defaults is built with."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
 OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
-FLOORS: tuple[str, ...] = ()
+FLOORS: tuple[str, ...] = ("convnext",)
 """Families whose strided layers round sizes down, as their references do; all others round up."""
 MIXED = ("densenet",)
 """Families that round sizes up in the stem and down after it."""
@@ -181,6 +189,25 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
         gradients = torch.autograd.grad((logits * weights).sum(), list(parameters.values()), retain_graph=True)
         still = [key for key, gradient in zip(parameters, gradients, strict=True) if not gradient.any()]
         assert still == [], name
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients(model: ClassyModel) -> None:
+    plain = copy.deepcopy(model).train()
+    for module in plain.modules():
+        if hasattr(module, "p"):  # nothing drops out by chance
+            module.p = 0.0
+    twin = copy.deepcopy(plain)
+    try:
+        twin.checkpoint_activations()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    image = image_for(model, 33, 33, count=2)
+    for network in (plain, twin):
+        list(network.forward_features(image).values())[-1].square().sum().backward()
+    expected = {name: value.grad for name, value in plain.named_parameters() if value.grad is not None}
+    found = {name: value.grad for name, value in twin.named_parameters() if value.grad is not None}
+    assert list(found) == list(expected)
+    assert [name for name, gradient in expected.items() if not torch.equal(found[name], gradient)] == []
 
 
 def test_a_single_small_image_gives_logits_in_eval_mode(model: ClassyModel) -> None:

@@ -130,7 +130,7 @@ def test_a_training_checkpoint_of_another_kind_is_explained(tmp_path: Path) -> N
 
 
 def test_an_unknown_name_gets_the_closest_one() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'imagenet1k_v2'.*Known: imagenet1k_v1, imagenet1k_v2"):
+    with pytest.raises(ConfigError, match=r"did you mean 'imagenet1k_v2'.*Known: imagenet1k_v2, imagenet1k_v1"):
         build_model({"name": "resnet50", "weights": "imagnet1k_v2"})
 
 
@@ -140,12 +140,12 @@ def test_a_known_name_is_found_and_its_hash_checked(
     write(tmp_path / "w.pth", reference)
     digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
     url = (tmp_path / "w.pth").as_uri()
-    known = {"right": PublicWeights(url, f"sha256:{digest}", ""), "wrong": PublicWeights(url, "sha256:0123abcd", "")}
+    known = {"wrong": PublicWeights(url, "sha256:0123abcd", ""), "right": PublicWeights(url, f"sha256:{digest}", "")}
     monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: known))
     model = create_backbone("resnet18", weights="right")
     assert torch.equal(model.state_dict()["conv1.weight"], reference["conv1.weight"])
     with pytest.raises(ConfigError, match=rf"w\.pth: found the sha256 {digest[:8]}, expected 0123abcd"):
-        create_backbone("resnet18", pretrained=True)  # the newest name
+        create_backbone("resnet18", pretrained=True)  # the first name
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_model_can_be_built_before_its_weights_are_there() -> None:
 
 def test_public_weights_are_those_that_torchvision_knows() -> None:
     known = ResNet.known_weights("resnet50")
-    assert list(known) == ["imagenet1k_v1", "imagenet1k_v2"]
+    assert list(known) == ["imagenet1k_v2", "imagenet1k_v1"]  # torchvision's default first
     assert known["imagenet1k_v2"].url.endswith("resnet50-11ad3fa6.pth")
     assert (known["imagenet1k_v2"].digest, known["imagenet1k_v2"].resize) == ("sha256:11ad3fa6", 232)
     assert ResNet.known_weights("resnet") == {}
