@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -86,9 +86,7 @@ class HybridViT(TransformerModel):
     """
 
     classifier_prefixes = ("head.",)
-    namings: ClassVar[tuple[Naming, ...]] = (
-        Naming("timm", ((r"^cnn\.", "patch_embed.backbone."), *TIMM_RULES), ("head.", "pre_logits.")),
-    )
+    namings = (Naming("timm", ((r"^cnn\.", "patch_embed.backbone."), *TIMM_RULES), ("head.", "pre_logits.")),)
 
     def __init__(
         self,
