@@ -142,13 +142,16 @@ class DenseNet(ClassyModel):
         features: dict[str, Tensor] = {}
         x = image
         for name, layer in self.features.named_children():
-            x = self.run(layer, x)
+            if name == "norm5":
+                features[list(features)[-1]] = F.relu(layer(x))
+            elif name.startswith(("denseblock", "transition")):
+                x = self.run(layer, x)
+            else:
+                x = layer(x)
             if name == "relu0":
                 features["stem"] = x
             elif name.startswith("denseblock"):
                 features[f"stage{name.removeprefix('denseblock')}"] = x
-        if "norm5" in dict(self.features.named_children()):
-            features[list(features)[-1]] = F.relu(x)
         return features
 
     @classmethod

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from classyseg.layers.same import SameConv2d
 from classyseg.models.classy_model import ClassyModel
 
 Model = TypeVar("Model", bound=ClassyModel)
@@ -43,7 +44,7 @@ def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
             for value in inputs:
                 if id(value) in makers:
                     readers.setdefault(makers[id(value)], []).append(name)
-            if isinstance(output, Tensor) and type(module) in (nn.Conv2d, nn.Conv3d):
+            if isinstance(output, Tensor) and type(module) in (nn.Conv2d, nn.Conv3d, SameConv2d):
                 makers[id(output)] = name
                 kept.append(output)
 

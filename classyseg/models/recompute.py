@@ -18,11 +18,11 @@ _thread = threading.local()
 def recomputed(layer: nn.Module, *inputs: Tensor) -> Any:
     """`layer(*inputs)` whose inner activations are not kept; of an `nn.Sequential` of blocks, each block's input is.
 
-    Running statistics are updated once, and dropout draws the same numbers again.
+    A sequence of plain layers, which may work in place on one another's outputs, counts as one layer. Running
+    statistics are updated once, and dropout draws the same numbers again.
     """
-    # A plain layer, such as a ReLU, may work in place on what the layer before it kept.
-    blocks = isinstance(layer, nn.Sequential) and all(any(part.children()) for part in layer)
-    if blocks and len(inputs) == 1:
+    plain = isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
+    if plain and all(any(part.children()) for part in layer.children()):
         x: Any = inputs[0]
         for part in layer.children():
             x = checkpoint(part, x, use_reentrant=False, context_fn=partial(_contexts, part))

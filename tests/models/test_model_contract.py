@@ -232,6 +232,25 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
         assert still == [], name
 
 
+def test_activations_that_are_computed_again_give_the_same_gradients(model: ClassyModel) -> None:
+    plain = copy.deepcopy(model).train()
+    for module in plain.modules():
+        if hasattr(module, "p"):  # nothing drops out by chance
+            module.p = 0.0
+    twin = copy.deepcopy(plain)
+    try:
+        twin.checkpoint_activations()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    image = image_for(model, 33, 33, count=2)
+    for network in (plain, twin):
+        list(network.forward_features(image).values())[-1].square().sum().backward()
+    expected = {name: value.grad for name, value in plain.named_parameters() if value.grad is not None}
+    found = {name: value.grad for name, value in twin.named_parameters() if value.grad is not None}
+    assert list(found) == list(expected)
+    assert [name for name, gradient in expected.items() if not torch.equal(found[name], gradient)] == []
+
+
 def test_a_single_small_image_gives_logits_in_eval_mode(model: ClassyModel) -> None:
     for name, logits in run(model, image_for(model, 32, 32)).items():
         assert logits.shape[:2] == (1, NUM_CLASSES), name
