@@ -1,16 +1,22 @@
 """Building blocks that backbones, heads, losses and meters share."""
 
 from classyseg.layers.conv import ConvNormAct
+from classyseg.layers.dropblock import DropBlock2d
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
+from classyseg.layers.rectified_conv import RectifiedConv2d
 from classyseg.layers.resize import ALIGN_CORNERS, argmax_at, interpolation_matrix, resize_logits, row_tap_range
+from classyseg.layers.split_attention import SplitAttentionConv2d
 
 __all__ = [
     "ALIGN_CORNERS",
     "ConvNormAct",
+    "DropBlock2d",
     "ImageNormalizer",
     "NormConfig",
     "NormalizeConfig",
+    "RectifiedConv2d",
+    "SplitAttentionConv2d",
     "argmax_at",
     "build_norm",
     "interpolation_matrix",

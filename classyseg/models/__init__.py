@@ -8,6 +8,8 @@ from classyseg.models.resnet import ResNet
 from classyseg.models.resnext3d import ResNeXt3D
 from classyseg.models.store import PublicWeights
 from classyseg.models.weights import LoadedWeights, load_weights
+from classyseg.models.wide_resnet import WideResNet
+from classyseg.models.xception import Xception
 from classyseg.registry import MODELS
 
 register_model = MODELS.register
@@ -19,6 +21,8 @@ __all__ = [
     "PublicWeights",
     "ResNeXt3D",
     "ResNet",
+    "WideResNet",
+    "Xception",
     "build_model",
     "create_backbone",
     "fuse",
