@@ -46,6 +46,10 @@ class BlockOptions:
         for key, other in NEEDS.items():
             if getattr(self, key) and not getattr(self, other):
                 raise ConfigError(f"{key}: found {getattr(self, key)}, which means nothing without {other}")
+        if self.width_per_group % self.radix:
+            raise ConfigError(
+                f"radix: found {self.radix}, which does not divide width_per_group {self.width_per_group}"
+            )
 
     @property
     def needs_own_block(self) -> bool:

@@ -21,10 +21,15 @@ from classyseg.models import ClassyModel, build_model, list_models
 from classyseg.registry import HEADS, MODELS
 
 NUM_CLASSES = 5
-SMALLEST = ["resnet18", "resnet50", "resnext3d_18", "mlp"]
+SMALLEST = ["resnet18", "resnet50", "resnest50", "wide_resnet", "xception", "resnext3d_18", "mlp"]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
-CONFIGS = {"mlp": {"input_dim": 12, "output_dim": 7, "hidden_dims": [8]}}
-"""What a model without defaults is built with."""
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mlp": {"input_dim": 12, "output_dim": 7, "hidden_dims": [8]},
+    "resnest50": {"depths": [1, 1, 1, 1]},
+    "wide_resnet": {"width": 4, "depths": [1, 1, 1, 1, 1, 1]},
+    "xception": {"middle_blocks": 1},
+}
+"""What a model without defaults is built with, and what makes a large one small."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
 OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
 FLOORS: tuple[str, ...] = ()
