@@ -55,7 +55,7 @@ def save_checkpoint(
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
             try:
-                save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, path)
+                save_file(_with_own_storages(group), path)
             except SafetensorError as error:  # safetensors' own wrapping of what the disk said
                 raise OSError(f"{path}: {error}") from None
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
@@ -74,6 +74,18 @@ def save_checkpoint(
     fsync_folder(root)
     write_atomically(root / LATEST, folder.name)
     return folder
+
+
+def _with_own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`group` on the host, where tied tensors, which safetensors refuses, are copied: each name is saved whole."""
+    found: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in group.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        found[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return found
 
 
 def problem_of(folder: Path) -> str | None:
@@ -122,6 +134,16 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+def set_aside_newer(root: Path, step: int) -> None:
+    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again."""
+    for folder in checkpoint_folders(root):
+        if step_of(folder) > step:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            if aside.exists():
+                shutil.rmtree(aside)
+            os.rename(folder, aside)
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Reads a checkpoint. Raises: `ConfigError` naming the file that is missing, damaged or of a later format."""
     problem = problem_of(folder)
@@ -144,8 +166,12 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def prune(root: Path, keep: int, protected: str | None = None) -> None:
-    """Deletes the oldest checkpoints until `keep` are left, beside the one named `protected`."""
-    folders = [folder for folder in checkpoint_folders(root) if folder.name != protected]
+def prune(written: Path, keep: int, protected: str | None = None) -> None:
+    """Deletes the oldest checkpoints until `keep` are left, beside the one named `protected`.
+
+    `written`, the one just saved, counts as the newest whatever its number, so that it always stays.
+    """
+    folders = [folder for folder in checkpoint_folders(written.parent) if folder.name != protected]
+    folders.sort(key=lambda folder: folder == written)
     for folder in folders[: max(0, len(folders) - keep)]:
         shutil.rmtree(folder, ignore_errors=True)

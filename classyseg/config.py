@@ -5,13 +5,23 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Strict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    ModelWrapValidatorHandler,
+    Strict,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Location = tuple[str | int, ...]
@@ -26,6 +36,8 @@ PLAIN_TAGS = {
 
 class ConfigError(ValueError):
     """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what."""
+
+    exit_code = 2
 
 
 class DataError(ConfigError):
@@ -43,9 +55,13 @@ def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40) -
     """The sentence for a name that does not exist: the closest one, then the list."""
     names = sorted(set(known))
     near = closest(word, names)
-    shown = ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
     meant = f"; did you mean '{near}'?" if near else "."
-    return f"unknown {what}{meant} Known: {shown or 'none'}."
+    return f"unknown {what}{meant} Known: {listed(names, limit=limit) or 'none'}."
+
+
+def listed(names: Sequence[str], *, limit: int = 40) -> str:
+    """The first of `names`, and how many there are where that is not all of them."""
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 def path_text(location: Location) -> str:
@@ -314,10 +330,39 @@ class ConfigRecord(BaseModel):
         return record
 
 
+class WeightsConfig(ConfigRecord):
+    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit."""
+
+    source: Text
+    strict: Bool = True
+    adapt_input: Bool = False
+
+
+def _weights_form(value: Any) -> str:
+    return "mapping" if isinstance(value, Mapping | WeightsConfig) else "source"
+
+
+WeightsOption = Annotated[
+    Annotated[Text, Tag("source")] | Annotated[WeightsConfig, Tag("mapping")], Discriminator(_weights_form)
+]
+"""A source alone, or a mapping with options."""
+
+
 def placed(place: str, error: ConfigError) -> ConfigError:
-    """`error`, raised by a component about an option of its own, with the path of the component before it."""
-    joint = "." if re.match(r"\w+(\.\w+|\[\d+\])*: ", str(error)) else ": "
-    return ConfigError(f"{place}{joint}{error}")
+    """`error`, raised by a component about an option of its own, with the component's path before it, once."""
+    text = str(error)
+    joint = "." if re.match(r"\w+(\.\w+|\[\d+\])*: ", text) else ": "
+    kind = DataError if isinstance(error, DataError) else ConfigError
+    return kind(text if re.match(rf"{re.escape(place)}[.:\[]", text) else f"{place}{joint}{text}")
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """Puts `place` before the message of a `ConfigError` from inside, unless the message begins with it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise placed(place, error) from None
 
 
 def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:

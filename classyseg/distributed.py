@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -59,6 +61,53 @@ def any_process(flag: bool) -> bool:
     return bool(votes.item())
 
 
+class PeerError(Exception):
+    """Another process of the job failed and says why; `exit_code` is the one that it ends with."""
+
+    def __init__(self, peer: int, exit_code: int) -> None:
+        super().__init__(f"process {peer} failed")
+        self.exit_code = exit_code
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """An error in one process's block is one in all: the first process keeps its error, the others get `PeerError`.
+
+    For what may fail in one process alone: a check that only the primary makes, a file that only one of them reads.
+    Every process must come here at the same point, and the block must not wait for another process.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # whatever it is, the others must not wait for this process
+        error = caught
+    first, exit_code = _first_failure(error)
+    if error is not None and first == rank():
+        raise error
+    if first < world_size():
+        raise PeerError(first, exit_code) from error
+
+
+def _first_failure(error: Exception | None) -> tuple[int, int]:
+    """The lowest rank of the processes that call this with an error, and the exit code of that error."""
+    nobody = 256 * world_size()
+    code = nobody if error is None else 256 * rank() + getattr(error, "exit_code", 1)
+    if world_size() > 1:
+        votes = torch.tensor([code])
+        dist.all_reduce(votes, dist.ReduceOp.MIN)
+        code = int(votes.item())
+    return divmod(code, 256)
+
+
+def wait_for_peers_to_end() -> None:
+    """Returns once a process that failed has left the group.
+
+    `torchrun` ends all when one ends: a process that left at once would cut short the one that says why.
+    """
+    with suppress(RuntimeError):  # of the connection that its end closes
+        any_process(False)
+
+
 def integer_from_primary(value: int) -> int:
     """The primary process's `value`, in every process."""
     if world_size() == 1:
@@ -73,8 +122,3 @@ def broadcast_buffers(module: nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def barrier() -> None:
-    if world_size() > 1:
-        any_process(False)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,17 +29,20 @@ def data_root() -> Path:
 
 
 def data_folder(folder: str) -> Path:
-    """`folder` as it is when absolute, else under `data_root()`.
+    """The absolute path of `folder`, which lies under `data_root()` unless it is absolute itself.
 
-    Raises: `ConfigError` when it does not exist.
+    Raises: `ConfigError` when it does not exist, or lies where this user may not look.
     """
-    path = data_root() / folder
-    if path.is_dir():
-        return path
+    path = (data_root() / folder).absolute()
     hint = ""
-    if path.parent.is_dir():
-        near = closest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()])
-        hint = f"; did you mean '{near}'?" if near else ""
+    try:
+        if path.is_dir():
+            return path
+        if path.parent.is_dir():
+            near = closest(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()])
+            hint = f"; did you mean '{near}'?" if near else ""
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be looked up ({error.strerror})") from None
     raise ConfigError(
         f"{path}: no such folder{hint} (data folders are looked up under --data-root, else ${DATA_ROOT_VARIABLE}, "
         "else ./data)"
@@ -93,9 +99,14 @@ def json_line(record: dict[str, Any]) -> str:
     return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
+def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
+    """Adds `record` to `path`; a `durable` line is on the disk before this returns, which takes milliseconds."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json_line(record))
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+            fsync_folder(path.parent)  # which may have named the file just now
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -114,6 +125,12 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def discard_output() -> None:
+    """Lets what is still printed go nowhere: once the reader of a pipe has left, even the flush at exit would fail."""
+    with suppress(io.UnsupportedOperation):  # a replaced sys.stdout, which is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FolderLock:

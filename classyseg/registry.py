@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -15,7 +15,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_
 from pydantic import Field, Strict, ValidationError, create_model
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Text, closest, explain, unknown
+from classyseg.config import (
+    Bool,
+    ConfigError,
+    ConfigRecord,
+    ConfigTree,
+    Text,
+    WeightsOption,
+    closest,
+    explain,
+    listed,
+    unknown,
+    within,
+)
 
 T = TypeVar("T", bound=type)
 
@@ -230,6 +242,14 @@ class Registry:
         validated = config if isinstance(config, ComponentConfig) else self.validate(config)
         return validated.component(*args, **validated.options())
 
+    def build_each(self, place: str, configs: Iterable[Any], *args: Any) -> list[Any]:
+        """The components of a list that `place` names in messages. Raises: `ConfigError` as `validate` does."""
+        built = []
+        for i, config in enumerate(configs):
+            with within(f"{place}[{i}]"):
+                built.append(self.build(config, *args))
+        return built
+
     def _validate(self, config: Any, placed: bool) -> Any:
         if isinstance(config, ComponentConfig | self.base()):
             return config
@@ -239,8 +259,7 @@ class Registry:
             message = f"expected the name of a {self.noun}, or a mapping with a 'name'"
             raise _error(("not_a_component", message, (), config))
         if "name" not in config:
-            known = ", ".join(self.names())
-            message = f"missing; every {self.noun} has a name. Known: {known}."
+            message = f"missing; every {self.noun} has a name. Known: {listed(self.names())}."
             misspelt = closest("name", map(str, config))
             more = [("unknown_key", "unknown key; did you mean 'name'?", (misspelt,), config)] if misspelt else []
             raise _error(("missing_name", message, ("name",), config), *more)
@@ -444,7 +463,7 @@ MODELS = Registry(
     noun="model",
     base="classyseg.models:ClassyModel",
     placement={
-        "weights": (Text | None, None),
+        "weights": (WeightsOption | None, None),
         "heads": (dict[HeadName, HeadConfig], {}),
         "frozen": (Bool | Text, False),
         "frozen_norm": (Bool, False),

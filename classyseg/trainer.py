@@ -36,11 +36,14 @@ class Trainer:
         self.resume = resume
 
     def train(self, task: ClassyTask) -> None:
-        """Runs `task` to its end. Raises: `Stopped` after SIGTERM or SIGINT, `ConfigError` for what a user wrote."""
+        """Runs `task` to its end. Raises: `Stopped` after SIGTERM or SIGINT; `ConfigError` for what a user wrote,
+        and `PeerError` for an error of another process.
+        """
         lock = None
-        if self.output is not None and distributed.is_primary():
-            self.output.mkdir(parents=True, exist_ok=True)
-            lock = FolderLock(self.output)
+        with distributed.failing_together():
+            if self.output is not None and distributed.is_primary():
+                self.output.mkdir(parents=True, exist_ok=True)
+                lock = FolderLock(self.output)
         try:
             with _Signals() as signals:
                 task.start(self.output, resume=self.resume)
@@ -48,8 +51,9 @@ class Trainer:
                     for batch in task.batches():
                         task.step(batch)
                         if task.agree_to_stop(signals.received is not None):
-                            task.save_checkpoint()
-                            distributed.barrier()  # else torchrun, seeing one process gone, ends the one that saves
+                            # Together, else torchrun, seeing one process gone, ends the one that saves.
+                            with distributed.failing_together():
+                                task.save_checkpoint()
                             raise Stopped(signals.received or signal.SIGTERM)
                     task.end_phase()
                 task.end()

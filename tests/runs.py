@@ -201,8 +201,8 @@ def start_job(arguments: Sequence[object], folder: Path, processes: int = 2) -> 
 
 
 def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
-    # Data workers come from a fork, as they do from a script; a process from a fork server would use that for them too,
-    # and torch's workers outlive a killed run where a fork server is their parent.
+    # Data workers come from a fork, as they do from a script before Python 3.14; a process from a fork server would use
+    # that for them too, and each would import torch anew.
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -57,6 +57,16 @@ def test_tensors_and_values_come_back_as_they_were(tmp_path: Path) -> None:
             assert torch.equal(found.tensors[group][key], value)
 
 
+def test_tensors_of_one_storage_come_back_under_each_name(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    group = {"a": whole, "b": whole, "row": whole[1], "more": torch.zeros(2), "empty": torch.zeros(0)}
+
+    found = load_checkpoint(save_checkpoint(tmp_path, 0, {"model": group}, {})).tensors["model"]
+
+    assert found.keys() == group.keys()
+    assert all(torch.equal(found[key], value) for key, value in group.items())
+
+
 def test_groups_without_tensors_come_back_empty(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, 0, {"model": {}, "optimizer": {}}, {})
 
@@ -134,11 +144,21 @@ def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch: 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
-        save(tmp_path, step)
+        written = save(tmp_path, step)
 
-    prune(tmp_path, keep=2, protected="step-1")
+    prune(written, keep=2, protected="step-1")
 
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-1", "step-10", "step-3"]
+
+
+def test_prune_keeps_the_one_just_written_whatever_its_number(tmp_path: Path) -> None:
+    for step in (8, 9, 7):
+        written = save(tmp_path, step)
+
+    prune(written, keep=1)
+
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-7"]
+    assert (tmp_path / (tmp_path / "LATEST").read_text()).is_dir()
 
 
 def test_no_file_of_a_checkpoint_names_an_import_path(tmp_path: Path) -> None:

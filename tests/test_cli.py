@@ -195,8 +195,18 @@ def test_a_user_error_has_no_traceback_in_a_process_of_its_own(tmp_path: Path) -
     arguments = ["-m", "classyseg", "train", "--config", CAMVID, "--data-root", "nowhere"]
     done = run_program(arguments, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: nowhere/camvid: no such folder")
+    assert done.stderr.startswith(f"error: dataset.train.root: {tmp_path / 'nowhere/camvid'}: no such folder")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_training_that_diverges_is_one_message_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = runs.write_config(tmp_path, {"num_epochs": 1, "optimizer.lr": 1e30})
+    assert classy_train_main(["--config", str(config), "--output", str(tmp_path / "run")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "rror" in line] == lines[-1:]
+    assert lines[-1].startswith("error: the training loss of epoch 1 is ")
 
 
 # -- the other commands ------------------------------------------------------------------------------------------------
@@ -238,15 +248,22 @@ def test_config_schema_prints_a_json_schema(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_models_lists_those_that_match(capsys: pytest.CaptureFixture[str]) -> None:
-    assert classyseg_main(["models", "resnet1*"]) == 0
-    assert capsys.readouterr().out.split() == ["resnet101", "resnet152", "resnet18"]
-    assert classyseg_main(["models"]) == 0
-    assert {"resnet", "resnet18", "resnet34", "resnet50"} <= set(capsys.readouterr().out.split())
+    assert classyseg_main(["models", "resnet1?*_vd"]) == 0
+    assert capsys.readouterr().out.split() == ["resnet101_vd", "resnet152_vd", "resnet18_vd"]
+
+
+def test_models_as_a_table_tell_what_stands_behind_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert classyseg_main(["models", "resnet18", "--table"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[0] == "| `resnet18`"
+    assert row[1:3] == ["11.18", "1.81"]
+    assert "`stage4`: 512 / 32" in row[3]
+    assert row[4:] == ["8, 16, 32", "`imagenet1k_v1` |"]
 
 
 def test_models_that_do_not_exist_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert classyseg_main(["models", "vgg*"]) == 2
-    assert "no model matches 'vgg*'; known: resnet" in capsys.readouterr().err
+    assert "'vgg*' matches nothing: unknown model" in capsys.readouterr().err
 
 
 def test_plugins_prints_its_header_where_nothing_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,3 +285,39 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_unread(arguments: Sequence[object], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a program whose standard output is a pipe that nobody reads any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    try:
+        return subprocess.run(
+            command, cwd=cwd, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+
+
+def test_a_listing_that_nobody_reads_is_no_error(tmp_path: Path) -> None:
+    done = run_unread(["-m", "classyseg", "models"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_its_progress(tmp_path: Path) -> None:
+    config = runs.write_config(tmp_path, {"num_epochs": 2, "hooks": ["progress_bar", "checkpoint"]})
+    done = run_unread(["-m", "classyseg", "train", "--config", config, "--output", tmp_path / "run"], tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.count("progress is not printed any more (Broken pipe)") == 1
+    assert (tmp_path / "run/checkpoints/LATEST").read_text(encoding="utf-8") == "step-12"
+    assert [record["epoch"] for record in runs.read_records(tmp_path / "run/metrics.jsonl")] == [1, 1, 2, 2]
+
+
+def test_a_run_that_a_broken_pipe_ends_is_a_failure(tmp_path: Path) -> None:
+    code = "import sys; from classyseg.cli.train import guarded; sys.exit(guarded(lambda: print('x', flush=True)))"
+    done = run_unread(["-c", code], tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "BrokenPipeError: [Errno 32] Broken pipe"

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -187,3 +187,52 @@ def test_wrong_data_in_one_process_ends_a_torchrun_job_naming_the_file(tmp_path:
     assert code != 0
     assert str(Path(data["masks"]) / "3.png") in log or str(Path(data["images"]) / "3.png") in log, log
     assert "77" in log
+    assert log.count("error: ") == 1
+    assert "RuntimeError" not in log  # of processes that lose the connection
+
+
+def test_a_wrong_last_test_image_that_only_one_process_has_ends_both(tmp_path: Path) -> None:
+    data = folder_with_a_wrong_mask(tmp_path / "data", wrong=6)
+    for folder in data.values():
+        (Path(folder) / "7.png").unlink()  # one process has 4 of the 7 images, the other 3
+    dataset = {"name": "folder", **data, "classes": ["a", "b"]}
+    config = write_config(tmp_path, {"num_epochs": 0, "batch_size": 2, "dataset": {"train": dataset, "test": dataset}})
+    job = start_job(["--config", config, "--output", tmp_path / "run"], tmp_path)
+
+    assert wait_for_all(job) == [2, 2]
+    assert job[0].text.count("6.png: its mask holds the labels 77") == 1
+    assert job[1].text == ""
+
+
+def folder_that_holds_a_run(run: Path) -> None:
+    run.mkdir()
+    (run / "config.yaml").touch()
+
+
+def folder_without_room_for_checkpoints(run: Path) -> None:
+    run.mkdir()
+    (run / "checkpoints").touch()
+
+
+def nothing(run: Path) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "code", "message"),
+    [
+        (folder_that_holds_a_run, [], 2, "holds a run already; continue it with --resume"),
+        (folder_without_room_for_checkpoints, ["--resume"], 1, "FileExistsError"),
+        (nothing, ["optimizer.lr=1e30"], 1, "error: the training loss of the steps up to"),
+    ],
+    ids=["a folder in use", "the third failed save", "a loss that is no number"],
+)
+def test_what_only_one_process_finds_ends_all_and_one_says_why(
+    before: Callable[[Path], None], arguments: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    before(tmp_path / "run")
+    config = write_config(tmp_path, {"hooks": [{"name": "checkpoint", "every_steps": 1}]})
+    job = start_job(["--config", config, "--output", tmp_path / "run", *arguments], tmp_path)
+
+    assert wait_for_all(job) == [code, code]
+    assert message in job[0].text
+    assert "rror" not in job[1].text

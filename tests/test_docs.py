@@ -21,9 +21,10 @@ from pydantic_core import to_jsonable_python
 from classyseg import TASKS, load_config, parse_config
 from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.train import main as classy_train_main
-from classyseg.config import ConfigTree
+from classyseg.config import ConfigTree, WeightsConfig
 from classyseg.io import read_json_lines
 from classyseg.layers import NormalizeConfig, NormConfig
+from classyseg.models.vision_transformer import ConvStemLayer
 from classyseg.optim import ParameterGroup
 from classyseg.registry import REGISTRIES, PluginError, derive_config
 from classyseg.tasks import DatasetsConfig, RuntimeConfig
@@ -33,11 +34,13 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 RECORDS: dict[str, type[BaseModel]] = {
+    "conv_stem_layers": ConvStemLayer,
     "dataset": DatasetsConfig,
     "groups": ParameterGroup,
     "norm": NormConfig,
     "normalize": NormalizeConfig,
     "runtime": RuntimeConfig,
+    "weights": WeightsConfig,
 }
 
 

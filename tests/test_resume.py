@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from classyseg.checkpoint import newest_checkpoint, problem_of
 from classyseg.cli.train import main
+from classyseg.config import ConfigError
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks import SegmentationTask
@@ -195,6 +197,38 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     assert_same_run(tmp_path, reference)
 
 
+def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_set_aside(tmp_path: Path) -> None:
+    hooks = [{"name": "checkpoint", "keep": 1, "best": "mean_iou"}]
+    (tmp_path / "checkpoints/step-9.damaged").mkdir(parents=True)  # of an earlier time
+    stop({"hooks": hooks}, tmp_path, "train", 1, 1)
+    shutil.copytree(tmp_path / "checkpoints/step-7", tmp_path / "checkpoints/step-9")
+    (tmp_path / "checkpoints/step-9/state.json").unlink()
+    (tmp_path / "checkpoints/BEST").write_text("step-9 2.0\n", encoding="utf-8")
+
+    stop({"hooks": [{**hooks[0], "every_steps": 1}]}, tmp_path, "train", 1, 2, resume=True)
+
+    root = tmp_path / "checkpoints"
+    assert (root / "LATEST").read_text(encoding="utf-8") == "step-8"
+    assert sorted(path.name for path in root.iterdir()) == ["LATEST", "step-8", "step-9.damaged"]
+    assert (root / "step-9.damaged/manifest.json").is_file()
+
+
+def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    torch.manual_seed(5)
+    torch.save(tiny_task().model.state_dict(), weights)
+    changes = {"model.weights": {"source": str(weights), "strict": True}}
+    Trainer(tmp_path / "whole").train(tiny_task({"hooks": HOOKS, **changes}))
+    stop(changes, tmp_path / "stopped", "train", 0, 3)
+    weights.unlink()
+
+    finish(changes, tmp_path / "stopped")
+
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    with pytest.raises(ConfigError, match=r"w\.pth', which is no file and no known name"):
+        Trainer(tmp_path / "new", resume=True).train(tiny_task({"hooks": HOOKS, **changes}))
+
+
 def test_resuming_a_finished_run_changes_nothing(reference: Path, tmp_path: Path) -> None:
     stop({}, tmp_path, "train", 2, 5)
     finish({}, tmp_path)
@@ -240,8 +274,12 @@ class DrawsFromEverything(nn.Module):
 
 
 class NoisyTask(SegmentationTask):
+    """Its model also has tied parameters: two names of one storage."""
+
     def prepare(self) -> None:
         self.model.heads["main"].dropout = DrawsFromEverything()
+        block = self.model.get_submodule("layer1.0")
+        block.conv2.weight = block.conv1.weight
         super().prepare()
 
     def load_batches(self, start: int) -> Iterator[Sample]:
@@ -250,9 +288,9 @@ class NoisyTask(SegmentationTask):
             _ = torch.rand(()) + np.random.rand() + random.random()  # draws between the steps must not matter either
 
 
-def test_components_that_draw_from_the_global_generators_resume_exactly(tmp_path: Path) -> None:
+def test_components_that_draw_from_the_global_generators_and_tied_parameters_resume_exactly(tmp_path: Path) -> None:
     def task() -> NoisyTask:
-        config = tiny_config({"num_epochs": 1, "hooks": HOOKS})
+        config = tiny_config({"num_epochs": 1, "hooks": HOOKS, "runtime.channels_last": False})
         made = NoisyTask.from_config(config)
         made.config = config
         return made
@@ -269,3 +307,5 @@ def test_components_that_draw_from_the_global_generators_resume_exactly(tmp_path
 
     expected = uninterrupted.model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
+    block = resumed.model.get_submodule("layer1.0")
+    assert block.conv2.weight is block.conv1.weight

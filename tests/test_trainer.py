@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from pathlib import Path
@@ -50,6 +51,28 @@ def test_hooks_see_the_events_in_order() -> None:
 
     train = ["train starts", "train 1/2", "train 2/2", "train ended"]
     assert recorder.events == ["start", *train, "test starts", "test 1/1", "test ended", "end"]
+
+
+def test_the_record_of_a_phase_is_on_the_disk_before_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def remember(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "metrics.jsonl":
+            flushed.append(path.read_text(encoding="utf-8"))
+
+    class Watch(ClassyHook):
+        def on_phase_end(self, task: WatchedTask) -> None:
+            assert flushed[-1] == (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+
+    monkeypatch.setattr(os, "fsync", remember)
+    Trainer(tmp_path).train(tiny_task(SMALL, Watch()))
+
+    assert [text.count("\n") for text in flushed] == [1, 2]
 
 
 def test_without_an_output_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from classyseg.cli import models, train
 
@@ -29,7 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
 
-    models.add_arguments(commands.add_parser("models", help="list the models, plugins' included"))
+    listing = commands.add_parser("models", help="list the models, plugins' included")
+    models.add_arguments(listing)
+    listing.set_defaults(run=_listing(models.run))
+    weights = commands.add_parser("weights", help="list the public weights that models know")
+    weights.add_argument("pattern", nargs="?", default="*", help="of the models, such as 'resnet*'")
+    weights.set_defaults(run=_weights)
+    convert = commands.add_parser("convert-weights", help="write any readable file of weights as safetensors")
+    convert.add_argument("source", metavar="IN", help="a file, checkpoint folder or URL; with --model, also a name")
+    convert.add_argument("target", metavar="OUT.safetensors")
+    convert.add_argument("--model", default="", metavar="NAME", help="give the keys that model's names, and check them")
+    convert.add_argument("--force", action="store_true", help="replace OUT")
+    convert.set_defaults(run=_convert)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)
@@ -41,12 +54,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return train.guarded(lambda: parsed.run(parsed))
 
 
+def _listing(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`command`, which only prints: a reader that has seen enough of it (`| head`) is no error."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            code = command(arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            from classyseg.io import discard_output
+
+            discard_output()
+            return 0
+        return code
+
+    return run
+
+
 def _check(arguments: argparse.Namespace) -> int:
     train.checked_config(arguments.config, arguments.overrides)
     print(f"{arguments.config}: ok")
     return 0
 
 
+@_listing
 def _show(arguments: argparse.Namespace) -> int:
     from classyseg.config import dump_yaml
 
@@ -54,6 +86,7 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
 def _schema(arguments: argparse.Namespace) -> int:
     from classyseg.registry import task_schema
 
@@ -61,6 +94,34 @@ def _schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@_listing
+def _weights(arguments: argparse.Namespace) -> int:
+    from classyseg.config import ConfigError
+    from classyseg.registry import MODELS, PluginError
+
+    rows = [("model", "name", "licence", "preprocessing", "digest", "URL")]
+    for model in MODELS.names(arguments.pattern):
+        try:
+            known = MODELS.entry(model).component.known_weights(model)  # type: ignore[attr-defined]
+        except PluginError:  # `classyseg plugins` tells what is wrong with it
+            continue
+        rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]
+    if len(rows) == 1:
+        raise ConfigError(f"no public weights are known of models that match '{arguments.pattern}'")
+    _print_table(rows)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from classyseg.models.weights import convert_weights
+
+    print(convert_weights(arguments.source, Path(arguments.target), model=arguments.model, force=arguments.force))
+    return 0
+
+
+@_listing
 def _plugins(arguments: argparse.Namespace) -> int:
     from classyseg.registry import REGISTRIES
 
@@ -69,7 +130,12 @@ def _plugins(arguments: argparse.Namespace) -> int:
         for offer, problem in registry.plugins():
             distribution = (offer.dist.name, offer.dist.version) if offer.dist else ("?", "?")
             rows.append((*distribution, registry.kind, offer.name, problem or "ok"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+    _print_table(rows)
     return 0
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns under each other, the last as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))

@@ -13,16 +13,17 @@ COLUMNS = ("name", "10⁶ parameters", "10⁹ multiply-adds", "blocks: channels 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="such as 'resnet*'")
     parser.add_argument("--table", action="store_true", help="a Markdown table: parameters, cost, blocks, weights")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from classyseg.config import ConfigError
+    from classyseg.config import ConfigError, unknown
     from classyseg.registry import MODELS
 
     names = MODELS.names(arguments.pattern)
     if not names:
-        raise ConfigError(f"no model matches '{arguments.pattern}'; known: {', '.join(MODELS.names())}")
+        raise ConfigError(
+            f"'{arguments.pattern}' matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
+        )
     for line in table(names) if arguments.table else names:
         print(line)
     return 0

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
 
-USER_ERROR = 2
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="F", help="task config, YAML or JSON")
@@ -40,17 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs `command`; turns what a user can mend into one message and the exit code 2."""
+    """Runs `command`; turns what a user can mend into one message and the exit code 2, a diverged training into 1."""
     from classyseg.config import ConfigError
 
     try:
         return command()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except BrokenPipeError:  # the reader of a listing has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return error.exit_code
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        from classyseg.io import discard_output
+
+        discard_output()  # else the flush at exit fails, too, and changes the exit code
+        raise
 
 
 def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
@@ -67,8 +70,6 @@ def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
 def run(arguments: argparse.Namespace) -> int:
     from classyseg import distributed
     from classyseg.io import DATA_ROOT_VARIABLE
-    from classyseg.tasks import build_task
-    from classyseg.trainer import Stopped, Trainer
 
     if arguments.data_root is not None:
         os.environ[DATA_ROOT_VARIABLE] = arguments.data_root
@@ -76,21 +77,35 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         print(f"{arguments.config}: ok")
         return 0
-    output = Path(arguments.output or Path("runs") / Path(arguments.config).stem)
     runtime = config.runtime  # type: ignore[attr-defined]
     distributed.start_processes(runtime.torch_device().type)
     logging.basicConfig(level=logging.INFO if distributed.is_primary() else logging.ERROR, format="%(message)s")
+    output = Path(arguments.output or Path("runs") / Path(arguments.config).stem)
     try:
-        if distributed.is_primary():
-            claim_folder(output, resume=arguments.resume)
-        distributed.barrier()
-        Trainer(output, resume=arguments.resume).train(build_task(config))
+        return guarded(lambda: _train(config, output, resume=arguments.resume))
+    finally:
+        distributed.stop_processes()
+
+
+def _train(config: ComponentConfig, output: Path, *, resume: bool) -> int:
+    from classyseg import distributed
+    from classyseg.tasks import build_task
+    from classyseg.trainer import Stopped, Trainer
+
+    try:
+        with distributed.failing_together():
+            if distributed.is_primary():
+                claim_folder(output, resume=resume)
+        with distributed.failing_together():
+            task = build_task(config)
+        Trainer(output, resume=resume).train(task)
     except Stopped as stop:
         if distributed.is_primary():
             print(f"{stop}; a checkpoint is saved, --resume continues", file=sys.stderr)
         return stop.exit_code
-    finally:
-        distributed.stop_processes()
+    except distributed.PeerError as error:  # which the peer explains
+        distributed.wait_for_peers_to_end()
+        return error.exit_code
     return 0
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
+from classyseg.config import within
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import read_image, read_mask
 from classyseg.datasets.folder import matched_pairs
@@ -49,8 +49,10 @@ class CamVid(ClassyDataset):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         super().__init__(transforms)
-        folder: Path = data_folder(root)
-        self.pairs = matched_pairs(data_folder(str(folder.absolute() / split)), folder / f"{split}annot")
+        with within("root"):
+            folder = data_folder(root)
+            images, masks = (data_folder(str(folder / name)) for name in (split, f"{split}annot"))
+        self.pairs = matched_pairs(images, masks)
 
     def __len__(self) -> int:
         return len(self.pairs)

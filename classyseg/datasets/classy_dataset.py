@@ -31,7 +31,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     seed: int = 0
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
-        self.transforms = [TRANSFORMS.build(transform, self.ignore_index) for transform in transforms]
+        self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
         self.palette = self.palette or tuple(_voc_color(i) for i in range(len(self.classes)))
 
     @property

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from classyseg.config import ConfigError, DataError
+from classyseg.config import ConfigError, DataError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, read_mask
 from classyseg.io import data_folder
@@ -20,7 +20,7 @@ def matched_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[tupl
     """The image files of a folder with their masks, in the order of their names.
 
     `NAME.jpg` goes with `NAME{mask_suffix}.png`. Raises: `DataError` for an empty folder, an image without a mask, a
-    mask without an image, and two files of one name.
+    mask without an image, two files of one name, and a folder that may not be read.
     """
     by_name = _files_by_stem(images, IMAGE_SUFFIXES, "image")
     masks_by_name = _files_by_stem(masks, MASK_SUFFIXES, "mask")
@@ -39,7 +39,11 @@ def matched_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[tupl
 
 def _files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in paths:
         if path.suffix.lower() not in suffixes or path.name.startswith("."):
             continue
         if path.stem in found:
@@ -81,7 +85,11 @@ class Folder(ClassyDataset):
         self.ignore_index = ignore_index
         self.label_map = dict(label_map or {})
         super().__init__(transforms)
-        self.pairs = matched_pairs(data_folder(images), data_folder(masks), mask_suffix)
+        with within("images"):
+            image_folder = data_folder(images)
+        with within("masks"):
+            mask_folder = data_folder(masks)
+        self.pairs = matched_pairs(image_folder, mask_folder, mask_suffix)
 
     def __len__(self) -> int:
         return len(self.pairs)

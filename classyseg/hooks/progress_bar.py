@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from datetime import timedelta
@@ -12,9 +13,11 @@ from tqdm import tqdm
 
 from classyseg.distributed import is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.io import discard_output
 from classyseg.registry import HOOKS
 
 BAR_SECONDS = 0.5
+log = logging.getLogger(__name__)
 
 
 @HOOKS.register("progress_bar")
@@ -22,12 +25,13 @@ class ProgressBarHook(ClassyHook):
     """A bar on a terminal; elsewhere a plain line every `seconds`. After each phase, a line with its results.
 
     Shown: the loss, samples a second, how much of the time was spent waiting for data, and the time left of the
-    training.
+    training. Where printing fails (a closed pipe, a full disk), the run goes on without it.
     """
 
     def __init__(self, *, seconds: Annotated[float, Field(gt=0)] = 10.0) -> None:
         self.seconds = seconds
         self._bar: Any = None
+        self._prints = True
         self._last_shown = 0.0
         self._train_seconds_per_step = 0.0
 
@@ -53,7 +57,7 @@ class ProgressBarHook(ClassyHook):
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=True)
         else:
-            print(f"{_title(task)} {task.progress.step_in_phase}/{task.num_batches} {text}", flush=True)
+            self._print(f"{_title(task)} {task.progress.step_in_phase}/{task.num_batches} {text}")
 
     def on_phase_end(self, task: WatchedTask) -> None:
         if not is_primary():
@@ -65,7 +69,17 @@ class ProgressBarHook(ClassyHook):
         shown = [
             f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float) and key not in _UNSHOWN
         ]
-        print(f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}: {', '.join(shown)}", flush=True)
+        self._print(f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}: {', '.join(shown)}")
+
+    def _print(self, line: str) -> None:
+        if not self._prints:
+            return
+        try:
+            print(line, flush=True)
+        except OSError as error:
+            self._prints = False
+            discard_output()
+            log.warning("progress is not printed any more (%s); the run goes on", error.strerror)
 
     def _text(self, task: WatchedTask, now: float) -> str:
         progress = task.progress

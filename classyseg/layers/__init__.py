@@ -4,12 +4,21 @@ from classyseg.layers.conv import ConvNormAct
 from classyseg.layers.dropblock import DropBlock2d
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
+from classyseg.layers.pool import CeilMeanPool2d
 from classyseg.layers.rectified_conv import RectifiedConv2d
-from classyseg.layers.resize import ALIGN_CORNERS, argmax_at, interpolation_matrix, resize_logits, row_tap_range
+from classyseg.layers.resize import (
+    ALIGN_CORNERS,
+    argmax_at,
+    interpolation_matrix,
+    resample,
+    resize_logits,
+    row_tap_range,
+)
 from classyseg.layers.split_attention import SplitAttentionConv2d
 
 __all__ = [
     "ALIGN_CORNERS",
+    "CeilMeanPool2d",
     "ConvNormAct",
     "DropBlock2d",
     "ImageNormalizer",
@@ -20,6 +29,7 @@ __all__ = [
     "argmax_at",
     "build_norm",
     "interpolation_matrix",
+    "resample",
     "resize_logits",
     "row_tap_range",
 ]

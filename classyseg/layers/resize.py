@@ -1,4 +1,4 @@
-"""Bilinear resizing, decided once: how logits of any stride reach the size of the mask, never held whole."""
+"""Bilinear resizing, decided once: how maps reach other strides, and logits the size of the mask, never held whole."""
 
 from __future__ import annotations
 
@@ -24,6 +24,31 @@ def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
     if not torch.compiler.is_compiling() and tuple(logits.shape[2:]) == tuple(size):
         return logits
     return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=ALIGN_CORNERS)
+
+
+def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor:
+    """A map (N, C, h, w) of `stride` at another stride `target`, where an image has `size` (height, width) positions.
+
+    Bilinear on the exact grid of the target, so that pixels keep their places; behind a mean over whole steps where the
+    target is coarser. Beyond its bottom and right a map goes on as at the border. No parameters; sizes may be symbolic.
+    """
+    if target == stride:
+        return x
+    steps = max(1, target // stride)
+    ratio = target / (stride * steps)
+    for axis, length in zip((2, 3), size, strict=True):
+        num_means = length if ratio == 1 else -(-x.shape[axis] // steps)
+        if steps > 1:
+            index = torch.arange(num_means * steps, device=x.device).clamp(max=x.shape[axis] - 1)
+            x = x.index_select(axis, index).unflatten(axis, (num_means, steps)).mean(axis + 1)
+        if ratio != 1:
+            position = ((torch.arange(length, device=x.device) + 0.5) * ratio - 0.5).clamp(0, num_means - 1)
+            low = position.floor().long()
+            high = (low + 1).clamp(max=num_means - 1)
+            share = (position - low).to(x.dtype)
+            share = share if axis == 3 else share[:, None]
+            x = torch.lerp(x.index_select(axis, low), x.index_select(axis, high), share)
+    return x
 
 
 def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:

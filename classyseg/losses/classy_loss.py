@@ -32,6 +32,9 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         self.ignore_index = ignore_index
         self.head_weights = dict(head_weights or {})
 
+    def check_num_classes(self, num_classes: int) -> None:
+        """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
+
     @abstractmethod
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum, not the mean, over the pixels (images) that count; a scalar in float32 or wider."""
@@ -53,5 +56,11 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         strange = [name for name in self.head_weights if name not in logits]
         if strange and self.training:  # in eval mode, the heads that only train are not computed
             raise ConfigError(f"loss.head_weights.{strange[0]}: {unknown('head', strange[0], logits)}")
+        for name, head in logits.items():
+            if (head.dim() == 4) != (target.dim() == 3):
+                raise ConfigError(
+                    f"model.heads.{name}: found logits {tuple(head.shape)} for targets {tuple(target.shape)}; masks "
+                    "(N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
+                )
         parts = [self.head_weights.get(name, 1.0) * self.total(head, target) for name, head in logits.items()]
         return torch.stack(parts).sum()

@@ -45,6 +45,13 @@ class CrossEntropyLoss(ClassyLoss):
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights, persistent=False)
 
+    def check_num_classes(self, num_classes: int) -> None:
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ConfigError(
+                f"loss.class_weights: found {len(self.class_weights)} weights for {num_classes} classes; "
+                "expected one per class"
+            )
+
     def count(self, target: Tensor) -> Tensor:
         if self.class_weights is None:
             return super().count(target)
@@ -53,8 +60,7 @@ class CrossEntropyLoss(ClassyLoss):
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         weights = self.class_weights
-        if weights is not None and len(weights) != logits.shape[1]:
-            raise ConfigError(f"loss.class_weights: found {len(weights)} weights for {logits.shape[1]} classes")
+        self.check_num_classes(logits.shape[1])
         if logits.dim() == 4:
             return _ChunkedCrossEntropy.apply(logits, target, weights, self.ignore_index, self.label_smoothing)
         return functional.cross_entropy(

@@ -21,6 +21,8 @@ class ClassyMeter(Configurable, ABC):
 
     reads_labels: bool = True
     head: str | None = None
+    numbers: tuple[str, ...] | None = None
+    """The names in `compute()` whose values are numbers, by which a checkpoint can be best; None: not declared."""
 
     @abstractmethod
     def __init__(self, classes: Sequence[str], ignore_index: int) -> None: ...

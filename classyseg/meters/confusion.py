@@ -59,6 +59,8 @@ class MeanIoUMeter(_ConfusionMeter):
     zero` counts it as 0 (as PyTorch-Encoding does); its `iou` is null either way.
     """
 
+    numbers = ("mean_iou", "pixel_accuracy")
+
     def __init__(
         self,
         classes: Sequence[str],
@@ -89,6 +91,8 @@ class MeanIoUMeter(_ConfusionMeter):
 class PixelAccuracyMeter(_ConfusionMeter):
     """`pixel_accuracy`: the share of valid pixels whose class is right."""
 
+    numbers = ("pixel_accuracy",)
+
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         super().__init__(classes, ignore_index)
         self.head = head
@@ -100,6 +104,8 @@ class PixelAccuracyMeter(_ConfusionMeter):
 @METERS.register("confusion_matrix")
 class ConfusionMatrixMeter(_ConfusionMeter):
     """`confusion_matrix`: rows of true, columns of predicted classes, in pixels, as a list of lists."""
+
+    numbers = ()
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         super().__init__(classes, ignore_index)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from classyseg.config import ConfigError, placed
+from classyseg.config import ConfigError, WeightsConfig, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
 from classyseg.registry import HEADS, MODELS, ComponentConfig
@@ -14,10 +14,11 @@ from classyseg.structures import BlockInfo
 IMAGENET_CLASSES = 1000
 
 
-def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
+def build_model(config: Any, num_classes: int | None = None, *, load: bool = True) -> ClassyModel:
     """The model that `config` describes, such as `{name: resnet50, heads: {main: {name: fcn, blocks: [stage4]}}}`.
 
-    `config` is a name, a mapping or a checked config; `num_classes` is what heads need.
+    `config` is a name, a mapping or a checked config; `num_classes` is what heads need. Without `load`, the weights
+    that the config names are left to `load_initial_weights`.
 
     Raises: `ConfigError` with every problem of the config; for unknown blocks; for heads without `num_classes`; for
     weights that do not fit.
@@ -38,10 +39,9 @@ def build_model(config: Any, num_classes: int | None = None) -> ClassyModel:
             model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
         except ConfigError as error:
             raise placed(f"model.heads.{name}", error) from None
-    weights = getattr(checked, "weights", None)
-    if weights is not None:
-        load_weights(model, weights, variant=checked.name)
     _save_memory(model, checked)
+    if load:
+        load_initial_weights(model, checked)
     return model
 
 
@@ -58,6 +58,19 @@ def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
             f"model.activation_compression: found '{model.activation_compression}' beside activation_checkpointing, "
             "which would compute again from rounded inputs; keep one of them"
         )
+
+
+def load_initial_weights(model: ClassyModel, config: Any) -> None:
+    """Loads what `config`, of which `model` was built, says under `weights`, if anything. Raises: `ConfigError`."""
+    if isinstance(config, ClassyModel):
+        return
+    checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
+    weights = getattr(checked, "weights", None)
+    if isinstance(weights, str):
+        weights = WeightsConfig(source=weights)
+    if weights is not None:
+        strict, adapt_input = weights.strict, weights.adapt_input
+        load_weights(model, weights.source, variant=checked.name, strict=strict, adapt_input=adapt_input)
 
 
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
@@ -80,36 +93,79 @@ def create_backbone(
     *,
     pretrained: bool = False,
     weights: str | None = None,
+    adapt_input: bool = False,
     features_only: bool = True,
     output_stride: int | None = None,
     output_indices: Sequence[int] | None = None,
+    patch_size: int | None = None,
+    hierarchical: bool | None = None,
     **config: Any,
 ) -> ClassyModel:
     """A backbone whose call gives the feature maps by block name.
 
-    `pretrained` takes the newest public weights that the name knows; `weights` a name or a path. `output_indices`
-    keeps some of the blocks, counted from the shallowest, negative ones from the deepest. `features_only=False`
-    attaches ImageNet's classifier as the head `main`, with its weights where the file holds them. Other keywords are
-    the backbone's config.
+    `pretrained` takes the first of the public weights that the name knows; `weights` a name, a path or a URL.
+    `adapt_input` fits a first convolution for 3 channels to `in_channels`. `output_indices` keeps some of the blocks,
+    counted from the shallowest, negative ones from the deepest. `features_only=False` attaches ImageNet's classifier
+    as the head `main`, with its weights where the file holds them. `output_stride`, `patch_size`, `hierarchical` and
+    other keywords are the backbone's config, of those that have them.
 
     Raises: `ConfigError`.
     """
-    if output_stride is not None:
-        config["output_stride"] = output_stride
-    checked = MODELS.validate({"name": name, **config}, placed=True)
-    model = build_model(checked)
-    if not features_only:
-        model.attach_head("main", HEADS.build("linear", [model.classifier_block], IMAGENET_CLASSES))
-    if pretrained and weights is None:
-        known = model.known_weights(name)
-        if not known:
-            raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
-        weights = max(known)
-    if weights is not None:
-        load_weights(model, weights, variant=name, classifier=None if features_only else "main")
+    options = {"output_stride": output_stride, "patch_size": patch_size, "hierarchical": hierarchical}
+    known = MODELS.config_model(name).model_fields
+    for key, value in options.items():
+        if value is not None and key not in known:
+            raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
+    config |= {key: value for key, value in options.items() if value is not None}
+    chosen = _weights(name, pretrained, weights)
+    if features_only:
+        model = build_model(MODELS.validate({"name": name, **config}, placed=True))
+        if chosen is not None:
+            load_weights(model, chosen, variant=name, adapt_input=adapt_input)
+    else:
+        classes = IMAGENET_CLASSES
+        model = create_model(name, num_classes=classes, weights=chosen, adapt_input=adapt_input, **config)
     if output_indices is not None:
         names = list(model.blocks)
         if any(index not in range(-len(names), len(names)) for index in output_indices):
             raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks")
         model.keep_blocks([names[index] for index in output_indices])
     return model
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    pretrained: bool = False,
+    weights: str | None = None,
+    adapt_input: bool = False,
+    heads: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> ClassyModel:
+    """A model with heads, whose call gives logits by head name.
+
+    `heads` are as in a config: `{"main": {"name": "fcn", "blocks": ["stage4"]}}`. Without them the model classifies
+    images: the head `main` is a linear layer over what the reference's classifier reads, and takes the classifier's
+    weights of a file for ImageNet's 1000 classes. `pretrained`, `weights` and `adapt_input`: see `create_backbone`.
+
+    Raises: `ConfigError`.
+    """
+    model = build_model(MODELS.validate({"name": name, "heads": heads or {}, **config}, placed=True), num_classes)
+    if not heads:
+        model.attach_head("main", HEADS.build("linear", [model.classifier_block], num_classes))
+    chosen = _weights(name, pretrained, weights)
+    if chosen is not None:
+        classifier = "main" if not heads and num_classes == IMAGENET_CLASSES else None
+        load_weights(model, chosen, variant=name, classifier=classifier, adapt_input=adapt_input)
+    return model
+
+
+def _weights(name: str, pretrained: bool, weights: str | None) -> str | None:
+    """The weights that are asked for: `weights`, else with `pretrained` the first that the model `name` knows."""
+    if weights is not None or not pretrained:
+        return weights
+    known = MODELS.entry(name).component.known_weights(name)  # type: ignore[attr-defined]
+    if not known:
+        raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
+    return next(iter(known))

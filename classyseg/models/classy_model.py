@@ -44,7 +44,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._blocks: dict[str, BlockInfo] = {}
+        self._declared: dict[str, BlockInfo] = {}
         self._optional: dict[str, BlockInfo] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
         self._probed: str | None = None
@@ -54,6 +54,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self.activation_compression: Compression = "none"
         self._taps: dict[str, _Tap] = {}
         self._tapped = _Tapped()
+        self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.heads = nn.ModuleDict()
 
@@ -69,7 +70,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         `layers` are the submodules that make it from the block before: what freezing it means. An `optional` block is
         computed only for heads that read it (`is_wanted` tells), and is no part of `blocks`.
         """
-        (self._optional if optional else self._blocks)[name] = BlockInfo(name, channels, stride)
+        (self._optional if optional else self._declared)[name] = BlockInfo(name, channels, stride)
         self._layers[name] = layers
 
     def run(self, layer: nn.Module, *inputs: Tensor) -> Any:
@@ -86,15 +87,16 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def is_wanted(self, name: str) -> bool:
         """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""
-        return name == self._probed or any(
-            block.name == name
-            for head in self.heads.values()
-            for block in head.blocks  # type: ignore[union-attr]
-        )
+        return name == self._probed or name in self._read()
+
+    def _read(self) -> set[str]:
+        """The names of the blocks that somebody reads."""
+        heads: Any = self.heads.values()
+        return self._watched | {block.name for head in heads for block in head.blocks}
 
     def keep_blocks(self, names: Sequence[str]) -> None:
         """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
-        self._blocks = {name: self._blocks[name] for name in names}
+        self._declared = {name: self._declared[name] for name in names}
 
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
@@ -109,7 +111,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        """Public weights of the registered name `variant`, by name."""
+        """Public weights of the registered name `variant`, by name; `pretrained` takes the first."""
         return {}
 
     # -- blocks ------------------------------------------------------------------------------------------------------
@@ -117,18 +119,18 @@ class ClassyModel(nn.Module, Configurable, ABC):
     @property
     def blocks(self) -> Mapping[str, BlockInfo]:
         """The declared blocks, shallow to deep."""
-        return MappingProxyType(self._blocks)
+        return MappingProxyType(self._declared)
 
     @property
     def attachable_block_names(self) -> list[str]:
         """Every name that a head can attach to: the declared blocks, then the backbone's submodules."""
-        declared = [*self._blocks, *(name for name in self._optional if name not in self._blocks)]
+        declared = [*self._declared, *(name for name in self._optional if name not in self._declared)]
         return [*declared, *(name for name, _ in self._backbone_modules() if name not in declared)]
 
     @property
     def classifier_block(self) -> BlockInfo:
         """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest."""
-        return self._optional.get("pre_logits") or list(self._blocks.values())[-1]
+        return self._optional.get("pre_logits") or list(self._declared.values())[-1]
 
     def block(self, name: str) -> BlockInfo:
         """The declared block `name`, or what the submodule of that name puts out, found by a run on the `meta` device.
@@ -136,8 +138,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         Raises: `ConfigError` for a name that does not exist, and for a submodule that makes no feature map (N, C, h, w)
         or runs several times in a forward pass.
         """
-        if name in self._blocks or name in self._optional:
-            return self._blocks.get(name) or self._optional[name]
+        if name in self._declared or name in self._optional:
+            return self._declared.get(name) or self._optional[name]
         if name in self._taps:
             return self._taps[name].info
         modules = dict(self._backbone_modules())
@@ -145,7 +147,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             near = closest(name, self.attachable_block_names)
             raise ConfigError(
                 f"blocks: unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
-                f"{', '.join(self._blocks)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
+                f"{', '.join(self._declared)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
             )
         return self._probe(name, modules[name])
 
@@ -200,12 +202,25 @@ class ClassyModel(nn.Module, Configurable, ABC):
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
                 )
         self.heads[name] = head.train(self.training)
-        for info in infos:
-            if info.name not in (*self._blocks, *self._optional, *self._taps):
-                self._taps[info.name] = tap = _Tap(self._tapped, info)
-                tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
+        self._tap(infos)
         if train_only:
             self._train_only.add(name)
+
+    def _tap(self, infos: Sequence[BlockInfo]) -> None:
+        for info in infos:
+            if info.name not in (*self._declared, *self._optional, *self._taps):
+                self._taps[info.name] = tap = _Tap(self._tapped, info)
+                tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
+
+    def watch(self, *names: str) -> list[BlockInfo]:
+        """Makes `forward_features` also give these blocks, optional ones and submodules included, without a head.
+
+        Raises: `ConfigError` for an unknown name.
+        """
+        infos = [self.block(name) for name in names]
+        self._tap(infos)
+        self._watched |= set(names)
+        return infos
 
     def detach_head(self, name: str) -> ClassyHead:
         """Removes and returns a head; the backbone is then as it was before.
@@ -216,8 +231,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
         head = self.heads.pop(name)
         self._train_only.discard(name)
-        read = {block.name for other in self.heads.values() for block in other.blocks}  # type: ignore[union-attr]
-        for tap in [tap for tap in self._taps if tap not in read]:
+        for tap in [tap for tap in self._taps if tap not in self._read()]:
             self._taps.pop(tap).handle.remove()
         return head  # type: ignore[return-value]
 
@@ -262,9 +276,9 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self.train(self.training)
 
     def _through(self, block: str) -> tuple[str, ...]:
-        if block not in self._blocks:
-            raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(self._blocks)}")
-        until = list(self._blocks)[: list(self._blocks).index(block) + 1]
+        if block not in self._declared:
+            raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(self._declared)}")
+        until = list(self._declared)[: list(self._declared).index(block) + 1]
         for name in until:
             if not self._layers[name]:
                 raise ConfigError(f"frozen: {type(self).__name__} does not tell which layers make the block '{name}'")
@@ -296,7 +310,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._ran = []
         try:
             self.run_on_meta(PROBE_SIZE)
-            able = [block for block in self._blocks if any(layer in self._ran for layer in self.layers_of(block))]
+            able = [block for block in self._declared if any(layer in self._ran for layer in self.layers_of(block))]
             layers = list(self._ran)
         finally:
             self._ran = None
@@ -331,8 +345,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """The declared blocks' feature maps, and those of the submodules that heads read."""
         with self._compression(image):
             features = self.extract_features(image)
-        wanted = [name for name in self._optional if name not in self._blocks and self.is_wanted(name)]
-        kept = {name: features[name] for name in [*self._blocks, *wanted]}
+        wanted = [name for name in self._optional if name not in self._declared and self.is_wanted(name)]
+        kept = {name: features[name] for name in [*self._declared, *wanted]}
         return {**kept, **self._tapped.take()} if self._taps else kept
 
     def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
@@ -358,7 +372,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def unused_in_training(self) -> bool:
         """Whether some parameters may get no gradient: no head reads the deepest block."""
         read = {block.name for head in self.heads.values() for block in head.blocks}  # type: ignore[union-attr]
-        return bool(self.heads) and next(reversed(self._blocks), None) not in read
+        return bool(self.heads) and next(reversed(self._declared), None) not in read
 
 
 class _Backbone(nn.Module):

@@ -13,17 +13,20 @@ def _as_it_is(key: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+Replacement = str | Callable[[re.Match[str]], str]
+
+
 @dataclass(frozen=True)
 class Naming:
     """A library's keys and tensor layouts for a family whose own are another library's.
 
-    `rules` are pairs (regular expression, replacement), applied to our key one after the other; together they give
-    the library's key. `tensor(our key, the library's tensor)` gives ours where the layout differs. `classifier` are
-    prefixes of keys that a backbone does not have.
+    `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied to our key one after the other;
+    together they give the library's key. `tensor(our key, the library's tensor)` gives ours where the layout differs.
+    `classifier` are prefixes of keys that a backbone does not have.
     """
 
     library: str
-    rules: tuple[tuple[str, str], ...]
+    rules: tuple[tuple[str, Replacement], ...]
     classifier: tuple[str, ...] = ()
     tensor: Callable[[str, Tensor], Tensor] = _as_it_is
 

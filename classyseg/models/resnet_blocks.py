@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import SqueezeExcitation
 
 from classyseg.config import ConfigError
-from classyseg.layers import DropBlock2d, NormConfig, RectifiedConv2d, SplitAttentionConv2d, build_norm
+from classyseg.layers import CeilMeanPool2d, DropBlock2d, NormConfig, RectifiedConv2d, SplitAttentionConv2d, build_norm
 
 EXPANSION = {"basic": BasicBlock.expansion, "bottleneck": Bottleneck.expansion}
 DROP_SIZE = 3
@@ -110,7 +110,7 @@ def _shortcut(options: BlockOptions, in_channels: int, out_channels: int, stride
     if not options.avg_down:
         conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         return nn.Sequential(conv, options.build_norm(out_channels))
-    pool = nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+    pool = nn.Identity() if stride == 1 else CeilMeanPool2d()
     conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     return nn.Sequential(pool, conv, options.build_norm(out_channels))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -15,7 +16,15 @@ import torch
 from torch import Tensor
 
 from classyseg import distributed
-from classyseg.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint, remove_leftovers, save_checkpoint
+from classyseg.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    set_aside_newer,
+    step_of,
+)
 from classyseg.config import ConfigError, differences, dump_yaml, path_text
 from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
@@ -23,6 +32,9 @@ from classyseg.registry import ComponentConfig, Configurable
 from classyseg.structures import Progress, Sample
 
 log = logging.getLogger(__name__)
+
+RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
+"""What the record of every phase holds; the meters add to those of test phases."""
 
 FREE_ON_RESUME = (
     "hooks",
@@ -119,6 +131,9 @@ class ClassyTask(Configurable, ABC):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
 
+    def load_initial_weights(self) -> None:
+        """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
+
     def close(self) -> None:
         """Ends the processes that load data; called when a run ends, however it ends."""
 
@@ -133,13 +148,17 @@ class ClassyTask(Configurable, ABC):
         self.run_folder = run_folder
         self.prepare()
         if run_folder is not None:
-            if distributed.is_primary():
-                remove_leftovers(run_folder / "checkpoints")
-            if resume:
-                self._resume(run_folder)
-            if distributed.is_primary():
-                self._cut_records(run_folder)
-                write_atomically(run_folder / "config.yaml", dump_yaml(self.config))
+            with distributed.failing_together():
+                if distributed.is_primary():
+                    remove_leftovers(run_folder / "checkpoints")
+        if run_folder is None or not resume or not self._resume(run_folder):
+            with distributed.failing_together():
+                self.load_initial_weights()
+        if run_folder is not None:
+            with distributed.failing_together():
+                if distributed.is_primary():
+                    self._cut_records(run_folder)
+                    write_atomically(run_folder / "config.yaml", dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
 
@@ -161,8 +180,11 @@ class ClassyTask(Configurable, ABC):
         batches = iter(self.load_batches(self.progress.step_in_phase))
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - asked
+            # A process may have one test batch more than another: the other's vote is then that its batches are over.
+            all_load = self.progress.step_in_phase <= self.common_batches
+            with distributed.failing_together() if all_load else contextlib.nullcontext():
+                batch = next(batches, None)
+                self._waited += time.perf_counter() - asked
             if batch is None:
                 return
             yield batch
@@ -191,7 +213,6 @@ class ClassyTask(Configurable, ABC):
         if progress.phase == "train":
             record["epoch"] += 1
             record["loss"] = self._mean_over_processes(self._loss_sum) / self.steps_per_epoch
-            _require_finite(record["loss"], f"epoch {record['epoch']}")
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
             "seconds": time.perf_counter() - self._phase_started,
@@ -201,8 +222,11 @@ class ClassyTask(Configurable, ABC):
         self.metrics = record
         self.progress = self._next_progress()
         self._loss_sum = torch.zeros((), dtype=torch.float64)
-        if self.run_folder is not None and distributed.is_primary():
-            append_json_line(self.run_folder / "metrics.jsonl", record)
+        with distributed.failing_together():
+            if record["phase"] == "train":
+                _require_finite(record["loss"], f"epoch {record['epoch']}")
+            if self.run_folder is not None and distributed.is_primary():
+                append_json_line(self.run_folder / "metrics.jsonl", record, durable=True)
         for hook in self.hooks:
             hook.on_phase_end(self)
 
@@ -240,9 +264,12 @@ class ClassyTask(Configurable, ABC):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path | None:
-        """Saves the run as it stands between two batches; None without a run folder. Every process calls it.
+        """Saves the run as it stands between two batches; None without a run folder.
 
-        Raises: `FloatingPointError` when a training loss of this phase was not finite: such weights are worth nothing.
+        Every process calls it, within `failing_together`: what cannot be written fails in the primary alone.
+
+        Raises: `FloatingPointError` when a training loss of this phase was not finite: such weights are worth nothing;
+            `OSError` when something cannot be written.
         """
         loss_sum = self._mean_over_processes(self._loss_sum)
         _require_finite(loss_sum, f"the steps up to {self.progress.step}")
@@ -256,26 +283,31 @@ class ClassyTask(Configurable, ABC):
         }
         return save_checkpoint(self.run_folder / "checkpoints", self.progress.step, self.checkpoint_tensors(), state)
 
-    def _resume(self, run_folder: Path) -> None:
+    def _resume(self, run_folder: Path) -> bool:
+        """Restores the newest checkpoint that verifies; False where there is none."""
         root = run_folder / "checkpoints"
         step = -1
-        if distributed.is_primary():
-            newest, problems = newest_checkpoint(root)
-            for problem in problems:
-                log.warning("passing over a damaged checkpoint: %s", problem)
-            step = int(newest.name.removeprefix("step-")) if newest else -1
+        with distributed.failing_together():
+            if distributed.is_primary():
+                newest, problems = newest_checkpoint(root)
+                for problem in problems:
+                    log.warning("passing over a damaged checkpoint: %s", problem)
+                step = step_of(newest) if newest else -1
+                set_aside_newer(root, step)
         step = distributed.integer_from_primary(step)
         if step < 0:
             if distributed.is_primary():
                 log.info("%s: no checkpoint to resume; starting from the beginning", root)
-            return
-        checkpoint = load_checkpoint(root / f"step-{step}")
-        self._check_same_run(checkpoint)
-        self.restore(checkpoint)
+            return False
+        with distributed.failing_together():
+            checkpoint = load_checkpoint(root / f"step-{step}")
+            self._check_same_run(checkpoint)
+            self.restore(checkpoint)
         self.progress = Progress(**checkpoint.state["progress"])
         self._loss_sum = torch.tensor(checkpoint.state["loss_sum"], dtype=torch.float64)
         if distributed.is_primary():
             log.info("resumed %s", checkpoint.folder)
+        return True
 
     def _check_same_run(self, checkpoint: Checkpoint) -> None:
         changed = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import ConfigError, ConfigRecord, unknown
+from classyseg.config import ConfigError, ConfigRecord, unknown, within
 from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
-from classyseg.hooks import build_hook
+from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
-from classyseg.meters import ClassyMeter, build_meter
-from classyseg.models import ClassyModel, build_model
+from classyseg.meters import ClassyMeter
+from classyseg.models import ClassyModel, build_model, load_initial_weights
 from classyseg.models.feature_cache import FeatureCache, check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import (
+    HOOKS,
+    METERS,
     TASKS,
+    TRANSFORMS,
     ComponentConfig,
     DatasetConfig,
     HookConfig,
@@ -38,9 +41,9 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
+from classyseg.tasks.checks import applied_normalize, check_logits, declared_metrics, joined_metrics
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
-from classyseg.transforms import Normalize, build_transform
 
 # Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -61,6 +64,9 @@ class SegmentationTask(ClassyTask):
     Classes, palette and ignored label come from the training set. Every step draws its randomness from `(seed, step,
     process)`. `num_epochs: 0` only measures.
     """
+
+    record_numbers: tuple[str, ...] = ("loss",)
+    """The numbers of a test record beside those of the meters, by which a checkpoint can be best."""
 
     def __init__(
         self,
@@ -84,20 +90,29 @@ class SegmentationTask(ClassyTask):
         self.batch_size = batch_size
         self.runtime = RuntimeConfig.model_validate(runtime)
         check_batch_size(batch_size, self.runtime.accumulate_steps)
-        self.train_set: ClassyDataset = build_dataset(dataset.train)
-        self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
-        self._check_data_sets(normalize is not None)
-        self.normalize = normalize or NormalizeConfig()
+        with within("dataset.train"):
+            self.train_set: ClassyDataset = build_dataset(dataset.train)
+        with within("dataset.test"):
+            self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
+        self._check_data_sets()
+        self.normalize = applied_normalize(
+            {name: data.transforms for name, data in self._data_sets().items()}, normalize
+        )
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
-        self.model: ClassyModel = build_model(model, self.train_set.num_classes)
-        self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
+        self._model_config = model
+        self.model: ClassyModel = build_model(model, self.train_set.num_classes, load=False)
+        with within("loss"):
+            self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
+        self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
         _check_compile(self.model, self.runtime)
-        self.meters: list[ClassyMeter] = [
-            build_meter(meter, self.train_set.classes, self.train_set.ignore_index) for meter in meters
-        ]
+        check_logits(self.model, self.train_set.num_classes)
+        self.meters: list[ClassyMeter] = METERS.build_each(
+            "meters", meters, self.train_set.classes, self.train_set.ignore_index
+        )
+        metrics = declared_metrics(self.meters, self.model.main_head)
         self._optimizer_config = optimizer
         self._train_batches = TrainBatches(
             len(self.train_set), batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
@@ -112,14 +127,16 @@ class SegmentationTask(ClassyTask):
         self._feature_cache: FeatureCache | None = None
         if self.runtime.cache_features is not None:
             check_frozen(self.model)
-        self.hooks = [build_hook(hook) for hook in hooks]
+        self.hooks = HOOKS.build_each("hooks", hooks)
+        _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
-    def _check_data_sets(self, normalize_given: bool) -> None:
-        for name, dataset in (("train", self.train_set), ("test", self.test_set)):
-            if dataset is None:
-                continue
+    def _data_sets(self) -> dict[str, ClassyDataset]:
+        return {"train": self.train_set} | ({} if self.test_set is None else {"test": self.test_set})
+
+    def _check_data_sets(self) -> None:
+        for name, dataset in self._data_sets().items():
             dataset.seed = self.seed
             found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.train_set))
             if found != wanted:
@@ -127,30 +144,35 @@ class SegmentationTask(ClassyTask):
                     f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
                     f"{wanted[0]} (ignored: {wanted[1]})"
                 )
-            if normalize_given and any(isinstance(transform, Normalize) for transform in dataset.transforms):
-                raise ConfigError(
-                    f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
-                )
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
-        without_weights = config.model.model_copy(update={"weights": None})  # type: ignore[attr-defined]
+        model_config = config.model  # type: ignore[attr-defined]
         try:
             with torch.device("meta"):
-                model = build_model(without_weights, 2)
+                model = build_model(model_config, 2, load=False)
         except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
-            model = build_model(without_weights, 2)
-        _check_head_names(model, build_loss(config.loss), config.meters)  # type: ignore[attr-defined]
+            model = build_model(model_config, 2, load=False)
+        with within("loss"):
+            loss = build_loss(config.loss)  # type: ignore[attr-defined]
+        num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
+        if num_classes is not None:
+            loss.check_num_classes(num_classes)
+        _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
-        for part in ("train", "test"):
-            for i, transform in enumerate(getattr(getattr(config.dataset, part), "transforms", ())):  # type: ignore[attr-defined]
-                try:
-                    build_transform(transform)
-                except ConfigError as error:
-                    raise ConfigError(f"dataset.{part}.transforms[{i}]: {error}") from None
-        build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
+        check_logits(model, 2)
+        metrics = declared_metrics(config.meters, model.main_head)  # type: ignore[attr-defined]
+        _check_best(config.hooks, config.meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        transforms = {
+            name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
+            for name, data in config.dataset  # type: ignore[attr-defined]
+            if data is not None
+        }
+        applied_normalize(transforms, config.normalize)  # type: ignore[attr-defined]
+        with within("optimizer"):
+            build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
     # -- the parts at work -------------------------------------------------------------------------------------------
 
@@ -166,9 +188,10 @@ class SegmentationTask(ClassyTask):
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
         self.loss.to(self.device)
-        self.optimizer: ClassyOptimizer = build_optimizer(
-            self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
-        )
+        with within("optimizer"):
+            self.optimizer: ClassyOptimizer = build_optimizer(
+                self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
+            )
         half = self.runtime.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type) if half else None
         self.network: nn.Module = self.model
@@ -189,6 +212,9 @@ class SegmentationTask(ClassyTask):
         ):
             if dataset is not None:
                 self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
+
+    def load_initial_weights(self) -> None:
+        load_initial_weights(self.model, self._model_config)
 
     def close(self) -> None:
         for loader in self._loaders.values():
@@ -317,9 +343,8 @@ class SegmentationTask(ClassyTask):
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
         metrics: dict[str, Any] = {"loss": loss / count if count else None}
-        for meter in self.meters:
-            metrics |= meter.compute()
-        return metrics
+        values = [meter.compute() for meter in self.meters]
+        return metrics | joined_metrics(self.meters, values, self.model.main_head)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -351,6 +376,26 @@ class SegmentationTask(ClassyTask):
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def _known_num_classes(dataset: Any) -> int | None:
+    """What the config of a data set, or its class, says without a look at the data."""
+    for source in (dataset, getattr(dataset, "component", None)):
+        classes = getattr(source, "classes", None)
+        if isinstance(classes, list | tuple):
+            return len(classes)
+    return None
+
+
+def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[str]) -> None:
+    """Raises: `ConfigError` for a `best` that no test record holds. Takes hooks and meters, or their configs."""
+    if any(getattr(meter, "component", meter).numbers is None for meter in meters):  # a plugin's, which may compute it
+        return
+    for i, hook in enumerate(hooks):
+        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
+        if is_checkpoint and hook.best is not None and hook.best not in numbers:
+            known = unknown("number of the test record", hook.best, numbers)
+            raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
 
 
 def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:

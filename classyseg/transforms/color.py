@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from classyseg.config import ConfigError
+from classyseg.layers import NormalizeConfig
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import uniform
 from classyseg.structures import Sample
@@ -23,7 +24,8 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 class ColorJitter(ClassyTransform):
     """Brightness, contrast and saturation by factors from [1 - s, 1 + s], hue by a shift from [-s, s], in random order.
 
-    Hue is in turns of the colour wheel. A strength of 0 leaves that property alone. For images of three channels.
+    Hue is in turns of the colour wheel. A strength of 0 leaves that property alone. For images of three channels,
+    before they are normalised.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class ColorJitter(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         image = sample.image
+        if image.is_floating_point():
+            raise ConfigError(f"{sample.name}: 'color_jitter' found a normalised image; put it before 'normalize'")
         for i in torch.randperm(len(self.adjustments), generator=generator).tolist():
             adjust, middle, strength = self.adjustments[i]
             image = adjust(image, uniform(generator, middle - strength, middle + strength))
@@ -68,7 +72,8 @@ class Normalize(ClassyTransform):
     ) -> None:
         super().__init__(ignore_index)
         if len(mean) != len(std):
-            raise ConfigError(f"normalize: found {len(mean)} means and {len(std)} standard deviations")
+            raise ConfigError(f"mean: found {len(mean)} means and {len(std)} standard deviations")
+        self.normalize = NormalizeConfig(mean=mean, std=std)
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
 

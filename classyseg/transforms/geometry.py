@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -20,6 +21,16 @@ Side = Annotated[int, Field(ge=1)]
 Grey = Annotated[int, Field(ge=0, le=255)]
 
 
+def height_and_width(size: Sequence[int]) -> tuple[int, int]:
+    """`size` as a pair, whichever sequence a Python caller passed; configs were checked before.
+
+    Raises: `ConfigError` for anything but two whole numbers above 0.
+    """
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size):
+        return size[0], size[1]
+    raise ConfigError(f"size: found {size!r}; accepted are a height and a width, whole numbers above 0")
+
+
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, H, W) at `size`, bilinear, smoothed when it shrinks."""
     if size == (1, 1) and not image.is_floating_point():  # torch's kernel for bytes fails there for some inputs
@@ -30,6 +41,16 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) at `size`, each pixel the label nearest to its centre."""
     return functional.resize(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+
+
+def require_aligned(sample: Sample, transform: str) -> None:
+    """Raises: `ConfigError` when pixels of image and mask do not correspond, which `transform` needs."""
+    height, width = sample.image.shape[-2:]
+    if (height, width) != tuple(sample.target.shape):
+        raise ConfigError(
+            f"{sample.name}: '{transform}' found an image of {height} x {width} and a mask of "
+            f"{sample.target.shape[0]} x {sample.target.shape[1]} pixels; put the `image_only` resize last"
+        )
 
 
 def pad_sample(sample: Sample, left: int, top: int, right: int, bottom: int, fill: int, ignore_index: int) -> Sample:
@@ -62,14 +83,13 @@ class RandomScaleCrop(ClassyTransform):
     ) -> None:
         super().__init__(ignore_index)
         if scale[0] > scale[1]:
-            raise ConfigError(
-                f"random_scale_crop.scale: found {list(scale)}; the first must not be larger than the second"
-            )
-        self.size = size
+            raise ConfigError(f"scale: found {list(scale)}; the first must not be larger than the second")
+        self.size = height_and_width(size)
         self.scale = scale
         self.fill = fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "random_scale_crop")
         scale = uniform(generator, *self.scale)
         height, width = sample.target.shape
         rows = _Window(generator, height, self.size[0], scale)
@@ -115,12 +135,13 @@ class HorizontalFlip(ClassyTransform):
 class Resize(ClassyTransform):
     """The image, and unless `image_only` the mask, at `size` (height, width).
 
-    With `image_only`, evaluation counts at the mask's original size, which is what published figures mean.
+    With `image_only`, evaluation counts at the mask's original size, which is what published figures mean; transforms
+    that crop or pad must come before it.
     """
 
     def __init__(self, ignore_index: int = 255, *, size: tuple[Side, Side], image_only: bool = False) -> None:
         super().__init__(ignore_index)
-        self.size = size
+        self.size = height_and_width(size)
         self.image_only = image_only
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
@@ -145,12 +166,13 @@ class Pad(ClassyTransform):
     ) -> None:
         super().__init__(ignore_index)
         if (size is None) == (multiple is None):
-            raise ConfigError("pad: give one of 'size' and 'multiple'")
-        self.size = size
+            raise ConfigError("give one of 'size' and 'multiple'")
+        self.size = None if size is None else height_and_width(size)
         self.multiple = multiple
         self.fill = fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "pad")
         height, width = sample.image.shape[-2:]
         if self.multiple is not None:
             bottom, right = -height % self.multiple, -width % self.multiple

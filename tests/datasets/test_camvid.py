@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classyseg.config import ConfigError
 from classyseg.datasets import CamVid
 
 REAL = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[2] / "../shared/data") / "camvid"
@@ -22,6 +23,15 @@ def test_a_split_is_a_folder_and_its_annotations(tmp_path: Path) -> None:
     dataset = CamVid(split="val", root=str(tmp_path))
     assert (len(dataset), dataset.num_classes, dataset.ignore_index, len(dataset.palette)) == (1, 11, 11, 11)
     assert dataset[0].target.unique().tolist() == [11]
+
+
+@pytest.mark.parametrize("present", [["train"], ["trainannot"], []])
+def test_a_missing_folder_of_a_split_is_named(present: list[str], tmp_path: Path) -> None:
+    for name in present:
+        (tmp_path / name).mkdir()
+    missing = "train" if "train" not in present else "trainannot"
+    with pytest.raises(ConfigError, match=rf"^root: {tmp_path}/{missing}: no such folder"):
+        CamVid(split="train", root=str(tmp_path))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real CamVid is not there")

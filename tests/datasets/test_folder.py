@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,6 +145,37 @@ def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
             path.unlink()
     with pytest.raises(DataError, match=rf"{kind}: found no \w+ file; accepted: "):
         folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_folder_that_may_not_be_read_is_one_error(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair(tmp_path)
+    deny(monkeypatch, "iterdir", tmp_path / kind)
+    with pytest.raises(DataError, match=rf"{kind}: cannot be read \(Permission denied\)"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["is_dir", "iterdir"])
+def test_a_folder_in_a_place_that_may_not_be_read_is_one_error(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    missing = tmp_path / "locked" / "images"
+    deny(monkeypatch, call, missing if call == "is_dir" else missing.parent)
+    with pytest.raises(ConfigError, match=r"images: .*/locked/images: cannot be looked up \(Permission denied\)"):
+        folder(tmp_path, images=str(missing))
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, call: str, denied: Path) -> None:
+    """Makes `Path.call` fail for one path as it does without the permission, which the super-user always has."""
+    allowed = getattr(Path, call)
+
+    def refuse(path: Path) -> Any:
+        if path == denied:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return allowed(path)
+
+    monkeypatch.setattr(Path, call, refuse)
 
 
 def test_an_image_and_a_mask_of_different_sizes_are_named_with_both(tmp_path: Path) -> None:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,6 +161,42 @@ def test_a_closed_loader_has_no_workers_and_opens_again() -> None:
     assert not worker.is_alive()
     assert [batch.name for batch in loader] == first
     loader.close()
+
+
+KEPT_WORKER = """
+import multiprocessing, signal
+from classyseg.datasets import EvalBatches, SyntheticShapes, make_loader
+multiprocessing.set_start_method("{method}")
+loader = make_loader(SyntheticShapes(split="test", num_samples=1, size=(32, 32)), EvalBatches(1, 1), workers=1)
+list(loader)
+print(multiprocessing.active_children()[0].pid, flush=True)
+signal.pause()
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_when_the_main_process_is_killed(method: str) -> None:
+    command = [sys.executable, "-c", KEPT_WORKER.format(method=method)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        assert lives(worker)
+        process.kill()
+        limit = time.monotonic() + 30
+        while lives(worker) and time.monotonic() < limit:
+            time.sleep(0.02)
+        outlives = lives(worker)
+        if outlives:
+            os.kill(worker, signal.SIGKILL)
+        assert not outlives
 
 
 def test_loading_takes_nothing_from_the_global_generator() -> None:

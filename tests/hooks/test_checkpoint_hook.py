@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ def saved_steps(folder: Path) -> list[int]:
     return [int(path.name.removeprefix("step-")) for path in checkpoint_folders(folder / "checkpoints")]
 
 
-def run(hook: CheckpointHook, task: FakeTask, values: list[float] | None = None) -> None:
+def run(hook: CheckpointHook, task: FakeTask, values: Sequence[float | None] = (0.1, 0.2)) -> None:
     """Two epochs; the test phases end with the `values` of mean_iou."""
-    for value in values or [0.1, 0.2]:
+    for value in values:
         task.steps(hook)
         task.end_phase(hook, loss=1.0)
         task.end_phase(hook, loss=1.0, mean_iou=value)
@@ -78,6 +78,16 @@ def test_a_best_value_of_before_a_resume_still_counts(tmp_path: Path) -> None:
 def test_an_unknown_best_value_is_an_error_that_lists_the_numbers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"hooks\.checkpoint\.best: .*'miou'.* mean_iou"):
         run(CheckpointHook(best="miou"), FakeTask(tmp_path))
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_phase_that_measured_nothing_is_not_the_best(nothing: float | None, tmp_path: Path) -> None:
+    run(CheckpointHook(best="mean_iou"), FakeTask(tmp_path), [nothing])
+    assert not (tmp_path / "checkpoints/BEST").exists()
+
+    run(CheckpointHook(best="mean_iou"), FakeTask(tmp_path), [0.5, nothing, 0.4])
+
+    assert (tmp_path / "checkpoints/BEST").read_text(encoding="utf-8").split() == ["step-10", "0.5"]
 
 
 def test_without_a_run_folder_nothing_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

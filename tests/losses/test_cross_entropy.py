@@ -142,3 +142,15 @@ def test_what_counts_is_valid_pixels_or_their_class_weights() -> None:
     target = torch.tensor([[[0, 1, IGNORED], [1, 1, IGNORED]]])
     assert CrossEntropyLoss(IGNORED).count(target) == 4
     assert CrossEntropyLoss(IGNORED, class_weights=(2.0, 0.5)).count(target) == 3.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "target_shape"), [((2, 3), (2, 8, 8)), ((2, 3, 4, 4), (2,)), ((2, 3, 4), (2, 8, 8))], ids=str
+)
+def test_a_head_whose_logits_do_not_fit_the_target_is_named(shape: Any, target_shape: Any) -> None:
+    logits = {
+        "main": torch.zeros(2, 3, 4, 4) if len(target_shape) == 3 else torch.zeros(2, 3),
+        "aux": torch.zeros(shape),
+    }
+    with pytest.raises(ConfigError, match=r"model\.heads\.aux: found logits \(2, 3.* for targets \(2,"):
+        CrossEntropyLoss()(logits, torch.zeros(target_shape, dtype=torch.int64))

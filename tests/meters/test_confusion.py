@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from classyseg.config import ConfigError
 from classyseg.meters import MeanIoUMeter, PixelAccuracyMeter, build_meter
+from classyseg.registry import METERS
 
 CLASSES = ("sky", "road", "car")
 IGNORED = 255
@@ -75,6 +76,13 @@ def test_nothing_valid_gives_null_values(updated: bool, absent: str, mean: float
         update(meter, [[0, 1]], [[IGNORED, IGNORED]])
     nothing = {"mean_iou": mean, "pixel_accuracy": None, "iou": dict.fromkeys(CLASSES)}
     assert meter.compute() == nothing
+
+
+@pytest.mark.parametrize("name", METERS.names())
+def test_a_meter_declares_the_numbers_that_it_computes(name: str) -> None:
+    meter = build_meter(name, CLASSES, IGNORED)
+    update(meter, [[0, 1]], [[0, 0]])
+    assert meter.numbers == tuple(key for key, value in meter.compute().items() if isinstance(value, float))
 
 
 def test_the_accuracy_of_nothing_is_null() -> None:

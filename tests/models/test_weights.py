@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from jsonschema import Draft202012Validator
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from classyseg.checkpoint import save_checkpoint
 from classyseg.config import ConfigError
 from classyseg.models import ResNet, build_model, create_backbone, load_weights
 from classyseg.models.store import PublicWeights
+from classyseg.registry import task_schema
 
 HEADS = {"main": {"name": "fcn", "blocks": ["stage4"]}}
 
@@ -66,6 +69,29 @@ def test_missing_unexpected_and_mismatched_keys_are_named_and_nothing_is_loaded(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+KEY = "conv1.weight"
+UNFIT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "shape": (lambda value: value[:, :, :3], r"conv1\.weight is \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)"),
+    "transposed": (lambda value: value.transpose(0, 1).contiguous(), r"is \(3, 64, 7, 7\), expected"),
+    "integers": (lambda value: value.to(torch.int8), r"of torch\.int8"),
+    "complex": (lambda value: value.to(torch.complex64), r"of torch\.complex64"),
+    "nan": (lambda value: value.masked_fill(torch.arange(7) == 3, torch.nan), r"not finite: conv1\.weight"),
+    "inf": (lambda value: value.masked_fill(torch.arange(7) == 3, -torch.inf), r"not finite: conv1\.weight"),
+    "too_large": (lambda value: value.double() * 1e300, r"not finite: conv1\.weight"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_tensor_that_does_not_fit_changes_nothing(name: str, tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    change, message = UNFIT[name]
+    write(tmp_path / "w.pth", {**reference, KEY: change(reference[KEY])})
+    model = create_backbone("resnet18")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ConfigError, match=message):
+        load_weights(model, str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_a_checkpoint_folder_gives_the_whole_model(tmp_path: Path) -> None:
     torch.manual_seed(1)
     trained = build_model({"name": "resnet18", "heads": HEADS}, 5)
@@ -104,44 +130,77 @@ def test_a_training_checkpoint_of_another_kind_is_explained(tmp_path: Path) -> N
 
 
 def test_an_unknown_name_gets_the_closest_one() -> None:
-    with pytest.raises(ConfigError, match=r"did you mean 'imagenet1k_v2'.*Known: imagenet1k_v1, imagenet1k_v2"):
+    with pytest.raises(ConfigError, match=r"did you mean 'imagenet1k_v2'.*Known: imagenet1k_v2, imagenet1k_v1"):
         build_model({"name": "resnet50", "weights": "imagnet1k_v2"})
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: dict[str, Tensor], *, honest: bool) -> None:
-    """Makes `imagenet1k_v1` a file whose name ends with its hash, or with another one."""
-    torch.save(state, tmp_path / "draft.pth")
-    digest = hashlib.sha256((tmp_path / "draft.pth").read_bytes()).hexdigest()[:8]
-    path = (tmp_path / "draft.pth").rename(tmp_path / f"resnet18-{digest if honest else '0123abcd'}.pth")
-    monkeypatch.setenv("CLASSYSEG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        ResNet,
-        "known_weights",
-        classmethod(lambda cls, variant: {"imagenet1k_v1": PublicWeights(path.as_uri(), "", "")}),
-    )
-
-
-def test_a_known_name_is_downloaded_and_its_hash_checked(
+def test_a_known_name_is_found_and_its_hash_checked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, Tensor]
 ) -> None:
-    offer(monkeypatch, tmp_path, reference, honest=True)
-    model = create_backbone("resnet18", pretrained=True)
+    write(tmp_path / "w.pth", reference)
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    url = (tmp_path / "w.pth").as_uri()
+    known = {"wrong": PublicWeights(url, "sha256:0123abcd", ""), "right": PublicWeights(url, f"sha256:{digest}", "")}
+    monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: known))
+    model = create_backbone("resnet18", weights="right")
     assert torch.equal(model.state_dict()["conv1.weight"], reference["conv1.weight"])
-    assert len(list((tmp_path / "cache").rglob("*.pth"))) == 1
+    with pytest.raises(ConfigError, match=rf"w\.pth: found the sha256 {digest[:8]}, expected 0123abcd"):
+        create_backbone("resnet18", pretrained=True)  # the first name
 
 
-def test_a_download_with_another_hash_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: dict[str, Tensor]
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"sorce": "w.pth"},
+            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, source, strict",
+        ),
+        ({"strict": False}, r"weights\.source: missing"),
+        ({"source": "w.pth", "strict": "no"}, r"weights\.strict: found 'no'; input should be a valid boolean"),
+        (5, "weights: found 5; input should be a valid string"),
+    ],
+)
+def test_the_options_of_weights_are_checked(weights: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model({"name": "resnet18", "weights": weights})
+
+
+def test_a_config_may_ask_for_a_part_and_for_another_number_of_channels(
+    tmp_path: Path, reference: dict[str, Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
-    offer(monkeypatch, tmp_path, reference, honest=False)
-    with pytest.raises(ConfigError, match=r"found the sha256 [0-9a-f]{8}, expected 0123abcd"):
-        create_backbone("resnet18", weights="imagenet1k_v1")
-    assert not list((tmp_path / "cache").rglob("*.pth"))
+    part = {key: value for key, value in reference.items() if not key.startswith("layer4.")}
+    write(tmp_path / "w.pth", part)
+    weights = {"source": str(tmp_path / "w.pth"), "strict": False, "adapt_input": True}
+    found = build_model({"name": "resnet18", "in_channels": 1, "weights": weights}).state_dict()
+    torch.testing.assert_close(found["conv1.weight"], reference["conv1.weight"].sum(1, keepdim=True))
+    assert torch.equal(found["layer3.0.conv1.weight"], reference["layer3.0.conv1.weight"])
+    assert not torch.equal(found["layer4.0.conv1.weight"], reference["layer4.0.conv1.weight"])
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert create_backbone("resnet18", in_channels=2, weights=_whole(tmp_path, reference), adapt_input=True)
+
+
+def _whole(folder: Path, state: dict[str, Tensor]) -> str:
+    write(folder / "whole.safetensors", state)
+    return str(folder / "whole.safetensors")
+
+
+def test_the_schema_shows_both_forms_of_weights() -> None:
+    schema = task_schema()
+    accepts = Draft202012Validator({"$ref": "#/$defs/models.resnet18", "$defs": schema["$defs"]}).is_valid
+    assert accepts({"name": "resnet18", "weights": "w.pth"})
+    assert accepts({"name": "resnet18", "weights": {"source": "w.pth", "strict": False}})
+    assert accepts({"name": "resnet18", "weights": None})
+    assert not accepts({"name": "resnet18", "weights": {"source": "w.pth", "strickt": False}})
+    assert not accepts({"name": "resnet18", "weights": {"strict": False}})
+
+
+def test_a_model_can_be_built_before_its_weights_are_there() -> None:
+    assert build_model({"name": "resnet18", "weights": "not there"}, load=False)
 
 
 def test_public_weights_are_those_that_torchvision_knows() -> None:
     known = ResNet.known_weights("resnet50")
-    assert list(known) == ["imagenet1k_v1", "imagenet1k_v2"]
+    assert list(known) == ["imagenet1k_v2", "imagenet1k_v1"]  # torchvision's default first
     assert known["imagenet1k_v2"].url.endswith("resnet50-11ad3fa6.pth")
     assert (known["imagenet1k_v2"].digest, known["imagenet1k_v2"].resize) == ("sha256:11ad3fa6", 232)
     assert ResNet.known_weights("resnet") == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
-from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
+from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.trainer import Stopped, Trainer
-from runs import SignalAt, read_records, tiny_config, tiny_task
+from runs import SignalAt, read_records, tiny_task
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
 GROUP_NORM = {"name": "group", "groups": 8}
@@ -55,7 +55,7 @@ def test_phases_alternate_and_their_records_hold_what_other_tools_read(tmp_path:
         ("test", 2, 4),
     ]
     common = {"phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait"}
-    assert records[0].keys() == common
+    assert records[0].keys() == common == set(RECORD_KEYS)
     assert records[1].keys() == common | {"mean_iou", "pixel_accuracy", "iou"}
     assert list(records[1]["iou"]) == ["background", "disc", "square", "triangle"]
     assert records[1]["lr"] == records[0]["lr"] > records[2]["lr"] > 0
@@ -182,7 +182,9 @@ def test_normalising_on_the_device_equals_normalising_in_a_transform() -> None:
 
     on_device = started({**BATCH_INDEPENDENT, "normalize": values})
     transforms = ["horizontal_flip", {"name": "normalize", **values}]
-    in_transform = started({**BATCH_INDEPENDENT, "dataset.train.transforms": transforms})
+    in_transform = started(
+        {**BATCH_INDEPENDENT, "dataset.train.transforms": transforms, "dataset.test.transforms": transforms[1:]}
+    )
 
     assert one_step(on_device) == pytest.approx(one_step(in_transform), rel=1e-5)
     default = started(BATCH_INDEPENDENT)
@@ -229,6 +231,31 @@ def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) ->
         tiny_task(changes)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_index": 1}, "ignore_index: found 1, which is the class 'floor'"),
+        ({"classes": ["wall", "wall"]}, "classes: found one name twice"),
+        ({"masks": "none"}, "masks: /.*/none: no such folder"),
+        ({"mask_suffix": "_m"}, "/.*/masks: no mask for 8 of 8 images"),
+        ({"transforms": ["horizontal_flip", "pad"]}, r"transforms\[1\]: give one of 'size' and 'multiple'"),
+        (
+            {"transforms": [{"name": "random_scale_crop", "size": [8, 8], "scale": [2.0, 1.0]}]},
+            r"transforms\[0\]\.scale: found \[2\.0, 1\.0\]",
+        ),
+        ({"transforms": [{"name": "normalize", "mean": [0.5]}]}, r"transforms\[0\]\.mean: found 1 means and 3"),
+    ],
+)
+def test_a_data_set_that_cannot_be_built_is_named_by_its_path(
+    part: str, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    data = {**folder_data(tmp_path, ["wall", "floor"]), **options}
+
+    with pytest.raises(ConfigError, match=rf"^dataset\.{part}(: |\.){message}"):
+        tiny_task({f"dataset.{part}": data})
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("wrong", "message"), [({"value": 7}, "labels 7"), ({"size": (16, 32)}, "must be of one size")]
@@ -245,59 +272,9 @@ def test_wrong_data_ends_the_run_naming_the_file(
     assert ".png" in str(error.value)
 
 
-def check(changes: Mapping[str, Any]) -> None:
-    """What `--check` does."""
-    SegmentationTask.check(TASKS.validate(tiny_config(changes)))
-
-
 def test_images_with_other_channels_than_the_model_are_refused_naming_both() -> None:
     with pytest.raises(ConfigError, match=r"model\.in_channels: found 1, but the images have 3 channels"):
         Trainer().train(tiny_task({**SMALL, "model.in_channels": 1}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"meters": [{"name": "mean_iou", "head": "mian"}]}, r"meters\[0\]\.head: 'mian': .*did you mean 'main'"),
-        ({"loss.head_weights": {"mian": 1.0}}, r"loss\.head_weights\.mian: .*did you mean 'main'"),
-        ({"model.heads.main.train_only": True}, "no head that works in eval mode"),
-        ({"model.heads": {}}, "no head that works in eval mode"),
-    ],
-    ids=["meter", "head_weights", "only train_only", "no head"],
-)
-@pytest.mark.parametrize("find", [check, tiny_task])
-def test_heads_that_do_not_exist_are_found_before_the_run(
-    find: Callable[[Any], object], changes: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        find(changes)
-
-
-def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
-    aux = {"name": "fcn", "blocks": ["stage3"], "train_only": True}
-
-    with pytest.raises(ConfigError, match=r"meters\[0\]\.head: 'aux'.*Known: main"):
-        tiny_task({"model.heads.aux": aux, "meters": [{"name": "mean_iou", "head": "aux"}]})
-
-
-def test_normalising_twice_is_refused() -> None:
-    changes = {"normalize": {}, "dataset.train.transforms": ["normalize"]}
-
-    with pytest.raises(ConfigError, match=r"dataset\.train\.transforms: found 'normalize' beside"):
-        tiny_task(changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"batch_size": 49}, "found 49, but dataset.train has only 48 samples"),
-        ({"batch_size": 7, "runtime.accumulate_steps": 3}, "the nearest sizes are 6 or 9"),
-        ({"batch_size": 2, "runtime.accumulate_steps": 3}, "the nearest sizes are 3"),
-    ],
-)
-def test_a_batch_size_that_does_not_work_is_refused_with_the_numbers(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        tiny_task(changes)
 
 
 def test_resuming_with_another_model_is_refused_and_says_how_to_take_its_weights(tmp_path: Path) -> None:

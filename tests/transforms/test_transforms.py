@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from classyseg.config import ConfigError
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import ClassyTransform, build_transform
+from classyseg.transforms import ClassyTransform, Pad, RandomScaleCrop, Resize, build_transform
 
 IGNORED = -1
 STEP = 4
@@ -177,6 +178,20 @@ def test_resize_of_the_image_only_leaves_the_mask() -> None:
     assert torch.equal(after.target, noise().target)
 
 
+@pytest.mark.parametrize("config", [c for c in GEOMETRY if c["name"] in ("random_scale_crop", "pad")], ids=named)
+def test_a_crop_or_pad_after_a_resize_of_the_image_only_is_refused_and_says_what_to_do(config: dict[str, Any]) -> None:
+    resized = build({"name": "resize", "size": (30, 20), "image_only": True})(noise(), generator_for(0))
+    message = rf"noise\.png: '{config['name']}' found an image of 30 x 20 and a mask of 60 x 50 .* resize last"
+    with pytest.raises(ConfigError, match=message):
+        build(config)(resized, generator_for(0))
+
+
+def test_resizing_both_brings_an_image_resized_alone_and_its_mask_together_again() -> None:
+    resized = build({"name": "resize", "size": (30, 20), "image_only": True})(place(LARGE), generator_for(0))
+    both = build({"name": "resize", "size": LARGE})(resized, generator_for(0))
+    assert build({"name": "pad", "multiple": 32})(both, generator_for(0)).target.shape == (64, 64)
+
+
 @pytest.mark.parametrize(
     ("options", "size", "padded"),
     [
@@ -209,6 +224,12 @@ def test_color_jitter_leaves_the_mask_and_the_type_of_the_image() -> None:
 def test_color_jitter_of_no_strength_changes_nothing() -> None:
     transform = build({"name": "color_jitter", "brightness": 0, "contrast": 0, "saturation": 0})
     assert torch.equal(transform(noise(), generator_for(1)).image, noise().image)
+
+
+def test_color_jitter_refuses_an_image_that_is_normalised() -> None:
+    normalised = build({"name": "normalize"})(noise(), generator_for(0))
+    with pytest.raises(ConfigError, match=r"noise\.png: 'color_jitter' found a normalised image; put it before"):
+        build({"name": "color_jitter"})(normalised, generator_for(0))
 
 
 def test_brightness_multiplies_by_one_factor_within_its_strength() -> None:
@@ -258,3 +279,21 @@ def test_to_normalize_other_channels_is_an_error() -> None:
 def test_wrong_options_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(config)
+
+
+@pytest.mark.parametrize("size", [[1, 1], torch.Size([24, 32])], ids=str)
+@pytest.mark.parametrize("make", [Resize, RandomScaleCrop, Pad])
+def test_a_size_from_python_may_be_any_sequence_of_two(make: Callable[..., ClassyTransform], size: Any) -> None:
+    for seed in SEEDS:
+        found, expected = (make(IGNORED, size=s)(noise(), generator_for(seed)) for s in (size, tuple(size)))
+        assert torch.equal(found.image, expected.image)
+        assert torch.equal(found.target, expected.target)
+
+
+@pytest.mark.parametrize("size", [32, [32], [8, 8, 8], [0, 8], [8.0, 8], "12"], ids=repr)
+@pytest.mark.parametrize("make", [Resize, RandomScaleCrop, Pad])
+def test_a_size_from_python_that_is_no_height_and_width_is_refused(
+    make: Callable[..., ClassyTransform], size: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"size: found .*accepted are a height and a width"):
+        make(size=size)

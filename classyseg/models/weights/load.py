@@ -21,8 +21,11 @@ from classyseg.models.store import PublicWeights, fetch
 from classyseg.models.weights.read import read_tensors
 
 MAX_LISTED = 8
-COMPUTED = re.compile(r"(num_batches_tracked|relative_position_index|relative_coords_table|attn_mask)$")
-"""Buffers that files may lack or have: nothing is read from them, or the model computes them itself."""
+MAX_PREFIX = 20
+COMPUTED = re.compile(r"(relative_position_index|relative_coords_table|attn_mask)$")
+"""Buffers that the model computes itself; files may have them, and nothing is read from them."""
+COUNTED = re.compile(r"num_batches_tracked$")
+"""What files from before batch norm counted batches lack, and those of other libraries."""
 OWN = "classyseg"
 
 log = logging.getLogger(__name__)
@@ -45,12 +48,20 @@ class LoadedWeights:
     ignored: tuple[str, ...]
 
     def problems(self) -> str:
+        """The missing, unexpected and mismatched keys in one line; empty where there are none."""
         groups = (
             ("missing keys", self.missing),
             ("unexpected keys", self.unexpected),
             ("other shapes or types", self.mismatched),
         )
         return "; ".join(f"{len(keys)} {title}: {_listed(keys)}" for title, keys in groups if keys)
+
+    def summary(self) -> str:
+        """How much was loaded from where, and how much was beside it, in one line."""
+        counts = Counter(key.partition(".")[0] for key in self.ignored)
+        beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
+        more = f"; ignored: {beside}" if beside else ""
+        return f"{len(self.loaded)} tensors loaded{_as(self)}{more}"
 
 
 def load_weights(
@@ -64,9 +75,10 @@ def load_weights(
 ) -> LoadedWeights:
     """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
 
-    The file may use the model's own names or those of a library in `model.namings`, under any prefix. It gives the
-    backbone, or the whole model when it holds `heads.*`. Every tensor must fit: the reference's own classifier may be
-    left over, unless `classifier` names the linear head that takes it. `strict=False` loads what fits and reports the
+    The file may use the model's own names or those of a library in `model.namings`, under any prefix: the one under
+    which most keys fit, the first of equals. It gives the backbone, or the whole model when both hold `heads.*`. Every
+    tensor must fit: the reference's own classifier may be left over, unless `classifier` names the linear head that
+    takes it. `strict=False` loads what fits and reports the
     rest; `adapt_input` fits a first convolution for 3 channels to the model's: summed for one, else repeated and
     scaled so that the mean input gives the same output.
 
@@ -93,6 +105,7 @@ def load_weights(
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
+    log.info("%s: %s", place, report.summary())
     return report
 
 
@@ -102,14 +115,22 @@ def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
         return fetch(known[weights].url, known[weights].digest)
     if urlparse(weights).scheme in ("http", "https", "file"):
         return fetch(weights)
-    path = Path(paths.get_local_path(weights)) if "://" in weights else Path(weights)
-    if not path.exists():
+    path = _local(weights) if "://" in weights else Path(weights)
+    if not weights or not path.exists():
         near = closest(weights, known)
         raise ConfigError(
             f"found '{weights}', which is no file and no known name{f'; did you mean {near!r}?' if near else '.'} "
             f"Known: {', '.join(known) or 'none'}"
         )
     return path
+
+
+def _local(uri: str) -> Path:
+    """A local copy of what one of iopath's handlers, which plugins may register, finds at `uri`."""
+    try:
+        return Path(paths.get_local_path(uri))
+    except Exception as error:  # of the handler's own kind
+        raise ConfigError(f"{uri} could not be fetched: {type(error).__name__}: {error}") from None
 
 
 # -- matching --------------------------------------------------------------------------------------------------------
@@ -122,8 +143,11 @@ def match(
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
     naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
-    if naming.library == OWN and any(key.startswith(f"{prefix}heads.") for key in tensors):
+    ignorable = tuple(prefix + start for start in naming.classifier)
+    heads = [k for k in tensors if k.startswith(f"{prefix}heads.") and not k.startswith(ignorable)]
+    if naming.library == OWN and heads:
         expected = everything
+        ignorable = ignorable if model.heads else (*ignorable, f"{prefix}heads.")
     theirs = {key: prefix + naming.key(key) for key in expected}
     if classifier is not None:
         theirs |= _classifier_keys(classifier, prefix, naming, tensors)
@@ -139,12 +163,13 @@ def match(
             of = "" if found.is_floating_point() == expected[key].is_floating_point() else f" of {found.dtype}"
             mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}")
         else:
-            state[key] = found
+            state[key] = found.to(expected[key].dtype)
     names = set(theirs.values())
     others = [key for key in tensors if key not in names]
-    ignorable = tuple(prefix + start for start in naming.classifier)
-    unexpected = [k for k in others if k.startswith(prefix) and not k.startswith(ignorable) and not COMPUTED.search(k)]
-    missing = [name for key, name in theirs.items() if name not in tensors and not COMPUTED.search(key)]
+    left_over = [key for key in others if key.startswith(prefix) and not key.startswith(ignorable)]
+    unexpected = [key for key in left_over if not COMPUTED.search(key) and not COUNTED.search(key)]
+    absent = [(key, name) for key, name in theirs.items() if name not in tensors]
+    missing = [name for key, name in absent if not COMPUTED.search(key) and not COUNTED.search(key)]
     ignored = [key for key in others if key not in set(unexpected)]
     lists = (list(state), missing, unexpected, mismatched, ignored)
     return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
@@ -152,7 +177,7 @@ def match(
 
 def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
     """The naming and the prefix under which most of the expected keys are in the file; the first of equals."""
-    ours = [key for key in expected if not COMPUTED.search(key)]
+    ours = [key for key in expected if not COMPUTED.search(key) and not COUNTED.search(key)]
     best, best_count = (namings[0], ""), 0
     for naming in namings:
         names = {naming.key(key) for key in ours}
@@ -161,7 +186,7 @@ def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[
             parts = key.split(".")
             counts.update(
                 prefix
-                for i in range(len(parts))
+                for i in range(min(len(parts), MAX_PREFIX))
                 if key.removeprefix(prefix := "".join(f"{part}." for part in parts[:i])) in names
             )
         for prefix, count in counts.items():
@@ -182,7 +207,8 @@ def _classifier_keys(head: str, prefix: str, naming: Naming, tensors: Mapping[st
 def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:
     """`found`, changed to the expected channels of a first convolution where that is asked for."""
     others = found.shape[:1] == expected.shape[:1] and found.shape[2:] == expected.shape[2:]
-    if not (adapt_input and found.dim() >= 4 and others and found.shape[1] == 3 and expected.shape[1] == in_channels):
+    is_first = found.dim() >= 4 and others and found.shape[1] == 3 and expected.shape[1] == in_channels
+    if not adapt_input or not is_first or in_channels == 3:
         return found
     if in_channels == 1:
         return found.sum(1, keepdim=True)

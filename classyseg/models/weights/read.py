@@ -2,194 +2,230 @@
 
 from __future__ import annotations
 
+import gzip
 import io
-import pickle
-import re
+import json
+import mmap
 import tarfile
 import zipfile
-from argparse import Namespace
-from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.models.weights.paddle_file import read_paddle
+from classyseg.models.weights.pickled import LazyTensor, UnreadableError, dict_of
+from classyseg.models.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip
 
-MAX_BYTES = 64 * 2**30
-"""No public weights come near to it: what an archive says it unpacks to is believed up to here."""
-TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-MEMBER_SUFFIXES = (".pth", ".pt", ".pdparams", ".safetensors", ".tar")
-BIG_PARAMETERS = "UnpackBigParamInfor@@"
-PADDLE_NAMES = "StructuredToParameterName@@"
+MAX_GROWTH = 10
+MAX_SMALL = 16 * 2**20
+"""An archive may unpack to so many times its size, or to so many bytes; weights compress to no less than two thirds."""
+MAX_CLAIMED = 4
+"""How often, all in all, tensors may share the bytes of a file."""
+MAX_KEY = 500
+MAX_DEPTH = 20
+MAX_ITEMS = 200_000
+MEMBER_SUFFIXES = (".pth", ".pt", ".bin", ".pdparams", ".safetensors", ".tar")
+EXPECTED = "expected safetensors, torch's .pth/.pt, Paddle's .pdparams, or a zip or tar archive with one of them"
+STRANGERS = (
+    (b"<", "a web page or XML; was the download an error message?"),
+    (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with `git lfs pull`"),
+    (b"\x89HDF", "HDF5"),
+    (b"\x08\x08", "a protocol buffer"),
+    (b"\x93NUMPY", "one numpy array"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ", "an xz archive"),
+)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by dotted key, on the CPU; nested mappings are flattened, what is no tensor is left out.
 
-    Reads safetensors, torch's formats (old and new, `weights_only`), Paddle's `.pdparams`, a zip or tar archive with
-    one such file, and a checkpoint folder of classyseg. Nothing is unpacked to the disk.
+    Reads safetensors, torch's formats (old and new), Paddle's `.pdparams`, a zip or tar archive with one such file,
+    and a checkpoint folder of classyseg. Nothing is unpacked to the disk, and no more memory is taken than a few
+    times the size of the file.
 
     Raises: `ConfigError` for a file that is none of these, is damaged, wants to run code, or holds no tensors.
     """
     if path.is_dir():
         path = path / "model.safetensors"
+    if not path.is_file():
+        found = "found no regular file" if path.exists() else "no such file"
+        raise ConfigError(f"{path}: {found}; {EXPECTED}, or a checkpoint folder of classyseg")
     try:
         with open(path, "rb") as file:
-            found = _read(file, path, archives=True)
-        tensors = dict(_tensors(found, ""))
-    except ConfigError:
-        raise
+            return _read(file, path.stat().st_size, path)
     except Exception as error:  # a hostile file may fail in any way
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        text = "".join(c if c.isprintable() else "?" for c in str(error).partition("\n")[0][:200])
+        reason = text if isinstance(error, UnreadableError) else f"damaged ({type(error).__name__}: {text})"
         raise ConfigError(f"{path}: cannot be read as weights: {reason}") from None
-    if not tensors:
-        raise ConfigError(f"{path}: found {_kind(found)} without tensors; expected a state dict of tensors by key")
-    return tensors
 
 
-def _read(file: IO[bytes], path: Path, *, archives: bool) -> Any:
-    start = file.read(len(TORCH_LEGACY_MAGIC))
+def _read(file: IO[bytes], size: int, path: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of the file at `path`, or of the member of an archive, which is in memory then."""
+    start = file.read(512)
     file.seek(0)
+    if not start:
+        raise UnreadableError("it is empty")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size - 8:
+        _check_header(file)
+        return _flatten(load_file(path) if path else load(file.read()), size)
+    if start[:1] == b"\x80":
+        return _from_pickle(file, size)
     if start[:2] == b"PK":
         with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            if not any(name.endswith("data.pkl") for name in names):
-                return _from_zip(archive, path) if archives else _refuse_nested(path)
-            if any(name.endswith("constants.pkl") and "code/" in "".join(names) for name in names):
-                raise ConfigError(f"{path}: found a TorchScript archive, which holds code; export its state dict")
-        file.seek(0)
-        return _torch_load(file)
-    if start == TORCH_LEGACY_MAGIC:
-        return _torch_load(file)
-    if start[:2] == b"\x1f\x8b" or path.suffix == ".tar":
-        return _from_tar(file, path) if archives else _refuse_nested(path)
-    if start[:1] == b"\x80":
-        return _paddle_load(file, path)
-    if len(start) > 8 and start[8:9] == b"{":
-        return load_file(path) if archives else _safetensors_in_memory(file)
-    raise ConfigError(
-        f"{path}: found a file of unknown format; expected safetensors, torch's .pth/.pt, or Paddle's .pdparams"
-    )
+            _check_zip(archive, _limit(size))
+            if is_torch_zip(archive.namelist()):
+                return _flatten(read_torch_zip(archive), size)
+            _refuse_nested(path)
+            return _from_zip(archive)
+    packed = start[:2] == b"\x1f\x8b"
+    if packed or start[257:262] == b"ustar" or (path is not None and path.suffix == ".tar"):
+        _refuse_nested(path)
+        return _from_tar(_unpacked(file, _limit(size)) if packed else file)
+    if start[8:9] == b"{":
+        raise UnreadableError("it ends within the header of a safetensors file")
+    text = start.lstrip()
+    found = next((what for begin, what in STRANGERS if text.startswith(begin)), "a file of unknown format")
+    raise UnreadableError(f"found {found}; {EXPECTED}")
 
 
-def _safetensors_in_memory(file: IO[bytes]) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    return load(file.read())
-
-
-def _torch_load(file: IO[bytes]) -> Any:
-    scalar: Any = np.float64(0).__reduce__()[
-        0
-    ]  # how numpy pickles the metrics that training scripts keep beside weights
-    harmless: list[Any] = [Namespace, np.dtype, scalar, *(type(np.dtype(kind)) for kind in "fdilqe")]
-    old_name = (scalar, "numpy.core.multiarray.scalar")
-    with torch.serialization.safe_globals([*harmless, old_name]):
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch's own text advises to run what the file wants to run
-            wanted = re.search(r"GLOBAL (\S+)", str(error))
-            reason = f"it wants to run {wanted[1]}, and weights run nothing" if wanted else "damaged, or no state dict"
-            raise pickle.UnpicklingError(reason) from None
+def _check_header(file: IO[bytes]) -> None:
+    """What safetensors itself does not refuse in its header: excessive length, and keys written twice."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_SMALL:
+        raise UnreadableError(f"its header has {length} bytes; no weights have so many keys")
+    json.loads(file.read(length), object_pairs_hook=dict_of)
+    file.seek(0)
 
 
-def _refuse_nested(path: Path) -> Any:
-    raise ConfigError(f"{path}: found an archive in an archive; unpack it")
+def _from_pickle(file: IO[bytes], size: int) -> dict[str, Tensor]:
+    """A file that is one pickle (Paddle), or several and raw numbers (torch before 1.6)."""
+    if isinstance(file, io.BytesIO):
+        return _flatten(_unpickled(file, size), size)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # reading from it makes up no data
+        return _flatten(_unpickled(content, size), size)
 
 
-def _from_zip(archive: zipfile.ZipFile, path: Path) -> Any:
-    members = {info.filename: info.file_size for info in archive.infolist()}
-    name = _only_member(members, path)
-    return _read(io.BytesIO(archive.read(name)), Path(name), archives=False)
+def _unpickled(content: Any, size: int) -> Any:
+    found = read_paddle(content)
+    return read_legacy_torch(content, size) if found == LEGACY_MAGIC else found
 
 
-def _from_tar(file: IO[bytes], path: Path) -> Any:
-    with tarfile.open(fileobj=file, mode="r:*") as archive:
-        files = [member for member in archive if member.isfile()]
-        name = _only_member({member.name: member.size for member in files}, path)
-        content = archive.extractfile(name)
+# -- archives --------------------------------------------------------------------------------------------------------
+
+
+def _limit(size: int) -> int:
+    return max(MAX_SMALL, MAX_GROWTH * size)
+
+
+def _refuse_nested(path: Path | None) -> None:
+    if path is None:
+        raise UnreadableError("found an archive in an archive; unpack it")
+
+
+def _check_zip(archive: zipfile.ZipFile, limit: int) -> None:
+    """Raises: `UnreadableError` for names that lead out, and for more content than `limit` bytes."""
+    names = archive.namelist()
+    _check_names(names)
+    if len(set(names)) < len(names):
+        raise UnreadableError("found two members of one name")
+    if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
+        raise UnreadableError("found members that are neither stored nor deflated")
+    total = sum(info.file_size for info in archive.infolist())
+    if total > limit:
+        raise UnreadableError(f"it says that it unpacks to {total} bytes; no weights compress so well")
+
+
+def _check_names(names: list[str]) -> None:
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise UnreadableError(f"found the member {name!r:.80}, which leads out of the archive")
+
+
+def _from_zip(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    content = archive.read(_only(archive.namelist()))
+    return _read(io.BytesIO(content), len(content))
+
+
+def _unpacked(file: IO[bytes], limit: int) -> IO[bytes]:
+    with gzip.GzipFile(fileobj=file) as packed:
+        content = packed.read(limit + 1)
+    if len(content) > limit:
+        raise UnreadableError(f"it unpacks to more than {limit} bytes; no weights compress so well")
+    return io.BytesIO(content)
+
+
+def _from_tar(file: IO[bytes]) -> dict[str, Tensor]:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        members: dict[str, tarfile.TarInfo] = {}
+        end = -1
+        for member in archive:
+            if not end < member.offset <= member.offset_data <= size or not 0 <= member.size <= size:
+                raise UnreadableError(f"its member {member.name!r:.80} says that it has {member.size} bytes")
+            if member.name in members:
+                raise UnreadableError("found two members of one name")
+            end, members[member.name] = member.offset, member
+        _check_names(list(members))
+        content = archive.extractfile(_only([name for name, member in members.items() if member.isfile()]))
         assert content is not None  # a regular file, as chosen above
-        return _read(io.BytesIO(content.read()), Path(name), archives=False)
+        return _read(io.BytesIO(content.read()), size)
 
 
-def _only_member(sizes: Mapping[str, int], path: Path) -> str:
-    names = [name for name in sizes if name.endswith(MEMBER_SUFFIXES)]
-    if len(names) != 1:
-        raise ConfigError(f"{path}: found {len(names)} files of weights in this archive; expected exactly one")
-    if sizes[names[0]] > MAX_BYTES:
-        raise ConfigError(f"{path}: {names[0]} says it unpacks to {sizes[names[0]]} bytes; no weights are that large")
-    return names[0]
-
-
-# -- Paddle ----------------------------------------------------------------------------------------------------------
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it wants the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-_reconstruct = np.zeros(1).__reduce__()[0]
-_ALLOWED = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-"""All that files written by `paddle.save` name; numpy 1 and 2 spell their module differently."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}, and weights run nothing")
-        return _ALLOWED[module, name]
-
-
-def _paddle_load(file: IO[bytes], path: Path) -> dict[str, Tensor]:
-    found = _ArrayUnpickler(file).load()
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found {_kind(found)}; expected a dict of arrays by key")
-    found.pop(PADDLE_NAMES, None)
-    for key, slices in found.pop(BIG_PARAMETERS, {}).items():  # arrays beyond 1 GB, and all of old protocols
-        parts = [found.pop(name) for name in slices["slices"]]
-        found[key] = np.concatenate(parts).reshape(slices["OriginShape"])
-    return {str(key): _array_to_tensor(str(key), value, path) for key, value in found.items()}
-
-
-def _array_to_tensor(key: str, value: Any, path: Path) -> Tensor:
-    if isinstance(value, tuple) and len(value) == 2:  # (name, array): how Paddle writes a tensor in a nested place
-        value = value[1]
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-        found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else _kind(value)
-        raise ConfigError(f"{path}: {key}: found {found}; expected an array of numbers")
-    if value.dtype == np.uint16:  # Paddle's bfloat16
-        return torch.from_numpy(value.copy()).view(torch.bfloat16)
-    return torch.from_numpy(value.copy())
+def _only(names: list[str]) -> str:
+    weights = [name for name in names if name.endswith(MEMBER_SUFFIXES)]
+    if len(weights) != 1:
+        raise UnreadableError(f"found {len(weights)} files of weights in this archive; expected exactly one")
+    return weights[0]
 
 
 # -- flattening ------------------------------------------------------------------------------------------------------
 
 
-def _tensors(value: Any, key: str) -> list[tuple[str, Tensor]]:
-    """Every tensor in nested mappings, with its dotted key."""
-    found: list[tuple[str, Tensor]] = []
-    pending = [(key, value)]
-    while pending:
-        key, value = pending.pop(0)
-        if isinstance(value, Tensor):
-            found.append((key, value.detach()))
-        elif isinstance(value, Mapping):
-            pending[:0] = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
+def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
+    """Every tensor in nested mappings, read, by its dotted key; `size` is that of the file, for a measure.
+
+    Paddle writes tensors in nested places as pairs (name, array).
+    """
+    found: dict[str, Tensor] = {}
+    claimed = 0
+    for key, value in _leaves(tree):
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], LazyTensor):
+            value = value[1]
+        if not isinstance(value, Tensor | LazyTensor):
+            continue
+        if key in found:
+            raise UnreadableError(f"found the key '{key}' twice")
+        claimed += value.nbytes if isinstance(value, Tensor) else value.num_bytes
+        if claimed > max(MAX_SMALL, MAX_CLAIMED * size):
+            raise UnreadableError(f"its tensors say that they have more than {claimed} bytes; it has {size}")
+        found[key] = value.tensor() if isinstance(value, LazyTensor) else value
+    if not found:
+        kind = type(tree).__name__
+        raise UnreadableError(f"found a {kind} without tensors; expected a state dict of tensors by key")
     return found
 
 
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """What is no mapping in nested mappings, in order, with its dotted key."""
+    pending = [("", tree, 0)]
+    count = 0
+    while pending:
+        key, value, depth = pending.pop()
+        if not isinstance(value, Mapping):
+            yield key, value
+            continue
+        count += len(value)
+        if depth >= MAX_DEPTH or count > MAX_ITEMS:
+            raise UnreadableError(f"it nests deeper than {MAX_DEPTH} mappings, or has more than {MAX_ITEMS} items")
+        children = [(f"{key}.{name}" if key else str(name), item, depth + 1) for name, item in value.items()]
+        if any(len(name) > MAX_KEY or not name.isprintable() for name, _, _ in children):
+            raise UnreadableError(f"it has a key of more than {MAX_KEY} characters, or of some that cannot be printed")
+        pending += reversed(children)

@@ -1,0 +1,105 @@
+"""Features for other programs: chosen maps of a backbone, and maps at the strides that one wants, of any backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError
+from classyseg.layers import resample, resize_logits
+from classyseg.models.classy_model import ClassyModel
+from classyseg.structures import BlockInfo
+
+PYRAMID_STRIDES = (4, 8, 16, 32)
+
+
+class FeatureSelector(nn.Module):
+    """Images (N, in_channels, H, W) to the chosen maps, a dict in the order of the choice.
+
+    `blocks` are names (declared blocks, optional ones such as `pre_logits`, submodules such as `layer3.5.conv2`) or
+    indices into the declared blocks, negative ones from the deepest. `infos` tells each map's channels and stride.
+
+    Raises: `ConfigError` for no block, a block that does not exist, and one that is chosen twice.
+    """
+
+    def __init__(self, model: ClassyModel, blocks: Sequence[str | int]) -> None:
+        super().__init__()
+        declared = list(model.blocks)
+        names = []
+        for block in blocks:
+            if isinstance(block, int) and block not in range(-len(declared), len(declared)):
+                raise ConfigError(f"blocks: found the index {block}; there are {len(declared)}: {', '.join(declared)}")
+            names.append(declared[block] if isinstance(block, int) else block)
+        if not names or len(set(names)) < len(names):
+            raise ConfigError(f"blocks: found {names}; choose one or more, each once")
+        self.infos = model.watch(*names)
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        features = self.model.forward_features(image)
+        return {info.name: features[info.name] for info in self.infos}
+
+
+class FeaturePyramid(nn.Module):
+    """Images (N, in_channels, H, W) to a list of maps, one for each of `strides`, finest first.
+
+    Each level comes from the deepest block at its stride; where there is none, from that of the nearest finer stride,
+    else of the nearest coarser one, resampled to H / stride rows, rounded up. Backbones with several maps at one stride
+    alone spread them over the levels, shallow to deep. With `channels`, a feature pyramid network: 1x1 convolutions to
+    `channels`, sums from coarse to fine, and a 3x3 convolution for each level. `infos` tells each level's block,
+    channels and stride.
+
+    Source: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+    Raises: `ConfigError` for strides that do not rise.
+    """
+
+    def __init__(
+        self, model: ClassyModel, *, strides: Sequence[int] = PYRAMID_STRIDES, channels: int | None = None
+    ) -> None:
+        super().__init__()
+        if not strides or list(strides) != sorted(set(strides)) or strides[0] < 1:
+            raise ConfigError(
+                f"strides: found {list(strides)}; they are rising numbers of pixels, such as 4, 8, 16, 32"
+            )
+        self.model = model
+        self.sources = _sources(list(model.blocks.values()), strides)
+        self.infos = [
+            BlockInfo(source.name, channels or source.channels, stride)
+            for source, stride in zip(self.sources, strides, strict=True)
+        ]
+        self.lateral = nn.ModuleList()
+        self.output = nn.ModuleList()
+        if channels is not None:
+            self.lateral.extend(nn.Conv2d(source.channels, channels, kernel_size=1) for source in self.sources)
+            self.output.extend(nn.Conv2d(channels, channels, kernel_size=3, padding=1) for _ in strides)
+            for conv in (*self.lateral, *self.output):
+                nn.init.kaiming_uniform_(conv.weight, a=1)  # type: ignore[arg-type]
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        features = self.model.forward_features(image)
+        height, width = image.shape[2:]
+        levels = [
+            resample(features[source.name], source.stride, stride, (-(-height // stride), -(-width // stride)))
+            for source, (_, _, stride) in zip(self.sources, self.infos, strict=True)
+        ]
+        if not self.lateral:
+            return levels
+        levels = [lateral(x) for lateral, x in zip(self.lateral, levels, strict=True)]
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + resize_logits(levels[i], levels[i - 1].shape[2:])
+        return [output(x) for output, x in zip(self.output, levels, strict=True)]
+
+
+def _sources(blocks: Sequence[BlockInfo], strides: Sequence[int]) -> list[BlockInfo]:
+    """The block for each level."""
+    if len({block.stride for block in blocks}) == 1 and len(blocks) > 1:
+        last, count = len(blocks), len(strides)
+        return [blocks[max(0, last * i // count - 1)] for i in range(1, count + 1)]
+    deepest = {block.stride: block for block in blocks}
+    found = []
+    for stride in strides:
+        finer = [other for other in deepest if other <= stride]
+        found.append(deepest[max(finer) if finer else min(deepest)])
+    return found

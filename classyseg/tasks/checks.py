@@ -1,0 +1,109 @@
+"""What must hold between the parts of a task, found before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from classyseg.config import ConfigError
+from classyseg.layers import NormalizeConfig
+from classyseg.models import ClassyModel
+from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.transforms import Normalize
+
+PROBE_SIZE = 256
+"""The side of the images on the `meta` device by which the shapes of logits are found."""
+
+
+def check_logits(model: ClassyModel, num_classes: int) -> None:
+    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w).
+
+    A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
+    """
+    state = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    image = torch.empty(2, model.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta")
+    training = model.training
+    model.train()  # else heads that only train are left out
+    try:
+        with torch.no_grad():
+            logits: dict[str, Tensor] = functional_call(model, state, image)
+    except (RuntimeError, ValueError, AssertionError):
+        return
+    finally:
+        model.train(training)
+    for name, found in logits.items():
+        if found.dim() != 4:
+            raise ConfigError(
+                f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
+                "logits for each pixel, (N, num_classes, h, w)"
+            )
+        if found.shape[1] != num_classes:
+            raise ConfigError(
+                f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
+                f"{num_classes}"
+            )
+
+
+def _shape(logits: Tensor) -> str:
+    return f"(N, {', '.join(map(str, logits.shape[1:]))})"
+
+
+def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: NormalizeConfig | None) -> NormalizeConfig:
+    """The mean and deviation that the images of every data set meet: a transform's, else the task's own `normalize`.
+
+    `transforms` are the built ones of each data set, by `train` and `test`. Raises: `ConfigError` when images would be
+    normalised twice, or those of one data set otherwise than those of the other.
+    """
+    applied: dict[str, NormalizeConfig] = {}
+    for name, steps in transforms.items():
+        found = [step.normalize for step in steps if isinstance(step, Normalize)]
+        if found and normalize is not None:
+            raise ConfigError(
+                f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
+            )
+        if len(found) > 1:
+            raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")
+        applied[name] = found[0] if found else normalize or NormalizeConfig()
+    first, *others = applied.items()
+    for name, other in others:
+        if other != first[1]:
+            raise ConfigError(
+                f"dataset.{name}.transforms: its images get {_text(other)}, those of dataset.{first[0]} "
+                f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
+            )
+    return first[1]
+
+
+def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:
+    """The names in a test record that `meters`, or their configs, declare. Raises as `joined_metrics`."""
+    values = [dict.fromkeys(getattr(meter, "component", meter).numbers or ()) for meter in meters]
+    return joined_metrics(meters, values, main_head)
+
+
+def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
+    """The `values` of all meters as a test record holds them: those of another head than `main_head` as `HEAD/NAME`.
+
+    Raises: `ConfigError` for a name that two meters give, or that every record has.
+    """
+    joined: dict[str, Any] = {}
+    giver = dict.fromkeys(RECORD_KEYS, "every record")
+    for i, (meter, named) in enumerate(zip(meters, values, strict=True)):
+        head = getattr(meter, "head", None) or main_head
+        for name, value in named.items():
+            key = name if head == main_head else f"{head}/{name}"
+            if key in giver:
+                raise ConfigError(f"meters[{i}]: gives '{key}', which {giver[key]} has already; leave one of them out")
+            giver[key], joined[key] = f"meters[{i}]", value
+    return joined
+
+
+def _text(normalize: NormalizeConfig) -> str:
+    return f"mean {list(normalize.mean)} and std {list(normalize.std)}"

@@ -1,0 +1,322 @@
+"""Downloads of weights: whole or not at all, once, resumed where that is safe, and then without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from classyseg.config import ConfigError
+from classyseg.models import ResNet, create_backbone, list_models, store
+from classyseg.models.store import cache_folder, fetch, torchvision_weights
+
+CONTENT = bytes(range(256)) * 1024
+OTHER = CONTENT[::-1]
+
+
+def sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` at every path; what it does wrong is set by the tests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.version: dict[str, str] = {"ETag": '"1"'}
+        self.ranges = True
+        self.honours_if_range = True
+        self.cut: int | None = None
+        self.chunked = False
+        self.kind = "application/octet-stream"
+        self.requests: list[tuple[str, str | None]] = []
+
+    def url(self, path: str = "w.pth") -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+    @property
+    def asked(self) -> list[str | None]:
+        """The ranges that were asked for."""
+        return [wanted for _, wanted in self.requests]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append((self.path, wanted))
+        if self.path.startswith("/moved"):
+            self.answer(302, b"", {"Location": server.url("found.pth")})
+        elif self.path.startswith("/missing"):
+            self.answer(404, b"<html>no such file</html>", {})
+        elif wanted and server.ranges and self.is_current():
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            size = len(server.content)
+            if start >= size:
+                self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
+            else:
+                self.answer(206, server.content[start:], {"Content-Range": f"bytes {start}-{size - 1}/{size}"})
+        else:
+            self.answer(200, server.content, {})
+
+    def is_current(self) -> bool:
+        asked = self.headers.get("If-Range")
+        return asked is None or not self.server.honours_if_range or asked in self.server.version.values()
+
+    def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, **self.server.version, "Content-Type": self.server.kind}.items():
+            self.send_header(name, value)
+        if self.server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        sent = content[: self.server.cut]
+        if self.server.chunked:
+            sent = f"{len(content):x}\r\n".encode() + sent + (b"\r\n0\r\n\r\n" if self.server.cut is None else b"")
+        self.wfile.write(sent)
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("CLASSYSEG_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Server() as found:
+        thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def cached() -> list[str]:
+    return sorted(path.name for path in cache_folder().rglob("*") if path.is_file() and path.suffix != ".lock")
+
+
+def break_off(server: Server, digest: str = "", after: int = 1000) -> None:
+    """A first call whose connection breaks after some bytes."""
+    server.cut = after
+    with pytest.raises(ConfigError, match=r"could not be downloaded: .*(the connection ended after|IncompleteRead)"):
+        fetch(server.url(), digest)
+    server.cut = None
+
+
+def test_a_file_is_downloaded_once_and_then_found_without_a_server(server: Server) -> None:
+    path = fetch(server.url(), sha256(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert path.is_relative_to(cache_folder())
+    assert server.asked == [None]
+    server.shutdown()
+    server.server_close()
+    assert fetch(server.url(), sha256(CONTENT)) == path
+    assert cached() == ["w.pth"]
+
+
+def test_the_same_name_elsewhere_is_another_file(server: Server) -> None:
+    first = fetch(server.url("a/w.pth"))
+    server.content = OTHER
+    second = fetch(server.url("b/w.pth?download=1"))
+    assert (first.read_bytes(), second.read_bytes()) == (CONTENT, OTHER)
+    assert first.name == second.name
+
+
+@pytest.mark.parametrize("digest", [sha256(CONTENT), ""], ids=["hash", "no hash"])
+@pytest.mark.parametrize("version", [{"ETag": '"1"'}, {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}], ids=list)
+def test_a_broken_download_goes_on_where_it_stopped(digest: str, version: dict[str, str], server: Server) -> None:
+    server.version = version
+    break_off(server, digest)
+    assert cached() == ["w.pth.part", "w.pth.part.version"]
+    assert fetch(server.url(), digest).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-"]
+    assert cached() == ["w.pth"]
+
+
+def test_a_download_may_break_more_than_once(server: Server) -> None:
+    break_off(server)
+    break_off(server, after=500)
+    assert fetch(server.url()).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_chunked_answer_that_breaks_is_no_traceback(server: Server) -> None:
+    server.chunked = True
+    break_off(server)
+    assert fetch(server.url()).read_bytes() == CONTENT
+
+
+def test_a_server_that_knows_no_ranges_sends_all_again(server: Server) -> None:
+    server.ranges = False
+    break_off(server)
+    assert fetch(server.url(), sha256(CONTENT)).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-"]
+
+
+def test_without_version_and_hash_a_download_starts_again(server: Server) -> None:
+    server.version = {}
+    break_off(server)
+    assert fetch(server.url()).read_bytes() == CONTENT
+    assert server.asked == [None, None]
+
+
+def test_with_a_hash_no_version_is_needed(server: Server) -> None:
+    server.version = {"ETag": 'W/"weak"'}
+    break_off(server, sha256(CONTENT))
+    assert fetch(server.url(), sha256(CONTENT)).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-"]
+
+
+@pytest.mark.parametrize(
+    ("content", "honours"),
+    [(OTHER, True), (OTHER[:900], True), (OTHER[:1000], True), (OTHER, False), (OTHER[:900], False)],
+    ids=["other", "shorter", "as long as the part", "other, no If-Range", "shorter, no If-Range"],
+)
+def test_a_file_that_changed_between_the_parts_is_not_mixed(content: bytes, honours: bool, server: Server) -> None:
+    break_off(server)
+    server.content, server.version, server.honours_if_range = content, {"ETag": '"2"'}, honours
+    assert fetch(server.url()).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [OTHER, OTHER[:1000], OTHER[:900]])
+def test_a_hash_tells_what_the_server_does_not(content: bytes, server: Server) -> None:
+    server.version = {}
+    break_off(server, sha256(content))
+    server.content = content
+    assert fetch(server.url(), sha256(content)).read_bytes() == content
+
+
+def test_a_part_that_is_the_whole_file_needs_no_more(server: Server) -> None:
+    break_off(server, sha256(CONTENT), after=len(CONTENT) - 1)
+    (part,) = cache_folder().rglob("*.part")
+    part.write_bytes(CONTENT)
+    assert fetch(server.url(), sha256(CONTENT)).read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={len(CONTENT)}-"]
+
+
+def test_a_wrong_hash_is_told_and_the_download_removed(server: Server) -> None:
+    with pytest.raises(ConfigError) as error:
+        fetch(server.url(), sha256(OTHER))
+    found, expected = (sha256(content).removeprefix("sha256:") for content in (CONTENT, OTHER))
+    assert str(error.value) == (
+        f"{server.url()}: found the sha256 {found}, expected {expected}; the download was removed"
+    )
+    assert cached() == []
+    server.content = OTHER
+    assert fetch(server.url(), sha256(OTHER)).read_bytes() == OTHER
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha1", "md5"])
+def test_a_hash_in_the_file_name_is_checked(algorithm: str, server: Server) -> None:
+    digest = hashlib.new(algorithm, CONTENT).hexdigest()[:8]
+    assert fetch(server.url(f"resnet50-{digest}.pth")).is_file()
+    server.content = OTHER
+    with pytest.raises(ConfigError, match="expected "):
+        fetch(server.url(f"other/resnet50-{digest}.pth"))
+
+
+def test_a_date_in_the_file_name_is_no_hash(server: Server) -> None:
+    assert fetch(server.url("resnet50-20240131.pth")).is_file()
+
+
+def test_a_missing_file_and_a_page_are_errors_that_leave_nothing(server: Server) -> None:
+    with pytest.raises(ConfigError, match=r"/missing\.pth could not be downloaded: HTTP Error 404: Not Found; the cac"):
+        fetch(server.url("missing.pth"))
+    server.kind = "text/html; charset=utf-8"
+    with pytest.raises(ConfigError, match="could not be downloaded: the server sent a web page"):
+        fetch(server.url())
+    assert cached() == []
+
+
+def test_no_server_is_an_error_that_names_the_cache(server: Server) -> None:
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ConfigError, match=r"refused.*the cache is .*CLASSYSEG_CACHE.*download it yourself"):
+        fetch(server.url())
+
+
+def test_a_redirect_is_followed_also_when_resuming(server: Server) -> None:
+    server.cut = 1000
+    with pytest.raises(ConfigError):
+        fetch(server.url("moved.pth"))
+    server.cut = None
+    assert fetch(server.url("moved.pth")).read_bytes() == CONTENT
+    assert server.requests[-1] == ("/found.pth", "bytes=1000-")
+
+
+def test_a_proxy_of_the_environment_is_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    assert fetch("http://weights.invalid/w.pth").read_bytes() == CONTENT
+    assert server.requests == [("http://weights.invalid/w.pth", None)]
+
+
+@pytest.mark.parametrize("path", ["", "..", "a/..%2F..%2Fevil.pth", "%2e%2e", "a" * 300, "w%00.pth", ".lock"])
+def test_a_strange_name_stays_in_the_cache(path: str, server: Server, tmp_path: Path) -> None:
+    found = fetch(server.url(path))
+    assert found.read_bytes() == CONTENT
+    assert found.parent.parent == cache_folder()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"cache"}
+
+
+def test_a_file_url_is_the_file_itself(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "my weights.pth"
+    path.write_bytes(CONTENT)
+    assert fetch(path.as_uri()) == path
+    assert fetch(path.as_uri(), sha256(CONTENT)) == path
+    with pytest.raises(ConfigError, match="found the sha256"):
+        fetch(path.as_uri(), sha256(OTHER))
+    with pytest.raises(ConfigError, match="no such file"):
+        fetch((tmp_path / "none.pth").as_uri())
+    assert path.is_file()
+
+
+def _fetch_in_a_process(url: str, results: Any) -> None:
+    results.put(fetch(url).read_bytes() == CONTENT)
+
+
+def test_two_processes_at_once_download_once(server: Server) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_fetch_in_a_process, args=(server.url(), results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [True, True]
+    for process in processes:
+        process.join()
+    assert server.asked == [None]
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CLASSYSEG_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "classyseg" / "weights"
+    monkeypatch.setenv("CLASSYSEG_CACHE", str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine" / "weights"
+
+
+def test_pretrained_downloads_what_the_name_knows(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    source = create_backbone("resnet18")
+    torch.save(source.state_dict(), cache_folder().parent.parent / "w.pth")
+    server.content = (cache_folder().parent.parent / "w.pth").read_bytes()
+    known = {"v1": store.PublicWeights(server.url(), sha256(server.content), "CC0-1.0")}
+    monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: known))
+    model = create_backbone("resnet18", pretrained=True)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_every_public_file_of_torchvision_has_a_hash() -> None:
+    for name in list_models("resnet*"):
+        assert all(entry.digest.startswith("sha256:") for entry in torchvision_weights(name).values())

@@ -1,0 +1,239 @@
+"""What a segmentation task finds wrong before its first step, with a check of the config alone and when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from classyseg.config import ConfigError
+from classyseg.heads import LinearHead
+from classyseg.meters import MeanIoUMeter, build_meter
+from classyseg.registry import HEADS, TASKS
+from classyseg.tasks import SegmentationTask
+from classyseg.tasks.checks import check_logits, joined_metrics
+from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.trainer import Trainer
+from runs import tiny_config, tiny_task
+
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
+
+
+def check(changes: Mapping[str, Any]) -> None:
+    """What `--check` does."""
+    SegmentationTask.check(TASKS.validate(tiny_config(changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"meters": [{"name": "mean_iou", "head": "mian"}]}, r"meters\[0\]\.head: 'mian': .*did you mean 'main'"),
+        ({"loss.head_weights": {"mian": 1.0}}, r"loss\.head_weights\.mian: .*did you mean 'main'"),
+        ({"model.heads.main.train_only": True}, "no head that works in eval mode"),
+        ({"model.heads": {}}, "no head that works in eval mode"),
+    ],
+    ids=["meter", "head_weights", "only train_only", "no head"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_heads_that_do_not_exist_are_found_before_the_run(
+    find: Callable[[Any], object], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hooks": [{"name": "checkpoint", "best": "iou"}]},
+            r"hooks\[0\]\.best: 'iou': .*Known: loss, mean_iou",
+        ),
+        ({"loss.class_weights": [1.0, 2.0]}, r"^loss\.class_weights: found 2 weights for 4 classes"),
+        ({"loss.class_weights": [1.0] * 5}, r"^loss\.class_weights: found 5 weights for 4 classes"),
+    ],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_a_best_that_is_never_measured_and_weights_of_other_classes_are_found_before_the_run(
+    find: Callable[[Any], object], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find(changes)
+
+
+def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> None:
+    data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["a", "b", "c"]}
+
+    with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
+        check({"dataset.train": data, "loss.class_weights": [1.0, 2.0]})
+
+
+class UndeclaredMeter(MeanIoUMeter):
+    """A plugin's meter, which does not say what it computes."""
+
+    numbers = None
+
+
+def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
+    meter = UndeclaredMeter(("a", "b", "c", "d"), 255)
+    changes = {"meters": [meter], "hooks": [{"name": "checkpoint", "best": "anything"}]}
+
+    assert SegmentationTask.from_config(tiny_config(changes)).meters == [meter]
+
+
+class TooManyClassesHead(LinearHead):
+    """Logits of one class more than it was built for, for each pixel."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return features[0][:, : self.fc.out_features + 1]
+
+
+@pytest.fixture
+def too_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    HEADS.names()
+    monkeypatch.setattr(HEADS, "_entries", dict(HEADS._entries))
+    HEADS.register("too_many_classes")(TooManyClassesHead)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("linear", r"model\.heads\.extra: its logits \(N, \d\) are of whole images; .*logits for each pixel"),
+        ("too_many_classes", r"model\.heads\.extra: its logits .* are of (\d) classes; it was built for"),
+    ],
+)
+@pytest.mark.parametrize("train_only", [True, False])
+@pytest.mark.parametrize("find", [check, tiny_task])
+@pytest.mark.usefixtures("too_many_classes")
+def test_a_head_without_logits_for_each_pixel_and_class_is_found_before_the_run(
+    find: Callable[[Any], object], head: str, train_only: bool, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find({"model.heads.extra": {"name": head, "blocks": ["stage4"], "train_only": train_only}})
+
+
+def test_finding_the_shapes_of_logits_changes_no_weight_and_no_mode() -> None:
+    model = tiny_task(SMALL).model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    check_logits(model, 4)
+
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+EXTRA_HEAD = {"model.heads.extra": {"name": "fcn", "blocks": ["stage3"], "channels": 8}}
+
+
+def test_what_a_meter_of_another_head_gives_carries_the_name_of_the_head() -> None:
+    meters = ["mean_iou", {"name": "mean_iou", "head": "extra"}, {"name": "confusion_matrix", "head": "main"}]
+    task = tiny_task({**SMALL, **EXTRA_HEAD, "num_epochs": 0, "meters": meters})
+    check({**EXTRA_HEAD, "meters": meters})
+    Trainer().train(task)
+
+    matrix = np.array(task.metrics["confusion_matrix"])
+    assert task.metrics["pixel_accuracy"] == pytest.approx(matrix.trace() / matrix.sum())
+    given = {"mean_iou", "pixel_accuracy", "iou"}
+    given |= {f"extra/{name}" for name in given} | {"confusion_matrix"}
+    assert set(task.metrics) == set(RECORD_KEYS) | given
+    assert task.metrics["extra/pixel_accuracy"] == task.meters[1].compute()["pixel_accuracy"]
+    assert task.metrics["extra/mean_iou"] != task.metrics["mean_iou"]
+
+
+@pytest.mark.parametrize(
+    ("meters", "message"),
+    [
+        (["mean_iou", "pixel_accuracy"], r"meters\[1\]: gives 'pixel_accuracy', which meters\[0\] has"),
+        (["mean_iou", {"name": "mean_iou", "head": "main"}], r"meters\[1\]: gives 'mean_iou', which meters\[0\] has"),
+        (2 * [{"name": "mean_iou", "head": "extra"}], r"meters\[1\]: gives 'extra/mean_iou', which meters\[0\] has"),
+    ],
+    ids=["two kinds", "one head named", "another head"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_two_meters_of_one_name_are_refused_before_the_run(
+    find: Callable[[Any], object], meters: list[Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find({**EXTRA_HEAD, "meters": meters})
+
+
+@pytest.mark.parametrize(("name", "giver"), [("lr", "every record"), ("matrix", r"meters\[0\]")])
+def test_a_name_that_a_meter_did_not_declare_overwrites_nothing(name: str, giver: str) -> None:
+    first, second = (build_meter("confusion_matrix", ["wall"], 255) for _ in range(2))
+
+    with pytest.raises(ConfigError, match=rf"meters\[1\]: gives '{name}', which {giver} has already"):
+        joined_metrics([first, second], [{"matrix": []}, {name: 1}], "main")
+
+
+def test_a_meter_cannot_read_a_head_that_only_trains() -> None:
+    aux = {"name": "fcn", "blocks": ["stage3"], "train_only": True}
+
+    with pytest.raises(ConfigError, match=r"meters\[0\]\.head: 'aux'.*Known: main"):
+        tiny_task({"model.heads.aux": aux, "meters": [{"name": "mean_iou", "head": "aux"}]})
+
+
+OTHER = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, IMAGENET),
+        ({"normalize": OTHER}, OTHER),
+        ({f"dataset.{part}.transforms": [{"name": "normalize", **OTHER}] for part in ("train", "test")}, OTHER),
+        ({"dataset.train.transforms": ["normalize"]}, IMAGENET),
+    ],
+    ids=["default", "task", "transforms", "transform as the default"],
+)
+def test_a_checkpoint_says_what_the_images_were_normalised_with(
+    changes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    check(changes)
+    task = tiny_task(changes)
+
+    task.start(None)
+    assert task.checkpoint_state()["normalize"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"normalize": {}, "dataset.train.transforms": ["normalize"]},
+            r"dataset\.train\.transforms: found 'normalize' beside",
+        ),
+        (
+            {"dataset.test.transforms": ["normalize", "normalize"]},
+            r"dataset\.test\.transforms: found 'normalize' 2 times",
+        ),
+        (
+            {"dataset.train.transforms": [{"name": "normalize", **OTHER}]},
+            r"dataset\.test\.transforms: its images get mean \[0\.485.*those of dataset\.train mean \[0\.5",
+        ),
+    ],
+    ids=["both", "twice", "other values"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_normalising_twice_or_in_two_ways_is_refused(
+    find: Callable[[Any], object], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find(changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 49}, "found 49, but dataset.train has only 48 samples"),
+        ({"batch_size": 7, "runtime.accumulate_steps": 3}, "the nearest sizes are 6 or 9"),
+        ({"batch_size": 2, "runtime.accumulate_steps": 3}, "the nearest sizes are 3"),
+    ],
+)
+def test_a_batch_size_that_does_not_work_is_refused_with_the_numbers(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_task(changes)
