@@ -6,20 +6,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from classyseg.models import ClassyModel
+from classyseg.models import ClassyModel, create_backbone
 from classyseg.models.weights import match
+from classyseg.registry import HEADS
 
 REFERENCE = Path(__file__).parents[1] / "../shared/reference"
 FILES = {"float32": "backbone_goldens.json", "float64": "pytorch_encoding_goldens.json"}
@@ -102,6 +105,13 @@ def hashed_weight(key: str, shape: Shape) -> np.ndarray:
     return 1 + 0.1 * value if leaf == "weight" else 0.1 * value
 
 
+def fill_hashed(module: nn.Module) -> None:
+    """Gives a float64 module the numbers of the float64 goldens, by its own keys."""
+    for key, value in module.state_dict().items():
+        if not key.endswith(NOT_FILLED):
+            value.copy_(torch.from_numpy(hashed_weight(key, tuple(value.shape))))
+
+
 def reference_state(
     model: ClassyModel,
     library: str = OWN,
@@ -162,3 +172,84 @@ def assert_probes(found: Tensor, expected: Mapping[str, Any], tolerance: float =
 
 def parameters(model: ClassyModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+# -- PyTorch-Encoding ------------------------------------------------------------------------------------------------
+
+LARGE = 60_000_000
+"""Parameters beyond which only a slow test gives a network values."""
+
+
+def encoding_entries(*families: str) -> list[dict[str, Any]]:
+    """The networks of the float64 goldens whose constructors begin so; those with equal keys side by side."""
+    found = [e for e in goldens("float64").get("backbones", ()) if _constructor(e).startswith(families)]
+    return sorted(found, key=lambda entry: (entry["params"], entry["keys_sha1"]))
+
+
+def _constructor(entry: Mapping[str, Any]) -> str:
+    return entry["ctor"].rpartition(".")[2].lower()
+
+
+def encoding_config(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Our name and config of one of these networks."""
+    theirs = dict(entry["args"])
+    config: dict[str, Any] = {}
+    stride = {1: 32, 2: 16, 4: 8}[theirs.pop("dilation", 1)]
+    config["output_stride"] = theirs.pop("output_stride", 8 if theirs.pop("dilated", False) else stride)
+    if theirs.pop("deep_base", False):
+        config["deep_stem"] = True
+    if theirs.pop("multi_grid", False):
+        config["multi_grid"] = (1, 2) if "resnet18" in entry["ctor"] else (1, 2, 4)
+    ignored = ("final_drop", "num_classes")  # of the classifier
+    return _constructor(entry), config | {key: value for key, value in theirs.items() if key not in ignored}
+
+
+def with_ids(entries: list[dict[str, Any]], *, slow_beyond: float = math.inf) -> list[Any]:
+    """`entries` as test parameters; those with more parameters than `slow_beyond` are marked slow."""
+    return [
+        pytest.param(entry, id=entry["id"], marks=[pytest.mark.slow] if entry["params"] > slow_beyond else [])
+        for entry in entries
+    ]
+
+
+def assert_encodings_keys_and_shapes(entry: Mapping[str, Any], blocks: Mapping[str, str]) -> None:
+    """Keys in order, their shapes, parameters, and the shapes of `blocks` (ours by PyTorch-Encoding's module)."""
+    name, config = encoding_config(entry)
+    with torch.device("meta"):
+        model = create_backbone(name, **config).eval()
+    lines = [f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()]
+    channels, classes = model.classifier_block.channels, entry["args"].get("num_classes", 1000)
+    lines += [f"fc.weight {(classes, channels)}", f"fc.bias {(classes,)}"]
+    assert hashlib.sha1("\n".join(lines).encode()).hexdigest() == entry["keys_sha1"]
+    assert parameters(model) == entry["params_no_fc"]
+    for height, width in ((64, 64), (97, 129)):
+        features = model(torch.empty(1, 3, height, width, device="meta"))
+        expected = entry[f"stages_{height}x{width}"]
+        found = {theirs: list(features[ours].shape) for theirs, ours in blocks.items()}
+        assert found == {theirs: expected[theirs] for theirs in blocks}
+
+
+def run_encoding(entry: Mapping[str, Any], **config: Any) -> dict[str, Tensor]:
+    """What the network gives for the goldens' weights and input, in float64: its blocks, and `logits`.
+
+    The weights come by the loader from a file like those of PyTorch-Encoding's segmentation models.
+    """
+    name, settings = encoding_config(entry)
+    classes = entry["args"].get("num_classes", 1000)
+    with torch.device("meta"):
+        model = create_backbone(name, **settings, **config)
+        keys = ["fc.weight", "fc.bias", *model.state_dict()]  # heads come first
+        model.attach_head("main", HEADS.build("linear", [model.classifier_block], classes))
+    shapes = [tuple(value.shape) for value in model.state_dict().values()]
+    filled = [(key, shape) for key, shape in zip(keys, shapes, strict=True) if not key.endswith(NOT_FILLED)]
+    state, report = match(model, _hashed_file(tuple(filled)), classifier="main")
+    assert (report.problems(), report.prefix) == ("", "pretrained.")
+    model.load_state_dict(state, strict=False, assign=True)
+    with torch.no_grad():
+        features = model.eval().forward_features(torch.from_numpy(hashed("input:(1, 3, 64, 64)", (1, 3, 64, 64))))
+        return features | {"logits": model(features)["main"]}
+
+
+@lru_cache(maxsize=1)
+def _hashed_file(shapes: tuple[tuple[str, Shape], ...]) -> dict[str, Tensor]:
+    return {f"pretrained.{key}": torch.from_numpy(hashed_weight(key, shape)) for key, shape in shapes}

@@ -1,8 +1,11 @@
 """Building blocks that backbones, heads, losses and meters share."""
 
 from classyseg.layers.conv import ConvNormAct
+from classyseg.layers.dropblock import DropBlock2d
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
+from classyseg.layers.pool import CeilMeanPool2d
+from classyseg.layers.rectified_conv import RectifiedConv2d
 from classyseg.layers.resize import (
     ALIGN_CORNERS,
     argmax_at,
@@ -11,13 +14,18 @@ from classyseg.layers.resize import (
     resize_logits,
     row_tap_range,
 )
+from classyseg.layers.split_attention import SplitAttentionConv2d
 
 __all__ = [
     "ALIGN_CORNERS",
+    "CeilMeanPool2d",
     "ConvNormAct",
+    "DropBlock2d",
     "ImageNormalizer",
     "NormConfig",
     "NormalizeConfig",
+    "RectifiedConv2d",
+    "SplitAttentionConv2d",
     "argmax_at",
     "build_norm",
     "interpolation_matrix",

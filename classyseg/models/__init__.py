@@ -22,6 +22,7 @@ from classyseg.models.store import PublicWeights
 from classyseg.models.swin import SwinTransformer
 from classyseg.models.vision_transformer import VisionTransformer
 from classyseg.models.weights import LoadedWeights, load_weights
+from classyseg.models.wide_resnet import WideResNet
 from classyseg.models.xception import Xception
 from classyseg.models.xception_deeplab import XceptionDeeplab
 from classyseg.registry import MODELS
@@ -49,6 +50,7 @@ __all__ = [
     "ResNeXt3D",
     "RegNet",
     "ResNet",
+    "WideResNet",
     "Xception",
     "XceptionDeeplab",
     "ResNetVd",

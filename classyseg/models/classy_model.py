@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError, closest
 from classyseg.heads.classy_head import ClassyHead
+from classyseg.layers import DropBlock2d
 from classyseg.models.compress import Compression, compressed
 from classyseg.models.naming import Naming
 from classyseg.models.recompute import is_recomputing, recomputed
@@ -329,6 +330,15 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """Whether activations are computed again or compressed, which a compiler cannot take."""
         recomputes = any(getattr(module, "recompute", False) for module in self.modules())
         return recomputes or self.activation_compression != "none"
+
+    def set_progress(self, progress: float) -> None:
+        """Tells the layers that change with the training that `progress` (0..1) of it is done: `DropBlock2d`.
+
+        Called before every training step.
+        """
+        for module in self.modules():
+            if isinstance(module, DropBlock2d):
+                module.set_progress(progress)
 
     # -- running -----------------------------------------------------------------------------------------------------
 

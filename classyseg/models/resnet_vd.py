@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from classyseg.config import ConfigError
-from classyseg.layers import NormConfig, build_norm
+from classyseg.layers import CeilMeanPool2d, NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import PADDLE_LEAVES, Naming
 from classyseg.models.paddle import initialise
@@ -22,19 +20,6 @@ Count = Annotated[int, Field(ge=1)]
 DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
 """Of the four stages, by output stride."""
 WIDTHS = (64, 128, 256, 512)
-
-
-class CeilMeanPool2d(nn.AvgPool2d):
-    """The mean of what is there of 2x2 windows: (N, C, H, W) to (N, C, H / 2, W / 2), rounded up."""
-
-    def __init__(self) -> None:
-        super().__init__(2, stride=2, ceil_mode=True, count_include_pad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        # Rounding up asks for the size, which an export leaves free; a repeated last row leaves the means as they are.
-        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
 
 
 @MODELS.register("resnet_vd")

@@ -272,7 +272,9 @@ class SegmentationTask(ClassyTask):
         seed_everything(self.seed, step, distributed.rank())
         keys = self._cache_keys(batch)
         batch = self._on_device(batch)
-        self.optimizer.set_progress(step / (self.num_epochs * self.steps_per_epoch))
+        progress = step / (self.num_epochs * self.steps_per_epoch)
+        self.model.set_progress(progress)
+        self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
         total: Tensor | float = 0.0
         for image, target, share, is_last in self._parts(batch):

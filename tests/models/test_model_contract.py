@@ -24,6 +24,8 @@ NUM_CLASSES = 5
 SMALLEST = [
     "resnet18",
     "resnet50",
+    "resnest50",
+    "wide_resnet38",
     "resnet18_vd",
     "mobilenet_v3_small_x0_5",
     "xception41_deeplab",
@@ -57,9 +59,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "stem_type": "res_stem_in",
         "block_type": "vanilla_block",
     },
+    "resnest50": {"depths": [1, 1, 1, 1]},
+    "wide_resnet38": {"width": 4, "depths": [1, 1, 1, 1, 1, 1]},
     "regnet": {"depth": 4, "w_0": 8, "w_a": 8.0, "w_m": 2.0, "group_width": 8},
 }
-"""What a model without defaults is built with."""
+"""What a model without defaults is built with, and what makes a large one small."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
 OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
 FLOORS: tuple[str, ...] = ("convnext",)

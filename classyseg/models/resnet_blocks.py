@@ -1,0 +1,217 @@
+"""The residual blocks and stages of ResNet: torchvision's, and those that PyTorch-Encoding's switches make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import SqueezeExcitation
+
+from classyseg.config import ConfigError
+from classyseg.layers import CeilMeanPool2d, DropBlock2d, NormConfig, RectifiedConv2d, SplitAttentionConv2d, build_norm
+
+EXPANSION = {"basic": BasicBlock.expansion, "bottleneck": Bottleneck.expansion}
+DROP_SIZE = 3
+NOT_OF_BASIC_BLOCKS = ("groups", "width_per_group", "avd", "radix", "rectified_conv", "dropblock")
+NEEDS = {"avd_first": "avd", "rectify_avg": "rectified_conv", "dropblock_ramp": "dropblock"}
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What the residual blocks of a stage have in common; the names are `ResNet`'s keys."""
+
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    groups: int = 1
+    width_per_group: int = 64
+    avg_down: bool = False
+    avd: bool = False
+    avd_first: bool = False
+    radix: int = 1
+    rectified_conv: bool = False
+    rectify_avg: bool = False
+    dropblock: float = 0.0
+    dropblock_ramp: float = 0.0
+    se_reduction: int | None = None
+    norm: NormConfig = field(default_factory=NormConfig)
+
+    def __post_init__(self) -> None:
+        if self.block == "basic":
+            for key in NOT_OF_BASIC_BLOCKS:
+                if getattr(self, key) != getattr(BlockOptions, key):
+                    raise ConfigError(f"{key}: found {getattr(self, key)}, which needs 'block: bottleneck'")
+        for key, other in NEEDS.items():
+            if getattr(self, key) and not getattr(self, other):
+                raise ConfigError(f"{key}: found {getattr(self, key)}, which means nothing without {other}")
+        if self.width_per_group % self.radix:
+            raise ConfigError(
+                f"radix: found {self.radix}, which does not divide width_per_group {self.width_per_group}"
+            )
+
+    @property
+    def needs_own_block(self) -> bool:
+        return self.avd or self.radix > 1 or self.rectified_conv or self.dropblock > 0 or self.se_reduction is not None
+
+    @property
+    def conv(self) -> Callable[..., nn.Conv2d]:
+        """What makes the convolutions that are larger than 1x1."""
+        return partial(RectifiedConv2d, average=self.rectify_avg) if self.rectified_conv else nn.Conv2d
+
+    def build_norm(self, channels: int) -> nn.Module:
+        return build_norm(self.norm, channels)
+
+    def build_drop(self) -> nn.Module:
+        if self.dropblock == 0:
+            return nn.Identity()
+        return DropBlock2d(self.dropblock, DROP_SIZE, ramp=self.dropblock_ramp)
+
+    def build_excitation(self, channels: int) -> nn.Module:
+        if self.se_reduction is None:
+            return nn.Identity()
+        return SqueezeExcitation(channels, max(1, channels // self.se_reduction))
+
+
+def build_stage(
+    options: BlockOptions, in_channels: int, width: int, stride: int, dilations: Sequence[int], base_dilation: int
+) -> nn.Sequential:
+    """The residual blocks of a stage, the first with `stride`: (N, in_channels, H, W) to `width` x expansion channels.
+
+    `dilations` are those of the blocks, one each; `base_dilation` is the stage's own, which the second convolution of
+    basic blocks keeps.
+    """
+    out_channels = width * EXPANSION[options.block]
+    blocks: list[nn.Module] = []
+    for dilation in dilations:
+        shortcut = None
+        if not blocks and (stride != 1 or in_channels != out_channels):
+            shortcut = _shortcut(options, in_channels, out_channels, stride)
+        if options.block == "basic":
+            block = _basic_block(options, in_channels, width, stride, shortcut)
+            set_dilation(block.conv1, dilation)
+            set_dilation(block.conv2, base_dilation)
+        else:
+            block = _bottleneck(
+                options, in_channels, width, stride, dilation, shortcut, pool=options.avd and not blocks
+            )
+        blocks.append(block)
+        in_channels, stride = out_channels, 1
+    return nn.Sequential(*blocks)
+
+
+def set_dilation(conv: nn.Conv2d, dilation: int) -> None:
+    """Gives a 3x3 convolution another dilation; its output keeps the size."""
+    conv.dilation = conv.padding = (dilation, dilation)
+
+
+def _shortcut(options: BlockOptions, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    if not options.avg_down:
+        conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        return nn.Sequential(conv, options.build_norm(out_channels))
+    pool = nn.Identity() if stride == 1 else CeilMeanPool2d()
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(pool, conv, options.build_norm(out_channels))
+
+
+def _basic_block(
+    options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
+) -> BasicBlock:
+    if options.se_reduction is not None:
+        return ExcitedBasicBlock(options, in_channels, width, stride, shortcut)
+    return BasicBlock(in_channels, width, stride, shortcut, norm_layer=options.build_norm)
+
+
+def _bottleneck(
+    options: BlockOptions,
+    in_channels: int,
+    width: int,
+    stride: int,
+    dilation: int,
+    shortcut: nn.Module | None,
+    *,
+    pool: bool,
+) -> Bottleneck:
+    if options.needs_own_block:
+        return SwitchedBottleneck(options, in_channels, width, stride, dilation, shortcut, pool=pool)
+    shape = (options.groups, options.width_per_group, dilation)
+    return Bottleneck(in_channels, width, stride, shortcut, *shape, norm_layer=options.build_norm)
+
+
+class ExcitedBasicBlock(BasicBlock):
+    """torchvision's basic block with squeeze and excitation before the sum."""
+
+    def __init__(
+        self, options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
+    ) -> None:
+        super().__init__(in_channels, width, stride, shortcut, norm_layer=options.build_norm)
+        self.se = options.build_excitation(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.se(self.bn2(self.conv2(x)))
+        x += identity
+        return self.relu(x)
+
+
+class SwitchedBottleneck(Bottleneck):
+    """torchvision's bottleneck with split attention, rectified convolutions, dropped squares, squeeze and excitation.
+
+    With `pool`, an average pool after the 3x3 convolution (or before it: `avd_first`) has the stride in its place.
+    """
+
+    def __init__(
+        self,
+        options: BlockOptions,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        shortcut: nn.Module | None,
+        *,
+        pool: bool,
+    ) -> None:
+        shape = (options.groups, options.width_per_group, dilation)
+        super().__init__(in_channels, width, stride, shortcut, *shape, norm_layer=options.build_norm)
+        self.radix = options.radix
+        self.pool_first = nn.AvgPool2d(3, stride, padding=1) if pool and options.avd_first else nn.Identity()
+        self.pool_last = nn.AvgPool2d(3, stride, padding=1) if pool and not options.avd_first else nn.Identity()
+        self.conv2: nn.Module = _second_conv(options, self.get_submodule("conv2"), 1 if pool else stride)
+        self.drop1 = options.build_drop()
+        if self.radix > 1:
+            del self.bn2
+        else:
+            self.drop2 = options.build_drop()
+        self.drop3 = options.build_drop()
+        self.se = options.build_excitation(self.conv3.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.drop1(self.bn1(self.conv1(x))))
+        x = self.conv2(self.pool_first(x))
+        if self.radix == 1:
+            x = self.relu(self.drop2(self.bn2(x)))
+        x = self.conv3(self.pool_last(x))
+        x = self.se(self.drop3(self.bn3(x)))
+        x += identity
+        return self.relu(x)
+
+
+def _second_conv(options: BlockOptions, plain: Any, stride: int) -> nn.Module:
+    """What the switches put in the place of a bottleneck's 3x3 convolution, at `stride`."""
+    channels, dilation, groups = plain.in_channels, plain.dilation[0], plain.groups
+    if options.radix == 1:
+        return options.conv(channels, channels, 3, stride, dilation, dilation, groups, bias=False)
+    return SplitAttentionConv2d(
+        channels,
+        channels,
+        stride=stride,
+        dilation=dilation,
+        groups=groups,
+        radix=options.radix,
+        conv=options.conv,
+        drop=options.build_drop(),
+        norm=options.norm,
+    )

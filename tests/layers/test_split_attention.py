@@ -1,0 +1,44 @@
+"""Split attention has PyTorch-Encoding's keys and values."""
+
+from __future__ import annotations
+
+import goldens
+import pytest
+import torch
+
+from classyseg.layers import SplitAttentionConv2d
+
+SECTION = "modules_losses_metrics_lr_transforms_eval"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("SplAtConv2d_8_8_r2_g2", {"radix": 2, "groups": 2}), ("SplAtConv2d_8_8_r1", {"radix": 1})]
+)
+def test_keys_and_values_are_pytorch_encodings(name: str, options: dict[str, int]) -> None:
+    expected = goldens.wanted(goldens.goldens("float64"))[SECTION][name]
+    layer = SplitAttentionConv2d(8, 8, **options).double().eval()  # type: ignore[arg-type]
+    assert {key: list(value.shape) for key, value in layer.state_dict().items()} == expected["state_keys"]
+    goldens.fill_hashed(layer)
+    x = torch.from_numpy(goldens.hashed("spl.x", (2, 8, 6, 7)))
+    with torch.no_grad():
+        found = layer(x)
+    assert list(found.shape) == expected["out_shape"]
+    goldens.assert_probes(found, expected["out"])
+
+
+def test_the_weights_of_the_splits_sum_to_one_in_each_channel() -> None:
+    layer = SplitAttentionConv2d(12, 6, radix=3, groups=2)
+    weights = layer._weights(torch.randn(2, 18, 1, 1))
+    assert weights.shape == (2, 3, 6, 1, 1)
+    torch.testing.assert_close(weights.sum(1), torch.ones(2, 6, 1, 1))
+
+
+def test_a_single_split_is_gated_by_a_sigmoid() -> None:
+    layer = SplitAttentionConv2d(4, 4, radix=1)
+    assert torch.equal(layer._weights(torch.zeros(1, 4, 1, 1)), torch.full((1, 1, 4, 1, 1), 0.5))
+
+
+def test_strides_round_up_and_dilation_keeps_the_size() -> None:
+    x = torch.randn(2, 4, 9, 7)
+    assert SplitAttentionConv2d(4, 8, stride=2)(x).shape == (2, 8, 5, 4)
+    assert SplitAttentionConv2d(4, 8, dilation=4)(x).shape == (2, 8, 9, 7)
