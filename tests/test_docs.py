@@ -20,6 +20,7 @@ from pydantic_core import to_jsonable_python
 
 from classyseg import TASKS, load_config, parse_config
 from classyseg.cli.main import main as classyseg_main
+from classyseg.cli.models import row
 from classyseg.cli.train import main as classy_train_main
 from classyseg.config import ConfigTree, WeightsConfig
 from classyseg.io import read_json_lines
@@ -304,3 +305,30 @@ def table_rows(text: str, heading: str) -> list[str]:
 def test_the_yaml_of_pages_reads_alike_with_a_usual_reader() -> None:
     for block in blocks("yaml"):
         assert yaml.safe_load(block.code) == parse_config(block.code, source=block.place).values, block.place
+
+
+BACKBONES = ROOT / "docs" / "backbones.md"
+TABLES = "<!-- the rest is written by `classyseg models --table` -->\n"
+
+
+def documented_rows() -> dict[str, str]:
+    rows = BACKBONES.read_text(encoding="utf-8").partition(TABLES)[2].splitlines()
+    return {row.split("`")[1]: row for row in rows if row.startswith("| `")}
+
+
+def test_the_page_of_backbones_lists_every_one_that_needs_no_config() -> None:
+    models = REGISTRIES["models"]
+    own = [name for name in models.names() if models.entry(name).distribution == "classyseg"]
+    needed = {name for name in own if not required_keys(models.config_model(name))}
+    assert set(documented_rows()) == needed
+
+
+def required_keys(config: type[BaseModel]) -> list[str]:
+    return [key for key, field in config.model_fields.items() if field.is_required() and key != "name"]
+
+
+def test_rows_of_the_page_of_backbones_are_what_the_command_prints(request: pytest.FixtureRequest) -> None:
+    rows = documented_rows()
+    every = request.config.getoption("--every-variant")
+    for name in list(rows) if every else list(rows)[::15]:
+        assert rows[name] == row(name)

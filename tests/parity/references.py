@@ -119,6 +119,8 @@ FLAT = ("features.1", "features.2", "features.3", "features.5", "features.7")
 MOBILE = ("features.1", "features.3", "features.6", "features.13", "features.17")
 REGNET = ("stem", *(f"trunk_output.block{i}" for i in range(1, 5)))
 SWIN = ("features.1", "features.3", "features.5", "features.7", "norm")
+PADDED = ((96, 96), (100, 132))
+"""Multiples of 4: torchvision's Swin drops what is left over, ours pads."""
 CONVNEXT = ("features.1", "features.3", "features.5", "features.7")
 DENSENET = ("features.relu0", "features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5")
 
@@ -177,8 +179,8 @@ TORCHVISION += [
         for name in ("regnet_x_400mf", "regnet_y_800mf", "regnet_y_8gf")
     ),
     *(torchvision_case(f"convnext_{size}", CONVNEXT) for size in ("tiny", "small", "base", "large")),
-    *(torchvision_case(f"swin_{size}", SWIN, finish=channels_first) for size in "tsb"),
-    *(torchvision_case(f"swin_v2_{size}", SWIN, finish=channels_first) for size in "tsb"),
+    *(torchvision_case(f"swin_{size}", SWIN, finish=channels_first, sizes=PADDED) for size in "tsb"),
+    *(torchvision_case(f"swin_v2_{size}", SWIN, finish=channels_first, sizes=PADDED) for size in "tsb"),
     vit_case("vit_b_16", 16, 12),
     vit_case("vit_b_32", 32, 12),
     vit_case("vit_l_16", 16, 24),
