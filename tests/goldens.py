@@ -240,6 +240,7 @@ def run_encoding(entry: Mapping[str, Any], **config: Any) -> dict[str, Tensor]:
         model = create_backbone(name, **settings, **config)
         keys = ["fc.weight", "fc.bias", *model.state_dict()]  # heads come first
         model.attach_head("main", HEADS.build("linear", [model.classifier_block], classes))
+        model.double()
     shapes = [tuple(value.shape) for value in model.state_dict().values()]
     filled = [(key, shape) for key, shape in zip(keys, shapes, strict=True) if not key.endswith(NOT_FILLED)]
     state, report = match(model, _hashed_file(tuple(filled)), classifier="main")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from goldens import (
+    TOLERANCE,
     assert_encodings_keys_and_shapes,
     assert_fingerprint,
     assert_probes,
@@ -34,6 +35,8 @@ TIMM = {
     "resnest269e": ("resnest269", {}),
 }
 """timm's names that we do not have, and what they are here."""
+DEEP = ("resnest200", "resnest269e")
+"""With the recorded weights, timm's own float32 outputs of these differ by 4e-4 between one thread and two."""
 SLOW = ("wide_resnet101_2", "resnest269e", "resnext101_32x8d", "resnest200")
 
 
@@ -52,6 +55,10 @@ def test_values_are_pytorch_encodings(entry: dict[str, Any]) -> None:
     found = run_encoding(entry)
     for theirs, ours in {"layer3": "stage3", "layer4": "stage4", "logits": "logits"}.items():
         assert_probes(found[ours], entry["numeric"][theirs])
+
+
+def tolerance(name: str) -> float:
+    return 1e-3 if name.startswith(DEEP) else TOLERANCE
 
 
 def run_at(model: ClassyModel, height: int, width: int) -> dict[str, torch.Tensor]:
@@ -77,7 +84,7 @@ def test_blocks_are_timms_and_torchvisions(name: str) -> None:
         assert [list(feature.shape) for feature in found] == network["shapes"]
         same = 5 if output_stride == 32 or not name.endswith(("d", "e")) else 2 + output_stride // 8
         for feature, fingerprint in zip(found[:same], network["fingerprint"][:same], strict=True):
-            assert_fingerprint(feature, fingerprint)
+            assert_fingerprint(feature, fingerprint, tolerance(name))
         if output_stride == 32 and name in golden_names("torchvision"):
             for feature, fingerprint in zip(found, golden("torchvision", name)["fingerprint"].values(), strict=True):
                 assert_fingerprint(feature, fingerprint)
@@ -106,4 +113,4 @@ def test_values_at_224_pixels_are_pytorch_encodings(name: str) -> None:
     assert parameters(model) == expected["params_without_fc"]
     found = run_at(model, 224, 224)
     assert [list(found[stage].shape) for stage in STAGES] == expected["shapes_224"]
-    assert_fingerprint(found["stage4"], expected["last_fingerprint"])
+    assert_fingerprint(found["stage4"], expected["last_fingerprint"], tolerance(name))
