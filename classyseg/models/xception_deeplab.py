@@ -95,7 +95,8 @@ class XceptionDeeplab(ClassyModel):
     come to a stride of 64; the exit flow strides for an `output_stride` of 32 alone; and just the last block is
     dilated, by 2.
 
-    The state dict has timm's keys, with `layers` for its `blocks`.
+    The state dict has timm's keys, with `layers` for its `blocks`, and is the same at every output stride. (At 8, timm
+    leaves the convolution out of the fifth shortcut of 71 layers; the paper's network and PaddleSeg's keep it.)
 
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018;
     PaddleSeg's XceptionDeeplab.

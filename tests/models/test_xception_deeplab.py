@@ -98,6 +98,13 @@ def test_a_dilated_network_holds_the_undilated_one_at_the_coarse_positions(size:
             torch.testing.assert_close(fine, coarse, rtol=0, atol=1e-5 * coarse.abs().max().item())
 
 
+def test_every_output_stride_has_the_same_keys_where_timm_drops_a_shortcut() -> None:
+    with torch.device("meta"):
+        states = [create_backbone("xception71_deeplab", output_stride=stride).state_dict() for stride in (8, 16)]
+    assert states[0].keys() == states[1].keys()
+    assert "layers.4.shortcut.conv.weight" in states[0]
+
+
 def test_paddlesegs_keys_hold_the_depth_and_the_flow() -> None:
     with torch.device("meta"):
         model = create_backbone("xception71_deeplab")
