@@ -98,7 +98,7 @@ class ResNet(ClassyModel):
             norm=norm,
         )
         self.in_channels = in_channels
-        self.namings = (_classyvision(block),)
+        self.namings = (*type(self).namings, _classyvision(block))
         channels = self._add_stem(options, _deep_stem_width(deep_stem, stem_width, small_input), small_input)
         self._add_stages(options, channels, depths, output_stride, multi_grid)
         self._initialise(last_gamma)

@@ -114,7 +114,7 @@ class XceptionDeeplab(ClassyModel):
         norm: NormConfig = NormConfig(eps=1e-3, momentum=0.01),
     ) -> None:
         super().__init__()
-        self.namings = _namings(depth)  # type: ignore[misc]  # PaddleSeg's keys hold the depth
+        self.namings = (*type(self).namings, *_namings(depth))  # type: ignore[misc]  # PaddleSeg's keys hold the depth
         self.in_channels = in_channels
         self.stem = nn.Sequential(
             ConvNorm(in_channels, 32, kernel=3, stride=2, relu=True, norm=norm),
