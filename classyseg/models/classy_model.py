@@ -19,6 +19,7 @@ from classyseg.heads.classy_head import ClassyHead
 from classyseg.layers import DropBlock2d
 from classyseg.models.compress import Compression, compressed
 from classyseg.models.naming import Naming
+from classyseg.models.published import published
 from classyseg.models.recompute import is_recomputing, recomputed
 from classyseg.models.store import PublicWeights
 from classyseg.registry import Configurable
@@ -113,7 +114,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
         """Public weights of the registered name `variant`, by name; `pretrained` takes the first."""
-        return {}
+        return published(variant)
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 

@@ -179,7 +179,7 @@ class ResNet(ClassyModel):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        return torchvision_weights(variant)
+        return torchvision_weights(variant) | super().known_weights(variant)
 
 
 def _deep_stem_width(deep_stem: bool, stem_width: int, small_input: bool) -> int | None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import multiprocessing
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
 import torch
 
 from classyseg.config import ConfigError
 from classyseg.models import ResNet, create_backbone, list_models, store
-from classyseg.models.store import cache_folder, fetch, torchvision_weights
+from classyseg.models.published import PUBLISHED
+from classyseg.models.store import HASH_IN_NAME, cache_folder, fetch, torchvision_weights
+from classyseg.registry import MODELS
 
 CONTENT = bytes(range(256)) * 1024
 OTHER = CONTENT[::-1]
@@ -226,6 +231,25 @@ def test_a_hash_in_the_file_name_is_checked(algorithm: str, server: Server) -> N
         fetch(server.url(f"other/resnet50-{digest}.pth"))
 
 
+def test_the_hash_in_an_archives_name_may_be_that_of_its_one_file(server: Server) -> None:
+    def packed(*contents: bytes) -> bytes:
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for i, content in enumerate(contents):
+                archive.writestr(f"models/{i}.pth", content)
+        return file.getvalue()
+
+    name = f"resnet50s-{hashlib.sha1(CONTENT).hexdigest()[:8]}.zip"
+    server.content = packed(CONTENT)
+    assert fetch(server.url(name)).read_bytes() == server.content
+    damaged = bytearray(packed(CONTENT))
+    damaged[200] ^= 1
+    for i, wrong in enumerate([packed(OTHER), packed(CONTENT, OTHER), packed(), bytes(damaged), packed(CONTENT)[:-9]]):
+        server.content = wrong
+        with pytest.raises(ConfigError, match=r"found the sha256 .*, expected .*; the download was removed"):
+            fetch(server.url(f"{i}/{name}"))
+
+
 def test_a_date_in_the_file_name_is_no_hash(server: Server) -> None:
     assert fetch(server.url("resnet50-20240131.pth")).is_file()
 
@@ -320,3 +344,15 @@ def test_pretrained_downloads_what_the_name_knows(server: Server, monkeypatch: p
 def test_every_public_file_of_torchvision_has_a_hash() -> None:
     for name in list_models("resnet*"):
         assert all(entry.digest.startswith("sha256:") for entry in torchvision_weights(name).values())
+
+
+def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() -> None:
+    assert PUBLISHED.keys() <= set(list_models())
+    for name, known in PUBLISHED.items():
+        assert MODELS.entry(name).component.known_weights(name).items() >= known.items()
+        for entry in known.values():
+            assert urlparse(entry.url).scheme == "https"
+            assert entry.licence.startswith(("MIT", "Apache-2.0"))
+            assert entry.resize >= entry.crop
+            in_name = HASH_IN_NAME.search(entry.url)
+            assert entry.digest.rpartition(":")[2] == (in_name[1] if in_name else "")
