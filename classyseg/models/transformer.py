@@ -164,6 +164,19 @@ def resized_positions(positions: Tensor, num_extra: int, grid: tuple[int, ...], 
     return torch.cat([extra, patches.flatten(2).transpose(1, 2)], 1)
 
 
+def resized_kernel(kernel: Tensor, size: int) -> Tensor:
+    """The kernel (O, I, h, w) that embeds patches of another `size` as `kernel` embeds them before they are resized.
+
+    Exactly for larger patches, resized bicubic; the nearest in the mean square for smaller ones. Source: Beyer et al.,
+    "FlexiViT: One Model for All Patch Sizes", CVPR 2023.
+    """
+    height, width = kernel.shape[2:]
+    pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
+    resize = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).flatten(1)
+    resized = kernel.flatten(2).double() @ torch.linalg.pinv(resize).T
+    return resized.unflatten(2, (size, size)).to(kernel.dtype)
+
+
 def to_pyramid(features: dict[str, Tensor], stride: int, image: Tensor) -> dict[str, Tensor]:
     """Four maps at `stride` as maps at the strides 4, 8, 16 and 32, of ceil(H / stride) x ceil(W / stride)."""
     height, width = image.shape[2:]

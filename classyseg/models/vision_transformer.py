@@ -19,6 +19,7 @@ from classyseg.models.transformer import (
     check_heads,
     evenly,
     padded,
+    resized_kernel,
     to_pyramid,
 )
 from classyseg.registry import MODELS
@@ -131,6 +132,13 @@ class VisionTransformer(TransformerModel):
             return features
         maps = {name: features[name] for name in self.stages.values()}
         return {**features, **to_pyramid(maps, self.patch_size, image)}
+
+    def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
+        """As `TransformerModel`, and a kernel for patches of another size."""
+        is_kernel = key == "conv_proj.weight" and isinstance(self.conv_proj, nn.Conv2d) and tensor.dim() == 4
+        if is_kernel and tensor.shape[2:] != (self.patch_size, self.patch_size):
+            return resized_kernel(tensor, self.patch_size)
+        return super().fit_tensor(key, tensor)
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:

@@ -19,10 +19,12 @@ from goldens import (
 )
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional as F
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone
+from classyseg.models.transformer import resized_kernel
 from classyseg.models.weights import match
 
 PARAMETERS = {
@@ -195,6 +197,24 @@ def test_position_embeddings_that_are_no_square_are_a_mismatch() -> None:
     assert match(tiny(), state)[1].mismatched == ("encoder.pos_embedding is (1, 12, 32), expected (1, 17, 32)",)
 
 
+@pytest.mark.parametrize("size", [16, 24, 32])
+def test_a_larger_patch_size_embeds_resized_patches_alike(size: int) -> None:
+    source, model = tiny(), tiny(patch_size=size, image_size=size * 4)
+    model.load_state_dict(match(model, source.state_dict())[0])
+    patch = drawn_input(16, 16)
+    resized = F.interpolate(patch, (size, size), mode="bicubic", antialias=True)
+    torch.testing.assert_close(model.conv_proj(resized), source.conv_proj(patch), rtol=0, atol=1e-5)
+
+
+def test_a_smaller_patch_size_embeds_resized_patches_more_alike_than_a_resized_kernel() -> None:
+    kernel, patches = torch.randn(8, 3, 16, 16), torch.randn(400, 3, 16, 16)
+    small = F.interpolate(patches, (8, 8), mode="bicubic", antialias=True)
+    found, naive = (F.conv2d(small, k) for k in (resized_kernel(kernel, 8), 4 * F.interpolate(kernel, (8, 8))))
+    expected = F.conv2d(patches, kernel)
+    errors = [(guess - expected).square().mean() for guess in (found, naive)]
+    assert errors[0] < 0.8 * expected.square().mean() < 0.9 * errors[1]
+
+
 # -- configs ---------------------------------------------------------------------------------------------------------
 
 
@@ -216,9 +236,7 @@ def test_the_pyramid_is_the_maps_resampled() -> None:
     flat, levels = plain(image), pyramid(image)
     assert torch.equal(levels["stage3"], flat["stage3"])
     torch.testing.assert_close(levels["stage4"], nn.functional.avg_pool2d(flat["stage4"], 2))
-    torch.testing.assert_close(
-        levels["stage1"], nn.functional.interpolate(flat["stage1"], scale_factor=4, mode="bilinear")
-    )
+    torch.testing.assert_close(levels["stage1"], nn.F.interpolate(flat["stage1"], scale_factor=4, mode="bilinear"))
 
 
 @pytest.mark.parametrize(
