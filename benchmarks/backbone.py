@@ -29,7 +29,7 @@ TORCHVISION = {
     "densenet121": "densenet121",
     "efficientnet_b0": "efficientnet_b0",
     "mobilenet_v2": "mobilenet_v2",
-    "regnet_y_800mf_tv": "regnet_y_800mf",
+    "regnet_y_800mf_torchvision": "regnet_y_800mf",
     "regnet_x_800mf": "regnet_x_800mf",
     "convnext_tiny": "convnext_tiny",
     "swin_t": "swin_t",
@@ -86,7 +86,7 @@ def memory(arguments: argparse.Namespace) -> None:
         for _ in range(arguments.repeats):
             for side in MEMORY:
                 command = [sys.executable, *sys.argv, "--side", side, "--folder", folder]
-                output = subprocess.run(command, check=True, capture_output=True, text=True, env=RETURNS_FREED)
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=RETURNS_FREED)
                 found[side].append(json.loads(output.stdout.splitlines()[-1]))
         plain = torch.load(f"{folder}/plain.pt", weights_only=True)
         for side in MEMORY[1:]:
