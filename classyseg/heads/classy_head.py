@@ -40,7 +40,7 @@ class ClassyHead(nn.Module, Configurable, ABC):
         """
 
     def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives in a model where the head is `name`: logits as `NAME`, in training extras as `NAME.EXTRA`."""
+        """What `forward` gives in a model with the head `name`: logits as `NAME`, extras as `NAME.EXTRA`."""
         found = self(features)
         if isinstance(found, Tensor):
             return {name: found}

@@ -118,6 +118,7 @@ def create_backbone(
             raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
     config |= {key: value for key, value in options.items() if value is not None}
     chosen = _weights(name, pretrained, weights)
+    config = _config_of(name, chosen) | config
     if features_only:
         model = build_model(MODELS.validate({"name": name, **config}, placed=True))
         if chosen is not None:
@@ -127,9 +128,12 @@ def create_backbone(
         model = create_model(name, num_classes=classes, weights=chosen, adapt_input=adapt_input, **config)
     if output_indices is not None:
         names = list(model.blocks)
-        if any(index not in range(-len(names), len(names)) for index in output_indices):
+        if any(type(index) is not int or index not in range(-len(names), len(names)) for index in output_indices):
             raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks")
-        model.keep_blocks([names[index] for index in output_indices])
+        try:
+            model.keep_blocks([names[index] for index in output_indices])
+        except ConfigError as error:
+            raise placed("output_indices", error) from None
     return model
 
 
@@ -151,10 +155,11 @@ def create_model(
 
     Raises: `ConfigError`.
     """
+    chosen = _weights(name, pretrained, weights)
+    config = _config_of(name, chosen) | config
     model = build_model(MODELS.validate({"name": name, "heads": heads or {}, **config}, placed=True), num_classes)
     if not heads:
         model.attach_head("main", HEADS.build("linear", [model.classifier_block], num_classes))
-    chosen = _weights(name, pretrained, weights)
     if chosen is not None:
         classifier = "main" if not heads and num_classes == IMAGENET_CLASSES else None
         load_weights(model, chosen, variant=name, classifier=classifier, adapt_input=adapt_input)
@@ -169,3 +174,9 @@ def _weights(name: str, pretrained: bool, weights: str | None) -> str | None:
     if not known:
         raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
     return next(iter(known))
+
+
+def _config_of(name: str, weights: Any) -> dict[str, Any]:
+    """The options that public weights of that name want where they are not the defaults of the model `name`."""
+    known = MODELS.entry(name).component.known_weights(name) if isinstance(weights, str) else {}  # type: ignore[attr-defined]
+    return dict(known[weights].config) if weights in known else {}

@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -46,11 +47,13 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._declared: dict[str, BlockInfo] = {}
+        self._kept: list[str] | None = None
         self._optional: dict[str, BlockInfo] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
         self._probed: str | None = None
         self._ran: list[nn.Module] | None = None
         self._frozen: tuple[str, ...] = ()
+        self._stopped: set[str] = set()
         self._frozen_norm = False
         self.activation_compression: Compression = "none"
         self._taps: dict[str, _Tap] = {}
@@ -85,20 +88,38 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def layers_of(self, block: str) -> list[nn.Module]:
         """The submodules that make the declared `block` from the one before, as `add_block` was told."""
         modules = dict(self.named_modules())
-        return [modules[name] for name in self._layers[block] if name in modules]
+        return [modules[name] for name in self._layer_names(block) if name in modules]
+
+    def _layer_names(self, block: str) -> tuple[str, ...]:
+        """Raises: `ConfigError` for a name that is neither a submodule nor a parameter."""
+        for name in self._layers[block]:
+            try:
+                attrgetter(name)(self)
+            except AttributeError:
+                raise ConfigError(
+                    f"{type(self).__name__} declares the block '{block}' with the layer '{name}'; it has no such layer"
+                ) from None
+        return self._layers[block]
 
     def is_wanted(self, name: str) -> bool:
         """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""
-        return name == self._probed or name in self._read()
+        return name == self._probed or name in self.blocks_read()
 
-    def _read(self) -> set[str]:
-        """The names of the blocks that somebody reads."""
+    def blocks_read(self) -> set[str]:
+        """The names of the blocks and submodules that heads read or somebody watches."""
         heads: Any = self.heads.values()
         return self._watched | {block.name for head in heads for block in head.blocks}
 
     def keep_blocks(self, names: Sequence[str]) -> None:
-        """Declares only `names`, in that order, of the blocks; the layers stay as they are."""
-        self._declared = {name: self._declared[name] for name in names}
+        """Makes `forward_features` give only `names` of the declared blocks, besides what heads read.
+
+        Raises: `ConfigError` for no name, an unknown one, and one that comes twice.
+        """
+        if not names or len(set(names)) < len(names) or not set(names) <= set(self._declared):
+            raise ConfigError(
+                f"blocks: found {list(names)}; keep one or more of {', '.join(self._declared)}, each once"
+            )
+        self._kept = [name for name in self._declared if name in names]
 
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
         """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
@@ -120,8 +141,9 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @property
     def blocks(self) -> Mapping[str, BlockInfo]:
-        """The declared blocks, shallow to deep."""
-        return MappingProxyType(self._declared)
+        """The declared blocks, shallow to deep; those that `keep_blocks` left, where it was called."""
+        kept = self._declared if self._kept is None else {name: self._declared[name] for name in self._kept}
+        return MappingProxyType(kept)
 
     @property
     def attachable_block_names(self) -> list[str]:
@@ -175,7 +197,10 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return BlockInfo(name, outputs[0].shape[1], round(PROBE_SIZE / outputs[0].shape[2]))
 
     def run_on_meta(self, size: int) -> dict[str, Tensor]:
-        """The features of one input of `size` x `size` on the `meta` device, in eval mode: shapes without values."""
+        """The features of one input of `size` x `size` on the `meta` device, in eval mode: shapes without values.
+
+        Raises: `ConfigError` for a backbone that cannot do that.
+        """
         training = self.training
         run = _Backbone(self.eval())
         state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
@@ -184,6 +209,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
         try:
             with torch.no_grad():
                 return functional_call(run, state, torch.empty(1, *self.input_shape(size, size), device="meta"))
+        except Exception as error:  # a plugin may need values, or images of one size
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ConfigError(
+                f"{type(self).__name__} cannot be run on torch's meta device with {size} x {size} pixels, which tells "
+                f"the shapes of what it computes: {reason}"
+            ) from error
         finally:
             self.train(training)
 
@@ -233,7 +264,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
         head = self.heads.pop(name)
         self._train_only.discard(name)
-        for tap in [tap for tap in self._taps if tap not in self._read()]:
+        for tap in [tap for tap in self._taps if tap not in self.blocks_read()]:
             self._taps.pop(tap).handle.remove()
         return head  # type: ignore[return-value]
 
@@ -264,18 +295,22 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """Stops the training of the whole backbone, or of its blocks up to and including `through`.
 
         Frozen layers get no gradient, and stay in eval mode. `norm` stops every norm of the backbone with running
-        statistics; their weights, too.
+        statistics; their weights, too. What an earlier call stopped and this one does not, trains again.
 
         Raises: `ConfigError` for an unknown block, and for one whose layers the backbone does not tell.
         """
         names = self._through(through) if isinstance(through, str) else ("",) if through else ()
+        training = self.training
+        for name in self._stopped:
+            self.get_parameter(name).requires_grad_(True)
         self._frozen, self._frozen_norm = names, norm
+        still = {parameter for module in self._still() for parameter in module.parameters()}
+        self._stopped = set()
         for name, parameter in self.named_parameters():
-            if self._is_frozen(name):
+            if parameter.requires_grad and (self._is_frozen(name) or parameter in still):
                 parameter.requires_grad_(False)
-        for module in self._still():
-            module.requires_grad_(False)
-        self.train(self.training)
+                self._stopped.add(name)
+        self.train(training)
 
     def _through(self, block: str) -> tuple[str, ...]:
         if block not in self._declared:
@@ -284,7 +319,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         for name in until:
             if not self._layers[name]:
                 raise ConfigError(f"frozen: {type(self).__name__} does not tell which layers make the block '{name}'")
-        return tuple(layer for name in until for layer in self._layers[name])
+        return tuple(layer for name in until for layer in self._layer_names(name))
 
     def _is_frozen(self, name: str) -> bool:
         """Whether a parameter or module of that name belongs to the frozen part."""
@@ -307,8 +342,13 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def checkpoint_activations(self, blocks: bool | Sequence[str] = True) -> None:
         """Keeps of these blocks' layers the inputs alone in training, and computes the rest again for the gradients.
 
-        Raises: `ConfigError` for an unknown block, and for one whose layers cannot be computed again.
+        Raises: `ConfigError` for an unknown block, for one whose layers cannot be computed again, and for a backbone
+        that has no others.
         """
+        if not blocks:
+            for module in self.modules():
+                module.recompute = False  # type: ignore[assignment]
+            return
         self._ran = []
         try:
             self.run_on_meta(PROBE_SIZE)
@@ -316,7 +356,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
             layers = list(self._ran)
         finally:
             self._ran = None
-        chosen = able if blocks is True else list(blocks or ())
+        if blocks is True and not able:
+            raise ConfigError(
+                f"activation_checkpointing: found true, but {type(self).__name__} runs no layer through `self.run`"
+            )
+        chosen = able if blocks is True else list(blocks)
         for block in chosen:
             if block not in able:
                 raise ConfigError(
@@ -345,11 +389,17 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def forward_features(self, image: Tensor) -> dict[str, Tensor]:
         """The declared blocks' feature maps, and those of the submodules that heads read."""
-        with self._compression(image):
-            features = self.extract_features(image)
-        wanted = [name for name in self._optional if name not in self._declared and self.is_wanted(name)]
-        kept = {name: features[name] for name in [*self._declared, *wanted]}
-        return {**kept, **self._tapped.take()} if self._taps else kept
+        tapped: dict[str, Tensor] = {}
+        try:
+            with self._compression(image):
+                features = self.extract_features(image)
+        finally:
+            if self._taps:
+                tapped = self._tapped.take()
+        read = self.blocks_read()
+        optional = [name for name in self._optional if name not in self._declared and self.is_wanted(name)]
+        kept = [name for name in self._declared if name in self.blocks or name in read]
+        return {name: features[name] for name in [*kept, *optional]} | tapped
 
     def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
         if self.activation_compression == "none" or not self.training or not torch.is_grad_enabled():
@@ -379,10 +429,22 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return [output for name, head in heads for output in (name, *(f"{name}.{extra}" for extra in head.extras))]
 
     def unused_in_training(self) -> bool:
-        """Whether some parameters may get no gradient: no head reads the deepest block, or no loss the extras."""
-        read = {block.name for head in self.heads.values() for block in head.blocks}  # type: ignore[union-attr]
+        """Whether some parameters may get no gradient: those of a deepest or optional block that no head reads, or of
+        extras that no loss reads.
+        """
+        read = self.blocks_read()
         has_extras = len(self.output_names) > len(self.heads)
-        return bool(self.heads) and (has_extras or next(reversed(self._declared), None) not in read)
+        unread = [name for name in self._optional if name not in read and name not in self._declared]
+        useless, used = (
+            tuple(f"{layer}." for name in names for layer in self._layers[name])
+            for names in (unread, [*self._declared, *(name for name in self._optional if name in read)])
+        )
+        names = [f"{name}." for name, _ in self._backbone_parameters()]
+        only_optional = any(name.startswith(useless) and not name.startswith(used) for name in names)
+        return bool(self.heads) and (has_extras or only_optional or next(reversed(self._declared), None) not in read)
+
+    def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]
 
 
 class _Backbone(nn.Module):
@@ -391,12 +453,6 @@ class _Backbone(nn.Module):
     def __init__(self, model: ClassyModel) -> None:
         super().__init__()
         self.model = model
-
-    def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
-        if self.activation_compression == "none" or not self.training or not torch.is_grad_enabled():
-            return contextlib.nullcontext()
-        how: Any = self.activation_compression
-        return compressed(how, [image, *self.parameters(), *self.buffers()])
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return self.model.extract_features(image)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from classyseg.layers.same import SameConv2d
+from classyseg.models import paddle
 from classyseg.models.classy_model import ClassyModel
 
 Model = TypeVar("Model", bound=ClassyModel)
 PROBE_SIZE = 64
+FOLDABLE = (nn.Conv2d, nn.Conv3d, SameConv2d, paddle.SameConv2d)
 
 
 def fuse(model: Model) -> Model:
@@ -33,42 +38,62 @@ def fuse(model: Model) -> Model:
 
 def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
     """The names of convolutions with the batch norm that alone reads each one's output, found by a forward pass."""
-    makers: dict[int, str] = {}
-    readers: dict[str, list[str]] = {}
-    runs: dict[str, int] = {}
-    kept: list[Tensor] = []  # so that no identity is given twice
-
-    def watch(name: str) -> Any:
-        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            runs[name] = runs.get(name, 0) + 1
-            for value in inputs:
-                if id(value) in makers:
-                    readers.setdefault(makers[id(value)], []).append(name)
-            if isinstance(output, Tensor) and type(module) in (nn.Conv2d, nn.Conv3d, SameConv2d):
-                makers[id(output)] = name
-                kept.append(output)
-
-        return record
-
     modules = {name: module for name, module in model.named_modules() if not any(module.children())}
-    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    reads = _Reads()
+    handles = [module.register_forward_hook(reads.watch(name)) for name, module in modules.items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), reads:
             parameter = next(model.parameters())
             image = torch.zeros(1, *model.input_shape(PROBE_SIZE, PROBE_SIZE))
-            model(image.to(parameter))
+            features = model.forward_features(image.to(parameter))
+            model(features)
     finally:
         for handle in handles:
             handle.remove()
-    tapped = {block.name for head in model.heads.values() for block in head.blocks}  # type: ignore[union-attr]
+    given = {reads.makers.get(id(value)) for value in features.values()} | model.blocks_read()
     return [
         (conv, names[0])
-        for conv, names in readers.items()
+        for conv, names in reads.readers.items()
         if len(names) == 1
-        and isinstance(modules[names[0]], nn.BatchNorm2d | nn.BatchNorm3d)
-        and runs[conv] == runs[names[0]] == 1
-        and conv not in tapped
+        and _folds(modules[names[0]])
+        and reads.runs[conv] == reads.runs[names[0]] == reads.uses[conv] == 1
+        and conv not in given
     ]
+
+
+def _folds(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is not None
+
+
+class _Reads(TorchFunctionMode):
+    """Which modules made and read the outputs of convolutions, and how many of torch's functions did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.makers: dict[int, str] = {}
+        self.readers: dict[str, list[str]] = {}
+        self.runs: Counter[str] = Counter()
+        self.uses: Counter[str] = Counter()
+        self.kept: list[Tensor] = []  # so that no identity is given twice
+
+    def watch(self, name: str) -> Any:
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self.runs[name] += 1
+            for value in inputs:
+                if id(value) in self.makers:
+                    self.readers.setdefault(self.makers[id(value)], []).append(name)
+            if isinstance(output, Tensor) and type(module) in FOLDABLE:
+                self.makers[id(output)] = name
+                self.kept.append(output)
+
+        return record
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor | tuple | list) and not isinstance(output, torch.Size):
+            read = {id(value) for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+            self.uses.update(self.makers[value] for value in read if value in self.makers)
+        return output
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -252,6 +252,8 @@ class HRNet(ClassyModel):
         super().__init__()
         parts = Parts(padding, has_se, Resize(fuse_upsample, align_corners), norm)
         self.in_channels = in_channels
+        self.padding = padding
+        self.fuse_upsample = fuse_upsample
         self.conv1 = parts.conv(in_channels, STEM_CHANNELS, 3, stride=2)
         self.bn1 = build_norm(norm, STEM_CHANNELS)
         self.conv2 = parts.conv(STEM_CHANNELS, STEM_CHANNELS, 3, stride=2)

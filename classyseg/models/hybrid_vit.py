@@ -136,7 +136,7 @@ class HybridViT(TransformerModel):
         self.add_encoder(encoder, image_size // stride, stride, classifier)
         self.last = f"stage{len(depths) + 1}"
         layers = [f"encoder.layers.encoder_layer_{i}" for i in range(num_layers)]
-        before = ("conv_proj", "class_token", "encoder.pos_embedding")
+        before = ("conv_proj", "class_token", "encoder.pos_embedding", "encoder.dropout")
         self.add_block(self.last, hidden_dim, stride, *before, *layers, "encoder.ln")
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:

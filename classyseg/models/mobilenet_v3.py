@@ -12,7 +12,7 @@ from classyseg.config import Float
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
-from classyseg.models.naming import PADDLE_LEAVES, Naming
+from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
 from classyseg.models.paddle import SameConv2d, initialise
 from classyseg.registry import MODELS
 
@@ -138,7 +138,7 @@ class MobileNetV3(ClassyModel):
 
     classifier_prefixes = CLASSIFIER
     namings = (
-        Naming("paddleseg", ((r"^layers\.", "blocks."), *PADDLE_LEAVES), CLASSIFIER),
+        Naming("paddleseg", ((r"^layers\.", "blocks."), *PADDLE_LEAVES), CLASSIFIER, paddle_tensor),
         Naming(
             "paddleseg_v2.5",
             (
@@ -147,6 +147,7 @@ class MobileNetV3(ClassyModel):
                 *PADDLE_LEAVES,
             ),
             CLASSIFIER,
+            paddle_tensor,
         ),
     )
 

@@ -6,6 +6,8 @@ and PaddleSeg's configs. Publishers that give no hash have none here.
 
 from __future__ import annotations
 
+from typing import Any
+
 from classyseg.models.store import PublicWeights
 
 _HALF = (0.5, 0.5, 0.5)
@@ -18,7 +20,14 @@ def published(variant: str) -> dict[str, PublicWeights]:
 
 
 def _timm(
-    name: str, crop: int = 224, percent: float = 0.875, *, half: bool = False, bicubic: bool = True, mit: bool = False
+    name: str,
+    crop: int = 224,
+    percent: float = 0.875,
+    *,
+    half: bool = False,
+    bicubic: bool = True,
+    mit: bool = False,
+    config: tuple[tuple[str, Any], ...] = (),
 ) -> PublicWeights:
     trained = "ImageNet-21k" if "in21k" in name else "ImageNet-1k"
     values = {"mean": _HALF, "std": _HALF} if half else {}
@@ -29,6 +38,7 @@ def _timm(
         resize=int(crop / percent),
         crop=crop,
         interpolation="bicubic" if bicubic else "bilinear",
+        config=config,
         **values,
     )
 
@@ -49,8 +59,9 @@ def _paddleseg(path: str) -> PublicWeights:
 
 
 def _hrnet(name: str, *, paddleseg: bool = False) -> dict[str, PublicWeights]:
-    found = {"imagenet1k_timm": _timm(f"{name}.ms_in1k", bicubic=False, mit=True)}
-    return found | ({"imagenet1k_ssld_paddleseg": _paddleseg(f"{name}_ssld")} if paddleseg else {})
+    config = (("padding", "symmetric"), ("fuse_upsample", "nearest"))
+    found = {"imagenet1k_ssld_paddleseg": _paddleseg(f"{name}_ssld")} if paddleseg else {}
+    return found | {"imagenet1k_timm": _timm(f"{name}.ms_in1k", bicubic=False, mit=True, config=config)}
 
 
 PUBLISHED = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.layers import CeilMeanPool2d, NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.naming import PADDLE_LEAVES, Naming
+from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
 from classyseg.models.paddle import initialise
 from classyseg.models.residual import EXPANSION, KERNELS, ResidualBlock
 from classyseg.registry import MODELS
@@ -55,6 +55,7 @@ class ResNetVd(ClassyModel):
                 *PADDLE_LEAVES,
             ),
             classifier=("out.", "fc."),
+            tensor=paddle_tensor,
         ),
     )
 

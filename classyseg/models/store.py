@@ -55,6 +55,8 @@ class PublicWeights:
     resize: int = 256
     crop: int = 224
     interpolation: str = "bilinear"
+    config: tuple[tuple[str, Any], ...] = ()
+    """Options of the backbone, other than its defaults, with which the weights were trained."""
 
     def preprocessing(self) -> str:
         """How images were prepared, in one line."""

@@ -121,7 +121,7 @@ class VisionTransformer(TransformerModel):
         first = 0
         for i, (last, name) in enumerate(self.stages.items()):
             layers = [f"encoder.layers.encoder_layer_{j}" for j in range(first, last)]
-            before = ["conv_proj", "class_token", "encoder.pos_embedding"] if i == 0 else []
+            before = ["conv_proj", "class_token", "encoder.pos_embedding", "encoder.dropout"] if i == 0 else []
             layers = before + layers + ["encoder.ln"] * (i == 3)
             self.add_block(name, hidden_dim, PYRAMID_STRIDES[i] if hierarchical else patch_size, *layers)
             first = last

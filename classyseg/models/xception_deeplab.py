@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
-from classyseg.models.naming import PADDLE_LEAVES, Naming
+from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
 from classyseg.models.paddle import initialise
 from classyseg.registry import MODELS
 
@@ -177,7 +177,7 @@ def _namings(depth: int) -> tuple[Naming, ...]:
     )
     flat = ((r"^stem\.", "stem_"), (r"^layers\.", "blocks_"))
     return (
-        Naming("paddleseg", paddle, classifier=("out.", "fc.")),
+        Naming("paddleseg", paddle, classifier=("out.", "fc."), tensor=paddle_tensor),
         Naming("timm", ((r"^layers\.", "blocks."),), classifier=("head.",)),
         Naming("timm_features", flat),  # of what `timm.create_model(..., features_only=True)` saves
     )

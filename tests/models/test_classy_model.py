@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Mapping, Sequence
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from classyseg.config import ConfigError
 from classyseg.heads import ClassyHead, FCNHead, LinearHead
 from classyseg.models import ClassyModel, build_model, create_backbone
 from classyseg.structures import BlockInfo
+
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def resnet18() -> ClassyModel:
@@ -253,3 +256,87 @@ def test_a_tapped_submodule_gives_its_output_though_the_next_layer_works_in_plac
     with torch.no_grad():
         assert torch.equal(model.forward_features(image)[name], seen[0])
     assert seen[0].min() < 0
+
+
+def test_what_a_later_freeze_leaves_out_trains_again() -> None:
+    model = create_backbone("resnet18")
+    model.conv1.weight.requires_grad_(False)  # somebody else's choice stays
+    model.freeze("stage4", norm=True)
+    model.freeze("stem")
+    still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert still == {"conv1.weight", "bn1.weight", "bn1.bias"}
+    model.freeze(False)
+    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == {"conv1.weight"}
+
+
+def test_kept_blocks_change_neither_freezing_nor_the_classifier() -> None:
+    model = create_backbone("resnet18", output_indices=[-1, 0])
+    assert list(model(IMAGE)) == list(model.blocks) == ["stem", "stage4"]
+    assert model.classifier_block.name == "stage4"
+    model.freeze("stage1")
+    assert not model.layer1[0].conv1.weight.requires_grad
+    whole = create_backbone("resnet18", output_indices=[0], features_only=False)
+    assert whole(IMAGE)["main"].shape == (1, 1000)
+
+
+@pytest.mark.parametrize("indices", [[], [0, 0], [0, -5], [True], [9]])
+def test_strange_output_indices_are_errors(indices: list[int]) -> None:
+    with pytest.raises(ConfigError, match="output_indices"):
+        create_backbone("resnet18", output_indices=indices)
+
+
+class Plain(ClassyModel):
+    """A plugin's backbone that runs its layer itself, on images of one size only."""
+
+    def __init__(self, layer: str = "conv") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 2, stride=2)
+        self.add_block("block", 4, 2, layer)
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        assert image.shape[2:] == (64, 64), "images of 64 x 64 only"
+        return {"block": self.conv(image)}
+
+
+def test_a_backbone_that_takes_one_size_can_be_built_and_says_what_it_cannot() -> None:
+    model = Plain()
+    model.checkpoint_activations(False)
+    with pytest.raises(ConfigError, match=r"Plain cannot be run on torch's meta device with 256 x 256.*64 x 64 only"):
+        model.checkpoint_activations(True)
+
+
+def test_layers_that_do_not_exist_and_layers_that_cannot_be_computed_again_are_errors() -> None:
+    with pytest.raises(ConfigError, match="Plain declares the block 'block' with the layer 'c'; it has no such layer"):
+        Plain("c").freeze("block")
+
+    class AnySize(Plain):
+        def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+            return {"block": self.conv(image)}
+
+    with pytest.raises(ConfigError, match=r"found true, but AnySize runs no layer through `self\.run`"):
+        AnySize().checkpoint_activations(True)
+
+
+def test_nothing_tapped_stays_after_a_pass_that_failed() -> None:
+    model = create_backbone("resnet18")
+    model.watch("layer1.0.conv1")
+    with pytest.raises(RuntimeError), mock.patch.object(model.layer4, "forward", side_effect=RuntimeError):
+        model(IMAGE)
+    assert not model._tapped.outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in ("mobilenet_v2", "efficientnet_lite0", "efficientnet_b0")),
+        *((name, False) for name in ("vit_ti_16", "hrnet_w18_small_v1", "resnet18_vd", "resnet18")),
+    ],
+)
+def test_layers_of_an_optional_block_that_nobody_reads_get_no_gradient(name: str, expected: bool) -> None:
+    model = create_backbone(name)
+    deepest = list(model.blocks)[-1]
+    model.attach_head("main", FCNHead([model.block(deepest)], 2))
+    image = torch.rand(2, 3, 64, 64)
+    model(image)["main"].sum().backward()
+    assert any(parameter.grad is None for parameter in model.parameters()) == expected
+    assert model.unused_in_training() == expected

@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from classyseg.config import ConfigError
 from classyseg.heads import FCNHead
-from classyseg.models import ClassyModel, build_model, create_backbone, fuse
+from classyseg.models import ClassyModel, FeatureSelector, build_model, create_backbone, fuse
 from classyseg.registry import MODELS
 
 IMAGE = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
@@ -244,3 +245,49 @@ def test_the_keys_are_part_of_every_models_config() -> None:
     assert config.resolved()["activation_compression"] == "int8"
     with pytest.raises(ConfigError, match="activation_compression"):
         MODELS.validate({"name": "resnet18", "activation_compression": "int4"}, placed=True)
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small_v1", "mobilenet_v3_small_x0_35", "xception41_deeplab"])
+def test_every_norm_that_runs_is_folded(name: str) -> None:
+    model = create_backbone(name, **({"variant": "v2.5"} if "mobilenet" in name else {}))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fuse(model).modules())
+
+
+class ReadTwice(ClassyModel):
+    """A convolution that a norm and something else read, and one that is a block itself."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.bn = nn.BatchNorm2d(4, track_running_stats=way != "no statistics")
+        self.add_block("block", 4, 1, "conv", "bn")
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        x = self.conv(image)
+        if self.way == "sum":
+            return {"block": x + self.bn(x)}
+        if self.way == "in place":
+            return {"block": self.bn(functional.relu_(x))}
+        if self.way == "block":
+            self.bn(x)
+            return {"block": x}
+        return {"block": self.bn(x)}
+
+
+@pytest.mark.parametrize("way", ["sum", "in place", "block", "no statistics"])
+def test_a_convolution_that_others_read_is_not_folded(way: str) -> None:
+    torch.manual_seed(0)
+    model = ReadTwice(way).eval()
+    if model.bn.running_mean is not None:
+        model.bn.running_mean.normal_()
+    with torch.no_grad():
+        assert torch.equal(fuse(model)(IMAGE)["block"], model(IMAGE)["block"])
+
+
+def test_a_watched_convolution_is_not_folded() -> None:
+    model = randomised(create_backbone("resnet18"))
+    FeatureSelector(model, ["layer3.1.conv1", -1])
+    with torch.no_grad():
+        expected, found = model(IMAGE)["layer3.1.conv1"], fuse(model)(IMAGE)["layer3.1.conv1"]
+    torch.testing.assert_close(found, expected)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, build_model, fuse, list_models
@@ -197,11 +198,17 @@ def without_dropout(model: ClassyModel) -> ClassyModel:
     return twin
 
 
+def any_random(module: nn.Module) -> bool:
+    return "Drop" in type(module).__name__ or isinstance(module, StochasticDepth)
+
+
 def test_a_backbone_frozen_through_its_deepest_block_gives_features_without_gradients(model: ClassyModel) -> None:
     twin = copy.deepcopy(model).train()
     twin.freeze(list(twin.blocks)[-1])
     for name, feature in twin.forward_features(image_for(twin, 33, 33, count=2)).items():
         assert not feature.requires_grad, name
+    awake = [name for name, module in twin.named_modules() if module.training and any_random(module)]
+    assert not awake
     first = copy.deepcopy(model)
     first.freeze(next(iter(model.blocks)))
     assert any(not parameter.requires_grad for parameter in first.parameters())

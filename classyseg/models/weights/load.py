@@ -87,8 +87,13 @@ def load_weights(
     unchanged then.
     """
     place = f"model.weights: '{weights}'"
+    known = model.known_weights(variant)
+    for key, wanted in known[weights].config if weights in known else ():
+        if getattr(model, key, wanted) != wanted:
+            found = getattr(model, key)
+            raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
     try:
-        tensors = read_tensors(find_weights(weights, model.known_weights(variant)))
+        tensors = read_tensors(find_weights(weights, known))
     except ConfigError as error:
         raise ConfigError(f"model.weights: {error}") from None
     state, report = match(model, tensors, classifier=classifier, adapt_input=adapt_input)
@@ -199,8 +204,13 @@ def _classifier_keys(head: str, prefix: str, naming: Naming, tensors: Mapping[st
     """The keys of the linear head `head` with those of the file's classifier: its last weight and bias."""
     starts = tuple(prefix + start for start in naming.classifier)
     weights = [key for key in tensors if key.startswith(starts) and key.endswith(".weight")]
+    if len(weights) > 1:
+        raise ConfigError(
+            f"the classifier of this file has {len(weights)} layers ({_listed(weights)}), which one linear layer "
+            "cannot take; load the backbone alone (features_only=True)"
+        )
     return {
-        f"heads.{head}.fc.{leaf}": weights[-1].removesuffix("weight") + leaf for leaf in ("weight", "bias") if weights
+        f"heads.{head}.fc.{leaf}": weights[0].removesuffix("weight") + leaf for leaf in ("weight", "bias") if weights
     }
 
 
