@@ -6,24 +6,29 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import classyseg
 from classyseg.config import ConfigError
 from classyseg.models.classy_model import ClassyModel
 
 GIGABYTE = 10**9
+WITHOUT_EFFECT = {"training", "recompute", "activation_compression", "_frozen", "_frozen_norm"}
+"""Attributes of modules that leave the features of a frozen backbone as they are."""
 
 
 class FeatureCache:
     """What the heads of `model` read, for each image, in files under `folder`.
 
     A file's name is a hash of the image's own values after all transforms, in a folder whose name is a hash of the
-    backbone's weights, the blocks that heads read, and `settings` (all else that changes features: normalisation,
-    precision). Whatever changes, then, is computed anew; nothing old is read. Several processes may share the folder.
+    backbone's class, weights and layers' plain attributes (strides, dilations, epsilons), the blocks that heads read,
+    and `settings` (all else that changes features: the model's config, normalisation, precision). Whatever changes,
+    then, is computed anew; nothing old is read. Several processes may share the folder.
     Nothing is stored beyond `gigabytes`, and nothing removed.
 
     Raises: `ConfigError` where a part of the backbone trains.
@@ -40,7 +45,8 @@ class FeatureCache:
         self.misses = 0
 
     def _model_key(self, settings: str) -> str:
-        digest = hashlib.sha256(f"{torch.__version__} {settings} {self.names}".encode())
+        versions = f"{torch.__version__} {classyseg.__version__}"
+        digest = hashlib.sha256(f"{versions} {settings} {self.names} {_structure(self.model)}".encode())
         for key, value in self.model.state_dict().items():
             if not key.startswith("heads."):
                 digest.update(key.encode())
@@ -96,6 +102,23 @@ def check_frozen(model: ClassyModel) -> None:
             f"runtime.cache_features: found a backbone of which {len(trains)} tensors train, such as {trains[0]}; only "
             "features of a frozen one stay the same. Set model.frozen: true"
         )
+
+
+def _structure(model: ClassyModel) -> str:
+    """The classes of the backbone's modules and their plain attributes, in a text."""
+    lines = []
+    for name, module in model.named_modules():
+        if name.partition(".")[0] != "heads":
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            values = sorted((key, value) for key, value in vars(module).items() if _is_plain(value))
+            lines.append(f"{name} {kind} {[(key, value) for key, value in values if key not in WITHOUT_EFFECT]}")
+    return "\n".join(lines)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, bool | int | float | str)
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -49,6 +49,9 @@ from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else "broadcast_buffers": False}
 
+NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_checkpointing", "activation_compression")
+"""The keys of a model's config that leave the features of given weights as they are."""
+
 
 class DatasetsConfig(ConfigRecord):
     """The data sets of a task; without `test`, nothing is measured but the training loss."""
@@ -296,10 +299,17 @@ class SegmentationTask(ClassyTask):
             self._feature_cache = FeatureCache(
                 Path(self.runtime.cache_features),
                 self.model,
-                settings=f"{self.normalize} {self.runtime.precision}",
+                settings=f"{self.normalize} {self.runtime.precision} {self._backbone_config()}",
                 gigabytes=self.runtime.cache_gigabytes,
             )
         return self._feature_cache.keys(batch.image)
+
+    def _backbone_config(self) -> dict[str, Any]:
+        """The model's config without what the weights or the heads tell; empty for a model that Python code built."""
+        if not isinstance(self._model_config, ComponentConfig):
+            return {}
+        values = self._model_config.resolved()
+        return {key: value for key, value in values.items() if key not in NOT_OF_FEATURES}
 
     def _cached(self, images: Tensor, keys: list[str]) -> Tensor | Mapping[str, Tensor]:
         """What the network is given for the next `images`: features where there is a cache; takes their `keys`."""

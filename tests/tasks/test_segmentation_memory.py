@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.models.feature_cache import FeatureCache
 from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Trainer
@@ -82,13 +84,22 @@ def test_each_image_is_computed_once_and_the_run_is_the_same(tmp_path: Path) -> 
         {"dataset.train.transforms": [{"name": "resize", "size": [40, 40]}], "num_epochs": 1},
         {"model.heads.main.blocks": ["stage3", "stage4"]},
         {"runtime.precision": "bfloat16"},
+        {"model.output_stride": 8},
     ],
-    ids=["weights and data", "normalisation", "transforms", "blocks", "precision"],
+    ids=["weights and data", "normalisation", "transforms", "blocks", "precision", "output stride"],
 )
 def test_what_changes_features_changes_the_key(tmp_path: Path, changes: dict[str, Any]) -> None:
     cached_run(tmp_path, {"dataset.test": None})
     hits, misses = counts(cached_run(tmp_path, {"dataset.test": None, "num_epochs": 1, **changes}))
     assert (hits, misses) == (0, 48)
+
+
+def test_an_attribute_without_a_tensor_changes_the_key_of_a_model_that_has_no_config(tmp_path: Path) -> None:
+    model = tiny_task(FROZEN).model.eval()
+    other = copy.deepcopy(model)
+    other.get_submodule("bn1").eps = 1e-3  # type: ignore[assignment]
+    caches = [FeatureCache(tmp_path, m, settings="", gigabytes=1) for m in (model, copy.deepcopy(model), other)]
+    assert caches[0].folder == caches[1].folder != caches[2].folder
 
 
 def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
