@@ -249,6 +249,7 @@ class SegmentationTask(ClassyTask):
         if not training:
             distributed.broadcast_buffers(self.model)  # every process measures with the same running statistics
             self.progress.step_in_phase = 0
+        self._open_feature_cache()
         self.model.train(training)
         self.loss.train(training)
         if self.device.type == "cuda":
@@ -291,18 +292,21 @@ class SegmentationTask(ClassyTask):
         self.optimizer.step(self.scaler)
         self.last_loss = torch.as_tensor(total)
 
-    def _cache_keys(self, batch: Sample) -> list[str]:
-        """The keys of the batch's images in the feature cache, taken before they are normalised; empty without one."""
-        if self.runtime.cache_features is None:
-            return []
-        if self._feature_cache is None:  # not before the weights are final: they are part of its keys
+    def _open_feature_cache(self) -> None:
+        """Once, and not before the weights are final: they are part of its keys."""
+        if self.runtime.cache_features is None or self._feature_cache is not None:
+            return
+        with distributed.failing_together():
             self._feature_cache = FeatureCache(
                 Path(self.runtime.cache_features),
                 self.model,
                 settings=f"{self.normalize} {self.runtime.precision} {self._backbone_config()}",
                 gigabytes=self.runtime.cache_gigabytes,
             )
-        return self._feature_cache.keys(batch.image)
+
+    def _cache_keys(self, batch: Sample) -> list[str]:
+        """The keys of the batch's images in the feature cache, taken before they are normalised; empty without one."""
+        return [] if self._feature_cache is None else self._feature_cache.keys(batch.image)
 
     def _backbone_config(self) -> dict[str, Any]:
         """The model's config without what the weights or the heads tell; empty for a model that Python code built."""
@@ -349,6 +353,9 @@ class SegmentationTask(ClassyTask):
             meter.update(labels[head] if meter.reads_labels else logits[head], batch.target)
 
     def phase_metrics(self) -> dict[str, Any]:
+        if self._feature_cache is not None:
+            counts = distributed.sum_over_processes(torch.tensor(self._feature_cache.counts_of_phase()))
+            self._feature_cache.report(self.progress.phase, *counts.tolist())
         if self.progress.phase == "train":
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
