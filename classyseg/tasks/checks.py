@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -14,7 +15,10 @@ from classyseg.config import ConfigError
 from classyseg.layers import NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.tasks.runtime import RuntimeConfig
 from classyseg.transforms import Normalize
+
+log = logging.getLogger(__name__)
 
 PROBE_SIZE = 256
 """The side of the images on the `meta` device by which the shapes of logits are found."""
@@ -81,6 +85,16 @@ def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: Normal
                 f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
             )
     return first[1]
+
+
+def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
+    """Warns of activations to be kept in 16 bits that autocast computes in 16 bits anyhow."""
+    if model.activation_compression == "bfloat16" and runtime.precision != "float32":
+        log.warning(
+            "model.activation_compression: bfloat16 saves nothing, or little, beside runtime.precision: %s, in which "
+            "most activations have 16 bits anyhow; int8 saves more",
+            runtime.precision,
+        )
 
 
 def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:

@@ -41,7 +41,13 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
-from classyseg.tasks.checks import applied_normalize, check_logits, declared_metrics, joined_metrics
+from classyseg.tasks.checks import (
+    applied_normalize,
+    check_logits,
+    declared_metrics,
+    joined_metrics,
+    warn_of_compression,
+)
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -111,6 +117,7 @@ class SegmentationTask(ClassyTask):
         self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
         _check_compile(self.model, self.runtime)
+        warn_of_compression(self.model, self.runtime)
         check_logits(self.model, self.train_set.num_classes)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index

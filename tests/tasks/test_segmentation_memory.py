@@ -53,6 +53,16 @@ def test_what_a_compiler_cannot_take_is_refused_when_the_config_is_checked_and_w
         tiny_task(changes)
 
 
+@pytest.mark.parametrize(("precision", "count"), [("bfloat16", 1), ("float32", 0)])
+def test_compression_that_autocast_leaves_nothing_to_is_said_once(
+    precision: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_task({"model.activation_compression": "bfloat16", "runtime.precision": precision})
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == count
+    assert all("model.activation_compression: bfloat16 saves nothing" in message for message in messages)
+
+
 # -- cached features -------------------------------------------------------------------------------------------------
 
 FROZEN = {"model.frozen": True, "dataset.train.transforms": [], "num_epochs": 2}
