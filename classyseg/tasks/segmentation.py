@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,10 +47,14 @@ from classyseg.tasks.checks import (
     check_logits,
     declared_metrics,
     joined_metrics,
+    normalize_of_weights,
     warn_of_compression,
 )
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
+from classyseg.transforms import Normalize
+
+log = logging.getLogger(__name__)
 
 # Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -104,9 +109,12 @@ class SegmentationTask(ClassyTask):
         with within("dataset.test"):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
         self._check_data_sets()
-        self.normalize = applied_normalize(
-            {name: data.transforms for name, data in self._data_sets().items()}, normalize
-        )
+        transforms = {name: data.transforms for name, data in self._data_sets().items()}
+        of_weights = normalize_of_weights(model)
+        self.normalize = applied_normalize(transforms, normalize, of_weights)
+        if normalize is None and of_weights is not None and not any(map(_normalizes, transforms.values())):
+            log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
+            self.chosen = {"normalize": of_weights.model_dump(mode="json")}
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
@@ -180,7 +188,7 @@ class SegmentationTask(ClassyTask):
             for name, data in config.dataset  # type: ignore[attr-defined]
             if data is not None
         }
-        applied_normalize(transforms, config.normalize)  # type: ignore[attr-defined]
+        applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
             build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
@@ -400,6 +408,10 @@ class SegmentationTask(ClassyTask):
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def _normalizes(transforms: Iterable[Any]) -> bool:
+    return any(isinstance(step, Normalize) for step in transforms)
 
 
 def _known_num_classes(dataset: Any) -> int | None:
