@@ -109,12 +109,7 @@ class SegmentationTask(ClassyTask):
         with within("dataset.test"):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
         self._check_data_sets()
-        transforms = {name: data.transforms for name, data in self._data_sets().items()}
-        of_weights = normalize_of_weights(model)
-        self.normalize = applied_normalize(transforms, normalize, of_weights)
-        if normalize is None and of_weights is not None and not any(map(_normalizes, transforms.values())):
-            log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
-            self.chosen = {"normalize": of_weights.model_dump(mode="json")}
+        self.normalize = self._chosen_normalize(model, normalize)
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
@@ -162,6 +157,15 @@ class SegmentationTask(ClassyTask):
                     f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
                     f"{wanted[0]} (ignored: {wanted[1]})"
                 )
+
+    def _chosen_normalize(self, model_config: Any, normalize: NormalizeConfig | None) -> NormalizeConfig:
+        transforms = {name: data.transforms for name, data in self._data_sets().items()}
+        of_weights = normalize_of_weights(model_config)
+        found = applied_normalize(transforms, normalize, of_weights)
+        if normalize is None and of_weights is not None and not any(map(_normalizes, transforms.values())):
+            log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
+            self.chosen = {"normalize": of_weights.model_dump(mode="json")}
+        return found
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
