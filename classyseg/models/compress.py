@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -30,7 +31,7 @@ class _Packed:
             self.values = tensor.to(torch.bfloat16)
             return
         # A scale for each sample and channel of a map, and for each token of a sequence.
-        axes = tuple(range(2, tensor.dim())) if tensor.dim() >= 4 else (tensor.dim() - 1,)
+        axes = _group_axes(tensor)
         low, high = torch.aminmax(tensor.flatten(axes[0]), dim=-1)
         low, high = (value.reshape(*value.shape, *[1] * len(axes)).float() for value in (low, high))
         self.offset, self.scale = low, (high - low).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
@@ -42,6 +43,18 @@ class _Packed:
         if self.scale is None:
             return self.values.to(self.dtype)
         return (self.values * self.scale + self.offset).to(self.dtype)
+
+
+def _group_axes(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, tensor.dim())) if tensor.dim() >= 4 else (tensor.dim() - 1,)
+
+
+def _is_smaller_packed(tensor: Tensor, how: Compression) -> bool:
+    """Whether the packed values, with 8 bytes for each group in 8-bit form, take less than the tensor's."""
+    if how == "bfloat16":
+        return tensor.element_size() > 2
+    num_groups = tensor.numel() // math.prod(tensor.shape[axis] for axis in _group_axes(tensor))
+    return tensor.numel() + 8 * num_groups < tensor.numel() * tensor.element_size()
 
 
 class _Key(NamedTuple):
@@ -58,13 +71,16 @@ class _Packer:
     def __init__(self, how: Compression, left_alone: Collection[Tensor]) -> None:
         self.how = how
         self.left_alone = {tensor.untyped_storage().data_ptr() for tensor in left_alone}
+        # Autocast keeps a copy of each weight, and layers may change weights before use.
+        self.weights = {shape for tensor in left_alone if isinstance(tensor, nn.Parameter) for shape in _forms(tensor)}
         self.packed: WeakValueDictionary[_Key, _Packed] = WeakValueDictionary()
         # A weak reference keeps the identity of a storage from being used again after its memory is freed.
         self.storages: dict[int, StorageWeakRef] = {}
 
     def pack(self, tensor: Tensor) -> Tensor | _Packed:
-        wide = tensor.is_floating_point() and tensor.element_size() > (1 if self.how == "int8" else 2)
-        if not wide or tensor.numel() < MIN_ELEMENTS or tensor.dim() < 2:
+        if not tensor.is_floating_point() or tensor.numel() < MIN_ELEMENTS or tensor.dim() < 2:
+            return tensor
+        if tuple(tensor.shape) in self.weights or not _is_smaller_packed(tensor, self.how):
             return tensor
         storage = tensor.untyped_storage()
         if storage.data_ptr() in self.left_alone:
@@ -84,12 +100,21 @@ class _Packer:
         return kept.tensor() if isinstance(kept, _Packed) else kept
 
 
+def _forms(weight: Tensor) -> set[tuple[int, ...]]:
+    """The shapes in which operations take a weight: as it is, transposed, and standardised as rows of one sample."""
+    shape = tuple(weight.shape)
+    if len(shape) < 2:
+        return set()
+    return {shape, shape[::-1], (1, shape[0], weight.numel() // max(1, shape[0]))}
+
+
 def compressed(how: Compression, left_alone: Collection[Tensor]) -> AbstractContextManager[Any]:
     """A context in which autograd keeps activations as `bfloat16`, or as 8 bits between each channel's extremes.
 
     The forward pass computes with the full values; gradients of what reads an activation lose the bits that were not
-    kept. `left_alone` are tensors that live anyhow: parameters, buffers and the input. Dropout, arg-max and other
-    masks stay as they are.
+    kept. `left_alone` are tensors that live anyhow: parameters, of which copies are left alone, too, buffers and the
+    input. What would not get smaller stays: under autocast to 16 bits, `bfloat16` finds little to do. Dropout, arg-max
+    and other masks stay as they are.
 
     Source: the 8-bit form is that of Chen et al., "ActNN", ICML 2021, with one group for each sample and channel and
     rounding to nearest.

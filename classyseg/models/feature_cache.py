@@ -2,45 +2,77 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
+from classyseg.layers import DropBlock2d
 from classyseg.models.classy_model import ClassyModel
 
 GIGABYTE = 10**9
+SIZE_FILE = "bytes.txt"
+"""Beside the folders of features: how many bytes their files hold."""
+LEFTOVER_SECONDS = 600
+"""A file that was begun so long ago is not being written any more."""
+WITHOUT_EFFECT = {"training", "recompute", "activation_compression", "_frozen", "_frozen_norm"}
+"""Attributes of modules that leave the features of a frozen backbone as they are."""
+
+log = logging.getLogger(__name__)
 
 
 class FeatureCache:
     """What the heads of `model` read, for each image, in files under `folder`.
 
     A file's name is a hash of the image's own values after all transforms, in a folder whose name is a hash of the
-    backbone's weights, the blocks that heads read, and `settings` (all else that changes features: normalisation,
-    precision). Whatever changes, then, is computed anew; nothing old is read. Several processes may share the folder.
-    Nothing is stored beyond `gigabytes`, and nothing removed.
+    backbone's class, weights and layers' plain attributes (strides, dilations, epsilons), the blocks that heads read,
+    and `settings` (all else that changes features: the model's config, normalisation, precision). Whatever changes,
+    then, is computed anew; nothing old is read. Several processes may share the folder.
+    The files of all processes and runs in the folder together stay within `gigabytes`; none that is whole is removed.
 
-    Raises: `ConfigError` where a part of the backbone trains.
+    Raises: `ConfigError` where a part of the backbone trains, and where the folder cannot be made.
     """
 
     def __init__(self, folder: Path, model: ClassyModel, *, settings: str, gigabytes: float) -> None:
         check_frozen(model)
         self.model = model
         self.names = sorted({b.name for head in model.heads.values() for b in head.blocks})  # type: ignore[union-attr]
+        self.root = folder
         self.folder = folder / self._model_key(settings)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.free = gigabytes * GIGABYTE - sum(f.stat().st_size for f in folder.rglob("*.safetensors"))
+        self.limit = int(gigabytes * GIGABYTE)
+        self.stores = True
         self.hits = 0
         self.misses = 0
+        self._reported = (0, 0)
+        self._epochs = 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"runtime.cache_features: found '{folder}', where no folder can be made ({error}); give another one"
+            ) from None
+        try:
+            self._measure()
+        except OSError as error:
+            self._stop_storing(str(error))
 
     def _model_key(self, settings: str) -> str:
-        digest = hashlib.sha256(f"{torch.__version__} {settings} {self.names}".encode())
+        digest = hashlib.sha256(f"{torch.__version__} {settings} {self.names} {_structure(self.model)}".encode())
         for key, value in self.model.state_dict().items():
             if not key.startswith("heads."):
                 digest.update(key.encode())
@@ -71,31 +103,151 @@ class FeatureCache:
         return {name: x.to(memory_format=layout) if x.dim() == 4 else x for name, x in stacked.items()}
 
     def _read(self, key: str, device: torch.device) -> dict[str, Tensor] | None:
-        path = self.folder / f"{key}.safetensors"
         try:
-            return {name: value.to(device) for name, value in load_file(path).items()}
-        except (OSError, SafetensorError):  # not there, or another process is not done with it, or it is damaged
+            with safe_open(self.folder / f"{key}.safetensors", framework="pt") as file:
+                if (file.metadata() or {}) != self._metadata(key) or sorted(file.keys()) != self.names:
+                    return None
+                return {name: file.get_tensor(name).to(device) for name in self.names}
+        except (OSError, SafetensorError):  # not there, or it is damaged
             return None
 
+    def _metadata(self, key: str) -> dict[str, str]:
+        """What a file of ours says in its header, so that one from elsewhere is told apart."""
+        return {"features_of": f"{self.folder.name}/{key}"}
+
     def _store(self, key: str, features: dict[str, Tensor]) -> None:
-        size = sum(value.numel() * value.element_size() for value in features.values())
-        if size > self.free:
+        if not self.stores:
             return
-        self.free -= size
+        tensors = {name: value.detach().cpu().contiguous() for name, value in features.items()}
+        data = save(tensors, self._metadata(key))
         path = self.folder / f"{key}.safetensors"
-        temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-        save_file({name: value.detach().cpu().contiguous() for name, value in features.items()}, temporary)
-        os.replace(temporary, path)
+        temporary = path.with_name(f"{path.name}.tmp-{platform.node()}-{os.getpid()}")
+        try:
+            if not self._reserve(len(data) - _size(path)):
+                self._stop_storing(f"it may hold {self.limit / GIGABYTE:g} gigabytes, see runtime.cache_gigabytes")
+                return
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            self._stop_storing(str(error))
+
+    def _stop_storing(self, reason: str) -> None:
+        self.stores = False
+        log.warning("runtime.cache_features: nothing more is stored in %s: %s", self.root, reason)
+
+    def _reserve(self, size: int) -> bool:
+        """Counts `size` more bytes as held, for all processes; False, and nothing counted, beyond the limit."""
+        with _locked(self.root / SIZE_FILE) as file:
+            held = int(file.read() or 0) + size
+            if held > self.limit:
+                return False
+            _rewrite(file, held)
+        return True
+
+    def _measure(self) -> None:
+        """Counts anew what the folder holds, and removes what processes that ended left half written."""
+        with _locked(self.root / SIZE_FILE) as file:
+            for path in self.root.glob("*/*.safetensors.tmp-*"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                        path.unlink()
+            _rewrite(file, sum(_size(path) for path in self.root.glob("*/*.safetensors*")))
+
+    def counts_of_phase(self) -> tuple[int, int]:
+        """How many images were read and how many computed since the last call, in this process."""
+        now, before = (self.hits, self.misses), self._reported
+        self._reported = now
+        return now[0] - before[0], now[1] - before[1]
+
+    def report(self, phase: str, hits: int, misses: int) -> None:
+        """Logs the counts of a phase, those of the whole job; warns once of a later epoch in which all was computed."""
+        log.info("feature cache: %d of %d images read in this %s phase", hits, hits + misses, phase)
+        if phase != "train":
+            return
+        self._epochs += 1
+        if self._epochs == 2 and misses and not hits:  # the first that can find something
+            log.warning(
+                "runtime.cache_features: a second epoch found none of its images in %s; random transforms, which make "
+                "each image new, or a full folder leave the cache without use",
+                self.root,
+            )
 
 
 def check_frozen(model: ClassyModel) -> None:
-    """Raises: `ConfigError` where a part of the backbone trains."""
+    """Raises: `ConfigError` where a part of the backbone trains, draws or counts statistics in training."""
     trains = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("heads.")]
     if trains:
         raise ConfigError(
             f"runtime.cache_features: found a backbone of which {len(trains)} tensors train, such as {trains[0]}; only "
             "features of a frozen one stay the same. Set model.frozen: true"
         )
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    live = [
+        f"{name} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if module.training and not name.startswith("heads.") and _differs_in_training(module)
+    ]
+    for module, mode in modes:
+        module.training = mode
+    if live:
+        raise ConfigError(
+            f"runtime.cache_features: found {len(live)} modules of the backbone that work otherwise in training, such "
+            f"as {live[0]}; features must stay the same. Set model.frozen: true"
+        )
+
+
+def _differs_in_training(module: nn.Module) -> bool:
+    if isinstance(module, _NormBase):
+        return isinstance(module, _BatchNorm) or module.running_mean is not None
+    rates = [getattr(module, key, 0) for key in ("dropout", "attention_dropout")]  # of attention, as plain numbers
+    if isinstance(module, _DropoutNd | StochasticDepth):
+        rates.append(module.p)
+    if isinstance(module, DropBlock2d):
+        rates.append(module.probability)
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """The file at `path`, made where it is not there, for this process alone."""
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
+def _rewrite(file: IO[str], value: int) -> None:
+    file.truncate(0)
+    file.write(str(value))
+    file.flush()
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where there is nothing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _structure(model: ClassyModel) -> str:
+    """The classes of the backbone's modules and their plain attributes, in a text."""
+    lines = []
+    for name, module in model.named_modules():
+        if name.partition(".")[0] != "heads":
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            values = sorted((key, value) for key, value in vars(module).items() if _is_plain(value))
+            lines.append(f"{name} {kind} {[(key, value) for key, value in values if key not in WITHOUT_EFFECT]}")
+    return "\n".join(lines)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, bool | int | float | str)
 
 
 def _bytes(value: Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -13,8 +14,12 @@ from torch.func import functional_call
 from classyseg.config import ConfigError
 from classyseg.layers import NormalizeConfig
 from classyseg.models import ClassyModel
+from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.tasks.runtime import RuntimeConfig
 from classyseg.transforms import Normalize
+
+log = logging.getLogger(__name__)
 
 PROBE_SIZE = 256
 """The side of the images on the `meta` device by which the shapes of logits are found."""
@@ -57,9 +62,24 @@ def _shape(logits: Tensor) -> str:
     return f"(N, {', '.join(map(str, logits.shape[1:]))})"
 
 
-def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: NormalizeConfig | None) -> NormalizeConfig:
-    """The mean and deviation that the images of every data set meet: a transform's, else the task's own `normalize`.
+def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
+    """The mean and deviation that the published weights need which a model's config names; None for other weights."""
+    if not isinstance(model_config, ComponentConfig):  # a model that Python code built
+        return None
+    weights = getattr(model_config, "weights", None)
+    source = getattr(weights, "source", weights)
+    known = model_config.component.known_weights(model_config.name)  # type: ignore[attr-defined]
+    return NormalizeConfig(mean=known[source].mean, std=known[source].std) if source in known else None
 
+
+def applied_normalize(
+    transforms: Mapping[str, Sequence[Any]],
+    normalize: NormalizeConfig | None,
+    of_weights: NormalizeConfig | None = None,
+) -> NormalizeConfig:
+    """The mean and deviation that the images of every data set meet.
+
+    A transform's, else the task's own `normalize`, else what the weights need (`of_weights`), else ImageNet's.
     `transforms` are the built ones of each data set, by `train` and `test`. Raises: `ConfigError` when images would be
     normalised twice, or those of one data set otherwise than those of the other.
     """
@@ -72,7 +92,7 @@ def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: Normal
             )
         if len(found) > 1:
             raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")
-        applied[name] = found[0] if found else normalize or NormalizeConfig()
+        applied[name] = found[0] if found else normalize or of_weights or NormalizeConfig()
     first, *others = applied.items()
     for name, other in others:
         if other != first[1]:
@@ -81,6 +101,16 @@ def applied_normalize(transforms: Mapping[str, Sequence[Any]], normalize: Normal
                 f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
             )
     return first[1]
+
+
+def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
+    """Warns of activations to be kept in 16 bits that autocast computes in 16 bits anyhow."""
+    if model.activation_compression == "bfloat16" and runtime.precision != "float32":
+        log.warning(
+            "model.activation_compression: bfloat16 saves nothing, or little, beside runtime.precision: %s, in which "
+            "most activations have 16 bits anyhow; int8 saves more",
+            runtime.precision,
+        )
 
 
 def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:

@@ -68,6 +68,8 @@ class ClassyTask(Configurable, ABC):
         self.hooks: Sequence[ClassyHook] = ()
         self.run_folder: Path | None = None
         self.config: Mapping[str, Any] = {}
+        self.chosen: Mapping[str, Any] = {}
+        """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
         self.last_loss = torch.zeros(())
         self._loss_sum = torch.zeros((), dtype=torch.float64)

@@ -38,7 +38,7 @@ class RuntimeConfig(ConfigRecord):
     sync_batch_norm: Bool = True
     deterministic: Bool = False
     threads: Annotated[Int, Field(ge=1)] | None = None
-    cache_features: Text | None = None
+    cache_features: Annotated[Text, Field(min_length=1)] | None = None
     cache_gigabytes: Annotated[float, Strict(), Field(gt=0)] = 50.0
 
     def torch_device(self) -> torch.device:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,13 +42,26 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
-from classyseg.tasks.checks import applied_normalize, check_logits, declared_metrics, joined_metrics
+from classyseg.tasks.checks import (
+    applied_normalize,
+    check_logits,
+    declared_metrics,
+    joined_metrics,
+    normalize_of_weights,
+    warn_of_compression,
+)
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
+from classyseg.transforms import Normalize
+
+log = logging.getLogger(__name__)
 
 # Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else "broadcast_buffers": False}
+
+NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_checkpointing", "activation_compression")
+"""The keys of a model's config that leave the features of given weights as they are."""
 
 
 class DatasetsConfig(ConfigRecord):
@@ -95,9 +109,7 @@ class SegmentationTask(ClassyTask):
         with within("dataset.test"):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
         self._check_data_sets()
-        self.normalize = applied_normalize(
-            {name: data.transforms for name, data in self._data_sets().items()}, normalize
-        )
+        self.normalize = self._chosen_normalize(model, normalize)
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
@@ -108,6 +120,7 @@ class SegmentationTask(ClassyTask):
         self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
         _check_compile(self.model, self.runtime)
+        warn_of_compression(self.model, self.runtime)
         check_logits(self.model, self.train_set.num_classes)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
@@ -145,6 +158,15 @@ class SegmentationTask(ClassyTask):
                     f"{wanted[0]} (ignored: {wanted[1]})"
                 )
 
+    def _chosen_normalize(self, model_config: Any, normalize: NormalizeConfig | None) -> NormalizeConfig:
+        transforms = {name: data.transforms for name, data in self._data_sets().items()}
+        of_weights = normalize_of_weights(model_config)
+        found = applied_normalize(transforms, normalize, of_weights)
+        if normalize is None and of_weights is not None and not any(map(_normalizes, transforms.values())):
+            log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
+            self.chosen = {"normalize": of_weights.model_dump(mode="json")}
+        return found
+
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
         model_config = config.model  # type: ignore[attr-defined]
@@ -170,7 +192,7 @@ class SegmentationTask(ClassyTask):
             for name, data in config.dataset  # type: ignore[attr-defined]
             if data is not None
         }
-        applied_normalize(transforms, config.normalize)  # type: ignore[attr-defined]
+        applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
             build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
@@ -246,6 +268,7 @@ class SegmentationTask(ClassyTask):
         if not training:
             distributed.broadcast_buffers(self.model)  # every process measures with the same running statistics
             self.progress.step_in_phase = 0
+        self._open_feature_cache()
         self.model.train(training)
         self.loss.train(training)
         if self.device.type == "cuda":
@@ -288,18 +311,28 @@ class SegmentationTask(ClassyTask):
         self.optimizer.step(self.scaler)
         self.last_loss = torch.as_tensor(total)
 
-    def _cache_keys(self, batch: Sample) -> list[str]:
-        """The keys of the batch's images in the feature cache, taken before they are normalised; empty without one."""
-        if self.runtime.cache_features is None:
-            return []
-        if self._feature_cache is None:  # not before the weights are final: they are part of its keys
+    def _open_feature_cache(self) -> None:
+        """Once, and not before the weights are final: they are part of its keys."""
+        if self.runtime.cache_features is None or self._feature_cache is not None:
+            return
+        with distributed.failing_together():
             self._feature_cache = FeatureCache(
                 Path(self.runtime.cache_features),
                 self.model,
-                settings=f"{self.normalize} {self.runtime.precision}",
+                settings=f"{self.normalize} {self.runtime.precision} {self._backbone_config()}",
                 gigabytes=self.runtime.cache_gigabytes,
             )
-        return self._feature_cache.keys(batch.image)
+
+    def _cache_keys(self, batch: Sample) -> list[str]:
+        """The keys of the batch's images in the feature cache, taken before they are normalised; empty without one."""
+        return [] if self._feature_cache is None else self._feature_cache.keys(batch.image)
+
+    def _backbone_config(self) -> dict[str, Any]:
+        """The model's config without what the weights or the heads tell; empty for a model that Python code built."""
+        if not isinstance(self._model_config, ComponentConfig):
+            return {}
+        values = self._model_config.resolved()
+        return {key: value for key, value in values.items() if key not in NOT_OF_FEATURES}
 
     def _cached(self, images: Tensor, keys: list[str]) -> Tensor | Mapping[str, Tensor]:
         """What the network is given for the next `images`: features where there is a cache; takes their `keys`."""
@@ -339,6 +372,9 @@ class SegmentationTask(ClassyTask):
             meter.update(labels[head] if meter.reads_labels else logits[head], batch.target)
 
     def phase_metrics(self) -> dict[str, Any]:
+        if self._feature_cache is not None:
+            counts = distributed.sum_over_processes(torch.tensor(self._feature_cache.counts_of_phase()))
+            self._feature_cache.report(self.progress.phase, *counts.tolist())
         if self.progress.phase == "train":
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
@@ -376,6 +412,10 @@ class SegmentationTask(ClassyTask):
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+
+def _normalizes(transforms: Iterable[Any]) -> bool:
+    return any(isinstance(step, Normalize) for step in transforms)
 
 
 def _known_num_classes(dataset: Any) -> int | None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from classyseg.config import ConfigError
 from classyseg.heads import FCNHead
 from classyseg.models import ClassyModel, FeatureSelector, build_model, create_backbone, fuse
+from classyseg.models.compress import Compression, _Packed, _Packer
 from classyseg.registry import MODELS
 
 IMAGE = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
@@ -134,6 +135,58 @@ def test_compression_leaves_the_forward_pass_alone() -> None:
     plain, saving = small(), small(activation_compression="int8")
     for name, value in plain.forward_features(IMAGE).items():
         assert torch.equal(saving.forward_features(IMAGE)[name], value)
+
+
+def kept_by_packer(model: ClassyModel, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, list[tuple[int, ...]]]:
+    """Bytes of activations as they came and as they are kept, and the shapes of what was packed, under autocast."""
+    tensors: dict[int, Tensor] = {}
+    kept: dict[int, object] = {}
+    pack = _Packer.pack
+
+    def watched(packer: _Packer, tensor: Tensor) -> Tensor | _Packed:
+        result = pack(packer, tensor)
+        if tensor.untyped_storage().data_ptr() not in packer.left_alone:
+            tensors[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address is used twice
+            kept[id(result) if isinstance(result, _Packed) else tensor.untyped_storage().data_ptr()] = result
+        return result
+
+    monkeypatch.setattr(_Packer, "pack", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.forward_features(IMAGE)
+    assert features
+    packed = [result for result in kept.values() if isinstance(result, _Packed)]
+    sizes = [
+        sum(part.nbytes for part in (r.values, r.scale, r.offset) if part is not None)
+        if isinstance(r, _Packed)
+        else r.untyped_storage().nbytes()  # type: ignore[attr-defined]
+        for r in kept.values()
+    ]
+    before = sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())
+    return before, sum(sizes), [tuple(result.values.shape) for result in packed]
+
+
+def test_under_autocast_int8_packs_activations_alone_and_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(activation_compression="int8")
+    before, after, shapes = kept_by_packer(model, monkeypatch)
+    weights = sum(2 * p.numel() for p in model.parameters() if p.dim() == 4)
+    assert shapes
+    assert {shape[0] for shape in shapes} == {len(IMAGE)}
+    assert after - weights < 0.6 * (before - weights)
+
+
+def test_under_autocast_the_gradients_of_int8_are_as_near_as_without() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = gradients(small(activation_compression="int8")), gradients(small())
+    assert 0 < relative_error(found, expected) < 0.05
+
+
+@pytest.mark.parametrize("how", ["int8", "bfloat16"])
+def test_what_packing_would_not_make_smaller_stays(how: Compression) -> None:
+    packer = _Packer(how, [nn.Parameter(torch.ones(64, 128, 1, 1))])
+    assert isinstance(packer.pack(torch.ones(2, 64, 16, 16)), _Packed)
+    pooled, copy_of_weight = torch.ones(64, 128, 2, 2).bfloat16(), torch.ones(64, 128, 1, 1)
+    for tensor in (pooled, copy_of_weight, copy_of_weight.bfloat16(), torch.ones(128, 64, 1, 1).view(1, 64, 128)):
+        assert packer.pack(tensor) is tensor
 
 
 def test_compression_and_checkpointing_are_refused_together_as_rounded_inputs_would_be_computed_with_again() -> None:

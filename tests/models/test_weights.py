@@ -236,20 +236,16 @@ def test_weights_that_want_other_options_say_so_or_set_them(tmp_path: Path, monk
     options = (("padding", "symmetric"), ("fuse_upsample", "nearest"))
     known = {"v1": PublicWeights((tmp_path / "w.safetensors").as_uri(), "", "MIT", config=options)}
     monkeypatch.setattr(HRNet, "known_weights", classmethod(lambda cls, variant: known))
-    with pytest.raises(
-        ConfigError, match="'v1' was trained with padding: symmetric, found model.padding: same; set it"
-    ):
+    with pytest.raises(ConfigError, match=r"'v1' was trained with padding: symmetric, found model\.padding: same"):
         build_model({"name": "hrnet_w18_small_v1", "weights": "v1"})
     model = create_backbone("hrnet_w18_small_v1", pretrained=True)
     assert (model.padding, model.fuse_upsample) == ("symmetric", "nearest")
-    with pytest.raises(ConfigError, match="trained with fuse_upsample: nearest, found model.fuse_upsample: bilinear"):
+    with pytest.raises(ConfigError, match=r"trained with fuse_upsample: nearest, found model\.fuse_upsample: bil"):
         create_backbone("hrnet_w18_small_v1", pretrained=True, fuse_upsample="bilinear")
 
 
 def test_a_classifier_of_several_layers_is_no_linear_head(tmp_path: Path) -> None:
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(
-        ConfigError, match=r"classifier of this file has 2 layers \(classifier\.0\.weight, classifier\.3"
-    ):
+    with pytest.raises(ConfigError, match=r"classifier of this file has 2 layers \(classifier\.0\.weight, class"):
         create_backbone("mobilenet_v3_small_tv", features_only=False, weights=str(tmp_path / "w.pth"))
     create_backbone("mobilenet_v3_small_tv", weights=str(tmp_path / "w.pth"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, parse_config
 from classyseg.heads import LinearHead
 from classyseg.meters import MeanIoUMeter, build_meter
+from classyseg.models.resnet import ResNet
+from classyseg.models.store import PublicWeights
 from classyseg.registry import HEADS, TASKS
-from classyseg.tasks import SegmentationTask
+from classyseg.tasks import SegmentationTask, build_task
 from classyseg.tasks.checks import check_logits, joined_metrics
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.trainer import Trainer
@@ -237,3 +240,62 @@ def test_normalising_twice_or_in_two_ways_is_refused(
 def test_a_batch_size_that_does_not_work_is_refused_with_the_numbers(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_task(changes)
+
+
+# -- the normalisation that published weights need -------------------------------------------------------------------
+
+HALF = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+
+@pytest.fixture
+def known_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of weights of the tiny model that want other images than ImageNet's."""
+    file = tmp_path / "half.pt"
+    torch.save({k: v for k, v in tiny_task().model.state_dict().items() if not k.startswith("heads.")}, file)
+    published = PublicWeights(file.as_uri(), "", "MIT", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: {"half": published}))
+    return "half"
+
+
+@pytest.mark.parametrize("form", ["name", "mapping"])
+def test_weights_that_are_known_set_the_normalisation_and_the_run_records_it(
+    known_weights: str, form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="classyseg.tasks")
+    weights = known_weights if form == "name" else {"source": known_weights}
+    changes = {**SMALL, "model.weights": weights, "hooks": ["checkpoint"]}
+    task = tiny_task(changes)
+    assert task.normalize.model_dump(mode="json") == HALF
+    assert [r.message for r in caplog.records if "which the weights need" in r.message]
+    folder = tmp_path / "run"
+    Trainer(folder).train(task)
+    record = parse_config((folder / "config.yaml").read_text(encoding="utf-8"), source="record")
+    assert record.values["normalize"] == HALF
+    for again in (build_task(record), tiny_task(changes)):
+        again.start(folder, resume=True)
+        assert again.progress.step == task.progress.step > 0
+        assert again.config == task.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"normalize": {"mean": [0.1, 0.1, 0.1], "std": [0.2, 0.2, 0.2]}}, [0.1, 0.1, 0.1]),
+        ({"model.weights": None}, [0.485, 0.456, 0.406]),
+        (
+            {
+                "dataset.train.transforms": [{"name": "normalize", "mean": [0.3] * 3, "std": [0.3] * 3}],
+                "dataset.test.transforms": [{"name": "normalize", "mean": [0.3] * 3, "std": [0.3] * 3}],
+            },
+            [0.3, 0.3, 0.3],
+        ),
+    ],
+    ids=["of the config", "no weights", "a transform"],
+)
+def test_a_normalisation_that_is_given_stays(
+    known_weights: str, changes: dict[str, Any], expected: list[float]
+) -> None:
+    task = tiny_task({"model.weights": known_weights, **changes})
+    assert list(task.normalize.mean) == expected
+    assert task.config["normalize"] == changes.get("normalize")
+    SegmentationTask.check(TASKS.validate(tiny_config({"model.weights": known_weights, **changes})))

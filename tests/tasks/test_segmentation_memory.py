@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
+from classyseg.layers import DropBlock2d
+from classyseg.models.feature_cache import FeatureCache, check_frozen
 from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Trainer
@@ -43,6 +51,16 @@ def test_what_a_compiler_cannot_take_is_refused_when_the_config_is_checked_and_w
         SegmentationTask.check(TASKS.validate(tiny_config(changes)))
     with pytest.raises(ConfigError, match=r"runtime\.compile: found true"):
         tiny_task(changes)
+
+
+@pytest.mark.parametrize(("precision", "count"), [("bfloat16", 1), ("float32", 0)])
+def test_compression_that_autocast_leaves_nothing_to_is_said_once(
+    precision: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_task({"model.activation_compression": "bfloat16", "runtime.precision": precision})
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == count
+    assert all("model.activation_compression: bfloat16 saves nothing" in message for message in messages)
 
 
 # -- cached features -------------------------------------------------------------------------------------------------
@@ -82,13 +100,22 @@ def test_each_image_is_computed_once_and_the_run_is_the_same(tmp_path: Path) -> 
         {"dataset.train.transforms": [{"name": "resize", "size": [40, 40]}], "num_epochs": 1},
         {"model.heads.main.blocks": ["stage3", "stage4"]},
         {"runtime.precision": "bfloat16"},
+        {"model.output_stride": 8},
     ],
-    ids=["weights and data", "normalisation", "transforms", "blocks", "precision"],
+    ids=["weights and data", "normalisation", "transforms", "blocks", "precision", "output stride"],
 )
 def test_what_changes_features_changes_the_key(tmp_path: Path, changes: dict[str, Any]) -> None:
     cached_run(tmp_path, {"dataset.test": None})
     hits, misses = counts(cached_run(tmp_path, {"dataset.test": None, "num_epochs": 1, **changes}))
     assert (hits, misses) == (0, 48)
+
+
+def test_an_attribute_without_a_tensor_changes_the_key_of_a_model_that_has_no_config(tmp_path: Path) -> None:
+    model = tiny_task(FROZEN).model.eval()
+    other = copy.deepcopy(model)
+    other.get_submodule("bn1").eps = 1e-3  # type: ignore[assignment]
+    caches = [FeatureCache(tmp_path, m, settings="", gigabytes=1) for m in (model, copy.deepcopy(model), other)]
+    assert caches[0].folder == caches[1].folder != caches[2].folder
 
 
 def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
@@ -104,3 +131,112 @@ def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_pa
 def test_a_cache_for_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"runtime\.cache_features: found a backbone of which \d+ tensors train"):
         tiny_task({"model.frozen": "stage2", "runtime.cache_features": str(tmp_path)})
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/x", "/proc/x"])
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_key(folder: str) -> None:
+    with pytest.raises(ConfigError, match=rf"runtime\.cache_features: found '{folder}', where no folder can be made"):
+        cached_run(Path(folder), {})
+
+
+def test_an_empty_folder_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"runtime\.cache_features: found ''"):
+        tiny_task({**FROZEN, "runtime.cache_features": ""})
+
+
+def drawn_images(count: int) -> Tensor:
+    return torch.rand(count, 3, 32, 32)
+
+
+def opened(folder: Path, gigabytes: float = 1.0) -> FeatureCache:
+    torch.manual_seed(0)
+    return FeatureCache(folder, tiny_task(FROZEN).model.eval(), settings="", gigabytes=gigabytes)
+
+
+def held_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*/*"))
+
+
+def test_a_disk_that_takes_no_more_ends_the_storing_with_one_warning_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write_half(path: Path, data: bytes) -> int:
+        with open(path, "wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cache, images = opened(tmp_path), drawn_images(3)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    assert len(cache.features(cache.keys(images), images)["stage4"]) == 3
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["[Errno 28] No space left on device"]
+    assert held_bytes(tmp_path) == 0
+
+
+def test_a_file_of_another_origin_is_no_hit(tmp_path: Path) -> None:
+    cache, images = opened(tmp_path), drawn_images(2)
+    keys = cache.keys(images)
+    save_file({"other": torch.zeros(7)}, cache.folder / f"{keys[0]}.safetensors")
+    save_file({name: torch.zeros(7) for name in cache.names}, cache.folder / f"{keys[1]}.safetensors")
+    found = cache.features(keys, images)
+    assert (cache.hits, cache.misses) == (0, 2)
+    again = cache.features(keys, images)
+    assert (cache.hits, cache.misses) == (2, 2)
+    assert all(torch.equal(found[name], again[name]) for name in cache.names)
+
+
+def test_the_limit_holds_for_all_processes_and_headers_and_leftovers_count(tmp_path: Path) -> None:
+    first, images = opened(tmp_path), drawn_images(1)
+    first.features(first.keys(images), images)
+    one = held_bytes(tmp_path)
+    left, old = (first.folder / f"{name}.safetensors.tmp-1" for name in ("new", "old"))
+    for path in (left, old):
+        path.write_bytes(bytes(one))
+    os.utime(old, (0, 0))
+    limit = 5 * one
+    caches = [opened(tmp_path, limit / 1e9) for _ in range(3)]
+    assert left.exists()
+    assert not old.exists()
+    for cache in caches:
+        images = drawn_images(4)
+        cache.features(cache.keys(images), images)
+    assert held_bytes(tmp_path) == limit
+
+
+def test_the_log_tells_what_was_read_and_one_warning_that_the_cache_is_of_no_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="classyseg.models.feature_cache")
+    cached_run(tmp_path, {"dataset.test": None})
+    assert [r.message for r in caplog.records] == [
+        f"feature cache: {read} of 48 images read in this train phase" for read in (0, 48)
+    ]
+    caplog.clear()
+    random = {"dataset.train.transforms": [{"name": "random_scale_crop", "size": [24, 24]}], "num_epochs": 3}
+    cached_run(tmp_path, {"dataset.test": None, **random})
+    warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "a second epoch found none of its images" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "live"),
+    [
+        (nn.Dropout(0.1), True),
+        (DropBlock2d(0.1), True),
+        (StochasticDepth(0.1, "row"), True),
+        (nn.BatchNorm2d(4), True),
+        (nn.Dropout(0.0), False),
+        (nn.LayerNorm(4), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_module_that_works_otherwise_in_training_is_refused_where_it_is_not_frozen(
+    module: nn.Module, live: bool
+) -> None:
+    model = tiny_task(FROZEN).model
+    check_frozen(model)
+    model._frozen = tuple(name for name, _ in model.named_children())
+    model.add_module("extra", module.requires_grad_(False))
+    with pytest.raises(ConfigError, match=r"such as extra \(") if live else contextlib.nullcontext():
+        check_frozen(model.eval())
+    assert not model.training
