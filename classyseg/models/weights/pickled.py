@@ -17,6 +17,8 @@ from torch import Tensor
 MAX_STEPS = 10_000_000
 """Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them."""
 SLACK = 2**16
+MAX_DIMENSIONS = 64
+MAX_SIZE = 2**63
 
 Constructor = Callable[..., Any]
 
@@ -91,8 +93,19 @@ def dict_of(pairs: Any) -> dict[Any, Any]:
     return found
 
 
-def encode(text: str, encoding: str = "latin1") -> bytes:
+def sizes_of(sizes: Any) -> tuple[int, ...]:
+    """`sizes` of a file, at most 64 numbers from 0 to 2^63, so that to multiply and to print them takes no time."""
+    if not isinstance(sizes, tuple | list) or len(sizes) > MAX_DIMENSIONS:
+        raise UnreadableError(f"a tensor of it has more than {MAX_DIMENSIONS} sizes, or none")
+    if any(type(number) is not int or not 0 <= number < MAX_SIZE for number in sizes):
+        raise UnreadableError("a tensor of it has sizes that are no natural numbers below 2^63")
+    return tuple(sizes)
+
+
+def encode(text: Any, encoding: Any = "latin1") -> bytes:
     """`_codecs.encode` as pickles before protocol 3 use it, for bytes."""
+    if not isinstance(text, str) or not isinstance(encoding, str):
+        raise UnreadableError("it wants to encode what is no text")
     if encoding not in ("latin1", "latin-1"):
         raise UnreadableError(f"it wants the codec {encoding!r:.40}")
     return text.encode("latin1")
@@ -177,14 +190,14 @@ class _Machine:
         constructor, arguments = self.top(2)
         if not isinstance(constructor, Named) or not isinstance(arguments, tuple):
             raise UnreadableError("its pickle calls what is no name")
+        self.spend(arguments)
         made = self.constructors[constructor.name](*arguments)
-        self.allowance -= len(made) if isinstance(made, bytes | list | tuple | dict) else 0
-        if self.allowance < 0:
-            raise UnreadableError("its pickle copies the same things again and again")
+        self.spend(made)
         self.push(made)
 
     def build(self, _argument: Any) -> None:
         (state,) = self.top(1)
+        self.spend(state)
         if isinstance(self.stack[-1], Buildable):
             self.stack[-1].build(state)
         elif type(self.stack[-1]) is not dict:  # the attributes of an OrderedDict, such as torch's _metadata
@@ -194,6 +207,12 @@ class _Machine:
         if self.persistent is None:
             raise UnreadableError("its pickle refers to data outside it")
         self.push(self.persistent(self.stack.pop()))
+
+    def spend(self, value: Any) -> None:
+        """Takes what is copied from the allowance."""
+        self.allowance -= len(value) if isinstance(value, bytes | list | tuple | dict) else 0
+        if self.allowance < 0:
+            raise UnreadableError("its pickle copies the same things again and again")
 
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:

@@ -60,7 +60,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             return _read(file, path.stat().st_size, path)
     except Exception as error:  # a hostile file may fail in any way
-        text = "".join(c if c.isprintable() else "?" for c in str(error).partition("\n")[0][:200])
+        told = next((part for part in error.args if isinstance(part, str)), "")  # others may print without end
+        text = "".join(c if c.isprintable() else "?" for c in told.partition("\n")[0][:200])
         reason = text if isinstance(error, UnreadableError) else f"damaged ({type(error).__name__}: {text})"
         raise ConfigError(f"{path}: cannot be read as weights: {reason}") from None
 

@@ -22,6 +22,7 @@ from classyseg.models.weights.pickled import (
     encode,
     never,
     read_pickle,
+    sizes_of,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -87,15 +88,15 @@ class _Storage:
 
 class _TorchTensor(LazyTensor):
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> None:
-        numbers = (offset, *size, *stride)
-        if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in numbers):
-            raise UnreadableError("a tensor of it has no storage, or sizes that are no natural numbers")
+        if not isinstance(storage, _Storage):
+            raise UnreadableError("a tensor of it has no storage")
+        size, stride, (offset,) = sizes_of(size), sizes_of(stride), sizes_of((offset,))
         if len(size) != len(stride):
             raise UnreadableError("a tensor of it has not as many strides as sizes")
         itemsize = (dtype or storage.dtype).itemsize
         end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if 0 not in size else 0
         if end * itemsize > storage.num_bytes or math.prod(size) * itemsize > max(storage.num_bytes, 2**20):
-            raise UnreadableError(f"a tensor of shape {tuple(size)} is larger than its storage")
+            raise UnreadableError(f"a tensor of shape {size} is larger than its storage")
         self.storage, self.offset, self.size, self.stride, self.dtype = storage, offset, size, stride, dtype
 
     @property
@@ -155,6 +156,8 @@ class _Storages:
 
     def find(self, reference: Any) -> _Storage:
         """The storage of a persistent id: `("storage", type, key, device, number of elements[, None])`."""
+        if not isinstance(reference, tuple) or not 5 <= len(reference) <= 6:
+            raise UnreadableError("it refers to data in a way that this reader does not know")
         kind, storage_type, key, _device, numel, *views = reference
         if kind != "storage" or not isinstance(storage_type, Named) or any(view is not None for view in views):
             raise UnreadableError("it refers to data in a way that this reader does not know")
@@ -204,6 +207,8 @@ def read_legacy_torch(file: IO[bytes], size: int) -> Any:
     storages = _Storages()
     found = read_pickle(file, CONSTRUCTORS, storages.find)
     keys = read_pickle(file, {})
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UnreadableError("its list of storages is no list of texts")
     if sorted(keys) != sorted(storages.by_key):
         raise UnreadableError("its list of storages is not that of its tensors")
     for key in keys:
