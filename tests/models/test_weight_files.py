@@ -201,7 +201,10 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         "its tensors say that they have more than",
     ),
     "large_shape.pdparams": (program(dictionary(w=numpy_array(shape_of(10**12), "f4", FOUR))), "an array of shape"),
-    "negative_shape.pdparams": (program(dictionary(w=numpy_array(shape_of(-1), "f4", FOUR))), "an array of the shape"),
+    "negative_shape.pdparams": (
+        program(dictionary(w=numpy_array(shape_of(-1), "f4", FOUR))),
+        "sizes that are no natural numbers",
+    ),
     "no_values.pdparams": (
         program(
             dictionary(w=call("numpy._core.multiarray._reconstruct", named("numpy.ndarray"), shape_of(10**12), FOUR))

@@ -87,6 +87,21 @@ def test_torch_files_of_every_type_are_read_bit_by_bit(options: dict[str, Any], 
     assert found["whole"].data_ptr() == found["again"].data_ptr()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_are_marked_as_negative_or_conjugate_have_their_values(zipped: bool, tmp_path: Path) -> None:
+    numbers = torch.randn(2, 3, dtype=torch.complex64)
+    state = {"neg": torch._neg_view(torch.randn(3)), "conj": numbers[0].conj(), "imag": numbers.clone()[1].conj().imag}
+    content = torch_bytes(state, _use_new_zipfile_serialization=zipped)
+    found = read_tensors(write(tmp_path / "w.pth", content))
+    assert_same(found, {key: value.resolve_neg().resolve_conj() for key, value in state.items()})
+
+
+def test_a_pickle_of_protocol_1_is_told_which_protocols_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.pth", torch_bytes({"w": torch.ones(1)}, pickle_protocol=1))
+    with pytest.raises(ConfigError, match="instruction INT, which no weights of protocols 2 to 5 need"):
+        read_tensors(path)
+
+
 def test_a_file_of_python_2_has_texts_as_bytes(tmp_path: Path) -> None:
     storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04NtQ"
     tensor = b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"K\x00(K\x04t(K\x01ttR"
@@ -335,19 +350,22 @@ def test_counted_batches_may_be_missing_and_are_kept_where_they_are(tmp_path: Pa
     assert model.bn1.num_batches_tracked == 7
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6, 7])
 def test_a_first_convolution_is_adapted_on_request(channels: int, tmp_path: Path) -> None:
     source, model = small(), small(in_channels=channels)
-    with pytest.raises(ConfigError, match=rf"conv1.weight is \(64, 3, 7, 7\), expected \(64, {channels}, 7, 7\)"):
+    message = rf"conv1.weight is \(64, 3, 7, 7\), expected \(64, {channels}, 7, 7\), which adapt_input: true fits$"
+    with pytest.raises(ConfigError, match=message):
         load_into(model, source.state_dict(), tmp_path)
     load_into(model, source.state_dict(), tmp_path, adapt_input=True)
     expected, found = source.conv1.weight, model.conv1.weight
     assert found.shape[1] == channels
-    if channels == 1:
-        torch.testing.assert_close(found[:, 0], expected.sum(1))
-    else:
-        torch.testing.assert_close(found[:, 1], expected[:, 1] * 3 / channels)
-        torch.testing.assert_close(found[:, -1], expected[:, (channels - 1) % 3] * 3 / channels)
+    if channels > 2:
+        for colour in range(3):
+            same = found[:, colour::3]
+            torch.testing.assert_close(same, expected[:, [colour]].expand_as(same) / same.shape[1])
+    grey = torch.rand(2, 1, 32, 32)
+    given = model.conv1(grey.expand(-1, channels, -1, -1))
+    torch.testing.assert_close(given, source.conv1(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
     assert model.layer1[0].conv1.weight.equal(source.layer1[0].conv1.weight)
 
 

@@ -31,8 +31,8 @@ from weight_files import (
 SECONDS = 10
 """Of the processor; without a bound the files below took minutes to forever."""
 FOUR = b"C\x04\0\0\x80\x3f"
-NESTED = b")" + b"\x85" * 1_000_000
-"""A tuple in a tuple, a million deep: hashing or printing it overflows the stack."""
+NESTED = b")" + b"\x85" * 500_000
+"""A tuple in a tuple, half a million deep: hashing or printing it overflows the stack."""
 DOUBLED = b")\x85" + b"".join(b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
 """A pair of a pair of ..., each twice the same: of 2^60 parts when hashed or printed."""
 LARGE = b"(" + b"\x8a\xff" + b"\x7f" * 255 + b"q\x70" + b"h\x70" * 150_000 + b"t"
@@ -85,7 +85,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     ),
     "growing_code.pdparams": (
         state_again_and_again(DTYPE, b"(K\x03" + text("<") + b"NNNt", 1_000_000),
-        "found a list without tensors",
+        "copies the same things again and again",
     ),
 }
 

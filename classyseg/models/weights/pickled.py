@@ -134,7 +134,9 @@ def read_pickle(
         elif opcode.name in _STEPS:
             _STEPS[opcode.name](machine, argument)
         else:
-            raise UnreadableError(f"its pickle has the instruction {opcode.name}, which no weights need")
+            raise UnreadableError(
+                f"its pickle has the instruction {opcode.name}, which no weights of protocols 2 to 5 need"
+            )
     raise UnreadableError("its pickle has no end")
 
 

@@ -98,6 +98,7 @@ class _TorchTensor(LazyTensor):
         if end * itemsize > storage.num_bytes or math.prod(size) * itemsize > max(storage.num_bytes, 2**20):
             raise UnreadableError(f"a tensor of shape {size} is larger than its storage")
         self.storage, self.offset, self.size, self.stride, self.dtype = storage, offset, size, stride, dtype
+        self.views: list[Callable[[Tensor], Tensor]] = []
 
     @property
     def num_bytes(self) -> int:
@@ -106,17 +107,39 @@ class _TorchTensor(LazyTensor):
     def tensor(self) -> Tensor:
         values = self.storage.values()
         values = values if self.dtype is None else values.view(self.dtype)
-        return values.as_strided(self.size, self.stride, self.offset)
+        values = values.as_strided(self.size, self.stride, self.offset)
+        for view in self.views:
+            values = view(values)
+        return values
 
 
-def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> LazyTensor:
-    return _TorchTensor(storage, offset, size, stride)
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": lambda values: -values,
+    "conj": lambda values: values.conj().resolve_conj(),
+}
+"""How torch marks that a storage holds the negative, or the conjugate, of a tensor's values."""
+
+
+def _rebuild(
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any = None, _hooks: Any = None, views: Any = None
+) -> LazyTensor:
+    return _viewed(_TorchTensor(storage, offset, size, stride), views)
 
 
 def _rebuild_with_dtype(
-    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_more: Any
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, views: Any = None
 ) -> LazyTensor:
-    return _TorchTensor(storage, offset, size, stride, DTYPES[dtype.name])
+    return _viewed(_TorchTensor(storage, offset, size, stride, DTYPES[dtype.name]), views)
+
+
+def _viewed(tensor: _TorchTensor, views: Any) -> _TorchTensor:
+    """`tensor` with torch's metadata `views`, such as `{"neg": True}`."""
+    for name, is_set in (views or {}).items():
+        if name not in VIEWS or is_set not in (True, False):
+            raise UnreadableError(f"a tensor of it is marked as {name!r:.20}, which this reader does not know")
+        if is_set:
+            tensor.views.append(VIEWS[name])
+    return tensor
 
 
 def _parameter(tensor: Any, *_more: Any) -> Any:
