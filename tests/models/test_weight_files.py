@@ -95,7 +95,6 @@ PAYLOADS: dict[str, tuple[bytes, ...]] = {
     "__builtin__.eval": (text(f"open({MARKER!r}, 'w')"),),
     "builtins.open": (text(MARKER), text("w")),
     "builtins.__import__": (text("os"),),
-    "builtins.bytearray": (integer(10**11),),
     "importlib.import_module": (text("antigravity"),),
     "functools.partial": (named("builtins.print"),),
     "operator.attrgetter": (text("system"),),
@@ -228,7 +227,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "list.pdparams": (program(b"]"), "found a list without tensors; expected a state dict"),
     "slices.pdparams": (
         program(dictionary(**{"UnpackBigParamInfor@@": dictionary(w=dictionary(slices=b"]", OriginShape=b"K\x01"))})),
-        "damaged",
+        "more than 64 sizes, or none",
     ),
     "no_end.pdparams": (WEIGHTS[:-1], "damaged|no end"),
     "empty_stack.pdparams": (program(b"R"), "damaged"),

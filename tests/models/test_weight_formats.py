@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import gzip
 import logging
 import pathlib
@@ -30,11 +31,15 @@ from classyseg.models import LoadedWeights, Naming, ResNet, build_model, create_
 from classyseg.models.weights import read_tensors
 from weight_files import (
     as_arrays,
+    call,
+    dictionary,
+    integer,
     paddle_bytes,
     program,
     safetensors_bytes,
     torch_bytes,
     torch_legacy,
+    torch_zip,
     write,
     zip_bytes,
 )
@@ -114,6 +119,32 @@ def test_safetensors_are_told_from_formats_whose_magic_is_their_header_length(tm
         header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
         path = write(tmp_path / "w.bin", safetensors_bytes(header, struct.pack("<f", 5)))
         assert read_tensors(path)["w"].tolist() == [5]
+
+
+BESIDE: dict[str, Any] = {
+    "tuple_keys": {(1, "a"): 3, (2, "b"): torch.ones(1)},
+    "time": [datetime.datetime(2024, 1, 31), datetime.timedelta(1), datetime.datetime.now(datetime.UTC)],
+    "numbers": [1j, 2**3000, -(2**9000)],
+    "range": [slice(1, 2), bytearray(b"ab")],
+    "sparse": [torch.eye(3).to_sparse()],
+    "meta": torch.empty(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_does_nothing_is_read_over_beside_the_weights(name: str, protocol: int, tmp_path: Path) -> None:
+    weights = {"w": torch.randn(2)}
+    path = write(tmp_path / "w.pth", torch_bytes({**weights, name: BESIDE[name]}, pickle_protocol=protocol))
+    found = read_tensors(path)
+    assert_same({"w": found.pop("w")}, weights)
+    assert list(found) == (["tuple_keys.(2, 'b')"] if name == "tuple_keys" else [])
+
+
+def test_a_bytearray_of_any_length_takes_no_memory(tmp_path: Path) -> None:
+    large = torch_zip(program(dictionary(w=call("builtins.bytearray", integer(10**11)))))
+    with pytest.raises(ConfigError, match="found a dict without tensors"):
+        read_tensors(write(tmp_path / "w.pth", large))
 
 
 # -- Paddle ----------------------------------------------------------------------------------------------------------

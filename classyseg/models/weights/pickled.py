@@ -17,6 +17,7 @@ from torch import Tensor
 MAX_STEPS = 10_000_000
 """Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them."""
 SLACK = 2**16
+MAX_KEY_PARTS = 8
 MAX_DIMENSIONS = 64
 MAX_SIZE = 2**63
 
@@ -218,8 +219,10 @@ class _Machine:
 
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    if not isinstance(key, str | int | float | bytes | None):  # others could nest without end, and are hashed in C
-        raise UnreadableError(f"it has a {type(key).__name__} as a key; expected a text or a number")
+    parts = key if isinstance(key, tuple) and len(key) <= MAX_KEY_PARTS else (key,)
+    if not all(isinstance(part, str | int | float | bytes | None) for part in parts):
+        # others could nest without end, and are hashed in C
+        raise UnreadableError(f"it has a {type(key).__name__} as a key; expected a text, a number, or a few of them")
     if key in target:
         raise UnreadableError(f"it has the key {key!r:.80} twice")
     target[key] = value
@@ -231,6 +234,8 @@ _VALUES = frozenset((*_INTEGERS, *_TEXTS, "BINFLOAT", "BINBYTES", "SHORT_BINBYTE
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
+    "LONG4": lambda machine, _: machine.push(Ignored()),  # of more than 255 bytes: slow to hash and to print
+    "BYTEARRAY8": lambda machine, _: machine.push(Ignored()),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),

@@ -45,10 +45,14 @@ STORAGES = {
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 BESIDE = (
     "argparse.Namespace",
+    *(f"{builtins}.{name}" for builtins in ("builtins", "__builtin__") for name in ("bytearray", "complex", "slice")),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     "pathlib.Path",
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
     "torch.device",
+    "torch.serialization._get_layout",
+    *(f"torch._utils._rebuild_{kind}" for kind in ("sparse_tensor", "meta_tensor_no_storage")),
     "torch.torch_version.TorchVersion",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     "numpy.dtype",
@@ -60,7 +64,7 @@ BESIDE = (
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
     "typing.Any",
 )
-"""What is found beside the weights in the checkpoints of PyTorch-Encoding, ClassyVision and mmsegmentation."""
+"""What is found beside the weights in the checkpoints of PyTorch-Encoding, ClassyVision, mmsegmentation and others."""
 
 
 class _Storage:
