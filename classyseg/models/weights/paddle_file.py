@@ -107,9 +107,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
 """All that `paddle.save` names; numpy 1 and 2 spell their module differently."""
 
 
-def read_paddle(file: IO[bytes]) -> Any:
+def read_paddle(file: IO[bytes], max_steps: int) -> Any:
     """The object in a file of `paddle.save`, with its arrays lazy: a mapping of keys to arrays, perhaps nested."""
-    found = read_pickle(file, CONSTRUCTORS)
+    found = read_pickle(file, CONSTRUCTORS, max_steps=max_steps)
     if isinstance(found, dict):
         found.pop(PADDLE_NAMES, None)
         for key, info in found.pop(BIG_PARAMETERS, {}).items():

@@ -15,7 +15,10 @@ from typing import IO, Any
 from torch import Tensor
 
 MAX_STEPS = 10_000_000
-"""Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them."""
+FREE_STEPS = 100_000
+BYTES_A_STEP = 8
+"""Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them. Each
+may take some 80 bytes of memory, so a file may have 100000, and one more for each 8 bytes of it."""
 SLACK = 2**16
 MAX_KEY_PARTS = 8
 MAX_DIMENSIONS = 64
@@ -113,7 +116,10 @@ def encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def read_pickle(
-    file: IO[bytes], constructors: Mapping[str, Constructor], persistent: Callable[[Any], Any] | None = None
+    file: IO[bytes],
+    constructors: Mapping[str, Constructor],
+    persistent: Callable[[Any], Any] | None = None,
+    max_steps: int = FREE_STEPS,
 ) -> Any:
     """The object of the pickle that starts at the position of `file`, which is afterwards behind it.
 
@@ -127,8 +133,8 @@ def read_pickle(
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name == "STOP":
             return machine.stack.pop()
-        if count > MAX_STEPS:
-            raise UnreadableError(f"its pickle has more than {MAX_STEPS} instructions")
+        if count > max_steps:
+            raise UnreadableError(f"its pickle has more than {max_steps} instructions, too many for so small a file")
         machine.allowance += 1 + (len(argument) if isinstance(argument, str | bytes) else 0)
         if opcode.name in _VALUES:
             machine.stack.append(argument)
@@ -139,6 +145,11 @@ def read_pickle(
                 f"its pickle has the instruction {opcode.name}, which no weights of protocols 2 to 5 need"
             )
     raise UnreadableError("its pickle has no end")
+
+
+def steps_of(size: int) -> int:
+    """How many instructions the pickle of a file of `size` bytes may have."""
+    return min(MAX_STEPS, FREE_STEPS + size // BYTES_A_STEP)
 
 
 class _Machine:

@@ -204,7 +204,7 @@ def is_torch_zip(names: Sequence[str]) -> bool:
     return len(roots) == 1 and f"{next(iter(roots))}/data.pkl" in names
 
 
-def read_torch_zip(archive: zipfile.ZipFile) -> Any:
+def read_torch_zip(archive: zipfile.ZipFile, max_steps: int) -> Any:
     """The object in a zip of `torch.save`, with its tensors lazy: `archive` must stay open until they are read."""
     members = {info.filename: info for info in archive.infolist()}
     root = next(iter(members)).partition("/")[0]
@@ -217,7 +217,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> Any:
         raise UnreadableError(f"its byte order is {order!r:.20}; expected little")
     storages = _Storages()
     pickled = io.BytesIO(archive.read(f"{root}/data.pkl"))
-    found = read_pickle(pickled, CONSTRUCTORS, storages.find)
+    found = read_pickle(pickled, CONSTRUCTORS, storages.find, max_steps)
     for key, storage in storages.by_key.items():
         name = f"{root}/data/{key}"
         if storage.numel and (name not in members or members[name].file_size != storage.num_bytes):
@@ -227,13 +227,13 @@ def read_torch_zip(archive: zipfile.ZipFile) -> Any:
     return found
 
 
-def read_legacy_torch(file: IO[bytes], size: int) -> Any:
+def read_legacy_torch(file: IO[bytes], size: int, max_steps: int) -> Any:
     """The object in a file of torch before 1.6, behind its magic number; `size` is that of the file."""
     if read_pickle(file, {}) != LEGACY_PROTOCOL or not read_pickle(file, {}).get("little_endian"):
         raise UnreadableError("its version of torch's old format is unknown")
     storages = _Storages()
-    found = read_pickle(file, CONSTRUCTORS, storages.find)
-    keys = read_pickle(file, {})
+    found = read_pickle(file, CONSTRUCTORS, storages.find, max_steps)
+    keys = read_pickle(file, {}, max_steps=max_steps)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise UnreadableError("its list of storages is no list of texts")
     if sorted(keys) != sorted(storages.by_key):
