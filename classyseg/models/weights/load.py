@@ -79,8 +79,8 @@ def load_weights(
     which most keys fit, the first of equals. It gives the backbone, or the whole model when both hold `heads.*`. Every
     tensor must fit: the reference's own classifier may be left over, unless `classifier` names the linear head that
     takes it. `strict=False` loads what fits and reports the
-    rest; `adapt_input` fits a first convolution for 3 channels to the model's: summed for one, else repeated and
-    scaled so that the mean input gives the same output.
+    rest; `adapt_input` fits a first convolution for 3 channels to the model's: every colour's weights are
+    shared by the channels that take it, so that a grey image gives what it gave before.
 
     Raises: `ConfigError` listing the missing, unexpected and mismatched keys; for a file that cannot be read, or that
     holds values that are not finite; for a name that does not exist; for a download whose hash is wrong. The model is
@@ -166,7 +166,8 @@ def match(
         found = _fitted(found, expected[key], adapt_input, model.in_channels)
         if found.shape != expected[key].shape or found.is_floating_point() != expected[key].is_floating_point():
             of = "" if found.is_floating_point() == expected[key].is_floating_point() else f" of {found.dtype}"
-            mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}")
+            hint = ", which adapt_input: true fits" if _is_first(found, expected[key], model.in_channels) else ""
+            mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}{hint}")
         else:
             state[key] = found.to(expected[key].dtype)
     names = set(theirs.values())
@@ -215,15 +216,24 @@ def _classifier_keys(head: str, prefix: str, naming: Naming, tensors: Mapping[st
 
 
 def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:
-    """`found`, changed to the expected channels of a first convolution where that is asked for."""
-    others = found.shape[:1] == expected.shape[:1] and found.shape[2:] == expected.shape[2:]
-    is_first = found.dim() >= 4 and others and found.shape[1] == 3 and expected.shape[1] == in_channels
-    if not adapt_input or not is_first or in_channels == 3:
+    """`found`, changed to the expected channels of a first convolution where that is asked for.
+
+    Over all channels the weights add up to what they did before: one or two channels share the sum of the three
+    colours; of more, channel i takes the colour i % 3, whose weights are divided by how many channels take it.
+    """
+    if not adapt_input or not _is_first(found, expected, in_channels):
         return found
-    if in_channels == 1:
-        return found.sum(1, keepdim=True)
-    repeats = -(-in_channels // 3)
-    return torch.cat([found] * repeats, 1)[:, :in_channels] * (3 / in_channels)
+    if in_channels < 3:
+        return torch.cat([found.sum(1, keepdim=True) / in_channels] * in_channels, 1)
+    colours = torch.arange(in_channels) % 3
+    shares = colours.bincount()[colours].to(found.dtype)
+    return found[:, colours] / shares.view(-1, *[1] * (found.dim() - 2))
+
+
+def _is_first(found: Tensor, expected: Tensor, in_channels: int) -> bool:
+    """Whether `found` is a first convolution for 3 channels where one for another number is `expected`."""
+    others = found.shape[:1] == expected.shape[:1] and found.shape[2:] == expected.shape[2:]
+    return found.dim() >= 4 and others and found.shape[1] == 3 != in_channels == expected.shape[1]
 
 
 def _as(report: LoadedWeights) -> str:

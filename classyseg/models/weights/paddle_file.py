@@ -19,6 +19,7 @@ from classyseg.models.weights.pickled import (
     encode,
     never,
     read_pickle,
+    sizes_of,
 )
 
 BIG_PARAMETERS = "UnpackBigParamInfor@@"
@@ -32,15 +33,16 @@ class _Dtype(Buildable):
     """`numpy.dtype`: a code such as `f4`, and a byte order."""
 
     def __init__(self, code: Any, *_options: Any) -> None:
-        if code not in CODES:
-            raise UnreadableError(f"found an array of {code!r:.20}; expected numbers")
-        self.code = code
+        if not isinstance(code, str) or code not in CODES:  # anything else could be hashed or printed without end
+            found = repr(code[:20]) if isinstance(code, str) else f"a {type(code).__name__}"
+            raise UnreadableError(f"found an array of {found}; expected numbers")
+        self.kind = self.code = code
 
     def build(self, state: Any) -> None:
         _version, order, subdtype, names, fields, *_more = state
         if order not in ("<", ">", "|", "=") or (subdtype, names, fields) != (None, None, None):
             raise UnreadableError("found an array of records; expected numbers")
-        self.code = order + self.code
+        self.code = order + self.kind
 
 
 class _Array(Buildable, LazyTensor):
@@ -50,11 +52,10 @@ class _Array(Buildable, LazyTensor):
     _values: Tensor | None = None
 
     def build(self, state: Any) -> None:
-        _version, shape, dtype, fortran, content = state
+        _version, sizes, dtype, fortran, content = state
+        shape = sizes_of(sizes)
         if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
             raise UnreadableError("found an array of objects; expected numbers")
-        if any(type(n) is not int or n < 0 for n in shape):
-            raise UnreadableError(f"found an array of the shape {shape!r:.60}")
         if math.prod(shape) * np.dtype(dtype.code).itemsize != len(content):
             raise UnreadableError(f"found an array of shape {shape!r:.60} and {dtype.code} with {len(content)} bytes")
         self.state = (shape, dtype.code, bool(fortran), content)
@@ -80,14 +81,14 @@ class _Joined(LazyTensor):
     def __init__(self, slices: list[Any], shape: Any) -> None:
         if not all(isinstance(piece, _Array) for piece in slices):
             raise UnreadableError(f"found slices under {BIG_PARAMETERS} that are no arrays")
-        self.slices, self.shape = slices, shape
+        self.slices, self.shape = slices, sizes_of(shape)
 
     @property
     def num_bytes(self) -> int:
         return sum(piece.num_bytes for piece in self.slices)
 
     def tensor(self) -> Tensor:
-        return torch.cat([piece.tensor().flatten() for piece in self.slices]).reshape(tuple(self.shape))
+        return torch.cat([piece.tensor().flatten() for piece in self.slices]).reshape(self.shape)
 
 
 def _reconstruct(kind: Any, *_empty: Any) -> _Array:
@@ -106,11 +107,13 @@ CONSTRUCTORS: dict[str, Constructor] = {
 """All that `paddle.save` names; numpy 1 and 2 spell their module differently."""
 
 
-def read_paddle(file: IO[bytes]) -> Any:
+def read_paddle(file: IO[bytes], max_steps: int) -> Any:
     """The object in a file of `paddle.save`, with its arrays lazy: a mapping of keys to arrays, perhaps nested."""
-    found = read_pickle(file, CONSTRUCTORS)
+    found = read_pickle(file, CONSTRUCTORS, max_steps=max_steps)
     if isinstance(found, dict):
         found.pop(PADDLE_NAMES, None)
         for key, info in found.pop(BIG_PARAMETERS, {}).items():
+            if not all(isinstance(name, str) for name in info["slices"]):
+                raise UnreadableError(f"found slices under {BIG_PARAMETERS} that have no names")
             found[key] = _Joined([found.pop(name) for name in info["slices"]], info["OriginShape"])
     return found

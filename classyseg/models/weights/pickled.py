@@ -15,8 +15,14 @@ from typing import IO, Any
 from torch import Tensor
 
 MAX_STEPS = 10_000_000
-"""Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them."""
+FREE_STEPS = 100_000
+BYTES_A_STEP = 8
+"""Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them. Each
+may take some 80 bytes of memory, so a file may have 100000, and one more for each 8 bytes of it."""
 SLACK = 2**16
+MAX_KEY_PARTS = 8
+MAX_DIMENSIONS = 64
+MAX_SIZE = 2**63
 
 Constructor = Callable[..., Any]
 
@@ -91,15 +97,29 @@ def dict_of(pairs: Any) -> dict[Any, Any]:
     return found
 
 
-def encode(text: str, encoding: str = "latin1") -> bytes:
+def sizes_of(sizes: Any) -> tuple[int, ...]:
+    """`sizes` of a file, at most 64 numbers from 0 to 2^63, so that to multiply and to print them takes no time."""
+    if not isinstance(sizes, tuple | list) or len(sizes) > MAX_DIMENSIONS:
+        raise UnreadableError(f"a tensor of it has more than {MAX_DIMENSIONS} sizes, or none")
+    if any(type(number) is not int or not 0 <= number < MAX_SIZE for number in sizes):
+        raise UnreadableError("a tensor of it has sizes that are no natural numbers below 2^63")
+    return tuple(sizes)
+
+
+def encode(text: Any, encoding: Any = "latin1") -> bytes:
     """`_codecs.encode` as pickles before protocol 3 use it, for bytes."""
+    if not isinstance(text, str) or not isinstance(encoding, str):
+        raise UnreadableError("it wants to encode what is no text")
     if encoding not in ("latin1", "latin-1"):
         raise UnreadableError(f"it wants the codec {encoding!r:.40}")
     return text.encode("latin1")
 
 
 def read_pickle(
-    file: IO[bytes], constructors: Mapping[str, Constructor], persistent: Callable[[Any], Any] | None = None
+    file: IO[bytes],
+    constructors: Mapping[str, Constructor],
+    persistent: Callable[[Any], Any] | None = None,
+    max_steps: int = FREE_STEPS,
 ) -> Any:
     """The object of the pickle that starts at the position of `file`, which is afterwards behind it.
 
@@ -113,16 +133,23 @@ def read_pickle(
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name == "STOP":
             return machine.stack.pop()
-        if count > MAX_STEPS:
-            raise UnreadableError(f"its pickle has more than {MAX_STEPS} instructions")
+        if count > max_steps:
+            raise UnreadableError(f"its pickle has more than {max_steps} instructions, too many for so small a file")
         machine.allowance += 1 + (len(argument) if isinstance(argument, str | bytes) else 0)
         if opcode.name in _VALUES:
             machine.stack.append(argument)
         elif opcode.name in _STEPS:
             _STEPS[opcode.name](machine, argument)
         else:
-            raise UnreadableError(f"its pickle has the instruction {opcode.name}, which no weights need")
+            raise UnreadableError(
+                f"its pickle has the instruction {opcode.name}, which no weights of protocols 2 to 5 need"
+            )
     raise UnreadableError("its pickle has no end")
+
+
+def steps_of(size: int) -> int:
+    """How many instructions the pickle of a file of `size` bytes may have."""
+    return min(MAX_STEPS, FREE_STEPS + size // BYTES_A_STEP)
 
 
 class _Machine:
@@ -177,14 +204,14 @@ class _Machine:
         constructor, arguments = self.top(2)
         if not isinstance(constructor, Named) or not isinstance(arguments, tuple):
             raise UnreadableError("its pickle calls what is no name")
+        self.spend(arguments)
         made = self.constructors[constructor.name](*arguments)
-        self.allowance -= len(made) if isinstance(made, bytes | list | tuple | dict) else 0
-        if self.allowance < 0:
-            raise UnreadableError("its pickle copies the same things again and again")
+        self.spend(made)
         self.push(made)
 
     def build(self, _argument: Any) -> None:
         (state,) = self.top(1)
+        self.spend(state)
         if isinstance(self.stack[-1], Buildable):
             self.stack[-1].build(state)
         elif type(self.stack[-1]) is not dict:  # the attributes of an OrderedDict, such as torch's _metadata
@@ -195,10 +222,18 @@ class _Machine:
             raise UnreadableError("its pickle refers to data outside it")
         self.push(self.persistent(self.stack.pop()))
 
+    def spend(self, value: Any) -> None:
+        """Takes what is copied from the allowance."""
+        self.allowance -= len(value) if isinstance(value, bytes | list | tuple | dict) else 0
+        if self.allowance < 0:
+            raise UnreadableError("its pickle copies the same things again and again")
+
 
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    if not isinstance(key, str | int | float | bytes | None):  # others could nest without end, and are hashed in C
-        raise UnreadableError(f"it has a {type(key).__name__} as a key; expected a text or a number")
+    parts = key if isinstance(key, tuple) and len(key) <= MAX_KEY_PARTS else (key,)
+    if not all(isinstance(part, str | int | float | bytes | None) for part in parts):
+        # others could nest without end, and are hashed in C
+        raise UnreadableError(f"it has a {type(key).__name__} as a key; expected a text, a number, or a few of them")
     if key in target:
         raise UnreadableError(f"it has the key {key!r:.80} twice")
     target[key] = value
@@ -210,6 +245,8 @@ _VALUES = frozenset((*_INTEGERS, *_TEXTS, "BINFLOAT", "BINBYTES", "SHORT_BINBYTE
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
+    "LONG4": lambda machine, _: machine.push(Ignored()),  # of more than 255 bytes: slow to hash and to print
+    "BYTEARRAY8": lambda machine, _: machine.push(Ignored()),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),
     "NEWFALSE": lambda machine, _: machine.push(False),

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.models.weights.paddle_file import read_paddle
-from classyseg.models.weights.pickled import LazyTensor, UnreadableError, dict_of
+from classyseg.models.weights.pickled import LazyTensor, UnreadableError, dict_of, steps_of
 from classyseg.models.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip
 
 MAX_GROWTH = 10
-MAX_SMALL = 16 * 2**20
+MAX_SMALL_ARCHIVE = 2**20
 """An archive may unpack to so many times its size, or to so many bytes; weights compress to no less than two thirds."""
+MAX_SMALL = 16 * 2**20
+"""What a file's header may take, and all its tensors together may say that they have, however small it is."""
 MAX_CLAIMED = 4
 """How often, all in all, tensors may share the bytes of a file."""
 MAX_KEY = 500
@@ -46,8 +48,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by dotted key, on the CPU; nested mappings are flattened, what is no tensor is left out.
 
     Reads safetensors, torch's formats (old and new), Paddle's `.pdparams`, a zip or tar archive with one such file,
-    and a checkpoint folder of classyseg. Nothing is unpacked to the disk, and no more memory is taken than a few
-    times the size of the file.
+    and a checkpoint folder of classyseg. Nothing is unpacked to the disk. The memory taken is a few times the size of
+    the file for weights; for what is made to take more, up to some 50 times, and some 60 MB however small it is.
 
     Raises: `ConfigError` for a file that is none of these, is damaged, wants to run code, or holds no tensors.
     """
@@ -58,15 +60,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path}: {found}; {EXPECTED}, or a checkpoint folder of classyseg")
     try:
         with open(path, "rb") as file:
-            return _read(file, path.stat().st_size, path)
+            size = path.stat().st_size
+            return _read(file, size, steps_of(size), path)
     except Exception as error:  # a hostile file may fail in any way
-        text = "".join(c if c.isprintable() else "?" for c in str(error).partition("\n")[0][:200])
+        told = next((part for part in error.args if isinstance(part, str)), "")  # others may print without end
+        text = "".join(c if c.isprintable() else "?" for c in told.partition("\n")[0][:200])
         reason = text if isinstance(error, UnreadableError) else f"damaged ({type(error).__name__}: {text})"
         raise ConfigError(f"{path}: cannot be read as weights: {reason}") from None
 
 
-def _read(file: IO[bytes], size: int, path: Path | None = None) -> dict[str, Tensor]:
-    """The tensors of the file at `path`, or of the member of an archive, which is in memory then."""
+def _read(file: IO[bytes], size: int, max_steps: int, path: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of the file at `path`, or of the member of an archive, which is in memory then.
+
+    `max_steps` is for the size on the disk, also in an archive.
+    """
     start = file.read(512)
     file.seek(0)
     if not start:
@@ -75,18 +82,18 @@ def _read(file: IO[bytes], size: int, path: Path | None = None) -> dict[str, Ten
         _check_header(file)
         return _flatten(load_file(path) if path else load(file.read()), size)
     if start[:1] == b"\x80":
-        return _from_pickle(file, size)
+        return _from_pickle(file, size, max_steps)
     if start[:2] == b"PK":
         with zipfile.ZipFile(file) as archive:
             _check_zip(archive, _limit(size))
             if is_torch_zip(archive.namelist()):
-                return _flatten(read_torch_zip(archive), size)
+                return _flatten(read_torch_zip(archive, max_steps), size)
             _refuse_nested(path)
-            return _from_zip(archive)
+            return _from_zip(archive, max_steps)
     packed = start[:2] == b"\x1f\x8b"
     if packed or start[257:262] == b"ustar" or (path is not None and path.suffix == ".tar"):
         _refuse_nested(path)
-        return _from_tar(_unpacked(file, _limit(size)) if packed else file)
+        return _from_tar(_unpacked(file, _limit(size)) if packed else file, max_steps)
     if start[8:9] == b"{":
         raise UnreadableError("it ends within the header of a safetensors file")
     text = start.lstrip()
@@ -103,24 +110,24 @@ def _check_header(file: IO[bytes]) -> None:
     file.seek(0)
 
 
-def _from_pickle(file: IO[bytes], size: int) -> dict[str, Tensor]:
+def _from_pickle(file: IO[bytes], size: int, max_steps: int) -> dict[str, Tensor]:
     """A file that is one pickle (Paddle), or several and raw numbers (torch before 1.6)."""
     if isinstance(file, io.BytesIO):
-        return _flatten(_unpickled(file, size), size)
+        return _flatten(_unpickled(file, size, max_steps), size)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # reading from it makes up no data
-        return _flatten(_unpickled(content, size), size)
+        return _flatten(_unpickled(content, size, max_steps), size)
 
 
-def _unpickled(content: Any, size: int) -> Any:
-    found = read_paddle(content)
-    return read_legacy_torch(content, size) if found == LEGACY_MAGIC else found
+def _unpickled(content: Any, size: int, max_steps: int) -> Any:
+    found = read_paddle(content, max_steps)
+    return read_legacy_torch(content, size, max_steps) if found == LEGACY_MAGIC else found
 
 
 # -- archives --------------------------------------------------------------------------------------------------------
 
 
 def _limit(size: int) -> int:
-    return max(MAX_SMALL, MAX_GROWTH * size)
+    return max(MAX_SMALL_ARCHIVE, MAX_GROWTH * size)
 
 
 def _refuse_nested(path: Path | None) -> None:
@@ -148,9 +155,9 @@ def _check_names(names: list[str]) -> None:
             raise UnreadableError(f"found the member {name!r:.80}, which leads out of the archive")
 
 
-def _from_zip(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+def _from_zip(archive: zipfile.ZipFile, max_steps: int) -> dict[str, Tensor]:
     content = archive.read(_only(archive.namelist()))
-    return _read(io.BytesIO(content), len(content))
+    return _read(io.BytesIO(content), len(content), max_steps)
 
 
 def _unpacked(file: IO[bytes], limit: int) -> IO[bytes]:
@@ -161,7 +168,7 @@ def _unpacked(file: IO[bytes], limit: int) -> IO[bytes]:
     return io.BytesIO(content)
 
 
-def _from_tar(file: IO[bytes]) -> dict[str, Tensor]:
+def _from_tar(file: IO[bytes], max_steps: int) -> dict[str, Tensor]:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -176,7 +183,7 @@ def _from_tar(file: IO[bytes]) -> dict[str, Tensor]:
         _check_names(list(members))
         content = archive.extractfile(_only([name for name, member in members.items() if member.isfile()]))
         assert content is not None  # a regular file, as chosen above
-        return _read(io.BytesIO(content.read()), size)
+        return _read(io.BytesIO(content.read()), size, max_steps)
 
 
 def _only(names: list[str]) -> str:
@@ -216,7 +223,7 @@ def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """What is no mapping in nested mappings, in order, with its dotted key."""
     pending = [("", tree, 0)]
-    count = 0
+    count = characters = 0
     while pending:
         key, value, depth = pending.pop()
         if not isinstance(value, Mapping):
@@ -228,4 +235,7 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
         children = [(f"{key}.{name}" if key else str(name), item, depth + 1) for name, item in value.items()]
         if any(len(name) > MAX_KEY or not name.isprintable() for name, _, _ in children):
             raise UnreadableError(f"it has a key of more than {MAX_KEY} characters, or of some that cannot be printed")
+        characters += sum(len(name) for name, _, _ in children)
+        if characters > MAX_SMALL:
+            raise UnreadableError(f"its keys have more than {MAX_SMALL} characters")
         pending += reversed(children)

@@ -22,6 +22,7 @@ from classyseg.models.weights.pickled import (
     encode,
     never,
     read_pickle,
+    sizes_of,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -44,10 +45,14 @@ STORAGES = {
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 BESIDE = (
     "argparse.Namespace",
+    *(f"{builtins}.{name}" for builtins in ("builtins", "__builtin__") for name in ("bytearray", "complex", "slice")),
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
     "pathlib.Path",
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
     "torch.device",
+    "torch.serialization._get_layout",
+    *(f"torch._utils._rebuild_{kind}" for kind in ("sparse_tensor", "meta_tensor_no_storage")),
     "torch.torch_version.TorchVersion",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
     "numpy.dtype",
@@ -59,7 +64,7 @@ BESIDE = (
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
     "typing.Any",
 )
-"""What is found beside the weights in the checkpoints of PyTorch-Encoding, ClassyVision and mmsegmentation."""
+"""What is found beside the weights in the checkpoints of PyTorch-Encoding, ClassyVision, mmsegmentation and others."""
 
 
 class _Storage:
@@ -87,16 +92,17 @@ class _Storage:
 
 class _TorchTensor(LazyTensor):
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> None:
-        numbers = (offset, *size, *stride)
-        if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in numbers):
-            raise UnreadableError("a tensor of it has no storage, or sizes that are no natural numbers")
+        if not isinstance(storage, _Storage):
+            raise UnreadableError("a tensor of it has no storage")
+        size, stride, (offset,) = sizes_of(size), sizes_of(stride), sizes_of((offset,))
         if len(size) != len(stride):
             raise UnreadableError("a tensor of it has not as many strides as sizes")
         itemsize = (dtype or storage.dtype).itemsize
         end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if 0 not in size else 0
         if end * itemsize > storage.num_bytes or math.prod(size) * itemsize > max(storage.num_bytes, 2**20):
-            raise UnreadableError(f"a tensor of shape {tuple(size)} is larger than its storage")
+            raise UnreadableError(f"a tensor of shape {size} is larger than its storage")
         self.storage, self.offset, self.size, self.stride, self.dtype = storage, offset, size, stride, dtype
+        self.views: list[Callable[[Tensor], Tensor]] = []
 
     @property
     def num_bytes(self) -> int:
@@ -105,17 +111,39 @@ class _TorchTensor(LazyTensor):
     def tensor(self) -> Tensor:
         values = self.storage.values()
         values = values if self.dtype is None else values.view(self.dtype)
-        return values.as_strided(self.size, self.stride, self.offset)
+        values = values.as_strided(self.size, self.stride, self.offset)
+        for view in self.views:
+            values = view(values)
+        return values
 
 
-def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_more: Any) -> LazyTensor:
-    return _TorchTensor(storage, offset, size, stride)
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "neg": lambda values: -values,
+    "conj": lambda values: values.conj().resolve_conj(),
+}
+"""How torch marks that a storage holds the negative, or the conjugate, of a tensor's values."""
+
+
+def _rebuild(
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any = None, _hooks: Any = None, views: Any = None
+) -> LazyTensor:
+    return _viewed(_TorchTensor(storage, offset, size, stride), views)
 
 
 def _rebuild_with_dtype(
-    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_more: Any
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, views: Any = None
 ) -> LazyTensor:
-    return _TorchTensor(storage, offset, size, stride, DTYPES[dtype.name])
+    return _viewed(_TorchTensor(storage, offset, size, stride, DTYPES[dtype.name]), views)
+
+
+def _viewed(tensor: _TorchTensor, views: Any) -> _TorchTensor:
+    """`tensor` with torch's metadata `views`, such as `{"neg": True}`."""
+    for name, is_set in (views or {}).items():
+        if name not in VIEWS or is_set not in (True, False):
+            raise UnreadableError(f"a tensor of it is marked as {name!r:.20}, which this reader does not know")
+        if is_set:
+            tensor.views.append(VIEWS[name])
+    return tensor
 
 
 def _parameter(tensor: Any, *_more: Any) -> Any:
@@ -155,6 +183,8 @@ class _Storages:
 
     def find(self, reference: Any) -> _Storage:
         """The storage of a persistent id: `("storage", type, key, device, number of elements[, None])`."""
+        if not isinstance(reference, tuple) or not 5 <= len(reference) <= 6:
+            raise UnreadableError("it refers to data in a way that this reader does not know")
         kind, storage_type, key, _device, numel, *views = reference
         if kind != "storage" or not isinstance(storage_type, Named) or any(view is not None for view in views):
             raise UnreadableError("it refers to data in a way that this reader does not know")
@@ -174,7 +204,7 @@ def is_torch_zip(names: Sequence[str]) -> bool:
     return len(roots) == 1 and f"{next(iter(roots))}/data.pkl" in names
 
 
-def read_torch_zip(archive: zipfile.ZipFile) -> Any:
+def read_torch_zip(archive: zipfile.ZipFile, max_steps: int) -> Any:
     """The object in a zip of `torch.save`, with its tensors lazy: `archive` must stay open until they are read."""
     members = {info.filename: info for info in archive.infolist()}
     root = next(iter(members)).partition("/")[0]
@@ -187,7 +217,7 @@ def read_torch_zip(archive: zipfile.ZipFile) -> Any:
         raise UnreadableError(f"its byte order is {order!r:.20}; expected little")
     storages = _Storages()
     pickled = io.BytesIO(archive.read(f"{root}/data.pkl"))
-    found = read_pickle(pickled, CONSTRUCTORS, storages.find)
+    found = read_pickle(pickled, CONSTRUCTORS, storages.find, max_steps)
     for key, storage in storages.by_key.items():
         name = f"{root}/data/{key}"
         if storage.numel and (name not in members or members[name].file_size != storage.num_bytes):
@@ -197,13 +227,15 @@ def read_torch_zip(archive: zipfile.ZipFile) -> Any:
     return found
 
 
-def read_legacy_torch(file: IO[bytes], size: int) -> Any:
+def read_legacy_torch(file: IO[bytes], size: int, max_steps: int) -> Any:
     """The object in a file of torch before 1.6, behind its magic number; `size` is that of the file."""
     if read_pickle(file, {}) != LEGACY_PROTOCOL or not read_pickle(file, {}).get("little_endian"):
         raise UnreadableError("its version of torch's old format is unknown")
     storages = _Storages()
-    found = read_pickle(file, CONSTRUCTORS, storages.find)
-    keys = read_pickle(file, {})
+    found = read_pickle(file, CONSTRUCTORS, storages.find, max_steps)
+    keys = read_pickle(file, {}, max_steps=max_steps)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise UnreadableError("its list of storages is no list of texts")
     if sorted(keys) != sorted(storages.by_key):
         raise UnreadableError("its list of storages is not that of its tensors")
     for key in keys:
