@@ -51,6 +51,18 @@ def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor
     return x
 
 
+def extended(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A map (N, C, h, w) of `size` (height, width) positions: cut, or going on at bottom and right as at the border.
+
+    The map itself where it has that size; while a graph is traced it asks nothing of the sizes.
+    """
+    if not torch.compiler.is_compiling() and tuple(x.shape[2:]) == tuple(size):
+        return x
+    for axis, length in zip((2, 3), size, strict=True):
+        x = x.index_select(axis, torch.arange(length, device=x.device).clamp(max=x.shape[axis] - 1))
+    return x
+
+
 def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """The class of each pixel, (N, H, W) int64, of logits (N, C, h, w) resized to `size` (H, W).
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from classyseg.config import ConfigError
 from classyseg.layers import resample, resize_logits
-from classyseg.models.classy_model import ClassyModel
+from classyseg.layers.resize import extended
+from classyseg.models.classy_model import PROBE_SIZE, ClassyModel
 from classyseg.structures import BlockInfo
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
@@ -45,13 +46,14 @@ class FeaturePyramid(nn.Module):
     """Images (N, in_channels, H, W) to a list of maps, one for each of `strides`, finest first.
 
     Each level comes from the deepest block at its stride; where there is none, from that of the nearest finer stride,
-    else of the nearest coarser one, resampled to H / stride rows, rounded up. Backbones with several maps at one stride
+    else of the nearest coarser one, resampled. Every level has H / stride rows and W / stride columns, rounded up; a
+    map of fewer, of a backbone that rounds down, goes on as at its border. Backbones with several maps at one stride
     alone spread them over the levels, shallow to deep. With `channels`, a feature pyramid network: 1x1 convolutions to
     `channels`, sums from coarse to fine, and a 3x3 convolution for each level. `infos` tells each level's block,
     channels and stride.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
-    Raises: `ConfigError` for strides that do not rise.
+    Raises: `ConfigError` for strides that do not rise, for `channels` below 1, and for backbones of clips or vectors.
     """
 
     def __init__(
@@ -62,6 +64,11 @@ class FeaturePyramid(nn.Module):
             raise ConfigError(
                 f"strides: found {list(strides)}; they are rising numbers of pixels, such as 4, 8, 16, 32"
             )
+        if channels is not None and channels < 1:
+            raise ConfigError(f"channels: found {channels}; each level has 1 or more")
+        if len(model.input_shape(PROBE_SIZE, PROBE_SIZE)) != 3:
+            shape = ", ".join(map(str, model.input_shape(PROBE_SIZE, PROBE_SIZE)))
+            raise ConfigError(f"model: {type(model).__name__} takes inputs (N, {shape}); a pyramid is made of images")
         self.model = model
         self.sources = _sources(list(model.blocks.values()), strides)
         self.infos = [
@@ -80,10 +87,10 @@ class FeaturePyramid(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         features = self.model.forward_features(image)
         height, width = image.shape[2:]
-        levels = [
-            resample(features[source.name], source.stride, stride, (-(-height // stride), -(-width // stride)))
-            for source, (_, _, stride) in zip(self.sources, self.infos, strict=True)
-        ]
+        levels = []
+        for source, (_, _, stride) in zip(self.sources, self.infos, strict=True):
+            size = (-(-height // stride), -(-width // stride))
+            levels.append(extended(resample(features[source.name], source.stride, stride, size), size))
         if not self.lateral:
             return levels
         levels = [lateral(x) for lateral, x in zip(self.lateral, levels, strict=True)]

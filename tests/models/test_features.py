@@ -133,6 +133,24 @@ def test_every_backbone_gives_a_pyramid(model: ClassyModel, sources: list[str], 
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("densenet121", 97, 65), ("convnext_tiny", 33, 47)], ids=["densenet", "convnext"]
+)
+def test_levels_of_backbones_that_round_down_have_the_stated_sizes_too(name: str, height: int, width: int) -> None:
+    model = create_backbone(name).eval()
+    pyramid, image = FeaturePyramid(model), drawn_input(height, width)
+    with torch.no_grad():
+        levels, features = pyramid(image), model(image)
+    assert [tuple(x.shape[2:]) for x in levels] == [(-(-height // s), -(-width // s)) for s in (4, 8, 16, 32)]
+    smaller = 0
+    for level, info in zip(levels, pyramid.infos, strict=True):
+        rows, columns = features[info.name].shape[2:]
+        assert torch.equal(level[:, :, :rows, :columns], features[info.name])
+        assert torch.equal(level[:, :, rows:], level[:, :, rows - 1 : rows].expand_as(level[:, :, rows:]))
+        smaller += level.shape != features[info.name].shape
+    assert smaller
+
+
 def test_levels_that_the_backbone_has_are_its_maps() -> None:
     model, image = resnet(), drawn_input(64, 96)
     levels = FeaturePyramid(model, strides=(2, 8, 64))(image)
@@ -164,6 +182,21 @@ def test_a_pyramid_compiles_and_exports(model: ClassyModel) -> None:
 def test_strides_that_do_not_rise_are_an_error(strides: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"strides: found .*; they are rising numbers"):
         FeaturePyramid(resnet(), strides=strides)
+
+
+@pytest.mark.parametrize("channels", [0, -1])
+def test_a_pyramid_without_channels_is_an_error(channels: int) -> None:
+    with pytest.raises(ConfigError, match=rf"channels: found {channels}; each level has 1 or more"):
+        FeaturePyramid(resnet(), channels=channels)
+
+
+@pytest.mark.parametrize("name", ["resnext3d", "mlp"])
+def test_a_pyramid_of_clips_or_vectors_is_an_error(name: str) -> None:
+    options: dict[str, Any] = {"input_dim": 8, "output_dim": 4} if name == "mlp" else {}
+    with torch.device("meta"):
+        model = create_backbone(name, **options)
+    with pytest.raises(ConfigError, match=r"model: \w+ takes inputs \(N, .*\); a pyramid is made of images"):
+        FeaturePyramid(model)
 
 
 # -- create_backbone, create_model -----------------------------------------------------------------------------------
