@@ -164,7 +164,7 @@ _TIMM = Naming(
         *((rf"\.{ours}\.1\.", f".{theirs}.bn.") for ours, theirs in _TIMM_LAYERS.items()),
         (r"\.f\.se\.", ".se."),
     ),
-    ("head.",),
+    ("final_conv.", "head."),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,6 +11,10 @@ from torch import Tensor
 
 def _as_it_is(key: str, tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _all_as_they_are(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return tensors
 
 
 Replacement = str | Callable[[re.Match[str]], str]
@@ -22,6 +26,7 @@ class Naming:
 
     `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied to our key one after the other;
     together they give the library's key. `tensor(our key, the library's tensor)` gives ours where the layout differs.
+    `join(the file's tensors)` puts one in the place of those that the library keeps apart and we do not.
     `classifier` are prefixes of keys that a backbone does not have.
     """
 
@@ -29,6 +34,7 @@ class Naming:
     rules: tuple[tuple[str, Replacement], ...]
     classifier: tuple[str, ...] = ()
     tensor: Callable[[str, Tensor], Tensor] = _as_it_is
+    join: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = _all_as_they_are
 
     def key(self, ours: str) -> str:
         """The library's name of our key `ours`."""

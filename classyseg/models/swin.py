@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -77,6 +78,17 @@ TIMM_RULES = (
 )
 
 
+def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In files of version 2, queries and values have a bias each, and keys none; torchvision has one, partly unused."""
+    joined = dict(tensors)
+    for key, query in tensors.items():
+        start = key.removesuffix("q_bias")
+        if start != key and f"{start}v_bias" in tensors:
+            value = joined.pop(f"{start}v_bias")
+            joined[f"{start}qkv.bias"] = torch.cat([joined.pop(key), torch.zeros_like(query), value])
+    return joined
+
+
 @MODELS.register("swin")
 class SwinTransformer(ClassyModel):
     """Blocks `stage1` to `stage4` at the strides 4 to 32, and `norm`, the last one behind the last norm.
@@ -93,11 +105,13 @@ class SwinTransformer(ClassyModel):
             "timm",
             (*TIMM_RULES, *((rf"^features\.{2 * i}\.", f"layers.{i}.downsample.") for i in (1, 2, 3))),
             ("head.",),
+            join=_joined_biases,
         ),
         Naming(
             "microsoft",
             (*TIMM_RULES, *((rf"^features\.{2 * i}\.", f"layers.{i - 1}.downsample.") for i in (1, 2, 3))),
             ("head.",),
+            join=_joined_biases,
         ),
     )
 

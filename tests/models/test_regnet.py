@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from goldens import assert_fingerprint, drawn_input, golden, golden_names, load_reference, parameters
+from goldens import (
+    assert_fingerprint,
+    drawn_input,
+    golden,
+    golden_names,
+    load_reference,
+    parameters,
+    reference_state,
+)
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
@@ -133,6 +141,13 @@ def test_timms_spelling_counts_blocks_from_one() -> None:
     assert timm.key("trunk_output.block3.block3-5.f.b.0.weight") == "s3.b6.conv2.conv.weight"
     assert timm.key("trunk_output.block1.block1-0.proj.1.bias") == "s1.b1.downsample.bn.bias"
     assert timm.key("trunk_output.block1.block1-0.f.se.fc1.bias") == "s1.b1.se.fc1.bias"
+
+
+def test_timms_convolution_before_the_classifier_is_none_of_the_backbones() -> None:
+    model = create_backbone("regnet_z_500mf")
+    state = reference_state(model, "timm") | {"final_conv.conv.weight": torch.ones(1024, 384, 1, 1)}
+    _, report = match(model, state)
+    assert (report.library, report.problems(), report.ignored) == ("timm", "", ("final_conv.conv.weight",))
 
 
 @pytest.mark.parametrize("size", [256, 225])

@@ -148,6 +148,21 @@ def test_microsofts_keys_have_the_merging_in_the_stage_before() -> None:
     assert (report.library, report.problems()) == ("microsoft", "")
 
 
+@pytest.mark.parametrize("library", ["timm", "microsoft"])
+def test_biases_that_others_keep_apart_in_version_2_are_joined(library: str) -> None:
+    state = reference_state(tiny(2), library)
+    joined = {key: state.pop(key) for key in list(state) if key.endswith(".attn.qkv.bias")}
+    for key, bias in joined.items():
+        query, _, value = bias.chunk(3)
+        start = key.removesuffix("qkv.bias")
+        state |= {f"model.{start}q_bias": query, f"model.{start}v_bias": value}
+    found, report = match(tiny(2), {key if key.startswith("model.") else f"model.{key}": state[key] for key in state})
+    assert (report.library, report.prefix, report.problems()) == (library, "model.", "")
+    bias, expected = found["features.3.1.attn.qkv.bias"], joined["layers.1.blocks.1.attn.qkv.bias"].clone()
+    expected[32:64] = 0
+    assert torch.equal(bias, expected)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -4,14 +4,14 @@ compared in float64, and a table is printed for docs/parity.md.
     python tests/parity/compare.py [--pattern 'resnet*'] [--library timm] [--write docs/parity.md]
 
 It needs an environment of its own, which CI does not have: classyseg, and whichever of the references shall be compared
-(`pip install timm classy-vision torch-encoding paddlepaddle paddleseg`). References that are not there are left out and
-named.
+(`pip install timm classy-vision torch-encoding paddlepaddle paddleseg`), and 9 GB of memory for the largest. References
+that are not there are left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from references import CASES, Case, Reference
+from cases import CASES
+from references import Case
 
 from classyseg.models import ClassyModel, create_backbone
 from classyseg.models.weights import match
+from classyseg.models.weights.load import COMPUTED
 
-SIZES = ((96, 96), (97, 129))
 LIMIT = 1e-5
 MARKER = "<!-- the rest is written by tests/parity/compare.py -->"
 
@@ -42,39 +43,31 @@ class Result:
     difference: float
     note: str = ""
 
+    @property
+    def is_over(self) -> bool:
+        return not self.difference <= LIMIT  # also where it is no number
+
     def row(self) -> str:
-        value = self.note or f"{self.difference:.1e}{'' if self.difference <= LIMIT else ' **over the limit**'}"
+        value = self.note or f"{self.difference:.1e}{' **over the limit**' if self.is_over else ''}"
         settings = ", ".join(f"{key}: {value}" for key, value in self.case.config.items()) or "-"
         cells = (f"`{self.case.name}`", settings, self.case.library, self.case.reference, str(self.blocks), value)
         return f"| {' | '.join(cells)} |"
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Running statistics and norms that an untrained network does not have; the rest as it was initialised."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for part in module.modules():
-            if getattr(part, "running_var", None) is not None:
-                part.running_mean.normal_(0, 0.1, generator=generator)
-                part.running_var.uniform_(0.5, 1.5, generator=generator)
-            if part.__class__.__name__.endswith(("Norm", "Norm2d", "Norm3d", "NormAct2d", "NormAct")):
-                if getattr(part, "weight", None) is not None:
-                    part.weight.uniform_(0.5, 1.0, generator=generator)
-                if getattr(part, "bias", None) is not None:
-                    part.bias.normal_(0, 0.1, generator=generator)
-
-
 def compare(case: Case) -> Result:
     torch.manual_seed(0)
-    reference: Reference = case.build()
-    model: ClassyModel = create_backbone(case.name, **case.config)
+    reference = case.build()
+    with torch.device("meta"):  # all but what a model computes itself comes from the reference
+        model: ClassyModel = create_backbone(case.name, **case.config)
+    if any(COMPUTED.search(key) for key in model.state_dict()):
+        model = create_backbone(case.name, **case.config)
+    model.double().eval()
     state, report = match(model, reference.state())
     if report.problems():
         return Result(case, 0, float("inf"), f"weights do not fit: {report.problems()[:200]}")
-    model.load_state_dict(state, strict=False)
-    model.double().eval()
-    largest, blocks = 0.0, 0
-    for height, width in case.sizes or SIZES:
+    model.load_state_dict(state, strict=False, assign=True)
+    differences: list[Tensor] = []
+    for height, width in case.sizes:
         shape = (1, *model.input_shape(height, width))
         image = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         with torch.no_grad():
@@ -83,10 +76,9 @@ def compare(case: Case) -> Result:
         if [tuple(x.shape) for x in ours] != [tuple(x.shape) for x in theirs]:
             shapes = f"{[tuple(x.shape) for x in ours]} and {[tuple(x.shape) for x in theirs]}"
             return Result(case, len(ours), float("inf"), f"other shapes: {shapes}")
-        blocks = len(ours)
-        for found, expected in zip(ours, theirs, strict=True):
-            largest = max(largest, float((found - expected).abs().max() / expected.abs().max()))
-    return Result(case, blocks, largest)
+        pairs = zip(ours, theirs, strict=True)
+        differences += [(found - expected).abs().max() / expected.abs().max() for found, expected in pairs]
+    return Result(case, len(ours), float(torch.stack(differences).max()))
 
 
 def results(pattern: str, library: str) -> Iterator[Result]:
@@ -94,12 +86,10 @@ def results(pattern: str, library: str) -> Iterator[Result]:
     for case in CASES:
         if not fnmatch(case.name, pattern) or not fnmatch(case.library, library):
             continue
-        try:
-            importlib.import_module(case.module)
-        except ImportError:
+        if importlib.util.find_spec(case.module) is None:
             missing.add(case.module)
-            continue
-        yield compare(case)
+        else:
+            yield compare(case)
     if missing:
         print(f"not installed, left out: {', '.join(sorted(missing))}", file=sys.stderr)
 
@@ -114,16 +104,16 @@ def main() -> int:
         "| backbone | config | library | its name | blocks | max difference / max magnitude |",
         "|---|---|---|---|--:|--:|",
     ]
-    worst = 0.0
+    over = []
     for result in results(arguments.pattern, arguments.library):
-        worst = max(worst, result.difference)
+        over += [result] if result.is_over else []
         lines.append(result.row())
         print(result.row(), flush=True)
     if arguments.write:
         before = arguments.write.read_text(encoding="utf-8").partition(MARKER)[0]
         arguments.write.write_text(before + MARKER + "\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{len(lines) - 2} compared, the worst {worst:.1e}")
-    return int(worst > LIMIT)
+    print(f"{len(lines) - 2} compared, {len(over)} over the limit")
+    return int(bool(over))
 
 
 if __name__ == "__main__":

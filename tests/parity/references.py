@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 import importlib
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Sizes = tuple[tuple[int, int], ...]
+Finish = Callable[[str, Any], Tensor]
 
 
-class Reference:
-    """A torch module of another library; `nodes` are the submodules whose first outputs are the blocks."""
+def randomise(state: Mapping[str, Tensor]) -> None:
+    """Draws weights, biases, norms and layer scales such that every layer tells in the output; the rest stays."""
+    generator = torch.Generator().manual_seed(0)
+    for key, value in state.items():
+        leaf = key.rpartition(".")[2]
+        if leaf in ("running_mean", "_mean") or leaf.endswith("bias"):
+            value.normal_(0, 0.1, generator=generator)
+        elif leaf in ("running_var", "_variance"):
+            value.uniform_(0.5, 1.5, generator=generator)
+        elif leaf in ("gamma", "layer_scale") or (leaf == "weight" and value.dim() == 1):
+            value.uniform_(0.5, 1, generator=generator)
+        elif leaf.endswith("weight"):
+            value.normal_(0, math.sqrt(2 / value[0].numel()), generator=generator)
 
-    def __init__(
-        self,
-        module: nn.Module,
-        nodes: Sequence[str],
-        *,
-        finish: Callable[[str, Tensor], Tensor] = lambda node, x: x,
-        run: Callable[[nn.Module, Tensor], Any] = lambda module, image: module(image),
-    ) -> None:
-        from compare import randomise
 
+def first(_node: str, output: Any) -> Tensor:
+    return output[0] if isinstance(output, list | tuple) else output
+
+
+def channels_first(_node: str, x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def rectified(*nodes: str) -> Finish:
+    """A ReLU after these, which is no module of its own or one that runs more than once."""
+    return lambda node, x: x.relu() if node in nodes else x
+
+
+def as_map(side: int, tokens: int = 1, num_others: int = 1) -> Finish:
+    """Maps of the tokens, which lie along the dimension `tokens`, without the class token."""
+
+    def finish(_node: str, x: Tensor) -> Tensor:
+        return x.movedim(tokens, 2)[:, :, num_others:].unflatten(2, (side, side)) if x.dim() == 3 else x
+
+    return finish
+
+
+def concatenated(_node: str, branches: Sequence[Tensor]) -> Tensor:
+    size = branches[0].shape[2:]
+    return torch.cat([F.interpolate(x, size, mode="bilinear", align_corners=False) for x in branches], 1)
+
+
+class TorchReference:
+    """A torch module; `nodes` are the submodules whose first outputs, finished, are the blocks."""
+
+    def __init__(self, module: nn.Module, nodes: Sequence[str], finish: Finish) -> None:
         self.module = module.eval()
-        randomise(module)
+        randomise(module.state_dict())
         self.module.double()
         self.nodes = nodes
         self.finish = finish
-        self.run = run
 
     def state(self) -> Mapping[str, Tensor]:
         return self.module.state_dict()
@@ -40,252 +78,117 @@ class Reference:
 
         def keep(node: str) -> Callable[..., None]:
             def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-                value = output[0] if isinstance(output, list | tuple) else output
-                found.setdefault(node, value.clone())
+                found.setdefault(node, self.finish(node, output).clone())
 
             return hook
 
         handles = [self.module.get_submodule(node).register_forward_hook(keep(node)) for node in self.nodes]
-        self.run(self.module, image)
+        self.module(image)
         for handle in handles:
             handle.remove()
-        return [self.finish(node, found[node]) for node in self.nodes]
+        return [found[node] for node in self.nodes]
 
 
-class Listed:
-    """A module that returns its blocks as a list."""
+class PaddleReference:
+    """A Paddle layer that returns its blocks as a list."""
 
-    def __init__(self, module: nn.Module, pick: Callable[[Any], Sequence[Tensor]] = lambda output: output) -> None:
-        from compare import randomise
-
-        self.module = module.eval()
-        randomise(module)
-        self.module.double()
-        self.pick = pick
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        layer.eval()
+        layer.to(dtype="float64")
+        self.tensors = {key: torch.from_numpy(value.numpy()) for key, value in layer.state_dict().items()}
+        randomise(self.tensors)
+        layer.set_state_dict({key: value.numpy() for key, value in self.tensors.items()})
 
     def state(self) -> Mapping[str, Tensor]:
-        return self.module.state_dict()
+        return self.tensors
 
     def blocks(self, image: Tensor) -> list[Tensor]:
-        return list(self.pick(self.module(image)))
+        paddle = importlib.import_module("paddle")
+        return [torch.from_numpy(x.numpy()) for x in self.layer(paddle.to_tensor(image.numpy()))]
+
+
+def _of_torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("torchvision.models").get_model(name, **arguments)
+
+
+def _of_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("timm").create_model(name, **arguments)
+
+
+def _of_classyvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("classy_vision.models").build_model({"name": name, **arguments})
+
+
+def _of_pytorch_encoding(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    with mock.patch("torch.utils.cpp_extension.load"):  # its C++, which no network here calls, fails with today's torch
+        return _function("encoding.models.backbone", name)(**arguments)
+
+
+def _of_paddleseg(name: str, arguments: Mapping[str, Any]) -> Any:
+    sys.modules.setdefault("visualdl", mock.MagicMock())  # its plots, which are imported whether or not they are drawn
+    return _function("paddleseg.models.backbones", name)(**arguments)
+
+
+def _function(package: str, name: str) -> Callable[..., Any]:
+    """`name` is the module and the function: not all are among what the package itself gives."""
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"{package}.{module}"), function)
+
+
+LIBRARIES: dict[str, tuple[str, Callable[[str, Mapping[str, Any]], Any]]] = {
+    "torchvision": ("torchvision", _of_torchvision),
+    "timm": ("timm", _of_timm),
+    "classyvision": ("classy_vision", _of_classyvision),
+    "pytorch_encoding": ("encoding", _of_pytorch_encoding),
+    "paddleseg": ("paddleseg", _of_paddleseg),
+}
+"""The package to import, and what builds a network of it by name."""
 
 
 @dataclass(frozen=True)
 class Case:
+    """Our `name` with `config` beside the `library`'s `reference` with `arguments`.
+
+    The blocks are what the reference's submodules `nodes` give, after `finish`; PaddleSeg's networks return them.
+    """
+
     name: str
     library: str
     reference: str
-    build: Callable[[], Any]
+    nodes: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Sizes | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    finish: Finish = first
+    sizes: Sizes = ((96, 96), (97, 129))
 
     @property
     def module(self) -> str:
-        return {
-            "classyvision": "classy_vision",
-            "pytorch_encoding": "encoding",
-            "paddleseg": "paddleseg",
-        }.get(self.library, self.library)
+        return LIBRARIES[self.library][0]
+
+    def build(self) -> TorchReference | PaddleReference:
+        network = LIBRARIES[self.library][1](self.reference, self.arguments)
+        return TorchReference(network, self.nodes, self.finish) if self.nodes else PaddleReference(network)
 
 
-# -- torchvision -----------------------------------------------------------------------------------------------------
+def rows(
+    library: str,
+    names: str | Mapping[str, str],
+    nodes: Sequence[str] = (),
+    *,
+    both: Mapping[str, Any] | None = None,
+    strides: str = "",
+    **options: Any,
+) -> list[Case]:
+    """A case for each of our `names`, which are the library's, too, unless they are given with its own.
 
-LAYERS = ("relu", "layer1", "layer2", "layer3", "layer4")
-
-
-def torchvision_case(name: str, nodes: Sequence[str], their_name: str | None = None, **options: Any) -> Case:
-    def build() -> Reference:
-        models = importlib.import_module("torchvision.models")
-        module = models.get_model(their_name or name, **options.get("arguments", {}))
-        return Reference(module, nodes, finish=options.get("finish", lambda node, x: x))
-
-    return Case(name, "torchvision", their_name or name, build, options.get("config", {}), options.get("sizes"))
-
-
-TORCHVISION = [
-    *(torchvision_case(name, LAYERS) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")),
-    *(
-        torchvision_case(
-            "resnet50",
-            LAYERS,
-            arguments={"replace_stride_with_dilation": replaced},
-            config={"output_stride": stride},
-        )
-        for stride, replaced in ((16, [False, False, True]), (8, [False, True, True]))
-    ),
-]
-
-FLAT = ("features.1", "features.2", "features.3", "features.5", "features.7")
-MOBILE = ("features.1", "features.3", "features.6", "features.13", "features.17")
-REGNET = ("stem", *(f"trunk_output.block{i}" for i in range(1, 5)))
-SWIN = ("features.1", "features.3", "features.5", "features.7", "norm")
-PADDED = ((96, 96), (100, 132))
-"""Multiples of 4: torchvision's Swin drops what is left over, ours pads."""
-CONVNEXT = ("features.1", "features.3", "features.5", "features.7")
-DENSENET = ("features.relu0", "features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5")
-
-
-def channels_first(_node: str, x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)
-
-
-def rectified_last(node: str, x: Tensor) -> Tensor:
-    return x.relu() if node == "features.norm5" else x
-
-
-def tokens_to_map(size: tuple[int, int], first: int = 1) -> Callable[[str, Tensor], Tensor]:
-    def finish(_node: str, x: Tensor) -> Tensor:
-        return x[:, first:].transpose(1, 2).unflatten(2, size)
-
-    return finish
-
-
-def vit_case(name: str, patch: int, depth: int) -> Case:
-    def build() -> Reference:
-        models = importlib.import_module("torchvision.models")
-        quarter = depth // 4
-        nodes = [f"encoder.layers.encoder_layer_{quarter * i - 1}" for i in (1, 2, 3)] + ["encoder.ln"]
-        return Reference(models.get_model(name), nodes, finish=tokens_to_map((224 // patch, 224 // patch)))
-
-    return Case(name, "torchvision", name, build, sizes=((224, 224),))
-
-
-TORCHVISION += [
-    *(torchvision_case(n, LAYERS) for n in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")),
-    *(torchvision_case(n, LAYERS) for n in ("wide_resnet50_2", "wide_resnet101_2")),
-    *(torchvision_case(f"densenet{n}", DENSENET, finish=rectified_last) for n in (121, 161, 169, 201)),
-    *(torchvision_case(f"efficientnet_b{i}", FLAT) for i in range(8)),
-    *(
-        torchvision_case(f"efficientnet_v2_{size}", nodes)
-        for size, nodes in (
-            ("s", (*FLAT[:4], "features.6")),
-            ("m", (*FLAT[:4], "features.7")),
-            ("l", (*FLAT[:4], "features.7")),
-        )
-    ),
-    torchvision_case("mobilenet_v2", MOBILE),
-    torchvision_case("mobilenet_v3_small_tv", [f"features.{i}" for i in (0, 1, 3, 8, 11)], "mobilenet_v3_small"),
-    torchvision_case("mobilenet_v3_large_tv", [f"features.{i}" for i in (1, 3, 6, 12, 15)], "mobilenet_v3_large"),
-    *(
-        torchvision_case(f"regnet_{kind}_{size}", REGNET)
-        for kind, sizes in (
-            ("x", ("800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")),
-            ("y", ("400mf", "1_6gf", "3_2gf", "16gf", "32gf")),
-        )
-        for size in sizes
-    ),
-    *(
-        torchvision_case(f"{name}_torchvision", REGNET, name)
-        for name in ("regnet_x_400mf", "regnet_y_800mf", "regnet_y_8gf")
-    ),
-    *(torchvision_case(f"convnext_{size}", CONVNEXT) for size in ("tiny", "small", "base", "large")),
-    *(torchvision_case(f"swin_{size}", SWIN, finish=channels_first, sizes=PADDED) for size in "tsb"),
-    *(torchvision_case(f"swin_v2_{size}", SWIN, finish=channels_first, sizes=PADDED) for size in "tsb"),
-    vit_case("vit_b_16", 16, 12),
-    vit_case("vit_b_32", 32, 12),
-    vit_case("vit_l_16", 16, 24),
-    vit_case("vit_l_32", 32, 24),
-]
-
-# -- timm ------------------------------------------------------------------------------------------------------------
-
-ACTIVATED = ("act1", "layer1", "layer2", "layer3", "layer4")
-
-
-def timm_case(name: str, theirs: str, nodes: Sequence[str], **options: Any) -> Case:
-    def build() -> Reference:
-        timm = importlib.import_module("timm")
-        return Reference(timm.create_model(theirs, **options.get("arguments", {})), nodes)
-
-    return Case(name, "timm", theirs, build, options.get("config", {}), options.get("sizes"))
-
-
-def timm_features_case(name: str, theirs: str, **options: Any) -> Case:
-    def build() -> Listed:
-        timm = importlib.import_module("timm")
-        module = timm.create_model(theirs, features_only=True, **options.get("arguments", {}))
-        return Listed(module, options.get("pick", list))
-
-    return Case(name, "timm", theirs, build, options.get("config", {}), options.get("sizes"))
-
-
-TIMM = [
-    *(timm_case(f"resnet{n}s", f"resnet{n}s", ACTIVATED) for n in (50, 101, 152)),
-    *(timm_case(f"resnet{n}d", f"resnet{n}d", ACTIVATED) for n in (18, 34, 50, 101, 152)),
-    timm_case("resnest50", "resnest50d", ACTIVATED),
-    timm_case("resnest101", "resnest101e", ACTIVATED),
-    timm_case("resnest200", "resnest200e", ACTIVATED),
-    timm_case("resnest269", "resnest269e", ACTIVATED),
-]
-
-# -- ClassyVision ----------------------------------------------------------------------------------------------------
-
-THREE_D = {
-    "skip": "skip_transformation_type",
-    "residual": "residual_transformation_type",
-    "depths": "num_blocks",
-    "stem": "stem_name",
-    "stem_channels": "stem_planes",
-    "stem_temporal_kernel": "stem_temporal_kernel",
-    "stem_spatial_kernel": "stem_spatial_kernel",
-    "stem_maxpool": "stem_maxpool",
-    "stage_channels": "stage_planes",
-    "temporal_kernels": "stage_temporal_kernel_basis",
-    "temporal_conv_1x1": "temporal_conv_1x1",
-    "temporal_strides": "stage_temporal_stride",
-    "spatial_strides": "stage_spatial_stride",
-    "groups": "num_groups",
-    "width_per_group": "width_per_group",
-}
-"""Our keys of ResNeXt3D and ClassyVision's."""
-
-
-def resnext3d_case(name: str) -> Case:
-    def build() -> Reference:
-        models = importlib.import_module("classy_vision.models")
-        registry = importlib.import_module("classyseg.registry")
-        options = registry.MODELS.validate({"name": name}).options()
-        lists = {
-            k: [list(x) if isinstance(x, tuple) else x for x in v] for k, v in options.items() if isinstance(v, tuple)
-        }
-        config = {theirs: lists.get(ours, options[ours]) for ours, theirs in THREE_D.items()}
-        config |= {
-            "name": "resnext3d",
-            "input_key": None,
-            "input_planes": 3,
-            "clip_crop_size": 64,
-            "frames_per_clip": 8,
-        }
-        module = models.build_model(config)
-        return Reference(module, ["stem", *(f"stages.{i}" for i in range(len(options["depths"])))])
-
-    return Case(name, "classyvision", "resnext3d", build, sizes=((64, 64), (33, 49)))
-
-
-RESNEXT3D = ("resnext3d_18", "r2plus1d_18", "resnext3d_50", "resnext3d_50_image", "resnext3d_50_32x4d_preactivated")
-
-
-def classyvision_case(name: str, theirs: str, nodes: Sequence[str], **options: Any) -> Case:
-    def build() -> Reference:
-        models = importlib.import_module("classy_vision.models")
-        module = models.build_model({"name": theirs, **options.get("arguments", {})})
-        return Reference(module, nodes, finish=options.get("finish", lambda node, x: x))
-
-    return Case(name, "classyvision", theirs, build, options.get("config", {}), options.get("sizes"))
-
-
-CV_BLOCKS = tuple(f"blocks.{i}" for i in range(4))
-CLASSYVISION = [
-    *(resnext3d_case(name) for name in RESNEXT3D),
-    *(
-        classyvision_case(f"regnet_{kind}_{size.replace('.', '_')}", f"regnet_{kind}_{size}", REGNET)
-        for kind, sizes in (
-            ("x", ("400mf", "800mf", "1.6gf", "3.2gf", "8gf", "16gf", "32gf")),
-            ("y", ("400mf", "800mf", "1.6gf", "3.2gf", "8gf", "16gf", "32gf")),
-            ("z", ("500mf", "4gf")),
-        )
-        for size in sizes
-    ),
-]
-
-CASES: list[Case] = [*TORCHVISION, *TIMM, *CLASSYVISION]
+    `both` and each of the output `strides` are settings of one name here and there.
+    """
+    pairs = names if isinstance(names, Mapping) else {name: name for name in names.split()}
+    settings = [{**(both or {}), "output_stride": int(stride)} for stride in strides.split()] or [both or {}]
+    config, arguments = options.pop("config", {}), options.pop("arguments", {})
+    return [
+        Case(ours, library, theirs, nodes, {**config, **setting}, {**arguments, **setting}, **options)
+        for setting in settings
+        for ours, theirs in pairs.items()
+    ]

@@ -148,6 +148,7 @@ def match(
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
     naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
+    tensors = naming.join(tensors)
     ignorable = tuple(prefix + start for start in naming.classifier)
     heads = [k for k in tensors if k.startswith(f"{prefix}heads.") and not k.startswith(ignorable)]
     if naming.library == OWN and heads:
