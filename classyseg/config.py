@@ -47,7 +47,8 @@ class DataError(ConfigError):
 def closest(word: object, known: Iterable[str]) -> str | None:
     """The member of `known` that `word` was probably meant to be."""
     names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(str(word).lower(), names, n=1, cutoff=0.55)
+    written = str(word).lower().replace(".", "_")  # ClassyVision writes `regnet_x_1.6gf`
+    found = difflib.get_close_matches(written, names, n=1, cutoff=0.55)
     return names[found[0]] if found else None
 
 
