@@ -119,6 +119,10 @@ class ClassyTask(Configurable, ABC):
     def phase_metrics(self) -> dict[str, Any]:
         """What the finished phase adds to its record. Every process calls it."""
 
+    def phase_files(self) -> dict[str, str]:
+        """What the run's folder gets beside that record: texts by file name, which replace those of earlier phases."""
+        return {}
+
     @abstractmethod
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Groups of tensors to save: `model` and `optimizer`."""
@@ -226,6 +230,8 @@ class ClassyTask(Configurable, ABC):
             if record["phase"] == "train":
                 _require_finite(record["loss"], f"epoch {record['epoch']}")
             if self.run_folder is not None and distributed.is_primary():
+                for name, text in self.phase_files().items():
+                    write_atomically(self.run_folder / name, text)
                 append_json_line(self.run_folder / "metrics.jsonl", record, durable=True)
         for hook in self.hooks:
             hook.on_phase_end(self)

@@ -41,7 +41,7 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import Sample
-from classyseg.tasks.checks import applied_normalize, check_logits, declared_metrics, joined_metrics
+from classyseg.tasks.checks import applied_normalize, check_logits, declared_metrics, joined_files, joined_metrics
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -124,6 +124,7 @@ class SegmentationTask(ClassyTask):
             world_size=distributed.world_size(),
         )
         self._loaders: dict[str, Batches] = {}
+        self._files: dict[str, str] = {}
         self._feature_cache: FeatureCache | None = None
         if self.runtime.cache_features is not None:
             check_frozen(self.model)
@@ -339,12 +340,17 @@ class SegmentationTask(ClassyTask):
             meter.update(labels[head] if meter.reads_labels else logits[head], batch.target)
 
     def phase_metrics(self) -> dict[str, Any]:
+        self._files = {}
         if self.progress.phase == "train":
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
         metrics: dict[str, Any] = {"loss": loss / count if count else None}
         values = [meter.compute() for meter in self.meters]
+        self._files = joined_files(self.meters, values, self.model.main_head)
         return metrics | joined_metrics(self.meters, values, self.model.main_head)
+
+    def phase_files(self) -> dict[str, str]:
+        return self._files
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
