@@ -124,7 +124,6 @@ class SegmentationTask(ClassyTask):
             world_size=distributed.world_size(),
         )
         self._loaders: dict[str, Batches] = {}
-        self._files: dict[str, str] = {}
         self._feature_cache: FeatureCache | None = None
         if self.runtime.cache_features is not None:
             check_frozen(self.model)
@@ -340,17 +339,14 @@ class SegmentationTask(ClassyTask):
             meter.update(labels[head] if meter.reads_labels else logits[head], batch.target)
 
     def phase_metrics(self) -> dict[str, Any]:
-        self._files = {}
+        self.phase_files = {}
         if self.progress.phase == "train":
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
         metrics: dict[str, Any] = {"loss": loss / count if count else None}
         values = [meter.compute() for meter in self.meters]
-        self._files = joined_files(self.meters, values, self.model.main_head)
+        self.phase_files = joined_files(self.meters, values, self.model.main_head)
         return metrics | joined_metrics(self.meters, values, self.model.main_head)
-
-    def phase_files(self) -> dict[str, str]:
-        return self._files
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
