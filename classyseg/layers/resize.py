@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -12,8 +12,8 @@ from torch.nn import functional
 ALIGN_CORNERS = False
 """Whether the corner pixels' centres coincide, for every resize of features and logits in classyseg."""
 
-ARGMAX_BYTES = 32_000_000
-"""About how much memory `argmax_at` holds beside its result."""
+CHUNK_BYTES = 64_000_000
+"""How much memory `argmax_at` and `rank_at` take for resized logits; with the rest, twice that beside their results."""
 
 
 def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -70,21 +70,67 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     best.
     """
     logits = logits.detach().contiguous()
-    num_images, num_classes = logits.shape[:2]
-    height, width = int(size[0]), int(size[1])
-    best_class = torch.zeros(num_images, height, width, dtype=torch.int64, device=logits.device)
-    chunk = max(1, ARGMAX_BYTES // (4 * height * width))
-    for i in range(num_images):
-        best: Tensor | None = None
-        for first in range(0, num_classes, chunk):
-            value, index = resize_logits(logits[i : i + 1, first : first + chunk], size)[0].max(0)
-            if best is None:
-                best, best_class[i] = value, index
-                continue
-            better = value > best
-            best = torch.where(better, value, best)
-            best_class[i] = torch.where(better, index + first, best_class[i])
+    if tuple(logits.shape[2:]) == tuple(size):
+        return logits.argmax(1)
+    best_class = torch.zeros(len(logits), *size, dtype=torch.int64, device=logits.device)
+    buffer = _class_buffer(logits, size, beside=1)
+    best, room = buffer[0], buffer[1:]
+    for image, found in zip(logits, best_class, strict=True):
+        best.fill_(-torch.inf)
+        for first, resized in _class_chunks(image, room):
+            # In one maximum with the best so far, which comes first: so equal values and NaN go as in a whole arg-max.
+            value, index = buffer[: 1 + len(resized)].max(0)
+            torch.where(index > 0, index + (first - 1), found, out=found)
+            best.copy_(value)
     return best_class
+
+
+def rank_at(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before that of `labels` (N, H, W) at each pixel, (N, H, W) int64, in the order of logits.
+
+    Of equal logits the lower class comes first, so that rank 0 is `argmax_at`; a NaN comes behind all others when it is
+    the label's, else before them. The logits (N, C, h, w) are resized to the labels' size a few classes at a time. A
+    label that no class has gets any rank.
+    """
+    logits = logits.detach().contiguous()
+    num_classes, size = logits.shape[1], labels.shape[1:]
+    ranks = torch.zeros_like(labels)
+    room = _class_buffer(logits, size)
+    own = torch.empty(size, dtype=logits.dtype, device=logits.device)
+    for image, label, rank in zip(logits, labels.clamp(0, num_classes - 1), ranks, strict=True):
+        for first, resized in _class_chunks(image, room):
+            inside = (label >= first) & (label < first + len(resized))
+            at = (label - first).clamp(0, len(resized) - 1)
+            torch.where(inside, resized.gather(0, at[None])[0], own, out=own)
+        for first, resized in _class_chunks(image, room):
+            for i, value in enumerate(resized, start=first):
+                rank += ~((value < own) | ((value == own) & (label <= i)))
+    return ranks
+
+
+def _class_buffer(logits: Tensor, size: Sequence[int], beside: int = 0) -> Tensor:
+    """Memory for a few resized classes of `logits`, (classes, H, W), and for `beside` more."""
+    height, width = size
+    num_classes = max(1, CHUNK_BYTES // (logits.element_size() * height * width))
+    return logits.new_empty(beside + min(num_classes, logits.shape[1]), height, width)
+
+
+def _class_chunks(logits: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The logits (C, h, w) of an image resized to the size of `room` (classes at once, H, W), which holds them.
+
+    Gives a few classes at a time, (classes, H, W), behind the number of the first one.
+    """
+    for first in range(0, len(logits), len(room)):
+        part = logits[first : first + len(room)]
+        resized = room[: len(part)]
+        if part.shape == resized.shape:
+            resized.copy_(part)
+        else:
+            # What `interpolate` calls; only here it can be told where to write.
+            torch.ops.aten.upsample_bilinear2d.out(
+                part[None], room.shape[1:], ALIGN_CORNERS, None, None, out=resized[None]
+            )
+        yield first, resized
 
 
 @lru_cache(maxsize=64)

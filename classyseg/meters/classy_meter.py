@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,3 +38,7 @@ class ClassyMeter(Configurable, ABC):
     @abstractmethod
     def compute(self) -> dict[str, Any]:
         """The values by name, of the whole job: plain numbers, lists and dicts. Every process calls it."""
+
+    def files(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What the run's folder gets beside the record: texts by file name, from what `compute` gave."""
+        return {}

@@ -1,8 +1,10 @@
-"""What an integer confusion matrix tells: mean IoU, pixel accuracy, the matrix itself."""
+"""What an integer confusion matrix tells: IoU, Dice, accuracies, the matrix itself."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +16,17 @@ from classyseg.layers import argmax_at
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.registry import METERS
 
+Absent = Literal["skip", "zero"]
+"""Whether a class without a value is left out of a mean over classes or counts as 0."""
+
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """How often (row) was the true and (column) the predicted class: (num_classes, num_classes) int64.
 
     `prediction` and `target` hold class indices in one shape; pixels whose target is `ignore_index` are left out.
     """
-    pair = torch.where(target == ignore_index, num_classes**2, target * num_classes + prediction).flatten()
+    pair = torch.add(prediction, target, alpha=num_classes)
+    pair = pair.masked_fill_(target == ignore_index, num_classes**2).flatten()
     if pair.device.type == "cpu":  # numpy counts about twice as fast as torch here, and waits for nothing elsewhere
         counts = torch.from_numpy(np.bincount(pair.numpy(), minlength=num_classes**2 + 1))
     else:
@@ -29,12 +35,26 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     return counts[:-1].view(num_classes, num_classes)
 
 
+def class_values(classes: Sequence[str], part: Tensor, whole: Tensor) -> dict[str, float | None]:
+    """`part / whole` (C,) by the names of the classes; None where `whole` is 0."""
+    quotient = (part.double() / whole.double()).tolist()
+    return {name: None if empty else value for name, value, empty in zip(classes, quotient, whole == 0, strict=True)}
+
+
+def mean_over_classes(values: Mapping[str, float | None], absent: Absent) -> float | None:
+    """The mean of the classes' values; those that have none are left out or count as 0."""
+    counted = [value or 0.0 for value in values.values() if value is not None or absent == "zero"]
+    return float(np.mean(counted)) if counted else None
+
+
 class _ConfusionMeter(ClassyMeter):
     """Accumulates the confusion matrix of a phase on the device."""
 
-    def __init__(self, classes: Sequence[str], ignore_index: int) -> None:
+    def __init__(self, classes: Sequence[str], ignore_index: int, head: str | None, absent: Absent = "skip") -> None:
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
+        self.head = head
+        self.absent: Absent = absent
         self.reset()
 
     def reset(self) -> None:
@@ -50,6 +70,11 @@ class _ConfusionMeter(ClassyMeter):
         """The matrix of the whole job, on the host. Every process calls it."""
         return sum_over_processes(self.matrix.clone()).cpu()
 
+    def _by_class(self, name: str, part: Tensor, whole: Tensor) -> dict[str, Any]:
+        """`part / whole` of each class under `name`, and its mean over classes."""
+        values = class_values(self.classes, part, whole)
+        return {f"mean_{name}": mean_over_classes(values, self.absent), name: values}
+
 
 @METERS.register("mean_iou")
 class MeanIoUMeter(_ConfusionMeter):
@@ -62,29 +87,54 @@ class MeanIoUMeter(_ConfusionMeter):
     numbers = ("mean_iou", "pixel_accuracy")
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        ignore_index: int,
-        *,
-        absent: Literal["skip", "zero"] = "skip",
-        head: str | None = None,
+        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
     ) -> None:
-        super().__init__(classes, ignore_index)
-        self.absent = absent
-        self.head = head
+        super().__init__(classes, ignore_index, head, absent)
 
     def compute(self) -> dict[str, Any]:
-        matrix = self.total().double()
+        matrix = self.total()
         union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
-        iou = matrix.diag() / union  # 0 / 0 is NaN: absent
-        counted = iou.nan_to_num(0.0) if self.absent == "zero" else iou[union > 0]
-        return {
-            "mean_iou": counted.mean().item() if len(counted) else None,
-            "pixel_accuracy": _pixel_accuracy(matrix),
-            "iou": {
-                name: None if value != value else value for name, value in zip(self.classes, iou.tolist(), strict=True)
-            },
-        }
+        values = self._by_class("iou", matrix.diag(), union)
+        return {"mean_iou": values["mean_iou"], "pixel_accuracy": _pixel_accuracy(matrix), "iou": values["iou"]}
+
+
+@METERS.register("dice")
+class DiceMeter(_ConfusionMeter):
+    """`mean_dice` and the `dice` of each class: twice the pixels found, by those in the masks plus those predicted.
+
+    The same as the F1 score of each class. A class that is neither in the masks nor predicted has none, as with
+    `mean_iou`.
+    """
+
+    numbers = ("mean_dice",)
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, head, absent)
+
+    def compute(self) -> dict[str, Any]:
+        matrix = self.total()
+        return self._by_class("dice", 2 * matrix.diag(), matrix.sum(0) + matrix.sum(1))
+
+
+@METERS.register("class_accuracy")
+class ClassAccuracyMeter(_ConfusionMeter):
+    """`mean_class_accuracy` and the `class_accuracy` of each class: the share of its pixels that are found.
+
+    A class that is in no mask has none.
+    """
+
+    numbers = ("mean_class_accuracy",)
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, head, absent)
+
+    def compute(self) -> dict[str, Any]:
+        matrix = self.total()
+        return self._by_class("class_accuracy", matrix.diag(), matrix.sum(1))
 
 
 @METERS.register("pixel_accuracy")
@@ -94,26 +144,35 @@ class PixelAccuracyMeter(_ConfusionMeter):
     numbers = ("pixel_accuracy",)
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
-        super().__init__(classes, ignore_index)
-        self.head = head
+        super().__init__(classes, ignore_index, head)
 
     def compute(self) -> dict[str, Any]:
-        return {"pixel_accuracy": _pixel_accuracy(self.total().double())}
+        return {"pixel_accuracy": _pixel_accuracy(self.total())}
 
 
 @METERS.register("confusion_matrix")
 class ConfusionMatrixMeter(_ConfusionMeter):
-    """`confusion_matrix`: rows of true, columns of predicted classes, in pixels, as a list of lists."""
+    """`confusion_matrix`: rows of true, columns of predicted classes, in pixels, as a list of lists.
+
+    The run's folder gets it as `confusion_matrix.csv`, too, with the names of the classes.
+    """
 
     numbers = ()
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
-        super().__init__(classes, ignore_index)
-        self.head = head
+        super().__init__(classes, ignore_index, head)
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}
 
+    def files(self, values: Mapping[str, Any]) -> dict[str, str]:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["true \\ predicted", *self.classes])
+        writer.writerows([name, *row] for name, row in zip(self.classes, values["confusion_matrix"], strict=True))
+        return {"confusion_matrix.csv": text.getvalue()}
+
 
 def _pixel_accuracy(matrix: Tensor) -> float | None:
-    return (matrix.diag().sum() / matrix.sum()).item() if matrix.any() else None
+    right, valid = int(matrix.trace()), int(matrix.sum())
+    return right / valid if valid else None

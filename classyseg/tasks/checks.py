@@ -136,5 +136,14 @@ def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], m
     return joined
 
 
+def joined_files(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, str]:
+    """What all meters give to the run's folder, from their `values`: those of another head as `HEAD_NAME`."""
+    files: dict[str, str] = {}
+    for meter, named in zip(meters, values, strict=True):
+        prefix = "" if meter.head in (None, main_head) else f"{meter.head}_"
+        files |= {f"{prefix}{name}": text for name, text in meter.files(named).items()}
+    return files
+
+
 def _text(normalize: NormalizeConfig) -> str:
     return f"mean {list(normalize.mean)} and std {list(normalize.std)}"

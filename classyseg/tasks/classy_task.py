@@ -71,6 +71,8 @@ class ClassyTask(Configurable, ABC):
         self.chosen: Mapping[str, Any] = {}
         """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
+        self.phase_files: dict[str, str] = {}
+        """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.last_loss = torch.zeros(())
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._samples = 0
@@ -119,7 +121,7 @@ class ClassyTask(Configurable, ABC):
 
     @abstractmethod
     def phase_metrics(self) -> dict[str, Any]:
-        """What the finished phase adds to its record. Every process calls it."""
+        """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
 
     @abstractmethod
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -228,6 +230,8 @@ class ClassyTask(Configurable, ABC):
             if record["phase"] == "train":
                 _require_finite(record["loss"], f"epoch {record['epoch']}")
             if self.run_folder is not None and distributed.is_primary():
+                for name, text in self.phase_files.items():
+                    write_atomically(self.run_folder / name, text)
                 append_json_line(self.run_folder / "metrics.jsonl", record, durable=True)
         for hook in self.hooks:
             hook.on_phase_end(self)

@@ -46,6 +46,7 @@ from classyseg.tasks.checks import (
     applied_normalize,
     check_logits,
     declared_metrics,
+    joined_files,
     joined_metrics,
     normalize_of_weights,
     warn_of_compression,
@@ -375,11 +376,13 @@ class SegmentationTask(ClassyTask):
         if self._feature_cache is not None:
             counts = distributed.sum_over_processes(torch.tensor(self._feature_cache.counts_of_phase()))
             self._feature_cache.report(self.progress.phase, *counts.tolist())
+        self.phase_files = {}
         if self.progress.phase == "train":
             return {}
         loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
         metrics: dict[str, Any] = {"loss": loss / count if count else None}
         values = [meter.compute() for meter in self.meters]
+        self.phase_files = joined_files(self.meters, values, self.model.main_head)
         return metrics | joined_metrics(self.meters, values, self.model.main_head)
 
     # -- checkpoints -------------------------------------------------------------------------------------------------

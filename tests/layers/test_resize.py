@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.layers import argmax_at, interpolation_matrix, resize_logits, row_tap_range
+from classyseg.layers import argmax_at, interpolation_matrix, rank_at, resize_logits, row_tap_range
 
 SIZES = [(1, 1), (1, 7), (4, 32), (5, 17), (9, 9), (13, 100), (32, 4), (30, 7), (7, 6), (45, 360)]
+LOW_SIZES = [(5, 7), (20, 30), (1, 1), (40, 11)]
 
 
 def interpolate(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -21,12 +22,12 @@ def random_logits(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("classes_at_once", [0, 1, 2, 3, 7, 100])
-@pytest.mark.parametrize("low", [(5, 7), (20, 30), (1, 1), (40, 11)], ids=str)
+@pytest.mark.parametrize("low", LOW_SIZES, ids=str)
 def test_argmax_in_chunks_is_the_argmax_of_all_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, classes_at_once: int, low: tuple[int, int]
 ) -> None:
     size = (20, 30)
-    monkeypatch.setattr("classyseg.layers.resize.ARGMAX_BYTES", 4 * size[0] * size[1] * classes_at_once)
+    monkeypatch.setattr("classyseg.layers.resize.CHUNK_BYTES", 4 * size[0] * size[1] * classes_at_once)
     logits = random_logits(2, 7, *low)
     found = argmax_at(logits, size)
     assert found.dtype == torch.int64
@@ -35,7 +36,7 @@ def test_argmax_in_chunks_is_the_argmax_of_all_bit_for_bit(
 
 @pytest.mark.parametrize("classes_at_once", [1, 2, 100])
 def test_of_equal_classes_the_first_wins(monkeypatch: pytest.MonkeyPatch, classes_at_once: int) -> None:
-    monkeypatch.setattr("classyseg.layers.resize.ARGMAX_BYTES", 4 * 64 * classes_at_once)
+    monkeypatch.setattr("classyseg.layers.resize.CHUNK_BYTES", 4 * 64 * classes_at_once)
     logits = torch.zeros(1, 6, 4, 4)
     logits[:, [2, 3, 5], :, :2] = 1.0
     found = argmax_at(logits, (8, 8))
@@ -45,7 +46,7 @@ def test_of_equal_classes_the_first_wins(monkeypatch: pytest.MonkeyPatch, classe
 
 @pytest.mark.parametrize("classes_at_once", [2, 100])
 def test_argmax_of_channels_last_logits(monkeypatch: pytest.MonkeyPatch, classes_at_once: int) -> None:
-    monkeypatch.setattr("classyseg.layers.resize.ARGMAX_BYTES", 4 * 256 * classes_at_once)
+    monkeypatch.setattr("classyseg.layers.resize.CHUNK_BYTES", 4 * 256 * classes_at_once)
     logits = random_logits(2, 5, 4, 4)
     strided = logits.contiguous(memory_format=torch.channels_last)
     assert torch.equal(argmax_at(strided, (16, 16)), interpolate(logits, (16, 16)).argmax(1))
@@ -55,6 +56,41 @@ def test_argmax_of_channels_last_logits(monkeypatch: pytest.MonkeyPatch, classes
 def test_argmax_of_half_precision_logits(dtype: torch.dtype) -> None:
     logits = random_logits(1, 5, 4, 4).to(dtype)
     assert torch.equal(argmax_at(logits, (16, 16)), interpolate(logits, (16, 16)).argmax(1))
+
+
+@pytest.mark.parametrize("classes_at_once", [1, 2, 3, 100])
+def test_what_is_not_finite_goes_as_in_a_whole_argmax(monkeypatch: pytest.MonkeyPatch, classes_at_once: int) -> None:
+    monkeypatch.setattr("classyseg.layers.resize.CHUNK_BYTES", 4 * 36 * classes_at_once)
+    logits = random_logits(3, 6, 3, 3)
+    logits[0, [2, 4], 0, 0] = torch.nan
+    logits[0, 1] = torch.inf
+    logits[1] = -torch.inf
+    logits[2, :4, :2] = -torch.inf
+    assert torch.equal(argmax_at(logits, (6, 6)), interpolate(logits, (6, 6)).argmax(1))
+
+
+@pytest.mark.parametrize("classes_at_once", [1, 2, 3, 100])
+@pytest.mark.parametrize("low", LOW_SIZES, ids=str)
+def test_the_rank_of_a_label_is_its_place_in_the_sorted_classes(
+    monkeypatch: pytest.MonkeyPatch, classes_at_once: int, low: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("classyseg.layers.resize.CHUNK_BYTES", 4 * 600 * classes_at_once)
+    logits = random_logits(2, 7, *low)
+    logits[:, 4] = logits[:, 2]
+    labels = torch.randint(0, 7, (2, 20, 30), generator=torch.Generator().manual_seed(0))
+    classes = interpolate(logits, (20, 30)).argsort(dim=1, descending=True, stable=True)
+    found = rank_at(logits, labels)
+    assert torch.equal(found, (classes == labels[:, None]).int().argmax(1))
+    assert torch.equal(found == 0, argmax_at(logits, (20, 30)) == labels)
+
+
+def test_a_label_with_a_logit_of_nan_ranks_last_and_behind_nan() -> None:
+    logits = torch.tensor([1.0, torch.nan, 3.0]).view(1, 3, 1, 1)
+    assert [rank_at(logits, torch.full((1, 1, 1), label)).item() for label in range(3)] == [2, 3, 1]
+
+
+def test_a_label_beyond_the_classes_is_no_error() -> None:
+    assert rank_at(random_logits(1, 3, 2, 2), torch.full((1, 4, 4), 255)).shape == (1, 4, 4)
 
 
 def test_argmax_keeps_no_graph() -> None:

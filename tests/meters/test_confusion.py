@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from goldens import hashed
 from torch import Tensor
 from torch.nn import functional
 
 from classyseg.config import ConfigError
-from classyseg.meters import MeanIoUMeter, PixelAccuracyMeter, build_meter
-from classyseg.registry import METERS
+from classyseg.meters import ClassyMeter, MeanIoUMeter, build_meter
 
 CLASSES = ("sky", "road", "car")
 IGNORED = 255
 
 
-def update(meter: MeanIoUMeter | PixelAccuracyMeter, prediction: Any, target: Any) -> None:
+def update(meter: ClassyMeter, prediction: Any, target: Any) -> None:
     meter.update(torch.tensor(prediction)[None], torch.tensor(target)[None])
 
 
@@ -78,11 +81,34 @@ def test_nothing_valid_gives_null_values(updated: bool, absent: str, mean: float
     assert meter.compute() == nothing
 
 
-@pytest.mark.parametrize("name", METERS.names())
-def test_a_meter_declares_the_numbers_that_it_computes(name: str) -> None:
-    meter = build_meter(name, CLASSES, IGNORED)
-    update(meter, [[0, 1]], [[0, 0]])
-    assert meter.numbers == tuple(key for key, value in meter.compute().items() if isinstance(value, float))
+def test_dice_and_class_accuracy_by_hand() -> None:
+    dice, accuracy = build_meter("dice", CLASSES, IGNORED), build_meter("class_accuracy", CLASSES, IGNORED)
+    for meter in (dice, accuracy):
+        update(meter, [[0, 0, 1], [0, 2, 2]], [[0, 0, 0], [1, 1, IGNORED]])
+    assert dice.compute() == {
+        "mean_dice": pytest.approx((4 / 6 + 0 + 0) / 3),
+        "dice": {"sky": pytest.approx(4 / 6), "road": 0.0, "car": 0.0},
+    }
+    assert accuracy.compute() == {
+        "mean_class_accuracy": pytest.approx((2 / 3 + 0) / 2),
+        "class_accuracy": {"sky": pytest.approx(2 / 3), "road": 0.0, "car": None},
+    }
+
+
+@pytest.mark.parametrize(("name", "mean"), [("dice", 2 / 3), ("class_accuracy", 2 / 3)])
+def test_absent_classes_count_as_zero_where_that_is_asked_for(name: str, mean: float) -> None:
+    meter = build_meter({"name": name, "absent": "zero"}, CLASSES, IGNORED)
+    update(meter, [[0, 1]], [[0, 1]])
+    assert meter.compute() == {f"mean_{name}": pytest.approx(mean), name: {"sky": 1.0, "road": 1.0, "car": None}}
+
+
+def test_the_confusion_matrix_is_a_table_with_the_names_of_the_classes() -> None:
+    meter = build_meter("confusion_matrix", ("sky", 'the "road", wet', "car"), IGNORED)
+    update(meter, [[1, 1, 0, 2]], [[0, 0, 2, IGNORED]])
+    (text,) = meter.files(meter.compute()).values()
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header == ["true \\ predicted", *meter.classes]
+    assert rows == [["sky", "0", "2", "0"], ['the "road", wet', "0", "0", "0"], ["car", "1", "0", "0"]]
 
 
 def test_the_accuracy_of_nothing_is_null() -> None:
@@ -109,35 +135,106 @@ def test_logits_of_any_stride_count_as_their_label_map(low: tuple[int, int]) -> 
     assert torch.equal(of_logits.matrix, of_labels.matrix)
 
 
-def oracle(
-    prediction: npt.NDArray[np.int64], target: npt.NDArray[np.int64], classes: int
-) -> tuple[float | None, float | None]:
-    """Mean IoU over present classes, and pixel accuracy, by sets of pixels."""
-    valid = target != IGNORED
-    ious = []
-    for label in range(classes):
-        true, found = valid & (target == label), valid & (prediction == label)
-        if (true | found).any():
-            ious.append((true & found).sum() / (true | found).sum())
-    accuracy = (prediction == target)[valid].mean() if valid.any() else None
-    return (float(np.mean(ious)) if ious else None), accuracy
+def random_maps(seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+    """Predicted and true classes (N, H, W) of `classes`, of which some are nowhere; some pixels are ignored."""
+    random = np.random.RandomState(seed)
+    classes = random.randint(2, 30)
+    shape = random.randint(1, 4), random.randint(1, 20), random.randint(1, 20)
+    present = random.permutation(classes)[: random.randint(1, classes + 1)]
+    target = present[random.randint(len(present), size=shape)]
+    prediction = np.where(random.uniform(size=shape) < 0.5, target, present[random.randint(len(present), size=shape)])
+    target = np.where(random.uniform(size=shape) < random.uniform(), IGNORED, target)
+    return prediction, target, classes
+
+
+def measured(seed: int) -> dict[str, Any]:
+    """What the meters say about random maps, image by image; `zero` is the mean IoU with absent classes as 0."""
+    prediction, target, classes = random_maps(seed)
+    found = {}
+    for config in ("mean_iou", "dice", "class_accuracy", "confusion_matrix", {"name": "mean_iou", "absent": "zero"}):
+        meter = build_meter(config, tuple(map(str, range(classes))), IGNORED)
+        for image in range(len(target)):
+            meter.update(torch.from_numpy(prediction[image][None]), torch.from_numpy(target[image][None]))
+        values = meter.compute()
+        found |= {"zero": values["mean_iou"]} if isinstance(config, dict) else values
+    return found
+
+
+def mean(values: list[float]) -> Any:
+    return pytest.approx(sum(values) / len(values), rel=1e-12) if values else None
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_random_maps_give_what_sets_of_pixels_give(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    classes = int(random.integers(1, 30))
-    shape = (int(random.integers(1, 4)), int(random.integers(1, 20)), int(random.integers(1, 20)))
-    target = random.integers(0, classes, shape)
-    prediction = np.where(random.uniform(size=shape) < 0.5, target, random.integers(0, classes, shape))
-    target[random.uniform(size=shape) < random.uniform()] = IGNORED
-    meter = mean_iou(classes=tuple(map(str, range(classes))))
-    meter.update(torch.from_numpy(prediction[:1]), torch.from_numpy(target[:1]))
-    meter.update(torch.from_numpy(prediction[1:]), torch.from_numpy(target[1:]))
-    values = meter.compute()
-    mean, accuracy = oracle(prediction, target, classes)
-    assert values["mean_iou"] == pytest.approx(mean)
-    assert values["pixel_accuracy"] == pytest.approx(accuracy)
+    prediction, target, classes = random_maps(seed)
+    values = measured(seed)
+    pixels = [
+        (t, p) for t, p in zip(target.flatten().tolist(), prediction.flatten().tolist(), strict=True) if t != IGNORED
+    ]
+    iou, dice, accuracy = [], [], []
+    for label in range(classes):
+        true = {i for i, pair in enumerate(pixels) if pair[0] == label}
+        found = {i for i, pair in enumerate(pixels) if pair[1] == label}
+        iou += [len(true & found) / len(true | found)] if true | found else []
+        dice += [2 * len(true & found) / (len(true) + len(found))] if true | found else []
+        accuracy += [len(true & found) / len(true)] if true else []
+    assert values["mean_iou"] == mean(iou)
+    assert values["zero"] == pytest.approx(sum(iou) / classes)
+    assert values["mean_dice"] == mean(dice)
+    assert values["mean_class_accuracy"] == mean(accuracy)
+    assert values["pixel_accuracy"] == mean([float(t == p) for t, p in pixels])
+    counts = Counter(pixels)
+    assert values["confusion_matrix"] == [[counts[t, p] for p in range(classes)] for t in range(classes)]
+
+
+@pytest.mark.parametrize(
+    ("seed", "numbers"),
+    [
+        (0, (0.5, 0.25, 0.5, 0.333333333333, 0.035714285714)),
+        (7, (0.5, 0.357142857143, 0.5, 0.380952380952, 0.147058823529)),
+        (11, (0.25, 0.142857142857, 0.25, 0.142857142857, 0.037037037037)),
+        (23, (0.518218623482, 0.336438143302, 0.515299998204, 0.491833655802, 0.320417279335)),
+        (42, (0.672131147541, 0.514590347924, 0.680997036496, 0.674463937622, 0.192971380471)),
+    ],
+)
+def test_random_maps_give_what_other_libraries_give(seed: int, numbers: tuple[float, ...]) -> None:
+    # Recorded on 2026-11-21, where all of them agree: the areas of mmsegmentation's IoUMetric, scikit-learn 1.9.1
+    # (accuracy_score, jaccard_score, recall_score, f1_score; the last column is jaccard_score over all classes), and
+    # torchmetrics 1.9.0 (MulticlassJaccardIndex). So did the matrices of the latter two for all 50 seeds.
+    keys = ("pixel_accuracy", "mean_iou", "mean_class_accuracy", "mean_dice", "zero")
+    assert tuple(measured(seed)[key] for key in keys) == pytest.approx(numbers, abs=1e-11)
+
+
+ABSENT_CLASS = 4
+
+
+@pytest.mark.parametrize(
+    ("without", "intersection", "union", "right", "mean_iou", "over_present"),
+    [
+        (None, [1, 0, 3, 2, 4], [14, 15, 14, 17, 20], 10, 0.120672268908, 0.120672268908),
+        (ABSENT_CLASS, [8, 0, 3, 2, 0], [22, 18, 16, 21, 0], 13, 0.129274891775, 0.161593614719),
+    ],
+)
+def test_pytorch_encodings_numbers(
+    without: int | None, intersection: list[int], union: list[int], right: int, mean_iou: float, over_present: float
+) -> None:
+    shape = (2, 5, 4, 6)
+    logits = torch.from_numpy(hashed("met.p", shape))
+    target = torch.from_numpy(hashed("loss.t", (2, 4, 6))).add(1).mul(3).floor().sub(1).clamp(-1, 4).long()
+    if without is not None:
+        target[target == without] = 0
+        logits[:, without] = -9
+    found: dict[str, Any] = {}
+    for absent in ("zero", "skip"):
+        meter = build_meter({"name": "mean_iou", "absent": absent}, tuple("abcde"), -1)
+        meter.update(logits[:1], target[:1])
+        meter.update(logits[1:].argmax(1), target[1:])
+        found[absent] = meter.compute()
+    assert found["zero"]["mean_iou"] == pytest.approx(mean_iou, abs=1e-11)
+    assert found["skip"]["mean_iou"] == pytest.approx(over_present, abs=1e-11)
+    assert found["skip"]["pixel_accuracy"] == pytest.approx(right / 45)
+    ious = [i / u if u else None for i, u in zip(intersection, union, strict=True)]
+    assert list(found["skip"]["iou"].values()) == pytest.approx(ious)
 
 
 def test_an_ignored_label_may_lie_just_above_the_classes() -> None:

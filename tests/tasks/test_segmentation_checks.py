@@ -147,6 +147,26 @@ def test_what_a_meter_of_another_head_gives_carries_the_name_of_the_head() -> No
     assert task.metrics["extra/mean_iou"] != task.metrics["mean_iou"]
 
 
+def test_the_tables_of_meters_lie_in_the_run_folder_and_say_what_the_record_says(tmp_path: Path) -> None:
+    meters = [
+        "confusion_matrix",
+        {"name": "confusion_matrix", "head": "extra"},
+        "boundary_iou",
+        "accuracy",
+        "class_accuracy",
+    ]
+    task = tiny_task({**SMALL, **EXTRA_HEAD, "meters": meters})
+    Trainer(tmp_path).train(task)
+
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"confusion_matrix.csv", "extra_confusion_matrix.csv"}
+    for prefix, key in (("", "confusion_matrix"), ("extra_", "extra/confusion_matrix")):
+        _, *rows = (tmp_path / f"{prefix}confusion_matrix.csv").read_text(encoding="utf-8").splitlines()
+        assert [list(map(int, row.split(",")[1:])) for row in rows] == task.metrics[key]
+        assert [row.split(",")[0] for row in rows] == list(task.train_set.classes)
+    matrix = np.array(task.metrics["confusion_matrix"])
+    assert task.metrics["accuracy_top_1"] == pytest.approx(matrix.trace() / matrix.sum())
+
+
 @pytest.mark.parametrize(
     ("meters", "message"),
     [

@@ -1,0 +1,201 @@
+"""Whether the true classes are among the k most likely: of images, of clips' videos, of pixels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from classyseg.config import ConfigError
+from classyseg.distributed import sum_over_processes
+from classyseg.layers import rank_at
+from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.registry import METERS
+
+TopK = tuple[Annotated[int, Field(ge=1)], ...]
+ClipsPerVideo = Annotated[int, Field(ge=1)]
+
+
+class _TopKMeter(ClassyMeter):
+    """Counts true classes among the first k of the logits; of equal logits the lower class comes first.
+
+    Logits (N, C) of images go with a class of each (N,), or with a row of flags of its classes (N, C), of which those
+    above 0 are set. Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample.
+    Samples whose class is `ignore_index` are left out. With `clips_per_video`, as many samples that follow each other
+    are one: their logits are averaged.
+    """
+
+    reads_labels = False
+    value_name: str
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        ignore_index: int,
+        topk: Sequence[int],
+        head: str | None,
+        clips_per_video: int = 1,
+    ) -> None:
+        if not topk or max(topk) > len(classes):
+            raise ConfigError(
+                f"topk: found {list(topk)}; accepted: numbers from 1 to {len(classes)}, the number of classes"
+            )
+        self.ignore_index = ignore_index
+        self.topk = tuple(topk)
+        self.head = head
+        self.clips_per_video = clips_per_video
+        self.numbers = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
+        self.reset()
+
+    def reset(self) -> None:
+        self.counts = torch.zeros(len(self.topk) + 3, dtype=torch.int64)
+        """What is right by k; then samples, true classes, and videos whose clips have different ones."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        mixed = torch.zeros((), dtype=torch.int64, device=target.device)
+        if self.clips_per_video > 1:
+            prediction, target, mixed = self._videos(prediction, target)
+        ranks = _ranks(prediction, target, self.ignore_index)
+        right = [self.right(ranks < k) for k in self.topk]
+        samples = torch.full_like(mixed, len(ranks))
+        counts = torch.stack([*right, samples, (ranks < prediction.shape[1]).sum(), mixed])
+        self.counts = self.counts.to(counts.device) + counts
+
+    def compute(self) -> dict[str, Any]:
+        *right, samples, true, mixed = sum_over_processes(self.counts.clone()).tolist()
+        if mixed:
+            raise ValueError(f"{self.value_name}: {mixed} videos have clips with different classes; all must be alike")
+        of = [self.out_of(k, samples, true) for k in self.topk]
+        return {name: n / m if m else None for name, n, m in zip(self.numbers or (), right, of, strict=True)}
+
+    @abstractmethod
+    def right(self, found: Tensor) -> Tensor:
+        """How much counts as right; `found` (samples, true classes) says which classes are among the first."""
+
+    @abstractmethod
+    def out_of(self, k: int, samples: int, true: int) -> int:
+        """What the right ones are divided by, of so many samples and true classes of all samples."""
+
+    def _videos(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits and targets of videos from those of their clips, and how many of them have no one target."""
+        if len(prediction) % self.clips_per_video:
+            raise ConfigError(
+                f"{self.value_name}: found a batch of {len(prediction)} clips; accepted: whole videos, multiples of "
+                f"clips_per_video: {self.clips_per_video} (see runtime.eval_batch_size)"
+            )
+        clips = target.unflatten(0, (-1, self.clips_per_video))
+        mixed = (clips != clips[:, :1]).flatten(1).any(1).sum()
+        return prediction.float().unflatten(0, (-1, self.clips_per_video)).mean(1), clips[:, 0], mixed
+
+
+def _ranks(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The places of each sample's true classes in the order of its logits, (samples, 1 or C); C for other classes."""
+    if target.dim() == 2 and logits.dim() == 2:
+        order = logits.argsort(dim=1, descending=True, stable=True)
+        places = torch.empty_like(order).scatter_(
+            1, order, torch.arange(logits.shape[1], device=order.device).expand_as(order)
+        )
+        return places.where((target > 0) & (target != ignore_index), logits.shape[1])
+    if target.dim() == 1:
+        logits, target = logits[:, :, None, None], target[:, None, None]
+    return rank_at(logits, target)[target != ignore_index][:, None]
+
+
+@METERS.register("accuracy")
+class AccuracyMeter(_TopKMeter):
+    """`accuracy_top_K` for each k of `topk`: the share of samples with a true class among the k most likely."""
+
+    value_name = "accuracy"
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, topk, head)
+
+    def right(self, found: Tensor) -> Tensor:
+        return found.any(1).sum()
+
+    def out_of(self, k: int, samples: int, true: int) -> int:
+        return samples
+
+
+@METERS.register("precision")
+class PrecisionMeter(_TopKMeter):
+    """`precision_top_K` for each k of `topk`: the share of true classes among the k most likely of all samples.
+
+    The same as ClassyVision's `precision_at_k`.
+    """
+
+    value_name = "precision"
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, topk, head)
+
+    def right(self, found: Tensor) -> Tensor:
+        return found.sum()
+
+    def out_of(self, k: int, samples: int, true: int) -> int:
+        return k * samples
+
+
+@METERS.register("recall")
+class RecallMeter(_TopKMeter):
+    """`recall_top_K` for each k of `topk`: the share of all true classes that are among the k most likely.
+
+    The same as ClassyVision's `recall_at_k`.
+    """
+
+    value_name = "recall"
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, topk, head)
+
+    def right(self, found: Tensor) -> Tensor:
+        return found.sum()
+
+    def out_of(self, k: int, samples: int, true: int) -> int:
+        return true
+
+
+class _VideoMeter(_TopKMeter):
+    """The same of videos: what the clips of one give is averaged before it is measured."""
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        ignore_index: int,
+        *,
+        clips_per_video: ClipsPerVideo,
+        topk: TopK = (1,),
+        head: str | None = None,
+    ) -> None:
+        _TopKMeter.__init__(self, classes, ignore_index, topk, head, clips_per_video)
+
+
+@METERS.register("video_accuracy")
+class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
+    """`video_accuracy_top_K`: as `accuracy`, of the mean logits of `clips_per_video` samples that follow each other."""
+
+    value_name = "video_accuracy"
+
+
+@METERS.register("video_precision")
+class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
+    """`video_precision_top_K`: as `precision`, of the mean logits of a video's clips."""
+
+    value_name = "video_precision"
+
+
+@METERS.register("video_recall")
+class VideoRecallMeter(_VideoMeter, RecallMeter):
+    """`video_recall_top_K`: as `recall`, of the mean logits of a video's clips."""
+
+    value_name = "video_recall"

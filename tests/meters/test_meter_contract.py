@@ -1,0 +1,91 @@
+"""What holds for every registered meter: numbers are declared, nothing valid is null, processes add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from classyseg.layers import argmax_at
+from classyseg.meters import ClassyMeter, build_meter
+from classyseg.registry import METERS
+
+CLASSES = ("sky", "road", "car", "tree")
+IGNORED = 255
+OPTIONS: dict[str, dict[str, Any]] = {
+    f"video_{name}": {"clips_per_video": 2} for name in ("accuracy", "precision", "recall")
+}
+NAMES = [name for name in METERS.names() if METERS.entry(name).distribution == "classyseg"]
+
+
+def built(name: str) -> ClassyMeter:
+    meter: ClassyMeter = build_meter({"name": name, **OPTIONS.get(name, {})}, CLASSES, IGNORED)
+    return meter
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Logits (2, C, h, w) with masks (2, H, W), in pairs of clips of one video."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(4):
+        mask = torch.randint(0, 3, (1, 12, 16), generator=generator)
+        mask[torch.rand(mask.shape, generator=generator) < 0.2] = IGNORED
+        found.append((torch.randn(2, 4, 3, 4, generator=generator), mask.expand(2, -1, -1)))
+    return found
+
+
+def counted(name: str, parts: list[tuple[Tensor, Tensor]]) -> ClassyMeter:
+    meter = built(name)
+    for logits, target in parts:
+        meter.update(argmax_at(logits, target.shape[1:]) if meter.reads_labels else logits, target)
+    return meter
+
+
+def state(meter: ClassyMeter) -> dict[str, Tensor]:
+    return {key: value for key, value in vars(meter).items() if isinstance(value, Tensor)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_meter_declares_the_numbers_that_it_computes(name: str) -> None:
+    meter = counted(name, batches())
+    assert meter.numbers == tuple(key for key, value in meter.compute().items() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_counts_of_several_processes_add_up_exactly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, first, second = (counted(name, part) for part in (batches(), batches()[:1], batches()[1:]))
+    (counts,), (own,), (other,) = (state(meter).values() for meter in (whole, first, second))
+    assert not counts.is_floating_point()
+    assert torch.equal(counts, own + other)
+    expected = whole.compute()
+    monkeypatch.setattr(f"{first.compute.__func__.__module__}.sum_over_processes", lambda tensor: tensor.add_(other))
+    assert first.compute() == expected
+    assert first.compute() == expected  # which left the meter as it was
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("updated", [False, True], ids=["no batch", "only ignored pixels"])
+def test_nothing_valid_has_no_value(name: str, updated: bool) -> None:
+    nothing = [(logits, torch.full_like(target, IGNORED)) for logits, target in batches()] if updated else []
+    meter = counted(name, nothing)
+    values = meter.compute()
+    assert [values[key] for key in meter.numbers or ()] == [None] * len(meter.numbers or ())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reset_forgets_everything(name: str) -> None:
+    meter = counted(name, batches())
+    assert meter.compute() != built(name).compute()
+    meter.reset()
+    assert meter.compute() == built(name).compute()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_keeps_its_inputs(name: str) -> None:
+    given, kept = batches(), batches()
+    counted(name, given)
+    assert all(
+        torch.equal(a, b) for one, other in zip(given, kept, strict=True) for a, b in zip(one, other, strict=True)
+    )
