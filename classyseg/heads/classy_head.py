@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -12,14 +12,19 @@ from classyseg.config import ConfigError
 from classyseg.registry import Configurable
 from classyseg.structures import BlockInfo
 
+LOGITS = "logits"
+"""The key of the logits in what a head with extras gives in training."""
+
 
 class ClassyHead(nn.Module, Configurable, ABC):
     """Built as `Head(blocks, num_classes, *, options)`: what it reads comes from `blocks`, never from a config.
 
-    `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass.
+    `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass. `extras` are
+    the names of what a head gives beside the logits in training, set by a head that gives any.
     """
 
     blocks: tuple[BlockInfo, ...]
+    extras: tuple[str, ...] = ()
 
     def __new__(cls, blocks: Sequence[BlockInfo] = (), *args: Any, **kwargs: Any) -> Self:
         head = super().__new__(cls)
@@ -28,8 +33,19 @@ class ClassyHead(nn.Module, Configurable, ABC):
         return head
 
     @abstractmethod
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """The features of `blocks`, in their order, to logits (N, num_classes, h, w) or (N, num_classes)."""
+    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
+        """The features of `blocks`, in their order, to logits (N, num_classes, h, w) or (N, num_classes).
+
+        In training, a head may give a mapping of `logits` and its `extras`, tensors that losses read by name.
+        """
+
+    def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What `forward` gives in a model where the head is `name`: logits as `NAME`, in training extras as `NAME.EXTRA`."""
+        found = self(features)
+        if isinstance(found, Tensor):
+            return {name: found}
+        extras = {f"{name}.{extra}": found[extra] for extra in self.extras} if self.training else {}
+        return {name: found[LOGITS], **extras}
 
 
 def only_block(blocks: Sequence[BlockInfo], head: str) -> BlockInfo:

@@ -360,21 +360,29 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def forward(self, image: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`.
 
+        In training, the extras of a head follow its logits, as `HEAD.EXTRA`.
         Features that were computed before, those that the heads read, can be given in the image's place.
         """
         features = self.forward_features(image) if isinstance(image, Tensor) else dict(image)
         if not self.heads:
             return features
-        return {
-            name: head([features[block.name] for block in head.blocks])  # type: ignore[union-attr]
-            for name, head in self.heads.items()
-            if self.training or name not in self._train_only
-        }
+        outputs: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            if self.training or name not in self._train_only:
+                outputs |= head.outputs(name, [features[block.name] for block in head.blocks])  # type: ignore[operator, union-attr]
+        return outputs
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of all that a forward pass in training gives: heads, and their extras as `HEAD.EXTRA`."""
+        heads: Any = self.heads.items()
+        return [output for name, head in heads for output in (name, *(f"{name}.{extra}" for extra in head.extras))]
 
     def unused_in_training(self) -> bool:
-        """Whether some parameters may get no gradient: no head reads the deepest block."""
+        """Whether some parameters may get no gradient: no head reads the deepest block, or no loss the extras."""
         read = {block.name for head in self.heads.values() for block in head.blocks}  # type: ignore[union-attr]
-        return bool(self.heads) and next(reversed(self._declared), None) not in read
+        has_extras = len(self.output_names) > len(self.heads)
+        return bool(self.heads) and (has_extras or next(reversed(self._declared), None) not in read)
 
 
 class _Backbone(nn.Module):

@@ -39,7 +39,8 @@ def check_logits(model: ClassyModel, num_classes: int) -> None:
         return
     finally:
         model.train(training)
-    for name, found in logits.items():
+    for name in model.heads:
+        found = logits[name]
         if found.dim() != 4:
             raise ConfigError(
                 f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "

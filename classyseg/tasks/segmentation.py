@@ -404,8 +404,8 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
     if not in_eval:
         raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
     for name in loss.head_weights:
-        if name not in model.heads:
-            raise ConfigError(f"loss.head_weights.{name}: '{name}': {unknown('head', name, model.heads)}")
+        if name not in model.output_names:
+            raise ConfigError(f"loss.head_weights.{name}: '{name}': {unknown('head', name, model.output_names)}")
     for i, meter in enumerate(meters):
         head = getattr(meter, "head", None)
         if head is not None and head not in in_eval:

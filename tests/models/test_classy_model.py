@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from classyseg.config import ConfigError
-from classyseg.heads import FCNHead, LinearHead
+from classyseg.heads import ClassyHead, FCNHead, LinearHead
 from classyseg.models import ClassyModel, build_model, create_backbone
 from classyseg.structures import BlockInfo
 
@@ -88,6 +89,37 @@ def test_a_train_only_head_is_not_computed_in_eval_mode() -> None:
     assert list(model.train()(image)) == ["main", "aux"]
     assert list(model.eval()(image)) == ["main"]
     assert model.main_head == "main"
+
+
+class PresenceHead(ClassyHead):
+    """Logits, and in every mode an extra and something that it does not name."""
+
+    extras = ("se",)
+
+    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(blocks[0].channels, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        logits = self.classifier(features[0])
+        return {"logits": logits, "se": logits.mean((2, 3)), "other": logits}
+
+
+def test_a_heads_extras_are_given_by_name_in_training_alone() -> None:
+    model = resnet18()
+    model.attach_head("main", PresenceHead([model.block("stage4")], 5))
+    model.attach_head("aux", FCNHead([model.block("stage3")], 5), train_only=True)
+    image = torch.randn(2, 3, 64, 64)
+    logits = model.train()(image)
+    assert {name: tuple(x.shape) for name, x in logits.items()} == {
+        "main": (2, 5, 2, 2),
+        "main.se": (2, 5),
+        "aux": (2, 5, 4, 4),
+    }
+    assert list(logits) == model.output_names
+    assert torch.equal(logits["main.se"], logits["main"].mean((2, 3)))
+    assert list(model.eval()(image)) == ["main"]
+    assert model.unused_in_training()  # unless a loss reads the extra
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What every backbone holds with every registered head, plugins' included: one variant of each family, the smallest.
 
-Each model is built once and carries all heads on its deepest block, so that one compilation covers all of them.
+Each model is built once and carries all heads on its deepest blocks, so that one compilation covers all of them.
 `--every-variant` runs every registered name.
 """
 
@@ -19,6 +19,7 @@ from torch.export import Dim
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, build_model, fuse, list_models
 from classyseg.registry import HEADS, MODELS
+from classyseg.structures import BlockInfo
 
 NUM_CLASSES = 5
 SMALLEST = [
@@ -74,10 +75,24 @@ Outputs = dict[str, Tensor]
 
 
 def attach_every_head(model: ClassyModel, heads: list[str]) -> ClassyModel:
-    deepest = list(model.blocks.values())[-1]
     for name in heads if takes_images(model) else ["linear"]:
-        model.attach_head(name, HEADS.build(name, [deepest], NUM_CLASSES))
+        blocks = blocks_for(name, model)
+        if blocks:
+            model.attach_head(name, HEADS.build(name, blocks, NUM_CLASSES))
     return model
+
+
+def blocks_for(head: str, model: ClassyModel) -> list[BlockInfo]:
+    """The deepest block, else the deepest four, three or two, whichever the head takes; else none."""
+    for count in (1, 4, 3, 2):
+        blocks = list(model.blocks.values())[-count:]
+        try:
+            with torch.device("meta"):
+                HEADS.build(head, blocks, NUM_CLASSES)
+        except ConfigError:
+            continue
+        return blocks
+    return []
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -227,11 +242,12 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
     assert needed
     features = twin.forward_features(image)
     for name, head in twin.heads.items():
-        logits = head([features[block.name] for block in head.blocks])  # type: ignore[union-attr]
-        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        outputs = head.outputs(name, [features[block.name] for block in head.blocks])  # type: ignore[operator, union-attr]
+        generator = torch.Generator().manual_seed(1)
+        total = torch.stack([(x * torch.randn(x.shape, generator=generator)).sum() for x in outputs.values()]).sum()
         parameters = dict(head.named_parameters())
         parameters |= {key: backbone[key] for key in needed}
-        gradients = torch.autograd.grad((logits * weights).sum(), list(parameters.values()), retain_graph=True)
+        gradients = torch.autograd.grad(total, list(parameters.values()), retain_graph=True)
         still = [key for key, gradient in zip(parameters, gradients, strict=True) if not gradient.any()]
         assert still == [], name
 
@@ -286,7 +302,10 @@ def test_heads_leave_the_backbones_keys_alone(model: ClassyModel, request: pytes
 
 def test_the_resolved_config_builds_the_same_model(model: ClassyModel, request: pytest.FixtureRequest) -> None:
     config = config_of(request.node.callspec.params["model"])
-    heads = {head: {"name": head, "blocks": [list(model.blocks)[-1]]} for head in model.heads}
+    heads = {
+        name: {"name": name, "blocks": [block.name for block in head.blocks]}  # type: ignore[union-attr]
+        for name, head in model.heads.items()
+    }
     config = MODELS.validate({**config, "heads": heads}, placed=True).resolved()
     again = MODELS.validate(config, placed=True)
     assert again.resolved() == config
