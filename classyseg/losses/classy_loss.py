@@ -80,7 +80,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         outputs = self.read(logits, target)
         parts = [self.head_weights.get(name, 1.0) * self.total(output, target) for name, output in outputs.items()]
         total = torch.stack(parts).sum() if parts else torch.zeros((), device=target.device)
-        return (total * self._scale(self.count(target))).reshape(1)
+        return (total * self._scale(self.count(target)).to(total.dtype)).reshape(1)
 
     def forward(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
         return self.terms(logits, target).sum()
@@ -90,7 +90,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         share = 1.0
         if self.training:
             count, share = sum_over_processes(count), float(world_size())
-        return (share / count.clamp(min=1e-12)).float()
+        return share / count.clamp(min=1e-12)
 
     # -- which outputs of a model --------------------------------------------------------------------------------------
 
@@ -116,7 +116,9 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
         if self.fits(output, target):
             return True
-        if named or "." not in name:  # the extras of a head are of many kinds: one that no loss names may be for another
+        if (
+            named or "." not in name
+        ):  # the extras of a head are of many kinds: one that no loss names may be for another
             raise ConfigError(
                 f"model.heads.{name}: found logits {tuple(output.shape)} for targets {tuple(target.shape)}; masks "
                 "(N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"

@@ -96,6 +96,8 @@ class MultiOutputSumLoss(CombinedLoss):
             outputs = list(logits)
         else:
             outputs = list(self.loss.read(logits, target).values())  # type: ignore[arg-type]
+        if not outputs:  # in eval mode: of a loss that reads the extras of heads
+            return torch.zeros(self.num_terms, device=target.device)
         return torch.stack([self.loss.terms(output, target) for output in outputs]).sum(0)
 
 
@@ -119,11 +121,11 @@ class SegmentationLoss(CombinedLoss):
         se_weight: Factor = 0.2,
         class_weights: ClassWeights | None = None,
     ) -> None:
-        self_parts = (
-            CrossEntropyLoss(ignore_index, class_weights=class_weights),
-            PresenceLoss(ignore_index, class_weights=class_weights),
-        )
-        super().__init__(ignore_index, self_parts, ["loss", "loss"])
+        cross_entropy = CrossEntropyLoss(ignore_index, class_weights=class_weights)
+        presence = PresenceLoss(ignore_index, class_weights=class_weights)
+        super().__init__(ignore_index, [cross_entropy, presence], ["loss", "loss"])
+        self.cross_entropy = cross_entropy
+        self.presence = presence
         self.main_head = main_head
         self.aux_weight = aux_weight
         self.se_weight = se_weight
@@ -135,14 +137,17 @@ class SegmentationLoss(CombinedLoss):
     def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
         outputs = {"main": logits} if isinstance(logits, Tensor) else dict(logits)
         main = next(iter(outputs)) if self.main_head is None or isinstance(logits, Tensor) else self.main_head
-        cross_entropy, presence = self.parts
         maps = {name: output for name, output in outputs.items() if output.dim() == 4}
         if main not in maps:
             raise ConfigError(
                 f"loss.main_head: '{main}' gives no logits (N, C, h, w); outputs of the model that do: "
                 f"{', '.join(maps) or 'none'}"
             )
-        cross_entropy.head_weights = {name: 1.0 if name == main else self.aux_weight for name in maps}
-        vectors = {name: output for name, output in outputs.items() if output.dim() == 2}
-        terms = [cross_entropy.terms(maps, target), self.se_weight * presence.terms(vectors, target)]  # type: ignore[operator]
-        return torch.cat(terms)
+        pixels = self.cross_entropy.terms(maps.pop(main), target)
+        for output in maps.values():
+            pixels = pixels + self.aux_weight * self.cross_entropy.terms(output, target)
+        images = torch.zeros_like(pixels)
+        for output in outputs.values():
+            if output.dim() == 2:
+                images = images + self.se_weight * self.presence.terms(output, target)
+        return torch.cat([pixels, images])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from classyseg.config import ConfigError
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights
 from classyseg.registry import LOSSES
@@ -44,6 +47,15 @@ class PresenceLoss(ClassWeightedLoss):
 
     def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
         return self.fits(output, target) or (named and super()._accepts(name, output, target, named))
+
+    def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        outputs = super().read(logits, target)
+        if not outputs and self.training:
+            raise ConfigError(
+                f"loss: found no output (N, C) among {', '.join(logits)}; this loss needs a head with one, such as the "  # type: ignore[arg-type]
+                "`se` of encnet"
+            )
+        return outputs
 
     def present(self, target: Tensor, num_classes: int) -> Tensor:
         """Which classes each mask (N, H, W) holds: (N, C), bool."""

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.losses.bands import as_pixels, resized, sum_over_pixels, with_gradient
+from classyseg.losses.bands import as_pixels, resized, with_gradient
 from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
 from classyseg.registry import LOSSES
 
