@@ -54,7 +54,9 @@ def measure(name: str, side: str, arguments: argparse.Namespace) -> dict[str, fl
             return full_size(name, logits, target)
         rows = slice(0, target.shape[1])
         present = [labels[labels != 255].unique() for labels in target]
-        weights = [ours.distances(*pair, logits.shape[1]) for pair in zip(target, [rows] * len(target), present)]
+        weights = [
+            ours.distances(*pair, logits.shape[1]) for pair in zip(target, [rows] * len(target), present, strict=True)
+        ]
         return full_size(name, logits, target, distances=torch.stack(weights))
 
     # The libraries' own buffers, on a small case.

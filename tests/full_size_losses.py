@@ -1,4 +1,4 @@
-"""Every pixel loss as its formula reads, on logits of full size that autograd differentiates. Used by benchmarks, too."""
+"""Every pixel loss as its formula reads, on logits of full size with autograd; benchmarks use them, too."""
 
 from __future__ import annotations
 

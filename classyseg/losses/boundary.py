@@ -19,8 +19,8 @@ class BoundaryLoss(ClassyLoss):
 
     Distances are Euclidean, positive outside and negative inside a class, cut at `max_distance` pixels and divided by
     it, so that they lie in -1..1; the pixels on both sides of a border have 1 and 0 pixels. A class that an image does
-    not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative. Meant to be added to
-    another one by `sum_arbitrary`.
+    not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative. Meant to be added
+    to another one by `sum_arbitrary`.
 
     Source: Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
     """
@@ -53,7 +53,7 @@ class BoundaryLoss(ClassyLoss):
         return sum_over_pixels(logits, target.shape[1:], rule)
 
     def distances(self, target: Tensor, rows: slice, present: Tensor, num_classes: int) -> Tensor:
-        """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W); `present` are the mask's classes."""
+        """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W) that holds the classes `present`."""
         limit = self.max_distance
         start, stop = max(0, rows.start - limit), min(len(target), rows.stop + limit)
         window = target[start:stop]

@@ -81,8 +81,8 @@ class SumArbitraryLoss(CombinedLoss):
 class MultiOutputSumLoss(CombinedLoss):
     """One loss, applied to every output of the model on its own, and added up.
 
-    Outputs are the entries of a mapping that fit the target, or the members of a list. Most losses add up the outputs of
-    a mapping by themselves; this is for one that looks at a single output, and for lists.
+    Outputs are the entries of a mapping that fit the target, or the members of a list. Most losses add up the outputs
+    of a mapping by themselves; this is for one that looks at a single output, and for lists.
     """
 
     def __init__(self, ignore_index: int = 255, *, loss: LossConfig) -> None:
@@ -105,8 +105,8 @@ class MultiOutputSumLoss(CombinedLoss):
 class SegmentationLoss(CombinedLoss):
     """Cross entropy of the main head, plus `aux_weight` x that of every other, plus `se_weight` x class presence.
 
-    Of a model's outputs, `main_head` (the first, if null) is the main head, the other logits (N, C, h, w) are auxiliary,
-    and those (N, C) are of the classes that an image holds (`presence`). `class_weights` serve all of them.
+    Of a model's outputs, `main_head` (the first, if null) is the main head, the other logits (N, C, h, w) are
+    auxiliary, and those (N, C) are of the classes that an image holds (`presence`). `class_weights` serve all of them.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018; PyTorch-Encoding's
     `SegmentationLosses`, whose defaults these are.

@@ -44,8 +44,8 @@ class DenseTargetLoss(ClassyLoss):
 class SoftTargetCrossEntropyLoss(DenseTargetLoss):
     """Cross entropy against shares of classes: targets (N, C), or (N, C, H, W) for pixels; class indices as well.
 
-    `normalize_targets` divides the shares of an image (a pixel) by their sum. `label_smoothing` spreads that share of the
-    loss evenly over the classes, in training only. Entries that are `ignore_index` do not count.
+    `normalize_targets` divides the shares of an image (a pixel) by their sum. `label_smoothing` spreads that share of
+    the loss evenly over the classes, in training only. Entries that are `ignore_index` do not count.
 
     Source: ClassyVision's `soft_target_cross_entropy`; as `multi_label_smooth`, PyTorch-Encoding's
     `NLLMultiLabelSmooth`.
@@ -93,8 +93,8 @@ LOSSES.variants(
 class BarronLoss(DenseTargetLoss):
     """The general robust loss of `logits - target`, the mean over classes (channels) and pixels.
 
-    `alpha` 2 is half the squared error, 1 a smooth absolute error, 0 the Cauchy loss, -2 Geman-McClure's; null stands for
-    minus infinity, Welsch's. Errors are measured in units of `scale`. Targets are numbers (N, C), or (N, C, H, W) for
+    `alpha` 2 is half the squared error, 1 a smooth absolute error, 0 the Cauchy loss, -2 Geman-McClure's; null stands
+    for minus infinity, Welsch's. Errors are measured in units of `scale`. Targets are numbers (N, C), or (N, C, H, W) for
     pixels; class indices stand for vectors of one 1. Entries that are `ignore_index` do not count.
 
     Source: Barron, "A General and Adaptive Robust Loss Function", CVPR 2019.
