@@ -20,8 +20,8 @@ Run = Callable[[Tensor, Tensor | None], Tensor]
 """Takes logits (N, C, h, w) and where to write their gradient, if it is wanted; gives the value."""
 
 Rule = Callable[[Tensor, int, slice, bool], Tensor]
-"""Takes a band (C, rows, W) of full-size logits, its image and rows; gives its loss, and where a gradient is wanted leaves
-it in the band."""
+"""Takes a band (C, rows, W) of full-size logits, its image and rows; gives its loss, and leaves its
+gradient in the band where that is wanted."""
 
 
 def as_pixels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

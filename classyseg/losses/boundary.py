@@ -53,7 +53,7 @@ class BoundaryLoss(ClassyLoss):
         return sum_over_pixels(logits, target.shape[1:], rule)
 
     def distances(self, target: Tensor, rows: slice, present: Tensor, num_classes: int) -> Tensor:
-        """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W) that holds the classes `present`."""
+        """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W) of the classes `present`."""
         limit = self.max_distance
         start, stop = max(0, rows.start - limit), min(len(target), rows.stop + limit)
         window = target[start:stop]

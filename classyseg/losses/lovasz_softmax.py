@@ -50,7 +50,8 @@ class LovaszSoftmaxLoss(ImageLoss):
     def _image_loss(self, image: ResizedImage, target: Tensor, *, wanted: bool) -> Tensor:
         valid = target != self.ignore_index
         total = torch.zeros((), dtype=torch.float64, device=target.device)
-        labels = target[valid]
+        pixels = valid.flatten().nonzero()[:, 0]
+        labels = target.flatten()[pixels]
         every = torch.arange(len(image.wide), device=target.device)
         classes = (labels.unique() if self.classes == "present" or not len(labels) else every).tolist()
         log_normalizer = image.wide.new_zeros(target.shape)
@@ -60,13 +61,12 @@ class LovaszSoftmaxLoss(ImageLoss):
         for index in classes:
             share = (image.of_class(index) - log_normalizer).exp_()
             is_class = labels == index
-            value, slope = _lovasz(share[valid], is_class)
+            value, slope = _lovasz(share.flatten()[pixels], is_class)
             total += value / len(classes)
             if wanted:
                 # By the share of this class: the error is 1 - share in the class, share outside.
-                gradient = torch.zeros_like(share)
-                gradient[valid] = torch.where(is_class, -slope, slope) / len(classes)
-                gradient *= share
+                slope = torch.where(is_class, -slope, slope).div_(len(classes))
+                gradient = torch.zeros_like(share).flatten().index_copy_(0, pixels, slope).view_as(share).mul_(share)
                 passed_back += gradient
                 image.add_class_gradient(index, gradient)
         if wanted and classes:

@@ -309,7 +309,7 @@ class SegmentationTask(ClassyTask):
         return self._feature_cache.features(own, images)
 
     def _parts(self, batch: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
-        """The batch in `accumulate_steps` parts, each with its shares of the counts that the loss's terms are divided by."""
+        """The batch in `accumulate_steps` parts, each with its shares of the counts of the loss's terms."""
         steps = self.runtime.accumulate_steps
         if steps == 1:
             yield batch.image, batch.target, 1.0, True
