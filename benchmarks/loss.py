@@ -1,4 +1,4 @@
-"""`cross_entropy` against `interpolate` + `F.cross_entropy`: time and peak extra memory of forward and backward.
+"""Every pixel loss against its formula on logits of full size: time and peak extra memory of forward and backward.
 
 Each side runs in fresh processes, in turn; the medians' ratios are printed. The results are compared first.
 """
@@ -12,32 +12,55 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-SIDES = ("classyseg", "torch")
+SIDES = ("classyseg", "full size")
+LOSSES = (
+    "cross_entropy",
+    "focal",
+    "ohem_cross_entropy",
+    "dice",
+    "tversky",
+    "boundary",
+    "soft_target_cross_entropy",
+    "barron",
+    "lovasz_softmax",
+)
+BLOCK = 16
+"""The side of the squares of one class that the masks are made of, in pixels."""
 
 
-def measure(side: str, arguments: argparse.Namespace) -> dict[str, float]:
+def measure(name: str, side: str, arguments: argparse.Namespace) -> dict[str, float]:
     """One forward and backward of `side` in this process: seconds, and MB that the peak lies above the start."""
     import torch
-    from torch.nn import functional
 
-    from classyseg.losses import CrossEntropyLoss
+    from classyseg.losses import BoundaryLoss, build_loss
+
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from full_size_losses import full_size
 
     torch.manual_seed(0)
-    size = (arguments.size, arguments.size)
-    low = arguments.size // arguments.stride
+    low, blocks = arguments.size // arguments.stride, arguments.size // BLOCK
     logits = torch.randn(arguments.batch, arguments.classes, low, low, requires_grad=True)
-    target = torch.randint(0, arguments.classes, (arguments.batch, *size))
+    target = torch.randint(0, arguments.classes, (arguments.batch, blocks, blocks))
+    target = target.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
     target[torch.rand(target.shape) < 0.1] = 255
-    ours = CrossEntropyLoss(255)
+    ours = build_loss(name, 255)
 
     def run(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if side == "classyseg":
             return ours(logits, target)
-        return functional.cross_entropy(functional.interpolate(logits, size, mode="bilinear"), target, ignore_index=255)
+        if not isinstance(ours, BoundaryLoss):
+            return full_size(name, logits, target)
+        rows = slice(0, target.shape[1])
+        present = [labels[labels != 255].unique() for labels in target]
+        weights = [
+            ours.distances(*pair, logits.shape[1]) for pair in zip(target, [rows] * len(target), present, strict=True)
+        ]
+        return full_size(name, logits, target, distances=torch.stack(weights))
 
     # The libraries' own buffers, on a small case.
-    run(torch.randn(1, 3, 4, 4, requires_grad=True), torch.zeros(1, *size, dtype=torch.int64)).backward()
+    run(torch.randn(1, 3, 4, 4, requires_grad=True), torch.zeros(1, 16, 16, dtype=torch.int64)).backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     loss = run(logits, target)
@@ -55,35 +78,43 @@ def measure(side: str, arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def compare(name: str, repeats: int) -> None:
+    """Measures both sides of a loss `repeats` times in turn and prints the ratios."""
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(repeats):
+        for side in SIDES:
+            command = [sys.executable, *sys.argv, "--loss", name, "--side", side]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            found[side].append(json.loads(output.stdout.splitlines()[-1]))
+    ours, theirs = (found[side][0] for side in SIDES)
+    for key, scale, tolerance in (
+        ("loss", abs(theirs["loss"]), 1e-5),
+        ("gradient_norm", theirs["gradient_norm"], 1e-4),
+        ("gradient_probe", theirs["gradient_norm"], 1e-2),
+    ):
+        assert abs(ours[key] - theirs[key]) <= tolerance * scale, (name, key, ours[key], theirs[key])
+    texts = []
+    for key, unit in (("seconds", "s"), ("megabytes", "MB")):
+        medians = [statistics.median(run[key] for run in found[side]) for side in SIDES]
+        texts.append(f"{medians[0]:.3g} / {medians[1]:.4g} {unit} = {medians[0] / medians[1]:.3f}")
+    print(f"{name}: time {texts[0]}; memory {texts[1]}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--stride", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--loss", choices=LOSSES, help="only this one")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        print(json.dumps(measure(arguments.side, arguments)))
+        print(json.dumps(measure(arguments.loss, arguments.side, arguments)))
         return
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(arguments.repeats):
-        for side in SIDES:
-            output = subprocess.run([sys.executable, *sys.argv, "--side", side], check=True, capture_output=True)
-            found[side].append(json.loads(output.stdout.splitlines()[-1]))
-    ours, theirs = (found[side][0] for side in SIDES)
-    for key, tolerance in (("loss", 1e-6), ("gradient_norm", 1e-5), ("gradient_probe", 1e-4)):
-        difference = abs(ours[key] - theirs[key]) / abs(theirs[key])
-        print(f"{key}: {ours[key]:.9g} and {theirs[key]:.9g}, relative difference {difference:.1e}")
-        assert difference <= tolerance, key
-    for key in ("seconds", "megabytes"):
-        medians = [statistics.median(run[key] for run in found[side]) for side in SIDES]
-        ranges = [f"{min(r[key] for r in found[side]):.3g}..{max(r[key] for r in found[side]):.3g}" for side in SIDES]
-        print(
-            f"{key}: classyseg {medians[0]:.4g} ({ranges[0]}), torch {medians[1]:.4g} ({ranges[1]}), "
-            f"ratio {medians[0] / medians[1]:.3f}"
-        )
+    for name in [arguments.loss] if arguments.loss else LOSSES:
+        compare(name, arguments.repeats)
 
 
 if __name__ == "__main__":

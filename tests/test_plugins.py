@@ -124,7 +124,7 @@ def example_config(num_epochs: int = 1) -> dict[str, Any]:
                 "widths": [4, 8],
                 "heads": {"main": {"name": "score_sum", "blocks": ["stage1", "stage2"], "bias": False}},
             },
-            "loss": {"name": "focal", "gamma": 1.5},
+            "loss": {"name": "tiny_focal", "gamma": 1.5},
             "optimizer": {"name": "sgd", "lr": 0.01},
             "dataset.train.num_samples": 16,
         }
@@ -152,7 +152,7 @@ def test_the_example_is_listed_as_working(example_site: Path, tmp_path: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
     header, *rows = [line.split() for line in done.stdout.splitlines()]
     assert header == ["distribution", "version", "kind", "name", "ok"]
-    offers = [["models", "tinynet"], ["heads", "score_sum"], ["losses", "focal"]]
+    offers = [["models", "tinynet"], ["heads", "score_sum"], ["losses", "tiny_focal"]]
     assert [row for row in rows if row[0] == "classyseg-example"] == [
         ["classyseg-example", "0.1.0", *offer, "ok"] for offer in offers
     ]
@@ -161,7 +161,7 @@ def test_the_example_is_listed_as_working(example_site: Path, tmp_path: Path) ->
 def test_the_schema_includes_the_example(example_site: Path, tmp_path: Path) -> None:
     done = run_python([example_site], tmp_path, "-m", "classyseg", "config", "schema")
     definitions = json.loads(done.stdout)["$defs"]
-    assert definitions["losses.focal"]["properties"]["gamma"]["minimum"] == 0
+    assert definitions["losses.tiny_focal"]["properties"]["gamma"]["minimum"] == 0
     assert {"models.tinynet", "heads.score_sum"} <= set(definitions)
 
 

@@ -1,10 +1,34 @@
 """Losses: the registered names, and the base to write one."""
 
+from classyseg.losses.boundary import BoundaryLoss
 from classyseg.losses.classy_loss import ClassyLoss
+from classyseg.losses.combined import MultiOutputSumLoss, SegmentationLoss, SumArbitraryLoss
 from classyseg.losses.cross_entropy import CrossEntropyLoss
+from classyseg.losses.focal import FocalLoss
+from classyseg.losses.lovasz_softmax import LovaszSoftmaxLoss
+from classyseg.losses.ohem_cross_entropy import OhemCrossEntropyLoss
+from classyseg.losses.presence import PresenceLoss
+from classyseg.losses.soft_target import BarronLoss, SoftTargetCrossEntropyLoss
+from classyseg.losses.tversky import TverskyLoss
 from classyseg.registry import LOSSES
 
 register_loss = LOSSES.register
 build_loss = LOSSES.build
 
-__all__ = ["ClassyLoss", "CrossEntropyLoss", "build_loss", "register_loss"]
+__all__ = [
+    "BarronLoss",
+    "BoundaryLoss",
+    "ClassyLoss",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "LovaszSoftmaxLoss",
+    "MultiOutputSumLoss",
+    "OhemCrossEntropyLoss",
+    "PresenceLoss",
+    "SegmentationLoss",
+    "SoftTargetCrossEntropyLoss",
+    "SumArbitraryLoss",
+    "TverskyLoss",
+    "build_loss",
+    "register_loss",
+]

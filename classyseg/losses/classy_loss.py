@@ -3,37 +3,65 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, unknown
 from classyseg.distributed import sum_over_processes, world_size
 from classyseg.registry import Configurable
 
+HeadWeights = dict[str, Annotated[float, Field(ge=0)]]
+HeadNames = Annotated[tuple[str, ...], Field(min_length=1)]
+"""The types of the options that every loss of its own has: `head_weights` and `heads`."""
+
 
 class ClassyLoss(nn.Module, Configurable, ABC):
     """A sum over pixels (or images) divided by how many counted in the whole job.
 
-    Called as `loss(logits, target)`. `logits` is a tensor (N, C, h, w) or (N, C), or the dict that a model gives, whose
-    heads are weighed by `head_weights` (1 for those not named) and added. `target` (N, H, W) holds class indices and
-    `ignore_index`, and gives the full size; (N,) means classification. Nothing valid gives zero, not NaN.
+    Called as `loss(logits, target)`. `logits` is a tensor (N, C, h, w) or (N, C), or the dict that a model gives: heads
+    by name, and in training their extras as `HEAD.EXTRA`. `heads` are the outputs that the loss reads; without it, all
+    heads and the extras of their kind. They are weighed by `head_weights` (1 for those not named) and added. `target`
+    (N, H, W) holds class indices and `ignore_index`, and gives the full size; (N,) means classification. Nothing valid
+    gives zero, not NaN.
 
     In training, processes agree on the number that counted, and the result is scaled so that the mean over processes,
     which is what distributed training forms of the gradients, is the loss of the whole batch. In eval mode there is
     no talk between processes. A subclass gives `total` and, unless every valid pixel counts once, `count`.
 
     `ignore_index` is positional because the data set knows it.
+
+    Raises: `ConfigError` for a head weight of an output that `heads` leaves out.
     """
 
-    def __init__(self, ignore_index: int = 255, *, head_weights: dict[str, float] | None = None) -> None:
+    num_terms: int = 1
+    """How many sums are divided by counts of their own; more than one where losses are combined."""
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        head_weights: Mapping[str, float] | None = None,
+        heads: tuple[str, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.ignore_index = ignore_index
         self.head_weights = dict(head_weights or {})
+        self.heads = heads
+        for name in self.head_weights if heads is not None else ():
+            if name not in heads:  # type: ignore[operator]
+                raise ConfigError(f"loss.head_weights.{name}: found a weight of an output that loss.heads leaves out")
 
     def check_num_classes(self, num_classes: int) -> None:
         """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
+
+    def named_outputs(self) -> Iterator[tuple[str, str]]:
+        """The outputs of a model that the options name, as (path of the option in the config, name)."""
+        yield from ((f"loss.head_weights.{name}", name) for name in self.head_weights)
+        yield from ((f"loss.heads[{i}]", name) for i, name in enumerate(self.heads or ()))
 
     @abstractmethod
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -43,24 +71,56 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         """How much of `target` counts, in this process: a scalar, float64. The number of valid pixels."""
         return (target != self.ignore_index).sum().double()
 
+    def counts(self, target: Tensor) -> Tensor:
+        """The `count` of every term, (num_terms,)."""
+        return self.count(target).reshape(1)
+
+    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """The terms that add up to the loss, (num_terms,): each a mean over what its entry of `counts` counts."""
+        outputs = self.read(logits, target)
+        parts = [self.head_weights.get(name, 1.0) * self.total(output, target) for name, output in outputs.items()]
+        total = torch.stack(parts).sum() if parts else torch.zeros((), device=target.device)
+        return (total * self._scale(self.count(target)).to(total.dtype)).reshape(1)
+
     def forward(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        total = self._weighed_total(logits, target)
-        count, share = self.count(target), 1.0
+        return self.terms(logits, target).sum()
+
+    def _scale(self, count: Tensor) -> Tensor:
+        """What a sum is multiplied by to become a mean over what counts in the whole job."""
+        share = 1.0
         if self.training:
             count, share = sum_over_processes(count), float(world_size())
-        return total * (share / count.clamp(min=1e-12)).float()
+        return share / count.clamp(min=1e-12)
 
-    def _weighed_total(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+    # -- which outputs of a model --------------------------------------------------------------------------------------
+
+    def fits(self, output: Tensor, target: Tensor) -> bool:
+        """Whether an output is of the kind that this loss compares with such targets: pixels with masks."""
+        return output.dim() == (4 if target.dim() >= 3 else 2)
+
+    def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """The outputs that this loss reads, by name; a tensor is its only output, whatever its name.
+
+        Raises: `ConfigError` for a named output that is not there (in training: in eval mode some are not computed),
+            and for an output, named or a head, that does not fit the target.
+        """
         if isinstance(logits, Tensor):
-            return self.total(logits, target)
-        strange = [name for name in self.head_weights if name not in logits]
-        if strange and self.training:  # in eval mode, the heads that only train are not computed
-            raise ConfigError(f"loss.head_weights.{strange[0]}: {unknown('head', strange[0], logits)}")
-        for name, head in logits.items():
-            if (head.dim() == 4) != (target.dim() == 3):
-                raise ConfigError(
-                    f"model.heads.{name}: found logits {tuple(head.shape)} for targets {tuple(target.shape)}; masks "
-                    "(N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
-                )
-        parts = [self.head_weights.get(name, 1.0) * self.total(head, target) for name, head in logits.items()]
-        return torch.stack(parts).sum()
+            return {"": logits}
+        for place, name in self.named_outputs():
+            if name not in logits and self.training:
+                raise ConfigError(f"{place}: {unknown('head', name, logits)}")
+        named = self.heads is not None
+        wanted = [name for name in (self.heads if self.heads is not None else logits) if name in logits]
+        return {name: logits[name] for name in wanted if self._accepts(name, logits[name], target, named)}
+
+    def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
+        if self.fits(output, target):
+            return True
+        if (
+            named or "." not in name
+        ):  # the extras of a head are of many kinds: one that no loss names may be for another
+            raise ConfigError(
+                f"model.heads.{name}: found logits {tuple(output.shape)} for targets {tuple(target.shape)}; masks "
+                "(N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
+            )
+        return False

@@ -276,7 +276,7 @@ class SegmentationTask(ClassyTask):
             torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
         for meter in self.meters:
             meter.reset()
-        self._test_loss = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._test_loss = torch.zeros(2, self.loss.num_terms, dtype=torch.float64, device=self.device)
 
     def _on_device(self, batch: Sample) -> Sample:
         if batch.image.shape[1] != self.model.in_channels:
@@ -306,7 +306,7 @@ class SegmentationTask(ClassyTask):
             with waits:
                 with self._autocast():
                     logits = self.network(self._cached(image, keys))
-                loss = self.loss(logits, target) * share
+                loss = (self.loss.terms(logits, target) * share).sum()
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             total = total + loss.detach()
         self.optimizer.step(self.scaler)
@@ -343,14 +343,14 @@ class SegmentationTask(ClassyTask):
         return self._feature_cache.features(own, images)
 
     def _parts(self, batch: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
-        """The batch in `accumulate_steps` parts, each with its share of what the whole job's loss is divided by."""
+        """The batch in `accumulate_steps` parts, each with its shares of the counts of the loss's terms."""
         steps = self.runtime.accumulate_steps
         if steps == 1:
             yield batch.image, batch.target, 1.0, True
             return
         images, targets = batch.image.chunk(steps), batch.target.chunk(steps)
-        counts = distributed.sum_over_processes(torch.stack([self.loss.count(target) for target in targets]))
-        shares = (counts / counts.sum().clamp(min=1e-12)).float()
+        counts = distributed.sum_over_processes(torch.stack([self.loss.counts(target) for target in targets]))
+        shares = (counts / counts.sum(0).clamp(min=1e-12)).float()
         for i in range(steps):
             yield images[i], targets[i], shares[i], i == steps - 1
 
@@ -363,8 +363,8 @@ class SegmentationTask(ClassyTask):
         batch = self._on_device(batch)
         with self._autocast():
             logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
-        count = self.loss.count(batch.target)
-        self._test_loss += torch.stack([self.loss(logits, batch.target).double() * count, count])
+        counts = self.loss.counts(batch.target)
+        self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
         labels: dict[str, Tensor] = {}
         for meter in self.meters:
             head = meter.head or self.model.main_head
@@ -379,8 +379,9 @@ class SegmentationTask(ClassyTask):
         self.phase_files = {}
         if self.progress.phase == "train":
             return {}
-        loss, count = distributed.sum_over_processes(self._test_loss.cpu()).tolist()
-        metrics: dict[str, Any] = {"loss": loss / count if count else None}
+        totals, counts = distributed.sum_over_processes(self._test_loss.cpu())
+        loss = (totals / counts.clamp(min=1e-12)).sum().item()
+        metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
         values = [meter.compute() for meter in self.meters]
         self.phase_files = joined_files(self.meters, values, self.model.main_head)
         return metrics | joined_metrics(self.meters, values, self.model.main_head)
@@ -446,9 +447,9 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
     in_eval = [name for name in model.heads if name not in model.train_only_heads]
     if not in_eval:
         raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
-    for name in loss.head_weights:
+    for place, name in loss.named_outputs():
         if name not in model.output_names:
-            raise ConfigError(f"loss.head_weights.{name}: '{name}': {unknown('head', name, model.output_names)}")
+            raise ConfigError(f"{place}: '{name}': {unknown('head', name, model.output_names)}")
     for i, meter in enumerate(meters):
         head = getattr(meter, "head", None)
         if head is not None and head not in in_eval:

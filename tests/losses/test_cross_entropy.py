@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from classyseg.config import ConfigError
-from classyseg.losses import CrossEntropyLoss, cross_entropy
+from classyseg.losses import CrossEntropyLoss, bands
 
 IGNORED = 255
 
@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_torchs(
     options: dict[str, Any],
     chunk_bytes: int,
 ) -> None:
-    monkeypatch.setitem(cross_entropy.CHUNK_BYTES, "cpu", chunk_bytes)
+    monkeypatch.setitem(bands.CHUNK_BYTES, "cpu", chunk_bytes)
     logits, target = case(5, low, size)
     expected, found = reference(logits, target, **dict(options)), CrossEntropyLoss(IGNORED, **options)(logits, target)
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=0)

@@ -20,6 +20,11 @@ from runs import SignalAt, read_records, tiny_task
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
 GROUP_NORM = {"name": "group", "groups": 8}
+WEIGHTED_SUM: dict[str, Any] = {
+    "name": "sum_arbitrary",
+    "losses": [{"name": "cross_entropy", "class_weights": [1.0, 2.0, 0.5, 4.0]}, "dice"],
+    "weights": [1.0, 0.5],
+}
 BATCH_INDEPENDENT = {
     **SMALL,
     "model.norm": GROUP_NORM,
@@ -94,10 +99,12 @@ def test_measuring_changes_no_weight_and_no_running_statistic() -> None:
     assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
 
 
-def test_the_test_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches() -> None:
+@pytest.mark.parametrize("loss", [{"name": "cross_entropy"}, WEIGHTED_SUM], ids=["one", "sum"])
+def test_the_test_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches(loss: dict[str, Any]) -> None:
     losses = []
     for size in (1, 2, 3):
-        task = tiny_task({"num_epochs": 0, "dataset.test.num_samples": 5, "runtime.eval_batch_size": size})
+        changes = {"num_epochs": 0, "dataset.test.num_samples": 5, "runtime.eval_batch_size": size, "loss": loss}
+        task = tiny_task(changes)
         Trainer().train(task)
         losses.append(task.metrics["loss"])
 
@@ -166,10 +173,15 @@ def test_a_test_set_without_a_valid_pixel_has_no_loss_and_no_mean_iou() -> None:
     assert task.metrics["mean_iou"] is None
 
 
-@pytest.mark.parametrize("accumulate_steps", [2, 4, 8])
-def test_accumulated_parts_equal_the_whole_batch(accumulate_steps: int) -> None:
+@pytest.mark.parametrize(
+    ("accumulate_steps", "loss"),
+    [(2, "cross_entropy"), (4, "cross_entropy"), (8, "cross_entropy"), (4, "sum_arbitrary")],
+)
+def test_accumulated_parts_equal_the_whole_batch(accumulate_steps: int, loss: str) -> None:
+    config = WEIGHTED_SUM if loss == "sum_arbitrary" else {"name": loss}
     whole, parts = (
-        started({**BATCH_INDEPENDENT, "runtime.accumulate_steps": steps}) for steps in (1, accumulate_steps)
+        started({**BATCH_INDEPENDENT, "loss": config, "runtime.accumulate_steps": steps})
+        for steps in (1, accumulate_steps)
     )
 
     assert one_step(parts) == pytest.approx(one_step(whole), rel=1e-6)

@@ -36,10 +36,15 @@ def check(changes: Mapping[str, Any]) -> None:
     [
         ({"meters": [{"name": "mean_iou", "head": "mian"}]}, r"meters\[0\]\.head: 'mian': .*did you mean 'main'"),
         ({"loss.head_weights": {"mian": 1.0}}, r"loss\.head_weights\.mian: .*did you mean 'main'"),
+        ({"loss.heads": ["main", "mian"]}, r"loss\.heads\[1\]: 'mian': .*did you mean 'main'"),
+        (
+            {"loss": {"name": "sum_arbitrary", "losses": ["dice", {"name": "focal", "heads": ["mian"]}]}},
+            r"loss\.losses\[1\]\.heads\[0\]: 'mian': .*did you mean 'main'",
+        ),
         ({"model.heads.main.train_only": True}, "no head that works in eval mode"),
         ({"model.heads": {}}, "no head that works in eval mode"),
     ],
-    ids=["meter", "head_weights", "only train_only", "no head"],
+    ids=["meter", "head_weights", "heads", "heads of a part", "only train_only", "no head"],
 )
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_heads_that_do_not_exist_are_found_before_the_run(

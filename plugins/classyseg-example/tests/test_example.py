@@ -42,17 +42,17 @@ def test_the_focal_loss_without_focus_is_cross_entropy() -> None:
     logits, target = torch.randn(2, 4, 8, 8), torch.randint(0, 4, (2, 8, 8))
     target[:, :3] = 255
     expected = functional.cross_entropy(logits, target, ignore_index=255)
-    torch.testing.assert_close(build_loss({"name": "focal", "gamma": 0.0})(logits, target), expected)
+    torch.testing.assert_close(build_loss({"name": "tiny_focal", "gamma": 0.0})(logits, target), expected)
 
 
 def test_the_focal_loss_of_a_pixel_is_that_of_the_paper() -> None:
     logits = torch.tensor([0.25, 0.75]).log().view(1, 2, 1, 1)
-    loss = build_loss({"name": "focal", "gamma": 2.0})(logits, torch.tensor([[[0]]]))
+    loss = build_loss({"name": "tiny_focal", "gamma": 2.0})(logits, torch.tensor([[[0]]]))
     torch.testing.assert_close(loss, 0.75**2 * torch.tensor(4.0).log())
 
 
 def test_nothing_valid_gives_zero_and_certainty_gives_a_finite_gradient() -> None:
-    loss = build_loss({"name": "focal", "gamma": 0.5})
+    loss = build_loss({"name": "tiny_focal", "gamma": 0.5})
     assert loss(torch.randn(1, 3, 4, 4), torch.full((1, 8, 8), 255)) == 0
     logits = nn.Parameter(torch.tensor([100.0, -100.0]).view(1, 2, 1, 1))
     loss(logits, torch.zeros(1, 1, 1, dtype=torch.int64)).backward()
@@ -64,7 +64,7 @@ def test_a_model_with_the_head_learns_from_the_loss() -> None:
     torch.manual_seed(0)
     heads = {"main": {"name": "score_sum", "blocks": ["stage1", "stage2", "stage3"]}}
     model = build_model({"name": "tinynet", "heads": heads}, 2).train()
-    loss, optimizer = build_loss("focal"), torch.optim.Adam(model.parameters(), lr=0.01)
+    loss, optimizer = build_loss("tiny_focal"), torch.optim.Adam(model.parameters(), lr=0.01)
     target = torch.zeros(2, 32, 32, dtype=torch.int64)
     target[:, :, 16:] = 1
     image = target.unsqueeze(1).expand(-1, 3, -1, -1).float() + 0.1 * torch.randn(2, 3, 32, 32)

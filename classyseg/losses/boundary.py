@@ -1,0 +1,86 @@
+"""The boundary loss: shares of a class weighed by how far they lie from the class's border."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from classyseg.losses.bands import as_pixels, sum_over_pixels
+from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
+from classyseg.registry import LOSSES
+
+
+@LOSSES.register("boundary")
+class BoundaryLoss(ClassyLoss):
+    """The softmax weighed by the signed distance from each class's border, summed over classes; the mean over pixels.
+
+    Distances are Euclidean, positive outside and negative inside a class, cut at `max_distance` pixels and divided by
+    it, so that they lie in -1..1; the pixels on both sides of a border have 1 and 0 pixels. A class that an image does
+    not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative. Meant to be added
+    to another one by `sum_arbitrary`.
+
+    Source: Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        max_distance: Annotated[int, Field(ge=1, le=1000)] = 20,
+        head_weights: HeadWeights | None = None,
+        heads: HeadNames | None = None,
+    ) -> None:
+        super().__init__(ignore_index, head_weights=head_weights, heads=heads)
+        self.max_distance = max_distance
+
+    def total(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target = as_pixels(logits, target)
+        num_classes = logits.shape[1]
+        present = [labels[labels != self.ignore_index].unique() for labels in target]
+
+        def rule(x: Tensor, i: int, rows: slice, wanted: bool) -> Tensor:
+            distance = self.distances(target[i], rows, present[i], num_classes).to(x.dtype)
+            share = x.softmax(0).mul_(target[i, rows] != self.ignore_index)
+            x.copy_(distance.mul_(share))
+            value = x.sum(0)
+            if wanted:
+                x -= share.mul_(value)
+            return value.sum(dtype=torch.float64)
+
+        return sum_over_pixels(logits, target.shape[1:], rule)
+
+    def distances(self, target: Tensor, rows: slice, present: Tensor, num_classes: int) -> Tensor:
+        """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W) of the classes `present`."""
+        limit = self.max_distance
+        start, stop = max(0, rows.start - limit), min(len(target), rows.stop + limit)
+        window = target[start:stop]
+        near = window[window != self.ignore_index].unique()
+        height, width = rows.stop - rows.start, target.shape[1]
+        weights = torch.zeros(num_classes, height, width, device=target.device)
+        weights[present] = 1.0
+        if not len(near):
+            return weights
+        squares = _row_distances(window == near.view(-1, 1, 1), limit).square_()
+        best = torch.full((len(near), height, width), float(limit * limit), device=target.device)
+        for shift in range(-limit, limit + 1):
+            first, last = max(start, rows.start + shift), min(stop, rows.stop + shift)
+            if first < last:
+                here = best[:, first - shift - rows.start : last - shift - rows.start]
+                torch.minimum(here, squares[:, first - start : last - start] + shift * shift, out=here)
+        outside = best.sqrt_()
+        own = target[rows] == near.view(-1, 1, 1)
+        others = outside.masked_fill(own, float(limit)).amin(0)  # how far the nearest pixel of another class is
+        weights[near] = torch.where(own, 1 - others, outside) / limit
+        return weights
+
+
+def _row_distances(found: Tensor, limit: int) -> Tensor:
+    """How far each pixel (..., W) is from the nearest marked one of its row, at most `limit`."""
+    width = found.shape[-1]
+    position = torch.arange(width, dtype=torch.float32, device=found.device)
+    before = torch.where(found, position, float(-limit)).cummax(-1).values
+    after = torch.where(found, position, float(width + limit)).flip(-1).cummin(-1).values.flip(-1)
+    return torch.minimum(position - before, after - position).clamp_(max=limit)

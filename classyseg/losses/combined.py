@@ -1,0 +1,153 @@
+"""Losses made of losses: weighted sums, one loss on every output, and PyTorch-Encoding's combination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError, within
+from classyseg.losses.classy_loss import ClassyLoss
+from classyseg.losses.cross_entropy import ClassWeights, CrossEntropyLoss
+from classyseg.losses.presence import PresenceLoss
+from classyseg.registry import LOSSES, LossConfig
+
+Factor = Annotated[float, Field(ge=0)]
+
+
+class CombinedLoss(ClassyLoss):
+    """A loss of `parts`, other losses, each with counts of its own; `places` are their paths in the config."""
+
+    def __init__(self, ignore_index: int, parts: Sequence[ClassyLoss], places: Sequence[str]) -> None:
+        super().__init__(ignore_index)
+        self.parts = nn.ModuleList(parts)
+        self.places = list(places)
+        self.num_terms = sum(part.num_terms for part in parts)
+
+    def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
+        yield from zip(self.places, self.parts, strict=True)  # type: ignore[arg-type]
+
+    def check_num_classes(self, num_classes: int) -> None:
+        for place, part in self._placed_parts():
+            try:
+                part.check_num_classes(num_classes)
+            except ConfigError as error:
+                raise ConfigError(_moved(str(error), place)) from None
+
+    def named_outputs(self) -> Iterator[tuple[str, str]]:
+        for place, part in self._placed_parts():
+            yield from ((_moved(path, place), name) for path, name in part.named_outputs())
+
+    def counts(self, target: Tensor) -> Tensor:
+        return torch.cat([part.counts(target) for _, part in self._placed_parts()])
+
+    def total(self, logits: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError("a combined loss has `terms`, each with a count of its own, and no total")
+
+
+def _moved(text: str, place: str) -> str:
+    return place + text.removeprefix("loss") if text.startswith("loss") else text
+
+
+@LOSSES.register("sum_arbitrary")
+class SumArbitraryLoss(CombinedLoss):
+    """The sum of `losses`, each times its entry of `weights` (1 each by default).
+
+    Raises: `ConfigError` for another number of weights than of losses.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        losses: Annotated[tuple[LossConfig, ...], Field(min_length=1)],
+        weights: tuple[Factor, ...] | None = None,
+    ) -> None:
+        built = LOSSES.build_each("losses", losses, ignore_index)
+        super().__init__(ignore_index, built, [f"loss.losses[{i}]" for i in range(len(built))])
+        self.weights = (1.0,) * len(built) if weights is None else tuple(weights)
+        if len(self.weights) != len(built):
+            raise ConfigError(f"weights: found {len(self.weights)} for {len(built)} losses; expected one each")
+
+    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        parts = zip(self.weights, self.parts, strict=True)
+        return torch.cat([weight * part.terms(logits, target) for weight, part in parts])  # type: ignore[operator]
+
+
+@LOSSES.register("multi_output_sum")
+class MultiOutputSumLoss(CombinedLoss):
+    """One loss, applied to every output of the model on its own, and added up.
+
+    Outputs are the entries of a mapping that fit the target, or the members of a list. Most losses add up the outputs
+    of a mapping by themselves; this is for one that looks at a single output, and for lists.
+    """
+
+    def __init__(self, ignore_index: int = 255, *, loss: LossConfig) -> None:
+        with within("loss"):
+            built = LOSSES.build(loss, ignore_index)
+        super().__init__(ignore_index, [built], ["loss.loss"])
+        self.loss: ClassyLoss = built
+
+    def terms(self, logits: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Tensor:
+        if isinstance(logits, list | tuple):
+            outputs = list(logits)
+        else:
+            outputs = list(self.loss.read(logits, target).values())  # type: ignore[arg-type]
+        if not outputs:  # in eval mode: of a loss that reads the extras of heads
+            return torch.zeros(self.num_terms, device=target.device)
+        return torch.stack([self.loss.terms(output, target) for output in outputs]).sum(0)
+
+
+@LOSSES.register("segmentation")
+class SegmentationLoss(CombinedLoss):
+    """Cross entropy of the main head, plus `aux_weight` x that of every other, plus `se_weight` x class presence.
+
+    Of a model's outputs, `main_head` (the first, if null) is the main head, the other logits (N, C, h, w) are
+    auxiliary, and those (N, C) are of the classes that an image holds (`presence`). `class_weights` serve all of them.
+
+    Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018; PyTorch-Encoding's
+    `SegmentationLosses`, whose defaults these are.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        main_head: str | None = None,
+        aux_weight: Factor = 0.4,
+        se_weight: Factor = 0.2,
+        class_weights: ClassWeights | None = None,
+    ) -> None:
+        cross_entropy = CrossEntropyLoss(ignore_index, class_weights=class_weights)
+        presence = PresenceLoss(ignore_index, class_weights=class_weights)
+        super().__init__(ignore_index, [cross_entropy, presence], ["loss", "loss"])
+        self.cross_entropy = cross_entropy
+        self.presence = presence
+        self.main_head = main_head
+        self.aux_weight = aux_weight
+        self.se_weight = se_weight
+
+    def named_outputs(self) -> Iterator[tuple[str, str]]:
+        if self.main_head is not None:
+            yield "loss.main_head", self.main_head
+
+    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        outputs = {"main": logits} if isinstance(logits, Tensor) else dict(logits)
+        main = next(iter(outputs)) if self.main_head is None or isinstance(logits, Tensor) else self.main_head
+        maps = {name: output for name, output in outputs.items() if output.dim() == 4}
+        if main not in maps:
+            raise ConfigError(
+                f"loss.main_head: '{main}' gives no logits (N, C, h, w); outputs of the model that do: "
+                f"{', '.join(maps) or 'none'}"
+            )
+        pixels = self.cross_entropy.terms(maps.pop(main), target)
+        for output in maps.values():
+            pixels = pixels + self.aux_weight * self.cross_entropy.terms(output, target)
+        images = torch.zeros_like(pixels)
+        for output in outputs.values():
+            if output.dim() == 2:
+                images = images + self.se_weight * self.presence.terms(output, target)
+        return torch.cat([pixels, images])

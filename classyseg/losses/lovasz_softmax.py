@@ -1,0 +1,90 @@
+"""The Lovász-softmax loss: a convex surrogate of the mean IoU, one class at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from classyseg.losses.bands import ResizedImage, as_pixels, resized, with_gradient
+from classyseg.losses.classy_loss import HeadNames, HeadWeights
+from classyseg.losses.tversky import Classes, ImageLoss
+from classyseg.registry import LOSSES
+
+
+@LOSSES.register("lovasz_softmax")
+class LovaszSoftmaxLoss(ImageLoss):
+    """The Lovász extension of the Jaccard loss of each class of an image, the mean over classes, then over images.
+
+    A class needs the errors of all pixels sorted: that is a few numbers a pixel, (H, W), whatever the number of
+    classes, and as little as the mathematics allows. Three passes over the resized logits: the softmax's denominators;
+    class by class the sorted errors; and what the softmax's denominator passes back.
+
+    Source: Berman et al., "The Lovász-Softmax loss: a tractable surrogate for the optimization of the
+    intersection-over-union measure in neural networks", CVPR 2018 (its `per_image` form).
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        classes: Classes = "present",
+        head_weights: HeadWeights | None = None,
+        heads: HeadNames | None = None,
+    ) -> None:
+        super().__init__(ignore_index, head_weights=head_weights, heads=heads)
+        self.classes = classes
+
+    def total(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits, target = as_pixels(logits, target)
+
+        def run(logits: Tensor, gradient: Tensor | None) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64, device=logits.device)
+            for i, image in enumerate(resized(logits, target.shape[1:])):
+                total += self._image_loss(image, target[i], wanted=gradient is not None)
+                if gradient is not None:
+                    gradient[i] = image.gradient()
+            return total
+
+        return with_gradient(logits, run)
+
+    def _image_loss(self, image: ResizedImage, target: Tensor, *, wanted: bool) -> Tensor:
+        valid = target != self.ignore_index
+        total = torch.zeros((), dtype=torch.float64, device=target.device)
+        pixels = valid.flatten().nonzero()[:, 0]
+        labels = target.flatten()[pixels]
+        every = torch.arange(len(image.wide), device=target.device)
+        classes = (labels.unique() if self.classes == "present" or not len(labels) else every).tolist()
+        log_normalizer = image.wide.new_zeros(target.shape)
+        for rows, x in image:
+            log_normalizer[rows] = x.logsumexp(0)
+        passed_back = torch.zeros_like(log_normalizer)
+        for index in classes:
+            share = (image.of_class(index) - log_normalizer).exp_()
+            is_class = labels == index
+            value, slope = _lovasz(share.flatten()[pixels], is_class)
+            total += value / len(classes)
+            if wanted:
+                # By the share of this class: the error is 1 - share in the class, share outside.
+                slope = torch.where(is_class, -slope, slope).div_(len(classes))
+                gradient = torch.zeros_like(share).flatten().index_copy_(0, pixels, slope).view_as(share).mul_(share)
+                passed_back += gradient
+                image.add_class_gradient(index, gradient)
+        if wanted and classes:
+            for rows, x in image:
+                x -= log_normalizer[rows]
+                image.add_gradient(rows, x.exp_().mul_(-passed_back[rows]))
+        return total
+
+
+def _lovasz(shares: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
+    """One class's loss, and its derivative by the errors, of the shares (P,) that the valid pixels give it."""
+    errors = torch.where(is_class, 1 - shares, shares)
+    errors, order = errors.sort(descending=True)
+    inside = is_class[order].to(torch.int64)
+    missed = inside.cumsum(0)
+    size = missed[-1]
+    union = size + torch.arange(1, len(inside) + 1, device=shares.device) - missed
+    jaccard = 1 - ((size - missed).double() / union).to(shares.dtype)
+    steps = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    slope = torch.empty_like(shares).scatter_(0, order, steps)
+    return torch.dot(errors, steps).double(), slope

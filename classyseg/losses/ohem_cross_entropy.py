@@ -1,0 +1,95 @@
+"""Online hard example mining: cross entropy over the pixels that the model is least sure of."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from classyseg.distributed import sum_over_processes
+from classyseg.losses.bands import as_pixels, full_precision_products, resized, sum_over_pixels
+from classyseg.losses.classy_loss import HeadNames, HeadWeights
+from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights, likelihood_rule
+from classyseg.registry import LOSSES
+
+
+@LOSSES.register("ohem_cross_entropy")
+class OhemCrossEntropyLoss(ClassWeightedLoss):
+    """The mean cross entropy of the pixels whose own class gets a share of at most `threshold`, or else the hardest.
+
+    The hardest `min_kept` valid pixels of the whole job's batch are kept in any case, and those that are as hard as the
+    last of them. With `class_weights`, the mean is a weighted one. In two passes: the first keeps one number a pixel.
+
+    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; the
+    defaults are PyTorch-Encoding's.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        threshold: Annotated[float, Field(gt=0, le=1)] = 0.7,
+        min_kept: Annotated[int, Field(ge=0)] = 100_000,
+        class_weights: ClassWeights | None = None,
+        head_weights: HeadWeights | None = None,
+        heads: HeadNames | None = None,
+    ) -> None:
+        super().__init__(ignore_index, class_weights=class_weights, head_weights=head_weights, heads=heads)
+        self.threshold = threshold
+        self.min_kept = min_kept
+
+    def total(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over kept pixels times what counts, so that dividing by that leaves the mean over the kept ones."""
+        self.check_num_classes(logits.shape[1])
+        logits, target = as_pixels(logits, target)
+        kept = self._kept(logits.detach(), target)
+        weights = self.pixel_weights(target)
+        sums = torch.stack([weights.sum(dtype=torch.float64), (weights * kept).sum(dtype=torch.float64)])
+        valid, hard = sum_over_processes(sums) if self.training else sums
+
+        def curve(log_share: Tensor, i: int, rows: slice) -> tuple[Tensor, Tensor]:
+            chosen = kept[i : i + 1, rows].to(log_share.dtype)
+            return -log_share * chosen, chosen
+
+        total = sum_over_pixels(logits, target.shape[1:], likelihood_rule(target, self, curve))
+        return total * (valid / hard.clamp(min=1e-12)).to(total.dtype)
+
+    def _kept(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Which pixels are hard, (N, H, W)."""
+        valid = target != self.ignore_index
+        hardness = torch.zeros(target.shape, device=logits.device)  # minus the logarithm of the own class's share
+        labels = target.where(valid, 0)
+        with full_precision_products(logits):
+            for i, image in enumerate(resized(logits, target.shape[1:])):
+                for rows, x in image:
+                    picked = x.gather(0, labels[i : i + 1, rows])[0]
+                    hardness[i, rows] = x.logsumexp(0) - picked
+        hardness = hardness.clamp(min=0) + 0.0  # no minus zero, whose bits are those of a large integer
+        limit = torch.full((), -math.log(self.threshold), device=logits.device)
+        if self.min_kept:
+            limit = torch.minimum(limit, self._kth_largest(hardness[valid], self.min_kept))
+        return valid & (hardness >= limit)
+
+    def _kth_largest(self, values: Tensor, k: int) -> Tensor:
+        """The k-th largest of all processes' non-negative float32 `values`, exactly; 0 where there are fewer.
+
+        The bits of such numbers are in the order of the numbers: found by the upper 16 first, then by the lower.
+        """
+        bits = values.view(torch.int32).long()
+        found = torch.zeros((), dtype=torch.int64, device=values.device)
+        wanted = torch.full((), k, device=values.device)
+        for shift in (16, 0):
+            candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
+            histogram = torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16)
+            if self.training:
+                sum_over_processes(histogram)
+            at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
+            digit = (at_least >= wanted).sum() - 1
+            if digit < 0:
+                return values.new_zeros(())
+            wanted = wanted - (at_least[digit] - histogram[digit])
+            found = found | (digit << shift)
+        return found.int().view(torch.float32)

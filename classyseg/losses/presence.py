@@ -1,0 +1,73 @@
+"""The semantic encoding (SE) loss: which classes an image holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from classyseg.config import ConfigError
+from classyseg.losses.classy_loss import HeadNames, HeadWeights
+from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights
+from classyseg.registry import LOSSES
+
+
+@LOSSES.register("presence")
+class PresenceLoss(ClassWeightedLoss):
+    """Binary cross entropy of logits (N, C) against the classes that each mask holds, the mean over classes and images.
+
+    Reads the outputs (N, C) of a model for masks (N, H, W): an extra such as `main.se`. In eval mode there is none, and
+    the loss is 0. An image without a valid pixel says nothing and does not count. `class_weights` are factors of the
+    classes' terms; the mean is not divided by them.
+
+    Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        class_weights: ClassWeights | None = None,
+        head_weights: HeadWeights | None = None,
+        heads: HeadNames | None = None,
+    ) -> None:
+        super().__init__(ignore_index, class_weights=class_weights, head_weights=head_weights, heads=heads)
+
+    def count(self, target: Tensor) -> Tensor:
+        """The number of images with a valid pixel."""
+        return self._counts(target).sum().double()
+
+    def _counts(self, target: Tensor) -> Tensor:
+        return (target != self.ignore_index).flatten(1).any(1)
+
+    def fits(self, output: Tensor, target: Tensor) -> bool:
+        return output.dim() == 2
+
+    def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
+        return self.fits(output, target) or (named and super()._accepts(name, output, target, named))
+
+    def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        outputs = super().read(logits, target)
+        if not outputs and self.training:
+            raise ConfigError(
+                f"loss: found no output (N, C) among {', '.join(logits)}; this loss needs a head with one, such as the "  # type: ignore[arg-type]
+                "`se` of encnet"
+            )
+        return outputs
+
+    def present(self, target: Tensor, num_classes: int) -> Tensor:
+        """Which classes each mask (N, H, W) holds: (N, C), bool."""
+        labels = target.where(target != self.ignore_index, num_classes).flatten(1)
+        found = torch.zeros(len(target), num_classes + 1, dtype=torch.bool, device=target.device)
+        return found.scatter_(1, labels, True)[:, :num_classes]
+
+    def total(self, logits: Tensor, target: Tensor) -> Tensor:
+        self.check_num_classes(logits.shape[1])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        wanted = self.present(target, logits.shape[1]).to(logits.dtype)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        with torch.autocast(logits.device.type, enabled=False):
+            terms = functional.binary_cross_entropy_with_logits(logits, wanted, weights, reduction="none")
+        return (terms.mean(1) * self._counts(target)).sum()
