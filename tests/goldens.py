@@ -100,6 +100,10 @@ def hashed_weight(key: str, shape: Shape) -> np.ndarray:
         return 0.1 * value
     if leaf == "running_var":
         return 1 + 0.2 * value
+    if leaf == "codewords":
+        return value / np.prod(shape) ** 0.5
+    if leaf == "scale":
+        return (value - 1) / 2
     if leaf == "weight" and len(shape) >= 2:
         return value * (3 / np.prod(shape[1:])) ** 0.5 * 1.2
     return 1 + 0.1 * value if leaf == "weight" else 0.1 * value
