@@ -109,11 +109,11 @@ def hashed_weight(key: str, shape: Shape) -> np.ndarray:
     return 1 + 0.1 * value if leaf == "weight" else 0.1 * value
 
 
-def fill_hashed(module: nn.Module) -> None:
-    """Gives a float64 module the numbers of the float64 goldens, by its own keys."""
+def fill_hashed(module: nn.Module, theirs: Callable[[str], str] = lambda key: key) -> None:
+    """Gives a float64 module the numbers of the float64 goldens, by the reference's names `theirs` of its keys."""
     for key, value in module.state_dict().items():
         if not key.endswith(NOT_FILLED):
-            value.copy_(torch.from_numpy(hashed_weight(key, tuple(value.shape))))
+            value.copy_(torch.from_numpy(hashed_weight(theirs(key), tuple(value.shape))))
 
 
 def reference_state(

@@ -18,7 +18,7 @@ class ACFAttention(nn.Module):
     Queries and keys come from one convolution of `num_heads` x `key_channels`; those of a head are split into
     `num_mixtures` softmaxes, which are mixed by weights from the image's mean query. `pooling` halves the map that is
     looked at. The result through a 1x1 convolution and a norm is added to the map, (N, channels, H, W) to the same
-    shape, or concatenated to it with `concat`, to 2 x channels.
+    shape, or with `concat` stands before it, in 2 x channels.
 
     Raises: `ConfigError` where the mixtures cannot share the key channels evenly.
     Source: the released form of H. Zhang et al., "Co-occurrent Features in Semantic Segmentation", CVPR 2019; the
@@ -65,7 +65,7 @@ class ACFAttention(nn.Module):
         queries, keys, values = self._split(self.query(x)), self._split(self.query(seen)), self._split(self.value(seen))
         attended = self._attend(queries, keys, values).transpose(2, 3).flatten(1, 2)
         out = self.norm(self.project(attended.unflatten(2, x.shape[2:])))
-        return torch.cat([x, out], 1) if self.concat else x + out
+        return torch.cat([out, x], 1) if self.concat else x + out
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, heads * C, H, W) to (N, heads, H * W, C)."""

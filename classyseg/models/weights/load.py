@@ -195,7 +195,7 @@ def encoding_names(model: ClassyModel) -> dict[str, str]:
     places = dict.fromkeys(aux[:1], "auxlayer.")
     if len(aux) < len(model.heads):
         places[model.main_head] = "head."
-    names = {}
+    names: dict[str, str] = {}
     for name, head in model.heads.items():
         keys = head.pytorch_encoding_keys()  # type: ignore[operator]
         if keys is None or name not in places:
