@@ -55,13 +55,13 @@ class ACFAttention(nn.Module):
         if num_mixtures > 1:
             bound = key_channels**-0.5
             self.mixture = nn.Parameter(torch.empty(num_mixtures, key_channels).uniform_(-bound, bound))
-        self.pool = nn.AvgPool2d(3, 2, 1, count_include_pad=False) if pooling else nn.Identity()
+        self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.project = nn.Conv2d(num_heads * value_channels, channels, 1, bias=False)
         self.norm = build_norm(norm, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.pool(x)
+        seen = half_means(x) if self.pooling else x
         queries, keys, values = self._split(self.query(x)), self._split(self.query(seen)), self._split(self.value(seen))
         attended = self._attend(queries, keys, values).transpose(2, 3).flatten(1, 2)
         out = self.norm(self.project(attended.unflatten(2, x.shape[2:])))
@@ -82,3 +82,15 @@ class ACFAttention(nn.Module):
         ]
         shares = (queries.mean(2) @ self.mixture.T).softmax(2)  # (N, heads, mixtures)
         return (torch.stack(parts, 2) * shares[..., None, None]).sum(2)
+
+
+def half_means(x: Tensor) -> Tensor:
+    """The means of 3x3 windows at every second position, in one column: (N, C, H, W) to (N, C, M, 1)."""
+    if not torch.compiler.is_compiling():
+        return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False).flatten(2).unsqueeze(3)
+    # A trace asks whether a map has one row; positions in one column leave that free.
+    columns = (x.shape[3] + 1) // 2
+    index = torch.arange((x.shape[2] + 1) // 2 * columns, device=x.device)
+    position = index // columns * 2 * x.shape[3] + index % columns * 2
+    means = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    return means.flatten(2).index_select(2, position).unsqueeze(3)

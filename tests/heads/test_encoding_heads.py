@@ -15,6 +15,7 @@ from classyseg.heads import build_head
 from classyseg.structures import BlockInfo
 
 BLOCKS = [BlockInfo(f"stage{i}", 16 * i, 2 ** (i + 1)) for i in range(1, 5)]
+SMALL = {"channels": 16, "fused_channels": 32}
 DILATED = [BlockInfo(f"stage{i}", 16 * i, 8) for i in range(2, 5)]
 
 
@@ -95,7 +96,7 @@ def test_what_a_head_cannot_be_built_from_is_refused(
 @pytest.mark.parametrize("name", ["psp", "encnet", "atten", "fcfpn", "upernet", "deepten", "deeplabv3", "fcn"])
 def test_each_head_learns_a_pattern_in_few_steps(name: str) -> None:
     torch.manual_seed(0)
-    options = {"encnet": {"channels": 32}, "fcfpn": {"channels": 16}, "upernet": {"channels": 16}}.get(name, {})
+    options = {"encnet": {"channels": 32}, "fcfpn": SMALL, "upernet": SMALL}.get(name, {})
     blocks = BLOCKS if name in ("fcfpn", "upernet") else BLOCKS[3:]
     head = build_head({"name": name, **options}, blocks, 2).train()
     inputs = features(blocks, 64, 64, count=4)
