@@ -1,12 +1,31 @@
 """Heads: from named blocks of a backbone to logits."""
 
+from classyseg.heads.atten import AttenHead
 from classyseg.heads.classy_head import ClassyHead
-from classyseg.heads.deeplabv3 import ASPP, DeepLabV3Head
+from classyseg.heads.deeplabv3 import DeepLabV3Head
+from classyseg.heads.deepten import DeepTENHead
+from classyseg.heads.encnet import EncNetHead
+from classyseg.heads.fcfpn import FCFPNHead
 from classyseg.heads.fcn import FCNHead
 from classyseg.heads.linear import LinearHead
+from classyseg.heads.psp import PSPHead
+from classyseg.heads.upernet import UperNetHead
 from classyseg.registry import HEADS
 
 register_head = HEADS.register
 build_head = HEADS.build
 
-__all__ = ["ASPP", "ClassyHead", "DeepLabV3Head", "FCNHead", "LinearHead", "build_head", "register_head"]
+__all__ = [
+    "AttenHead",
+    "ClassyHead",
+    "DeepLabV3Head",
+    "DeepTENHead",
+    "EncNetHead",
+    "FCFPNHead",
+    "FCNHead",
+    "LinearHead",
+    "PSPHead",
+    "UperNetHead",
+    "build_head",
+    "register_head",
+]

@@ -241,7 +241,7 @@ def test_a_fused_model_gives_equal_outputs(model: ClassyModel) -> None:
 
 def test_gradients_reach_everything_that_the_read_block_depends_on(model: ClassyModel) -> None:
     twin = without_dropout(model)
-    image = image_for(twin, 33, 33, count=2)
+    image = image_for(twin, 33, 97, count=2)  # attention needs more than one position
     backbone = {name: value for name, value in twin.named_parameters() if not name.startswith("heads.")}
     deepest = twin.forward_features(image)[list(twin.blocks)[-1]]
     found = torch.autograd.grad(deepest.square().sum(), list(backbone.values()), allow_unused=True)

@@ -54,6 +54,13 @@ def test_heads_that_do_not_exist_are_found_before_the_run(
         find(changes)
 
 
+def test_a_loss_may_weigh_an_extra_of_a_head_that_gives_it() -> None:
+    changes = {"model.heads.main": {"name": "encnet", "blocks": ["stage4"], "channels": 16}}
+    check(changes | {"loss.head_weights": {"main": 1.0, "main.se": 0.2}})
+    with pytest.raises(ConfigError, match=r"loss\.head_weights\.main\.sse: .*did you mean 'main\.se'"):
+        check(changes | {"loss.head_weights": {"main.sse": 0.2}})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
