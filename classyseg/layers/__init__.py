@@ -2,6 +2,7 @@
 
 from classyseg.layers.conv import ConvNormAct
 from classyseg.layers.dropblock import DropBlock2d
+from classyseg.layers.jpu import JPU
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
 from classyseg.layers.pool import CeilMeanPool2d
@@ -22,6 +23,7 @@ __all__ = [
     "ConvNormAct",
     "DropBlock2d",
     "ImageNormalizer",
+    "JPU",
     "NormConfig",
     "NormalizeConfig",
     "RectifiedConv2d",
