@@ -100,16 +100,20 @@ def hashed_weight(key: str, shape: Shape) -> np.ndarray:
         return 0.1 * value
     if leaf == "running_var":
         return 1 + 0.2 * value
+    if leaf == "codewords":
+        return value / np.prod(shape) ** 0.5
+    if leaf == "scale":
+        return (value - 1) / 2
     if leaf == "weight" and len(shape) >= 2:
         return value * (3 / np.prod(shape[1:])) ** 0.5 * 1.2
     return 1 + 0.1 * value if leaf == "weight" else 0.1 * value
 
 
-def fill_hashed(module: nn.Module) -> None:
-    """Gives a float64 module the numbers of the float64 goldens, by its own keys."""
+def fill_hashed(module: nn.Module, theirs: Callable[[str], str] = lambda key: key) -> None:
+    """Gives a float64 module the numbers of the float64 goldens, by the reference's names `theirs` of its keys."""
     for key, value in module.state_dict().items():
         if not key.endswith(NOT_FILLED):
-            value.copy_(torch.from_numpy(hashed_weight(key, tuple(value.shape))))
+            value.copy_(torch.from_numpy(hashed_weight(theirs(key), tuple(value.shape))))
 
 
 def reference_state(

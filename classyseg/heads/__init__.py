@@ -1,32 +1,43 @@
 """Heads: from named blocks of a backbone to logits."""
 
+from classyseg.heads.atten import AttenHead
 from classyseg.heads.classy_head import ClassyHead
-from classyseg.heads.deeplabv3 import ASPP, DeepLabV3Head
+from classyseg.heads.deeplabv3 import DeepLabV3Head
+from classyseg.heads.deepten import DeepTENHead
+from classyseg.heads.encnet import EncNetHead
+from classyseg.heads.fcfpn import FCFPNHead
 from classyseg.heads.fcn import FCNHead
 from classyseg.heads.jpu import JPUHead
 from classyseg.heads.linear import LinearHead
 from classyseg.heads.lraspp import LRASPPHead
 from classyseg.heads.ocr import OCRHead
+from classyseg.heads.psp import PSPHead
 from classyseg.heads.segformer import SegFormerHead
 from classyseg.heads.semantic_fpn import SemanticFPNHead
 from classyseg.heads.unet import UNetHead
+from classyseg.heads.upernet import UperNetHead
 from classyseg.registry import HEADS
 
 register_head = HEADS.register
 build_head = HEADS.build
 
 __all__ = [
-    "ASPP",
+    "AttenHead",
     "ClassyHead",
     "DeepLabV3Head",
+    "DeepTENHead",
+    "EncNetHead",
+    "FCFPNHead",
     "FCNHead",
     "JPUHead",
     "LRASPPHead",
     "LinearHead",
     "OCRHead",
+    "PSPHead",
     "SegFormerHead",
     "SemanticFPNHead",
     "UNetHead",
+    "UperNetHead",
     "build_head",
     "register_head",
 ]

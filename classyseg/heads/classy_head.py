@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -14,6 +15,18 @@ from classyseg.structures import BlockInfo
 
 LOGITS = "logits"
 """The key of the logits in what a head with extras gives in training."""
+
+
+@dataclass(frozen=True)
+class HeadKeys:
+    """How another library spells a head's keys.
+
+    `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied one after the other to our key
+    within the head. `aliases` matches what the library has beside them: further names of the same tensors.
+    """
+
+    rules: tuple[tuple[str, str], ...]
+    aliases: str = "(?!)"
 
 
 class ClassyHead(nn.Module, Configurable, ABC):
@@ -32,6 +45,10 @@ class ClassyHead(nn.Module, Configurable, ABC):
         object.__setattr__(head, "blocks", tuple(blocks))
         return head
 
+    def pytorch_encoding_keys(self) -> HeadKeys | None:
+        """How PyTorch-Encoding spells the keys, so that its files load; None for heads that it does not have."""
+        return None
+
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
         """The features of `blocks`, in their order, to logits (N, num_classes, h, w) or (N, num_classes).
@@ -40,7 +57,7 @@ class ClassyHead(nn.Module, Configurable, ABC):
         """
 
     def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives in a model where the head is `name`: logits as `NAME`, in training extras as `NAME.EXTRA`."""
+        """What `forward` gives in a model, by name: the logits as `NAME`, in training the extras as `NAME.EXTRA`."""
         found = self(features)
         if isinstance(found, Tensor):
             return {name: found}

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.heads.classy_head import ClassyHead
-from classyseg.layers import ConvNormAct, NormConfig, resize_logits
+from classyseg.heads.classy_head import ClassyHead, HeadKeys
+from classyseg.layers import ConvNormAct, ImageMean, NormConfig, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -19,7 +19,9 @@ from classyseg.structures import BlockInfo
 class FCNHead(ClassyHead):
     """A 3x3 convolution and a classifier; several blocks are brought to the finest one's size and concatenated.
 
-    `channels` between the two is a quarter of the (deepest) block's by default.
+    `channels` between the two is a quarter of the (deepest) block's by default. `with_global` lets the classifier also
+    read the image's mean, after a 1x1 convolution, which has a norm with `norm_image`; batch norm then needs two images
+    per process.
 
     Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the concatenation is
     that of Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", arXiv 1904.04514.
@@ -31,6 +33,8 @@ class FCNHead(ClassyHead):
         num_classes: int,
         *,
         channels: Annotated[int, Field(ge=1)] | None = None,
+        with_global: bool = False,
+        norm_image: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm: NormConfig = NormConfig(),
     ) -> None:
@@ -38,10 +42,25 @@ class FCNHead(ClassyHead):
         channels = channels or max(1, blocks[-1].channels // 4)
         self.finest = min(range(len(blocks)), key=lambda i: blocks[i].stride)
         self.conv = ConvNormAct(sum(block.channels for block in blocks), channels, norm=norm)
+        self.image_branch = ImageMean(channels, channels, norm if norm_image else None) if with_global else None
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+        self.classifier = nn.Conv2d(channels * (1 + with_global), num_classes, kernel_size=1)
+
+    def pytorch_encoding_keys(self) -> HeadKeys:
+        classifier = "conv5.4." if self.image_branch is None else "conv5.5."
+        return HeadKeys(
+            (
+                (r"^conv\.", "conv5."),
+                (r"^image_branch\.0\.", "conv5.3.1.gap.1."),
+                (r"^image_branch\.1\.", "conv5.3.1.gap.2."),
+                (r"^classifier\.", classifier),
+            )
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         size = features[self.finest].shape[2:]
         x = torch.cat([resize_logits(x, size) for x in features], 1) if len(features) > 1 else features[0]
-        return self.classifier(self.dropout(self.conv(x)))
+        x = self.conv(x)
+        if self.image_branch is not None:
+            x = torch.cat([x, self.image_branch(x)], 1)
+        return self.classifier(self.dropout(x))

@@ -1,11 +1,14 @@
 """Building blocks that backbones, heads, losses and meters share."""
 
-from classyseg.layers.conv import ConvNormAct
+from classyseg.layers.acf_attention import ACFAttention
+from classyseg.layers.aspp import ASPP
+from classyseg.layers.conv import ConvNormAct, separable_conv
 from classyseg.layers.dropblock import DropBlock2d
+from classyseg.layers.encoding import ContextEncoding, CosineEncoding, DropEncoding, Encoding
 from classyseg.layers.jpu import JPU
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
-from classyseg.layers.pool import CeilMeanPool2d
+from classyseg.layers.pool import CeilMeanPool2d, ImageMean, PyramidPooling
 from classyseg.layers.rectified_conv import RectifiedConv2d
 from classyseg.layers.resize import (
     ALIGN_CORNERS,
@@ -18,14 +21,22 @@ from classyseg.layers.resize import (
 from classyseg.layers.split_attention import SplitAttentionConv2d
 
 __all__ = [
+    "ACFAttention",
     "ALIGN_CORNERS",
+    "ASPP",
     "CeilMeanPool2d",
+    "ContextEncoding",
     "ConvNormAct",
+    "CosineEncoding",
     "DropBlock2d",
+    "DropEncoding",
+    "Encoding",
+    "ImageMean",
     "ImageNormalizer",
     "JPU",
     "NormConfig",
     "NormalizeConfig",
+    "PyramidPooling",
     "RectifiedConv2d",
     "SplitAttentionConv2d",
     "argmax_at",
@@ -34,4 +45,5 @@ __all__ = [
     "resample",
     "resize_logits",
     "row_tap_range",
+    "separable_conv",
 ]

@@ -24,15 +24,17 @@ class NormConfig(ConfigRecord):
     momentum: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
 
 
-def build_norm(norm: NormConfig, channels: int) -> nn.Module:
-    """The layer that `norm` describes for feature maps (N, channels, H, W).
+def build_norm(norm: NormConfig, channels: int, *, dims: Literal[1, 2] = 2) -> nn.Module:
+    """The layer that `norm` describes for feature maps (N, channels, H, W), or with one of `dims`, (N, channels, L).
 
     Raises: `ConfigError` when `channels` cannot be split into `norm.groups`.
     """
     if norm.name == "batch":
-        return nn.BatchNorm2d(channels, eps=norm.eps, momentum=norm.momentum)
+        batch_norm = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+        return batch_norm(channels, eps=norm.eps, momentum=norm.momentum)
     if norm.name == "instance":
-        return nn.InstanceNorm2d(channels, eps=norm.eps, affine=True)
+        instance_norm = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm1d
+        return instance_norm(channels, eps=norm.eps, affine=True)
     if channels % norm.groups:
         raise ConfigError(f"norm.groups: found {norm.groups}, which does not divide {channels} channels")
     return nn.GroupNorm(norm.groups, channels, eps=norm.eps)

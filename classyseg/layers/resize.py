@@ -16,14 +16,15 @@ ARGMAX_BYTES = 32_000_000
 """About how much memory `argmax_at` holds beside its result."""
 
 
-def resize_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
+def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = ALIGN_CORNERS) -> Tensor:
     """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself where it has that size.
 
-    While a graph is traced it asks nothing of the sizes, so that an export leaves them free.
+    While a graph is traced it asks nothing of the sizes, so that an export leaves them free. `align_corners` is for
+    heads that were trained with it elsewhere.
     """
     if not torch.compiler.is_compiling() and tuple(logits.shape[2:]) == tuple(size):
         return logits
-    return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=ALIGN_CORNERS)
+    return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor:

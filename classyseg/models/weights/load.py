@@ -27,6 +27,8 @@ COMPUTED = re.compile(r"(relative_position_index|relative_coords_table|attn_mask
 COUNTED = re.compile(r"num_batches_tracked$")
 """What files from before batch norm counted batches lack, and those of other libraries."""
 OWN = "classyseg"
+ENCODING_BACKBONE = "pretrained."
+"""What PyTorch-Encoding's models with heads call the backbone."""
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,9 @@ def load_weights(
     """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
 
     The file may use the model's own names or those of a library in `model.namings`, under any prefix: the one under
-    which most keys fit, the first of equals. It gives the backbone, or the whole model when both hold `heads.*`. Every
-    tensor must fit: the reference's own classifier may be left over, unless `classifier` names the linear head that
+    which most keys fit, the first of equals. It gives the backbone; the whole model when both hold `heads.*`, or when
+    the file is one of PyTorch-Encoding's with heads, and PyTorch-Encoding has all of the model's heads. Every tensor
+    must fit: the reference's own classifier may be left over, unless `classifier` names the linear head that
     takes it. `strict=False` loads what fits and reports the
     rest; `adapt_input` fits a first convolution for 3 channels to the model's: summed for one, else repeated and
     scaled so that the mean input gives the same output.
@@ -149,8 +152,13 @@ def match(
         expected = everything
         ignorable = ignorable if model.heads else (*ignorable, f"{prefix}heads.")
     theirs = {key: prefix + naming.key(key) for key in expected}
+    outer = prefix.removesuffix(ENCODING_BACKBONE)
+    of_head = [key for key in tensors if key.startswith(f"{outer}head.") and prefix != outer]
+    head_names = encoding_names(model) if of_head else {}
+    theirs |= {key: outer + name for key, name in head_names.items()}
     if classifier is not None:
         theirs |= _classifier_keys(classifier, prefix, naming, tensors)
+    if head_names or classifier is not None:
         expected |= {key: everything[key] for key in theirs if key not in expected}
     state: dict[str, Tensor] = {}
     mismatched = []
@@ -167,12 +175,34 @@ def match(
     names = set(theirs.values())
     others = [key for key in tensors if key not in names]
     left_over = [key for key in others if key.startswith(prefix) and not key.startswith(ignorable)]
+    if head_names:
+        aliases = model.heads[model.main_head].pytorch_encoding_keys().aliases  # type: ignore[operator, union-attr]
+        left_over += [k for k in of_head if k not in names and not re.search(aliases, k.removeprefix(f"{outer}head."))]
     unexpected = [key for key in left_over if not COMPUTED.search(key) and not COUNTED.search(key)]
     absent = [(key, name) for key, name in theirs.items() if name not in tensors]
     missing = [name for key, name in absent if not COMPUTED.search(key) and not COUNTED.search(key)]
     ignored = [key for key in others if key not in set(unexpected)]
     lists = (list(state), missing, unexpected, mismatched, ignored)
     return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
+
+
+def encoding_names(model: ClassyModel) -> dict[str, str]:
+    """PyTorch-Encoding's names of the keys of its heads by ours: the main head, and the one that only trains.
+
+    Empty where it does not have one of the model's heads.
+    """
+    aux = [name for name in model.heads if name in model.train_only_heads]
+    places = dict.fromkeys(aux[:1], "auxlayer.")
+    if len(aux) < len(model.heads):
+        places[model.main_head] = "head."
+    names: dict[str, str] = {}
+    for name, head in model.heads.items():
+        keys = head.pytorch_encoding_keys()  # type: ignore[operator]
+        if keys is None or name not in places:
+            return {}
+        naming = Naming("pytorch_encoding", keys.rules)
+        names |= {f"heads.{name}.{key}": places[name] + naming.key(key) for key in head.state_dict()}
+    return names
 
 
 def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:

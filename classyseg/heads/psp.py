@@ -1,0 +1,62 @@
+"""PSPNet: pyramid pooling and a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.heads.classy_head import ClassyHead, HeadKeys, only_block
+from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+
+@HEADS.register("psp")
+class PSPHead(ClassyHead):
+    """Pyramid pooling, a 3x3 convolution and a classifier over one block.
+
+    `channels` of each level and of the convolution are a quarter of the block's by default; `bins` are the cells along
+    the sides of each level's grid. The level of whole images has a norm with `norm_image`; batch norm then needs two
+    images per process.
+
+    Source: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        channels: Annotated[int, Field(ge=1)] | None = None,
+        bins: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6),
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        norm_image: bool = False,
+        align_corners: bool = ALIGN_CORNERS,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        block = only_block(blocks, "psp")
+        channels = channels or max(1, block.channels // 4)
+        self.pyramid = PyramidPooling(
+            block.channels, channels, bins=bins, norm=norm, norm_image=norm_image, align_corners=align_corners
+        )
+        self.conv = ConvNormAct(self.pyramid.out_channels, channels, norm=norm)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def pytorch_encoding_keys(self) -> HeadKeys:
+        return HeadKeys(
+            (
+                *((rf"^pyramid\.branches\.{i}\.", f"conv5.0.conv{i + 1}.") for i in range(len(self.pyramid.bins))),
+                (r"^conv\.0\.", "conv5.1."),
+                (r"^conv\.1\.", "conv5.2."),
+                (r"^classifier\.", "conv5.5."),
+            )
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        (x,) = features
+        return self.classifier(self.dropout(self.conv(self.pyramid(x))))

@@ -1,0 +1,65 @@
+"""UperNet: pyramid pooling on top of a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.heads.classy_head import ClassyHead, HeadKeys
+from classyseg.heads.fcfpn import PYRAMID_RULES, PyramidFusion
+from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+
+@HEADS.register("upernet")
+class UperNetHead(ClassyHead):
+    """Pyramid pooling on the deepest block, a feature pyramid down to the shallowest, and a classifier.
+
+    Reads two or more blocks, shallow to deep. `channels` are those of each level, `fused_channels` those of the 3x3
+    convolution before the classifier; `bins` as of the head `psp`, each with `pool_channels`, by default a quarter of
+    the deepest block's. The level of whole images has a norm with `norm_image`; batch norm then needs two images per
+    process.
+
+    Source: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        channels: Annotated[int, Field(ge=1)] = 256,
+        fused_channels: Annotated[int, Field(ge=1)] = 512,
+        bins: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6),
+        pool_channels: Annotated[int, Field(ge=1)] | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        norm_image: bool = False,
+        align_corners: bool = ALIGN_CORNERS,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        deepest, self.num_levels = blocks[-1].channels, len(bins)
+        pooling = PyramidPooling(
+            deepest,
+            pool_channels or max(1, deepest // 4),
+            bins=bins,
+            norm=norm,
+            norm_image=norm_image,
+            align_corners=align_corners,
+        )
+        self.pyramid = PyramidFusion(blocks, channels, top=pooling, norm=norm, align_corners=align_corners)
+        self.conv = ConvNormAct(channels * len(blocks), fused_channels, norm=norm)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(fused_channels, num_classes, kernel_size=1)
+
+    def pytorch_encoding_keys(self) -> HeadKeys:
+        levels = range(self.num_levels)
+        top = ((rf"^pyramid\.top\.branches\.{i}\.", f"extramodule.conv{i + 1}.") for i in levels)
+        return HeadKeys((*PYRAMID_RULES, *top))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return self.classifier(self.dropout(self.conv(self.pyramid(features))))
