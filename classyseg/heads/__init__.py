@@ -1,8 +1,15 @@
 """Heads: from named blocks of a backbone to logits."""
 
 from classyseg.heads.atten import AttenHead
+from classyseg.heads.classification import (
+    FullyConnectedHead,
+    FullyConvolutionalLinearHead,
+    IdentityHead,
+    VisionTransformerHead,
+)
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.heads.deeplabv3 import DeepLabV3Head
+from classyseg.heads.deeplabv3plus import DeepLabV3PlusHead
 from classyseg.heads.deepten import DeepTENHead
 from classyseg.heads.encnet import EncNetHead
 from classyseg.heads.fcfpn import FCFPNHead
@@ -25,10 +32,14 @@ __all__ = [
     "AttenHead",
     "ClassyHead",
     "DeepLabV3Head",
+    "DeepLabV3PlusHead",
     "DeepTENHead",
     "EncNetHead",
     "FCFPNHead",
     "FCNHead",
+    "FullyConnectedHead",
+    "FullyConvolutionalLinearHead",
+    "IdentityHead",
     "JPUHead",
     "LRASPPHead",
     "LinearHead",
@@ -38,6 +49,7 @@ __all__ = [
     "SemanticFPNHead",
     "UNetHead",
     "UperNetHead",
+    "VisionTransformerHead",
     "build_head",
     "register_head",
 ]

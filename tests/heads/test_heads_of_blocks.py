@@ -16,6 +16,8 @@ from classyseg.structures import BlockInfo
 
 NUM_CLASSES = 5
 BLOCKS = [BlockInfo(f"stage{i}", 8 * i, 2 << i) for i in range(1, 5)]
+WITH_NORM: dict[str, dict[str, Any]] = {"fully_connected": {"conv_channels": 8}}
+"""What makes a head use its norm."""
 NORMED = [name for name in HEADS.names() if "norm" in HEADS.config_model(name).model_fields]
 
 
@@ -44,7 +46,9 @@ def built_on_some_blocks(config: dict[str, Any]) -> tuple[ClassyHead, list[Block
 
 @pytest.mark.parametrize("name", NORMED)
 def test_a_head_takes_any_norm_by_name(name: str) -> None:
-    head, blocks = built_on_some_blocks({"name": name, "norm": {"name": "group", "groups": 1}})
+    head, blocks = built_on_some_blocks(
+        {"name": name, "norm": {"name": "group", "groups": 1}, **WITH_NORM.get(name, {})}
+    )
     assert any(isinstance(module, nn.GroupNorm) for module in head.modules())
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d) if name != "jpu" else ()  # the head that it holds has a norm of its own
     assert not any(isinstance(module, kinds) for module in head.modules())
