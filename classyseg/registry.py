@@ -383,21 +383,23 @@ class ComponentOf:
     """Marks a parameter that holds the config of another component: `Annotated[Any, ComponentOf("transforms")]`.
 
     The value that `__init__` receives is a checked `ComponentConfig` when it comes from a config file, or whatever a
-    Python caller passed: a name, a mapping, a built component. `Registry.build` takes each of them.
+    Python caller passed: a name, a mapping, a built component. `Registry.build` takes each of them. Without `placed`,
+    the config lacks the keys of whoever places such components: those of a head that another head holds.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, placed: bool = True) -> None:
         self.kind = kind
+        self.placed = placed
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         registry = REGISTRIES[self.kind]
         return core_schema.no_info_plain_validator_function(
-            lambda value: registry._validate(value, placed=True),
+            lambda value: registry._validate(value, placed=self.placed),
             serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.resolved()),
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"x-component": self.kind}
+        return {"x-component": self.kind if self.placed else f"inner_{self.kind}"}
 
 
 # -- JSON Schema -----------------------------------------------------------------------------------------------------
@@ -409,23 +411,24 @@ def task_schema() -> dict[str, Any]:
     A plugin that cannot be loaded is left out.
     """
     definitions: dict[str, Any] = {}
-    for registry in REGISTRIES.values():
+    for registry, placed in [*((registry, True) for registry in REGISTRIES.values()), (HEADS, False)]:
+        kind = registry.kind if placed else f"inner_{registry.kind}"
         members = {}
         for name in registry.names():
             try:
-                model = registry.config_model(name, placed=True)
+                model = registry.config_model(name, placed=placed)
             except PluginError:
                 continue
-            members[name] = f"#/$defs/{registry.kind}.{name}"
-            definitions[f"{registry.kind}.{name}"] = _resolve(model.model_json_schema(), definitions)
+            members[name] = f"#/$defs/{kind}.{name}"
+            definitions[f"{kind}.{name}"] = _resolve(model.model_json_schema(), definitions)
         by_name = {
             "type": "object",
             "required": ["name"],
             "oneOf": [{"$ref": reference} for reference in members.values()],
             "discriminator": {"propertyName": "name", "mapping": members},
         }
-        short = {"enum": [n for n in members if definitions[f"{registry.kind}.{n}"]["required"] == ["name"]]}
-        definitions[registry.kind] = {"anyOf": [short, by_name]}
+        short = {"enum": [n for n in members if definitions[f"{kind}.{n}"]["required"] == ["name"]]}
+        definitions[kind] = {"anyOf": [short, by_name]}
     title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "classyseg task config"}
     return {**title, **definitions["tasks"]["anyOf"][1], "$defs": definitions}
 
@@ -447,6 +450,7 @@ def _resolve(schema: Any, definitions: dict[str, Any]) -> Any:
 
 ModelConfig = Annotated[Any, ComponentOf("models")]
 HeadConfig = Annotated[Any, ComponentOf("heads")]
+InnerHeadConfig = Annotated[Any, ComponentOf("heads", placed=False)]
 LossConfig = Annotated[Any, ComponentOf("losses")]
 MeterConfig = Annotated[Any, ComponentOf("meters")]
 DatasetConfig = Annotated[Any, ComponentOf("datasets")]

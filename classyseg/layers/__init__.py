@@ -5,6 +5,7 @@ from classyseg.layers.aspp import ASPP
 from classyseg.layers.conv import ConvNormAct, separable_conv
 from classyseg.layers.dropblock import DropBlock2d
 from classyseg.layers.encoding import ContextEncoding, CosineEncoding, DropEncoding, Encoding
+from classyseg.layers.jpu import JPU
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
 from classyseg.layers.pool import CeilMeanPool2d, ImageMean, PyramidPooling
@@ -33,6 +34,7 @@ __all__ = [
     "Encoding",
     "ImageMean",
     "ImageNormalizer",
+    "JPU",
     "NormConfig",
     "NormalizeConfig",
     "PyramidPooling",

@@ -51,7 +51,7 @@ SMALLEST = [
 ]
 """A variant of each family, or of each kind of block where a family has several; small ones, as tracing takes long."""
 CONFIGS: dict[str, dict[str, Any]] = {
-    "mlp": {"input_dim": 12, "output_dim": 7, "hidden_dims": [8]},
+    "mlp": {"input_dim": 12, "output_dim": NUM_CLASSES, "hidden_dims": [8]},
     "anynet": {
         "depths": [1, 2],
         "widths": [16, 24],
@@ -72,11 +72,13 @@ FLOORS: tuple[str, ...] = ("convnext",)
 """Families whose strided layers round sizes down, as their references do; all others round up."""
 MIXED = ("densenet",)
 """Families that round sizes up in the stem and down after it."""
+ANY_AXES = ("linear", "fully_connected", "fully_convolutional_linear", "vision_transformer", "identity")
+"""The heads that read maps with any number of axes after the channels."""
 Outputs = dict[str, Tensor]
 
 
 def attach_every_head(model: ClassyModel, heads: list[str]) -> ClassyModel:
-    for name in heads if takes_images(model) else ["linear"]:
+    for name in heads if takes_images(model) else ANY_AXES:
         blocks = blocks_for(name, model)
         if blocks:
             model.attach_head(name, HEADS.build(name, blocks, NUM_CLASSES))
@@ -249,6 +251,9 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
     assert needed
     features = twin.forward_features(image)
     for name, head in twin.heads.items():
+        for parameter in head.parameters():
+            if not parameter.any():  # a classifier that starts at zero gives nothing on
+                nn.init.normal_(parameter, std=0.1)
         outputs = head.outputs(name, [features[block.name] for block in head.blocks])  # type: ignore[operator, union-attr]
         generator = torch.Generator().manual_seed(1)
         total = torch.stack([(x * torch.randn(x.shape, generator=generator)).sum() for x in outputs.values()]).sum()

@@ -1,0 +1,176 @@
+"""ClassyVision's heads for classification, of maps (N, C, ...) with any number of axes: images, clips, vectors."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classyseg.config import ConfigError
+from classyseg.heads.classy_head import ClassyHead, only_block
+from classyseg.layers import NormConfig, build_norm
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
+MEAN_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+SMALLEST_PROBABILITY = 1e-30
+"""Logarithms of means of probabilities are finite in float32 above it."""
+
+
+def pooled(x: Tensor, normalize: Literal["l2"] | None) -> Tensor:
+    """The mean of a map (N, C, ...) over its positions, (N, C); of the length 1 with `l2`."""
+    x = x.flatten(2).mean(2)
+    return F.normalize(x, dim=1) if normalize == "l2" else x
+
+
+@HEADS.register("fully_connected")
+class FullyConnectedHead(ClassyHead):
+    """A block's mean and a linear layer: logits (N, num_classes).
+
+    With `conv_channels`, a 1x1 convolution, `norm` and `activation` come first, of images' maps (N, C, h, w) alone.
+    `normalize` `l2` gives the mean the length 1.
+
+    Source: ClassyVision's FullyConnectedHead.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        conv_channels: Annotated[int, Field(ge=1)] | None = None,
+        activation: Literal["relu", "silu"] = "relu",
+        zero_init_bias: bool = False,
+        normalize: Literal["l2"] | None = None,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        channels = only_block(blocks, "fully_connected").channels
+        self.conv: nn.Module = nn.Identity()
+        if conv_channels is not None:
+            convolution = nn.Conv2d(channels, conv_channels, kernel_size=1, bias=False)
+            self.conv = nn.Sequential(convolution, build_norm(norm, conv_channels), ACTIVATIONS[activation]())
+            channels = conv_channels
+        self.normalize = normalize
+        self.fc = nn.Linear(channels, num_classes)
+        if zero_init_bias:
+            nn.init.zeros_(self.fc.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        (x,) = features
+        return self.fc(pooled(self.conv(x), self.normalize))
+
+
+@HEADS.register("fully_convolutional_linear")
+class FullyConvolutionalLinearHead(ClassyHead):
+    """A linear layer at each position of a block's means over `pool_size` windows: logits (N, num_classes).
+
+    `pool_size` has a length for each of the map's axes, 1 (N, C, l), 2 (N, C, h, w) or 3 (N, C, t, h, w); None is the
+    mean of the whole map. In training the logits are the positions' mean. In eval mode they are such that `activation`
+    of them is the mean of the positions' activations, which is how a network trained on small crops sees large inputs
+    (ClassyVision gives these means themselves): logarithms of mean probabilities after `softmax`, their logits after
+    `sigmoid`, mean logits after `identity`.
+
+    Source: ClassyVision's FullyConvolutionalLinearHead.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        pool_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=3)] | None = None,
+        activation: Literal["softmax", "sigmoid", "identity"] = "softmax",
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        self.activation = activation
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(only_block(blocks, "fully_convolutional_linear").channels, num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        (x,) = features
+        if self.pool_size is None:
+            x = pooled(x, None).unsqueeze(2)
+        elif len(self.pool_size) != x.dim() - 2:
+            raise ConfigError(
+                f"pool_size: found {len(self.pool_size)} lengths for maps of shape {tuple(x.shape)}; one for each axis "
+                "after the channels"
+            )
+        else:
+            x = MEAN_POOLS[len(self.pool_size)](x, self.pool_size, stride=1).flatten(2)
+        logits = self.projection(self.dropout(x.transpose(1, 2)))
+        if self.training or self.pool_size is None or self.activation == "identity":
+            return logits.mean(1)
+        if self.activation == "softmax":
+            return logits.softmax(2).mean(1).clamp(min=SMALLEST_PROBABILITY).log()
+        probability, rest = logits.sigmoid().mean(1), (-logits).sigmoid().mean(1)
+        return probability.clamp(min=SMALLEST_PROBABILITY).log() - rest.clamp(min=SMALLEST_PROBABILITY).log()
+
+
+@HEADS.register("vision_transformer")
+class VisionTransformerHead(ClassyHead):
+    """A block's mean, a layer of `hidden_dim` with tanh where that is given, and a linear layer that starts at zero.
+
+    Of a Vision Transformer it reads the block `pre_logits`, its class token or its tokens' mean. `normalize` `l2` gives
+    what it reads the length 1.
+
+    Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; ClassyVision's VisionTransformerHead.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        hidden_dim: Annotated[int, Field(ge=1)] | None = None,
+        normalize: Literal["l2"] | None = None,
+    ) -> None:
+        super().__init__()
+        channels = only_block(blocks, "vision_transformer").channels
+        self.normalize = normalize
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        if hidden_dim is not None:
+            hidden = nn.Linear(channels, hidden_dim)
+            nn.init.trunc_normal_(hidden.weight, std=math.sqrt(1 / channels))
+            nn.init.zeros_(hidden.bias)
+            layers |= {"pre_logits": hidden, "act": nn.Tanh()}
+        layers["head"] = classifier = nn.Linear(hidden_dim or channels, num_classes)
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+        self.layers = nn.Sequential(layers)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        (x,) = features
+        return self.layers(pooled(x, self.normalize))
+
+
+@HEADS.register("identity")
+class IdentityHead(ClassyHead):
+    """The block itself as logits, of a backbone that makes them: one with as many channels as there are classes.
+
+    Maps (N, num_classes, h, w); with `pool` their means, (N, num_classes), for classification.
+
+    Source: ClassyVision's IdentityHead.
+    """
+
+    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int, *, pool: bool = False) -> None:
+        super().__init__()
+        block = only_block(blocks, "identity")
+        if block.channels != num_classes:
+            raise ConfigError(
+                f"blocks: found '{block.name}' with {block.channels} channels for {num_classes} classes; the head "
+                "'identity' takes a block with one for each class"
+            )
+        self.pool = pool
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        (x,) = features
+        return pooled(x, None) if self.pool else x

@@ -1,0 +1,62 @@
+"""DeepLabV3+: atrous spatial pyramid pooling, and a decoder that sees a fine block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError
+from classyseg.heads.classy_head import ClassyHead
+from classyseg.layers import ASPP, ConvNormAct, NormConfig, resize_logits, separable_conv
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+
+@HEADS.register("deeplabv3plus")
+class DeepLabV3PlusHead(ClassyHead):
+    """ASPP over the deeper block, resized and joined with `low_channels` of the shallower one, two 3x3 convolutions.
+
+    Reads two blocks, shallow to deep: those at the strides 4 and 16 (or 8) in the paper. `separable` makes each 3x3
+    convolution a depthwise and a pointwise one. `rates` None means 6, 12, 18 at strides of 16 and above, and their
+    doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images per
+    process.
+
+    Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        channels: Annotated[int, Field(ge=1)] = 256,
+        low_channels: Annotated[int, Field(ge=1)] = 48,
+        rates: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        separable: bool = False,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        norm_image: bool = False,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        if len(blocks) != 2:
+            raise ConfigError(f"blocks: found {len(blocks)}; the head 'deeplabv3plus' reads two, shallow to deep")
+        low, high = blocks
+        if rates is None:
+            rates = (6, 12, 18) if high.stride >= 16 else (12, 24, 36)
+        self.aspp = ASPP(high.channels, channels, rates, 0.0, norm, separable=separable, norm_image=norm_image)
+        self.low = ConvNormAct(low.channels, low_channels, kernel=1, norm=norm)
+        conv = separable_conv if separable else ConvNormAct
+        self.decoder = nn.Sequential(
+            conv(channels + low_channels, channels, norm=norm), conv(channels, channels, norm=norm)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        low, high = features
+        x = torch.cat([resize_logits(self.aspp(high), low.shape[2:]), self.low(low)], 1)
+        return self.classifier(self.dropout(self.decoder(x)))

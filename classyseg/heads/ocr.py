@@ -1,0 +1,88 @@
+"""Object-contextual representations: each pixel also sees what the regions of the classes look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classyseg.heads.classy_head import LOGITS, ClassyHead
+from classyseg.heads.concatenation import Concatenation
+from classyseg.layers import ConvNormAct, NormConfig
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+
+class ObjectAttention(nn.Module):
+    """Attention of pixels (N, in_channels, h, w) to regions (N, in_channels, K, 1): a context shaped as the pixels.
+
+    Queries and keys pass two 1x1 convolutions to `channels`, values and the result one, each with norm and ReLU.
+    """
+
+    def __init__(self, in_channels: int, channels: int, norm: NormConfig) -> None:
+        super().__init__()
+
+        def unit(inputs: int, outputs: int) -> ConvNormAct:
+            return ConvNormAct(inputs, outputs, kernel=1, norm=norm)
+
+        self.query = nn.Sequential(unit(in_channels, channels), unit(channels, channels))
+        self.key = nn.Sequential(unit(in_channels, channels), unit(channels, channels))
+        self.value = unit(in_channels, channels)
+        self.output = unit(channels, in_channels)
+
+    def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
+        query = self.query(pixels).flatten(2).transpose(1, 2)
+        key = self.key(regions).flatten(2).transpose(1, 2)
+        value = self.value(regions).flatten(2).transpose(1, 2)
+        context = F.scaled_dot_product_attention(query, key, value)
+        return self.output(context.transpose(1, 2).unflatten(2, pixels.shape[2:]))
+
+
+@HEADS.register("ocr")
+class OCRHead(ClassyHead):
+    """A coarse prediction, each class's mean feature weighted by it, and each pixel's attention to these regions.
+
+    Several blocks are brought to the finest one's size and concatenated, as HRNet's branches are for HRNet-OCR. In
+    training the coarse prediction is the extra `coarse` (N, num_classes, h, w), with a loss of its own (0.4 in the
+    paper).
+
+    Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentation", ECCV 2020.
+    """
+
+    extras = ("coarse",)
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        channels: Annotated[int, Field(ge=1)] = 512,
+        key_channels: Annotated[int, Field(ge=1)] = 256,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        self.concatenation = Concatenation(blocks)
+        in_channels = self.concatenation.channels
+        self.coarse = nn.Sequential(
+            ConvNormAct(in_channels, in_channels, kernel=1, norm=norm), nn.Conv2d(in_channels, num_classes, 1)
+        )
+        self.conv = ConvNormAct(in_channels, channels, norm=norm)
+        self.attention = ObjectAttention(channels, key_channels, norm)
+        self.fuse = ConvNormAct(2 * channels, channels, kernel=1, norm=norm)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
+        x = self.concatenation(features)
+        coarse = self.coarse(x)
+        pixels = self.conv(x)
+        shares = coarse.flatten(2).softmax(2)
+        regions = torch.matmul(pixels.flatten(2), shares.transpose(1, 2)).unsqueeze(3)
+        x = self.fuse(torch.cat([self.attention(pixels, regions), pixels], 1))
+        logits = self.classifier(self.dropout(x))
+        return {LOGITS: logits, "coarse": coarse} if self.training else logits

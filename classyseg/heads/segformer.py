@@ -1,0 +1,47 @@
+"""SegFormer's all-MLP decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.concatenation import Concatenation
+from classyseg.layers import ConvNormAct, NormConfig
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+
+@HEADS.register("segformer")
+class SegFormerHead(ClassyHead):
+    """Each position of each block through a linear layer, all resized to the finest block's size, fused and classified.
+
+    Reads one block or more, four in the paper. `channels` are 256 in SegFormer-B0 and B1, 768 in B2 to B5. A linear
+    layer of every position is a 1x1 convolution.
+
+    Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", NeurIPS
+    2021.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        channels: Annotated[int, Field(ge=1)] = 256,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList(nn.Conv2d(block.channels, channels, kernel_size=1) for block in blocks)
+        self.concatenation = Concatenation(blocks)
+        self.fuse = ConvNormAct(channels * len(blocks), channels, kernel=1, norm=norm)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        x = self.concatenation([linear(x) for linear, x in zip(self.linears, features, strict=True)])
+        return self.classifier(self.dropout(self.fuse(x)))

@@ -1,0 +1,68 @@
+"""U-Net's decoder over the blocks of any backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classyseg.config import ConfigError
+from classyseg.heads.classy_head import ClassyHead
+from classyseg.layers import ConvNormAct, NormConfig
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+
+@HEADS.register("unet")
+class UNetHead(ClassyHead):
+    """From deep to shallow: the map at the next block's size, that block beside it, two 3x3 convolutions; a classifier.
+
+    Reads two blocks or more, shallow to deep. `channels` are those of each step from the deepest block on, as many as
+    there are blocks but one; each further number is a step to twice the size without a block. Without them: 256, 128,
+    64, 32, ... and 16 at the least.
+
+    Source: Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015; norms,
+    padding and nearest resizing are those of segmentation_models.pytorch.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        norm: NormConfig = NormConfig(),
+    ) -> None:
+        super().__init__()
+        if len(blocks) < 2:
+            raise ConfigError(f"blocks: found {len(blocks)}; the head 'unet' reads two or more, shallow to deep")
+        widths = channels or [max(16, 256 >> i) for i in range(len(blocks) - 1)]
+        if len(widths) < len(blocks) - 1:
+            raise ConfigError(
+                f"channels: found {len(widths)} for {len(blocks)} blocks; expected {len(blocks) - 1}, or more for "
+                "steps without a block"
+            )
+        deepest, *others = reversed([block.channels for block in blocks])
+        skips = [*others, *[0] * (len(widths) - len(others))]
+        inputs = [deepest, *widths]
+        self.steps = nn.ModuleList(
+            nn.Sequential(ConvNormAct(wide + skip, width, norm=norm), ConvNormAct(width, width, norm=norm))
+            for wide, skip, width in zip(inputs, skips, widths, strict=False)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Conv2d(widths[-1], num_classes, kernel_size=3, padding=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        x, *skips = reversed(features)
+        for i, step in enumerate(self.steps):
+            if i < len(skips):
+                x = torch.cat([F.interpolate(x, skips[i].shape[2:], mode="nearest"), skips[i]], 1)
+            else:
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            x = step(x)
+        return self.classifier(self.dropout(x))

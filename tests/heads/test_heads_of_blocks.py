@@ -1,0 +1,142 @@
+"""How heads read several blocks, hold other heads, and take norms: on drawn features, without a backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError
+from classyseg.heads import ClassyHead, JPUHead, OCRHead
+from classyseg.models import build_model
+from classyseg.registry import HEADS
+from classyseg.structures import BlockInfo
+
+NUM_CLASSES = 5
+BLOCKS = [BlockInfo(f"stage{i}", 8 * i, 2 << i) for i in range(1, 5)]
+WITH_NORM: dict[str, dict[str, Any]] = {"fully_connected": {"conv_channels": 8}}
+"""What makes a head use its norm."""
+NORMED = [name for name in HEADS.names() if "norm" in HEADS.config_model(name).model_fields]
+
+
+def build(config: dict[str, Any], blocks: list[BlockInfo]) -> ClassyHead:
+    return HEADS.build(config, blocks, NUM_CLASSES)
+
+
+def features(blocks: list[BlockInfo], count: int = 2, size: int = 64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(count, block.channels, size // block.stride, size // block.stride, generator=generator)
+        for block in blocks
+    ]
+
+
+def built_on_some_blocks(config: dict[str, Any]) -> tuple[ClassyHead, list[BlockInfo]]:
+    """The head on the deepest of `BLOCKS`, or on as many of them as it takes."""
+    for count in (1, 4, 3, 2):
+        try:
+            return build(config, BLOCKS[-count:]), BLOCKS[-count:]
+        except ConfigError as error:
+            if "blocks" not in str(error):
+                raise
+    raise AssertionError(f"no blocks for {config}")
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_head_takes_any_norm_by_name(name: str) -> None:
+    head, blocks = built_on_some_blocks(
+        {"name": name, "norm": {"name": "group", "groups": 1}, **WITH_NORM.get(name, {})}
+    )
+    assert any(isinstance(module, nn.GroupNorm) for module in head.modules())
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d) if name != "jpu" else ()  # the head that it holds has a norm of its own
+    assert not any(isinstance(module, kinds) for module in head.modules())
+    assert head.eval()(features(blocks, count=1)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NORMED)
+def test_a_head_trains_with_a_batch_of_one_image(name: str) -> None:
+    head, blocks = built_on_some_blocks({"name": name})
+    outputs = head.train().outputs("main", features(blocks, count=1))
+    torch.stack([x.square().sum() for x in outputs.values()]).sum().backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("lraspp", 1, "found 1; the head 'lraspp' reads two"),
+        ("lraspp", 3, "found 3; the head 'lraspp' reads two"),
+        ("unet", 1, "found 1; the head 'unet' reads two or more"),
+        ("jpu", 1, "found 1; the head 'jpu' reads two or more"),
+    ],
+)
+def test_a_wrong_number_of_blocks_is_an_error(name: str, count: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"blocks: {message}"):
+        build({"name": name}, BLOCKS[:count])
+
+
+def test_hrnet_ocr_reads_the_branches_alike_from_one_block_or_from_four() -> None:
+    torch.manual_seed(0)
+    config = {"name": "ocr", "channels": 16, "key_channels": 8}
+    several = build(config, BLOCKS).eval()
+    whole = build(config, [BlockInfo("stage4", sum(block.channels for block in BLOCKS), 4)]).eval()
+    whole.load_state_dict(several.state_dict())
+    maps = features(BLOCKS)
+    sizes = [nn.functional.interpolate(x, maps[0].shape[2:], mode="bilinear", align_corners=False) for x in maps]
+    assert torch.equal(several(maps), whole([torch.cat(sizes, 1)]))
+
+
+def test_ocr_gives_the_coarse_prediction_in_training_alone() -> None:
+    config = {"name": "resnet18", "heads": {"main": {"name": "ocr", "blocks": ["stage4"], "channels": 16}}}
+    model = build_model(config, NUM_CLASSES)
+    outputs = model.train()(torch.randn(2, 3, 64, 64))
+    assert {name: tuple(x.shape) for name, x in outputs.items()} == {"main": (2, 5, 2, 2), "main.coarse": (2, 5, 2, 2)}
+    assert list(model.eval()(torch.randn(1, 3, 64, 64))) == ["main"]
+
+
+def test_regions_of_ocr_are_means_of_pixels_by_their_share_of_a_class() -> None:
+    """Where one pixel alone is of a class, the region of that class is this pixel."""
+    head = OCRHead(BLOCKS[:1], NUM_CLASSES, channels=4, key_channels=4).eval()
+    seen: list[Tensor] = []
+    head.attention.register_forward_hook(lambda module, inputs, output: seen.extend(inputs))
+    head.coarse = nn.Conv2d(8, NUM_CLASSES, 1)  # type: ignore[assignment]
+    nn.init.zeros_(head.coarse.weight)
+    nn.init.zeros_(head.coarse.bias)  # type: ignore[arg-type]
+    x = torch.randn(1, 8, 4, 4)
+    x[:, 0] = 0
+    x[:, 0, 1, 2] = 1
+    head.coarse.weight.data[3, 0] = 1000  # class 3 is at (1, 2), the others are everywhere
+    head([x])
+    pixels, regions = seen
+    assert torch.allclose(regions[0, :, 3, 0], pixels[0, :, 1, 2])
+    assert torch.allclose(regions[0, :, 0, 0], pixels.mean((2, 3))[0])
+
+
+def test_each_further_channel_of_unet_doubles_the_size() -> None:
+    maps = features(BLOCKS)
+    assert build({"name": "unet"}, BLOCKS)(maps).shape == (2, 5, 16, 16)
+    assert build({"name": "unet", "channels": (16, 8, 8, 4, 4)}, BLOCKS)(maps).shape == (2, 5, 64, 64)
+    with pytest.raises(ConfigError, match="channels: found 2 for 4 blocks; expected 3, or more"):
+        build({"name": "unet", "channels": (16, 8)}, BLOCKS)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"name": "fcn", "chanels": 8}, r"head\.chanels: unknown key; did you mean 'channels'"),
+        ({"name": "fcn", "blocks": ["stage4"]}, r"head\.blocks: unknown key"),
+        ({"name": "lraspp"}, r"head\.blocks: found 1"),
+    ],
+)
+def test_an_error_of_the_head_behind_jpu_names_its_place(head: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build({"name": "jpu", "head": head}, BLOCKS[1:])
+
+
+def test_the_head_behind_jpu_keeps_its_extras_and_gets_the_first_blocks_stride() -> None:
+    head = JPUHead(BLOCKS[1:], NUM_CLASSES, channels=4, head={"name": "ocr", "channels": 8})
+    assert head.head.blocks == (BlockInfo("jpu", 16, BLOCKS[1].stride),)
+    outputs = head.train().outputs("main", features(BLOCKS[1:]))
+    assert {name: tuple(x.shape) for name, x in outputs.items()} == {"main": (2, 5, 8, 8), "main.coarse": (2, 5, 8, 8)}
