@@ -236,7 +236,7 @@ def test_the_pyramid_is_the_maps_resampled() -> None:
     flat, levels = plain(image), pyramid(image)
     assert torch.equal(levels["stage3"], flat["stage3"])
     torch.testing.assert_close(levels["stage4"], nn.functional.avg_pool2d(flat["stage4"], 2))
-    torch.testing.assert_close(levels["stage1"], nn.F.interpolate(flat["stage1"], scale_factor=4, mode="bilinear"))
+    torch.testing.assert_close(levels["stage1"], F.interpolate(flat["stage1"], scale_factor=4, mode="bilinear"))
 
 
 @pytest.mark.parametrize(
