@@ -19,6 +19,7 @@ from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, build_model, fuse, list_models
+from classyseg.models.named import NAMED
 from classyseg.registry import HEADS, MODELS
 from classyseg.structures import BlockInfo
 
@@ -67,7 +68,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """What a model without defaults is built with, and what makes a large one small."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
-OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
+OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS, *NAMED)]
+"""Without the names that bring heads, whose backbones are among them."""
 FLOORS: tuple[str, ...] = ("convnext",)
 """Families whose strided layers round sizes down, as their references do; all others round up."""
 MIXED = ("densenet",)
