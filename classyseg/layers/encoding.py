@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 
 import torch
@@ -34,7 +35,8 @@ class ResidualEncoding(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
+        # The meta device, on which the shapes of a model's outputs are found, has no autocast.
+        with contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             vectors = x.flatten(2).transpose(1, 2).to(wide)
             codewords = self.codewords.to(wide)
             weights = self.similarity(vectors, codewords).softmax(2)

@@ -145,6 +145,16 @@ def test_heads_are_of_the_forms_whose_values_equal_pytorch_encodings(name: str) 
     assert aux is None or (aux.name, aux.blocks, aux.train_only) == ("fcn", ["stage3"], True)
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_every_name_gives_logits_of_its_classes(name: str) -> None:
+    model, classes = on_meta(name), NAMED[name].num_classes
+    run = model.train()(torch.empty(2, 3, 65, 97, device="meta"))
+    size = () if name.startswith("deepten") else (17, 25) if NAMED[name].output_stride == 32 else (9, 13)
+    expected = dict.fromkeys(model.heads, (2, classes, *size))
+    expected |= {"main.se": (2, classes)} if name.startswith("encnet") else {}
+    assert {key: tuple(value.shape) for key, value in run.items()} == expected
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -227,12 +237,12 @@ def test_a_name_also_knows_its_backbones_weights_and_no_others_for_its_heads() -
 # -- building --------------------------------------------------------------------------------------------------------
 
 
-def test_a_config_of_the_name_alone_gives_the_heads_at_the_output_stride() -> None:
-    model = build_model({"name": "encnet_resnet50s_pcontext", **SHALLOW})
-    image = torch.randn(2, 3, 65, 97)
-    shapes = {name: tuple(output.shape) for name, output in model.train()(image).items()}
-    assert shapes == {"main": (2, 59, 9, 13), "main.se": (2, 59), "aux": (2, 59, 9, 13)}
-    assert list(model.eval()(image)) == ["main"]
+def test_a_config_of_the_name_alone_gives_its_heads_and_classes() -> None:
+    with torch.device("meta"):
+        model = build_model({"name": "encnet_resnet50s_pcontext"})
+        small = build_model("encnet_resnet50s_pcontext", 2)
+    assert (model.main_head, model.train_only_heads) == ("main", {"aux"})
+    assert [m.heads["main"].classifier.out_channels for m in (model, small)] == [59, 2]  # type: ignore[union-attr]
 
 
 def test_classes_heads_and_options_may_be_given() -> None:

@@ -118,6 +118,7 @@ def too_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     ("head", "message"),
     [
         ("linear", r"model\.heads\.extra: its logits \(N, \d\) are of whole images; .*logits for each pixel"),
+        ("deepten", r"model\.heads\.extra: its logits \(N, \d\) are of whole images; .*logits for each pixel"),
         ("too_many_classes", r"model\.heads\.extra: its logits .* are of (\d) classes; it was built for"),
     ],
 )
