@@ -157,7 +157,7 @@ def create_model(
     """A model with heads, whose call gives logits by head name.
 
     `heads` are as in a config: `{"main": {"name": "fcn", "blocks": ["stage4"]}}`. Without them the model classifies
-    images: the head `main` is a linear layer over what the reference's classifier reads, and takes the classifier's
+    images: the head `main` has the layers of the reference's classifier, and takes its
     weights of a file for ImageNet's 1000 classes. `pretrained`, `weights` and `adapt_input`: see `create_backbone`.
 
     Raises: `ConfigError`.
@@ -166,7 +166,7 @@ def create_model(
     config = _config_of(name, chosen) | config
     model = build_model(MODELS.validate({"name": name, "heads": heads or {}, **config}, placed=True), num_classes)
     if not heads:
-        model.attach_head("main", HEADS.build("linear", [model.classifier_block], num_classes))
+        model.attach_head("main", HEADS.build(model.classifier_head, [model.classifier_block], num_classes))
     if chosen is not None:
         classifier = "main" if not heads and num_classes == IMAGENET_CLASSES else None
         _load(model, name, chosen, classifier)

@@ -39,6 +39,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     """
 
     in_channels: int = 3
+    classifier_head: Mapping[str, Any] = MappingProxyType({"name": "linear"})
+    """The head that classifies as the reference does, as a config; it reads `classifier_block`."""
     classifier_prefixes: ClassVar[tuple[str, ...]] = ()
     """Keys of the reference implementation's own classifier, which public weights hold and a backbone does not."""
     namings: tuple[Naming, ...] = ()
