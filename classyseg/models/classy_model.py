@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,8 +20,9 @@ from classyseg.layers import DropBlock2d
 from classyseg.models.compress import Compression, compressed
 from classyseg.models.naming import Naming
 from classyseg.models.published import published
-from classyseg.models.recompute import is_recomputing, recomputed
+from classyseg.models.recompute import recomputed
 from classyseg.models.store import PublicWeights
+from classyseg.models.tap import Tap, Tapped
 from classyseg.registry import Configurable
 from classyseg.structures import BlockInfo
 
@@ -58,8 +58,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._stopped: set[str] = set()
         self._frozen_norm = False
         self.activation_compression: Compression = "none"
-        self._taps: dict[str, _Tap] = {}
-        self._tapped = _Tapped()
+        self._taps: dict[str, Tap] = {}
+        self._tapped = Tapped()
         self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.heads = nn.ModuleDict()
@@ -208,9 +208,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
         state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
         for key, value in run.named_buffers():
             state[key] = torch.empty_like(value, device="meta")
+        dtype = next((value.dtype for value in state.values() if value.is_floating_point()), None)
         try:
             with torch.no_grad():
-                return functional_call(run, state, torch.empty(1, *self.input_shape(size, size), device="meta"))
+                image = torch.empty(1, *self.input_shape(size, size), device="meta", dtype=dtype)
+                return functional_call(run, state, image)
         except Exception as error:  # a plugin may need values, or images of one size
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ConfigError(
@@ -244,7 +246,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def _tap(self, infos: Sequence[BlockInfo]) -> None:
         for info in infos:
             if info.name not in (*self._declared, *self._optional, *self._taps):
-                self._taps[info.name] = tap = _Tap(self._tapped, info)
+                self._taps[info.name] = tap = Tap(self._tapped, info)
                 tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
 
     def watch(self, *names: str) -> list[BlockInfo]:
@@ -458,42 +460,3 @@ class _Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return self.model.extract_features(image)
-
-
-class _Tapped:
-    """What tapped submodules put out in the forward pass under way, by thread; empty between passes."""
-
-    def __init__(self) -> None:
-        self.outputs: dict[int, dict[str, Tensor]] = {}
-
-    def put(self, name: str, output: Tensor) -> None:
-        self.outputs.setdefault(_thread(), {})[name] = output
-
-    def take(self) -> dict[str, Tensor]:
-        return self.outputs.pop(_thread(), {})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Tapped:
-        memo[id(self)] = copy = _Tapped()
-        return copy
-
-    def __reduce__(self) -> tuple[type[_Tapped], tuple[()]]:
-        return _Tapped, ()
-
-
-class _Tap:
-    """A forward hook that keeps a submodule's output for the heads; an object, so that a copied model has its own."""
-
-    handle: Any
-
-    def __init__(self, tapped: _Tapped, info: BlockInfo) -> None:
-        self.tapped = tapped
-        self.info = info
-
-    def __call__(self, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
-        if not is_recomputing():
-            self.tapped.put(self.info.name, output.clone())  # what follows may work in place
-
-
-def _thread() -> int:
-    """Whose forward pass this is. A compiler traces one pass at a time."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
