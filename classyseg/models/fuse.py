@@ -13,12 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from classyseg.layers.same import SameConv2d
-from classyseg.models import paddle
 from classyseg.models.classy_model import ClassyModel
 
 Model = TypeVar("Model", bound=ClassyModel)
 PROBE_SIZE = 64
-FOLDABLE = (nn.Conv2d, nn.Conv3d, SameConv2d, paddle.SameConv2d)
+FOLDABLE = (nn.Conv2d, nn.Conv3d, SameConv2d)
 
 
 def fuse(model: Model) -> Model:
