@@ -22,7 +22,7 @@ NORM_EPS = 1e-6
 class LinearHead(ClassyHead):
     """The means of the blocks' maps (also of clips), concatenated, and one linear layer: logits (N, num_classes).
 
-    `norm` puts a layer norm before it, as ConvNeXt has; `hidden` a linear layer to so many features and `activation`,
+    `layer_norm` puts one before it, as ConvNeXt has; `hidden` a linear layer to so many features and `activation`,
     as MobileNetV3 has.
     """
 
@@ -32,7 +32,7 @@ class LinearHead(ClassyHead):
         num_classes: int,
         *,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        norm: bool = False,
+        layer_norm: bool = False,
         hidden: Annotated[int, Field(ge=1)] | None = None,
         activation: Literal["relu", "hardswish", "gelu"] | None = None,
     ) -> None:
@@ -40,7 +40,7 @@ class LinearHead(ClassyHead):
         if (hidden is None) != (activation is None):
             raise ConfigError(f"activation: found {activation} with hidden: {hidden}; give both or none")
         channels = sum(block.channels for block in blocks)
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if norm else nn.Identity()
+        self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if layer_norm else nn.Identity()
         self.hidden: nn.Module = nn.Identity()
         if hidden is not None and activation is not None:
             self.hidden = nn.Sequential(nn.Linear(channels, hidden), ACTIVATIONS[activation]())

@@ -68,7 +68,7 @@ class ConvNeXt(ClassyModel):
     Source: Liu et al., "A ConvNet for the 2020s", CVPR 2022.
     """
 
-    classifier_head = MappingProxyType({"name": "linear", "norm": True})
+    classifier_head = MappingProxyType({"name": "linear", "layer_norm": True})
     classifier_prefixes = ("classifier.",)
     namings = (Naming("timm", TIMM_RULES, ("head.",), _scale_of_maps),)
 
