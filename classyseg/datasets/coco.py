@@ -82,6 +82,15 @@ def read_annotations(path: Path, *keys: str) -> dict[str, Any]:
     return contents
 
 
+@contextmanager
+def entries_of(path: Path) -> Iterator[None]:
+    """Names the file whose entries, read inside, lack a key or have one of another kind. Raises: `DataError`."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: an entry is not as COCO's are ({type(error).__name__}: {error})") from None
+
+
 def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
     """`folder` with a mask for each image, drawn by the first process that asks while the others wait.
 
@@ -95,7 +104,8 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
             if not (folder / INDEX).is_file():
                 log.info("drawing the masks of %s into %s, once", annotations, folder)
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-                    _draw_all(annotations, Path(temporary) / "masks", crowd)
+                    with entries_of(annotations):
+                        _draw_all(annotations, Path(temporary) / "masks", crowd)
                     os.replace(Path(temporary) / "masks", folder)
     except OSError as error:
         raise ConfigError(

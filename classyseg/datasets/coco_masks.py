@@ -13,6 +13,8 @@ from classyseg.config import DataError
 Mask = npt.NDArray[np.bool_]
 POINTS_PER_PIXEL = 5
 """COCO draws outlines on a grid that is five times as fine, and keeps the crossings of the pixels' centre lines."""
+MAX_SIZES_AWAY = 10
+"""Points further away are mistakes, whose outline might not fit into memory."""
 
 
 def annotation_mask(segmentation: Any, height: int, width: int) -> Mask:
@@ -67,15 +69,22 @@ def polygon_mask(polygon: Sequence[float], height: int, width: int) -> Mask:
     """The mask of a polygon x0, y0, x1, y1, ...: what an odd number of crossings precedes, column by column."""
     if len(polygon) < 6 or len(polygon) % 2:
         raise DataError(f"its segmentation has a polygon of {len(polygon)} numbers; three points have six")
-    corners = (np.array(polygon, dtype=np.float64).reshape(-1, 2) * POINTS_PER_PIXEL + 0.5).astype(np.int64)
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    if not (np.abs(points) <= MAX_SIZES_AWAY * (height + width)).all():
+        raise DataError(f"its segmentation has a point far outside the image of {height} x {width}")
+    corners = (points * POINTS_PER_PIXEL + 0.5).astype(np.int64)
     x, y = _outline(corners, np.roll(corners, -1, axis=0))
     step = np.flatnonzero(x[1:] != x[:-1])
     column = (np.where(x[step + 1] < x[step], x[step + 1], x[step + 1] - 1) + 0.5) / POINTS_PER_PIXEL - 0.5
     row = np.ceil(((np.minimum(y[step], y[step + 1]) + 0.5) / POINTS_PER_PIXEL - 0.5).clip(0, height))
     kept = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)
     crossings = (column[kept] * height + row[kept]).astype(np.int64)
-    parity = np.bincount(crossings, minlength=height * width + 1).cumsum()[: height * width] % 2 == 1
-    return parity.reshape(width, height).T
+    inside = np.zeros(height * width, dtype=bool)
+    if len(crossings):
+        first, last = crossings.min(), height * width if len(crossings) % 2 else crossings.max()
+        counts = np.bincount(crossings - first, minlength=last - first + 1).cumsum()
+        inside[first:last] = counts[: last - first] % 2 == 1
+    return inside.reshape(width, height).T
 
 
 def _outline(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from classyseg.config import DataError, within
-from classyseg.datasets.coco import read_annotations
+from classyseg.datasets.coco import entries_of, read_annotations
 from classyseg.datasets.files import read_colors, read_image
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
@@ -47,7 +47,8 @@ class CocoPanoptic(MaskFiles):
             images = data_folder(str(folder / f"{split}2017"))
             masks = data_folder(str(folder / "annotations" / f"panoptic_{split}2017"))
         source = folder / "annotations" / f"panoptic_{split}2017.json"
-        names, self._ids, self._labels, self._ends = _segments(source)
+        with entries_of(source):
+            names, self._ids, self._labels, self._ends = _segments(source)
         super().__init__(listed_pairs(names, images, masks), transforms)
 
     def load(self, index: int) -> Sample:

@@ -62,8 +62,8 @@ def read_names(path: Path) -> list[str]:
 def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> list[Pair]:
     """The pairs of a CSV table with the columns `image` and `mask`: paths under the two folders.
 
-    With `split`, the rows whose column `split` holds it. Raises: `DataError` for a table that is not so, and for files
-    that do not exist; `ConfigError` for a split that no row has.
+    Where the table has a column `split`, the rows that hold `split` there. Raises: `DataError` for a table that is not
+    so, and for files that do not exist; `ConfigError` for a split that no row has, or for none where there are some.
     """
     rows = list(csv.DictReader(_text(table).splitlines()))
     columns = set(rows[0]) if rows else set()
@@ -73,10 +73,12 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
             f"{table}: found the columns {', '.join(sorted(map(str, columns))) or 'none'}; the first line must name "
             f"{', '.join(sorted(wanted))}, and rows must follow"
         )
-    known = sorted({row["split"] or "" for row in rows}) if split is not None else []
-    rows = [row for row in rows if split is None or row["split"] == split]
-    if not rows:
-        raise ConfigError(f"split: found '{split}', but {table} has {', '.join(known)}")
+    if "split" in columns:
+        known = sorted({row["split"] or "" for row in rows})
+        rows = [row for row in rows if row["split"] == split]
+        if not rows:
+            found = "nothing" if split is None else f"'{split}'"
+            raise ConfigError(f"split: found {found}, but {table} has the splits {', '.join(known)}; name one")
     pairs = [(images / (row["image"] or ""), masks / (row["mask"] or "")) for row in rows]
     missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
     if missing:

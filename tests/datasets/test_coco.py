@@ -108,8 +108,10 @@ def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:
         ({"counts": [48], "size": [8, 6]}, r"annotation 7: its segmentation is neither polygons nor run lengths"),
         ("x", r"its segmentation is neither"),
         ([[1, 2, 3, 4]], r"a polygon of 4 numbers"),
+        ([[1, 2, 3, 4, 1e9, 6]], r"a point far outside the image of 6 x 8"),
+        ([[1, 2, 3, 4, float("nan"), 6]], r"a point far outside"),
     ],
-    ids=["lengths", "size", "text", "polygon"],
+    ids=["lengths", "size", "text", "polygon", "far", "nan"],
 )
 def test_a_wrong_annotation_is_named_and_leaves_nothing_behind(tmp_path: Path, segmentation: Any, message: str) -> None:
     instances(tmp_path, annotation(1, segmentation))
@@ -127,6 +129,14 @@ def test_a_wrong_file_of_annotations_is_named(tmp_path: Path, text: str | None, 
     path = instances(tmp_path)
     path.unlink() if text is None else path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=rf"instances_val2017.json: .*{message}"):
+        coco(tmp_path)
+
+
+def test_an_entry_without_a_key_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    instances(tmp_path, {"category_id": 1})
+    with pytest.raises(
+        DataError, match=r"instances_val2017.json: an entry is not as COCO's are \(KeyError: 'image_id'"
+    ):
         coco(tmp_path)
 
 

@@ -306,11 +306,19 @@ def table(root: Path, *lines: str) -> str:
 
 def test_a_table_names_the_pairs_in_its_own_order(tmp_path: Path) -> None:
     nested(tmp_path)
-    path = table(tmp_path, "mask,image,split", "ulm/a.png,bonn/b.png,train", "bonn/a.png,ulm/a.png,val")
-    data = folder(tmp_path, table=path)
+    data = folder(tmp_path, table=table(tmp_path, "mask,image", "ulm/a.png,bonn/b.png", "bonn/a.png,ulm/a.png"))
     found = [tuple(path.parts[-2] + "/" + path.stem for path in pair) for pair in data.pairs]
     assert found == [("bonn/b", "ulm/a"), ("ulm/a", "bonn/a")]
-    assert folder(tmp_path, table=path, split="val").pairs == data.pairs[1:]
+
+
+def test_a_table_of_several_splits_gives_the_named_one_and_never_all(tmp_path: Path) -> None:
+    nested(tmp_path)
+    path = table(tmp_path, "image,mask,split", "ulm/a.png,ulm/a.png,train", "bonn/a.png,bonn/a.png,val")
+    assert [pair[0].parent.name for pair in folder(tmp_path, table=path, split="val").pairs] == ["bonn"]
+    with pytest.raises(
+        ConfigError, match=r"^split: found nothing, but .*pairs.csv has the splits train, val; name one"
+    ):
+        folder(tmp_path, table=path)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +336,11 @@ def test_a_table_names_the_pairs_in_its_own_order(tmp_path: Path) -> None:
             {},
             r"names 2 files that do not exist: .*x.png, .*y",
         ),
-        (["image,mask,split", "ulm/a.png,ulm/a.png,train"], {"split": "val"}, r"split: found 'val', but .* has train"),
+        (
+            ["image,mask,split", "ulm/a.png,ulm/a.png,train"],
+            {"split": "val"},
+            r"split: found 'val', .* has the splits train",
+        ),
     ],
     ids=["no masks", "empty", "no split", "missing", "other split"],
 )
