@@ -20,6 +20,7 @@ from classyseg.layers.resize import (
     row_tap_range,
 )
 from classyseg.layers.split_attention import SplitAttentionConv2d
+from classyseg.layers.sync_batch_norm import SyncBatchNorm, synchronize_batch_norm
 
 __all__ = [
     "ACFAttention",
@@ -40,6 +41,7 @@ __all__ = [
     "PyramidPooling",
     "RectifiedConv2d",
     "SplitAttentionConv2d",
+    "SyncBatchNorm",
     "argmax_at",
     "build_norm",
     "interpolation_matrix",
@@ -48,4 +50,5 @@ __all__ = [
     "resize_logits",
     "row_tap_range",
     "separable_conv",
+    "synchronize_batch_norm",
 ]
