@@ -20,12 +20,13 @@ from classyseg.layers.resize import (
     row_tap_range,
 )
 from classyseg.layers.split_attention import SplitAttentionConv2d
-from classyseg.layers.sync_batch_norm import SyncBatchNorm, synchronize_batch_norm
+from classyseg.layers.sync_batch_norm import BATCH_NORMS, SyncBatchNorm, synchronize_batch_norm
 
 __all__ = [
     "ACFAttention",
     "ALIGN_CORNERS",
     "ASPP",
+    "BATCH_NORMS",
     "CeilMeanPool2d",
     "ContextEncoding",
     "ConvNormAct",

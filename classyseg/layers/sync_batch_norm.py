@@ -13,24 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from classyseg import distributed
 
 
-def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:
-    """Makes every batch norm of `model` that will train on `device` use the statistics of the job's whole batch.
-
-    In place: each keeps its parameters, buffers, hooks, mode and place, and becomes a `nn.SyncBatchNorm` of torch on a
-    GPU, else a `SyncBatchNorm` of this module. Subclasses with a `forward` of their own stay as they are. To be called
-    before the model is wrapped or compiled; with a single process they work as before.
-    """
-    for module in model.modules():
-        plain = isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
-        if not plain or type(module).forward is not _BatchNorm.forward:
-            continue
-        if device.type == "cuda":
-            module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
-            module.process_group = None  # type: ignore[assignment]
-        else:
-            module.__class__ = SyncBatchNorm  # type: ignore[assignment]
-
-
 class SyncBatchNorm(_BatchNorm):
     """`nn.BatchNorm1d`, `2d` and `3d` in one, whose statistics in training are those of all processes' values.
 
@@ -70,6 +52,28 @@ class SyncBatchNorm(_BatchNorm):
         num_values, mean, var = statistics
         running_mean.lerp_(mean.to(running_mean.dtype), share)
         running_var.lerp_((var * (num_values / (num_values - 1))).to(running_var.dtype), share)
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
+"""What computes the same with one process, and in eval mode with any number."""
+
+
+def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """Makes the batch norms of `model` that will train on `device` use the statistics of the job's whole batch.
+
+    In place: each keeps its parameters, buffers, hooks, mode and place, and becomes a `nn.SyncBatchNorm` of torch on a
+    GPU, else a `SyncBatchNorm` of this module. Subclasses, which may work otherwise, and norms with a process group of
+    their own stay as they are. To be called before the model is wrapped or compiled; with a single process they work
+    as before.
+    """
+    for module in model.modules():
+        if type(module) not in BATCH_NORMS or getattr(module, "process_group", None) is not None:
+            continue
+        if device.type == "cuda":
+            module.__class__ = nn.SyncBatchNorm  # type: ignore[assignment]
+            module.process_group = None  # type: ignore[assignment]
+        else:
+            module.__class__ = SyncBatchNorm  # type: ignore[assignment]
 
 
 class _Statistics(NamedTuple):

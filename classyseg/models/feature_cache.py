@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
-from classyseg.layers import DropBlock2d, SyncBatchNorm
+from classyseg.layers import BATCH_NORMS, DropBlock2d
 from classyseg.models.classy_model import ClassyModel
 
 GIGABYTE = 10**9
@@ -32,8 +32,6 @@ LEFTOVER_SECONDS = 600
 """A file that was begun so long ago is not being written any more."""
 WITHOUT_EFFECT = {"training", "recompute", "activation_compression", "_frozen", "_frozen_norm"}
 """Attributes of modules that leave the features of a frozen backbone as they are."""
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
-"""All one when frozen; which of them a model has depends on the number of processes and the device."""
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +238,7 @@ def _structure(model: ClassyModel) -> str:
     lines = []
     for name, module in model.named_modules():
         if name.partition(".")[0] != "heads":
+            # Which of them a model has depends on the device and the number of processes.
             kind = _BatchNorm if type(module) in BATCH_NORMS else type(module)
             values = sorted((key, value) for key, value in vars(module).items() if _is_plain(value))
             title = f"{kind.__module__}.{kind.__qualname__}"

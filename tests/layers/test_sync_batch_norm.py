@@ -245,10 +245,10 @@ def test_a_group_of_one_and_no_group_are_plain_batch_norm(options: dict[str, Any
 
 
 class OwnNorm(nn.BatchNorm2d):
-    """A plugin's, which is not computed as torch's is."""
+    """A plugin's, which never trains."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * input
+    def train(self, mode: bool = True) -> OwnNorm:
+        return super().train(False)
 
 
 DEVICES = [("cpu", SyncBatchNorm), ("cuda", nn.SyncBatchNorm)]
@@ -292,8 +292,19 @@ def test_a_norm_for_gpus_is_what_torch_makes_of_it() -> None:
     assert vars(ours).keys() == vars(theirs).keys()
 
 
-def test_what_is_not_torchs_batch_norm_stays() -> None:
-    others = [OwnNorm(3), nn.InstanceNorm2d(3, track_running_stats=True), nn.GroupNorm(1, 3), nn.SyncBatchNorm(3)]
+@pytest.mark.parametrize("first", ["cpu", "cuda"])
+@pytest.mark.parametrize(("device", "kind"), DEVICES)
+def test_a_converted_norm_can_move_to_another_device(first: str, device: str, kind: type[nn.Module]) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    synchronize_batch_norm(model, torch.device(first))
+    synchronize_batch_norm(model, torch.device(device))
+    assert type(model[0]) is kind
+
+
+def test_what_is_not_torchs_batch_norm_or_has_a_group_of_its_own_stays(tmp_path: Path) -> None:
+    with group_of_one(tmp_path):
+        own_group = nn.SyncBatchNorm(3, process_group=dist.new_group([0]))
+    others = [OwnNorm(3), nn.InstanceNorm2d(3, track_running_stats=True), nn.GroupNorm(1, 3), own_group]
     kinds = [type(module) for module in others]
     synchronize_batch_norm(nn.Sequential(*others), CPU)
     assert [type(module) for module in others] == kinds
