@@ -45,6 +45,11 @@ TIMM = {
     "vit_base_r50_s16": "vit_base_r50_s16_224",
 }
 """Our name and the name of the same network in the library."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "hrnet_w18": {"padding": "symmetric", "fuse_upsample": "nearest"},
+    "xception65_deeplab": {"output_stride": 32},
+}
+"""What makes our network the library's where our defaults are another reference's."""
 
 
 def measure_memory(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def forward(arguments: argparse.Namespace) -> None:
     for name, theirs, build in sides:
         if not fnmatch(name, arguments.pattern):
             continue
-        ours, other = create_backbone(name).eval(), build(theirs).eval()
+        ours, other = create_backbone(name, **OPTIONS.get(name, {})).eval(), build(theirs).eval()
         if "hrnet" in name:
             other = build(theirs, features_only=True, feature_location="").eval()
         image = torch.randn(1, 3, 224, 224)

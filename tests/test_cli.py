@@ -99,7 +99,7 @@ def test_a_file_that_is_there_goes_before_a_packaged_one(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "none.yaml"], "none.yaml: no such file, and no packaged task config; packaged: camvid/"),
+        (["--config", "none.yaml"], "none.yaml: no such file, and no packaged task config; packaged: ade20k/"),
         (["--config", ""], "no such file"),
         (["--config", "."], "no such file"),
         (["--config", QUICKSTART, "lr"], "override 'lr': expected key.sub=value"),

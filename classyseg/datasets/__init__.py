@@ -1,9 +1,18 @@
 """Data sets: the registered names, the base to write one, and the loaders that a task uses."""
 
+from classyseg.datasets.ade20k import ADE20K
 from classyseg.datasets.camvid import CamVid
+from classyseg.datasets.cityscapes import Cityscapes
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.coco import Coco
+from classyseg.datasets.coco_panoptic import CocoPanoptic
+from classyseg.datasets.coco_stuff import CocoStuff
 from classyseg.datasets.folder import Folder
+from classyseg.datasets.label_map import LabelMap
 from classyseg.datasets.loader import Batches, EvalBatches, TrainBatches, make_loader
+from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.pascal_context import PascalContext
+from classyseg.datasets.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.synthetic_shapes import SyntheticShapes
 from classyseg.registry import DATASETS
 
@@ -11,11 +20,21 @@ register_dataset = DATASETS.register
 build_dataset = DATASETS.build
 
 __all__ = [
+    "ADE20K",
     "Batches",
     "CamVid",
+    "Cityscapes",
     "ClassyDataset",
+    "Coco",
+    "CocoPanoptic",
+    "CocoStuff",
     "EvalBatches",
     "Folder",
+    "LabelMap",
+    "MaskFiles",
+    "PascalAug",
+    "PascalContext",
+    "PascalVOC",
     "SyntheticShapes",
     "TrainBatches",
     "build_dataset",

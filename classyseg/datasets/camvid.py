@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from classyseg.config import within
-from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.files import read_image, read_mask
-from classyseg.datasets.folder import matched_pairs
+from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.pairs import matched_pairs
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
-from classyseg.structures import Sample
 
 CLASSES = {
     "sky": (128, 128, 128),
@@ -28,7 +26,7 @@ CLASSES = {
 
 
 @DATASETS.register("camvid")
-class CamVid(ClassyDataset):
+class CamVid(MaskFiles):
     """Street scenes: `root/train/*.jpg` (or .png) with `root/trainannot/*.png`, and so for `val` and `test`.
 
     `val` is of one drive that also gives training frames; report `test`.
@@ -48,15 +46,7 @@ class CamVid(ClassyDataset):
         root: str = "camvid",
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
-        super().__init__(transforms)
         with within("root"):
             folder = data_folder(root)
             images, masks = (data_folder(str(folder / name)) for name in (split, f"{split}annot"))
-        self.pairs = matched_pairs(images, masks)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def load(self, index: int) -> Sample:
-        image, mask = self.pairs[index]
-        return Sample(read_image(image), read_mask(mask), str(mask))
+        super().__init__(matched_pairs(images, masks), transforms)

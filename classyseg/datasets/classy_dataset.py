@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -21,13 +23,14 @@ MAX_LISTED = 10
 class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
 
-    A subclass sets `classes`, and `palette` and `ignore_index` where the defaults do not serve, before it calls
-    `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task.
+    A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
+    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task.
     """
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...] = ()
     ignore_index: int = 255
+    submission_values: tuple[int, ...] = ()
     seed: int = 0
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
@@ -59,6 +62,20 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         for transform in self.transforms:
             sample = transform(sample, generator)
         return sample
+
+    def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
+        """A map of class indices as the values that the data set's own tools and its evaluation server read.
+
+        They are `submission_values`, the value of each class, or the indices themselves where that is empty; as uint8,
+        or uint16 where they need it, to be saved as PNG. Raises: `ValueError` for numbers that are no class.
+        """
+        values = np.array(self.submission_values or range(self.num_classes))
+        if prediction.numel() and not 0 <= int(prediction.min()) <= int(prediction.max()) < self.num_classes:
+            raise ValueError(
+                f"found a prediction of {int(prediction.min())} to {int(prediction.max())}; accepted are class "
+                f"indices, 0 to {self.num_classes - 1}"
+            )
+        return values.astype(np.uint8 if values.max() < 256 else np.uint16)[prediction.cpu().numpy()]
 
     def _check(self, sample: Sample) -> None:
         image, mask = sample.image, sample.target

@@ -1,69 +1,31 @@
-"""A folder of images and a folder of index masks, matched by name: what most people have."""
+"""A folder of images and a folder of masks, matched by name or by a table: what most people have."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
+from torch import Tensor
 
-from classyseg.config import ConfigError, DataError, within
-from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES, read_image, read_mask
-from classyseg.io import data_folder
+from classyseg.config import ConfigError, within
+from classyseg.datasets.classy_dataset import Color
+from classyseg.datasets.files import read_colors
+from classyseg.datasets.label_map import LabelMap, color_of, color_text
+from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.pairs import matched_pairs, tabled_pairs
+from classyseg.io import data_folder, data_root
 from classyseg.registry import DATASETS, TransformConfig
-from classyseg.structures import Sample
-
-
-def matched_pairs(images: Path, masks: Path, mask_suffix: str = "") -> list[tuple[Path, Path]]:
-    """The image files of a folder with their masks, in the order of their names.
-
-    `NAME.jpg` goes with `NAME{mask_suffix}.png`. Raises: `DataError` for an empty folder, an image without a mask, a
-    mask without an image, two files of one name, and a folder that may not be read.
-    """
-    by_name = _files_by_stem(images, IMAGE_SUFFIXES, "image")
-    masks_by_name = _files_by_stem(masks, MASK_SUFFIXES, "mask")
-    wanted = {name + mask_suffix: name for name in by_name}
-    alone = [str(by_name[name]) for stem, name in wanted.items() if stem not in masks_by_name]
-    if alone:
-        raise DataError(
-            f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {_some(alone)}; the mask of NAME.jpg is "
-            f"NAME{mask_suffix}.png (or another lossless format)"
-        )
-    unused = [str(path) for stem, path in masks_by_name.items() if stem not in wanted]
-    if unused:
-        raise DataError(f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}")
-    return [(path, masks_by_name[name + mask_suffix]) for name, path in by_name.items()]
-
-
-def _files_by_stem(folder: Path, suffixes: tuple[str, ...], what: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    for path in paths:
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            raise DataError(f"{folder}: two {what} files of one name: {found[path.stem].name} and {path.name}")
-        found[path.stem] = path
-    if not found:
-        raise DataError(f"{folder}: found no {what} file; accepted: {', '.join(suffixes)}")
-    return found
-
-
-def _some(paths: list[str], limit: int = 5) -> str:
-    return ", ".join(paths[:limit]) + (", ..." if len(paths) > limit else "")
 
 
 @DATASETS.register("folder")
-class Folder(ClassyDataset):
+class Folder(MaskFiles):
     """Images of one folder with masks of another; the values of a mask are indices into `classes`.
 
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
-    checked, such as {255: 1} for masks of 0 and 255; `ignore_index` marks pixels without a label.
+    checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
+    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead.
     """
 
     def __init__(
@@ -73,7 +35,11 @@ class Folder(ClassyDataset):
         masks: str,
         classes: Annotated[tuple[str, ...], Field(min_length=1)],
         mask_suffix: str = "",
+        nested: bool = False,
+        table: str | None = None,
+        split: str | None = None,
         label_map: dict[int, int] | None = None,
+        color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
@@ -81,31 +47,52 @@ class Folder(ClassyDataset):
             raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
         if len(set(classes)) != len(classes):
             raise ConfigError(f"classes: found one name twice in {list(classes)}")
+        if label_map and color_map:
+            raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
+        if table is not None and (mask_suffix or nested):
+            raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
+        if split is not None and table is None:
+            raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
-        self.label_map = dict(label_map or {})
-        super().__init__(transforms)
+        self.has_label_map = bool(label_map)
+        self.color_map = None if color_map is None else _color_label_map(color_map)
+        self.label_map = LabelMap(label_map or {}, others_stay=True)
+        self.palette = _palette(color_map or {}, len(classes))
         with within("images"):
             image_folder = data_folder(images)
         with within("masks"):
             mask_folder = data_folder(masks)
-        self.pairs = matched_pairs(image_folder, mask_folder, mask_suffix)
+        if table is None:
+            pairs = matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
+        else:
+            pairs = tabled_pairs((data_root() / table).absolute(), image_folder, mask_folder, split)
+        super().__init__(pairs, transforms)
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def load(self, index: int) -> Sample:
-        image, mask = self.pairs[index]
-        target = read_mask(mask)
-        if self.label_map:
-            original = target
-            for value, label in self.label_map.items():
-                target = torch.where(original == value, label, target)
-        return Sample(read_image(image), target, str(mask))
+    def read_labels(self, path: Path) -> Tensor:
+        return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
 
     def _label_hint(self, values: list[int]) -> str:
-        if self.label_map:
+        if self.has_label_map or self.color_map:
             return ""
         if self.num_classes == 2 and values == [255]:
             return "; for masks of 0 and 255, set label_map: {255: 1}"
         return "; a label_map: {found: class} in the data set's config maps values to classes"
+
+
+def _color_label_map(color_map: dict[str, int]) -> LabelMap:
+    """Raises: `ConfigError` for keys that are no colours."""
+    wrong = [key for key in color_map if not re.fullmatch(r"#[0-9a-fA-F]{6}", key)]
+    if wrong or not color_map:
+        found = f"'{wrong[0]}'" if wrong else "nothing"
+        raise ConfigError(f"color_map: found {found}; accepted are colours such as '#804080'")
+    labels = {int(key[1:], 16): label for key, label in color_map.items()}
+    if len(labels) < len(color_map):
+        raise ConfigError("color_map: found one colour twice, in small and in capital letters")
+    return LabelMap(labels, text=color_text)
+
+
+def _palette(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
+    """The first colour of each class where all have one."""
+    colors = {label: color_of(key[1:]) for key, label in reversed(color_map.items())}
+    return tuple(colors[label] for label in range(num_classes)) if all(i in colors for i in range(num_classes)) else ()

@@ -20,7 +20,7 @@ class DeepLabV3Head(ClassyHead):
 
     `rates` None means 6, 12, 18 at strides of 16 and above, and their doubles below, as in the paper. `dropout` follows
     the pooling, of whole channels with `drop_channels`; `classifier_dropout` stands before the classifier. The branch
-    of the image's mean has a norm with `norm_image`; batch norm then needs two images per process.
+    of the image's mean has a norm with `norm_image`; batch norm then needs two images at once.
 
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587.
     """

@@ -22,8 +22,8 @@ class DeepLabV3PlusHead(ClassyHead):
 
     Reads two blocks, shallow to deep: those at the strides 4 and 16 (or 8) in the paper. `separable` makes each 3x3
     convolution a depthwise and a pointwise one. `rates` None means 6, 12, 18 at strides of 16 and above, and their
-    doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images per
-    process.
+    doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images at
+    once.
 
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
     """

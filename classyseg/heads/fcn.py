@@ -21,7 +21,7 @@ class FCNHead(ClassyHead):
 
     `channels` between the two is a quarter of the (deepest) block's by default. `with_global` lets the classifier also
     read the image's mean, after a 1x1 convolution, which has a norm with `norm_image`; batch norm then needs two images
-    per process.
+    at once.
 
     Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the concatenation is
     that of Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", arXiv 1904.04514.

@@ -39,7 +39,7 @@ class ObjectAttention(nn.Module):
         key = self.key(regions).flatten(2).transpose(1, 2)
         value = self.value(regions).flatten(2).transpose(1, 2)
         context = F.scaled_dot_product_attention(query, key, value)
-        return self.output(context.transpose(1, 2).unflatten(2, pixels.shape[2:]))
+        return self.output(context.transpose(1, 2).contiguous().unflatten(2, pixels.shape[2:]))
 
 
 @HEADS.register("ocr")

@@ -20,11 +20,13 @@ from classyseg.layers.resize import (
     row_tap_range,
 )
 from classyseg.layers.split_attention import SplitAttentionConv2d
+from classyseg.layers.sync_batch_norm import BATCH_NORMS, SyncBatchNorm, synchronize_batch_norm
 
 __all__ = [
     "ACFAttention",
     "ALIGN_CORNERS",
     "ASPP",
+    "BATCH_NORMS",
     "CeilMeanPool2d",
     "ContextEncoding",
     "ConvNormAct",
@@ -40,6 +42,7 @@ __all__ = [
     "PyramidPooling",
     "RectifiedConv2d",
     "SplitAttentionConv2d",
+    "SyncBatchNorm",
     "argmax_at",
     "build_norm",
     "interpolation_matrix",
@@ -48,4 +51,5 @@ __all__ = [
     "resize_logits",
     "row_tap_range",
     "separable_conv",
+    "synchronize_batch_norm",
 ]

@@ -13,9 +13,9 @@ from classyseg.config import ConfigError, ConfigRecord
 class NormConfig(ConfigRecord):
     """Which normalisation follows each convolution.
 
-    `batch` depends on the other images of a process; `group` and `instance` do not, so that their results are the
-    same on any number of processes. `groups` is used by `group` alone; `momentum` (torch's: the share of the new
-    value) by `batch`.
+    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm`
+    joins; `group` and `instance` do not. `groups` is used by `group` alone; `momentum` (torch's: the share of the
+    new value) by `batch`.
     """
 
     name: Literal["batch", "group", "instance"] = "batch"

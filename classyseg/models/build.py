@@ -159,11 +159,10 @@ def create_model(
     """A model with heads, whose call gives logits by head name.
 
     `heads` are as in a config: `{"main": {"name": "fcn", "blocks": ["stage4"]}}`; by default those that the name
-    brings, such as `encnet_resnet50s_ade`. With neither, the model classifies images: the head `main` is a linear
-    layer over what the reference's classifier reads, and takes the classifier's weights of a file for ImageNet's 1000
-    classes. `num_classes` is by default that of a name with heads, or ImageNet's of such a classifier. `pretrained`,
-    `weights` and `adapt_input`: see `create_backbone`; with the heads that a name brings, `pretrained` takes weights of
-    the whole model.
+    brings, such as `encnet_resnet50s_ade`. With neither, the model classifies images: the head `main` has the layers
+    of the reference's classifier, and takes its weights of a file for ImageNet's 1000 classes. `num_classes` is by
+    default that of a name with heads, or ImageNet's of such a classifier. `pretrained`, `weights` and `adapt_input`:
+    see `create_backbone`; with the heads that a name brings, `pretrained` takes weights of the whole model.
 
     Raises: `ConfigError`.
     """
@@ -175,7 +174,7 @@ def create_model(
         num_classes = IMAGENET_CLASSES
     model = build_model(checked, num_classes)
     if not checked.heads:
-        model.attach_head("main", HEADS.build("linear", [model.classifier_block], num_classes))
+        model.attach_head("main", HEADS.build(model.classifier_head, [model.classifier_block], num_classes))
     if chosen is not None:
         classifier = "main" if not checked.heads and num_classes == IMAGENET_CLASSES else None
         _load(model, name, chosen, classifier)

@@ -23,7 +23,7 @@ from classyseg.models.naming import Naming
 from classyseg.models.published import published
 from classyseg.models.recompute import recomputed
 from classyseg.models.store import PublicWeights
-from classyseg.models.taps import Tap, TappedOutputs
+from classyseg.models.tap import Tap, Tapped
 from classyseg.registry import Configurable
 from classyseg.structures import BlockInfo
 
@@ -40,6 +40,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     """
 
     in_channels: int = 3
+    classifier_head: Mapping[str, Any] = MappingProxyType({"name": "linear"})
+    """The head that classifies as the reference does, as a config; it reads `classifier_block`."""
     classifier_prefixes: ClassVar[tuple[str, ...]] = ()
     """Keys of the reference implementation's own classifier, which public weights hold and a backbone does not."""
     namings: tuple[Naming, ...] = ()
@@ -58,7 +60,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._frozen_norm = False
         self.activation_compression: Compression = "none"
         self._taps: dict[str, Tap] = {}
-        self._tapped = TappedOutputs()
+        self._tapped = Tapped()
         self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.heads = nn.ModuleDict()
@@ -216,9 +218,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
         state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
         for key, value in run.named_buffers():
             state[key] = torch.empty_like(value, device="meta")
+        dtype = next((value.dtype for value in state.values() if value.is_floating_point()), None)
         try:
             with torch.no_grad():
-                return functional_call(run, state, torch.empty(1, *self.input_shape(size, size), device="meta"))
+                image = torch.empty(1, *self.input_shape(size, size), device="meta", dtype=dtype)
+                return functional_call(run, state, image)
         except Exception as error:  # a plugin may need values, or images of one size
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ConfigError(

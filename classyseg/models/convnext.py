@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -67,6 +68,7 @@ class ConvNeXt(ClassyModel):
     Source: Liu et al., "A ConvNet for the 2020s", CVPR 2022.
     """
 
+    classifier_head = MappingProxyType({"name": "linear", "layer_norm": True})
     classifier_prefixes = ("classifier.",)
     namings = (Naming("timm", TIMM_RULES, ("head.",), _scale_of_maps),)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
+from torchvision.models._utils import _make_divisible
 from torchvision.ops import StochasticDepth
 
 from classyseg.layers import NormConfig, build_norm
@@ -26,13 +27,6 @@ STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 def _repeats(depth: float) -> list[int]:
     """The blocks of each stage; the first and the last have one, in any variant."""
     return [1, *(math.ceil(depth * row[-1]) for row in STAGES[1:-1]), 1]
-
-
-def _scaled(channels: int, width: float) -> int:
-    """The multiple of 8 next to `channels * width`, and no less than 0.9 of it."""
-    wanted = channels * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * wanted else rounded + 8
 
 
 def _timm(repeats: Sequence[int]) -> Naming:
@@ -122,8 +116,8 @@ class EfficientNetLite(ClassyModel):
                 conv = SameConv2d(wide, wide, kernel, stride=made_for, groups=wide, grid=grid, keeps_size=keeps_size)
                 layers.append(f"_blocks.{len(self._blocks)}")
                 drop = stochastic_depth * len(self._blocks) / sum(repeats)
-                self._blocks.append(_Block(channels, _scaled(out, width), expansion, conv, drop, norm))
-                channels, stride = _scaled(out, width), stride * made_for
+                self._blocks.append(_Block(channels, _make_divisible(out * width, 8), expansion, conv, drop, norm))
+                channels, stride = _make_divisible(out * width, 8), stride * made_for
             if number in names:
                 self.add_block(names[number], channels, min(stride, output_stride), *layers)
                 self._ends[names[number]], layers = len(self._blocks), []

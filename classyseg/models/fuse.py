@@ -8,24 +8,25 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from classyseg.layers.same import SameConv2d
-from classyseg.models import paddle
 from classyseg.models.classy_model import ClassyModel
 
 Model = TypeVar("Model", bound=ClassyModel)
 PROBE_SIZE = 64
-FOLDABLE = (nn.Conv2d, nn.Conv3d, SameConv2d, paddle.SameConv2d)
+FOLDABLE = (nn.Conv2d, nn.Conv3d, SameConv2d)
 
 
 def fuse(model: Model) -> Model:
     """A copy of `model` in eval mode that gives the same outputs with fewer operations; to be used, not trained.
 
     A batch norm that reads the output of one convolution, which nothing else reads, is folded into it and becomes an
-    identity. The state dict of the copy is its own: save and load that of the original.
+    identity. Kernels are laid out channels last, which makes the maps so, too, and is the faster way on most machines.
+    The state dict of the copy is its own: save and load that of the original.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     modules = dict(twin.named_modules())
@@ -33,7 +34,7 @@ def fuse(model: Model) -> Model:
         _replace(twin, conv, fuse_conv_bn_eval(modules[conv], modules[norm]))  # type: ignore[type-var]
         _replace(twin, norm, nn.Identity())
     twin.renew_taps()
-    return twin
+    return twin.to(memory_format=torch.channels_last)
 
 
 def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
@@ -62,7 +63,7 @@ def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
 
 
 def _folds(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is not None
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 class _Reads(TorchFunctionMode):

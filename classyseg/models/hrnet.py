@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.layers import NormConfig, build_norm
+from classyseg.layers.same import SameConv2d
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
-from classyseg.models.paddle import SameConv2d
 from classyseg.models.residual import EXPANSION, KERNELS, ResidualBlock
 from classyseg.registry import MODELS
 
@@ -114,7 +114,7 @@ class Parts:
 
     def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> nn.Conv2d:
         if stride == 2 and self.padding == "same":
-            return SameConv2d(in_channels, out_channels, kernel)
+            return SameConv2d(in_channels, out_channels, kernel, stride=2)
         return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False)
 
     def blocks(self, kind: Literal["basic", "bottleneck"], in_channels: int, width: int, count: int) -> nn.Module:

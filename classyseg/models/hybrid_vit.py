@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,8 +41,8 @@ class StandardizedConv2d(nn.Conv2d):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
-        weight = (self.weight - mean) * torch.rsqrt(variance + WEIGHT_EPS)
+        rows = self.weight.flatten(1).unsqueeze(0)  # a batch norm over each kernel's values is the fastest way on a CPU
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=WEIGHT_EPS).view_as(self.weight)
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         if kernel == 1:
             return F.conv2d(x[:, :, ::stride, ::stride], weight)

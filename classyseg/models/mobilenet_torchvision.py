@@ -26,7 +26,7 @@ BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")
 V2_ENDS = (1, 3, 6, 13, 17)
 V2_STAGES = ((1,), (2, 3), (4, 5, 6), (7, 8, 9, 10), (11, 12, 13), (14, 15, 16), (17,))
 V3_ENDS = {"small": (0, 1, 3, 8, 11), "large": (1, 3, 6, 12, 15)}
-V3_MOMENTUM, V3_EPS = 0.01, 1e-3
+V3_MOMENTUM, V3_EPS, V3_DROPOUT = 0.01, 1e-3, 0.2
 
 
 class MobileNet(ClassyModel):
@@ -143,6 +143,8 @@ class TorchvisionMobileNetV3(MobileNet):
         layers = ReferenceV3(
             settings, last_channel, num_classes=1, norm_layer=lambda channels: build_norm(norm, channels)
         )
+        hidden = {"hidden": last_channel, "activation": "hardswish", "dropout": V3_DROPOUT}
+        self.classifier_head = {"name": "linear", **hidden}
         self.take(layers.features, V3_ENDS[size], in_channels, output_stride)
 
     @classmethod

@@ -7,13 +7,15 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models._utils import _make_divisible
 
 from classyseg.config import Float
 from classyseg.layers import NormConfig, build_norm
+from classyseg.layers.same import SameConv2d
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
 from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
-from classyseg.models.paddle import SameConv2d, initialise
+from classyseg.models.paddle import initialise
 from classyseg.registry import MODELS
 
 Variant = Literal["v2.6", "v2.5"]
@@ -163,7 +165,7 @@ class MobileNetV3(ClassyModel):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        channels = divisible(16 * scale)
+        channels = _make_divisible(16 * scale, 8)
         stem = nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1, bias=False)
         self.conv = ConvNorm(stem, "hardswish", norm)
         self.layers = nn.ModuleList()
@@ -174,7 +176,9 @@ class MobileNetV3(ClassyModel):
             for row in rows:
                 if variant == "v2.5":
                     row = row._replace(activation="hardswish", stride=row.stride if stride < output_stride else 1)
-                row = row._replace(expanded=divisible(scale * row.expanded), channels=divisible(scale * row.channels))
+                row = row._replace(
+                    expanded=_make_divisible(scale * row.expanded, 8), channels=_make_divisible(scale * row.channels, 8)
+                )
                 self.layers.append(InvertedResidual(channels, row, variant, norm))
                 channels, stride = row.channels, stride * row.stride
             self.block_of[len(self.layers) - 1] = f"stage{i}"
@@ -193,15 +197,9 @@ class MobileNetV3(ClassyModel):
         return features
 
 
-def divisible(width: float) -> int:
-    """The multiple of 8 nearest to `width`, at least 8, and not below nine tenths of it."""
-    rounded = max(8, int(width + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * width else rounded
-
-
 def _depthwise(row: Row, variant: Variant) -> nn.Conv2d:
     if row.stride == 2 and variant == "v2.5":
-        return SameConv2d(row.expanded, row.expanded, row.kernel, groups=row.expanded)
+        return SameConv2d(row.expanded, row.expanded, row.kernel, stride=2, groups=row.expanded)
     return nn.Conv2d(
         row.expanded, row.expanded, row.kernel, row.stride, row.kernel // 2, groups=row.expanded, bias=False
     )

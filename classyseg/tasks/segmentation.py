@@ -21,7 +21,7 @@ from classyseg.checkpoint import Checkpoint
 from classyseg.config import ConfigError, ConfigRecord, unknown, within
 from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
 from classyseg.hooks import CheckpointHook
-from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
+from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
@@ -204,9 +204,8 @@ class SegmentationTask(ClassyTask):
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.runtime.sync_batch_norm and self.device.type == "cuda" and distributed.world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            self.model.renew_taps()
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
         layout = torch.channels_last if self.runtime.channels_last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import label_trees
 import numpy as np
 import pytest
 import torch
@@ -269,6 +270,131 @@ def test_a_wrong_option_is_named(tmp_path: Path, options: dict[str, Any], messag
 def test_each_class_has_a_colour_of_pascals_palette(tmp_path: Path) -> None:
     pair(tmp_path)
     assert folder(tmp_path, classes=list("abcd")).palette == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+
+
+CITIES = ("ulm/a", "bonn/a", "bonn/b")
+
+
+def nested(root: Path, suffix: str = "") -> None:
+    for name in CITIES:
+        label_trees.image(root / "images" / f"{name}.png")
+        label_trees.mask(root / "masks" / f"{name}{suffix}.png", 0, 1)
+
+
+def test_subfolders_are_searched_when_asked(tmp_path: Path) -> None:
+    nested(tmp_path)
+    data = folder(tmp_path, nested=True)
+    assert [str(pair[0].relative_to(tmp_path / "images")) for pair in data.pairs] == [
+        "bonn/a.png",
+        "bonn/b.png",
+        "ulm/a.png",
+    ]
+    with pytest.raises(DataError, match=r"images: found no image file; accepted: .jpg"):
+        folder(tmp_path)
+
+
+def test_masks_in_other_subfolders_are_no_masks_of_the_images(tmp_path: Path) -> None:
+    nested(tmp_path, "_mask")
+    (tmp_path / "masks" / "ulm").rename(tmp_path / "masks" / "bern")
+    with pytest.raises(DataError, match=r"no mask for 1 of 3 images: .*images/ulm/a.png; .*NAME.jpg is NAME_"):
+        folder(tmp_path, nested=True, mask_suffix="_mask")
+
+
+def table(root: Path, *lines: str) -> str:
+    return str(label_trees.names(root / "pairs.csv", *lines))
+
+
+def test_a_table_names_the_pairs_in_its_own_order(tmp_path: Path) -> None:
+    nested(tmp_path)
+    data = folder(tmp_path, table=table(tmp_path, "mask,image", "ulm/a.png,bonn/b.png", "bonn/a.png,ulm/a.png"))
+    found = [tuple(path.parts[-2] + "/" + path.stem for path in pair) for pair in data.pairs]
+    assert found == [("bonn/b", "ulm/a"), ("ulm/a", "bonn/a")]
+
+
+def test_a_table_of_several_splits_gives_the_named_one_and_never_all(tmp_path: Path) -> None:
+    nested(tmp_path)
+    path = table(tmp_path, "image,mask,split", "ulm/a.png,ulm/a.png,train", "bonn/a.png,bonn/a.png,val")
+    assert [pair[0].parent.name for pair in folder(tmp_path, table=path, split="val").pairs] == ["bonn"]
+    with pytest.raises(
+        ConfigError, match=r"^split: found nothing, but .*pairs.csv has the splits train, val; name one"
+    ):
+        folder(tmp_path, table=path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (["image", "a.png"], {}, r"pairs.csv: found the columns image; the first line must name image, mask"),
+        ([""], {}, r"pairs.csv: found the columns none"),
+        (
+            ["image,mask", "ulm/a.png,ulm/a.png"],
+            {"split": "val"},
+            r"the columns image, mask; .* image, mask, split",
+        ),
+        (
+            ["image,mask", "ulm/a.png,x.png", "y.png,ulm/a.png"],
+            {},
+            r"names 2 files that do not exist: .*x.png, .*y",
+        ),
+        (
+            ["image,mask,split", "ulm/a.png,ulm/a.png,train"],
+            {"split": "val"},
+            r"split: found 'val', .* has the splits train",
+        ),
+    ],
+    ids=["no masks", "empty", "no split", "missing", "other split"],
+)
+def test_a_wrong_table_is_named(tmp_path: Path, lines: list[str], options: dict[str, Any], message: str) -> None:
+    nested(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        folder(tmp_path, table=table(tmp_path, *lines), **options)
+
+
+RED, BLUE, BLACK = (255, 0, 0), (0, 0, 255), (0, 0, 0)
+COLORS = {"#ff0000": 1, "#0000FF": 0, "#000000": 255}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_become_the_classes_of_a_map(tmp_path: Path, mode: str) -> None:
+    pair(tmp_path)
+    label_trees.image(tmp_path / "images" / "a.png")
+    label_trees.colors(tmp_path / "masks" / "a.png", RED, BLUE, BLACK, mode=mode)
+    data = folder(tmp_path, color_map=COLORS)
+    assert label_trees.rows(data[0].target)[:3] == [1, 0, 255]
+    assert data.palette == (BLUE, RED)
+
+
+def test_a_colour_that_the_map_does_not_know_is_named(tmp_path: Path) -> None:
+    pair(tmp_path)
+    label_trees.colors(tmp_path / "masks" / "a.png", RED, (1, 2, 3))
+    with pytest.raises(
+        DataError, match=r"masks/a.png: .*the values #010203 \(24 pixels\).*known: #ff0000, #0000ff, #000"
+    ):
+        folder(tmp_path, color_map=COLORS)[0]
+
+
+def test_a_mask_without_colours_is_refused_where_colours_are_expected(tmp_path: Path) -> None:
+    pair(tmp_path)
+    with pytest.raises(DataError, match=r"masks/a.png: a mask of mode L; accepted here are masks of colours"):
+        folder(tmp_path, color_map=COLORS)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"color_map": {"red": 0}}, r"color_map: found 'red'; accepted are colours such as '#804080'"),
+        ({"color_map": {}}, r"color_map: found nothing"),
+        ({"color_map": {"#ff0000": 0, "#FF0000": 1}}, r"color_map: found one colour twice"),
+        ({"color_map": COLORS, "label_map": {0: 1}}, r"color_map: masks hold either values, .*or colours"),
+        ({"split": "val"}, r"split: found 'val', but only a table has splits"),
+        ({"table": "x.csv", "nested": True}, r"table: names the pairs itself"),
+        ({"table": "x.csv"}, r"x.csv: no such file"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    pair(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        folder(tmp_path, **options)
 
 
 NUCLEI = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[2] / "../shared/data") / "nuclei_dsb2018"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.export import Dim
 from torch.nn import functional as F
 
 from classyseg.layers.same import SameConv2d
@@ -38,3 +39,12 @@ def test_a_finer_grid_holds_the_values_of_the_coarse_one(kernel: int, stride: in
 def test_a_kernel_that_leaves_pixels_out_is_refused() -> None:
     with pytest.raises(ValueError, match="kernel 1 at stride 2"):
         SameConv2d(1, 1, 1, stride=2)
+
+
+def test_an_export_leaves_even_and_odd_sizes_free() -> None:
+    conv = SameConv2d(2, 4, 3, stride=2)
+    sizes = {"x": {2: Dim("height", min=9, max=99), 3: Dim("width", min=9, max=99)}}
+    exported = torch.export.export(conv, (torch.randn(1, 2, 16, 18),), dynamic_shapes=sizes).module()
+    for size in [(17, 30), (30, 17), (64, 64)]:
+        x = torch.randn(1, 2, *size)
+        assert torch.equal(exported(x), conv(x))

@@ -340,3 +340,9 @@ def test_layers_of_an_optional_block_that_nobody_reads_get_no_gradient(name: str
     model(image)["main"].sum().backward()
     assert any(parameter.grad is None for parameter in model.parameters()) == expected
     assert model.unused_in_training() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_submodule_of_a_model_of_another_precision_is_found(dtype: torch.dtype) -> None:
+    model = create_backbone("resnet18").to(dtype)
+    assert model.block("layer3.1.conv2") == create_backbone("resnet18").block("layer3.1.conv2")

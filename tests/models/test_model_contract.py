@@ -1,7 +1,7 @@
 """What every backbone holds with every registered head, plugins' included: one variant of each family, the smallest.
 
 Each model is built once and carries all heads on its deepest blocks, so that one compilation covers all of them.
-`--every-variant` runs every registered name.
+`--every-variant` runs every registered name; with `-n 1`, as the largest take 20 GB of memory each.
 """
 
 from __future__ import annotations
@@ -76,6 +76,8 @@ MIXED = ("densenet",)
 """Families that round sizes up in the stem and down after it."""
 ANY_AXES = ("linear", "fully_connected", "fully_convolutional_linear", "vision_transformer", "identity")
 """The heads that read maps with any number of axes after the channels."""
+DEEP = ("resnest200", "resnest269")
+"""So many layers with random weights that float32 alone differs by more than the tolerance: these run in float64."""
 Outputs = dict[str, Tensor]
 
 
@@ -111,7 +113,8 @@ def takes_images(model: ClassyModel) -> bool:
 
 def image_for(model: ClassyModel, height: int, width: int, count: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(height * 1000 + width)
-    return torch.randn(count, *model.input_shape(height, width), generator=generator)
+    image = torch.randn(count, *model.input_shape(height, width), generator=generator)
+    return image.to(next(model.parameters()).dtype)
 
 
 def run(model: Any, image: Tensor) -> Outputs:
@@ -143,7 +146,8 @@ def test_every_family_has_a_variant_under_test() -> None:
 def model(request: pytest.FixtureRequest) -> Iterator[ClassyModel]:
     """The registered model with every head, in eval mode; tests leave it as it is."""
     torch.manual_seed(0)
-    yield attach_every_head(build_model(config_of(request.param)), HEADS.names()).eval()
+    built = attach_every_head(build_model(config_of(request.param)), HEADS.names()).eval()
+    yield built.double() if request.param in DEEP else built
     torch.compiler.reset()
 
 
@@ -218,20 +222,6 @@ def test_a_backbone_frozen_through_its_deepest_block_gives_features_without_grad
     assert any(not parameter.requires_grad for parameter in first.parameters())
 
 
-def test_checkpointed_activations_give_equal_gradients(model: ClassyModel) -> None:
-    plain, saving = without_dropout(model), without_dropout(model)
-    saving.checkpoint_activations()
-    assert saving.keeps_less
-    gradients = []
-    for twin in (plain, saving):
-        deepest = twin.forward_features(image_for(twin, 33, 33, count=2))[list(twin.blocks)[-1]]
-        (deepest * torch.linspace(-1, 1, deepest.numel()).view_as(deepest)).sum().backward()
-        gradients.append({name: p.grad for name, p in twin.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, expected in gradients[0].items():
-        assert torch.allclose(gradients[1][name], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())), name
-
-
 def test_a_fused_model_gives_equal_outputs(model: ClassyModel) -> None:
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(3)
@@ -267,15 +257,9 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
 
 
 def test_activations_that_are_computed_again_give_the_same_gradients(model: ClassyModel) -> None:
-    plain = copy.deepcopy(model).train()
-    for module in plain.modules():
-        if hasattr(module, "p"):  # nothing drops out by chance
-            module.p = 0.0
-    twin = copy.deepcopy(plain)
-    try:
-        twin.checkpoint_activations()
-    except ConfigError as error:
-        pytest.skip(str(error))
+    plain, twin = without_dropout(model), without_dropout(model)
+    twin.checkpoint_activations()
+    assert twin.keeps_less
     image = image_for(model, 33, 33, count=2)
     for network in (plain, twin):
         list(network.forward_features(image).values())[-1].square().sum().backward()
@@ -294,6 +278,7 @@ def test_a_single_small_image_gives_logits_in_eval_mode(model: ClassyModel) -> N
 def test_the_state_dict_makes_another_instance_equal(model: ClassyModel, request: pytest.FixtureRequest) -> None:
     torch.manual_seed(1)
     other = attach_every_head(build_model(config_of(request.node.callspec.params["model"])), list(model.heads)).eval()
+    other.to(next(model.parameters()).dtype)
     image = image_for(model, 33, 65)
     expected = run(model, image)
     assert not torch.equal(run(other, image)["linear"], expected["linear"])

@@ -14,8 +14,9 @@ from goldens import encoding_head, encoding_keys, goldens, parameters, sorted_ke
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.datasets import ade20k, pascal_context, pascal_voc
 from classyseg.models import ClassyModel, build_model, create_backbone, create_model, list_models, load_weights
-from classyseg.models.named import NAMED
+from classyseg.models.named import NAMED, NUM_CLASSES
 from classyseg.models.published import PUBLISHED
 from classyseg.registry import MODELS
 
@@ -110,6 +111,12 @@ def test_parameters_are_pytorch_encodings(name: str, expected: int) -> None:
 def test_every_name_with_heads_is_counted() -> None:
     assert len(PARAMETERS) == 35
     assert {name for name in PARAMETERS | UNLISTED if name in NAMED} == set(NAMED) <= set(list_models())
+
+
+def test_classes_are_those_of_the_data_sets() -> None:
+    classes = {"ade20k": ade20k.CLASSES, "pascal_context": pascal_context.CLASSES, "coco": pascal_voc.CLASSES}
+    assert {dataset: len(names) for dataset, names in classes.items()}.items() <= NUM_CLASSES.items()
+    assert {*classes, "minc"} == set(NUM_CLASSES)
 
 
 def their_keys(name: str, model: ClassyModel) -> dict[str, str]:

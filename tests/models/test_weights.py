@@ -19,6 +19,7 @@ from torch import Tensor
 from classyseg.checkpoint import save_checkpoint
 from classyseg.config import ConfigError, WeightsConfig
 from classyseg.models import ResNet, build_model, create_backbone, create_model, load_weights
+from classyseg.models.convnext import ConvNeXt
 from classyseg.models.hrnet import HRNet
 from classyseg.models.store import PublicWeights
 from classyseg.registry import task_schema
@@ -272,8 +273,39 @@ def test_weights_that_want_other_options_say_so_or_set_them(tmp_path: Path, monk
         create_backbone("hrnet_w18_small_v1", pretrained=True, fuse_upsample="bilinear")
 
 
-def test_a_classifier_of_several_layers_is_no_linear_head(tmp_path: Path) -> None:
-    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / "w.pth")
-    with pytest.raises(ConfigError, match=r"classifier of this file has 2 layers \(classifier\.0\.weight, class"):
-        create_backbone("mobilenet_v3_small_tv", features_only=False, weights=str(tmp_path / "w.pth"))
-    create_backbone("mobilenet_v3_small_tv", weights=str(tmp_path / "w.pth"))
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "convnext_tiny"])
+def test_a_classifier_of_several_layers_gives_the_reference_s_logits(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    expected = torchvision.models.get_model(name).eval()
+    for parameter in expected.classifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    image = torch.randn(1, 3, 64, 64)
+    for keys in (list, sorted):
+        state = {key: expected.state_dict()[key] for key in keys(expected.state_dict())}
+        torch.save(state, tmp_path / "w.pth")
+        ours = "mobilenet_v3_small_tv" if name == "mobilenet_v3_small" else name
+        model = create_backbone(ours, features_only=False, weights=str(tmp_path / "w.pth")).eval()
+        torch.testing.assert_close(model(image)["main"], expected(image), rtol=1e-4, atol=1e-4)
+
+
+def test_timm_s_classifier_of_a_convnext_is_taken_though_its_norm_comes_last(tmp_path: Path) -> None:
+    source = create_backbone("convnext_tiny", features_only=False)
+    (timm,) = ConvNeXt.namings
+    state = torchvision.models.convnext_tiny().state_dict()
+    file = {timm.key(key): tensor for key, tensor in state.items()}
+    for ours, theirs in {"classifier.0": "head.norm", "classifier.2": "head.fc"}.items():
+        file |= {f"{theirs}.{leaf}": file.pop(f"{ours}.{leaf}") for leaf in ("weight", "bias")}
+    save_file(dict(sorted(file.items())), tmp_path / "w.safetensors")
+    loaded = create_backbone("convnext_tiny", features_only=False, weights=str(tmp_path / "w.safetensors"))
+    assert list(loaded.state_dict()) == list(source.state_dict())
+    assert torch.equal(loaded.state_dict()["heads.main.norm.weight"], state["classifier.0.weight"])
+    assert torch.equal(loaded.state_dict()["heads.main.fc.bias"], state["classifier.2.bias"])
+
+
+def test_a_classifier_with_other_layers_is_refused(tmp_path: Path) -> None:
+    state = create_backbone("resnet18").state_dict()
+    weights = {f"fc.{i}.weight": torch.zeros(3, 3) for i in (0, 2)}
+    save_file(state | weights, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"this file has 2 layers \(fc\.0\.weight, fc.* that of ResNet 1; load"):
+        create_backbone("resnet18", features_only=False, weights=str(tmp_path / "w.safetensors"))
+    create_backbone("resnet18", weights=str(tmp_path / "w.safetensors"))

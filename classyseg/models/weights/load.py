@@ -177,7 +177,7 @@ def match(
     head_names = encoding_names(model) if of_head else {}
     theirs |= {key: outer + name for key, name in head_names.items()}
     if classifier is not None:
-        theirs |= _classifier_keys(classifier, prefix, naming, tensors)
+        theirs |= _classifier_keys(classifier, model, tuple(prefix + start for start in naming.classifier), tensors)
     if head_names or classifier is not None:
         expected |= {key: everything[key] for key in theirs if key not in expected}
     state: dict[str, Tensor] = {}
@@ -246,18 +246,20 @@ def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[
     return best
 
 
-def _classifier_keys(head: str, prefix: str, naming: Naming, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The keys of the linear head `head` with those of the file's classifier: its last weight and bias."""
-    starts = tuple(prefix + start for start in naming.classifier)
+def _classifier_keys(
+    head: str, model: ClassyModel, starts: tuple[str, ...], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The keys of the linear head `head` with those of the file's classifier, whose keys have one of `starts`."""
     weights = [key for key in tensors if key.startswith(starts) and key.endswith(".weight")]
-    if len(weights) > 1:
+    weights.sort(key=lambda key: tensors[key].dim() > 1)  # a norm comes first, whatever its name
+    layers: list[str] = model.heads[head].layers  # type: ignore[assignment]
+    if len(weights) not in (0, len(layers)):
         raise ConfigError(
-            f"the classifier of this file has {len(weights)} layers ({_listed(weights)}), which one linear layer "
-            "cannot take; load the backbone alone (features_only=True)"
+            f"the classifier of this file has {len(weights)} layers ({_listed(weights)}), that of "
+            f"{type(model).__name__} {len(layers)}; load the backbone alone (features_only=True)"
         )
-    return {
-        f"heads.{head}.fc.{leaf}": weights[0].removesuffix("weight") + leaf for leaf in ("weight", "bias") if weights
-    }
+    pairs = [(layer, key.removesuffix("weight")) for layer, key in zip(layers, weights, strict=False)]
+    return {f"heads.{head}.{layer}.{leaf}": start + leaf for layer, start in pairs for leaf in ("weight", "bias")}
 
 
 def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a submodule puts out in a forward pass, kept for the heads that read it."""
+"""Submodules as blocks: what they put out is kept for the heads that read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from classyseg.models.recompute import is_recomputing
 from classyseg.structures import BlockInfo
 
 
-class TappedOutputs:
+class Tapped:
     """What tapped submodules put out in the forward pass under way, by thread; empty between passes."""
 
     def __init__(self) -> None:
@@ -25,12 +25,12 @@ class TappedOutputs:
     def take(self) -> dict[str, Tensor]:
         return self.outputs.pop(_thread(), {})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> TappedOutputs:
-        memo[id(self)] = copy = TappedOutputs()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tapped:
+        memo[id(self)] = copy = Tapped()
         return copy
 
-    def __reduce__(self) -> tuple[type[TappedOutputs], tuple[()]]:
-        return TappedOutputs, ()
+    def __reduce__(self) -> tuple[type[Tapped], tuple[()]]:
+        return Tapped, ()
 
 
 class Tap:
@@ -38,7 +38,7 @@ class Tap:
 
     handle: Any
 
-    def __init__(self, tapped: TappedOutputs, info: BlockInfo) -> None:
+    def __init__(self, tapped: Tapped, info: BlockInfo) -> None:
         self.tapped = tapped
         self.info = info
 

@@ -1,0 +1,54 @@
+"""Cityscapes: 19 classes of street scenes, finely or coarsely annotated."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from classyseg.config import ConfigError, within
+from classyseg.datasets.label_map import LabelMap, label_table
+from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.pairs import Pair, matched_pairs
+from classyseg.io import data_folder
+from classyseg.registry import DATASETS, TransformConfig
+
+LABEL_IDS, CLASSES, PALETTE = label_table("cityscapes")
+NUM_LABEL_IDS = 34
+FOLDERS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "train_extra": ("train_extra",)}
+
+
+@DATASETS.register("cityscapes")
+class Cityscapes(MaskFiles):
+    """Street scenes: `root/leftImg8bit/train/CITY/*_leftImg8bit.png`, `root/gtFine/train/CITY/*_gtFine_labelIds.png`.
+
+    The 34 values of `labelIds` become 19 classes, the others are ignored; predictions are submitted as `labelIds`.
+    `gtCoarse` stands in the place of `gtFine` for coarse annotations, which alone cover `train_extra`. The masks of the
+    test images are not public.
+
+    Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.
+    """
+
+    classes = CLASSES
+    palette = PALETTE
+    label_map = LabelMap(
+        {value: LABEL_IDS.index(value) if value in LABEL_IDS else 255 for value in range(NUM_LABEL_IDS)}
+    )
+    submission_values = LABEL_IDS
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "val", "trainval", "train_extra"],
+        annotations: Literal["fine", "coarse"] = "fine",
+        root: str = "cityscapes",
+        transforms: tuple[TransformConfig, ...] = (),
+    ) -> None:
+        if split == "train_extra" and annotations == "fine":
+            raise ConfigError("annotations: found 'fine', but split 'train_extra' has coarse annotations only")
+        kind = f"gt{annotations.capitalize()}"
+        pairs: list[Pair] = []
+        with within("root"):
+            folder = data_folder(root)
+            for name in FOLDERS[split]:
+                images, masks = (data_folder(str(folder / part / name)) for part in ("leftImg8bit", kind))
+                pairs += matched_pairs(images, masks, f"_{kind}_labelIds", image_suffix="_leftImg8bit", nested=True)
+        super().__init__(pairs, transforms)

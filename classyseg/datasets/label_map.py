@@ -1,0 +1,104 @@
+"""From the values in mask files to labels: declared by a data set, applied once, with every unknown value named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from classyseg.config import DataError
+from classyseg.datasets.classy_dataset import MAX_LISTED, Color
+
+Array = npt.NDArray[Any]
+UNKNOWN = np.iinfo(np.int64).min
+
+
+class LabelMap:
+    """Which label each value of a mask file stands for, applied to all values at once.
+
+    A value that `labels` does not name is an error, or stays as it is where `others_stay`. `text` writes a value in
+    messages.
+    """
+
+    def __init__(
+        self, labels: Mapping[int, int], *, others_stay: bool = False, text: Callable[[int], str] | None = None
+    ) -> None:
+        self.labels = dict(labels)
+        self.others_stay = others_stay
+        self.text = text
+        self._values = np.array(sorted(self.labels), dtype=np.int64)
+        self._labels = np.array([self.labels[value] for value in sorted(self.labels)], dtype=np.int64)
+        self._tables: dict[np.dtype[Any], Array] = {}
+
+    def __call__(self, values: Array, place: object) -> Tensor:
+        """The labels of a mask's `values` (H, W), any integers, as int64; `place` names the mask in messages.
+
+        Raises: `DataError` for values that the map does not know.
+        """
+        if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+            if values.dtype not in self._tables:
+                every_value = np.arange(np.iinfo(values.dtype).max + 1)
+                self._tables[values.dtype] = self._look_up(every_value)
+            labels = self._tables[values.dtype][values]
+        else:
+            labels = self._look_up(values)
+        if not self.others_stay:
+            self._check(values, labels == UNKNOWN, place)
+        return torch.from_numpy(labels)
+
+    def _look_up(self, values: Array) -> Array:
+        values = values.astype(np.int64)
+        others = values if self.others_stay else np.full_like(values, UNKNOWN)
+        if not len(self._values):
+            return others
+        places = np.searchsorted(self._values, values).clip(max=len(self._values) - 1)
+        return np.where(self._values[places] == values, self._labels[places], others)
+
+    def _check(self, values: Array, unknown: npt.NDArray[np.bool_], place: object) -> None:
+        if not unknown.any():
+            return
+        found = np.unique(values[unknown]).tolist()
+        shown = ", ".join(map(self.text or str, found[:MAX_LISTED])) + (", ..." if len(found) > MAX_LISTED else "")
+        known = ", ".join(map(self.text, self.labels)) if self.text else spans(self.labels)
+        raise DataError(
+            f"{place}: its mask holds the values {shown} ({int(unknown.sum())} pixels), which the data set's label map "
+            f"does not know; known: {known}"
+        )
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """`{0, 1, 2, 7}` as `0 to 2, 7`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+
+
+def label_table(name: str) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Color, ...]]:
+    """The values in files, the names and the colours (empty where the set has none of its own) of a set's classes.
+
+    They lie in `labels/NAME.json`, one row a class: value, name, colour as RRGGBB.
+    """
+    rows = json.loads((Path(__file__).parent / "labels" / f"{name}.json").read_text(encoding="utf-8"))
+    values, names, *colors = zip(*rows, strict=True)
+    return values, names, tuple(color_of(text) for text in colors[0]) if colors else ()
+
+
+def color_of(text: str) -> Color:
+    """`804080` as (128, 64, 128)."""
+    red, green, blue = bytes.fromhex(text)
+    return red, green, blue
+
+
+def color_text(value: int) -> str:
+    """A colour's number, as in `files.read_colors`, as `#804080`."""
+    return f"#{value:06x}"

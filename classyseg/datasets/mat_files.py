@@ -1,0 +1,46 @@
+"""Masks in MATLAB files, as the Pascal extensions are published; scipy reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from classyseg.config import ConfigError, DataError
+
+
+def require_scipy(path: Path) -> Any:
+    """The module `scipy.io`. Raises: `ConfigError`, naming the file that needs it, where scipy is not installed."""
+    try:
+        import scipy.io
+    except ImportError:
+        raise ConfigError(
+            f"{path}: a MATLAB file, which scipy reads: install classyseg[mat], or convert the masks to PNG"
+        ) from None
+    return scipy.io
+
+
+def read_mat(path: Path) -> npt.NDArray[Any]:
+    """The mask (H, W) of a `.mat` file: SBD's `GTcls.Segmentation`, or Pascal-Context's `LabelMap`.
+
+    Raises: `DataError` for a file that holds neither, `ConfigError` without scipy.
+    """
+    scipy_io = require_scipy(path)
+    try:
+        contents = scipy_io.loadmat(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # scipy raises whatever a broken file leads to; the message must name the file
+        raise DataError(f"{path}: cannot be read as a MATLAB file ({error})") from None
+    if "LabelMap" in contents:
+        values = contents["LabelMap"]
+    elif "GTcls" in contents and "Segmentation" in (contents["GTcls"].dtype.names or ()):
+        values = contents["GTcls"]["Segmentation"].item()
+    else:
+        names = ", ".join(name for name in contents if not name.startswith("__"))
+        raise DataError(f"{path}: holds {names or 'nothing'}; expected GTcls.Segmentation (SBD) or LabelMap")
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iu":
+        raise DataError(f"{path}: its mask is no matrix of integers")
+    return values

@@ -1,0 +1,135 @@
+"""Which mask belongs to which image: by name, by a list of names, or by a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+
+Pair = tuple[Path, Path]
+
+
+def matched_pairs(
+    images: Path, masks: Path, mask_suffix: str = "", *, image_suffix: str = "", nested: bool = False
+) -> list[Pair]:
+    """The image files of a folder with their masks, in the order of their names.
+
+    `NAME{image_suffix}.jpg` goes with `NAME{mask_suffix}.png`; `nested` searches subfolders, which must be the same on
+    both sides. Where suffixes are given, files without them are passed over. Raises: `DataError` for an empty folder,
+    an image without a mask, a mask without an image, two files of one name, and a folder that may not be read.
+    """
+    by_name = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
+    masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
+    alone = [str(path) for name, path in by_name.items() if name not in masks_by_name]
+    if alone:
+        raise DataError(
+            f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {_some(alone)}; the mask of "
+            f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format)"
+        )
+    unused = [str(path) for name, path in masks_by_name.items() if name not in by_name]
+    if unused:
+        raise DataError(f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}")
+    return [(path, masks_by_name[name]) for name, path in by_name.items()]
+
+
+def listed_pairs(
+    names: Sequence[str], images: Path, masks: Path, *, mask_suffixes: tuple[str, ...] = MASK_SUFFIXES
+) -> list[Pair]:
+    """The files of `names` in two folders. Raises: `DataError` naming those that are missing."""
+    by_name = files_by_name(images, IMAGE_SUFFIXES, "image")
+    masks_by_name = files_by_name(masks, mask_suffixes, "mask")
+    for folder, found, what in ((images, by_name, "image"), (masks, masks_by_name, "mask")):
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise DataError(f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {_some(missing)}")
+    return [(by_name[name], masks_by_name[name]) for name in names]
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a list of names. Raises: `DataError` for a list that is missing, empty, or names one twice."""
+    names = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise DataError(f"{path}: names {_some(twice)} more than once")
+    return names
+
+
+def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> list[Pair]:
+    """The pairs of a CSV table with the columns `image` and `mask`: paths under the two folders.
+
+    Where the table has a column `split`, the rows that hold `split` there. Raises: `DataError` for a table that is not
+    so, and for files that do not exist; `ConfigError` for a split that no row has, or for none where there are some.
+    """
+    rows = list(csv.DictReader(_text(table).splitlines()))
+    columns = set(rows[0]) if rows else set()
+    wanted = {"image", "mask"} | ({"split"} if split is not None else set())
+    if not wanted <= columns:
+        raise DataError(
+            f"{table}: found the columns {', '.join(sorted(map(str, columns))) or 'none'}; the first line must name "
+            f"{', '.join(sorted(wanted))}, and rows must follow"
+        )
+    if "split" in columns:
+        known = sorted({row["split"] or "" for row in rows})
+        rows = [row for row in rows if row["split"] == split]
+        if not rows:
+            found = "nothing" if split is None else f"'{split}'"
+            raise ConfigError(f"split: found {found}, but {table} has the splits {', '.join(known)}; name one")
+    pairs = [(images / (row["image"] or ""), masks / (row["mask"] or "")) for row in rows]
+    missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
+    if missing:
+        raise DataError(f"{table}: names {len(missing)} files that do not exist: {_some(missing)}")
+    return pairs
+
+
+def files_by_name(
+    folder: Path, suffixes: tuple[str, ...], what: str, ending: str = "", *, nested: bool = False
+) -> dict[str, Path]:
+    """The files `NAME{ending}.SUFFIX` of a folder by NAME, which holds the subfolders where `nested`."""
+    found: dict[str, Path] = {}
+    for path in _walk(folder, suffixes, nested):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if not name.endswith(ending):
+            continue
+        name = name.removesuffix(ending)
+        if name in found:
+            raise DataError(f"{folder}: two {what} files of one name: {found[name].name} and {path.name}")
+        found[name] = path
+    if not found:
+        raise DataError(
+            f"{folder}: found no {what} file{' in any subfolder' if nested else ''}; accepted: "
+            f"{', '.join(ending + suffix for suffix in suffixes)}"
+        )
+    return found
+
+
+def _walk(folder: Path, suffixes: tuple[str, ...], nested: bool) -> Iterator[Path]:
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    for path in paths:
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in suffixes:
+            yield path
+        elif nested and path.is_dir():
+            yield from _walk(path, suffixes, nested)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text, byte {error.start}"
+        raise DataError(f"{path}: cannot be read ({reason})") from None
+
+
+def _some(paths: list[str], limit: int = 5) -> str:
+    return ", ".join(paths[:limit]) + (", ..." if len(paths) > limit else "")
