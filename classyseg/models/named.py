@@ -1,7 +1,8 @@
-"""Models by name: a backbone with the heads, and the number of classes, that PyTorch-Encoding gives one for a data set.
+"""PyTorch-Encoding's models with heads: names for a backbone, its heads, and the number of classes of a data set.
 
-Its `get_model` knows those up to `deeplab_resnest269_pcontext`; it builds the others, too, but does not list them. Its
-plain backbones (`resnet50s`, `wideresnet38`, ...) are registered where their classes are.
+Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, "Deep TEN: Texture Encoding Network",
+CVPR 2017, and "ResNeSt: Split-Attention Networks", 2020, as PyTorch-Encoding has them. Its plain backbones (`resnet50s`,
+`wideresnet38`, ...) are registered beside their classes.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ NAMED: dict[str, NamedModel] = {
     "fcn_resnest50_pcontext": _with_aux("resnest50", "pascal_context", _FCN),
     **{f"deeplab_{name}_ade": _with_aux(name, "ade20k", _DEEPLAB) for name in _RESNEST},
     **{f"deeplab_{name}_pcontext": _with_aux(name, "pascal_context", _DEEPLAB) for name in _RESNEST},
+    # These PyTorch-Encoding builds, but does not register.
     "encnet_resnet152s_ade": _with_aux("resnet152s", "ade20k", _ENCNET),
     "deeplab_resnet50s_ade": _with_aux("resnet50s", "ade20k", _DEEPLAB),
     "atten_resnet50s_ade": _with_aux("resnet50s", "ade20k", _ATTEN),
