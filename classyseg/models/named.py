@@ -1,8 +1,8 @@
 """PyTorch-Encoding's models with heads: names for a backbone, its heads, and the number of classes of a data set.
 
 Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, "Deep TEN: Texture Encoding Network",
-CVPR 2017, and "ResNeSt: Split-Attention Networks", 2020, as PyTorch-Encoding has them. Its plain backbones (`resnet50s`,
-`wideresnet38`, ...) are registered beside their classes.
+CVPR 2017, and "ResNeSt: Split-Attention Networks", 2020, as PyTorch-Encoding has them. Its plain backbones
+(`resnet50s`, `wideresnet38`, ...) are registered beside their classes.
 """
 
 from __future__ import annotations
