@@ -38,7 +38,8 @@ LOSS_OF = {"points": "point_cross_entropy"}
 def narrow(name: str) -> dict[str, Any]:
     """The head's config with few channels, of which 32 groups of a norm can be made, and few points."""
     fields = HEADS.config_model(name).model_fields
-    small = {"channels": 32, "key_channels": 32, "pyramid_channels": 32, "num_points": 256}
+    widths = dict.fromkeys(("channels", "key_channels", "pyramid_channels", "fused_channels"), 32)
+    small = {**widths, "num_points": 256, **({"channels": (64, 32, 32)} if name == "unet" else {})}
     return {"name": name, **{key: value for key, value in small.items() if key in fields}}
 
 
