@@ -33,11 +33,13 @@ class ClassyHead(nn.Module, Configurable, ABC):
     """Built as `Head(blocks, num_classes, *, options)`: what it reads comes from `blocks`, never from a config.
 
     `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass. `extras` are
-    the names of what a head gives beside the logits in training, set by a head that gives any.
+    the names of what a head gives beside the logits in training, set by a head that gives any. `needed_extras` are
+    those among them without whose loss the head's logits in evaluation are made by layers that never learnt.
     """
 
     blocks: tuple[BlockInfo, ...]
     extras: tuple[str, ...] = ()
+    needed_extras: tuple[str, ...] = ()
 
     def __new__(cls, blocks: Sequence[BlockInfo] = (), *args: Any, **kwargs: Any) -> Self:
         head = super().__new__(cls)

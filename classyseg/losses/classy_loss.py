@@ -39,6 +39,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     num_terms: int = 1
     """How many sums are divided by counts of their own; more than one where losses are combined."""
+    extras: tuple[str, ...] = ()
+    """The extras of heads that this kind of loss is for, such as `points`."""
 
     def __init__(
         self,

@@ -120,6 +120,7 @@ class SegmentationTask(ClassyTask):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
+        _check_extras(self.model, self.loss)
         _check_compile(self.model, self.runtime)
         warn_of_compression(self.model, self.runtime)
         check_logits(self.model, self.train_set.num_classes)
@@ -182,6 +183,7 @@ class SegmentationTask(ClassyTask):
         if num_classes is not None:
             loss.check_num_classes(num_classes)
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
+        _check_extras(model, loss)
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
@@ -453,6 +455,19 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
         head = getattr(meter, "head", None)
         if head is not None and head not in in_eval:
             raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
+
+
+def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for a head that needs a loss of its extras, where no loss reads them."""
+    parts = [part for part in loss.modules() if isinstance(part, ClassyLoss)]
+    for name, head in model.heads.items():
+        for extra in () if name in model.train_only_heads else head.needed_extras:  # type: ignore[union-attr]
+            output = f"{name}.{extra}"
+            if not any(extra in part.extras and (part.heads is None or output in part.heads) for part in parts):
+                raise ConfigError(
+                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                )
 
 
 def _check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:

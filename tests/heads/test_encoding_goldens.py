@@ -77,6 +77,52 @@ def test_parameters_are_those_of_the_published_table(kind: str) -> None:
     assert found == expected
 
 
+def deepten(backbone: str, num_classes: int) -> ClassyModel:
+    config = {"name": backbone, "heads": {"main": {"name": "deepten", "blocks": ["stage4"]}}}
+    with torch.device("meta"):
+        return build_model(config, num_classes)
+
+
+def test_keys_shapes_and_parameters_of_deepten_are_pytorch_encodings() -> None:
+    """There the backbone keeps its classifier, `pretrained.fc`, of 1000 classes."""
+    (entry,) = [e for e in wanted(goldens("float64"))["registry"] if e["name"] == "deepten_resnet50_minc"]
+    model = deepten("resnet50s", 23)
+    names = encoding_keys(model)
+    shapes = {names[key]: tuple(value.shape) for key, value in model.state_dict().items()}
+    head = {key: list(shape) for key, shape in shapes.items() if key.startswith("head.")}
+    assert head == goldens("float64")["head_keys"]["deepten_resnet50_23"]
+    shapes |= {"pretrained.fc.weight": (1000, 2048), "pretrained.fc.bias": (1000,)}
+    lines = sorted(f"{key} {shape}" for key, shape in shapes.items())
+    assert hashlib.sha1("\n".join(lines).encode()).hexdigest() == entry["sorted_keys_sha1"]
+    classifier = 1000 * (2048 + 1)
+    assert parameters(model) + classifier == entry["params"]
+    assert sum(parameter.numel() for parameter in model.heads.parameters()) == entry["head_params"]
+
+
+def test_a_file_of_deepten_loads_strictly_and_gives_the_numbers_of_its_formula() -> None:
+    """No outputs of DeepTEN are recorded: its head is written out, with a residual for each position and code."""
+    model = deepten("resnet50s", 5).double()
+    file = hashed_file(model)
+    state, report = match(model, file)
+    assert report.problems() == ""
+    assert "module.pretrained.fc.bias" in report.ignored
+    model.load_state_dict(state, strict=False, assign=True)
+    theirs = {key.removeprefix("module.head."): value for key, value in file.items()}
+    head = model.heads["main"].eval()
+    x = torch.from_numpy(hashed("features", (2, 2048, 3, 4)))
+    mapped = torch.einsum("nchw,dc->ndhw", x, theirs["0.weight"][:, :, 0, 0]) + theirs["0.bias"].view(-1, 1, 1)
+    mean, variance, weight, bias = (
+        theirs[f"1.{key}"].view(-1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    vectors = ((mapped - mean) / (variance + 1e-5).sqrt() * weight + bias).relu().flatten(2).transpose(1, 2)
+    residuals = vectors[:, :, None] - theirs["3.codewords"]
+    shares = (theirs["3.scale"] * residuals.square().sum(3)).softmax(2)
+    codes = (shares[..., None] * residuals).sum(1).flatten(1)
+    expected = codes / codes.norm(dim=1, keepdim=True) @ theirs["6.weight"].T + theirs["6.bias"]
+    with torch.no_grad():
+        assert torch.allclose(head([x]), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
+
+
 def hashed_file(model: ClassyModel) -> dict[str, Tensor]:
     """A file of PyTorch-Encoding's for `model`, with what such files have beside: `fc`, and a prefix."""
     names = encoding_keys(model)

@@ -25,6 +25,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "lovasz_softmax"},
     {"name": "boundary"},
     {"name": "presence"},
+    {"name": "point_cross_entropy", "class_weights": [1.0, 2.0, 0.5]},
     {"name": "segmentation", "class_weights": [1.0, 2.0, 0.5]},
     {"name": "soft_target_cross_entropy"},
     {"name": "multi_label_smooth"},
@@ -39,6 +40,8 @@ def batch() -> tuple[dict[str, Tensor], Tensor]:
     outputs = {
         "main": torch.randn(4, 3, 5, 6, generator=generator),
         "main.se": torch.randn(4, 3, generator=generator),
+        "main.points": torch.randn(4, 3, 50, generator=generator),
+        "main.point_coordinates": torch.rand(4, 50, 2, generator=generator),
         "aux": torch.randn(4, 3, 3, 3, generator=generator),
     }
     target = torch.randint(0, 3, (4, 12, 13), generator=generator)

@@ -87,6 +87,30 @@ def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> Non
         check({"dataset.train": data, "loss.class_weights": [1.0, 2.0]})
 
 
+POINT_REND = {"name": "point_rend", "blocks": ["stage1", "stage4"], "num_points": 64}
+POINT_LOSS = {"name": "sum_arbitrary", "losses": ["cross_entropy", "point_cross_entropy"]}
+
+
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_a_head_whose_extras_must_be_learnt_wants_a_loss_that_reads_them(find: Callable[[Any], object]) -> None:
+    message = r"loss: found none that reads 'main\.points', without which layers of the head 'main' never learn"
+    with pytest.raises(ConfigError, match=message):
+        find({"model.heads.main": POINT_REND})
+    others = {"name": "point_cross_entropy", "heads": ["aux.points"]}
+    aux = {"model.heads.main": POINT_REND, "model.heads.aux": {**POINT_REND, "train_only": True}}
+    with pytest.raises(ConfigError, match=message):
+        find({**aux, "loss": {**POINT_LOSS, "losses": ["cross_entropy", others]}})
+    find({"model.heads.main": POINT_REND, "loss": POINT_LOSS})
+    find({"model.heads.aux": {**POINT_REND, "train_only": True}})
+
+
+def test_points_are_learnt_in_a_run() -> None:
+    task = tiny_task({**SMALL, "model.heads.main": POINT_REND, "loss": POINT_LOSS, "runtime.accumulate_steps": 2})
+    before = {key: value.clone() for key, value in task.model.heads.state_dict().items()}
+    Trainer().train(task)
+    assert [key for key, value in task.model.heads.state_dict().items() if torch.equal(value, before[key])] == []
+
+
 class UndeclaredMeter(MeanIoUMeter):
     """A plugin's meter, which does not say what it computes."""
 
