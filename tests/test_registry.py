@@ -393,7 +393,7 @@ def mappings(node: Any) -> Sequence[dict[str, Any]]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_schema_rejects_an_unknown_key_at_every_depth(schema: Draft202012Validator, path: Path) -> None:
     values = load_config(path).values
-    free = [values["loss"].get("head_weights"), values["model"]["heads"]]  # their keys are names of heads
+    free = [values["loss"].get("head_weights"), values["model"].get("heads")]  # their keys are names of heads
     accepted = []
     for mapping in mappings(values):
         if any(mapping is names for names in free):
