@@ -36,7 +36,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("barron", {"alpha": -2.0}),
 ]
 IDS = [f"{name} {options}" for name, options in OPTIONS]
-NAMES = sorted({name for name, _ in OPTIONS} | {"cross_entropy"})
+NAMES = sorted({name for name, _ in OPTIONS} | {"cross_entropy", "focal_tversky"})
+VARIATIONS: dict[str, dict[str, Any]] = {"focal_tversky": {"name": "tversky", "exponent": 0.75}}
 SIZES = [((7, 9), (24, 31)), ((5, 6), (5, 6)), ((20, 20), (7, 11)), ((6, 4), (6, 20))]
 
 
@@ -51,7 +52,7 @@ def case(low: Sequence[int], size: Sequence[int], dtype: torch.dtype = torch.flo
 
 
 def loss_of(name: str, **options: Any) -> ClassyLoss:
-    return build_loss({"name": name, **options}, IGNORED)
+    return build_loss({"name": name, **VARIATIONS.get(name, {}), **options}, IGNORED)
 
 
 def formula(name: str, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -123,8 +124,9 @@ def test_nothing_valid_gives_zero_and_a_zero_gradient(name: str) -> None:
 def test_an_image_without_a_valid_pixel_changes_nothing(name: str) -> None:
     logits, target = case((4, 4), (12, 12))
     more = torch.cat([target, torch.full_like(target[:1], IGNORED)])
-    loss = loss_of(name)
-    torch.testing.assert_close(loss(torch.cat([logits, logits[:1]]), more), loss(logits, target))
+    losses = loss_of(name)(torch.cat([logits, logits[:1]]), more), loss_of(name)(logits, target)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in losses))
 
 
 @pytest.mark.parametrize("name", NAMES)
