@@ -90,7 +90,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         share = 1.0
         if self.training:
             count, share = sum_over_processes(count), float(world_size())
-        return share / count.clamp(min=1e-12)
+        return torch.where(count > 0, share / count, 0.0)
 
     # -- which outputs of a model --------------------------------------------------------------------------------------
 

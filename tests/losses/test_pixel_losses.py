@@ -120,6 +120,14 @@ def test_nothing_valid_gives_zero_and_a_zero_gradient(name: str) -> None:
     assert torch.equal(gradient, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "label_smoothing", "focal", "ohem_cross_entropy"])
+def test_pixels_of_classes_without_weight_give_zero(name: str) -> None:
+    logits, target = case((4, 4), (12, 12))
+    loss = loss_of(name, class_weights=(0.0, 1.0, 1.0, 1.0, 1.0))(logits, torch.zeros_like(target))
+    assert loss == 0
+    assert not torch.autograd.grad(loss, logits)[0].any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_without_a_valid_pixel_changes_nothing(name: str) -> None:
     logits, target = case((4, 4), (12, 12))
