@@ -44,7 +44,7 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
-    check_logits,
+    check_outputs,
     declared_metrics,
     joined_files,
     joined_metrics,
@@ -120,9 +120,10 @@ class SegmentationTask(ClassyTask):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
+        self.loss.choose_main_head(self.model.main_head)
         _check_compile(self.model, self.runtime)
         warn_of_compression(self.model, self.runtime)
-        check_logits(self.model, self.train_set.num_classes)
+        check_outputs(self.model, self.loss, self.train_set.num_classes, trains=num_epochs > 0)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
@@ -178,16 +179,20 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
-        if num_classes is not None:
-            loss.check_num_classes(num_classes)
+        classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
+        if classes is not None:
+            loss.check_num_classes(len(classes))
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
+        loss.choose_main_head(model.main_head)
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
-        check_logits(model, 2)
-        metrics = declared_metrics(config.meters, model.main_head)  # type: ignore[attr-defined]
-        _check_best(config.hooks, config.meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        check_outputs(model, loss, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
+        meters = config.meters  # type: ignore[attr-defined]
+        if classes is not None:
+            meters = METERS.build_each("meters", meters, classes, 255)
+        metrics = declared_metrics(meters, model.main_head)
+        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -363,8 +368,9 @@ class SegmentationTask(ClassyTask):
         batch = self._on_device(batch)
         with self._autocast():
             logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
-        counts = self.loss.counts(batch.target)
-        self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
+        if self.loss.names_read(logits, batch.target):  # else the record has no loss
+            counts = self.loss.counts(batch.target)
+            self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
         labels: dict[str, Tensor] = {}
         for meter in self.meters:
             head = meter.head or self.model.main_head
@@ -422,12 +428,12 @@ def _normalizes(transforms: Iterable[Any]) -> bool:
     return any(isinstance(step, Normalize) for step in transforms)
 
 
-def _known_num_classes(dataset: Any) -> int | None:
+def _known_classes(dataset: Any) -> Sequence[str] | None:
     """What the config of a data set, or its class, says without a look at the data."""
     for source in (dataset, getattr(dataset, "component", None)):
         classes = getattr(source, "classes", None)
         if isinstance(classes, list | tuple):
-            return len(classes)
+            return classes
     return None
 
 
