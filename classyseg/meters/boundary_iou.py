@@ -11,9 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.distributed import sum_over_processes
 from classyseg.layers import argmax_at
-from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.meters.confusion import Absent, class_values, mean_over_classes
 from classyseg.registry import METERS
 
@@ -64,7 +63,7 @@ class BoundaryIoUMeter(ClassyMeter):
         self.counts = self.counts.to(counts.device) + counts
 
     def compute(self) -> dict[str, Any]:
-        both, true, found = sum_over_processes(self.counts.clone()).cpu()
+        both, true, found = sum_of_job(self.counts)
         values = class_values(self.classes, both, true + found - both)
         return {"mean_boundary_iou": mean_over_classes(values, self.absent), "boundary_iou": values}
 

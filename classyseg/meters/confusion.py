@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classyseg.distributed import sum_over_processes
 from classyseg.layers import argmax_at
-from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.registry import METERS
 
 Absent = Literal["skip", "zero"]
@@ -68,7 +67,7 @@ class _ConfusionMeter(ClassyMeter):
 
     def total(self) -> Tensor:
         """The matrix of the whole job, on the host. Every process calls it."""
-        return sum_over_processes(self.matrix.clone()).cpu()
+        return sum_of_job(self.matrix)
 
     def _by_class(self, name: str, part: Tensor, whole: Tensor) -> dict[str, Any]:
         """`part / whole` of each class under `name`, and its mean over classes."""

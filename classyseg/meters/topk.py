@@ -11,9 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import ConfigError
-from classyseg.distributed import sum_over_processes
 from classyseg.layers import rank_at
-from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.registry import METERS
 
 TopK = tuple[Annotated[int, Field(ge=1)], ...]
@@ -66,7 +65,7 @@ class _TopKMeter(ClassyMeter):
         self.counts = self.counts.to(counts.device) + counts
 
     def compute(self) -> dict[str, Any]:
-        *right, samples, true, mixed = sum_over_processes(self.counts.clone()).tolist()
+        *right, samples, true, mixed = sum_of_job(self.counts).tolist()
         if mixed:
             raise ValueError(f"{self.value_name}: {mixed} videos have clips with different classes; all must be alike")
         of = [self.out_of(k, samples, true) for k in self.topk]
