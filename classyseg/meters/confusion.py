@@ -49,11 +49,10 @@ def mean_over_classes(values: Mapping[str, float | None], absent: Absent) -> flo
 class _ConfusionMeter(ClassyMeter):
     """Accumulates the confusion matrix of a phase on the device."""
 
-    def __init__(self, classes: Sequence[str], ignore_index: int, head: str | None, absent: Absent = "skip") -> None:
+    def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.head = head
-        self.absent: Absent = absent
         self.reset()
 
     def reset(self) -> None:
@@ -69,6 +68,16 @@ class _ConfusionMeter(ClassyMeter):
         """The matrix of the whole job, on the host. Every process calls it."""
         return sum_of_job(self.matrix)
 
+
+class _MeanOverClassesMeter(_ConfusionMeter):
+    """Gives a value of each class and their mean."""
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, head=head)
+        self.absent: Absent = absent
+
     def _by_class(self, name: str, part: Tensor, whole: Tensor) -> dict[str, Any]:
         """`part / whole` of each class under `name`, and its mean over classes."""
         values = class_values(self.classes, part, whole)
@@ -76,7 +85,7 @@ class _ConfusionMeter(ClassyMeter):
 
 
 @METERS.register("mean_iou")
-class MeanIoUMeter(_ConfusionMeter):
+class MeanIoUMeter(_MeanOverClassesMeter):
     """`mean_iou`, the `iou` of each class and `pixel_accuracy`, from one confusion matrix over the whole set.
 
     A class that is neither in the masks nor predicted has no IoU: `absent: skip` leaves it out of the mean, `absent:
@@ -84,11 +93,6 @@ class MeanIoUMeter(_ConfusionMeter):
     """
 
     numbers = ("mean_iou", "pixel_accuracy")
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, head, absent)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -98,7 +102,7 @@ class MeanIoUMeter(_ConfusionMeter):
 
 
 @METERS.register("dice")
-class DiceMeter(_ConfusionMeter):
+class DiceMeter(_MeanOverClassesMeter):
     """`mean_dice` and the `dice` of each class: twice the pixels found, by those in the masks plus those predicted.
 
     The same as the F1 score of each class. A class that is neither in the masks nor predicted has none, as with
@@ -107,29 +111,19 @@ class DiceMeter(_ConfusionMeter):
 
     numbers = ("mean_dice",)
 
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, head, absent)
-
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
         return self._by_class("dice", 2 * matrix.diag(), matrix.sum(0) + matrix.sum(1))
 
 
 @METERS.register("class_accuracy")
-class ClassAccuracyMeter(_ConfusionMeter):
+class ClassAccuracyMeter(_MeanOverClassesMeter):
     """`mean_class_accuracy` and the `class_accuracy` of each class: the share of its pixels that are found.
 
     A class that is in no mask has none.
     """
 
     numbers = ("mean_class_accuracy",)
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, head, absent)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -141,9 +135,6 @@ class PixelAccuracyMeter(_ConfusionMeter):
     """`pixel_accuracy`: the share of valid pixels whose class is right."""
 
     numbers = ("pixel_accuracy",)
-
-    def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
-        super().__init__(classes, ignore_index, head)
 
     def compute(self) -> dict[str, Any]:
         return {"pixel_accuracy": _pixel_accuracy(self.total())}
@@ -157,9 +148,6 @@ class ConfusionMatrixMeter(_ConfusionMeter):
     """
 
     numbers = ()
-
-    def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
-        super().__init__(classes, ignore_index, head)
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}

@@ -29,15 +29,11 @@ class _TopKMeter(ClassyMeter):
     """
 
     reads_labels = False
+    clips_per_video: int = 1
     value_name: str
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        ignore_index: int,
-        topk: Sequence[int],
-        head: str | None,
-        clips_per_video: int = 1,
+        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
     ) -> None:
         if not topk or max(topk) > len(classes):
             raise ConfigError(
@@ -46,7 +42,6 @@ class _TopKMeter(ClassyMeter):
         self.ignore_index = ignore_index
         self.topk = tuple(topk)
         self.head = head
-        self.clips_per_video = clips_per_video
         self.numbers = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
         self.reset()
 
@@ -71,9 +66,9 @@ class _TopKMeter(ClassyMeter):
         of = [self.out_of(k, samples, true) for k in self.topk]
         return {name: n / m if m else None for name, n, m in zip(self.numbers or (), right, of, strict=True)}
 
-    @abstractmethod
     def right(self, found: Tensor) -> Tensor:
         """How much counts as right; `found` (samples, true classes) says which classes are among the first."""
+        return found.sum()
 
     @abstractmethod
     def out_of(self, k: int, samples: int, true: int) -> int:
@@ -110,11 +105,6 @@ class AccuracyMeter(_TopKMeter):
 
     value_name = "accuracy"
 
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, topk, head)
-
     def right(self, found: Tensor) -> Tensor:
         return found.any(1).sum()
 
@@ -131,14 +121,6 @@ class PrecisionMeter(_TopKMeter):
 
     value_name = "precision"
 
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, topk, head)
-
-    def right(self, found: Tensor) -> Tensor:
-        return found.sum()
-
     def out_of(self, k: int, samples: int, true: int) -> int:
         return k * samples
 
@@ -151,14 +133,6 @@ class RecallMeter(_TopKMeter):
     """
 
     value_name = "recall"
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, topk, head)
-
-    def right(self, found: Tensor) -> Tensor:
-        return found.sum()
 
     def out_of(self, k: int, samples: int, true: int) -> int:
         return true
@@ -176,7 +150,8 @@ class _VideoMeter(_TopKMeter):
         topk: TopK = (1,),
         head: str | None = None,
     ) -> None:
-        _TopKMeter.__init__(self, classes, ignore_index, topk, head, clips_per_video)
+        super().__init__(classes, ignore_index, topk=topk, head=head)
+        self.clips_per_video = clips_per_video
 
 
 @METERS.register("video_accuracy")
