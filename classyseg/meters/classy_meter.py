@@ -22,6 +22,8 @@ class ClassyMeter(Configurable, ABC):
 
     reads_labels: bool = True
     head: str | None = None
+    clips_per_video: int = 1
+    """As many test samples that follow each other are one: they come in one batch, to one process."""
     numbers: tuple[str, ...] | None = None
     """The names in `compute()` whose values are numbers, by which a checkpoint can be best; None: not declared."""
 

@@ -29,7 +29,6 @@ class _TopKMeter(ClassyMeter):
     """
 
     reads_labels = False
-    clips_per_video: int = 1
     value_name: str
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -129,6 +130,21 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
             "most activations have 16 bits anyhow; int8 saves more",
             runtime.precision,
         )
+
+
+def clips_in_a_batch(meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None) -> int:
+    """How many test samples that follow each other must stay together for all `meters`, or their configs.
+
+    Raises: `ConfigError` where batches, or the `num_samples` of the test set, would cut a video.
+    """
+    for i, meter in enumerate(meters):
+        clips = getattr(meter, "clips_per_video", 1)
+        place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
+        if eval_batch_size % clips:
+            raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")
+        if num_samples is not None and num_samples % clips:
+            raise ConfigError(f"dataset.test: found {num_samples} samples; {place}")
+    return math.lcm(*(getattr(meter, "clips_per_video", 1) for meter in meters))
 
 
 def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:

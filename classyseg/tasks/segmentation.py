@@ -45,6 +45,7 @@ from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
     check_outputs,
+    clips_in_a_batch,
     declared_metrics,
     joined_files,
     joined_metrics,
@@ -137,6 +138,7 @@ class SegmentationTask(ClassyTask):
             self.runtime.eval_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            together=clips_in_a_batch(self.meters, self.runtime.eval_batch_size, len(self.test_set or ())),
         )
         self._loaders: dict[str, Batches] = {}
         self._feature_cache: FeatureCache | None = None
@@ -191,6 +193,7 @@ class SegmentationTask(ClassyTask):
         meters = config.meters  # type: ignore[attr-defined]
         if classes is not None:
             meters = METERS.build_each("meters", meters, classes, 255)
+        clips_in_a_batch(meters, config.runtime.eval_batch_size)  # type: ignore[attr-defined]
         metrics = declared_metrics(meters, model.main_head)
         _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
         transforms = {

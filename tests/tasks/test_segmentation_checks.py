@@ -111,6 +111,29 @@ def test_a_head_that_no_loss_reads_is_refused_where_it_would_train(find: Callabl
     find({"model.heads.main": ENCNET, "loss": {"name": "presence", "heads": ["main.se"]}})
 
 
+VIDEO = {"meters": ["mean_iou", {"name": "video_accuracy", "clips_per_video": 3}]}
+
+
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_test_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[Any], object]) -> None:
+    message = r"runtime\.eval_batch_size: found 2; accepted with meters\[1\]\.clips_per_video 3: multiples"
+    with pytest.raises(ConfigError, match=message):
+        find({**VIDEO, "runtime.eval_batch_size": 2})
+    find({**VIDEO, "runtime.eval_batch_size": 6})
+    with pytest.raises(ConfigError, match=r"dataset\.test: found 5 samples; accepted with meters\[1\]\.clips"):
+        tiny_task({**VIDEO, "runtime.eval_batch_size": 6, "dataset.test.num_samples": 5})
+
+
+def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("classyseg.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("classyseg.distributed.world_size", lambda: 2)
+        task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.test.num_samples": 6})
+        shares.append([index for batch in task._test_batches for _, index in batch])
+    assert shares == [[0, 1, 2], [3, 4, 5]]
+
+
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_a_meter_that_the_classes_do_not_allow_is_found_before_the_run(find: Callable[[Any], object]) -> None:
     with pytest.raises(ConfigError, match=r"^meters\[0\]\.topk: found \[9\]; accepted: numbers from 1 to 4"):
