@@ -53,7 +53,7 @@ class TrainBatches:
 class EvalBatches:
     """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
 
-    As many samples as `together` says, which follow each other, stay in one batch; shares then differ by one group.
+    `together` samples that follow each other stay in one batch; shares then differ by as many.
 
     Raises: `ValueError` where the other numbers are no multiples of `together`.
     """
