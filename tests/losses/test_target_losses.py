@@ -265,3 +265,20 @@ def test_label_smoothing_is_cross_entropy_with_a_tenth() -> None:
 def test_barrons_loss_of_an_error_of_two_scales(alpha: float | None, expected: float) -> None:
     loss = BarronLoss(alpha=alpha, scale=0.5)
     assert loss(torch.tensor([[3.0]]), torch.tensor([[2.0]])).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "limit"),
+    [(1e-300, 0.0), (1e-8, 0.0), (-1e-6, 0.0), (1e-4, 0.0), (2 - 1e-8, 2.0), (-1e5, None), (-1e6, None)],
+)
+def test_barrons_loss_nears_its_limits_in_float32(alpha: float, limit: float | None) -> None:
+    error = torch.tensor([[3.0]], requires_grad=True)
+    values = [BarronLoss(alpha=each)(error, torch.zeros(1, 1)) for each in (alpha, limit)]
+    torch.testing.assert_close(*values, rtol=1e-4, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(value, error)[0] for value in values), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("-inf"), -1e7, 2.1])
+def test_an_alpha_beyond_the_limits_is_refused(alpha: float) -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        build_loss({"name": "barron", "alpha": alpha})
