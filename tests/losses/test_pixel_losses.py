@@ -176,6 +176,16 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
+def test_hard_pixels_are_mined_in_training_alone() -> None:
+    logits, target = case((7, 9), (24, 31))
+    weights = (0.5, 2.0, 0.25, 1.0, 4.0)
+    hard = loss_of("ohem_cross_entropy", class_weights=weights, min_kept=50)
+    plain = loss_of("cross_entropy", class_weights=weights)
+    assert hard(logits, target) > plain(logits, target)
+    hard.eval()
+    assert hard(logits, target) == plain.eval()(logits, target)
+
+
 @pytest.mark.parametrize("k", [1, 2, 7, 40, 41, 400])
 def test_the_kth_largest_is_exact(k: int) -> None:
     values = torch.rand(41).pow(8).repeat(2)
