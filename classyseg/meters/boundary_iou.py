@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from classyseg.layers import argmax_at
 from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
-from classyseg.meters.confusion import Absent, class_values, mean_over_classes
+from classyseg.meters.confusion import Absent, check_labels, class_values, mean_over_classes
 from classyseg.registry import METERS
 
 
@@ -55,6 +55,9 @@ class BoundaryIoUMeter(ClassyMeter):
             prediction = argmax_at(prediction, target.shape[1:])
         num_classes = len(self.classes)
         ignored = target == self.ignore_index
+        for name, labels in (("prediction", prediction), ("target", target)):
+            check_labels(name, labels, num_classes, ignored)
+        prediction, target = prediction.long(), target.long()
         distance = max(1, round(self.dilation_ratio * math.hypot(*target.shape[1:])))
         true = _band(target.masked_fill(ignored, num_classes), distance, num_classes)
         found = _band(prediction.masked_fill(ignored, num_classes), distance, num_classes)

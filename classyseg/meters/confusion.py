@@ -19,15 +19,35 @@ Absent = Literal["skip", "zero"]
 """Whether a class without a value is left out of a mean over classes or counts as 0."""
 
 
+def check_labels(name: str, labels: Tensor, num_classes: int, ignored: Tensor) -> None:
+    """Raises: `ValueError` for a label that is no class and not `ignored`; on the host alone, as a GPU would wait."""
+    if labels.device.type != "cpu" or not labels.numel():
+        return
+    low, high = labels.aminmax()
+    if low < 0 or high >= num_classes:
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & ~ignored]
+        if len(wrong):
+            raise ValueError(f"{name}: found the label {int(wrong[0])}; accepted: 0 to {num_classes - 1}")
+
+
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """How often (row) was the true and (column) the predicted class: (num_classes, num_classes) int64.
 
     `prediction` and `target` hold class indices in one shape; pixels whose target is `ignore_index` are left out.
+
+    Raises: `ValueError` on the host as `check_labels`.
     """
-    pair = torch.add(prediction, target, alpha=num_classes)
-    pair = pair.masked_fill_(target == ignore_index, num_classes**2).flatten()
+    ignored = target == ignore_index
+    check_labels("prediction", prediction, num_classes, ignored)
+    pair = torch.add(prediction.long(), target, alpha=num_classes)
+    pair = pair.masked_fill_(ignored, num_classes**2).flatten()
     if pair.device.type == "cpu":  # numpy counts about twice as fast as torch here, and waits for nothing elsewhere
+        low, high = pair.aminmax() if pair.numel() else (0, 0)
+        if low < 0 or high > num_classes**2:
+            check_labels("target", target, num_classes, ignored)
         counts = torch.from_numpy(np.bincount(pair.numpy(), minlength=num_classes**2 + 1))
+        if counts[-1] != np.count_nonzero(ignored.numpy()):  # the label num_classes, where 0 is predicted
+            check_labels("target", target, num_classes, ignored)
     else:
         counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
         counts.scatter_add_(0, pair, torch.ones_like(pair))
