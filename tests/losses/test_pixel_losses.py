@@ -160,9 +160,9 @@ def test_no_loss_holds_a_tensor_of_full_size(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(bands.CHUNK_BYTES, "cpu", 20_000)
     logits, target = case((8, 8), (96, 96))
     full = logits.shape[1] * target[0].numel()
-    for name in NAMES:
+    for name, options in [*((name, {}) for name in NAMES), ("boundary", {"max_distance": 96})]:
         with LargestTensor() as largest:
-            loss_of(name)(logits, target).backward()
+            loss_of(name, **options)(logits, target).backward()
         assert largest.numel < 0.75 * full, name
 
 
