@@ -121,9 +121,9 @@ class SegmentationTask(ClassyTask):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
         _check_head_names(self.model, self.loss, meters)
-        self.loss.choose_main_head(self.model.main_head)
         _check_compile(self.model, self.runtime)
         warn_of_compression(self.model, self.runtime)
+        self.loss.choose_main_head(self.model.main_head)
         check_outputs(self.model, self.loss, self.train_set.num_classes, trains=num_epochs > 0)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
@@ -185,10 +185,10 @@ class SegmentationTask(ClassyTask):
         if classes is not None:
             loss.check_num_classes(len(classes))
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
-        loss.choose_main_head(model.main_head)
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
+        loss.choose_main_head(model.main_head)
         check_outputs(model, loss, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
         meters = config.meters  # type: ignore[attr-defined]
         if classes is not None:
