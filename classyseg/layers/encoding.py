@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 
 import torch
@@ -35,8 +34,7 @@ class ResidualEncoding(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        # The meta device, on which the shapes of a model's outputs are found, has no autocast.
-        with contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # torch knows no autocast on meta
             vectors = x.flatten(2).transpose(1, 2).to(wide)
             codewords = self.codewords.to(wide)
             weights = self.similarity(vectors, codewords).softmax(2)

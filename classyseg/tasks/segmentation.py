@@ -44,7 +44,8 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
-    check_logits,
+    check_outputs,
+    clips_in_a_batch,
     declared_metrics,
     joined_files,
     joined_metrics,
@@ -123,7 +124,8 @@ class SegmentationTask(ClassyTask):
         _check_extras(self.model, self.loss)
         _check_compile(self.model, self.runtime)
         warn_of_compression(self.model, self.runtime)
-        check_logits(self.model, self.train_set.num_classes)
+        self.loss.choose_main_head(self.model.main_head)
+        check_outputs(self.model, self.loss, self.train_set.num_classes, trains=num_epochs > 0)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
@@ -137,6 +139,7 @@ class SegmentationTask(ClassyTask):
             self.runtime.eval_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            together=clips_in_a_batch(self.meters, self.runtime.eval_batch_size, len(self.test_set or ())),
         )
         self._loaders: dict[str, Batches] = {}
         self._feature_cache: FeatureCache | None = None
@@ -179,17 +182,22 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
-        if num_classes is not None:
-            loss.check_num_classes(num_classes)
+        classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
+        if classes is not None:
+            loss.check_num_classes(len(classes))
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
         _check_extras(model, loss)
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
-        check_logits(model, 2)
-        metrics = declared_metrics(config.meters, model.main_head)  # type: ignore[attr-defined]
-        _check_best(config.hooks, config.meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        loss.choose_main_head(model.main_head)
+        check_outputs(model, loss, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
+        meters = config.meters  # type: ignore[attr-defined]
+        if classes is not None:
+            meters = METERS.build_each("meters", meters, classes, 255)
+        clips_in_a_batch(meters, config.runtime.eval_batch_size)  # type: ignore[attr-defined]
+        metrics = declared_metrics(meters, model.main_head)
+        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -364,8 +372,9 @@ class SegmentationTask(ClassyTask):
         batch = self._on_device(batch)
         with self._autocast():
             logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
-        counts = self.loss.counts(batch.target)
-        self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
+        if self.loss.names_read(logits, batch.target):  # else the record has no loss
+            counts = self.loss.counts(batch.target)
+            self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
         labels: dict[str, Tensor] = {}
         for meter in self.meters:
             head = meter.head or self.model.main_head
@@ -423,12 +432,12 @@ def _normalizes(transforms: Iterable[Any]) -> bool:
     return any(isinstance(step, Normalize) for step in transforms)
 
 
-def _known_num_classes(dataset: Any) -> int | None:
+def _known_classes(dataset: Any) -> Sequence[str] | None:
     """What the config of a data set, or its class, says without a look at the data."""
     for source in (dataset, getattr(dataset, "component", None)):
         classes = getattr(source, "classes", None)
         if isinstance(classes, list | tuple):
-            return len(classes)
+            return classes
     return None
 
 
