@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys
+from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks
 from classyseg.heads.encnet import ENCODING_RULES, LateralFusion
 from classyseg.layers import ACFAttention, ContextEncoding, ImageMean, NormConfig
 from classyseg.registry import HEADS
@@ -29,6 +29,8 @@ class AttenHead(ClassyHead):
     Source: H. Zhang et al., "Co-occurrent Features in Semantic Segmentation", CVPR 2019, as PyTorch-Encoding has it.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
@@ -46,6 +48,7 @@ class AttenHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
+        blocks = ordered_blocks(blocks, "atten", 1, or_more=True)
         if channels is None:
             channels = num_heads * -(-blocks[-1].channels // (4 * num_heads))
         if channels % num_heads:

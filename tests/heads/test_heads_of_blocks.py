@@ -66,15 +66,38 @@ def test_a_head_trains_with_a_batch_of_one_image(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "count", "message"),
     [
-        ("lraspp", 1, "found 1; the head 'lraspp' reads two"),
-        ("lraspp", 3, "found 3; the head 'lraspp' reads two"),
-        ("unet", 1, "found 1; the head 'unet' reads two or more"),
-        ("jpu", 1, "found 1; the head 'jpu' reads two or more"),
+        ("lraspp", 1, r"found 1 \(stage1\); the head 'lraspp' reads 2, shallow to deep"),
+        ("deeplabv3plus", 3, r"found 3 \(stage1, stage2, stage3\); the head 'deeplabv3plus' reads 2, shallow to deep"),
+        ("unet", 1, r"found 1 \(stage1\); the head 'unet' reads 2 or more, shallow to deep"),
+        ("jpu", 1, r"found 1 \(stage1\); the head 'jpu' reads 2 or more"),
+        ("encnet", 0, r"found 0 \(none\); the head 'encnet' reads 1 or more"),
     ],
 )
 def test_a_wrong_number_of_blocks_is_an_error(name: str, count: int, message: str) -> None:
     with pytest.raises(ConfigError, match=f"blocks: {message}"):
         build({"name": name}, BLOCKS[:count])
+
+
+IN_ORDER = ("atten", "deeplabv3plus", "encnet", "fcfpn", "jpu", "lraspp", "semantic_fpn", "unet", "upernet")
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_blocks_deep_to_shallow_or_twice_are_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"\(stage4, stage2\); the head .* shallow to deep, .* strides \[32, 8\]"):
+        build({"name": name}, [BLOCKS[3], BLOCKS[1]])
+    with pytest.raises(ConfigError, match=r"\(stage4, stage4\); the head .* reads each block once"):
+        build({"name": name}, [BLOCKS[3], BLOCKS[3]])
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_the_backbones_order_counts_where_strides_are_equal(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model({"name": "resnet18", "output_stride": 8})
+        right = build({"name": name}, [model.block("stage3"), model.block("stage4")])
+        wrong = build({"name": name}, [model.block("stage4"), model.block("stage3")])
+    with pytest.raises(ConfigError, match="found stage4, stage3; this head reads blocks shallow to deep: stem, stage1"):
+        model.attach_head("main", wrong)
+    model.attach_head("main", right)
 
 
 def test_hrnet_ocr_reads_the_branches_alike_from_one_block_or_from_four() -> None:
