@@ -44,15 +44,21 @@ def built_on_some_blocks(config: dict[str, Any]) -> tuple[ClassyHead, list[Block
     raise AssertionError(f"no blocks for {config}")
 
 
+@pytest.mark.parametrize("norm", ["group", "instance"])
 @pytest.mark.parametrize("name", NORMED)
-def test_a_head_takes_any_norm_by_name(name: str) -> None:
-    head, blocks = built_on_some_blocks(
-        {"name": name, "norm": {"name": "group", "groups": 1}, **WITH_NORM.get(name, {})}
-    )
+def test_a_head_takes_any_norm_by_name_on_maps_of_any_size(name: str, norm: str) -> None:
+    fields = HEADS.config_model(name).model_fields
+    config: dict[str, Any] = {key: True for key in ("with_global", "norm_image") if key in fields}
+    if name == "jpu":
+        config["head"] = {"name": "fcn", "norm": {"name": norm}}
+    config |= {"name": name, "norm": {"name": norm}, **WITH_NORM.get(name, {})}
+    head, blocks = built_on_some_blocks(config)
     assert any(isinstance(module, nn.GroupNorm) for module in head.modules())
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d) if name != "jpu" else ()  # the head that it holds has a norm of its own
-    assert not any(isinstance(module, kinds) for module in head.modules())
-    assert head.eval()(features(blocks, count=1)).isfinite().all()
+    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in head.modules())
+    for size in (64, 32):  # the deepest map has 2x2 positions, then one
+        maps = features(blocks, count=1, size=size)
+        assert head.eval()(maps).isfinite().all()
+        assert all(x.isfinite().all() for x in head.train().outputs("main", maps).values())
 
 
 @pytest.mark.parametrize("name", NORMED)
