@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from head_blocks import CLASSIFIERS, NUM_BLOCKS, deepest
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
@@ -21,7 +22,7 @@ WITH_NORM: dict[str, dict[str, Any]] = {"fully_connected": {"conv_channels": 8}}
 NORMED = [name for name in HEADS.names() if "norm" in HEADS.config_model(name).model_fields]
 
 
-def build(config: dict[str, Any], blocks: list[BlockInfo]) -> ClassyHead:
+def build(config: str | dict[str, Any], blocks: list[BlockInfo]) -> ClassyHead:
     return HEADS.build(config, blocks, NUM_CLASSES)
 
 
@@ -35,13 +36,26 @@ def features(blocks: list[BlockInfo], count: int = 2, size: int = 64) -> list[Te
 
 def built_on_some_blocks(config: dict[str, Any]) -> tuple[ClassyHead, list[BlockInfo]]:
     """The head on the deepest of `BLOCKS`, or on as many of them as it takes."""
-    for count in (1, 4, 3, 2):
+    blocks = deepest(config["name"], BLOCKS)
+    return build(config, blocks), blocks
+
+
+def test_every_head_is_in_the_table_of_what_heads_read() -> None:
+    assert list(NUM_BLOCKS) == [name for name in HEADS.names() if HEADS.entry(name).distribution == "classyseg"]
+
+
+@pytest.mark.parametrize("name", NUM_BLOCKS)
+def test_a_head_reads_what_the_table_says(name: str) -> None:
+    accepted = []
+    for count in range(1, len(BLOCKS) + 1):
+        blocks = [block._replace(channels=NUM_CLASSES) for block in BLOCKS[-count:]]
         try:
-            return build(config, BLOCKS[-count:]), BLOCKS[-count:]
-        except ConfigError as error:
-            if "blocks" not in str(error):
-                raise
-    raise AssertionError(f"no blocks for {config}")
+            head = build(name, blocks)
+        except ConfigError:
+            continue
+        accepted.append(count)
+        assert head.eval()(features(blocks)).dim() == (2 if name in CLASSIFIERS else 4)
+    assert tuple(accepted) == NUM_BLOCKS[name]
 
 
 @pytest.mark.parametrize("norm", ["group", "instance"])
