@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.config import ConfigError
-from classyseg.heads.classy_head import ClassyHead, only_block
+from classyseg.heads.classy_head import ClassyHead, only_block, refuse_unread
 from classyseg.layers import NormConfig, build_norm
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -52,7 +52,9 @@ class FullyConnectedHead(ClassyHead):
         super().__init__()
         channels = only_block(blocks, "fully_connected").channels
         self.conv: nn.Module = nn.Identity()
-        if conv_channels is not None:
+        if conv_channels is None:
+            refuse_unread("conv_channels", activation=(activation, "relu"), norm=(norm, NormConfig()))
+        else:
             convolution = nn.Conv2d(channels, conv_channels, kernel_size=1, bias=False)
             self.conv = nn.Sequential(convolution, build_norm(norm, conv_channels), ACTIVATIONS[activation]())
             channels = conv_channels

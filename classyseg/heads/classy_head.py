@@ -93,6 +93,13 @@ def ordered_blocks(blocks: Sequence[BlockInfo], head: str, count: int, *, or_mor
     return blocks
 
 
+def refuse_unread(without: str, **options: tuple[object, object]) -> None:
+    """Raises: `ConfigError` for one of `options`, (found, default), that is not the default while nothing reads it."""
+    for name, (found, default) in options.items():
+        if found != default:
+            raise ConfigError(f"{name}: found {found}, which means nothing without {without}")
+
+
 def _refused(blocks: Sequence[BlockInfo], head: str, wanted: str) -> ConfigError:
     names = ", ".join(block.name for block in blocks) or "none"
     return ConfigError(f"blocks: found {len(blocks)} ({names}); the head '{head}' reads {wanted}")

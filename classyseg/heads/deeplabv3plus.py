@@ -36,7 +36,7 @@ class DeepLabV3PlusHead(ClassyHead):
         *,
         channels: Annotated[int, Field(ge=1)] = 256,
         low_channels: Annotated[int, Field(ge=1)] = 48,
-        rates: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
         separable: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.heads.classy_head import ClassyHead, HeadKeys
+from classyseg.heads.classy_head import ClassyHead, HeadKeys, refuse_unread
 from classyseg.layers import ConvNormAct, ImageMean, NormConfig, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -39,6 +39,8 @@ class FCNHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
+        if not with_global:
+            refuse_unread("with_global", norm_image=(norm_image, False))
         channels = channels or max(1, blocks[-1].channels // 4)
         self.finest = min(range(len(blocks)), key=lambda i: blocks[i].stride)
         self.conv = ConvNormAct(sum(block.channels for block in blocks), channels, norm=norm)

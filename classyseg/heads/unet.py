@@ -36,7 +36,7 @@ class UNetHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         norm: NormConfig = NormConfig(),
     ) -> None:

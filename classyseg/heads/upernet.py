@@ -36,7 +36,7 @@ class UperNetHead(ClassyHead):
         *,
         channels: Annotated[int, Field(ge=1)] = 256,
         fused_channels: Annotated[int, Field(ge=1)] = 512,
-        bins: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6),
+        bins: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 3, 6),
         pool_channels: Annotated[int, Field(ge=1)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,

@@ -27,7 +27,7 @@ def head_config(kind: str, theirs: dict[str, Any]) -> dict[str, Any]:
     lateral = theirs.get("lateral") or theirs.get("with_lateral")
     blocks = PYRAMID if kind in ("upernet", "fcfpn") else LATERAL if lateral else ["stage4"]
     options: dict[str, dict[str, Any]] = {
-        "fcn": {"with_global": theirs.get("with_global", False), "norm_image": True},
+        "fcn": dict.fromkeys(("with_global", "norm_image"), theirs.get("with_global", False)),
         "psp": {"norm_image": True, "align_corners": True},
         "encnet": {"se_branch": theirs.get("se_loss", True)},
         "deeplab": DEEPLAB,

@@ -120,6 +120,30 @@ def test_the_backbones_order_counts_where_strides_are_equal(name: str) -> None:
     model.attach_head("main", right)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "fcn", "norm_image": True}, "norm_image: found True, which means nothing without with_global"),
+        ({"name": "atten", "with_global": False, "norm_image": True}, "norm_image: found True, .* without with_global"),
+        ({"name": "atten", "with_encoding": False, "num_codes": 16}, "num_codes: found 16, .* without with_encoding"),
+        (
+            {"name": "atten", "with_encoding": False, "se_branch": True},
+            "se_branch: found True, .* without with_encoding",
+        ),
+        ({"name": "fully_connected", "activation": "silu"}, "activation: found silu, .* without conv_channels"),
+        ({"name": "fully_connected", "norm": {"name": "group"}}, "norm: found .*group.* without conv_channels"),
+        ({"name": "psp", "bins": []}, "bins: "),
+        ({"name": "upernet", "bins": []}, "bins: "),
+        ({"name": "deeplabv3", "rates": []}, "rates"),
+        ({"name": "deeplabv3plus", "rates": []}, "rates"),
+        ({"name": "unet", "channels": []}, "channels"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built_on_some_blocks(config)
+
+
 def test_hrnet_ocr_reads_the_branches_alike_from_one_block_or_from_four() -> None:
     torch.manual_seed(0)
     config = {"name": "ocr", "channels": 16, "key_channels": 8}
