@@ -31,7 +31,7 @@ class DeepLabV3Head(ClassyHead):
         num_classes: int,
         *,
         channels: Annotated[int, Field(ge=1)] = 256,
-        rates: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
         separable: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         drop_channels: bool = False,

@@ -237,8 +237,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def attach_head(self, name: str, head: ClassyHead, *, train_only: bool = False) -> None:
         """Adds `head`, which will read the blocks that it was built with; `train_only` skips it in eval mode.
 
-        Raises: `ConfigError` for a name in use, an unknown block, or a block whose channels are not those of
-        `head.blocks`. Nothing is changed then.
+        Raises: `ConfigError` for a name in use, an unknown block, a block whose channels are not those of
+        `head.blocks`, or blocks deep to shallow for a head that reads them shallow to deep. Nothing is changed then.
         """
         if name in self.heads:
             raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
@@ -248,6 +248,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 raise ConfigError(
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
                 )
+        declared = list(self._declared)
+        found = [block.name for block in head.blocks if block.name in declared]
+        if head.shallow_to_deep and found != sorted(found, key=declared.index):
+            raise ConfigError(
+                f"blocks: found {', '.join(found)}; this head reads blocks shallow to deep: {', '.join(declared)}"
+            )
         self.heads[name] = head.train(self.training)
         self._tap(infos)
         if train_only:
