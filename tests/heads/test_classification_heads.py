@@ -53,10 +53,11 @@ def test_evaluation_gives_the_mean_of_the_windows_activations(pool_size: tuple[i
     assert torch.allclose(head.train()([x]), head.projection(means).mean(1), atol=1e-6)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_probabilities_that_round_to_zero_give_finite_logits_and_gradients(activation: str) -> None:
-    head = build("fully_convolutional_linear", pool_size=(1, 1), activation=activation).eval()
-    x = (1e4 * drawn(3, 3)).requires_grad_()
+def test_probabilities_that_round_to_zero_give_finite_logits_and_gradients(activation: str, dtype: torch.dtype) -> None:
+    head = build("fully_convolutional_linear", pool_size=(1, 1), activation=activation).eval().to(dtype)
+    x = (1e4 * drawn(3, 3)).to(dtype).requires_grad_()
     logits = head([x])
     logits.sum().backward()
     assert logits.isfinite().all()
