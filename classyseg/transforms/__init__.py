@@ -3,19 +3,26 @@
 from classyseg.registry import TRANSFORMS
 from classyseg.transforms.classy_transform import ClassyTransform
 from classyseg.transforms.color import ColorJitter, Normalize
-from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomScaleCrop, Resize
+from classyseg.transforms.crops import CenterCrop, RandomScaleCrop
+from classyseg.transforms.encoding import ResizeCenterCrop, SyncResizeCrop
+from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomRotation, Resize, VerticalFlip
 
 register_transform = TRANSFORMS.register
 build_transform = TRANSFORMS.build
 
 __all__ = [
+    "CenterCrop",
     "ClassyTransform",
     "ColorJitter",
     "HorizontalFlip",
     "Normalize",
     "Pad",
+    "RandomRotation",
     "RandomScaleCrop",
+    "ResizeCenterCrop",
     "Resize",
+    "SyncResizeCrop",
+    "VerticalFlip",
     "build_transform",
     "register_transform",
 ]
