@@ -2,7 +2,7 @@
 
 from classyseg.registry import TRANSFORMS
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.color import ColorJitter, Normalize
+from classyseg.transforms.color import ColorJitter, GaussianBlur, Lighting, Normalize, PhotometricDistortion
 from classyseg.transforms.crops import CenterCrop, RandomScaleCrop
 from classyseg.transforms.encoding import ResizeCenterCrop, SyncResizeCrop
 from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomRotation, Resize, VerticalFlip
@@ -14,9 +14,12 @@ __all__ = [
     "CenterCrop",
     "ClassyTransform",
     "ColorJitter",
+    "GaussianBlur",
     "HorizontalFlip",
+    "Lighting",
     "Normalize",
     "Pad",
+    "PhotometricDistortion",
     "RandomRotation",
     "RandomScaleCrop",
     "ResizeCenterCrop",

@@ -22,6 +22,8 @@ SIZES = [(60, 50), (48, 62)]
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "center_crop": [{"size": CROP}, {"size": (70, 40)}],
+    "color_jitter": [{"hue": 0.2}],
+    "gaussian_blur": [{"sigma": (0.1, 0.6)}],
     "horizontal_flip": [{}],
     "pad": [{"multiple": 16}],
     "random_rotation": [{"degrees": (-180.0, 180.0), "probability": 1.0}],
@@ -32,7 +34,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 """For names whose defaults do not serve: the options that they are tested with."""
 
-MOVES = {*OPTIONS, "vertical_flip"}
+MOVES = {"center_crop", "horizontal_flip", "pad", "random_rotation", "random_scale_crop", "resize"}
+MOVES |= {"resize_center_crop", "sync_resize_crop", "vertical_flip"}
 """The transforms that move pixels and leave their values, so that pixels tell where they come from."""
 
 
