@@ -5,12 +5,16 @@ from classyseg.transforms.classy_transform import ClassyTransform
 from classyseg.transforms.color import ColorJitter, GaussianBlur, Lighting, Normalize, PhotometricDistortion
 from classyseg.transforms.crops import CenterCrop, RandomScaleCrop
 from classyseg.transforms.encoding import ResizeCenterCrop, SyncResizeCrop
+from classyseg.transforms.erasing import RandomErasing
 from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomRotation, Resize, VerticalFlip
+from classyseg.transforms.policies import AutoAugment, RandAugment
+from classyseg.transforms.torchvision_wrapper import TorchvisionTransform
 
 register_transform = TRANSFORMS.register
 build_transform = TRANSFORMS.build
 
 __all__ = [
+    "AutoAugment",
     "CenterCrop",
     "ClassyTransform",
     "ColorJitter",
@@ -20,11 +24,14 @@ __all__ = [
     "Normalize",
     "Pad",
     "PhotometricDistortion",
+    "RandAugment",
+    "RandomErasing",
     "RandomRotation",
     "RandomScaleCrop",
     "ResizeCenterCrop",
     "Resize",
     "SyncResizeCrop",
+    "TorchvisionTransform",
     "VerticalFlip",
     "build_transform",
     "register_transform",

@@ -25,11 +25,8 @@ GREY = (0.299, 0.587, 0.114)
 Factor = Annotated[float, Field(ge=0)]
 
 
-def color_values(sample: Sample, transform: str) -> Tensor:
-    """The image (3, H, W) as a new float tensor of values 0..255.
-
-    Raises: `ConfigError` for images that are normalised or have other than three channels of bytes.
-    """
+def require_color(sample: Sample, transform: str) -> None:
+    """Raises: `ConfigError` for images that are normalised or have other than three channels of bytes."""
     image = sample.image
     if image.is_floating_point():
         raise ConfigError(f"{sample.name}: '{transform}' found a normalised image; put it before 'normalize'")
@@ -38,7 +35,12 @@ def color_values(sample: Sample, transform: str) -> Tensor:
             f"{sample.name}: '{transform}' found an image of {len(image)} channels of {image.dtype}; it takes three "
             "channels of 8 bits"
         )
-    return image.float()
+
+
+def color_values(sample: Sample, transform: str) -> Tensor:
+    """The image (3, H, W) as a new float tensor of values 0..255. Raises: `ConfigError` as `require_color` does."""
+    require_color(sample, transform)
+    return sample.image.float()
 
 
 def as_bytes(values: Tensor) -> Tensor:

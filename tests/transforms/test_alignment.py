@@ -23,14 +23,25 @@ SIZES = [(60, 50), (48, 62)]
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "center_crop": [{"size": CROP}, {"size": (70, 40)}],
     "color_jitter": [{"hue": 0.2}],
+    "cutout": [{"probability": 1.0, "ignore": True}],
     "gaussian_blur": [{"sigma": (0.1, 0.6)}],
     "horizontal_flip": [{}],
     "pad": [{"multiple": 16}],
+    "rand_augment": [{"magnitude": 30}],
+    "random_erasing": [{"ignore": True, "count": 3}],
     "random_rotation": [{"degrees": (-180.0, 180.0), "probability": 1.0}],
     "random_scale_crop": [{"size": CROP, "scale": (0.6, 2.0)}, {"size": CROP, "max_class_fraction": 0.02}],
     "resize": [{"size": CROP}, {"shorter_side": 40}, {"fit": (70, 40), "interpolation": "bicubic"}],
     "resize_center_crop": [{"crop_size": 40}],
     "sync_resize_crop": [{"base_size": 60, "crop_size": 40}],
+    "torchvision": [
+        {"transform": "ElasticTransform", "arguments": {"alpha": 20.0}},
+        {"transform": "RandomAffine", "arguments": {"degrees": 30, "scale": [0.7, 1.5], "interpolation": "bilinear"}},
+        {"transform": "RandomPerspective", "arguments": {"p": 1.0, "fill": [1, 2, 3]}},
+        {"transform": "RandomPhotometricDistort"},
+        {"transform": "RandomResizedCrop", "arguments": {"size": [40, 40], "scale": [0.3, 1.0]}},
+        {"transform": "RandomZoomOut", "arguments": {"side_range": [1.0, 1.5]}},
+    ],
 }
 """For names whose defaults do not serve: the options that they are tested with."""
 
