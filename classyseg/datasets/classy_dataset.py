@@ -13,6 +13,7 @@ from classyseg.config import DataError
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import apply_transforms
 
 Color = tuple[int, int, int]
 MAX_LISTED = 10
@@ -53,11 +54,14 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
+        generator = generator_for(self.seed, epoch, index)
+        return apply_transforms(
+            self.transforms, self._checked, index, generator, num_samples=len(self), num_classes=self.num_classes
+        )
+
+    def _checked(self, index: int) -> Sample:
         sample = self.load(index)
         self._check(sample)
-        generator = generator_for(self.seed, epoch, index)
-        for transform in self.transforms:
-            sample = transform(sample, generator)
         return sample
 
     def _check(self, sample: Sample) -> None:

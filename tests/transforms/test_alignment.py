@@ -12,17 +12,20 @@ from torch.nn.functional import max_pool2d
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import ClassyTransform, build_transform
+from classyseg.transforms import ClassyTransform, PairTransform, build_transform
 
 IGNORED = -1
 STEP, CELL = 4, 8
 SEEDS = range(200)
 CROP = (40, 48)
+PARTNER = 100
 SIZES = [(60, 50), (48, 62)]
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "center_crop": [{"size": CROP}, {"size": (70, 40)}],
     "color_jitter": [{"hue": 0.2}],
+    "copy_paste": [{"probability": 1.0}],
+    "cut_mix": [{"probability": 1.0}],
     "cutout": [{"probability": 1.0, "ignore": True}],
     "gaussian_blur": [{"sigma": (0.1, 0.6)}],
     "horizontal_flip": [{}],
@@ -81,6 +84,18 @@ def build(config: dict[str, Any]) -> ClassyTransform:
     return transform
 
 
+def partner(before: Sample, seed: int) -> Sample:
+    """Squares of other labels and colours, for what mixes two samples."""
+    other = cells(tuple(before.target.shape), seed + 1000)  # type: ignore[arg-type]
+    return other.replace(target=other.target + PARTNER)
+
+
+def run(transform: ClassyTransform, before: Sample, seed: int, other: Sample | None = None) -> Sample:
+    if not isinstance(transform, PairTransform):
+        return transform(before, generator_for(seed))
+    return transform.mix(before, generator_for(seed), lambda: other or partner(before, seed), 2 * PARTNER + 1)
+
+
 def inner(mask: Tensor, margin: int) -> Tensor:
     """The valid pixels around which all labels are the same, `margin` pixels far, and no border is."""
     side = 2 * margin + 1
@@ -99,16 +114,30 @@ def test_each_place_has_its_label(config: dict[str, Any]) -> None:
     seen = 0
     for seed in SEEDS:
         before = cells(SIZES[seed % 2], seed)
-        after = transform(before, generator_for(seed))
+        after = run(transform, before, seed)
+        if after.target.is_floating_point():
+            seen += colors_are_shares(before, partner(before, seed), after)
+            continue
         kept = inner(after.target, 2)
         labels, colors = after.target[kept].expand(3, -1), after.image[:, kept].float()
         lowest, highest = (
-            torch.zeros(3, int(before.target.max()) + 1).scatter_reduce(1, labels, colors, how, include_self=False)
+            torch.zeros(3, 2 * PARTNER).scatter_reduce(1, labels, colors, how, include_self=False)
             for how in ("amin", "amax")
         )
         assert (highest - lowest).max() <= 2, seed
         seen += len(labels[0])
     assert seen > 10 * len(SEEDS)
+
+
+def colors_are_shares(before: Sample, other: Sample, after: Sample) -> int:
+    """Checks that each pixel's colour is mixed as its target says; how many were looked at."""
+    colors = torch.zeros(3, len(after.target))
+    for sample in (before, other):
+        colors[:, sample.target.flatten()] = sample.image.flatten(1).float()
+    valid = (after.target != IGNORED).all(0)
+    expected = (colors @ after.target.float().flatten(1)).view(after.image.shape)
+    assert (expected - after.image)[:, valid].abs().max() <= 1
+    return int(valid.sum())
 
 
 @pytest.mark.parametrize("size", [*SIZES, (20, 60), (13, 17)], ids=str)
@@ -121,7 +150,7 @@ def test_a_moved_pixel_tells_the_place_that_its_label_tells(config: dict[str, An
     before = coordinates(size)
     transform = build(config)
     for seed in SEEDS:
-        after = transform(before, generator_for(seed))
+        after = run(transform, before, seed)
         valid = after.target != IGNORED
         labels = after.target[valid]
         wanted = torch.stack([labels // size[1], labels % size[1]]).double()
@@ -136,12 +165,15 @@ def test_a_moved_pixel_tells_the_place_that_its_label_tells(config: dict[str, An
 def test_masks_hold_only_labels_that_were_there_and_ignored(config: dict[str, Any]) -> None:
     labels = torch.tensor([0, 7, 40, 200])[torch.randint(0, 4, SIZES[0], generator=generator_for(3))]
     before = Sample(coordinates(SIZES[0]).image, labels, "labels.png")
+    other = Sample(before.image, labels.flip(0), "other.png")
     transform = build(config)
     for seed in range(50):
-        after = transform(before, generator_for(seed))
-        assert set(after.target.unique().tolist()) <= {0, 7, 40, 200, IGNORED}, seed
-        assert after.target.dtype == torch.int64
-        assert after.target.shape == after.image.shape[1:]
+        target = run(transform, before, seed, other).target
+        found = target
+        if target.is_floating_point():
+            found = torch.where(target[0] == IGNORED, IGNORED, target.argmax(0))
+        assert set(found.unique().tolist()) <= {0, 7, 40, 200, IGNORED}, seed
+        assert target.dtype in (torch.int64, torch.float16)
 
 
 @pytest.mark.parametrize("config", cases())
@@ -153,7 +185,7 @@ def test_a_transform_is_a_function_of_its_generator_and_leaves_its_input(config:
         torch.manual_seed(global_seed)
         state = torch.get_rng_state()
         transform = build(config)
-        results.append([transform(before, generator_for(seed)) for seed in range(10)])
+        results.append([run(transform, before, seed) for seed in range(10)])
         assert torch.equal(torch.get_rng_state(), state)
     for one, other in zip(*results, strict=True):
         assert torch.equal(one.image, other.image)
