@@ -95,5 +95,5 @@ def _voc_color(index: int) -> Color:
 
 
 def image_tensor(array: Any) -> torch.Tensor:
-    """A numpy image (H, W, C) as a tensor (C, H, W) of its own."""
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+    """A numpy image (H, W, C) as a tensor (C, H, W) of its own, the channels of a pixel side by side in memory."""
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)

@@ -13,6 +13,7 @@ from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
 from classyseg.transforms.pixels import (
     Grey,
+    Indices,
     Side,
     crop_sample,
     height_and_width,
@@ -72,7 +73,9 @@ class RandomScaleCrop(ClassyTransform):
         return pad_sample(cropped, columns.before, rows.before, right, bottom, self.fill, self.ignore_index)
 
     def _is_balanced(self, mask: torch.Tensor) -> bool:
-        _, counts = mask[mask != self.ignore_index].unique(return_counts=True)
+        lowest = min(0, self.ignore_index)
+        counts = torch.bincount(mask.flatten() - lowest)
+        counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0
         return bool(counts.numel() and counts.max() <= self.max_class_fraction * counts.sum())
 
 
@@ -89,7 +92,7 @@ class _Window:
             self.out_size = min(out_length, max(1, round(length * out_length / wanted)))
             self.before = min(out_length - self.out_size, round(-offset * out_length / wanted))
 
-    def nearest(self) -> torch.Tensor:
+    def nearest(self) -> Indices:
         """The source pixel at the centre of each output pixel."""
         return nearest_indices(self.stop - self.start, self.out_size) + self.start
 

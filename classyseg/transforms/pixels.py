@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import grid_sample
-from torchvision.transforms import InterpolationMode
+from torch.nn.functional import grid_sample, interpolate
 from torchvision.transforms.v2 import functional
 
 from classyseg.config import ConfigError
@@ -20,6 +20,7 @@ Side = Annotated[int, Field(ge=1)]
 Grey = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic"]
+Indices = npt.NDArray[np.int64]
 Matrix = tuple[float, float, float, float]
 
 
@@ -54,22 +55,27 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: Interpolat
     """(C, H, W) at `size`, smoothed when it shrinks."""
     if size == tuple(image.shape[-2:]):
         return image
-    if size == (1, 1) and not image.is_floating_point():  # torch's kernel for bytes fails there for some inputs
-        return resize_image(image.float(), size, interpolation).round().clamp(0, 255).to(image.dtype)
-    return functional.resize(image.contiguous(), list(size), InterpolationMode(interpolation), antialias=True)
+    if image.dtype != torch.uint8 or size == (1, 1):  # for which torch's kernel for bytes fails with some inputs
+        resized = interpolate(image[None].float(), size, mode=interpolation, antialias=True)[0]
+        if image.is_floating_point():
+            return resized.to(image.dtype)
+        return resized.round_().clamp_(image.min(), image.max()).to(image.dtype)
+    pixels = image[None].contiguous(memory_format=torch.channels_last)  # half the time for bytes of three channels
+    return interpolate(pixels, size, mode=interpolation, antialias=True)[0].contiguous()
 
 
-def nearest_indices(length: int, out_length: int) -> Tensor:
+def nearest_indices(length: int, out_length: int) -> Indices:
     """For each of `out_length` pixels, which of `length` lies at its centre: Pillow's choice, rounding included."""
     step = length / out_length
     centres = np.full(out_length, step)
     centres[0] = step * 0.5
-    return torch.from_numpy(np.cumsum(centres).astype(np.int64)).clamp_(max=length - 1)
+    return np.minimum(centres.cumsum().astype(np.int64), length - 1)
 
 
-def take(mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(H, W) at every pair of `rows` and `columns`."""
-    return mask.index_select(0, rows).index_select(1, columns)
+def take(mask: Tensor, rows: Indices, columns: Indices) -> Tensor:
+    """(H, W) at every pair of `rows` and `columns`, which rise; numpy does it in a third of torch's time."""
+    first, last = columns[0], columns[-1]
+    return torch.from_numpy(mask.numpy()[:, first : last + 1][rows].take(columns - first, 1))
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from classyseg.config import ConfigError
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform, Pad, RandomScaleCrop, Resize, build_transform
+from classyseg.transforms.pixels import resize_image
 
 IGNORED = -1
 STEP = 4
@@ -92,6 +93,27 @@ def test_a_crop_at_scale_one_is_a_window_of_the_image_bit_for_bit() -> None:
     assert len(found) > 20
 
 
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_a_crop_is_that_of_the_whole_image_scaled(scale: float) -> None:
+    """Within a grey level, where the window's border, from which nothing outside is seen, is two pixels away."""
+    generator = generator_for(2)
+    image = resize_image(torch.randint(0, 256, (3, 8, 8), generator=generator, dtype=torch.uint8), (64, 80))
+    before = Sample(image, torch.arange(64 * 80).view(64, 80))
+    whole = resize_image(image, (round(64 * scale), round(80 * scale)))
+    crop = build({"name": "random_scale_crop", "size": (20, 24), "scale": (scale, scale)})
+    seen = 0
+    for seed in SEEDS:
+        after = crop(before, generator_for(seed))
+        row, column = divmod(int(after.target[0, 0]), 80)
+        if scale < 1 and not row % 2 == column % 2 == 1:
+            continue  # the labels of a window that begins between two pixels of the scaled image
+        seen += 1
+        top, left = int(row * scale), int(column * scale)
+        off = whole[:, top : top + 20, left : left + 24].int() - after.image.int()
+        assert off[:, 2:-2, 2:-2].abs().max() <= 1
+    assert seen >= 5
+
+
 def test_scales_cover_their_range() -> None:
     transform = build({"name": "random_scale_crop", "size": CROP, "scale": (0.5, 2.0)})
     widths = []
@@ -116,6 +138,19 @@ def test_flips_have_their_probability(probability: float, flipped: int) -> None:
     after = [transform(before, generator_for(seed)) for seed in SEEDS]
     assert sum(torch.equal(sample.target, before.target.flip(-1)) for sample in after) == flipped
     assert sum(torch.equal(sample.image, before.image.flip(-1)) for sample in after) == flipped
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_images_of_any_channels_and_integers_are_resized(channels: int) -> None:
+    image = torch.randint(0, 256, (channels, 20, 30), generator=generator_for(channels), dtype=torch.uint8)
+    for size in ((10, 12), (1, 1), (50, 31)):
+        found = resize_image(image, size)
+        assert (found.int() - resize_image(image.float(), size).round().int()).abs().max() <= 1
+        assert found.shape == (channels, *size)
+        assert torch.equal(
+            resize_image(image.int() * 250, size).int() // 250 >= found.int() - 2,
+            torch.ones(found.shape, dtype=torch.bool),
+        )
 
 
 def test_resize_of_the_image_only_leaves_the_mask() -> None:
