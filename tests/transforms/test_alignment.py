@@ -193,3 +193,15 @@ def test_a_transform_is_a_function_of_its_generator_and_leaves_its_input(config:
         assert one.image.dtype == (torch.float32 if config["name"] == "normalize" else torch.uint8)
     assert torch.equal(before.image, image)
     assert torch.equal(before.target, mask)
+
+
+@pytest.mark.parametrize("config", cases())
+def test_the_order_of_an_image_in_memory_changes_nothing(config: dict[str, Any]) -> None:
+    """Files are read with the channels of a pixel side by side; tensors mostly have them apart."""
+    transform = build(config)
+    apart = cells(SIZES[0])
+    together = apart.replace(image=apart.image.permute(1, 2, 0).contiguous().permute(2, 0, 1))
+    for seed in range(10):
+        one, other = run(transform, apart, seed), run(transform, together, seed)
+        assert torch.equal(one.target, other.target), seed
+        assert (one.image.float() - other.image.float()).abs().max() <= 1, seed
