@@ -22,6 +22,7 @@ NUM_BLOCKS = {
     "linear": ANY,
     "lraspp": TWO,
     "ocr": ANY,
+    "point_rend": SEVERAL,
     "psp": ONE,
     "segformer": ANY,
     "semantic_fpn": ANY,

@@ -15,6 +15,7 @@ from classyseg.config import DataError
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import apply_transforms
 
 Color = tuple[int, int, int]
 MAX_LISTED = 10
@@ -56,11 +57,14 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
+        generator = generator_for(self.seed, epoch, index)
+        return apply_transforms(
+            self.transforms, self._checked, index, generator, num_samples=len(self), num_classes=self.num_classes
+        )
+
+    def _checked(self, index: int) -> Sample:
         sample = self.load(index)
         self._check(sample)
-        generator = generator_for(self.seed, epoch, index)
-        for transform in self.transforms:
-            sample = transform(sample, generator)
         return sample
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
@@ -108,5 +112,5 @@ def _voc_color(index: int) -> Color:
 
 
 def image_tensor(array: Any) -> torch.Tensor:
-    """A numpy image (H, W, C) as a tensor (C, H, W) of its own."""
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+    """A numpy image (H, W, C) as a tensor (C, H, W) of its own, the channels of a pixel side by side in memory."""
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)

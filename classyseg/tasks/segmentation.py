@@ -45,6 +45,7 @@ from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
     check_outputs,
+    check_targets,
     clips_in_a_batch,
     declared_metrics,
     joined_files,
@@ -120,6 +121,7 @@ class SegmentationTask(ClassyTask):
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
+        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
         _check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
         warn_of_compression(self.model, self.runtime)
         self.meters: list[ClassyMeter] = METERS.build_each(
@@ -191,6 +193,7 @@ class SegmentationTask(ClassyTask):
             for name, data in config.dataset  # type: ignore[attr-defined]
             if data is not None
         }
+        check_targets(transforms, loss)
         applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
             build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
