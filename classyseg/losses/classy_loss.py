@@ -34,7 +34,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     `ignore_index` is positional because the data set knows it.
 
-    Raises: `ConfigError` for a head weight of an output that `heads` leaves out.
+    Raises: `ConfigError` for an output that `heads` names twice, and for a head weight of one that it leaves out.
     """
 
     needs: str = "masks (N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
@@ -55,6 +55,9 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         self.ignore_index = ignore_index
         self.head_weights = dict(head_weights or {})
         self.heads = heads
+        for name in heads or ():
+            if heads.count(name) > 1:  # type: ignore[union-attr]
+                raise ConfigError(f"heads: found '{name}' twice")
         for name in self.head_weights if heads is not None else ():
             if name not in heads:  # type: ignore[operator]
                 raise ConfigError(f"loss.head_weights.{name}: found a weight of an output that loss.heads leaves out")

@@ -113,7 +113,9 @@ class MultiOutputSumLoss(CombinedLoss):
         with within("loss"):
             built: ClassyLoss = LOSSES.build(loss, ignore_index)
         for place, name in built.named_outputs():
-            raise ConfigError(f"{place}: found '{name}'; multi_output_sum applies its loss to every output alone")
+            raise ConfigError(
+                f"{_moved(place, 'loss.loss')}: found '{name}'; multi_output_sum applies its loss to every output alone"
+            )
         super().__init__(ignore_index, [built], ["loss.loss"])
         self.loss = built
 

@@ -129,16 +129,11 @@ class SegmentationTask(ClassyTask):
         )
         metrics = declared_metrics(self.meters, self.model.main_head)
         self._optimizer_config = optimizer
-        self._train_batches = TrainBatches(
-            len(self.train_set), batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
-        )
-        self._test_batches = EvalBatches(
-            len(self.test_set or ()),
-            self.runtime.eval_batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            together=clips_in_a_batch(self.meters, self.runtime.eval_batch_size, len(self.test_set or ())),
-        )
+        process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
+        num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
+        together = clips_in_a_batch(self.meters, eval_batch_size, num_test)
+        self._test_batches = EvalBatches(num_test, eval_batch_size, together=together, **process)
         self._loaders: dict[str, Batches] = {}
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)

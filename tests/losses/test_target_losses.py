@@ -205,8 +205,24 @@ def test_one_loss_is_applied_to_every_output_and_to_lists() -> None:
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_a_loss_of_every_output_alone_names_none(inner: dict[str, Any], place: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{place}: found 'main'; multi_output_sum applies its loss"):
+    with pytest.raises(ConfigError, match=rf"^loss\.{place}: found 'main'; multi_output_sum applies its loss"):
         build_loss({"name": "multi_output_sum", "loss": inner})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "cross_entropy", "heads": ["main", "main"]}, r"heads: found 'main' twice"),
+        (
+            {"name": "tversky", "false_positive_weight": 0.0, "false_negative_weight": 0.0},
+            r"false_positive_weight: found 0 beside false_negative_weight 0; one of them must be above 0",
+        ),
+    ],
+    ids=["heads", "tversky"],
+)
+def test_options_that_have_no_effect_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_loss(config)
 
 
 # -- soft targets ------------------------------------------------------------------------------------------------------
