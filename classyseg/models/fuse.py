@@ -34,7 +34,10 @@ def fuse(model: Model) -> Model:
         _replace(twin, conv, fuse_conv_bn_eval(modules[conv], modules[norm]))  # type: ignore[type-var]
         _replace(twin, norm, nn.Identity())
     twin.renew_taps()
-    return twin.to(memory_format=torch.channels_last)
+    for module in twin.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return twin
 
 
 def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
