@@ -348,6 +348,9 @@ WeightsOption = Annotated[
 ]
 """A source alone, or a mapping with options."""
 
+DATASET_KEYS: dict[str, Any] = {"exif": (Literal["refuse", "rotate", "ignore"], "refuse")}
+"""The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
+
 
 def placed(place: str, error: ConfigError) -> ConfigError:
     """`error`, raised by a component about an option of its own, with the component's path before it, once."""

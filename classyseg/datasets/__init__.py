@@ -1,5 +1,7 @@
 """Data sets: the registered names, the base to write one, and the loaders that a task uses."""
 
+from typing import Any
+
 from classyseg.datasets.ade20k import ADE20K
 from classyseg.datasets.camvid import CamVid
 from classyseg.datasets.cityscapes import Cityscapes
@@ -14,10 +16,22 @@ from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pascal_context import PascalContext
 from classyseg.datasets.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.synthetic_shapes import SyntheticShapes
-from classyseg.registry import DATASETS
+from classyseg.registry import DATASETS, ComponentConfig
 
 register_dataset = DATASETS.register
-build_dataset = DATASETS.build
+
+
+def build_dataset(config: Any) -> ClassyDataset:
+    """The data set that `config` describes; a built one is returned as it is. Raises: `ConfigError`."""
+    if isinstance(config, ClassyDataset):
+        return config
+    checked = config if isinstance(config, ComponentConfig) else DATASETS.validate(config, placed=True)
+    dataset: ClassyDataset = DATASETS.build(checked)
+    for key in DATASETS.placement:
+        if hasattr(checked, key):  # a config that was checked without the keys of whoever places it lacks them
+            setattr(dataset, key, getattr(checked, key))
+    return dataset
+
 
 __all__ = [
     "ADE20K",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
 
     A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
-    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task.
+    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`
+    is a key that every data set has, set by `build_dataset`.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +34,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     ignore_index: int = 255
     submission_values: tuple[int, ...] = ()
     seed: int = 0
+    exif: Literal["refuse", "rotate", "ignore"] = "refuse"
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -46,7 +49,18 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """The stored sample: image (C, H, W) uint8, mask (H, W) int64. Raises: `DataError`, naming the file."""
+        """The stored sample: image (C, H, W) uint8 or uint16, mask (H, W) int64.
+
+        Raises: `DataError`, naming the file.
+        """
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files of a sample; none for a data set that draws its samples."""
+        return ()
+
+    def described(self, index: int) -> str:
+        """Sample `index` in messages."""
+        return f"sample {index}" + (f" ({', '.join(map(str, self.files(index)))})" if self.files(index) else "")
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, epoch=0)
