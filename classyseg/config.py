@@ -16,6 +16,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
+    Field,
     ModelWrapValidatorHandler,
     Strict,
     Tag,
@@ -348,7 +349,11 @@ WeightsOption = Annotated[
 ]
 """A source alone, or a mapping with options."""
 
-DATASET_KEYS: dict[str, Any] = {"exif": (Literal["refuse", "rotate", "ignore"], "refuse")}
+DATASET_KEYS: dict[str, Any] = {
+    "exif": (Literal["refuse", "rotate", "ignore"], "refuse"),
+    "on_bad_sample": (Literal["error", "skip", "replace"], "error"),
+    "max_bad_samples": (Annotated[float, Strict(), Field(ge=0, le=1)], 0.01),
+}
 """The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
 
 

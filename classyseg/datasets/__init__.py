@@ -3,6 +3,7 @@
 from typing import Any
 
 from classyseg.datasets.ade20k import ADE20K
+from classyseg.datasets.bad_samples import BadSamples
 from classyseg.datasets.camvid import CamVid
 from classyseg.datasets.cityscapes import Cityscapes
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -35,6 +36,7 @@ def build_dataset(config: Any) -> ClassyDataset:
 
 __all__ = [
     "ADE20K",
+    "BadSamples",
     "Batches",
     "CamVid",
     "Cityscapes",

@@ -25,8 +25,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
 
     A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
-    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`
-    is a key that every data set has, set by `build_dataset`.
+    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`,
+    `on_bad_sample` and `max_bad_samples` are keys that every data set has, set by `build_dataset`.
     """
 
     classes: tuple[str, ...]
@@ -35,6 +35,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     submission_values: tuple[int, ...] = ()
     seed: int = 0
     exif: Literal["refuse", "rotate", "ignore"] = "refuse"
+    on_bad_sample: Literal["error", "skip", "replace"] = "error"
+    max_bad_samples: float = 0.01
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)

@@ -19,7 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import ConfigError, ConfigRecord, unknown, within
-from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import (
+    BadSamples,
+    Batches,
+    ClassyDataset,
+    EvalBatches,
+    TrainBatches,
+    build_dataset,
+    make_loader,
+)
 from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
 from classyseg.losses import ClassyLoss, build_loss
@@ -138,6 +146,7 @@ class SegmentationTask(ClassyTask):
             world_size=distributed.world_size(),
         )
         self._loaders: dict[str, Batches] = {}
+        self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         if self.runtime.cache_features is not None:
             check_frozen(self.model)
@@ -262,13 +271,18 @@ class SegmentationTask(ClassyTask):
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
             self._train_batches.epoch, self._train_batches.start = self.progress.epoch, start
-        return iter(self._loaders[self.progress.phase])
+        loader = self._loaders[self.progress.phase]
+        for batch in loader:
+            if loader.bad:
+                self.bad_samples.add(self.progress.phase, loader.bad, self.run_folder)
+            yield batch
 
     def begin_phase(self) -> None:
         training = self.progress.phase == "train"
         if not training:
             distributed.broadcast_buffers(self.model)  # every process measures with the same running statistics
             self.progress.step_in_phase = 0
+        self.bad_samples.begin_phase(anew=not training)
         self._open_feature_cache()
         self.model.train(training)
         self.loss.train(training)
@@ -377,19 +391,23 @@ class SegmentationTask(ClassyTask):
             counts = distributed.sum_over_processes(torch.tensor(self._feature_cache.counts_of_phase()))
             self._feature_cache.report(self.progress.phase, *counts.tolist())
         self.phase_files = {}
+        bad = self.bad_samples.end_phase(self.progress.phase)
         if self.progress.phase == "train":
-            return {}
+            return dict(bad)
         totals, counts = distributed.sum_over_processes(self._test_loss.cpu())
         loss = (totals / counts.clamp(min=1e-12)).sum().item()
         metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
         values = [meter.compute() for meter in self.meters]
         self.phase_files = joined_files(self.meters, values, self.model.main_head)
-        return metrics | joined_metrics(self.meters, values, self.model.main_head)
+        return metrics | joined_metrics(self.meters, values, self.model.main_head) | bad
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state()}
+
+    def gather_state(self) -> dict[str, Any]:
+        return {"bad_samples": self.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
         return {
@@ -414,6 +432,7 @@ class SegmentationTask(ClassyTask):
         last_step = checkpoint.state["progress"]["step"] - 1
         if last_step >= 0:  # a test phase that comes first records the rate of that step
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
+        self.bad_samples.before = checkpoint.state.get("bad_samples", 0)
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
