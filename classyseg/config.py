@@ -353,6 +353,8 @@ DATASET_KEYS: dict[str, Any] = {
     "exif": (Literal["refuse", "rotate", "ignore"], "refuse"),
     "on_bad_sample": (Literal["error", "skip", "replace"], "error"),
     "max_bad_samples": (Annotated[float, Strict(), Field(ge=0, le=1)], 0.01),
+    "cache_samples": (Annotated[Text, Field(min_length=1)] | None, None),
+    "cache_samples_gigabytes": (Annotated[float, Strict(), Field(gt=0)], 50.0),
 }
 """The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
 

@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 
 FLOORS = (
     {"structures", "config", "io", "downloads", "distributed", "rng"},
-    {"registry", "layers", "checkpoint", "complexity"},
+    {"registry", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
     {"inference", "export", "report"},

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from classyseg.config import DataError
+from classyseg.datasets.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -26,7 +27,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
     before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`,
-    `on_bad_sample` and `max_bad_samples` are keys that every data set has, set by `build_dataset`.
+    `on_bad_sample`, `max_bad_samples` and `cache` follow from keys that every data set has, set by `build_dataset`.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +38,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     exif: Literal["refuse", "rotate", "ignore"] = "refuse"
     on_bad_sample: Literal["error", "skip", "replace"] = "error"
     max_bad_samples: float = 0.01
+    cache: SampleCache | None = None
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -57,7 +59,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files of a sample; none for a data set that draws its samples."""
+        """All files that a sample is read from; none, and it is never cached."""
         return ()
 
     def described(self, index: int) -> str:
@@ -72,12 +74,25 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
-        sample = self.load(index)
-        self._check(sample)
+        sample = self._stored(index)
         generator = generator_for(self.seed, epoch, index)
         for transform in self.transforms:
             sample = transform(sample, generator)
         return sample
+
+    def _stored(self, index: int) -> Sample:
+        """The checked sample as `load` gives it, from the cache where there is one."""
+        if self.cache is None:
+            sample = self.load(index)
+            self._check(sample)
+            return sample
+        key = self.cache.key(index, self.files(index))
+        found = self.cache.read(key)
+        if found is None:
+            found = self.load(index)
+            self._check(found)
+            self.cache.store(key, found)
+        return found
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
         """A map of class indices as the values that the data set's own tools and its evaluation server read.

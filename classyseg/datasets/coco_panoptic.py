@@ -46,10 +46,13 @@ class CocoPanoptic(MaskFiles):
             folder = data_folder(root)
             images = data_folder(str(folder / f"{split}2017"))
             masks = data_folder(str(folder / "annotations" / f"panoptic_{split}2017"))
-        source = folder / "annotations" / f"panoptic_{split}2017.json"
+        self._source = source = folder / "annotations" / f"panoptic_{split}2017.json"
         with entries_of(source):
             names, self._ids, self._labels, self._ends = _segments(source)
         super().__init__(listed_pairs(names, images, masks), transforms)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (*self.pairs[index], self._source)
 
     def load(self, index: int) -> Sample:
         image, mask = self.pairs[index]

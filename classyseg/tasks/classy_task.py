@@ -47,6 +47,8 @@ FREE_ON_RESUME = (
     "runtime.threads",
     "runtime.cache_features",
     "runtime.cache_gigabytes",
+    "dataset.train.cache_samples",
+    "dataset.test.cache_samples",
 )
 """The keys that may differ between a run and its continuation."""
 
