@@ -67,7 +67,8 @@ def _pixels(path: Path, image: Image.Image, channels: int, bits: int) -> npt.NDA
     if bits == 16 and channels in (1, 3):
         return np.repeat(np.asarray(image).astype(np.uint16)[..., None], channels, axis=2)
     if bits == 8 and channels in (1, 3):
-        array = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+        mode = "RGB" if channels == 3 else "L"
+        array = np.asarray(image if image.mode == mode else image.convert(mode))  # which else would copy, too
         return array.reshape(*array.shape[:2], channels)
     if bits == 8 and channels == 4 and image.mode in FOUR_CHANNELS:
         return np.asarray(image)
