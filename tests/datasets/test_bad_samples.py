@@ -102,14 +102,17 @@ def test_a_set_without_a_good_sample_is_an_error(tree: Path) -> None:
         list(make_loader(folder(tree, on_bad_sample="skip"), EvalBatches(12, 1), workers=0))
 
 
-def task(tree: Path, **options: Any) -> Any:
-    changes = {
+def changes(tree: Path, **options: Any) -> dict[str, Any]:
+    return {
         "dataset.train": config(tree, **{"on_bad_sample": "replace", **options}),
         "dataset.test": config(tree, on_bad_sample="skip"),
         "batch_size": 4,
         "num_epochs": 2,
     }
-    return runs.tiny_task(changes)
+
+
+def task(tree: Path, **options: Any) -> Any:
+    return runs.tiny_task(changes(tree, **options))
 
 
 def counts(output: Path) -> list[tuple[str, int]]:
@@ -127,6 +130,19 @@ def test_bad_samples_are_counted_in_the_records_and_listed_once(tree: Path) -> N
         (s, i) for s in ("test", "train") for i in BAD
     ]
     assert {Path(line["problem"].split(":")[0]).name for line in listed} == {"03.png", "07.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "code"), [(0.5, 0), (0.1, 2)])
+def test_two_processes_count_together(tree: Path, limit: float, code: int) -> None:
+    values = changes(tree, max_bad_samples=limit)
+    arguments = ["--config", runs.write_config(tree, values), "--output", tree / "run"]
+    jobs = runs.start_job(arguments, tree)
+    assert [job.wait() for job in jobs] == [code, code]
+    if code:
+        assert "of 12 samples are bad, more than max_bad_samples" in jobs[0].text + jobs[1].text
+    else:
+        assert counts(tree / "run") == EVERY_PHASE
 
 
 @pytest.mark.parametrize(("phase", "step"), [("train", 1), ("train", 2), ("test", 8)])
