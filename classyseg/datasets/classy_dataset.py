@@ -17,6 +17,7 @@ from classyseg.datasets.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import apply_transforms
 
 Color = tuple[int, int, int]
 MAX_LISTED = 10
@@ -74,11 +75,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
-        sample = self._stored(index)
         generator = generator_for(self.seed, epoch, index)
-        for transform in self.transforms:
-            sample = transform(sample, generator)
-        return sample
+        return apply_transforms(
+            self.transforms, self._stored, index, generator, num_samples=len(self), num_classes=self.num_classes
+        )
 
     def _stored(self, index: int) -> Sample:
         """The checked sample as `load` gives it, from the cache where there is one."""
@@ -139,5 +139,5 @@ def _voc_color(index: int) -> Color:
 
 
 def image_tensor(array: Any) -> torch.Tensor:
-    """A numpy image (H, W, C) as a tensor (C, H, W) of its own."""
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+    """A numpy image (H, W, C) as a tensor (C, H, W) of its own, the channels of a pixel side by side in memory."""
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)

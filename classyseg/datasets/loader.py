@@ -53,24 +53,40 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one."""
+    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
 
-    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
+    `together` samples that follow each other stay in one batch; shares then differ by as many.
+
+    Raises: `ValueError` where the other numbers are no multiples of `together`.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, together: int = 1
+    ) -> None:
+        if num_samples % together or batch_size % together:
+            raise ValueError(
+                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {together}"
+            )
+        self.num_groups, self.groups_per_batch, self.together = (
+            num_samples // together,
+            batch_size // together,
+            together,
+        )
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(range(self.rank, self.num_samples, self.world_size)) // self.batch_size)
+        return -(-len(range(self.rank, self.num_groups, self.world_size)) // self.groups_per_batch)
 
     @property
     def common_batches(self) -> int:
         """How many batches every process has at least: until then, they can agree on something."""
-        return -(-(self.num_samples // self.world_size) // self.batch_size)
+        return -(-(self.num_groups // self.world_size) // self.groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        mine = range(self.rank, self.num_samples, self.world_size)
-        for first in range(0, len(mine), self.batch_size):
-            yield [(0, index) for index in mine[first : first + self.batch_size]]
+        mine = range(self.rank, self.num_groups, self.world_size)
+        for first in range(0, len(mine), self.groups_per_batch):
+            groups = mine[first : first + self.groups_per_batch]
+            yield [(0, group * self.together + i) for group in groups for i in range(self.together)]
 
 
 def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:

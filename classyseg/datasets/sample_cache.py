@@ -48,5 +48,7 @@ class SampleCache:
 
 
 def smallest(mask: Tensor) -> Tensor:
-    """As uint8 where its values allow."""
+    """As uint8 where its values allow; shares of classes, in floating point, as they are."""
+    if mask.is_floating_point():
+        return mask
     return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask

@@ -48,6 +48,7 @@ class ImageNormalizer(nn.Module):
                 f"normalize: found images of {image.shape[1]} channels and {len(self.mean)} means; "
                 "give `normalize` (and the model's in_channels) one mean and one std per channel"
             )
+        values = image.float()
         if image.dtype == torch.uint16:
-            image = image.float() / 257  # 65535 / 255
-        return (image - self.mean) / self.std
+            values /= 257  # 65535 / 255
+        return values.sub_(self.mean).div_(self.std)

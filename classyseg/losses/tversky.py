@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from classyseg.config import ConfigError
 from classyseg.losses.bands import as_pixels, resized, with_gradient
 from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
 from classyseg.registry import LOSSES
@@ -34,6 +35,8 @@ class TverskyLoss(ImageLoss):
 
     In two passes, so that nothing of full size is held: the sums, then the gradient that they give.
 
+    Raises: `ConfigError` where both weights are 0: every overlap would be 1.
+
     Source: Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks",
     MLMI 2017; Abraham and Khan, "A novel focal Tversky loss function", ISBI 2019.
     """
@@ -51,6 +54,10 @@ class TverskyLoss(ImageLoss):
         heads: HeadNames | None = None,
     ) -> None:
         super().__init__(ignore_index, head_weights=head_weights, heads=heads)
+        if not false_positive_weight + false_negative_weight:
+            raise ConfigError(
+                "false_positive_weight: found 0 beside false_negative_weight 0; one of them must be above 0"
+            )
         self.false_positive_weight = false_positive_weight
         self.false_negative_weight = false_negative_weight
         self.smooth = smooth
@@ -101,7 +108,9 @@ class TverskyLoss(ImageLoss):
             false_positives, false_negatives = shares - hits, sums[2] - hits
             missed = self.false_positive_weight * false_positives + self.false_negative_weight * false_negatives
             index = (hits + self.smooth) / (hits + missed + self.smooth).clamp(min=1e-12)
-            loss = (1 - index).clamp(min=0) ** self.exponent
+            distance = 1 - index
+            missing = distance > 0  # else a power below 1 has no finite slope, and the loss is 0
+            loss = distance.where(missing, 1.0) ** self.exponent * missing
             counted = sums[2] > 0 if self.classes == "present" else torch.full_like(sums[2], bool(sums[2].any()))
             value = (loss * counted).sum() / counted.sum().clamp(min=1)
             (slopes,) = torch.autograd.grad(value, leaf)

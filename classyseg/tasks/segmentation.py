@@ -29,7 +29,7 @@ from classyseg.datasets import (
     make_loader,
 )
 from classyseg.hooks import CheckpointHook
-from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
+from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
@@ -52,16 +52,19 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
-    check_logits,
+    check_compile,
+    check_outputs,
+    check_targets,
+    clips_in_a_batch,
     declared_metrics,
     joined_files,
     joined_metrics,
     normalize_of_weights,
+    normalizes,
     warn_of_compression,
 )
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
-from classyseg.transforms import Normalize
 
 log = logging.getLogger(__name__)
 
@@ -127,29 +130,22 @@ class SegmentationTask(ClassyTask):
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
-        _check_head_names(self.model, self.loss, meters)
-        _check_compile(self.model, self.runtime)
+        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
+        _check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
         warn_of_compression(self.model, self.runtime)
-        check_logits(self.model, self.train_set.num_classes)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
         metrics = declared_metrics(self.meters, self.model.main_head)
         self._optimizer_config = optimizer
-        self._train_batches = TrainBatches(
-            len(self.train_set), batch_size, seed=seed, rank=distributed.rank(), world_size=distributed.world_size()
-        )
-        self._test_batches = EvalBatches(
-            len(self.test_set or ()),
-            self.runtime.eval_batch_size,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        )
+        process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
+        num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
+        together = clips_in_a_batch(self.meters, eval_batch_size, num_test)
+        self._test_batches = EvalBatches(num_test, eval_batch_size, together=together, **process)
         self._loaders: dict[str, Batches] = {}
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
-        if self.runtime.cache_features is not None:
-            check_frozen(self.model)
         self.hooks = HOOKS.build_each("hooks", hooks)
         _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
 
@@ -172,7 +168,7 @@ class SegmentationTask(ClassyTask):
         transforms = {name: data.transforms for name, data in self._data_sets().items()}
         of_weights = normalize_of_weights(model_config)
         found = applied_normalize(transforms, normalize, of_weights)
-        if normalize is None and of_weights is not None and not any(map(_normalizes, transforms.values())):
+        if normalize is None and of_weights is not None and not any(map(normalizes, transforms.values())):
             log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
             self.chosen = {"normalize": of_weights.model_dump(mode="json")}
         return found
@@ -187,21 +183,22 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
-        if num_classes is not None:
-            loss.check_num_classes(num_classes)
-        _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
-        _check_compile(model, config.runtime)  # type: ignore[attr-defined]
-        if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
-            check_frozen(model)
-        check_logits(model, 2)
-        metrics = declared_metrics(config.meters, model.main_head)  # type: ignore[attr-defined]
-        _check_best(config.hooks, config.meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
+        if classes is not None:
+            loss.check_num_classes(len(classes))
+        _check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
+        meters = config.meters  # type: ignore[attr-defined]
+        if classes is not None:
+            meters = METERS.build_each("meters", meters, classes, 255)
+        clips_in_a_batch(meters, config.runtime.eval_batch_size)  # type: ignore[attr-defined]
+        metrics = declared_metrics(meters, model.main_head)
+        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
             if data is not None
         }
+        check_targets(transforms, loss)
         applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
             build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
@@ -213,9 +210,8 @@ class SegmentationTask(ClassyTask):
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.runtime.sync_batch_norm and self.device.type == "cuda" and distributed.world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            self.model.renew_taps()
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
         layout = torch.channels_last if self.runtime.channels_last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
@@ -377,8 +373,9 @@ class SegmentationTask(ClassyTask):
         batch = self._on_device(batch)
         with self._autocast():
             logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
-        counts = self.loss.counts(batch.target)
-        self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
+        if self.loss.names_read(logits, batch.target):  # else the record has no loss
+            counts = self.loss.counts(batch.target)
+            self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
         labels: dict[str, Tensor] = {}
         for meter in self.meters:
             head = meter.head or self.model.main_head
@@ -437,16 +434,12 @@ class SegmentationTask(ClassyTask):
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
-def _normalizes(transforms: Iterable[Any]) -> bool:
-    return any(isinstance(step, Normalize) for step in transforms)
-
-
-def _known_num_classes(dataset: Any) -> int | None:
+def _known_classes(dataset: Any) -> Sequence[str] | None:
     """What the config of a data set, or its class, says without a look at the data."""
     for source in (dataset, getattr(dataset, "component", None)):
         classes = getattr(source, "classes", None)
         if isinstance(classes, list | tuple):
-            return len(classes)
+            return classes
     return None
 
 
@@ -459,6 +452,25 @@ def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[s
         if is_checkpoint and hook.best is not None and hook.best not in numbers:
             known = unknown("number of the test record", hook.best, numbers)
             raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
+
+
+def _check_parts(
+    model: ClassyModel,
+    loss: ClassyLoss,
+    meters: Sequence[Any],
+    runtime: RuntimeConfig,
+    num_classes: int,
+    *,
+    trains: bool,
+) -> None:
+    """What a model, a loss and meters ask of each other; tells the loss the main head."""
+    _check_head_names(model, loss, meters)
+    _check_extras(model, loss)
+    check_compile(model, runtime)
+    if runtime.cache_features is not None:
+        check_frozen(model)
+    loss.choose_main_head(model.main_head)
+    check_outputs(model, loss, num_classes, trains=trains)
 
 
 def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:
@@ -475,10 +487,14 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
             raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
 
 
-def _check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
-    """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
-    if runtime.compile and model.keeps_less:
-        raise ConfigError(
-            "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
-            "the compiler cannot take; it computes activations again by itself. Keep one of them"
-        )
+def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for a head that needs a loss of its extras, where no loss reads them."""
+    parts = [part for part in loss.modules() if isinstance(part, ClassyLoss)]
+    for name, head in model.heads.items():
+        for extra in () if name in model.train_only_heads else head.needed_extras:  # type: ignore[union-attr]
+            output = f"{name}.{extra}"
+            if not any(extra in part.extras and (part.heads is None or output in part.heads) for part in parts):
+                raise ConfigError(
+                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                )
