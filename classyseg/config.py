@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
+    Field,
     ModelWrapValidatorHandler,
     Strict,
     Tag,
@@ -347,6 +348,15 @@ WeightsOption = Annotated[
     Annotated[Text, Tag("source")] | Annotated[WeightsConfig, Tag("mapping")], Discriminator(_weights_form)
 ]
 """A source alone, or a mapping with options."""
+
+DATASET_KEYS: dict[str, Any] = {
+    "exif": (Literal["refuse", "rotate", "ignore"], "refuse"),
+    "on_bad_sample": (Literal["error", "skip", "replace"], "error"),
+    "max_bad_samples": (Annotated[float, Strict(), Field(ge=0, le=1)], 0.01),
+    "cache_samples": (Annotated[Text, Field(min_length=1)] | None, None),
+    "cache_samples_gigabytes": (Annotated[float, Strict(), Field(gt=0)], 50.0),
+}
+"""The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
 
 
 def placed(place: str, error: ConfigError) -> ConfigError:

@@ -14,6 +14,7 @@ from pydantic import Field, Strict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
+    DATASET_KEYS,
     Bool,
     ConfigError,
     ConfigTree,
@@ -395,7 +396,7 @@ HEADS = Registry(
 )
 LOSSES = Registry("losses", noun="loss", base="classyseg.losses:ClassyLoss")
 METERS = Registry("meters", noun="meter", base="classyseg.meters:ClassyMeter")
-DATASETS = Registry("datasets", noun="data set", base="classyseg.datasets:ClassyDataset")
+DATASETS = Registry("datasets", noun="data set", base="classyseg.datasets:ClassyDataset", placement=DATASET_KEYS)
 TRANSFORMS = Registry("transforms", noun="transform", base="classyseg.transforms:ClassyTransform")
 OPTIMIZERS = Registry("optimizers", noun="optimizer", base="classyseg.optim:ClassyOptimizer")
 SCHEDULERS = Registry("schedulers", noun="schedule", base="classyseg.optim:ClassyScheduler")

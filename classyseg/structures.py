@@ -26,7 +26,8 @@ class BlockInfo(NamedTuple):
 class Sample:
     """An image with its label, or a batch of them.
 
-    `image`: (C, H, W), or (N, C, H, W) in a batch; uint8 in 0..255, or floating point when a transform normalised it.
+    `image`: (C, H, W), or (N, C, H, W) in a batch; uint8 in 0..255, uint16 in 0..65535 from files of 16 bits, or
+    floating point when a transform normalised it.
     `target`: a mask (H, W) or (N, H, W) of class indices, or shares of the classes in floating point, as mix-up makes
     them: (num_classes, H, W) or (N, num_classes, H, W). Of whole images, without H and W. `name` is the file (or the
     number) the sample comes from, used in messages; a batch holds a tuple of them.

@@ -261,7 +261,7 @@ def test_a_table_of_keys_equals_the_code(heading: str) -> None:
 
 def test_the_keys_of_attachments_are_documented() -> None:
     text = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
-    for kind in ("models", "heads"):
+    for kind in ("models", "heads", "datasets"):
         for key in REGISTRIES[kind].placement:
             assert re.search(rf"^\| `{key}` \| ", text, re.MULTILINE), key
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from classyseg.config import DataError
+from classyseg.datasets.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -25,7 +27,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
 
     A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
-    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task.
+    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`,
+    `on_bad_sample`, `max_bad_samples` and `cache` follow from keys that every data set has, set by `build_dataset`.
     """
 
     classes: tuple[str, ...]
@@ -33,6 +36,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     ignore_index: int = 255
     submission_values: tuple[int, ...] = ()
     seed: int = 0
+    exif: Literal["refuse", "rotate", "ignore"] = "refuse"
+    on_bad_sample: Literal["error", "skip", "replace"] = "error"
+    max_bad_samples: float = 0.01
+    cache: SampleCache | None = None
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -47,7 +54,18 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """The stored sample: image (C, H, W) uint8, mask (H, W) int64. Raises: `DataError`, naming the file."""
+        """The stored sample: image (C, H, W) uint8 or uint16, mask (H, W) int64.
+
+        Raises: `DataError`, naming the file.
+        """
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """All files that a sample is read from; none, and it is never cached."""
+        return ()
+
+    def described(self, index: int) -> str:
+        """Sample `index` in messages."""
+        return f"sample {index}" + (f" ({', '.join(map(str, self.files(index)))})" if self.files(index) else "")
 
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, epoch=0)
@@ -59,13 +77,22 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """
         generator = generator_for(self.seed, epoch, index)
         return apply_transforms(
-            self.transforms, self._checked, index, generator, num_samples=len(self), num_classes=self.num_classes
+            self.transforms, self._stored, index, generator, num_samples=len(self), num_classes=self.num_classes
         )
 
-    def _checked(self, index: int) -> Sample:
-        sample = self.load(index)
-        self._check(sample)
-        return sample
+    def _stored(self, index: int) -> Sample:
+        """The checked sample as `load` gives it, from the cache where there is one."""
+        if self.cache is None:
+            sample = self.load(index)
+            self._check(sample)
+            return sample
+        key = self.cache.key(index, self.files(index))
+        found = self.cache.read(key)
+        if found is None:
+            found = self.load(index)
+            self._check(found)
+            self.cache.store(key, found)
+        return found
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
         """A map of class indices as the values that the data set's own tools and its evaluation server read.

@@ -9,7 +9,7 @@ import numpy as np
 
 from classyseg.config import DataError, within
 from classyseg.datasets.coco import entries_of, read_annotations
-from classyseg.datasets.files import read_colors, read_image
+from classyseg.datasets.files import read_colors
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import listed_pairs
@@ -46,17 +46,20 @@ class CocoPanoptic(MaskFiles):
             folder = data_folder(root)
             images = data_folder(str(folder / f"{split}2017"))
             masks = data_folder(str(folder / "annotations" / f"panoptic_{split}2017"))
-        source = folder / "annotations" / f"panoptic_{split}2017.json"
+        self._source = source = folder / "annotations" / f"panoptic_{split}2017.json"
         with entries_of(source):
             names, self._ids, self._labels, self._ends = _segments(source)
         super().__init__(listed_pairs(names, images, masks), transforms)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (*self.pairs[index], self._source)
 
     def load(self, index: int) -> Sample:
         image, mask = self.pairs[index]
         mine = slice(self._ends[index], self._ends[index + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))
         label_map = LabelMap({0: self.ignore_index} | segments, text=str)
-        return Sample(read_image(image), label_map(segment_ids(mask), mask), str(mask))
+        return Sample(self.read_image(image), label_map(segment_ids(mask), mask), str(mask))
 
 
 def segment_ids(path: Path) -> Any:

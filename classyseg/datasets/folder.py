@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, within
 from classyseg.datasets.classy_dataset import Color
-from classyseg.datasets.files import read_colors
+from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_of, color_text
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import matched_pairs, tabled_pairs
@@ -25,7 +25,8 @@ class Folder(MaskFiles):
 
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
     checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
-    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead.
+    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead. Images have
+    `channels` channels of `bits` bits.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Folder(MaskFiles):
         label_map: dict[int, int] | None = None,
         color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
+        channels: Annotated[int, Field(ge=1)] = 3,
+        bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         if 0 <= ignore_index < len(classes):
@@ -55,6 +58,8 @@ class Folder(MaskFiles):
             raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
+        self.channels = channels
+        self.bits = bits
         self.has_label_map = bool(label_map)
         self.color_map = None if color_map is None else _color_label_map(color_map)
         self.label_map = LabelMap(label_map or {}, others_stay=True)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import chain
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from classyseg.config import ConfigError, DataError
+from classyseg.datasets.bad_samples import BadSample, ByKey, Failure, Key, Loaded
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.sample_cache import smallest
+from classyseg.datasets.workers import (
+    PREFETCH,
+    WorkerError,
+    check_limits,
+    deaths,
+    deaths_are_found_in_turn,
+    start_worker,
+)
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-
-Key = tuple[int, int]
-"""The epoch and the index of a sample: all that its content depends on."""
 
 PERMUTATION = -1
 """The third integer of the permutation's generator, which no sample index equals."""
@@ -87,81 +89,52 @@ class EvalBatches:
             yield [(0, group * self.together + i) for group in groups for i in range(self.together)]
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A wrong sample, sent from a worker as a value: an exception would arrive wrapped in the worker's traceback."""
-
-    message: str
-
-
-class _ByKey(Dataset[Sample | _Failure]):
-    def __init__(self, dataset: ClassyDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, key: Key) -> Sample | _Failure:
-        epoch, index = key
-        try:
-            return self.dataset.sample(index, epoch)
-        except ConfigError as error:
-            return _Failure(str(error))
-
-
-def collate(samples: Sequence[Sample | _Failure]) -> Sample | _Failure:
+def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
     """A batch; masks travel as uint8 where their values allow."""
     for sample in samples:
-        if isinstance(sample, _Failure):
+        if isinstance(sample, Failure):
             return sample
-    whole = [sample for sample in samples if isinstance(sample, Sample)]
+    loaded = [sample for sample in samples if isinstance(sample, Loaded)]
+    whole = [item.sample for item in loaded]
     for kind, tensors in (("images", [s.image for s in whole]), ("masks", [s.target for s in whole])):
         shapes = {tuple(tensor.shape): sample.name for tensor, sample in zip(tensors, whole, strict=True)}
         if len(shapes) > 1:
             found = " and ".join(f"{shape} ({name})" for shape, name in list(shapes.items())[:2])
-            return _Failure(
+            return Failure(
                 f"a batch of {kind} of different shapes: {found}; add a transform that gives one size, such as "
                 "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
             )
     target = torch.stack([sample.target for sample in whole])
-    return Sample(torch.stack([s.image for s in whole]), _smallest(target), tuple(str(s.name) for s in whole))
-
-
-def _smallest(mask: Tensor) -> Tensor:
-    if mask.is_floating_point():  # shares of classes
-        return mask
-    return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
-
-
-GRACE_SECONDS = 20
-
-
-def _start_worker(worker: int) -> None:
-    # A signal to the whole process group must not take the workers from under a main process that is about to save:
-    # they leave when it says so, and by themselves only some time after SIGTERM.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # torch's own watch asks for the parent's process id: a fork server, from which Python 3.14 starts workers, lives on
-    # when the main process is killed, and they with it.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    batch = Sample(torch.stack([s.image for s in whole]), smallest(target), tuple(str(s.name) for s in whole))
+    return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
 
 
 class Batches:
-    """A loader that raises `DataError` for wrong samples, here and not in a worker; `close` ends its workers."""
+    """A loader that raises `DataError` for wrong samples, here and not in a worker; `close` ends its workers.
 
-    def __init__(self, loader: DataLoader[Sample | _Failure]) -> None:
-        self._loader = loader
+    `bad` are the samples that others stand in for in the batch that came last.
+    """
+
+    def __init__(self, loader: DataLoader[Loaded | Failure], source: ByKey, order: TrainBatches | EvalBatches) -> None:
+        self._loader, self._source, self._order = loader, source, order
+        self.bad: tuple[BadSample, ...] = ()
 
     def __iter__(self) -> Iterator[Sample]:
-        for batch in self._loader:
-            if isinstance(batch, _Failure):
-                raise DataError(batch.message)
-            yield batch
+        if self._loader._iterator is None:
+            check_limits(self._source, next(iter(self._order), []), self._loader.num_workers)
+        try:
+            with deaths_are_found_in_turn():
+                batches = iter(self._loader)
+            for batch in batches:
+                if isinstance(batch, Failure):
+                    raise DataError(batch.message)
+                self.bad = batch.bad
+                yield batch.sample
+        except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most
+            dead = list(deaths(self._source, getattr(self._loader._iterator, "_workers", ())))
+            if dead:
+                raise WorkerError("; ".join(dead)) from error
+            raise
 
     def close(self) -> None:
         workers = self._loader._iterator  # torch offers no public way to end persistent workers
@@ -174,15 +147,16 @@ def make_loader(
     dataset: ClassyDataset, batches: TrainBatches | EvalBatches, *, workers: int, pin_memory: bool = False
 ) -> Batches:
     """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
-    return Batches(
-        DataLoader(
-            _ByKey(dataset),
-            batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-            persistent_workers=workers > 0,
-            generator=torch.Generator(),  # else each iteration would draw from the global one
-        )
+    source = ByKey(dataset, workers)
+    loader = DataLoader(
+        source,
+        batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=start_worker,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else each iteration would draw from the global one
     )
+    return Batches(loader, source, batches)

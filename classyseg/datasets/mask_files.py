@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.files import read_image, read_mask_values
+from classyseg.datasets.files import Bits, read_image, read_mask_values
 from classyseg.datasets.label_map import LabelMap
 from classyseg.datasets.pairs import Pair
 from classyseg.structures import Sample
@@ -19,6 +19,8 @@ class MaskFiles(ClassyDataset):
     """Pairs of an image file and a mask file; `label_map` says which label the values in the masks stand for."""
 
     label_map: LabelMap = LabelMap({}, others_stay=True)
+    channels: int = 3
+    bits: Bits = 8
 
     def __init__(self, pairs: Sequence[Pair], transforms: Sequence[Any] = ()) -> None:
         super().__init__(transforms)
@@ -29,7 +31,14 @@ class MaskFiles(ClassyDataset):
 
     def load(self, index: int) -> Sample:
         image, mask = self.pairs[index]
-        return Sample(read_image(image), self.read_labels(mask), str(mask))
+        return Sample(self.read_image(image), self.read_labels(mask), str(mask))
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return self.pairs[index]
+
+    def read_image(self, path: Path) -> Tensor:
+        """An image file, (C, H, W) uint8 or uint16. Raises: `DataError`, naming the file."""
+        return read_image(path, channels=self.channels, bits=self.bits, exif=self.exif)
 
     def read_labels(self, path: Path) -> Tensor:
         """The labels of a mask file, (H, W) int64. Raises: `DataError`, naming the file."""

@@ -1,4 +1,4 @@
-"""From uint8 images to what a network expects, on the device."""
+"""From images of 8 or 16 bits to what a network expects, on the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class NormalizeConfig(ConfigRecord):
 
 
 class ImageNormalizer(nn.Module):
-    """Maps uint8 images (N, C, H, W) to `(image / 255 - mean) / std`; images in floating point pass as they are.
+    """Maps images (N, C, H, W) to `(image / 255 - mean) / std`, or `image / 65535` where they are uint16.
+
+    Images in floating point pass as they are.
 
     Raises: `ConfigError` when the images have another number of channels than `mean` and `std`.
     """
@@ -46,4 +48,7 @@ class ImageNormalizer(nn.Module):
                 f"normalize: found images of {image.shape[1]} channels and {len(self.mean)} means; "
                 "give `normalize` (and the model's in_channels) one mean and one std per channel"
             )
-        return image.float().sub_(self.mean).div_(self.std)
+        values = image.float()
+        if image.dtype == torch.uint16:
+            values /= 257  # 65535 / 255
+        return values.sub_(self.mean).div_(self.std)

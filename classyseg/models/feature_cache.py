@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
-import platform
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -24,12 +17,8 @@ from torchvision.ops import StochasticDepth
 from classyseg.config import ConfigError
 from classyseg.layers import BATCH_NORMS, DropBlock2d
 from classyseg.models.classy_model import ClassyModel
+from classyseg.tensor_files import TensorFiles
 
-GIGABYTE = 10**9
-SIZE_FILE = "bytes.txt"
-"""Beside the folders of features: how many bytes their files hold."""
-LEFTOVER_SECONDS = 600
-"""A file that was begun so long ago is not being written any more."""
 WITHOUT_EFFECT = {"training", "recompute", "activation_compression", "_frozen", "_frozen_norm"}
 """Attributes of modules that leave the features of a frozen backbone as they are."""
 
@@ -52,24 +41,17 @@ class FeatureCache:
         check_frozen(model)
         self.model = model
         self.names = sorted({b.name for head in model.heads.values() for b in head.blocks})  # type: ignore[union-attr]
-        self.root = folder
-        self.folder = folder / self._model_key(settings)
-        self.limit = int(gigabytes * GIGABYTE)
-        self.stores = True
+        self.files = TensorFiles(
+            folder,
+            self._model_key(settings),
+            gigabytes,
+            option="runtime.cache_features",
+            limit_option="runtime.cache_gigabytes",
+        )
         self.hits = 0
         self.misses = 0
         self._reported = (0, 0)
         self._epochs = 0
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"runtime.cache_features: found '{folder}', where no folder can be made ({error}); give another one"
-            ) from None
-        try:
-            self._measure()
-        except OSError as error:
-            self._stop_storing(str(error))
 
     def _model_key(self, settings: str) -> str:
         digest = hashlib.sha256(f"{torch.__version__} {settings} {self.names} {_structure(self.model)}".encode())
@@ -86,7 +68,7 @@ class FeatureCache:
 
     def features(self, keys: Sequence[str], images: Tensor) -> dict[str, Tensor]:
         """The features of the normalised `images` (N, C, H, W): read, or computed and stored."""
-        found = [self._read(key, images.device) for key in keys]
+        found = [self.files.read(key, self.names, images.device) for key in keys]
         missing = [i for i, features in enumerate(found) if features is None]
         self.hits += len(keys) - len(missing)
         self.misses += len(missing)
@@ -95,65 +77,12 @@ class FeatureCache:
                 computed = self.model.forward_features(images[missing])
             for position, i in enumerate(missing):
                 found[i] = {name: computed[name][position] for name in self.names}
-                self._store(keys[i], found[i])  # type: ignore[arg-type]
+                self.files.store(keys[i], found[i])  # type: ignore[arg-type]
         stacked = {name: torch.stack([features[name] for features in found if features]) for name in self.names}
         layout = (
             torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.preserve_format
         )
         return {name: x.to(memory_format=layout) if x.dim() == 4 else x for name, x in stacked.items()}
-
-    def _read(self, key: str, device: torch.device) -> dict[str, Tensor] | None:
-        try:
-            with safe_open(self.folder / f"{key}.safetensors", framework="pt") as file:
-                if (file.metadata() or {}) != self._metadata(key) or sorted(file.keys()) != self.names:
-                    return None
-                return {name: file.get_tensor(name).to(device) for name in self.names}
-        except (OSError, SafetensorError):  # not there, or it is damaged
-            return None
-
-    def _metadata(self, key: str) -> dict[str, str]:
-        """What a file of ours says in its header, so that one from elsewhere is told apart."""
-        return {"features_of": f"{self.folder.name}/{key}"}
-
-    def _store(self, key: str, features: dict[str, Tensor]) -> None:
-        if not self.stores:
-            return
-        tensors = {name: value.detach().cpu().contiguous() for name, value in features.items()}
-        data = save(tensors, self._metadata(key))
-        path = self.folder / f"{key}.safetensors"
-        temporary = path.with_name(f"{path.name}.tmp-{platform.node()}-{os.getpid()}")
-        try:
-            if not self._reserve(len(data) - _size(path)):
-                self._stop_storing(f"it may hold {self.limit / GIGABYTE:g} gigabytes, see runtime.cache_gigabytes")
-                return
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            self._stop_storing(str(error))
-
-    def _stop_storing(self, reason: str) -> None:
-        self.stores = False
-        log.warning("runtime.cache_features: nothing more is stored in %s: %s", self.root, reason)
-
-    def _reserve(self, size: int) -> bool:
-        """Counts `size` more bytes as held, for all processes; False, and nothing counted, beyond the limit."""
-        with _locked(self.root / SIZE_FILE) as file:
-            held = int(file.read() or 0) + size
-            if held > self.limit:
-                return False
-            _rewrite(file, held)
-        return True
-
-    def _measure(self) -> None:
-        """Counts anew what the folder holds, and removes what processes that ended left half written."""
-        with _locked(self.root / SIZE_FILE) as file:
-            for path in self.root.glob("*/*.safetensors.tmp-*"):
-                with suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
-                        path.unlink()
-            _rewrite(file, sum(_size(path) for path in self.root.glob("*/*.safetensors*")))
 
     def counts_of_phase(self) -> tuple[int, int]:
         """How many images were read and how many computed since the last call, in this process."""
@@ -171,7 +100,7 @@ class FeatureCache:
             log.warning(
                 "runtime.cache_features: a second epoch found none of its images in %s; random transforms, which make "
                 "each image new, or a full folder leave the cache without use",
-                self.root,
+                self.files.root,
             )
 
 
@@ -208,29 +137,6 @@ def _differs_in_training(module: nn.Module) -> bool:
     if isinstance(module, DropBlock2d):
         rates.append(module.probability)
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[IO[str]]:
-    """The file at `path`, made where it is not there, for this process alone."""
-    with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file
-
-
-def _rewrite(file: IO[str], value: int) -> None:
-    file.truncate(0)
-    file.write(str(value))
-    file.flush()
-
-
-def _size(path: Path) -> int:
-    """In bytes; 0 where there is nothing."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _structure(model: ClassyModel) -> str:

@@ -135,6 +135,19 @@ def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss) -> 
                 raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
 
 
+def normalizes(transforms: Iterable[Any]) -> bool:
+    return any(isinstance(step, Normalize) for step in transforms)
+
+
+def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
+    """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
+    if runtime.compile and model.keeps_less:
+        raise ConfigError(
+            "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
+            "the compiler cannot take; it computes activations again by itself. Keep one of them"
+        )
+
+
 def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Warns of activations to be kept in 16 bits that autocast computes in 16 bits anyhow."""
     if model.activation_compression == "bfloat16" and runtime.precision != "float32":

@@ -47,6 +47,8 @@ FREE_ON_RESUME = (
     "runtime.threads",
     "runtime.cache_features",
     "runtime.cache_gigabytes",
+    "dataset.train.cache_samples",
+    "dataset.test.cache_samples",
 )
 """The keys that may differ between a run and its continuation."""
 
@@ -134,6 +136,10 @@ class ClassyTask(Configurable, ABC):
     @abstractmethod
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
+
+    def gather_state(self) -> dict[str, Any]:
+        """Plain values to save that need all processes; every process calls it."""
+        return {}
 
     def load_initial_weights(self) -> None:
         """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
@@ -279,12 +285,14 @@ class ClassyTask(Configurable, ABC):
         """
         loss_sum = self._mean_over_processes(self._loss_sum)
         _require_finite(loss_sum, f"the steps up to {self.progress.step}")
+        gathered = self.gather_state()
         if self.run_folder is None or not distributed.is_primary():
             return None
         state = {
             "progress": asdict(self.progress),
             "loss_sum": loss_sum,
             "config": self.config,
+            **gathered,
             **self.checkpoint_state(),
         }
         return save_checkpoint(self.run_folder / "checkpoints", self.progress.step, self.checkpoint_tensors(), state)

@@ -19,7 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import ConfigError, ConfigRecord, unknown, within
-from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import (
+    BadSamples,
+    Batches,
+    ClassyDataset,
+    EvalBatches,
+    TrainBatches,
+    build_dataset,
+    make_loader,
+)
 from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
@@ -44,6 +52,7 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
+    check_compile,
     check_outputs,
     check_targets,
     clips_in_a_batch,
@@ -51,11 +60,11 @@ from classyseg.tasks.checks import (
     joined_files,
     joined_metrics,
     normalize_of_weights,
+    normalizes,
     warn_of_compression,
 )
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
-from classyseg.transforms import Normalize
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +144,7 @@ class SegmentationTask(ClassyTask):
         together = clips_in_a_batch(self.meters, eval_batch_size, num_test)
         self._test_batches = EvalBatches(num_test, eval_batch_size, together=together, **process)
         self._loaders: dict[str, Batches] = {}
+        self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
         _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
@@ -158,7 +168,7 @@ class SegmentationTask(ClassyTask):
         transforms = {name: data.transforms for name, data in self._data_sets().items()}
         of_weights = normalize_of_weights(model_config)
         found = applied_normalize(transforms, normalize, of_weights)
-        if normalize is None and of_weights is not None and not any(map(_normalizes, transforms.values())):
+        if normalize is None and of_weights is not None and not any(map(normalizes, transforms.values())):
             log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
             self.chosen = {"normalize": of_weights.model_dump(mode="json")}
         return found
@@ -257,13 +267,18 @@ class SegmentationTask(ClassyTask):
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
             self._train_batches.epoch, self._train_batches.start = self.progress.epoch, start
-        return iter(self._loaders[self.progress.phase])
+        loader = self._loaders[self.progress.phase]
+        for batch in loader:
+            if loader.bad:
+                self.bad_samples.add(self.progress.phase, loader.bad, self.run_folder)
+            yield batch
 
     def begin_phase(self) -> None:
         training = self.progress.phase == "train"
         if not training:
             distributed.broadcast_buffers(self.model)  # every process measures with the same running statistics
             self.progress.step_in_phase = 0
+        self.bad_samples.begin_phase(anew=not training)
         self._open_feature_cache()
         self.model.train(training)
         self.loss.train(training)
@@ -373,19 +388,23 @@ class SegmentationTask(ClassyTask):
             counts = distributed.sum_over_processes(torch.tensor(self._feature_cache.counts_of_phase()))
             self._feature_cache.report(self.progress.phase, *counts.tolist())
         self.phase_files = {}
+        bad = self.bad_samples.end_phase(self.progress.phase)
         if self.progress.phase == "train":
-            return {}
+            return dict(bad)
         totals, counts = distributed.sum_over_processes(self._test_loss.cpu())
         loss = (totals / counts.clamp(min=1e-12)).sum().item()
         metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
         values = [meter.compute() for meter in self.meters]
         self.phase_files = joined_files(self.meters, values, self.model.main_head)
-        return metrics | joined_metrics(self.meters, values, self.model.main_head)
+        return metrics | joined_metrics(self.meters, values, self.model.main_head) | bad
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state()}
+
+    def gather_state(self) -> dict[str, Any]:
+        return {"bad_samples": self.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
         return {
@@ -410,12 +429,9 @@ class SegmentationTask(ClassyTask):
         last_step = checkpoint.state["progress"]["step"] - 1
         if last_step >= 0:  # a test phase that comes first records the rate of that step
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
+        self.bad_samples.before = checkpoint.state.get("bad_samples", 0)
         if self.scaler is not None and checkpoint.state["scaler"] is not None:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
-
-
-def _normalizes(transforms: Iterable[Any]) -> bool:
-    return any(isinstance(step, Normalize) for step in transforms)
 
 
 def _known_classes(dataset: Any) -> Sequence[str] | None:
@@ -450,7 +466,7 @@ def _check_parts(
     """What a model, a loss and meters ask of each other; tells the loss the main head."""
     _check_head_names(model, loss, meters)
     _check_extras(model, loss)
-    _check_compile(model, runtime)
+    check_compile(model, runtime)
     if runtime.cache_features is not None:
         check_frozen(model)
     loss.choose_main_head(model.main_head)
@@ -482,12 +498,3 @@ def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
                     f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
                     "add one, such as point_cross_entropy of points, by sum_arbitrary"
                 )
-
-
-def _check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
-    """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
-    if runtime.compile and model.keeps_less:
-        raise ConfigError(
-            "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
-            "the compiler cannot take; it computes activations again by itself. Keep one of them"
-        )

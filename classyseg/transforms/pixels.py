@@ -56,10 +56,11 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: Interpolat
     if size == tuple(image.shape[-2:]):
         return image
     if image.dtype != torch.uint8 or size == (1, 1):  # for which torch's kernel for bytes fails with some inputs
-        resized = interpolate(image[None].float(), size, mode=interpolation, antialias=True)[0]
+        values = image[None].float()
+        resized = interpolate(values, size, mode=interpolation, antialias=True)[0]
         if image.is_floating_point():
             return resized.to(image.dtype)
-        return resized.round_().clamp_(image.min(), image.max()).to(image.dtype)
+        return resized.round_().clamp_(values.min(), values.max()).to(image.dtype)
     pixels = image[None].contiguous(memory_format=torch.channels_last)  # half the time for bytes of three channels
     return interpolate(pixels, size, mode=interpolation, antialias=True)[0].contiguous()
 

@@ -18,46 +18,74 @@ from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassyDataset, EvalBatches, SyntheticShapes, TrainBatches, make_loader
 from classyseg.structures import Sample
 
+SAMPLES, BATCH = 22, 4
+STEPS = SAMPLES // BATCH
+"""Of one epoch; two have ten."""
+
 
 def shapes() -> SyntheticShapes:
     crop = {"name": "random_scale_crop", "size": [24, 24]}
     dataset = SyntheticShapes(
-        split="train", num_samples=10, size=(32, 32), transforms=(crop, "horizontal_flip", "color_jitter")
+        split="train", num_samples=SAMPLES, size=(32, 32), transforms=(crop, "horizontal_flip", "color_jitter")
     )
     dataset.seed = 5
     return dataset
 
 
-def digests(workers: int, *, rank: int = 0, world_size: int = 1, start: int = 0) -> list[tuple[str, ...]]:
-    """A digest of each sample of each batch, over two epochs."""
-    batches = TrainBatches(10, 4, seed=5, rank=rank, world_size=world_size)
+def digests(workers: int, *, rank: int = 0, world_size: int = 1, position: int = 0) -> list[tuple[str, ...]]:
+    """For each batch of two epochs from `position` on, a digest of each sample's name, image and mask."""
+    batches = TrainBatches(SAMPLES, BATCH, seed=5, rank=rank, world_size=world_size)
     loader, found = make_loader(shapes(), batches, workers=workers), []
-    for epoch in (0, 1):
-        batches.epoch, batches.start = epoch, start if epoch == 0 else 0
+    for epoch in range(position // STEPS, 2):
+        batches.epoch, batches.start = epoch, max(0, position - epoch * STEPS)
         for batch in loader:
-            pairs = zip(batch.image, batch.target, strict=True)
-            found.append(tuple(hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest() for x, y in pairs))
+            samples = zip(batch.name, batch.image, batch.target, strict=True)
+            texts = [name.encode() + image.numpy().tobytes() + mask.numpy().tobytes() for name, image, mask in samples]
+            found.append(tuple(hashlib.sha256(text).hexdigest() for text in texts))
     loader.close()
     return found
 
 
+@pytest.fixture(scope="module")
+def expected() -> list[tuple[str, ...]]:
+    found = digests(0)
+    assert [len(set(batch)) for batch in found] == [BATCH] * 2 * STEPS
+    return found
+
+
 @pytest.mark.slow
-def test_samples_are_the_same_with_any_number_of_workers() -> None:
-    expected = digests(0)
-    assert len(expected) == 4
-    assert digests(1) == expected
-    assert digests(2) == expected
+@pytest.mark.parametrize("workers", [1, 2])
+def test_samples_are_the_same_with_any_number_of_workers(expected: list[tuple[str, ...]], workers: int) -> None:
+    assert digests(workers) == expected
 
 
-def test_two_processes_share_each_batch_of_one() -> None:
-    whole = digests(0)
-    shares = [digests(0, rank=rank, world_size=2) for rank in (0, 1)]
-    for i, batch in enumerate(whole):
-        assert sorted(shares[0][i] + shares[1][i]) == sorted(batch)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_two_processes_share_each_batch_of_one(expected: list[tuple[str, ...]], workers: int) -> None:
+    shares = [digests(workers, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [sorted(one + other) for one, other in zip(*shares, strict=True)] == [sorted(batch) for batch in expected]
 
 
-def test_starting_in_the_middle_gives_the_rest_of_the_epoch() -> None:
-    assert digests(0, start=1) == digests(0)[1:]
+@pytest.mark.parametrize("position", range(2 * STEPS))
+def test_a_run_stopped_anywhere_goes_on_with_the_same_samples(expected: list[tuple[str, ...]], position: int) -> None:
+    assert digests(0, position=position) == expected[position:]
+
+
+class Counting(SyntheticShapes):
+    """Counts what is read."""
+
+    loads = 0
+
+    def load(self, index: int) -> Sample:
+        self.loads += 1
+        return super().load(index)
+
+
+def test_the_position_after_10_000_steps_is_reached_without_reading_a_sample() -> None:
+    dataset = Counting(split="train", num_samples=40_004, size=(16, 16))
+    batches = TrainBatches(len(dataset), 4, seed=0)
+    batches.start = 10_000
+    (batch,) = make_loader(dataset, batches, workers=0)
+    assert dataset.loads == len(batch.name) == 4
 
 
 def test_epochs_are_shuffled_differently_and_leave_out_different_samples() -> None:
@@ -153,13 +181,13 @@ def test_masks_travel_small_and_arrive_as_int64() -> None:
 
 
 def images(workers: int, epoch: int, start: int = 0) -> list[bytes]:
-    batches = TrainBatches(10, 4, seed=5)
+    batches = TrainBatches(SAMPLES, BATCH, seed=5)
     batches.epoch, batches.start = epoch, start
     return [batch.image.numpy().tobytes() for batch in make_loader(shapes(), batches, workers=workers)]
 
 
 def test_kept_workers_follow_the_epoch_and_the_start() -> None:
-    batches = TrainBatches(10, 4, seed=5)
+    batches = TrainBatches(SAMPLES, BATCH, seed=5)
     loader = make_loader(shapes(), batches, workers=1)
     list(loader)
     batches.epoch, batches.start = 5, 1

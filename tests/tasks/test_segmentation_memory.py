@@ -115,7 +115,7 @@ def test_an_attribute_without_a_tensor_changes_the_key_of_a_model_that_has_no_co
     other = copy.deepcopy(model)
     other.get_submodule("bn1").eps = 1e-3  # type: ignore[assignment]
     caches = [FeatureCache(tmp_path, m, settings="", gigabytes=1) for m in (model, copy.deepcopy(model), other)]
-    assert caches[0].folder == caches[1].folder != caches[2].folder
+    assert caches[0].files.folder == caches[1].files.folder != caches[2].files.folder
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -123,7 +123,7 @@ def test_jobs_of_any_number_of_processes_share_a_cache(device: str, tmp_path: Pa
     model = tiny_task(FROZEN).model.eval()
     alone = FeatureCache(tmp_path, model, settings="", gigabytes=1)
     synchronize_batch_norm(model, torch.device(device))
-    assert FeatureCache(tmp_path, model, settings="", gigabytes=1).folder == alone.folder
+    assert FeatureCache(tmp_path, model, settings="", gigabytes=1).files.folder == alone.files.folder
 
 
 def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_disk_that_takes_no_more_ends_the_storing_with_one_warning_and_leaves_
 def test_a_file_of_another_origin_is_no_hit(tmp_path: Path) -> None:
     cache, images = opened(tmp_path), drawn_images(2)
     keys = cache.keys(images)
-    save_file({"other": torch.zeros(7)}, cache.folder / f"{keys[0]}.safetensors")
-    save_file({name: torch.zeros(7) for name in cache.names}, cache.folder / f"{keys[1]}.safetensors")
+    save_file({"other": torch.zeros(7)}, cache.files.folder / f"{keys[0]}.safetensors")
+    save_file({name: torch.zeros(7) for name in cache.names}, cache.files.folder / f"{keys[1]}.safetensors")
     found = cache.features(keys, images)
     assert (cache.hits, cache.misses) == (0, 2)
     again = cache.features(keys, images)
@@ -196,7 +196,7 @@ def test_the_limit_holds_for_all_processes_and_headers_and_leftovers_count(tmp_p
     first, images = opened(tmp_path), drawn_images(1)
     first.features(first.keys(images), images)
     one = held_bytes(tmp_path)
-    left, old = (first.folder / f"{name}.safetensors.tmp-1" for name in ("new", "old"))
+    left, old = (first.files.folder / f"{name}.safetensors.tmp-1" for name in ("new", "old"))
     for path in (left, old):
         path.write_bytes(bytes(one))
     os.utime(old, (0, 0))

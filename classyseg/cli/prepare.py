@@ -1,0 +1,31 @@
+"""`classyseg data prepare`: download and unpack a public data set."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_command(actions: Any) -> None:
+    """Adds `prepare` to the actions of `classyseg data`."""
+    command = actions.add_parser("prepare", help="download a public data set, unpack it, and count its files")
+    command.add_argument("name", metavar="NAME", help="such as camvid or pascal_voc")
+    command.add_argument(
+        "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
+    )
+    command.add_argument("--keep", action="store_true", help="keep the archives")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import logging
+    from pathlib import Path
+
+    from classyseg.datasets.prepare import prepare
+    from classyseg.io import data_root
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    root = (Path(arguments.data_root) if arguments.data_root else data_root()).absolute()
+    prepare(arguments.name, root, keep=arguments.keep)
+    print(f"{arguments.name}: ready in {root}")
+    return 0

@@ -1,0 +1,169 @@
+"""What happens to a sample that is wrong: an error, or another one in its place, counted and limited."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from classyseg import distributed
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets.classy_dataset import MAX_LISTED, ClassyDataset
+from classyseg.io import append_json_line, read_json_lines
+from classyseg.rng import generator_for, randint
+from classyseg.structures import Sample
+
+Key = tuple[int, int]
+"""The epoch and the index of a sample: all that its content depends on."""
+
+REPLACEMENT = -2
+"""The last integer of the generator that draws what stands in for a sample; -1 is the permutation's."""
+MAX_DRAWS = 100
+NOTHING = -1
+"""What a worker notes that is at no sample."""
+
+
+LIST_FILE = "bad_samples.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A wrong sample, sent from a worker as a value: an exception would arrive wrapped in the worker's traceback."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that another one stands in for, and what is wrong with it."""
+
+    index: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A sample, or a batch, with the bad ones that it stands in for."""
+
+    sample: Sample
+    bad: tuple[BadSample, ...] = ()
+
+    def pin_memory(self) -> Loaded:
+        return Loaded(self.sample.pin_memory(), self.bad)
+
+
+class ByKey(Dataset[Loaded | Failure]):
+    """The samples of a data set by (epoch, index), as workers load them; `at` tells where each worker is.
+
+    What stands in for a bad sample depends on `(seed, epoch, index)` alone: another sample, drawn until one is good;
+    with its labels ignored where the policy is `skip`, so that batches, steps and processes stay as they are.
+    """
+
+    def __init__(self, dataset: ClassyDataset, workers: int = 0) -> None:
+        self.dataset = dataset
+        self.at = torch.full((max(1, workers), 2), NOTHING).share_memory_()
+
+    def __getitem__(self, key: Key) -> Loaded | Failure:
+        epoch, index = key
+        info = get_worker_info()
+        at = self.at[0 if info is None else info.id]
+        at[0], at[1] = epoch, index
+        try:
+            return self._load(epoch, index)
+        except ConfigError as error:
+            return Failure(str(error))
+        except Exception as error:  # a data set's or a transform's own, which does not know the sample
+            error.add_note(f"while loading {self.dataset.described(index)} in epoch {epoch}")
+            raise
+        finally:
+            at[0] = at[1] = NOTHING
+
+    def _load(self, epoch: int, index: int) -> Loaded:
+        try:
+            return Loaded(self.dataset.sample(index, epoch))
+        except DataError as error:
+            if self.dataset.on_bad_sample == "error":
+                raise
+            bad = BadSample(index, str(error))
+        sample = self._stand_in(epoch, index, bad.problem)
+        if self.dataset.on_bad_sample == "skip":
+            sample = sample.replace(target=torch.full_like(sample.target, self.dataset.ignore_index))
+        return Loaded(sample, (bad,))
+
+    def _stand_in(self, epoch: int, index: int, problem: str) -> Sample:
+        generator = generator_for(self.dataset.seed, epoch, index, REPLACEMENT)
+        for _ in range(MAX_DRAWS):
+            try:
+                return self.dataset.sample(randint(generator, 0, len(self.dataset) - 1), epoch)
+            except DataError:
+                continue
+        raise DataError(f"{problem}; and of {MAX_DRAWS} samples drawn in its place none is good")
+
+
+class BadSamples:
+    """Counts, lists and limits the bad samples of a run, phase by phase; `before` are those before a continuation."""
+
+    def __init__(self, data_sets: Mapping[str, ClassyDataset]) -> None:
+        self.data_sets = data_sets
+        self.before = 0
+        self._own = 0
+        self._problems: list[str] = []
+        if "test" in data_sets and data_sets["test"].on_bad_sample == "replace":
+            raise ConfigError(
+                "dataset.test.on_bad_sample: found 'replace', which counts other images twice; accepted: error, skip"
+            )
+
+    def begin_phase(self, *, anew: bool) -> None:
+        """Counts from zero, or, unless `anew`, from what a continued phase had counted."""
+        self._own, self._problems = 0, []
+        if anew:
+            self.before = 0
+
+    def add(self, data_set: str, bad: Sequence[BadSample], run_folder: Path | None) -> None:
+        """Counts `bad`, and lists those in the run's folder that are not there yet.
+
+        Raises: `DataError` when this process alone has found too many.
+        """
+        self._own += len(bad)
+        self._problems += [sample.problem for sample in bad][: MAX_LISTED - len(self._problems)]
+        known: set[tuple[str, int]] = set()
+        if run_folder is not None:
+            known = {(record["data_set"], record["index"]) for record in read_json_lines(run_folder / LIST_FILE)}
+        for sample in bad:
+            if (data_set, sample.index) in known:
+                continue
+            log.warning("bad sample %d of dataset.%s: %s", sample.index, data_set, sample.problem)
+            if run_folder is not None:
+                record = {"data_set": data_set, "index": sample.index, "problem": sample.problem}
+                append_json_line(run_folder / LIST_FILE, record)
+        self._check(data_set, self.before + self._own)
+
+    def total(self) -> int:
+        """How many the whole job met in this phase so far. Every process calls it."""
+        return self.before + int(distributed.sum_over_processes(torch.tensor(self._own)))
+
+    def end_phase(self, data_set: str) -> dict[str, int]:
+        """What the record of the phase says; nothing where no data set tolerates bad samples. Every process calls it.
+
+        Raises: `DataError` when all processes together have found too many.
+        """
+        if all(dataset.on_bad_sample == "error" for dataset in self.data_sets.values()):
+            return {}
+        total = self.total()
+        self.before = self._own = 0
+        self._check(data_set, total)
+        return {"bad_samples": total}
+
+    def _check(self, data_set: str, total: int) -> None:
+        dataset = self.data_sets[data_set]
+        if total > dataset.max_bad_samples * len(dataset):
+            raise DataError(
+                f"dataset.{data_set}: {total} of {len(dataset)} samples are bad, more than max_bad_samples, "
+                f"{dataset.max_bad_samples:g} of them, allows" + "".join(f"\n{problem}" for problem in self._problems)
+            )

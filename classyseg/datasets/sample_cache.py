@@ -1,0 +1,54 @@
+"""Decoded samples on disk, or in memory: what a data set read from its files, before transforms."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from classyseg.structures import Sample
+from classyseg.tensor_files import TensorFiles
+
+
+class SampleCache:
+    """Checked samples of one data set in files under `folder`, which every worker, process and run shares.
+
+    They are found by a hash of `settings` (all of the data set's config that changes what is read), the index, and the
+    names, sizes and times of the sample's files: whatever changes is read anew. A folder on a file system in memory,
+    such as /dev/shm, makes it a cache in memory.
+    """
+
+    def __init__(self, folder: Path, settings: str, gigabytes: float) -> None:
+        name = hashlib.sha256(settings.encode()).hexdigest()[:16]
+        self.files = TensorFiles(
+            folder, name, gigabytes, option="cache_samples", limit_option="cache_samples_gigabytes"
+        )
+
+    def key(self, index: int, paths: Sequence[Path]) -> str | None:
+        """None for a sample that has no files, or one that cannot be looked up: it is loaded as ever."""
+        try:
+            states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        except OSError:
+            return None
+        return hashlib.sha256(f"{index} {states}".encode()).hexdigest()[:32] if states else None
+
+    def read(self, key: str | None) -> Sample | None:
+        found = None if key is None else self.files.read(key, ("image", "target", "name"))
+        if found is None:
+            return None
+        return Sample(found["image"], found["target"].long(), bytes(found["name"].tolist()).decode())
+
+    def store(self, key: str | None, sample: Sample) -> None:
+        if key is not None:
+            name = torch.tensor(list(str(sample.name).encode()), dtype=torch.uint8)
+            self.files.store(key, {"image": sample.image, "target": smallest(sample.target), "name": name})
+
+
+def smallest(mask: Tensor) -> Tensor:
+    """As uint8 where its values allow; shares of classes, in floating point, as they are."""
+    if mask.is_floating_point():
+        return mask
+    return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask

@@ -1,0 +1,124 @@
+"""Processes that load data: what they need of the machine, checked first, and what one was at when it died."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets.bad_samples import NOTHING, ByKey, Key
+from classyseg.structures import Sample
+
+GRACE_SECONDS = 20
+PREFETCH = 2
+"""How many batches each worker makes ahead; torch's own default."""
+SHARED_MEMORY = Path("/dev/shm")
+FILES_OF_A_BATCH = 2
+FILES_OF_A_WORKER = 8
+SPARE_FILES = 64
+DEATH_SECONDS = 2
+
+
+class WorkerError(ConfigError):
+    """A process that loads data died; the message names the sample that it was at."""
+
+    exit_code = 1
+
+
+def start_worker(worker: int) -> None:
+    # A signal to the whole process group must not take the workers from under a main process that is about to save:
+    # they leave when it says so, and by themselves only some time after SIGTERM.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # torch's own watch asks for the parent's process id: a fork server, from which Python 3.14 starts workers, lives on
+    # when the main process is killed, and they with it.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
+    """Whether the machine can hold the batches that `workers` make ahead, judged by one sample of the first `batch`.
+
+    Raises: `ConfigError` for too little shared memory, or too few open files.
+    """
+    if not workers or not batch:
+        return
+    ahead = workers * PREFETCH
+    files_needed = ahead * FILES_OF_A_BATCH + workers * FILES_OF_A_WORKER + SPARE_FILES
+    files_allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= files_allowed < files_needed + _open_files():
+        raise ConfigError(
+            f"runtime.workers: {workers} workers need up to {files_needed} files open beside the {_open_files()} that "
+            f"are, but this process may open {files_allowed}; raise the limit (ulimit -n 4096), or take fewer workers"
+        )
+    epoch, index = batch[0]
+    try:
+        sample = source.dataset.sample(index, epoch)
+    except DataError:  # a bad sample, which the loader meets as it is told to
+        return
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = processes * ahead * len(batch) * _bytes(sample)
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    if free < needed:
+        raise ConfigError(
+            f"runtime.workers: {workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
+            f"in shared memory, but {SHARED_MEMORY} has {free / 1e6:.0f} MB free; make it larger (docker run "
+            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0"
+        )
+
+
+def _bytes(sample: Sample) -> int:
+    image, target = sample.image, sample.target
+    return image.numel() * image.element_size() + target.numel()  # masks travel as bytes
+
+
+def _open_files() -> int:
+    folder = Path("/proc/self/fd")
+    return len(os.listdir(folder)) if folder.is_dir() else 0
+
+
+@contextmanager
+def deaths_are_found_in_turn() -> Iterator[None]:
+    """Keeps torch from handling SIGCHLD, by which a worker's death would be an error wherever the main process is.
+
+    In the middle of a save, say. Whoever waits for a batch finds it out within seconds, as torch looks after workers.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:
+    """For each worker that was killed or left: how, and at which sample."""
+    ending = wait([worker.sentinel for worker in workers], DEATH_SECONDS) if workers else []  # its pipes break first
+    for i, worker in enumerate(workers):
+        if worker.sentinel in ending:
+            worker.join(DEATH_SECONDS)
+        if worker.exitcode in (None, 0):
+            continue
+        epoch, index = source.at[i].tolist()
+        at = "between two samples" if index == NOTHING else f"loading {source.dataset.described(index)}, epoch {epoch}"
+        how = f"ended with code {worker.exitcode}"
+        if worker.exitcode < 0:
+            how = f"was killed by {signal.Signals(-worker.exitcode).name}"
+        hint = "; the kernel does so when memory runs out: fewer runtime.workers need less"
+        yield f"data worker {i} (process {worker.pid}) {how} while {at}" + hint * (worker.exitcode == -signal.SIGKILL)

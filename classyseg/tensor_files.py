@@ -1,0 +1,133 @@
+"""Tensors in files that later epochs, other processes and other runs find again: what caches are made of."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from classyseg.config import ConfigError
+
+GIGABYTE = 10**9
+SIZE_FILE = "bytes.txt"
+"""Beside the folders of files: how many bytes they hold."""
+LEFTOVER_SECONDS = 600
+"""A file that was begun so long ago is not being written any more."""
+
+log = logging.getLogger(__name__)
+
+
+class TensorFiles:
+    """Tensors by key, in the folder `name` of `root`, a file for each key.
+
+    The files of all processes and runs in `root` together stay within `gigabytes`; none that is whole is removed. A
+    disk that is full, or a file that is damaged, ends nothing. `option` and `limit_option` are the config keys that
+    messages name.
+
+    Raises: `ConfigError` where the folder cannot be made.
+    """
+
+    def __init__(self, root: Path, name: str, gigabytes: float, *, option: str, limit_option: str) -> None:
+        self.root, self.folder = root, root / name
+        self.limit = int(gigabytes * GIGABYTE)
+        self.option, self.limit_option = option, limit_option
+        self.stores = True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{option}: found '{root}', where no folder can be made ({error}); give another one"
+            ) from None
+        try:
+            self._measure()
+        except OSError as error:
+            self._stop_storing(str(error))
+
+    def read(self, key: str, names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
+        """The tensors of `key`, which are called `names`; None where they are not there, or damaged."""
+        try:
+            with safe_open(self.folder / f"{key}.safetensors", framework="pt") as file:
+                if (file.metadata() or {}) != self._metadata(key) or sorted(file.keys()) != sorted(names):
+                    return None
+                return {name: file.get_tensor(name).to(device) for name in names}
+        except (OSError, SafetensorError):
+            return None
+
+    def _metadata(self, key: str) -> dict[str, str]:
+        """What a file of ours says in its header, so that one from elsewhere is told apart."""
+        return {"features_of": f"{self.folder.name}/{key}"}
+
+    def store(self, key: str, values: Mapping[str, Tensor]) -> None:
+        """Keeps `values` for later, unless there is no room."""
+        if not self.stores:
+            return
+        tensors = {name: value.detach().cpu().contiguous() for name, value in values.items()}
+        data = save(tensors, self._metadata(key))
+        path = self.folder / f"{key}.safetensors"
+        temporary = path.with_name(f"{path.name}.tmp-{platform.node()}-{os.getpid()}")
+        try:
+            if not self._reserve(len(data) - _size(path)):
+                self._stop_storing(f"it may hold {self.limit / GIGABYTE:g} gigabytes, see {self.limit_option}")
+                return
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            self._stop_storing(str(error))
+
+    def _stop_storing(self, reason: str) -> None:
+        self.stores = False
+        log.warning("%s: nothing more is stored in %s: %s", self.option, self.root, reason)
+
+    def _reserve(self, size: int) -> bool:
+        """Counts `size` more bytes as held, for all processes; False, and nothing counted, beyond the limit."""
+        with _locked(self.root / SIZE_FILE) as file:
+            held = int(file.read() or 0) + size
+            if held > self.limit:
+                return False
+            _rewrite(file, held)
+        return True
+
+    def _measure(self) -> None:
+        """Counts anew what the folder holds, and removes what processes that ended left half written."""
+        with _locked(self.root / SIZE_FILE) as file:
+            for path in self.root.glob("*/*.safetensors.tmp-*"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                        path.unlink()
+            _rewrite(file, sum(_size(path) for path in self.root.glob("*/*.safetensors*")))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """The file at `path`, made where it is not there, for this process alone."""
+    with open(path, "a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        yield file
+
+
+def _rewrite(file: IO[str], value: int) -> None:
+    file.truncate(0)
+    file.write(str(value))
+    file.flush()
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where there is nothing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

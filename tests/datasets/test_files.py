@@ -1,0 +1,284 @@
+"""Hostile and unusual files: each is read as documented, or refused with its name and what was found."""
+
+from __future__ import annotations
+
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from classyseg.config import DataError
+from classyseg.datasets import Folder, build_dataset, files
+from classyseg.layers import ImageNormalizer, NormalizeConfig
+
+HEIGHT, WIDTH = 24, 40
+VALUES = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH)
+COLORS = np.stack([VALUES, VALUES[::-1], VALUES[:, ::-1]], axis=2)
+LABELS = VALUES % 4
+
+
+def png(path: Path, width: int, height: int, depth: int, kind: int, rows: bytes) -> None:
+    """A PNG as its header says, whatever `rows` hold."""
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0), b"IDAT": zlib.compress(rows, 9)}
+    data = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in [*chunks.items(), (b"IEND", b"")]
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+
+
+def half_of(path: Path, suffix: str) -> None:
+    whole = path.with_name(f"whole{suffix}")
+    Image.fromarray(np.tile(COLORS, (8, 8, 1))).save(whole)
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+
+def turned(path: Path, mode: Any = COLORS, orientation: int = 6) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(mode).save(path, exif=exif)
+
+
+def animated(path: Path) -> None:
+    frames = [Image.fromarray(LABELS + i) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+def deep_rgb(path: Path) -> None:
+    png(path, 2, 1, 16, 2, b"\0" + bytes(12))
+
+
+def save(array: Any, **options: Any) -> Callable[[Path], None]:
+    return lambda path: Image.fromarray(array).save(path, **options)
+
+
+REFUSED_IMAGES = {
+    "empty.jpg": (lambda path: path.write_bytes(b""), r"no image that Pillow knows; 0 bytes"),
+    "text.jpg": (lambda path: path.write_text("a photograph"), r"no image that Pillow knows; 12 bytes"),
+    "page.png": (lambda path: path.write_text("<html>404</html>"), r"no image that Pillow knows"),
+    "cut.jpg": (lambda path: half_of(path, ".jpg"), r"truncated"),
+    "cut.png": (lambda path: half_of(path, ".png"), r"cannot be read"),
+    "cut.tif": (lambda path: half_of(path, ".tif"), r"cannot be read|no image that Pillow knows"),
+    "bomb.png": (lambda path: png(path, 60000, 60000, 8, 2, bytes(10**6)), r"3600000000 pixels"),
+    "bomb.npy": (
+        lambda path: path.write_bytes(
+            b"\x93NUMPY\x01\0\x76\0"
+            + b"{'descr': '|u1', 'fortran_order': False, 'shape': (90000, 90000, 3)}".ljust(117)
+            + b"\n"
+        ),
+        r"cannot be read",
+    ),
+    "pickle.npy": (lambda path: np.save(path, np.array([{}], dtype=object)), r"cannot be read"),
+    "float.npy": (lambda path: np.save(path, COLORS.astype(np.float32)), r"an array of \(24, 40, 3\) float32"),
+    "film.gif.png": (animated, r"several images in one file \(PNG\)"),
+    "pages.tif": (animated, r"several images in one file \(TIFF\)"),
+    "deep.png": (save(VALUES.astype(np.uint16)), r"an image of mode I;16; accepted are images of 8 bits a channel"),
+    "deep_rgb.png": (deep_rgb, r"an image of mode RGB;16B; accepted are images of 8 bits"),
+    "int32.tif": (save(VALUES.astype(np.int32)), r"an image of mode I; accepted are images of 8 bits"),
+    "float.tif": (save(VALUES.astype(np.float32)), r"an image of mode F; accepted are images of 8 bits"),
+    "turned.jpg": (turned, r"its EXIF orientation is 6: .* exif: rotate .* exif: ignore"),
+    "turned.tif": (turned, r"its EXIF orientation is 6: .* exif: rotate"),
+    "folder.png": (lambda path: path.mkdir(), r"cannot be read"),
+}
+
+REFUSED_MASKS = {
+    "mask.jpg": (save(LABELS), r"a mask stored as JPEG, which changes labels"),
+    "named.png": (save(LABELS, format="JPEG"), r"a mask stored as JPEG, which changes labels"),
+    "rgb.png": (save(COLORS), r"a mask of mode RGB; accepted are images of one channel"),
+    "alpha.png": (save(np.dstack([LABELS, LABELS])), r"a mask of mode LA; accepted are images of one channel"),
+    "float.tif": (save(LABELS.astype(np.float32)), r"a mask of mode F"),
+    "film.gif": (animated, r"several images in one file \(GIF\)"),
+    "turned.png": (lambda path: turned(path, LABELS), r"a mask with the EXIF orientation 6"),
+    "empty.png": (lambda path: path.write_bytes(b""), r"no image that Pillow knows; 0 bytes"),
+    "cut.png": (lambda path: half_of(path, ".png"), r"cannot be read|a mask of mode RGB"),
+    "bomb.tif": (
+        lambda path: Image.new("1", (60000, 4)).save(path, tiffinfo={257: 60000}),
+        r"3600000000 pixels",
+    ),
+}
+
+
+def refusals(table: dict[str, Any]) -> list[Any]:
+    return [pytest.param(name, *row, id=name) for name, row in table.items()]
+
+
+@pytest.mark.parametrize(("name", "make", "message"), refusals(REFUSED_IMAGES))
+def test_an_image_that_cannot_be_trusted_is_refused_by_name(
+    tmp_path: Path, name: str, make: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / name
+    make(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=rf"{name}: .*({message})"):
+        files.read_image(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize(("name", "make", "message"), refusals(REFUSED_MASKS))
+def test_a_mask_that_cannot_be_trusted_is_refused_by_name(
+    tmp_path: Path, name: str, make: Callable[[Path], None], message: str
+) -> None:
+    path = tmp_path / name
+    make(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=rf"{name}: .*({message})"):
+        files.read_mask_values(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def palette(path: Path) -> None:
+    image = Image.fromarray(LABELS).convert("P")
+    image.putpalette([200, 30, 40, 0, 0, 0, 9, 9, 9, 77, 77, 77])
+    image.putdata(LABELS.reshape(-1).tolist())
+    image.save(path)
+
+
+def bits(path: Path, depth: int) -> None:
+    """Grey PNG of 2 or 4 bits, which Pillow stretches to 0..255."""
+    per_byte = 8 // depth
+    groups = LABELS.reshape(HEIGHT, WIDTH // per_byte, per_byte)
+    packed = sum(groups[..., i].astype(int) << depth * (per_byte - 1 - i) for i in range(per_byte))
+    png(path, WIDTH, HEIGHT, depth, 0, b"".join(b"\0" + row.astype(np.uint8).tobytes() for row in packed))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("palette.png", palette),
+        ("grey.png", save(LABELS)),
+        ("two_bits.png", lambda path: bits(path, 2)),
+        ("four_bits.png", lambda path: bits(path, 4)),
+        ("sixteen_bits.png", save(LABELS.astype(np.uint16))),
+        ("int32.tif", save(LABELS.astype(np.int32))),
+        ("packed.tif", save(LABELS, compression="tiff_lzw")),
+        ("grey.bmp", save(LABELS)),
+        ("grey.gif", save(LABELS)),
+    ],
+)
+def test_the_values_of_a_mask_are_those_that_were_stored(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / name)
+    values = files.read_mask_values(tmp_path / name)
+    assert values.dtype.kind in "iu"
+    assert np.array_equal(values, LABELS)
+
+
+def test_a_mask_of_one_bit_is_0_and_1_and_an_inverted_one_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(LABELS > 1).save(tmp_path / "bits.tif")
+    assert np.array_equal(files.read_mask_values(tmp_path / "bits.tif"), LABELS > 1)
+    Image.fromarray(LABELS > 1).save(tmp_path / "fax.tif", tiffinfo={262: 0})
+    with pytest.raises(DataError, match=r"fax.tif: a mask in which 0 means white, which Pillow inverts"):
+        files.read_mask_values(tmp_path / "fax.tif")
+
+
+def test_alpha_is_left_out_and_print_colours_become_rgb(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([COLORS, VALUES])).save(tmp_path / "a.png")
+    assert np.array_equal(files.read_image(tmp_path / "a.png").permute(1, 2, 0).numpy(), COLORS)
+    Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(tmp_path / "c.jpg", quality=100)
+    assert files.read_image(tmp_path / "c.jpg")[:, 0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_an_exif_rotation_is_applied_or_ignored_as_the_data_set_says(tmp_path: Path) -> None:
+    turned(tmp_path / "a.png")
+    shown = files.read_image(tmp_path / "a.png", exif="rotate")
+    assert np.array_equal(shown.permute(1, 2, 0).numpy(), np.rot90(COLORS, -1))
+    stored = files.read_image(tmp_path / "a.png", exif="ignore")
+    assert np.array_equal(stored.permute(1, 2, 0).numpy(), COLORS)
+    turned(tmp_path / "a.tif")
+    assert torch.equal(files.read_image(tmp_path / "a.tif", exif="rotate"), shown)
+    with pytest.raises(DataError, match=r"a.tif: its EXIF orientation is 6.*exif: rotate is right .* shown$"):
+        files.read_image(tmp_path / "a.tif", exif="ignore")
+
+
+def folder(root: Path, image: Any, suffix: str, **options: Any) -> Folder:
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    if suffix == ".npy":
+        np.save(root / "images" / "a.npy", image)
+    else:
+        Image.fromarray(image).save(root / "images" / f"a{suffix}", exif=options.pop("tags", None))
+    Image.fromarray(LABELS).save(root / "masks" / "a.png")
+    where = {"images": str(root / "images"), "masks": str(root / "masks")}
+    return build_dataset({"name": "folder", "classes": list("abcd"), **where, **options})
+
+
+def test_the_key_exif_of_a_data_set_reaches_its_images(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = folder(tmp_path, COLORS, ".png", exif="rotate", tags=exif)
+    assert np.array_equal(data[0].image.permute(1, 2, 0).numpy(), COLORS[::-1, ::-1])
+
+
+def test_images_of_many_channels_are_arrays(tmp_path: Path) -> None:
+    seven = np.random.default_rng(0).integers(0, 65536, (HEIGHT, WIDTH, 7)).astype(">u2")
+    sample = folder(tmp_path, seven, ".npy", channels=7, bits=16)[0]
+    assert (sample.image.dtype, tuple(sample.image.shape)) == (torch.uint16, (7, HEIGHT, WIDTH))
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), seven)
+
+
+def test_four_channels_are_those_of_the_file(tmp_path: Path) -> None:
+    four = np.dstack([COLORS, VALUES])
+    assert np.array_equal(folder(tmp_path, four, ".png", channels=4)[0].image.permute(1, 2, 0).numpy(), four)
+    save(COLORS)(tmp_path / "rgb.png")
+    with pytest.raises(DataError, match=r"rgb.png: an image of mode RGB, where the data set's `channels` says 4"):
+        files.read_image(tmp_path / "rgb.png", channels=4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_travel_as_uint16_and_meet_the_mean_of_a_scale_to_1(tmp_path: Path, channels: int) -> None:
+    deep = (VALUES.astype(np.uint16) * 257)[:HEIGHT]
+    crop = {"name": "random_scale_crop", "size": [8, 8]}
+    options: dict[str, Any] = {"channels": channels, "bits": 16}
+    sample = folder(tmp_path, deep, ".png", transforms=[crop, "horizontal_flip"], **options)[0]
+    assert (sample.image.dtype, tuple(sample.image.shape)) == (torch.uint16, (channels, 8, 8))
+    whole = files.read_image(tmp_path / "images" / "a.png", **options)[None]
+    normalizer = ImageNormalizer(NormalizeConfig(mean=(0.25,) * channels, std=(0.5,) * channels))
+    eight = torch.from_numpy(VALUES).expand(1, channels, -1, -1)
+    assert torch.equal(normalizer(whole), normalizer(eight))
+
+
+def test_a_data_set_of_16_bits_refuses_images_of_8(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.png: an image of 8 bits a channel, where the data set's `bits` says 16"):
+        folder(tmp_path, COLORS, ".png", bits=16)[0]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("quality", "subsampling"), [(50, 2), (90, 1), (95, 0)])
+def test_simplejpeg_gives_pillows_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, quality: int, subsampling: int
+) -> None:
+    decoder = pytest.importorskip("simplejpeg")
+    calls = []
+    decode = decoder.decode_jpeg
+    monkeypatch.setattr(decoder, "decode_jpeg", lambda *args: calls.append(1) or decode(*args))
+    smooth = np.add.outer(np.arange(61) * 3, np.arange(83) * 2)[..., None] + np.array([0, 40, 80])
+    noisy = (smooth + np.random.default_rng(0).normal(0, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
+    image = Image.fromarray(noisy).convert(mode)
+    image.save(tmp_path / "a.jpg", quality=quality, subsampling=subsampling)
+    fast = files.read_image(tmp_path / "a.jpg")
+    assert calls
+    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))
+    assert np.array_equal(fast.permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "turned.jpg"])
+def test_a_wrong_jpeg_gets_the_same_message_with_and_without_simplejpeg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    REFUSED_IMAGES[name][0](tmp_path / name)
+    messages = []
+    for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr(files, "_simplejpeg", lambda: None)
+        with pytest.raises(DataError) as caught:
+            files.read_image(tmp_path / name)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]

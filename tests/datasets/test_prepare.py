@@ -1,0 +1,224 @@
+"""Public data sets: downloaded and unpacked whole or not at all, by an extractor that trusts no archive."""
+
+from __future__ import annotations
+
+import io
+import resource
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from classyseg.cli.main import main
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import prepare as recipes
+from classyseg.datasets.archives import unpack
+from classyseg.datasets.prepare import RECIPES, Source, prepare
+from classyseg.registry import DATASETS
+from local_server import Server, serving, sha256
+
+
+def zipped(members: dict[str, bytes], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(*members: tuple[str, Any], mode: str = "w", **options: Any) -> bytes:
+    """A tar archive of (name, contents or what else a member's header says)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, **options) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+            else:
+                for key, value in content.items():
+                    setattr(info, key, value)
+                archive.addfile(info)
+    return buffer.getvalue()
+
+
+def zip_link() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "../outside")
+    return buffer.getvalue()
+
+
+def tar_link() -> bytes:
+    return tarred(("a", {"type": tarfile.SYMTYPE, "linkname": ".."}), ("a/outside.txt", b"x"))
+
+
+def encrypted() -> bytes:
+    content = bytearray(zipped({"a.txt": b"a"}))
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + at] |= 1
+    return bytes(content)
+
+
+GOOD = {"set/a.txt": b"one", "set/deep/b.txt": b"two"}
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zip_slip": (lambda: zipped({**GOOD, "../outside.txt": b"x"}), r"holds '../outside.txt', which would be written"),
+    "zip_slip_within": (lambda: zipped({"set/../../outside.txt": b"x"}), r"which would be written outside"),
+    "zip_absolute": (lambda: zipped({"/tmp/outside.txt": b"x"}), r"which would be written outside"),
+    "zip_drive": (lambda: zipped({"C:outside.txt": b"x"}), r"which would be written outside"),
+    "zip_backslash": (lambda: zipped({"..\\outside.txt": b"x"}), r"which would be written outside"),
+    "zip_link": (zip_link, r"holds 'link', a link or a device"),
+    "zip_encrypted": (encrypted, r"holds 'a.txt', which is encrypted"),
+    "zip_bomb": (lambda: zipped({"a.txt": bytes(2 * 10**6)}), r"unpacks to more than 1000000 bytes"),
+    "zip_cut": (lambda: zipped(GOOD)[:-30], r"cannot be unpacked"),
+    "zip_of_too_many": (lambda: zipped({f"{i}.txt": b"" for i in range(11)}), r"holds more than 10 files"),
+    "zip_file_and_folder": (lambda: zipped({"a": b"x", "a/b": b"y"}), r"cannot be unpacked"),
+    "tar_slip": (lambda: tarred(("../outside.txt", b"x")), r"which would be written outside"),
+    "tar_absolute": (lambda: tarred(("/tmp/outside.txt", b"x")), r"which would be written outside"),
+    "tar_link": (
+        lambda: tarred(("a", {"type": tarfile.SYMTYPE, "linkname": ".."}), ("a/outside.txt", b"x")),
+        r"'a', a link",
+    ),
+    "tar_hard_link": (lambda: tarred(("a", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"})), r"'a', a link"),
+    "tar_device": (lambda: tarred(("a", {"type": tarfile.CHRTYPE, "devmajor": 1})), r"'a', a link, a device"),
+    "tar_fifo": (lambda: tarred(("a", {"type": tarfile.FIFOTYPE})), r"'a', a link, a device"),
+    "tar_twice": (lambda: tarred(("a", b"x"), ("./a", b"y")), r"holds './a' twice"),
+    "tar_bomb": (lambda: tarred(("a", bytes(4 * 10**6)), mode="w:gz"), r"unpacks to more than"),
+    "tar_bomb_of_headers": (
+        lambda: tarred(("x" * 2 * 10**6, b""), mode="w:gz", format=tarfile.PAX_FORMAT),
+        r"has a header of \d+ bytes",
+    ),
+    "tar_cut": (lambda: tarred(("a", bytes(5000)))[:2000], r"cannot be unpacked"),
+    "gz_cut": (lambda: tarred(("a", bytes(5000)), mode="w:gz")[:-20], r"cannot be unpacked"),
+    "text": (lambda: b"<html>no such file</html>", r"cannot be unpacked"),
+    "empty": (lambda: b"", r"cannot be unpacked"),
+}
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_archive_writes_nothing_and_is_named(tmp_path: Path, name: str) -> None:
+    make, message = HOSTILE[name]
+    (tmp_path / "archive").write_bytes(make())
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "mine.txt").write_bytes(b"mine")
+    before, peak = tree(tmp_path), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match=rf"archive: .*{message}"):
+        unpack(tmp_path / "archive", tmp_path / "target", max_bytes=10**6, members=10)
+    assert tree(tmp_path) == before
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["mine.txt"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 200_000
+
+
+@pytest.mark.parametrize("mode", ["zip", "w", "w:gz", "w:bz2", "w:xz"])
+def test_a_good_archive_is_unpacked_over_what_is_there(tmp_path: Path, mode: str) -> None:
+    content = zipped(GOOD) if mode == "zip" else tarred(("set", {"type": tarfile.DIRTYPE}), *GOOD.items(), mode=mode)
+    (tmp_path / "archive").write_bytes(content)
+    (tmp_path / "target" / "set").mkdir(parents=True)
+    for name in ("set/a.txt", "set/mine.txt"):
+        (tmp_path / "target" / name).write_bytes(b"old")
+    assert unpack(tmp_path / "archive", tmp_path / "target") == 2
+    assert tree(tmp_path / "target") == {**GOOD, "set/mine.txt": b"old"}
+
+
+def test_a_part_of_an_archive_is_taken_and_moved(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(zipped(GOOD))
+    assert unpack(tmp_path / "archive", tmp_path / "target", move="set/deep/", to="new/") == 1
+    assert tree(tmp_path / "target") == {"new/b.txt": b"two"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as found:
+        found.content = zipped({**GOOD, "inner.zip": zipped({"in/c.txt": bytes(30000)})})
+        source = Source(
+            found.url("set.zip"),
+            {"data/set/*.txt": 1, "data/in/*": 1},
+            sha256(found.content),
+            into="data",
+            inner=("inner.zip",),
+        )
+        monkeypatch.setitem(RECIPES, "small", (source,))
+        yield found
+
+
+ALL = {"data/set/a.txt": b"one", "data/set/deep/b.txt": b"two", "data/in/c.txt": bytes(30000)}
+
+
+def test_a_set_is_prepared_once(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "prepare", "small", "--data-root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"small: ready in {tmp_path}\n"
+    assert tree(tmp_path) == ALL
+    prepare("small", tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_archives_are_kept_on_request(server: Server, tmp_path: Path) -> None:
+    prepare("small", tmp_path, keep=True)
+    assert (tmp_path / ".downloads" / "set.zip").read_bytes() == server.content
+
+
+def test_a_download_that_was_cut_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    server.cut = 100
+    with pytest.raises(ConfigError, match=r"set.zip could not be downloaded: .* after 100 of"):
+        prepare("small", tmp_path)
+    server.cut = None
+    prepare("small", tmp_path)
+    assert server.asked == [None, "bytes=100-"]
+    assert tree(tmp_path) == ALL
+
+
+def test_a_wrong_hash_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.content = zipped(GOOD)
+    with pytest.raises(ConfigError, match=r"set.zip: found the sha256 \w+, expected \w+; the download was removed"):
+        prepare("small", tmp_path)
+    assert [name for name in tree(tmp_path) if not name.endswith(".lock")] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zipped({"../x": b""}), r"set.zip: holds '../x'"),
+        (zipped({"set/a.txt": b"", "inner.zip": zipped({"../../x": b""})}), r"inner.zip: holds '../../x'"),
+    ],
+)
+def test_a_hostile_download_is_removed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
+) -> None:
+    server.content = content
+    source = Source(server.url("set.zip"), {"in/*": 1}, inner=("inner.zip",))
+    monkeypatch.setitem(RECIPES, "small", (source,))
+    with pytest.raises(DataError, match=message):
+        prepare("small", tmp_path)
+    assert not (tmp_path / ".downloads" / "set.zip").exists()
+    assert not list(tmp_path.rglob("x"))
+
+
+def test_a_wrong_number_of_files_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "small", (Source(server.url("set.zip"), {"set/*.txt": 7}),))
+    with pytest.raises(DataError, match=r"set.zip: unpacked to 1 of 7 files \S*/set/\*.txt; the archive is kept as"):
+        prepare("small", tmp_path)
+
+
+def test_names_without_a_recipe_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'cityscapes' cannot be prepared: it needs an account: https://www.cityscapes"
+    ):
+        prepare("cityscapes", tmp_path)
+    with pytest.raises(ConfigError, match=r"'camvit' cannot be prepared; .*camvid"):
+        prepare("camvit", tmp_path)
+
+
+def test_every_recipe_is_of_a_registered_data_set() -> None:
+    assert {*RECIPES, *recipes.BY_HAND} <= set(DATASETS.names())

@@ -1,0 +1,125 @@
+"""Cached samples: the same ones, read from their files once, and never after a change."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import EvalBatches, Folder, build_dataset, make_loader
+
+
+def write(path: Path, array: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    for i in range(4):
+        write(tmp_path / "images" / f"{i}.png", random.integers(0, 256, (16, 20, 3), np.uint8))
+        write(tmp_path / "masks" / f"{i}.png", random.integers(0, 2, (16, 20), np.uint8))
+    return tmp_path
+
+
+def folder(tree: Path, **options: Any) -> Folder:
+    where = {"images": str(tree / "images"), "masks": str(tree / "masks"), "classes": ["a", "b"]}
+    cache = {"cache_samples": str(tree / "cache"), "transforms": ["horizontal_flip"]}
+    dataset = build_dataset({"name": "folder", **where, **cache, **options})
+    assert isinstance(dataset, Folder)
+    return dataset
+
+
+def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(self: Folder, index: int) -> Any:
+        raise DataError(f"read sample {index}")
+
+    monkeypatch.setattr(Folder, "load", load)
+
+
+def cached(tree: Path) -> list[Path]:
+    return sorted(tree.glob("cache/*/*.safetensors"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_second_run_reads_no_file_and_gets_the_same_samples(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    plain = folder(tree, cache_samples=None)
+    loader = make_loader(folder(tree), EvalBatches(4, 2), workers=workers)
+    list(loader)
+    loader.close()
+    assert len(cached(tree)) == 4
+    wanted = [plain.sample(i, epoch=3) for i in range(4)]
+    forbid_reading(monkeypatch)
+    for i, sample in enumerate(wanted):
+        found = folder(tree).sample(i, epoch=3)
+        assert torch.equal(found.image, sample.image)
+        assert torch.equal(found.target, sample.target)
+        assert (found.target.dtype, found.name) == (torch.int64, sample.name)
+
+
+def test_16_bits_come_back_as_they_were(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = np.random.default_rng(1).integers(0, 65536, (16, 20), np.uint16)
+    write(tree / "images" / "0.png", deep)
+    first = folder(tree, bits=16, channels=1)[0]
+    forbid_reading(monkeypatch)
+    second = folder(tree, bits=16, channels=1)[0]
+    assert second.image.dtype == torch.uint16
+    assert torch.equal(second.image, first.image)
+
+
+def test_a_changed_file_is_read_anew(tree: Path) -> None:
+    before = folder(tree)[0]
+    mask = tree / "masks" / "0.png"
+    write(mask, np.ones((16, 20), np.uint8))
+    os.utime(mask, ns=(0, 0))
+    assert (folder(tree)[0].target == 1).all()
+    assert not torch.equal(folder(tree)[0].target, before.target)
+
+
+def test_a_changed_config_is_read_anew_and_changed_transforms_are_not(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = folder(tree, transforms=[])[0]
+    swapped = folder(tree, transforms=[], label_map={0: 1, 1: 0})[0]
+    assert torch.equal(swapped.target, 1 - plain.target)
+    forbid_reading(monkeypatch)
+    flipped = folder(tree, transforms=[{"name": "horizontal_flip", "probability": 1.0}])[0]
+    assert torch.equal(flipped.image, plain.image.flip(-1))
+
+
+def test_a_damaged_file_is_read_anew(tree: Path) -> None:
+    first = folder(tree)[0]
+    (path,) = cached(tree)
+    path.write_bytes(path.read_bytes()[:50])
+    assert torch.equal(folder(tree)[0].image, first.image)
+    assert path.stat().st_size > 50
+
+
+def test_bad_samples_are_not_cached(tree: Path) -> None:
+    write(tree / "masks" / "0.png", np.full((16, 20), 9, np.uint8))
+    with pytest.raises(DataError, match=r"0.png: its mask holds the labels 9"):
+        folder(tree)[0]
+    assert not cached(tree)
+
+
+def test_the_cache_keeps_within_its_limit(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = folder(tree, cache_samples_gigabytes=4e-6)
+    samples = [dataset[i] for i in range(4)]
+    assert sum(path.stat().st_size for path in cached(tree)) <= 4000
+    assert 0 < len(cached(tree)) < len(samples)
+    assert "cache_samples: nothing more is stored" in caplog.text
+    assert "see cache_samples_gigabytes" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_named(tree: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cache_samples: found '\S*/masks/0.png', where no folder can be made"):
+        folder(tree, cache_samples=str(tree / "masks" / "0.png"))
