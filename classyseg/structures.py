@@ -24,10 +24,11 @@ class BlockInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its label, or a batch of them.
+    """An image, or a clip of frames, with its label; or a batch of them.
 
-    `image`: (C, H, W), or (N, C, H, W) in a batch; uint8 in 0..255, or floating point when a transform normalised it.
-    `target`: a mask (H, W) or (N, H, W) of class indices. `name` is the file (or the number) the sample comes from,
+    `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...); uint8 in 0..255, or floating point when a transform
+    normalised it. `target`: a mask (H, W) of class indices, or the one class of the image or clip, (); in a batch
+    (N, H, W) or (N,). `name` is the file (or the number) the sample comes from,
     used in messages; a batch holds a tuple of them.
     """
 
@@ -41,7 +42,7 @@ class Sample:
         )
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
-        """The sample on `device`; masks, which travel in the smallest integer type that holds them, become int64."""
+        """The sample on `device`; targets, which travel in the smallest integer type that holds them, become int64."""
         image = self.image.to(device, non_blocking=True)
         if channels_last and image.dim() == 4:
             image = image.contiguous(memory_format=torch.channels_last)

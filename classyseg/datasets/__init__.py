@@ -3,16 +3,22 @@
 from classyseg.datasets.ade20k import ADE20K
 from classyseg.datasets.camvid import CamVid
 from classyseg.datasets.cityscapes import Cityscapes
+from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.coco import Coco
 from classyseg.datasets.coco_panoptic import CocoPanoptic
 from classyseg.datasets.coco_stuff import CocoStuff
 from classyseg.datasets.folder import Folder
+from classyseg.datasets.image_folder import ImageFolder
+from classyseg.datasets.image_paths import ImagePaths
+from classyseg.datasets.imagenet import ImageNet
 from classyseg.datasets.label_map import LabelMap
 from classyseg.datasets.loader import Batches, EvalBatches, TrainBatches, make_loader
 from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.minc import MINC
 from classyseg.datasets.pascal_context import PascalContext
 from classyseg.datasets.pascal_voc import PascalAug, PascalVOC
+from classyseg.datasets.synthetic_images import SyntheticImage, SyntheticImageStreaming
 from classyseg.datasets.synthetic_shapes import SyntheticShapes
 from classyseg.registry import DATASETS
 
@@ -24,17 +30,24 @@ __all__ = [
     "Batches",
     "CamVid",
     "Cityscapes",
+    "ClassificationDataset",
     "ClassyDataset",
     "Coco",
     "CocoPanoptic",
     "CocoStuff",
     "EvalBatches",
     "Folder",
+    "ImageFolder",
+    "ImageNet",
+    "ImagePaths",
     "LabelMap",
+    "MINC",
     "MaskFiles",
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "SyntheticImage",
+    "SyntheticImageStreaming",
     "SyntheticShapes",
     "TrainBatches",
     "build_dataset",

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from classyseg.config import DataError
+from classyseg.datasets.transformed import transformed
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -32,6 +33,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     ignore_index: int = 255
     submission_values: tuple[int, ...] = ()
     seed: int = 0
+    group_size: int = 1
+    """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -48,6 +51,13 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def load(self, index: int) -> Sample:
         """The stored sample: image (C, H, W) uint8, mask (H, W) int64. Raises: `DataError`, naming the file."""
 
+    def draw(self, index: int, epoch: int) -> Sample:
+        """What `sample` checks and transforms: the stored sample, unless there are more of them than one epoch takes.
+
+        A pure function of `(seed, epoch, index)`, as `sample` is.
+        """
+        return self.load(index)
+
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, epoch=0)
 
@@ -56,12 +66,9 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
-        sample = self.load(index)
+        sample = self.draw(index, epoch)
         self._check(sample)
-        generator = generator_for(self.seed, epoch, index)
-        for transform in self.transforms:
-            sample = transform(sample, generator)
-        return sample
+        return transformed(sample, self.transforms, lambda: generator_for(self.seed, epoch, index))
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
         """A map of class indices as the values that the data set's own tools and its evaluation server read.

@@ -51,24 +51,38 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one."""
+    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
 
-    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
-        self.rank, self.world_size = rank, world_size
+    `group_size` samples that follow each other stay in one batch (see `ClassyDataset`); shares differ by one group.
+    Raises: `ConfigError` for a batch that does not hold whole groups, `ValueError` for samples that are no groups.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, group_size: int = 1
+    ) -> None:
+        if batch_size % group_size:
+            raise ConfigError(
+                f"runtime.eval_batch_size: found {batch_size}; accepted: multiples of {group_size}, the samples of "
+                "dataset.test that belong together"
+            )
+        if num_samples % group_size:
+            raise ValueError(f"found {num_samples} samples, which are no groups of {group_size}")
+        self.num_groups, self.batch_groups = num_samples // group_size, batch_size // group_size
+        self.rank, self.world_size, self.group_size = rank, world_size, group_size
 
     def __len__(self) -> int:
-        return -(-len(range(self.rank, self.num_samples, self.world_size)) // self.batch_size)
+        return -(-len(range(self.rank, self.num_groups, self.world_size)) // self.batch_groups)
 
     @property
     def common_batches(self) -> int:
         """How many batches every process has at least: until then, they can agree on something."""
-        return -(-(self.num_samples // self.world_size) // self.batch_size)
+        return -(-(self.num_groups // self.world_size) // self.batch_groups)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        mine = range(self.rank, self.num_samples, self.world_size)
-        for first in range(0, len(mine), self.batch_size):
-            yield [(0, index) for index in mine[first : first + self.batch_size]]
+        mine = range(self.rank, self.num_groups, self.world_size)
+        for first in range(0, len(mine), self.batch_groups):
+            groups = mine[first : first + self.batch_groups]
+            yield [(0, group * self.group_size + i) for group in groups for i in range(self.group_size)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ class _ByKey(Dataset[Sample | _Failure]):
 
 
 def collate(samples: Sequence[Sample | _Failure]) -> Sample | _Failure:
-    """A batch; masks travel as uint8 where their values allow."""
+    """A batch; masks and classes travel as uint8 where their values allow."""
     for sample in samples:
         if isinstance(sample, _Failure):
             return sample
