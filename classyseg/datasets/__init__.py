@@ -2,6 +2,7 @@
 
 from classyseg.datasets.ade20k import ADE20K
 from classyseg.datasets.camvid import CamVid
+from classyseg.datasets.cifar import Cifar10, Cifar100
 from classyseg.datasets.cityscapes import Cityscapes
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -29,6 +30,8 @@ __all__ = [
     "ADE20K",
     "Batches",
     "CamVid",
+    "Cifar10",
+    "Cifar100",
     "Cityscapes",
     "ClassificationDataset",
     "ClassyDataset",
