@@ -9,6 +9,7 @@ from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.coco import Coco
 from classyseg.datasets.coco_panoptic import CocoPanoptic
 from classyseg.datasets.coco_stuff import CocoStuff
+from classyseg.datasets.composed import Concat, Subset
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.image_folder import ImageFolder
 from classyseg.datasets.image_paths import ImagePaths
@@ -38,6 +39,7 @@ __all__ = [
     "Coco",
     "CocoPanoptic",
     "CocoStuff",
+    "Concat",
     "EvalBatches",
     "Folder",
     "ImageFolder",
@@ -49,6 +51,7 @@ __all__ = [
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "Subset",
     "SyntheticImage",
     "SyntheticImageStreaming",
     "SyntheticShapes",
