@@ -6,6 +6,7 @@ from classyseg.datasets.cifar import Cifar10, Cifar100
 from classyseg.datasets.cityscapes import Cityscapes
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.clips import ClipConfig, Clips
 from classyseg.datasets.coco import Coco
 from classyseg.datasets.coco_panoptic import CocoPanoptic
 from classyseg.datasets.coco_stuff import CocoStuff
@@ -22,6 +23,8 @@ from classyseg.datasets.pascal_context import PascalContext
 from classyseg.datasets.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.synthetic_images import SyntheticImage, SyntheticImageStreaming
 from classyseg.datasets.synthetic_shapes import SyntheticShapes
+from classyseg.datasets.synthetic_video import SyntheticVideo
+from classyseg.datasets.videos import HMDB51, UCF101, Kinetics400, VideoFolder
 from classyseg.registry import DATASETS
 
 register_dataset = DATASETS.register
@@ -36,15 +39,19 @@ __all__ = [
     "Cityscapes",
     "ClassificationDataset",
     "ClassyDataset",
+    "ClipConfig",
+    "Clips",
     "Coco",
     "CocoPanoptic",
     "CocoStuff",
     "Concat",
     "EvalBatches",
     "Folder",
+    "HMDB51",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",
+    "Kinetics400",
     "LabelMap",
     "MINC",
     "MaskFiles",
@@ -55,7 +62,10 @@ __all__ = [
     "SyntheticImage",
     "SyntheticImageStreaming",
     "SyntheticShapes",
+    "SyntheticVideo",
     "TrainBatches",
+    "UCF101",
+    "VideoFolder",
     "build_dataset",
     "make_loader",
     "register_dataset",
