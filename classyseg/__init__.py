@@ -34,6 +34,7 @@ _HOMES = {
     "build_dataset": "datasets",
     "register_dataset": "datasets",
     "ClassyTransform": "transforms",
+    "PairTransform": "transforms",
     "build_transform": "transforms",
     "register_transform": "transforms",
     "ClassyOptimizer": "optim",

@@ -27,9 +27,9 @@ class Sample:
     """An image, or a clip of frames, with its label; or a batch of them.
 
     `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...); uint8 in 0..255, or floating point when a transform
-    normalised it. `target`: a mask (H, W) of class indices, or the one class of the image or clip, (); in a batch
-    (N, H, W) or (N,). `name` is the file (or the number) the sample comes from,
-    used in messages; a batch holds a tuple of them.
+    normalised it. `target`: a mask (H, W) or (N, H, W) of class indices, or shares of the classes in floating point, as
+    mix-up makes them: (num_classes, H, W) or (N, num_classes, H, W). Of whole images and clips, without H and W. `name`
+    is the file (or the number) the sample comes from, used in messages; a batch holds a tuple of them.
     """
 
     image: Tensor
@@ -42,11 +42,15 @@ class Sample:
         )
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
-        """The sample on `device`; targets, which travel in the smallest integer type that holds them, become int64."""
+        """The sample on `device`; targets, which travel in the smallest integer type that holds them, become int64.
+
+        Shares of classes stay as they are.
+        """
         image = self.image.to(device, non_blocking=True)
         if channels_last and image.dim() == 4:
             image = image.contiguous(memory_format=torch.channels_last)
-        return replace(self, image=image, target=self.target.to(device, non_blocking=True).long())
+        target = self.target.to(device, non_blocking=True)
+        return replace(self, image=image, target=target if target.is_floating_point() else target.long())
 
     def pin_memory(self) -> Self:
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory())

@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from classyseg.config import DataError
-from classyseg.datasets.transformed import transformed
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import apply_transforms
 
 Color = tuple[int, int, int]
 MAX_LISTED = 10
@@ -66,9 +66,20 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
+        generator = generator_for(self.seed, epoch, index)
+        return apply_transforms(
+            self.transforms,
+            lambda i: self._checked(i, epoch),
+            index,
+            generator,
+            num_samples=len(self),
+            num_classes=self.num_classes,
+        )
+
+    def _checked(self, index: int, epoch: int) -> Sample:
         sample = self.draw(index, epoch)
         self._check(sample)
-        return transformed(sample, self.transforms, lambda: generator_for(self.seed, epoch, index))
+        return sample
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
         """A map of class indices as the values that the data set's own tools and its evaluation server read.
@@ -115,5 +126,5 @@ def _voc_color(index: int) -> Color:
 
 
 def image_tensor(array: Any) -> torch.Tensor:
-    """A numpy image (H, W, C) as a tensor (C, H, W) of its own."""
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous()
+    """A numpy image (H, W, C) as a tensor (C, H, W) of its own, the channels of a pixel side by side in memory."""
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from classyseg.config import ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.transformed import transformed
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
@@ -53,10 +52,12 @@ class _Composed(ClassyDataset):
         part, inner = self.locate(index)
         return part.load(inner)
 
-    def sample(self, index: int, epoch: int) -> Sample:
+    def draw(self, index: int, epoch: int) -> Sample:
         part, inner = self.locate(index)
-        sample = part.sample(inner, epoch)
-        return transformed(sample, self.transforms, lambda: generator_for(self.seed, epoch, index))
+        return part.sample(inner, epoch)
+
+    def _check(self, sample: Sample) -> None:
+        """It has been checked within, before it was transformed."""
 
 
 @DATASETS.register("concat")

@@ -123,6 +123,8 @@ def collate(samples: Sequence[Sample | _Failure]) -> Sample | _Failure:
 
 
 def _smallest(mask: Tensor) -> Tensor:
+    if mask.is_floating_point():  # shares of classes
+        return mask
     return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
 
 

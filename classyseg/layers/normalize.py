@@ -46,4 +46,4 @@ class ImageNormalizer(nn.Module):
                 f"normalize: found images of {image.shape[1]} channels and {len(self.mean)} means; "
                 "give `normalize` (and the model's in_channels) one mean and one std per channel"
             )
-        return (image - self.mean) / self.std
+        return image.float().sub_(self.mean).div_(self.std)

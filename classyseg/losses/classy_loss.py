@@ -55,6 +55,11 @@ class ClassyLoss(nn.Module, Configurable, ABC):
             if name not in heads:  # type: ignore[operator]
                 raise ConfigError(f"loss.head_weights.{name}: found a weight of an output that loss.heads leaves out")
 
+    @property
+    def takes_shares(self) -> bool:
+        """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
+        return False
+
     def check_num_classes(self, num_classes: int) -> None:
         """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
 

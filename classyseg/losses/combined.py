@@ -30,6 +30,10 @@ class CombinedLoss(ClassyLoss):
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
         yield from zip(self.places, self.parts, strict=True)  # type: ignore[arg-type]
 
+    @property
+    def takes_shares(self) -> bool:
+        return all(part.takes_shares for _, part in self._placed_parts())
+
     def check_num_classes(self, num_classes: int) -> None:
         for place, part in self._placed_parts():
             try:

@@ -20,6 +20,10 @@ class DenseTargetLoss(ClassyLoss):
     (N,) and (N, H, W), are taken as well: as 1 for that class.
     """
 
+    @property
+    def takes_shares(self) -> bool:
+        return True
+
     def is_dense(self, target: Tensor) -> bool:
         return target.is_floating_point()
 

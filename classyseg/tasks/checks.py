@@ -13,11 +13,12 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError
 from classyseg.layers import NormalizeConfig
+from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.tasks.runtime import RuntimeConfig
-from classyseg.transforms import Normalize
+from classyseg.transforms import Normalize, PairTransform
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,19 @@ def applied_normalize(
                 f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
             )
     return first[1]
+
+
+def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+    for name, steps in transforms.items():
+        for i, step in enumerate(steps):
+            if not isinstance(step, PairTransform) or not step.gives_shares:
+                continue
+            place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
+            if name == "test":
+                raise ConfigError(f"{place}, which meters cannot count; leave it out")
+            if not loss.takes_shares:
+                raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
 
 
 def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:

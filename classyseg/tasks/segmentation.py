@@ -45,6 +45,7 @@ from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
     check_logits,
+    check_targets,
     declared_metrics,
     joined_files,
     joined_metrics,
@@ -119,6 +120,7 @@ class SegmentationTask(ClassyTask):
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
+        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
         _check_head_names(self.model, self.loss, meters)
         _check_compile(self.model, self.runtime)
         warn_of_compression(self.model, self.runtime)
@@ -193,6 +195,7 @@ class SegmentationTask(ClassyTask):
             for name, data in config.dataset  # type: ignore[attr-defined]
             if data is not None
         }
+        check_targets(transforms, loss)
         applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
             build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]

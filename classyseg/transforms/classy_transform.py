@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 
+from classyseg.config import ConfigError
 from classyseg.registry import Configurable
+from classyseg.rng import randint
 from classyseg.structures import Sample
 
 
@@ -23,3 +26,65 @@ class ClassyTransform(Configurable, ABC):
         Whatever is random is drawn from `generator`, which depends on (seed, epoch, index) alone, and from nothing
         else.
         """
+
+
+class PairTransform(ClassyTransform):
+    """A transform that takes something of another sample of the data set.
+
+    The other one is drawn from the sample's own generator, and goes through the transforms that stand before this one:
+    so the result depends on (seed, epoch, index) alone, as with any transform, and not on who else is in the batch. It
+    costs the loading of a second sample.
+    """
+
+    gives_shares: bool = False
+    """Whether targets become shares of classes, (num_classes, H, W) or (num_classes,), for every sample."""
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        raise ConfigError(f"{sample.name}: {type(self).__name__} needs the data set, to draw another sample from it")
+
+    @abstractmethod
+    def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
+        """`sample` with something of the one that `draw` gives, which is called only if it is needed."""
+
+
+def apply_transforms(
+    transforms: Sequence[ClassyTransform],
+    load: Callable[[int], Sample],
+    index: int,
+    generator: torch.Generator,
+    *,
+    num_samples: int,
+    num_classes: int,
+) -> Sample:
+    """Sample `index`, which `load` gives, after all `transforms`; the others that some of them need are drawn, too."""
+    sample = load(index)
+    for i, transform in enumerate(transforms):
+        if not isinstance(transform, PairTransform):
+            sample = _transformed(transform, sample, generator)
+            continue
+
+        def draw(before: Sequence[ClassyTransform] = transforms[:i]) -> Sample:
+            other = randint(generator, 0, num_samples - 1)
+            return apply_transforms(before, load, other, generator, num_samples=num_samples, num_classes=num_classes)
+
+        sample = transform.mix(sample, generator, draw, num_classes)
+    return sample
+
+
+def _transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
+    """`sample` after `transform`, whatever its form is.
+
+    The target of a whole image stays as it is; in its place, `transform` sees a mask of which every pixel is ignored.
+    The frames of a clip are transformed one by one, all with the same draws.
+    """
+    whole, clip = sample.target.dim() < 2, sample.image.dim() == 4
+    if not whole and not clip:
+        return transform(sample, generator)
+    mask = torch.tensor(transform.ignore_index).expand(sample.image.shape[-2:]) if whole else sample.target
+    state = generator.get_state()
+    results = []
+    for frame in sample.image.unbind(1) if clip else (sample.image,):
+        generator.set_state(state)
+        results.append(transform(sample.replace(image=frame, target=mask), generator))
+    image = torch.stack([result.image for result in results], 1) if clip else results[0].image
+    return sample.replace(image=image, target=sample.target if whole else results[0].target)

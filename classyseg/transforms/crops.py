@@ -1,0 +1,117 @@
+"""Windows of an image and its mask: the window is chosen first, and only its pixels are resized."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from classyseg.registry import TRANSFORMS
+from classyseg.rng import randint, uniform
+from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.pixels import (
+    Grey,
+    Indices,
+    Side,
+    crop_sample,
+    height_and_width,
+    in_order,
+    nearest_indices,
+    pad_sample,
+    require_aligned,
+    resize_image,
+    take,
+)
+
+MAX_TRIES = 10
+"""How many windows are tried for one that `max_class_fraction` accepts."""
+
+
+@TRANSFORMS.register("random_scale_crop")
+class RandomScaleCrop(ClassyTransform):
+    """A window of the image scaled by a random factor, as (C, *size): the usual augmentation of segmentation.
+
+    The window is drawn first and only its pixels are resized, which gives the crops of scaling everything and then
+    cropping at a fraction of the cost. Where the scaled image is smaller than `size`, it lies at a random place in a
+    border of `fill` and ignored labels.
+
+    With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn
+    anew, at the same scale, up to ten times; the last one is taken.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        size: tuple[Side, Side],
+        scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0),
+        max_class_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        fill: Grey = 0,
+    ) -> None:
+        super().__init__(ignore_index)
+        self.size = height_and_width(size)
+        self.scale = in_order("scale", scale)
+        self.max_class_fraction = max_class_fraction
+        self.fill = fill
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "random_scale_crop")
+        scale = uniform(generator, *self.scale)
+        height, width = sample.target.shape
+        for _ in range(MAX_TRIES):
+            rows = _Window(generator, height, self.size[0], scale)
+            columns = _Window(generator, width, self.size[1], scale)
+            mask = take(sample.target, rows.nearest(), columns.nearest())
+            if self.max_class_fraction == 1 or self._is_balanced(mask):
+                break
+        image = sample.image[:, rows.start : rows.stop, columns.start : columns.stop]
+        cropped = sample.replace(image=resize_image(image, (rows.out_size, columns.out_size)), target=mask)
+        right = self.size[1] - columns.out_size - columns.before
+        bottom = self.size[0] - rows.out_size - rows.before
+        return pad_sample(cropped, columns.before, rows.before, right, bottom, self.fill, self.ignore_index)
+
+    def _is_balanced(self, mask: torch.Tensor) -> bool:
+        lowest = min(0, self.ignore_index)
+        counts = torch.bincount(mask.flatten() - lowest)
+        counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0
+        return bool(counts.numel() and counts.max() <= self.max_class_fraction * counts.sum())
+
+
+class _Window:
+    """Along one axis: the source pixels [start, stop), how many output pixels they become, the border before them."""
+
+    def __init__(self, generator: torch.Generator, length: int, out_length: int, scale: float) -> None:
+        wanted = max(1, round(out_length / scale))
+        offset = randint(generator, min(0, length - wanted), max(0, length - wanted))
+        self.start, self.stop = max(0, offset), min(length, offset + wanted)
+        if wanted <= length:
+            self.out_size, self.before = out_length, 0
+        else:
+            self.out_size = min(out_length, max(1, round(length * out_length / wanted)))
+            self.before = min(out_length - self.out_size, round(-offset * out_length / wanted))
+
+    def nearest(self) -> Indices:
+        """The source pixel at the centre of each output pixel."""
+        return nearest_indices(self.stop - self.start, self.out_size) + self.start
+
+
+@TRANSFORMS.register("center_crop")
+class CenterCrop(ClassyTransform):
+    """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored."""
+
+    def __init__(self, ignore_index: int = 255, *, size: tuple[Side, Side], fill: Grey = 0) -> None:
+        super().__init__(ignore_index)
+        self.size = height_and_width(size)
+        self.fill = fill
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "center_crop")
+        lengths = tuple(sample.target.shape)
+        inner = [min(length, side) for length, side in zip(lengths, self.size, strict=True)]
+        start = [(length - side) // 2 for length, side in zip(lengths, inner, strict=True)]
+        before = [(side - length) // 2 for side, length in zip(self.size, inner, strict=True)]
+        after = [self.size[i] - inner[i] - before[i] for i in range(2)]
+        cropped = crop_sample(sample, *start, *inner)
+        return pad_sample(cropped, before[1], before[0], after[1], after[0], self.fill, self.ignore_index)

@@ -1,0 +1,75 @@
+"""Random erasing and cutout: rectangles of the image without content."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from classyseg.registry import TRANSFORMS
+from classyseg.rng import randint, uniform
+from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.pixels import Grey, Share, in_order, require_aligned
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@TRANSFORMS.register("random_erasing")
+class RandomErasing(ClassyTransform):
+    """Fills `count` rectangles of the image, each with a random share `area` of it and ratio of height to width.
+
+    `fill` is a grey level, or `noise`. With `ignore`, the mask is ignored there; else the labels stay, for the model to
+    guess what was there from what is around it.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020; the variant `cutout` (one grey square):
+    DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        probability: Share = 0.5,
+        count: Annotated[int, Field(ge=1)] = 1,
+        area: tuple[Share, Share] = (0.02, 0.33),
+        ratio: tuple[Positive, Positive] = (0.3, 3.3),
+        fill: Grey | Literal["noise"] = "noise",
+        ignore: bool = False,
+    ) -> None:
+        super().__init__(ignore_index)
+        self.probability = probability
+        self.count = count
+        self.area = in_order("area", area)
+        self.ratio = in_order("ratio", ratio)
+        self.fill = fill
+        self.ignore = ignore
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "random_erasing")
+        if uniform(generator, 0, 1) >= self.probability:
+            return sample
+        image, mask = sample.image.clone(), sample.target.clone()
+        for _ in range(self.count):
+            rows, columns = self._rectangle(generator, *mask.shape)
+            erased = image[:, rows, columns]
+            if self.fill == "noise":
+                erased.copy_(torch.randint(0, 256, erased.shape, generator=generator))
+            else:
+                erased.fill_(self.fill)
+            if self.ignore:
+                mask[rows, columns] = self.ignore_index
+        return sample.replace(image=image, target=mask)
+
+    def _rectangle(self, generator: torch.Generator, height: int, width: int) -> tuple[slice, slice]:
+        pixels = uniform(generator, *self.area) * height * width
+        ratio = math.exp(uniform(generator, *map(math.log, self.ratio)))
+        rows = min(height, round(math.sqrt(pixels * ratio)))
+        columns = min(width, round(math.sqrt(pixels / ratio)))
+        top, left = randint(generator, 0, height - rows), randint(generator, 0, width - columns)
+        return slice(top, top + rows), slice(left, left + columns)
+
+
+TRANSFORMS.variants(RandomErasing, {"cutout": {"area": (0.05, 0.25), "ratio": (1.0, 1.0), "fill": 128}})

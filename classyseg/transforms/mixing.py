@@ -1,0 +1,185 @@
+"""Transforms that mix two samples of a data set: cut-mix, mix-up, copy-paste."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from classyseg.config import ConfigError
+from classyseg.registry import TRANSFORMS
+from classyseg.rng import randint, uniform
+from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import PairTransform
+from classyseg.transforms.pixels import Share
+
+Alpha = Annotated[float, Field(gt=0)]
+LARGEST_EXACT = 2048
+"""The largest whole number up to which all are exact in 16 bits, in which shares travel."""
+
+
+def drawn_share(generator: torch.Generator, alpha: float) -> float:
+    """A number from the distribution Beta(alpha, alpha)."""
+    return float(np.random.default_rng(randint(generator, 0, 2**53)).beta(alpha, alpha))
+
+
+def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels (...) as shares of classes (num_classes, ...) in float16; shares stay as they are.
+
+    Where a label is ignored, all of its entries are `ignore_index`.
+    """
+    if target.is_floating_point():
+        return target
+    if abs(ignore_index) > LARGEST_EXACT:
+        raise ConfigError(f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}")
+    ignored = target == ignore_index
+    shares = one_hot(target.masked_fill(ignored, 0), num_classes).movedim(-1, 0).half()
+    return shares.masked_fill_(ignored, ignore_index)
+
+
+def mixed_shares(one: Tensor, other: Tensor, share: float, ignore_index: int) -> Tensor:
+    """`share` of `one` and the rest of `other`; ignored where one of them is."""
+    ignored = (one == ignore_index) | (other == ignore_index)
+    return (share * one + (1 - share) * other).masked_fill_(ignored, ignore_index)
+
+
+def require_one_size(sample: Sample, other: Sample, transform: str) -> None:
+    """Raises: `ConfigError` unless both images have one shape and their masks have their size."""
+    shapes = [tuple(tensor.shape[-2:]) for tensor in (sample.image, other.image)]
+    shapes += [tuple(each.target.shape[-2:]) for each in (sample, other) if each.target.dim() > 1]
+    if len({*shapes}) > 1 or len(sample.image) != len(other.image) or sample.image.dtype != other.image.dtype:
+        found = " and ".join(f"{height} x {width}" for height, width in dict.fromkeys(shapes))
+        raise ConfigError(
+            f"{sample.name}: '{transform}' found it and {other.name} of {found} pixels, {len(sample.image)} and "
+            f"{len(other.image)} channels; put it behind a transform that gives images and masks one size"
+        )
+
+
+@TRANSFORMS.register("cut_mix")
+class CutMix(PairTransform):
+    """A rectangle of another sample over this one, with its part of the mask.
+
+    The rectangle has the ratio of the image and the share 1 - x of it, x from Beta(`alpha`, `alpha`); what lies outside
+    is cut off. Of whole images with a label, the target becomes the shares of the two labels.
+
+    Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV
+    2019; for masks: French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", BMVC
+    2020.
+    """
+
+    def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 1.0, probability: Share = 0.5) -> None:
+        super().__init__(ignore_index)
+        self.alpha = alpha
+        self.probability = probability
+
+    def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
+        of_image = sample.target.dim() < 2
+        if uniform(generator, 0, 1) >= self.probability:
+            target = as_shares(sample.target, num_classes, self.ignore_index) if of_image else sample.target
+            return sample.replace(target=target)
+        height, width = sample.image.shape[-2:]
+        side = math.sqrt(1 - drawn_share(generator, self.alpha))
+        rows = _cut(generator, height, side)
+        columns = _cut(generator, width, side)
+        other = draw()
+        require_one_size(sample, other, "cut_mix")
+        image = sample.image.clone()
+        image[..., rows, columns] = other.image[..., rows, columns]
+        pair = sample.target, other.target
+        if of_image or any(target.is_floating_point() for target in pair):
+            pair = tuple(as_shares(target, num_classes, self.ignore_index) for target in pair)  # type: ignore[assignment]
+        if of_image:
+            share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+            return sample.replace(image=image, target=mixed_shares(*pair, 1 - share, self.ignore_index))
+        target = pair[0].clone()
+        target[..., rows, columns] = pair[1][..., rows, columns]
+        return sample.replace(image=image, target=target)
+
+
+def _cut(generator: torch.Generator, length: int, share: float) -> slice:
+    """About `share` of `length` around a random place, without what lies outside."""
+    middle, half = randint(generator, 0, length - 1), round(length * share) // 2
+    return slice(max(0, middle - half), min(length, middle + half))
+
+
+@TRANSFORMS.register("mix_up")
+class MixUp(PairTransform):
+    """x of this sample and 1 - x of another, image and target, x from Beta(`alpha`, `alpha`).
+
+    Targets become shares of classes, of every sample: (num_classes, H, W), or (num_classes,) of whole images. Pixels
+    that are ignored in one of the two are ignored.
+
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    """
+
+    gives_shares = True
+
+    def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 0.2, probability: Share = 1.0) -> None:
+        super().__init__(ignore_index)
+        self.alpha = alpha
+        self.probability = probability
+
+    def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
+        target = as_shares(sample.target, num_classes, self.ignore_index)
+        if uniform(generator, 0, 1) >= self.probability:
+            return sample.replace(target=target)
+        share = drawn_share(generator, self.alpha)
+        other = draw()
+        require_one_size(sample, other, "mix_up")
+        image = share * sample.image.float() + (1 - share) * other.image.float()
+        if not sample.image.is_floating_point():
+            image.round_()
+        others = as_shares(other.target, num_classes, self.ignore_index)
+        return sample.replace(
+            image=image.to(sample.image.dtype), target=mixed_shares(target, others, share, self.ignore_index)
+        )
+
+
+@TRANSFORMS.register("copy_paste")
+class CopyPaste(PairTransform):
+    """The pixels of some classes of another sample over this one, with their labels.
+
+    Those of `classes` (labels), or of a random half of the classes that the other one has.
+
+    Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
+    2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None,
+        probability: Share = 0.5,
+    ) -> None:
+        super().__init__(ignore_index)
+        self.classes = classes
+        self.probability = probability
+
+    def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
+        wrong = [label for label in self.classes or () if label >= num_classes]
+        if wrong:
+            raise ConfigError(f"copy_paste: classes: found {wrong[0]}; accepted are labels, 0 to {num_classes - 1}")
+        if uniform(generator, 0, 1) >= self.probability:
+            return sample
+        other = draw()
+        require_one_size(sample, other, "copy_paste")
+        if any(each.target.dim() != 2 for each in (sample, other)):
+            raise ConfigError(f"{sample.name}: 'copy_paste' needs masks of labels; put it before 'mix_up'")
+        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
+        pasted = torch.isin(other.target, labels)
+        return sample.replace(
+            image=torch.where(pasted, other.image, sample.image),
+            target=torch.where(pasted, other.target, sample.target),
+        )
+
+    def _half(self, generator: torch.Generator, mask: Tensor) -> Tensor:
+        """A random half of the labels in `mask`, rounded up."""
+        labels = mask[mask != self.ignore_index].unique()
+        return labels[torch.randperm(len(labels), generator=generator)[: -(-len(labels) // 2)]]

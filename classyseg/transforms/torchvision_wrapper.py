@@ -1,0 +1,111 @@
+"""Any of torchvision's v2 transforms by its name."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from classyseg.config import ConfigError, Text, unknown
+from classyseg.registry import TRANSFORMS
+from classyseg.rng import randint
+from classyseg.structures import Sample
+from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.pixels import require_aligned
+
+INSTEAD = {
+    "AugMix": "rand_augment, which moves the mask, too",
+    "AutoAugment": "auto_augment, which moves the mask, too",
+    "CenterCrop": "center_crop, whose border is ignored in the mask",
+    "CutMix": "cut_mix",
+    "MixUp": "mix_up",
+    "Normalize": "normalize, or the task's own normalisation",
+    "RandAugment": "rand_augment, which moves the mask, too",
+    "RandomErasing": "random_erasing",
+    "TrivialAugmentWide": "rand_augment, which moves the mask, too",
+}
+"""What stands for transforms that do not take a mask along as they should."""
+
+NOT_FOR_SAMPLES = {
+    *("Compose", "Lambda", "RandomApply", "RandomChoice", "RandomOrder", "SetClampingMode", "Transform", "Identity"),
+    *("FiveCrop", "TenCrop", "LinearTransformation", "UniformTemporalSubsample", "RandomIoUCrop"),
+    *("ConvertImageDtype", "PILToTensor", "ToDtype", "ToImage", "ToPILImage", "ToPureTensor", "ToTensor"),
+}
+LARGEST_SEED = 2**53
+
+
+def known_transforms() -> dict[str, type[v2.Transform]]:
+    """torchvision's transforms that take an image, and its mask along, by the names of their classes."""
+    found = {}
+    for name, value in vars(v2).items():
+        is_transform = inspect.isclass(value) and issubclass(value, v2.Transform) and not inspect.isabstract(value)
+        skipped = name in INSTEAD or name in NOT_FOR_SAMPLES or "BoundingBox" in name or "KeyPoint" in name
+        if is_transform and not skipped:
+            found[name] = value
+    return found
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Seeds torch's and Python's global generators from `generator`, and gives them back their states."""
+    states = torch.default_generator.get_state(), random.getstate()
+    seed = randint(generator, 0, LARGEST_SEED)
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(states[0])
+        random.setstate(states[1])
+
+
+@TRANSFORMS.register("torchvision")
+class TorchvisionTransform(ClassyTransform):
+    """The class `transform` of `torchvision.transforms.v2` with `arguments`: image bilinear, mask nearest, as it does.
+
+    Where it has a `fill`, that is for the image, and the mask is ignored there.
+    """
+
+    def __init__(self, ignore_index: int = 255, *, transform: Text, arguments: dict[str, Any] | None = None) -> None:
+        super().__init__(ignore_index)
+        known = known_transforms()
+        if transform in INSTEAD:
+            raise ConfigError(f"transform: found '{transform}'; use {INSTEAD[transform]}")
+        if transform not in known:
+            raise ConfigError(f"transform: '{transform}': {unknown('torchvision transform', transform, known)}")
+        self.transform_name = transform
+        self.transform = self._made(known[transform], dict(arguments or {}))
+
+    def _made(self, kind: type[v2.Transform], arguments: dict[str, Any]) -> v2.Transform:
+        parameters = inspect.signature(kind).parameters
+        for key in arguments:
+            if key not in parameters:
+                raise ConfigError(f"arguments.{key}: {unknown('argument', key, parameters)}")
+        for name, parameter in parameters.items():
+            if parameter.default is inspect.Parameter.empty and name not in arguments:
+                raise ConfigError(f"arguments.{name}: missing; torchvision's {self.transform_name} needs it")
+        if "fill" in parameters:
+            fill = arguments.get("fill", 0)
+            if isinstance(fill, dict):
+                raise ConfigError(f"arguments.fill: found {fill!r}; accepted are a number, or one for each channel")
+            arguments["fill"] = {tv_tensors.Image: fill, tv_tensors.Mask: self.ignore_index}
+        try:
+            return kind(**arguments)
+        except (TypeError, ValueError, KeyError) as error:
+            raise ConfigError(f"arguments: torchvision's {self.transform_name} refuses them: {error}") from None
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "torchvision")
+        given = tv_tensors.Image(sample.image), tv_tensors.Mask(sample.target)
+        try:
+            with seeded(generator):
+                image, mask = self.transform(*given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{sample.name}: torchvision's {self.transform_name} fails: {error}") from error
+        return sample.replace(image=image.as_subclass(torch.Tensor), target=mask.as_subclass(torch.Tensor))

@@ -1,0 +1,216 @@
+"""Every registered transform keeps image and mask aligned, for 200 seeds: a new one is covered by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from classyseg.registry import TRANSFORMS
+from classyseg.rng import generator_for
+from classyseg.structures import Sample
+from classyseg.transforms import ClassyTransform, PairTransform, build_transform
+from classyseg.transforms.classy_transform import apply_transforms
+
+IGNORED = -1
+STEP, CELL = 4, 8
+SEEDS = range(200)
+CROP = (40, 48)
+PARTNER = 100
+SIZES = [(60, 50), (48, 62)]
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "center_crop": [{"size": CROP}, {"size": (70, 40)}],
+    "color_jitter": [{"hue": 0.2}],
+    "copy_paste": [{"probability": 1.0}],
+    "cut_mix": [{"probability": 1.0}],
+    "cutout": [{"probability": 1.0, "ignore": True}],
+    "gaussian_blur": [{"sigma": (0.1, 0.6)}],
+    "horizontal_flip": [{}],
+    "pad": [{"multiple": 16}],
+    "rand_augment": [{"magnitude": 30}],
+    "random_erasing": [{"ignore": True, "count": 3}],
+    "random_rotation": [{"degrees": (-180.0, 180.0), "probability": 1.0}],
+    "random_scale_crop": [{"size": CROP, "scale": (0.6, 2.0)}, {"size": CROP, "max_class_fraction": 0.02}],
+    "resize": [{"size": CROP}, {"shorter_side": 40}, {"fit": (70, 40), "interpolation": "bicubic"}],
+    "resize_center_crop": [{"crop_size": 40}],
+    "sync_resize_crop": [{"base_size": 60, "crop_size": 40}],
+    "torchvision": [
+        {"transform": "ElasticTransform", "arguments": {"alpha": 20.0}},
+        {"transform": "RandomAffine", "arguments": {"degrees": 30, "scale": [0.7, 1.5], "interpolation": "bilinear"}},
+        {"transform": "RandomPerspective", "arguments": {"p": 1.0, "fill": [1, 2, 3]}},
+        {"transform": "RandomPhotometricDistort"},
+        {"transform": "RandomResizedCrop", "arguments": {"size": [40, 40], "scale": [0.3, 1.0]}},
+        {"transform": "RandomZoomOut", "arguments": {"side_range": [1.0, 1.5]}},
+    ],
+}
+"""For names whose defaults do not serve: the options that they are tested with."""
+
+MOVES = {"center_crop", "horizontal_flip", "pad", "random_rotation", "random_scale_crop", "resize"}
+MOVES |= {"resize_center_crop", "sync_resize_crop", "vertical_flip"}
+"""The transforms that move pixels and leave their values, so that pixels tell where they come from."""
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param({"name": name, **options}, id="-".join(map(str, [name, *options.values()])))
+        for name in TRANSFORMS.names()
+        if TRANSFORMS.entry(name).distribution == "classyseg"
+        for options in OPTIONS.get(name, [{}])
+    ]
+
+
+def coordinates(size: tuple[int, int]) -> Sample:
+    """An image whose first two channels, and a mask whose labels, tell the row and column of each pixel."""
+    row = torch.arange(size[0])[:, None].expand(size)
+    column = torch.arange(size[1])[None].expand(size)
+    image = torch.stack([row * STEP, column * STEP, torch.full(size, 200)]).to(torch.uint8)
+    return Sample(image, row * size[1] + column, "coordinates.png")
+
+
+def cells(size: tuple[int, int], seed: int = 0) -> Sample:
+    """Squares of one label and one colour each."""
+    row = torch.arange(size[0])[:, None] // CELL
+    labels = row * -(-size[1] // CELL) + torch.arange(size[1])[None] // CELL
+    generator = generator_for(seed)
+    colors = torch.randint(0, 256, (3, int(labels.max()) + 1), generator=generator, dtype=torch.uint8)
+    return Sample(colors[:, labels], labels, "cells.png")
+
+
+def build(config: dict[str, Any]) -> ClassyTransform:
+    transform: ClassyTransform = build_transform(config, IGNORED)
+    return transform
+
+
+def partner(before: Sample, seed: int) -> Sample:
+    """Squares of other labels and colours, for what mixes two samples."""
+    other = cells(tuple(before.target.shape), seed + 1000)  # type: ignore[arg-type]
+    return other.replace(target=other.target + PARTNER)
+
+
+def run(transform: ClassyTransform, before: Sample, seed: int, other: Sample | None = None) -> Sample:
+    if not isinstance(transform, PairTransform):
+        return transform(before, generator_for(seed))
+    return transform.mix(before, generator_for(seed), lambda: other or partner(before, seed), 2 * PARTNER + 1)
+
+
+def inner(mask: Tensor, margin: int) -> Tensor:
+    """The valid pixels around which all labels are the same, `margin` pixels far, and no border is."""
+    side = 2 * margin + 1
+    labels = mask[None, None].float()
+    highest = max_pool2d(labels, side, 1, margin)
+    lowest = -max_pool2d(-labels, side, 1, margin)
+    kept = ((highest == lowest)[0, 0]) & (mask != IGNORED)
+    kept[:margin] = kept[-margin:] = kept[:, :margin] = kept[:, -margin:] = False
+    return kept
+
+
+@pytest.mark.parametrize("config", cases())
+def test_each_place_has_its_label(config: dict[str, Any]) -> None:
+    """The colour inside a square stays one colour, whatever becomes of it, where the mask says that the square is."""
+    transform = build(config)
+    seen = 0
+    for seed in SEEDS:
+        before = cells(SIZES[seed % 2], seed)
+        after = run(transform, before, seed)
+        if after.target.is_floating_point():
+            seen += colors_are_shares(before, partner(before, seed), after)
+            continue
+        kept = inner(after.target, 2)
+        labels, colors = after.target[kept].expand(3, -1), after.image[:, kept].float()
+        lowest, highest = (
+            torch.zeros(3, 2 * PARTNER).scatter_reduce(1, labels, colors, how, include_self=False)
+            for how in ("amin", "amax")
+        )
+        assert (highest - lowest).max() <= 2, seed
+        seen += len(labels[0])
+    assert seen > 10 * len(SEEDS)
+
+
+def colors_are_shares(before: Sample, other: Sample, after: Sample) -> int:
+    """Checks that each pixel's colour is mixed as its target says; how many were looked at."""
+    colors = torch.zeros(3, len(after.target))
+    for sample in (before, other):
+        colors[:, sample.target.flatten()] = sample.image.flatten(1).float()
+    valid = (after.target != IGNORED).all(0)
+    expected = (colors @ after.target.float().flatten(1)).view(after.image.shape)
+    assert (expected - after.image)[:, valid].abs().max() <= 1
+    return int(valid.sum())
+
+
+@pytest.mark.parametrize("size", [*SIZES, (20, 60), (13, 17)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [case for case in cases() if case.values[0]["name"] in MOVES]
+    + [pytest.param({"name": "random_scale_crop", "size": CROP, "scale": (0.3, 0.6)}, id="random_scale_crop-small")],
+)
+def test_a_moved_pixel_tells_the_place_that_its_label_tells(config: dict[str, Any], size: tuple[int, int]) -> None:
+    before = coordinates(size)
+    transform = build(config)
+    for seed in SEEDS:
+        after = run(transform, before, seed)
+        valid = after.target != IGNORED
+        labels = after.target[valid]
+        wanted = torch.stack([labels // size[1], labels % size[1]]).double()
+        off = after.image[:2, valid].double() / STEP - wanted
+        # Half a pixel for the mask's nearest label, half for the image's border, and rounding. The mean is half a pixel
+        # where an image shrinks to exactly a half: all centres then lie between two labels.
+        assert off.abs().max() <= 1.3, seed
+        assert off.mean(1).abs().max() <= 0.55, seed
+
+
+@pytest.mark.parametrize("config", cases())
+def test_masks_hold_only_labels_that_were_there_and_ignored(config: dict[str, Any]) -> None:
+    labels = torch.tensor([0, 7, 40, 200])[torch.randint(0, 4, SIZES[0], generator=generator_for(3))]
+    before = Sample(coordinates(SIZES[0]).image, labels, "labels.png")
+    other = Sample(before.image, labels.flip(0), "other.png")
+    transform = build(config)
+    for seed in range(50):
+        target = run(transform, before, seed, other).target
+        found = target
+        if target.is_floating_point():
+            found = torch.where(target[0] == IGNORED, IGNORED, target.argmax(0))
+        assert set(found.unique().tolist()) <= {0, 7, 40, 200, IGNORED}, seed
+        assert target.dtype in (torch.int64, torch.float16)
+
+
+@pytest.mark.parametrize("config", cases())
+def test_a_transform_is_a_function_of_its_generator_and_leaves_its_input(config: dict[str, Any]) -> None:
+    before = cells((64, 50))
+    image, mask = before.image.clone(), before.target.clone()
+    results = []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        transform = build(config)
+        results.append([run(transform, before, seed) for seed in range(10)])
+        assert torch.equal(torch.get_rng_state(), state)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.target, other.target)
+        assert one.image.dtype == (torch.float32 if config["name"] == "normalize" else torch.uint8)
+    assert torch.equal(before.image, image)
+    assert torch.equal(before.target, mask)
+
+
+PLAIN = [case for case in cases() if not issubclass(TRANSFORMS.entry(case.values[0]["name"]).component, PairTransform)]
+
+
+@pytest.mark.parametrize("config", PLAIN)
+def test_all_frames_of_a_clip_are_transformed_as_one_image_and_its_class_is_kept(config: dict[str, Any]) -> None:
+    transform, image, label = build(config), cells(SIZES[0]).image, torch.tensor(7)
+    clip = torch.stack([image] * 3, 1)
+
+    def applied(before: Tensor, seed: int) -> Sample:
+        sample = Sample(before, label, "clip.avi")
+        return apply_transforms([transform], lambda _: sample, 0, generator_for(seed), num_samples=1, num_classes=8)
+
+    for seed in range(10):
+        one, frames = applied(image, seed), applied(clip, seed)
+        assert torch.equal(frames.image, one.image[:, None].expand_as(frames.image))
+        assert frames.image.shape[1] == 3
+        assert torch.equal(one.target, label)
+        assert torch.equal(frames.target, label)

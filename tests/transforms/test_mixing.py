@@ -1,0 +1,213 @@
+"""Cut-mix, mix-up and copy-paste: what they give, from whom they take it, and what may follow them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from classyseg import TASKS, ConfigError, Trainer, build_task
+from classyseg.datasets import TrainBatches, build_dataset, make_loader
+from classyseg.io import read_json_lines
+from classyseg.losses import build_loss
+from classyseg.rng import generator_for
+from classyseg.structures import Sample
+from classyseg.transforms import PairTransform, build_transform
+
+IGNORED = 255
+CLASSES = 5
+MIXING = ["cut_mix", "mix_up", "copy_paste"]
+
+
+def sample(label: int, size: tuple[int, int] = (40, 60), grey: int | None = None) -> Sample:
+    image = torch.full((3, *size), 40 * label if grey is None else grey, dtype=torch.uint8)
+    return Sample(image, torch.full(size, label), f"{label}.png")
+
+
+def of_image(label: int) -> Sample:
+    return Sample(sample(label).image, torch.tensor(label), f"{label}.png")
+
+
+def mix(config: dict[str, Any], one: Sample, other: Sample, seed: int = 0) -> Sample:
+    transform: PairTransform = build_transform({"probability": 1.0, **config}, IGNORED)
+    return transform.mix(one, generator_for(seed), lambda: other, CLASSES)
+
+
+def test_cut_mix_puts_one_rectangle_of_the_other_sample_over_this_one() -> None:
+    shares = []
+    for seed in range(300):
+        after = mix({"name": "cut_mix"}, sample(1), sample(2), seed)
+        cut = after.target == 2
+        assert torch.equal(cut, cut.any(1)[:, None] & cut.any(0))
+        assert torch.equal(after.image[0] == 80, cut)
+        assert ((after.target == 1) | cut).all()
+        shares.append(float(cut.float().mean()))
+    assert min(shares) < 0.05
+    assert max(shares) > 0.8
+    assert 0.3 < sum(shares) / len(shares) < 0.5  # a half, without what lies outside
+
+
+def test_cut_mix_of_whole_images_gives_the_shares_of_their_labels() -> None:
+    for seed in range(20):
+        after = mix({"name": "cut_mix"}, of_image(1), of_image(2), seed)
+        share = float((after.image[0] == 80).float().mean())
+        assert after.target.tolist() == pytest.approx([0, 1 - share, share, 0, 0], abs=1e-3)
+    alone = mix({"name": "cut_mix", "probability": 0.0}, of_image(1), of_image(2))
+    assert alone.target.tolist() == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("make", [sample, of_image])
+def test_mix_up_blends_images_and_targets_by_one_share(make: Any) -> None:
+    seen = []
+    for seed in range(100):
+        after = mix({"name": "mix_up", "alpha": 1.0}, make(1), make(3), seed)
+        share = float(after.target[1].float().mean())
+        assert after.target.shape == (CLASSES, *make(1).target.shape)
+        assert float(after.target[3].float().mean()) == pytest.approx(1 - share, abs=1e-3)
+        assert float(after.image.float().mean()) == pytest.approx(40 * share + 120 * (1 - share), abs=0.6)
+        seen.append(share)
+    assert min(seen) < 0.05
+    assert max(seen) > 0.95
+
+
+def test_mix_up_ignores_what_either_sample_ignores() -> None:
+    one, other = sample(1), sample(2)
+    one.target[:, :10], other.target[:5] = IGNORED, IGNORED
+    after = mix({"name": "mix_up"}, one, other)
+    ignored = (one.target == IGNORED) | (other.target == IGNORED)
+    assert torch.equal((after.target == IGNORED).all(0), ignored)
+    assert torch.equal((after.target == IGNORED).any(0), ignored)
+    assert after.target[:, ~ignored].float().sum(0).sub(1).abs().max() < 2e-3
+
+
+def test_mix_up_that_is_not_drawn_gives_shares_all_the_same() -> None:
+    after = mix({"name": "mix_up", "probability": 0.0}, sample(1), sample(2))
+    assert torch.equal(after.target.argmax(0), sample(1).target)
+    assert torch.equal(after.image, sample(1).image)
+
+
+def test_copy_paste_takes_the_pixels_of_the_classes() -> None:
+    other = sample(2)
+    other.target[:10], other.target[10:20] = 3, IGNORED
+    after = mix({"name": "copy_paste", "classes": [3]}, sample(1), other)
+    assert (after.target[:10] == 3).all()
+    assert (after.image[:, :10] == 80).all()
+    assert (after.target[10:] == 1).all()
+    assert (after.image[:, 10:] == 40).all()
+    halves = [set(mix({"name": "copy_paste"}, sample(1), other, seed).target.unique().tolist()) for seed in range(30)]
+    assert {frozenset(half) for half in halves} == {frozenset({1, 3}), frozenset({1, 2})}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_samples_of_two_sizes_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 and 30 x 60 pixels"):
+        mix({"name": name}, sample(1), sample(2, (30, 60)))
+
+
+def test_copy_paste_of_a_label_that_no_class_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="copy_paste: classes: found 5; accepted are labels, 0 to 4"):
+        mix({"name": "copy_paste", "classes": [5]}, sample(1), sample(2))
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_without_a_data_set_they_say_what_they_need(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"1\.png: \w+ needs the data set, to draw another sample from it"):
+        build_transform(name)(sample(1), generator_for(0))
+
+
+def shapes(transforms: list[Any], num_samples: int = 12) -> Any:
+    config = {"name": "synthetic_shapes", "split": "train", "num_samples": num_samples, "size": [32, 32]}
+    return build_dataset({**config, "transforms": transforms})
+
+
+CROP = {"name": "random_scale_crop", "size": [32, 32]}
+CHAIN = [CROP, {"name": "copy_paste"}, "horizontal_flip", "cut_mix", "mix_up"]
+
+
+def test_mixed_samples_depend_on_seed_epoch_and_index_alone() -> None:
+    """Whatever the workers, the processes and the batch."""
+    dataset = shapes(CHAIN)
+    found: dict[str, dict[str, Any]] = {}
+    for workers, world_size, batch_size in ((0, 1, 4), (2, 1, 4), (0, 2, 4), (0, 1, 6)):
+        key = f"{workers} {world_size} {batch_size}"
+        for rank in range(world_size):
+            batches = TrainBatches(12, batch_size, seed=0, rank=rank, world_size=world_size)
+            batches.epoch = 3
+            loader = make_loader(dataset, batches, workers=workers)
+            for batch in loader:
+                for name, image, target in zip(batch.name, batch.image, batch.target, strict=True):
+                    found.setdefault(key, {})[name] = (image, target)
+            loader.close()
+    first, *others = found.values()
+    assert len(first) == 12
+    for other in others:
+        assert other.keys() == first.keys()
+        for name, (image, target) in first.items():
+            assert torch.equal(image, other[name][0])
+            assert torch.equal(target, other[name][1])
+
+
+def test_the_other_sample_goes_through_the_transforms_before() -> None:
+    flipped = shapes([{"name": "horizontal_flip", "probability": 1.0}, {"name": "copy_paste", "probability": 1.0}], 1)
+    plain = shapes([{"name": "horizontal_flip", "probability": 1.0}], 1)
+    assert torch.equal(flipped.sample(0, 0).image, plain.sample(0, 0).image)  # of one sample, with itself
+
+
+def test_a_batch_of_shares_travels_as_it_is_and_the_loss_is_that_of_both_labels() -> None:
+    (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainBatches(4, 4, seed=0), workers=0)
+    assert batch.target.shape == (4, 4, 32, 32)
+    assert batch.target.dtype == batch.to(torch.device("cpu")).target.dtype == torch.float16
+    one, other = sample(1), sample(2)
+    mixed = mix({"name": "mix_up", "alpha": 1.0}, one, other, seed=1)
+    share = mixed.target[1].float().mean()
+    logits = torch.randn(1, CLASSES, 10, 15, generator=generator_for(0))
+    loss = build_loss("soft_target_cross_entropy", IGNORED)
+    expected = share * loss(logits, one.target[None]) + (1 - share) * loss(logits, other.target[None])
+    torch.testing.assert_close(loss(logits, mixed.target[None]), expected, atol=1e-3, rtol=1e-3)
+
+
+def config_of(transforms: list[Any], loss: str, where: str = "train") -> dict[str, Any]:
+    dataset: dict[str, Any] = {
+        split: {"name": "synthetic_shapes", "split": split, "num_samples": 8, "size": [32, 32]}
+        for split in ("train", "test")
+    }
+    dataset[where]["transforms"] = transforms
+    return {
+        "name": "segmentation",
+        "num_epochs": 1,
+        "batch_size": 4,
+        "dataset": dataset,
+        "model": {"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage2"]}}},
+        "loss": {"name": loss},
+        "optimizer": {"name": "sgd", "lr": 0.01},
+        "hooks": [],
+        "runtime": {"workers": 0, "device": "cpu"},
+    }
+
+
+def test_a_task_trains_on_mixed_samples(tmp_path: Path) -> None:
+    Trainer(tmp_path / "run").train(build_task(config_of(CHAIN, "soft_target_cross_entropy")))
+    train, test = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert train["loss"] > 0
+    assert test["mean_iou"] is not None
+
+
+@pytest.mark.parametrize(
+    ("loss", "where", "message"),
+    [
+        (
+            "cross_entropy",
+            "train",
+            r"dataset\.train\.transforms\[1\]: MixUp gives shares of classes, which the loss cannot",
+        ),
+        ("soft_target_cross_entropy", "test", r"dataset\.test\.transforms\[1\]: MixUp .* which meters cannot count"),
+    ],
+)
+def test_shares_that_nobody_can_take_are_refused_before_the_first_step(loss: str, where: str, message: str) -> None:
+    config = TASKS.validate(config_of([CROP, "mix_up"], loss, where))
+    with pytest.raises(ConfigError, match=message):
+        config.component.check(config)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=message):
+        build_task(config)
