@@ -52,6 +52,15 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def gather_over_processes(tensor: Tensor) -> Tensor:
+    """Every process's `tensor`, (processes, ...) by rank; they must have one shape and type."""
+    if world_size() == 1:
+        return tensor.unsqueeze(0)
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.stack(gathered)
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process of the job; every process must call it at the same point."""
     if world_size() == 1:

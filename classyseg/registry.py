@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, Strict, ValidationError, create_model
+from pydantic import Field, Strict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
     Bool,
     ConfigError,
-    ConfigRecord,
     ConfigTree,
     Text,
     WeightsOption,
@@ -28,29 +25,13 @@ from classyseg.config import (
     unknown,
     within,
 )
+from classyseg.signature import ComponentConfig, derive_config, own_parameters, qualified
 
 T = TypeVar("T", bound=type)
 
 
 class PluginError(ConfigError):
     """An installed distribution offers a component that cannot be used; the message names the distribution."""
-
-
-class ComponentConfig(ConfigRecord):
-    """The config of one component: its `name`, its keyword-only parameters, and the keys of whoever places it."""
-
-    component: ClassVar[type]
-    own_keys: ClassVar[tuple[str, ...]]
-
-    name: str
-
-    def options(self) -> dict[str, Any]:
-        """The keyword arguments for the component's `__init__`."""
-        return {key: getattr(self, key) for key in self.own_keys}
-
-    def resolved(self) -> dict[str, Any]:
-        """The config as plain values with every default filled in."""
-        return self.model_dump(mode="json")
 
 
 class Configurable:
@@ -62,7 +43,7 @@ class Configurable:
 
         A `name` in `config` is allowed and ignored. Raises: `ConfigError` with every problem at once.
         """
-        model = derive_config(cls, cls.__name__, {}, ())
+        model = derive_config(cls, cls.__name__, {}, {})
         values = {key: value for key, value in (config or {}).items() if key != "name"}
         return cls(*args, **_validated(model, {"name": cls.__name__, **values}, cls.__name__).options())
 
@@ -110,7 +91,11 @@ class Registry:
         return decorate
 
     def variants(self, component: type, table: Mapping[str, Mapping[str, Any]]) -> None:
-        """Registers names that are `component` with other defaults; a config may still override each of them."""
+        """Registers names that are `component` with other defaults; a config may still override each of them.
+
+        The settings of a name are keyword-only parameters of the class, and keys of whoever places it, such as the
+        `heads` that a model brings; these are checked when the name is looked up. Raises: `TypeError` for other keys.
+        """
         for name, defaults in table.items():
             self._add(Entry(name, component, dict(defaults), self._distribution(component)))
 
@@ -118,15 +103,15 @@ class Registry:
         if not entry.component.__module__.startswith(self.package):
             self._import_builtins()
         known = self._entries.get(entry.name)
-        if known and _qualified(known.component) != _qualified(entry.component):
+        if known and qualified(known.component) != qualified(entry.component):
             raise ValueError(
-                f"the {self.noun} name '{entry.name}' is taken: {_qualified(known.component)} ({known.distribution}) "
-                f"has it, {_qualified(entry.component)} ({entry.distribution}) wants it; choose another name"
+                f"the {self.noun} name '{entry.name}' is taken: {qualified(known.component)} ({known.distribution}) "
+                f"has it, {qualified(entry.component)} ({entry.distribution}) wants it; choose another name"
             )
-        own = _own_parameters(entry.component)
-        strange = [key for key in entry.defaults if key not in own]
+        keys = [*own_parameters(entry.component), *self.placement]
+        strange = [key for key in entry.defaults if key not in keys]
         if strange:
-            raise TypeError(f"{_qualified(entry.component)}, variant '{entry.name}': {unknown('key', strange[0], own)}")
+            raise TypeError(f"{qualified(entry.component)}, variant '{entry.name}': {unknown('key', strange[0], keys)}")
         self._entries[entry.name] = entry
 
     def _distribution(self, component: type) -> str:
@@ -202,7 +187,7 @@ class Registry:
                     raise TypeError(f"{loaded!r} is no subclass of {self._base_name}")
                 self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
             entry = self._entries[offer.name]
-            derive_config(entry.component, entry.name, entry.defaults, ()).model_json_schema()
+            derive_config(entry.component, entry.name, entry.defaults, self.placement).model_json_schema()
         except (Exception, SystemExit) as error:  # a plugin may fail in any way: only whoever asks shall hear of it
             self._entries.pop(offer.name, None)
             raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
@@ -215,8 +200,7 @@ class Registry:
     def config_model(self, name: str, *, placed: bool = False) -> type[ComponentConfig]:
         """The pydantic model of the config of `name`; `placed` adds the keys of whoever places it."""
         entry = self.entry(name)
-        placement = tuple(self.placement.items()) if placed else ()
-        return derive_config(entry.component, name, entry.defaults, placement)
+        return derive_config(entry.component, name, entry.defaults, self.placement if placed else {})
 
     def validate(self, config: Any, *, placed: bool = False) -> ComponentConfig:
         """`config` (a name, a mapping with a `name`, a `ConfigTree`) checked whole, with defaults filled in.
@@ -289,10 +273,6 @@ def _validated(model: type[ComponentConfig], values: Mapping[str, Any], source: 
         raise explain(error, ConfigTree(dict(values), source)) from None
 
 
-def _qualified(component: type) -> str:
-    return f"{component.__module__}.{component.__qualname__}"
-
-
 def _distribution_text(offer: EntryPoint) -> str:
     return f"{offer.dist.name} {offer.dist.version}" if offer.dist else offer.value
 
@@ -306,77 +286,6 @@ def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
         if not same:
             offers.setdefault(offer.name, []).append(offer)
     return offers
-
-
-# -- from a signature to a pydantic model ----------------------------------------------------------------------------
-
-
-def _own_parameters(component: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of `component.__init__`: its config."""
-    if component.__init__ is object.__init__:  # type: ignore[misc]
-        return {}  # object's takes nothing, though its signature says otherwise
-    parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
-    for parameter in parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            raise TypeError(
-                f"{_qualified(component)}.__init__ takes **{parameter.name}; list the keyword-only parameters"
-            )
-    own = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    if "name" in own:
-        raise TypeError(
-            f"{_qualified(component)}.__init__: 'name' is the registered name; call the parameter otherwise"
-        )
-    return own
-
-
-_derived: dict[Any, type[ComponentConfig]] = {}
-
-
-def derive_config(
-    component: type, name: str, defaults: Mapping[str, Any], placement: tuple[tuple[str, Any], ...]
-) -> type[ComponentConfig]:
-    """The pydantic model with a field for each keyword-only parameter of `component` and each key of `placement`.
-
-    `defaults` replace those of the signature, as the variants of a class do.
-    """
-    key = (component, name, tuple(key for key, _ in placement))
-    if key in _derived:
-        return _derived[key]
-    own = _own_parameters(component)
-    hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
-    fields: dict[str, Any] = {"name": (Literal[name], ...), **dict(placement)}  # type: ignore[valid-type]
-    for parameter in own.values():
-        if parameter.name not in hints:
-            raise TypeError(
-                f"{_qualified(component)}.__init__: the parameter '{parameter.name}' has no type annotation"
-            )
-        default = defaults.get(parameter.name, parameter.default)
-        required = default is inspect.Parameter.empty
-        fields[parameter.name] = (_strict(hints[parameter.name]), ... if required else default)
-    summary = inspect.getdoc(component) or ""
-    model = create_model(
-        f"{component.__name__}Config", __base__=ComponentConfig, __doc__=summary.split("\n\n")[0], **fields
-    )
-    model.component = component
-    model.own_keys = tuple(own)
-    _derived[key] = model
-    return model
-
-
-def _strict(annotation: Any) -> Any:
-    """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true)."""
-    if annotation in (int, float, str, bool):
-        return Annotated[annotation, Strict()]
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is None or origin is Literal:
-        return annotation
-    if origin is Annotated:
-        return Annotated[_strict(arguments[0]), *arguments[1:]]
-    if origin in (Union, types.UnionType):
-        return Union[tuple(_strict(argument) for argument in arguments)]  # noqa: UP007 (built at run time)
-    if origin is dict:  # JSON writes every key as text
-        return dict.__class_getitem__((arguments[0], _strict(arguments[1])))
-    return origin[tuple(argument if argument is ... else _strict(argument) for argument in arguments)]
 
 
 class ComponentOf:

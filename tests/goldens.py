@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from classyseg.models import ClassyModel, create_backbone
 from classyseg.models.weights import match
+from classyseg.models.weights.load import encoding_names
 from classyseg.registry import HEADS
 
 REFERENCE = Path(__file__).parents[1] / "../shared/reference"
@@ -258,3 +259,48 @@ def run_encoding(entry: Mapping[str, Any], **config: Any) -> dict[str, Tensor]:
 @lru_cache(maxsize=1)
 def _hashed_file(shapes: tuple[tuple[str, Shape], ...]) -> dict[str, Tensor]:
     return {f"pretrained.{key}": torch.from_numpy(hashed_weight(key, shape)) for key, shape in shapes}
+
+
+# -- PyTorch-Encoding's heads ----------------------------------------------------------------------------------------
+
+LATERAL = ["stage2", "stage3", "stage4"]
+PYRAMID = ["stage1", *LATERAL]
+DEEPLAB = {"norm_image": True, "dropout": 0.5, "drop_channels": True, "classifier_dropout": 0.1}
+
+
+def encoding_head(kind: str, theirs: dict[str, Any]) -> dict[str, Any]:
+    """Our main head of PyTorch-Encoding's model `kind`."""
+    lateral = theirs.get("lateral") or theirs.get("with_lateral")
+    blocks = PYRAMID if kind in ("upernet", "fcfpn") else LATERAL if lateral else ["stage4"]
+    options: dict[str, dict[str, Any]] = {
+        "fcn": {"with_global": True, "norm_image": True} if theirs.get("with_global") else {},
+        "psp": {"norm_image": True, "align_corners": True},
+        "encnet": {"se_branch": theirs.get("se_loss", True)},
+        "deeplab": DEEPLAB,
+        "upernet": {"norm_image": True, "align_corners": True},
+        "fcfpn": {"align_corners": True},
+        "atten": {
+            "num_heads": theirs.get("nheads", 8),
+            "num_mixtures": theirs.get("nmixs", 1),
+            "se_branch": theirs.get("se_loss", False),
+            "norm_image": True,
+        },
+    }
+    return {"name": {"deeplab": "deeplabv3"}.get(kind, kind), "blocks": blocks, **options[kind]}
+
+
+def encoding_keys(model: ClassyModel) -> dict[str, str]:
+    backbone = {key: f"pretrained.{key}" for key in model.state_dict() if not key.startswith("heads.")}
+    return backbone | encoding_names(model)
+
+
+def _with_aliases(keys: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """PyTorch-Encoding's model ATTEN holds its attention under two names, and the keys' convolution under two more."""
+    twice = {key.replace("head.atten.", "head.atten_layers.1."): shape for key, shape in keys.items()} | keys
+    return {key.replace("conv_qs", "conv_ks"): shape for key, shape in twice.items()} | twice
+
+
+def sorted_keys_sha1(shapes: Mapping[str, Shape]) -> str:
+    """The hash that the goldens have of a state dict's keys and shapes, from ours under PyTorch-Encoding's names."""
+    lines = sorted(f"{key} {shape}" for key, shape in _with_aliases(dict(shapes)).items())
+    return hashlib.sha1("\n".join(lines).encode()).hexdigest()

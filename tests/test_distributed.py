@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from classyseg.checkpoint import newest_checkpoint
 from classyseg.trainer import Trainer
@@ -86,6 +88,44 @@ def test_training_losses_equal_those_of_one_process(
 
     assert len(losses(found)) == 6
     assert losses(found) == pytest.approx(losses(one_process), rel=1e-5)
+
+
+def batch_norm_runs(changes: Mapping[str, Any], folder: Path, *of_two: str) -> list[Path]:
+    """The run's folders of one process, and of two, which get the overrides `of_two`, with dropout off."""
+    # Few values, as those of maps of 1 x 1 pixels, or large steps, and batch norm would make much of rounding.
+    small_steps = {"model.output_stride": 8, "optimizer.lr": 0.005, "num_epochs": 1}
+    runs = []
+    for name, processes, overrides in (("one", 1, ()), ("two", 2, of_two)):
+        (folder / name).mkdir()
+        all_changes = {"hooks": BATCH_INDEPENDENT["hooks"], **small_steps, **changes}
+        runs.append(run_job(all_changes, folder / name, processes, *overrides))
+    return runs
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.heads.main.dropout": 0.0, "runtime.accumulate_steps": 2},
+        {"model.heads.main": {"name": "encnet", "blocks": ["stage3"], "dropout": 0.0}},
+    ],
+    ids=["parts of the batch", "codes of a head"],
+)
+def test_batch_norm_sees_the_whole_batch_on_any_number_of_processes(changes: dict[str, Any], tmp_path: Path) -> None:
+    one, two = batch_norm_runs(changes, tmp_path)
+
+    assert len(losses(two)) == 6
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    whole, shared = (read_records(run / "metrics.jsonl")[-1] for run in (one, two))
+    assert shared["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    whole, shared = (load_file(run / "checkpoints/step-6/model.safetensors") for run in (one, two))
+    for key in [key for key in whole if "running" in key]:
+        torch.testing.assert_close(shared[key], whole[key], rtol=1e-3, atol=1e-5)
+
+
+def test_without_synchronisation_batch_norm_sees_each_processes_share(tmp_path: Path) -> None:
+    one, two = batch_norm_runs({"model.heads.main.dropout": 0.0}, tmp_path, "runtime.sync_batch_norm=false")
+
+    assert losses(two) != pytest.approx(losses(one), rel=1e-3)
 
 
 def test_a_head_that_leaves_stages_unused_trains_on_two_processes(tmp_path: Path) -> None:

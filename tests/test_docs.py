@@ -28,7 +28,8 @@ from classyseg.io import read_json_lines
 from classyseg.layers import NormalizeConfig, NormConfig
 from classyseg.models.vision_transformer import ConvStemLayer
 from classyseg.optim import ParameterGroup
-from classyseg.registry import REGISTRIES, PluginError, derive_config
+from classyseg.registry import REGISTRIES, PluginError
+from classyseg.signature import derive_config
 from classyseg.tasks import DatasetsConfig, RuntimeConfig
 
 ROOT = Path(__file__).parents[1]
@@ -223,7 +224,7 @@ def builtin_models() -> dict[str, type[BaseModel]]:
             except PluginError:
                 continue
             if entry.distribution == "classyseg" and not entry.defaults:
-                found[f"{registry.noun} `{name}`"] = derive_config(entry.component, name, {}, ())
+                found[f"{registry.noun} `{name}`"] = derive_config(entry.component, name, {}, {})
     return found
 
 

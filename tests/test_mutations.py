@@ -70,12 +70,10 @@ def misspell(word: str, generator: random.Random) -> str:
 
 
 def wrong_value(value: Any) -> Any:
-    """Something of another type, as it happens to people: quotes too many, a list too few, a fraction."""
+    """Something of another type, as it happens to people: quotes too many, a list too few."""
     if isinstance(value, bool):
         return "yes"
-    if isinstance(value, int):
-        return value + 0.5
-    if isinstance(value, float):
+    if isinstance(value, int | float):
         return str(value)
     if isinstance(value, str):
         return 3.5

@@ -192,6 +192,35 @@ def test_a_variant_of_an_unknown_key_is_refused(vehicles: Registry) -> None:
         vehicles.variants(Car, {"truck": {"seat": 2}})
 
 
+@pytest.fixture
+def parked() -> Registry:
+    """A registry whose components are placed by somebody, at a `place` with `passengers` of another kind."""
+    placement = {"place": (Int, 0), "passengers": (dict[str, Annotated[Any, ComponentOf("transforms")]], {})}
+    registry = Registry("vehicles", noun="vehicle", base=f"{__name__}:Vehicle", placement=placement)
+    passengers = {"first": {"name": "horizontal_flip"}}
+    registry.variants(Car, {"taxi": {"seats": 4, "place": 3, "passengers": passengers}})
+    return registry
+
+
+def test_a_variant_may_name_the_keys_of_whoever_places_it(parked: Registry) -> None:
+    taxi = parked.validate("taxi", placed=True)
+    assert taxi.place == 3  # type: ignore[attr-defined]
+    assert taxi.passengers["first"].component is HorizontalFlip  # type: ignore[attr-defined]
+    assert parked.validate({"name": "taxi", "passengers": {}}, placed=True).passengers == {}  # type: ignore[attr-defined]
+    resolved = parked.validate({"name": "taxi", "place": 5}, placed=True).resolved()
+    assert resolved["place"] == 5
+    assert list(resolved["passengers"]) == ["first"]
+    assert parked.validate(resolved, placed=True).resolved() == resolved
+    assert isinstance(parked.build("taxi"), Car)
+
+
+def test_what_a_variant_names_wrongly_is_found_at_its_lookup(parked: Registry) -> None:
+    parked.variants(Car, {"bus": {"seats": 40, "passengers": {"first": {"name": "horizontal_flip", "prob": 1}}}})
+    with pytest.raises(ConfigError, match=r"Car, variant 'bus': passengers\.first\.prob: unknown key"):
+        parked.validate("bus", placed=True)
+    assert parked.build("bus").seats == 40
+
+
 def test_a_name_that_another_class_has_is_refused(vehicles: Registry) -> None:
     with pytest.raises(ValueError, match=r"the vehicle name 'car' is taken: .*Car .* has it, .*Convoy .* wants it"):
         vehicles.register("car")(Convoy)
@@ -364,7 +393,7 @@ def mappings(node: Any) -> Sequence[dict[str, Any]]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_schema_rejects_an_unknown_key_at_every_depth(schema: Draft202012Validator, path: Path) -> None:
     values = load_config(path).values
-    free = [values["loss"].get("head_weights"), values["model"]["heads"]]  # their keys are names of heads
+    free = [values["loss"].get("head_weights"), values["model"].get("heads")]  # their keys are names of heads
     accepted = []
     for mapping in mappings(values):
         if any(mapping is names for names in free):

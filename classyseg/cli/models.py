@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 TABLE_SIZE = 224
+HEADS_COLUMNS = ("name", "10⁶ parameters", "classes", "data set", "backbone", "heads: of blocks", "weights")
+HEADS_TEXT = """\
+A backbone with heads, whose parameters are counted, and the number of classes of a data set. The weights are those of
+the whole model; a name also knows those of its backbone."""
 COLUMNS = ("name", "10⁶ parameters", "10⁹ multiply-adds", "blocks: channels / stride", "output strides", "weights")
 
 
@@ -30,29 +34,49 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def table(names: Iterable[str]) -> Iterator[str]:
-    """A section for each class with a row for each of its names, as lines of Markdown.
+    """A section for each class with a row for each of its names, then one for the names with heads, as Markdown lines.
 
     Models are built on the `meta` device; those that cannot be built without a config are left out.
     """
     from classyseg.registry import MODELS
 
     families: dict[type, list[str]] = {}
+    with_heads = []
     for name in names:
-        entry = MODELS.entry(name)
-        required = any(
-            field.is_required() for key, field in MODELS.config_model(name).model_fields.items() if key != "name"
-        )
-        if not required:
-            families.setdefault(entry.component, []).append(name)
+        fields = MODELS.config_model(name).model_fields
+        if any(field.is_required() for key, field in fields.items() if key != "name"):
+            continue
+        if brings_heads(name):
+            with_heads.append(name)
+        else:
+            families.setdefault(MODELS.entry(name).component, []).append(name)
     for component, members in sorted(families.items(), key=lambda item: item[1][0]):
-        yield from ("", f"## {component.__name__}", "", (component.__doc__ or "").split("\n\n")[0].strip(), "")
-        yield f"| {' | '.join(COLUMNS)} |"
-        yield "|---|--:|--:|---|---|---|"
-        yield from (row(name) for name in members)
+        text = (component.__doc__ or "").split("\n\n")[0].strip()
+        yield from _section(component.__name__, text, COLUMNS, "|---|--:|--:|---|---|---|", members)
+    if with_heads:
+        yield from _section("Models with heads", HEADS_TEXT, HEADS_COLUMNS, "|---|--:|--:|---|---|---|---|", with_heads)
+
+
+def _section(title: str, text: str, columns: Iterable[str], rule: str, members: Iterable[str]) -> Iterator[str]:
+    yield from ("", f"## {title}", "", text, "", f"| {' | '.join(columns)} |", rule)
+    yield from (row(name) for name in members)
+
+
+def brings_heads(name: str) -> bool:
+    """Whether the registered model `name` is one with heads."""
+    from classyseg.registry import MODELS
+
+    return bool(MODELS.entry(name).defaults.get("heads"))
 
 
 def row(name: str) -> str:
-    """The row of one registered model: its cost is that of one image of 224 x 224, without a classifier."""
+    """The row of one registered model."""
+    cells = _whole_model(name) if brings_heads(name) else _backbone(name)
+    return f"| {' | '.join(cell or '-' for cell in (f'`{name}`', *cells))} |"
+
+
+def _backbone(name: str) -> tuple[str, ...]:
+    """The cost is that of one image of 224 x 224, without a classifier."""
     import torch
 
     from classyseg.complexity import complexity
@@ -66,5 +90,23 @@ def row(name: str) -> str:
     hints = get_type_hints(MODELS.entry(name).component.__init__)  # type: ignore[misc]
     strides = ", ".join(str(value) for value in get_args(hints.get("output_stride")) if value is not None)
     known = ", ".join(f"`{weights}`" for weights in model.known_weights(name))
-    cells = (f"`{name}`", f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.2f}", blocks, strides, known)
-    return f"| {' | '.join(cell or '-' for cell in cells)} |"
+    return (f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.2f}", blocks, strides, known)
+
+
+def _whole_model(name: str) -> tuple[str, ...]:
+    """The parameters are those of the backbone and all heads, the weights those of the whole model."""
+    import torch
+
+    from classyseg.models import create_model
+    from classyseg.models.named import NAMED
+    from classyseg.registry import MODELS
+
+    config: Any = MODELS.validate(name, placed=True)
+    num_classes = config.component.default_num_classes(name)
+    with torch.device("meta"):
+        model = create_model(name, num_classes=num_classes or 1)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    heads = ", ".join(f"`{key}`: {head.name} of {', '.join(head.blocks)}" for key, head in config.heads.items())
+    backbone, dataset = (f"`{NAMED[name].backbone}`", f"`{NAMED[name].dataset}`") if name in NAMED else ("", "")
+    weights = ", ".join(f"`{key}`" for key, known in model.known_weights(name).items() if known.whole)
+    return (f"{parameters / 1e6:.2f}", str(num_classes or ""), dataset, backbone, heads, weights)

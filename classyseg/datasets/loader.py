@@ -53,36 +53,38 @@ class TrainBatches:
 class EvalBatches:
     """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
 
-    `group_size` samples that follow each other stay in one batch (see `ClassyDataset`); shares differ by one group.
-    Raises: `ConfigError` for a batch that does not hold whole groups, `ValueError` for samples that are no groups.
+    `together` samples that follow each other stay in one batch; shares then differ by as many.
+
+    Raises: `ValueError` where the other numbers are no multiples of `together`.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, group_size: int = 1
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, together: int = 1
     ) -> None:
-        if batch_size % group_size:
-            raise ConfigError(
-                f"runtime.eval_batch_size: found {batch_size}; accepted: multiples of {group_size}, the samples of "
-                "dataset.test that belong together"
+        if num_samples % together or batch_size % together:
+            raise ValueError(
+                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {together}"
             )
-        if num_samples % group_size:
-            raise ValueError(f"found {num_samples} samples, which are no groups of {group_size}")
-        self.num_groups, self.batch_groups = num_samples // group_size, batch_size // group_size
-        self.rank, self.world_size, self.group_size = rank, world_size, group_size
+        self.num_groups, self.groups_per_batch, self.together = (
+            num_samples // together,
+            batch_size // together,
+            together,
+        )
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
-        return -(-len(range(self.rank, self.num_groups, self.world_size)) // self.batch_groups)
+        return -(-len(range(self.rank, self.num_groups, self.world_size)) // self.groups_per_batch)
 
     @property
     def common_batches(self) -> int:
         """How many batches every process has at least: until then, they can agree on something."""
-        return -(-(self.num_groups // self.world_size) // self.batch_groups)
+        return -(-(self.num_groups // self.world_size) // self.groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
         mine = range(self.rank, self.num_groups, self.world_size)
-        for first in range(0, len(mine), self.batch_groups):
-            groups = mine[first : first + self.batch_groups]
-            yield [(0, group * self.group_size + i) for group in groups for i in range(self.group_size)]
+        for first in range(0, len(mine), self.groups_per_batch):
+            groups = mine[first : first + self.groups_per_batch]
+            yield [(0, group * self.together + i) for group in groups for i in range(self.together)]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from classyseg.heads.jpu import JPUHead
 from classyseg.heads.linear import LinearHead
 from classyseg.heads.lraspp import LRASPPHead
 from classyseg.heads.ocr import OCRHead
+from classyseg.heads.point_rend import PointRendHead
 from classyseg.heads.psp import PSPHead
 from classyseg.heads.segformer import SegFormerHead
 from classyseg.heads.semantic_fpn import SemanticFPNHead
@@ -45,6 +46,7 @@ __all__ = [
     "LinearHead",
     "OCRHead",
     "PSPHead",
+    "PointRendHead",
     "SegFormerHead",
     "SemanticFPNHead",
     "UNetHead",

@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys
+from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks, refuse_unread
 from classyseg.heads.encnet import ENCODING_RULES, LateralFusion
 from classyseg.layers import ACFAttention, ContextEncoding, ImageMean, NormConfig
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
+
+NUM_CODES = 32
 
 
 @HEADS.register("atten")
@@ -23,11 +25,13 @@ class AttenHead(ClassyHead):
 
     Reads the last block; others are laterals into it. `channels` are a quarter of the last block's by default, rounded
     up to a multiple of `num_heads`. `with_global` stands the image's mean beside the attention, with a norm with
-    `norm_image` (batch norm then needs two images per process); `with_encoding` weights the channels by the context,
+    `norm_image` (batch norm then needs two images at once); `with_encoding` weights the channels by the context,
     and gives the extra `se` in training with `se_branch` (see the head `encnet`).
 
     Source: H. Zhang et al., "Co-occurrent Features in Semantic Segmentation", CVPR 2019, as PyTorch-Encoding has it.
     """
+
+    shallow_to_deep = True
 
     def __init__(
         self,
@@ -40,18 +44,21 @@ class AttenHead(ClassyHead):
         with_global: bool = True,
         norm_image: bool = False,
         with_encoding: bool = True,
-        num_codes: Annotated[int, Field(ge=1)] = 32,
+        num_codes: Annotated[int, Field(ge=1)] = NUM_CODES,
         se_branch: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
+        blocks = ordered_blocks(blocks, "atten", 1, or_more=True)
         if channels is None:
             channels = num_heads * -(-blocks[-1].channels // (4 * num_heads))
         if channels % num_heads:
             raise ConfigError(f"channels: found {channels}, which the {num_heads} heads cannot share evenly")
-        if se_branch and not with_encoding:
-            raise ConfigError("se_branch: found true without with_encoding, whose context it reads")
+        if not with_global:
+            refuse_unread("with_global", norm_image=(norm_image, False))
+        if not with_encoding:
+            refuse_unread("with_encoding", num_codes=(num_codes, NUM_CODES), se_branch=(se_branch, False))
         self.stem = LateralFusion(blocks, channels, norm)
         self.image_branch = ImageMean(channels, channels, norm if norm_image else None) if with_global else None
         self.attention = ACFAttention(

@@ -7,20 +7,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.config import ConfigError
-from classyseg.heads.classy_head import ClassyHead, only_block
+from classyseg.heads.classy_head import ClassyHead, only_block, refuse_unread
 from classyseg.layers import NormConfig, build_norm
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU}
 MEAN_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-SMALLEST_PROBABILITY = 1e-30
-"""Logarithms of means of probabilities are finite in float32 above it."""
 
 
 def pooled(x: Tensor, normalize: Literal["l2"] | None) -> Tensor:
@@ -53,7 +52,9 @@ class FullyConnectedHead(ClassyHead):
         super().__init__()
         channels = only_block(blocks, "fully_connected").channels
         self.conv: nn.Module = nn.Identity()
-        if conv_channels is not None:
+        if conv_channels is None:
+            refuse_unread("conv_channels", activation=(activation, "relu"), norm=(norm, NormConfig()))
+        else:
             convolution = nn.Conv2d(channels, conv_channels, kernel_size=1, bias=False)
             self.conv = nn.Sequential(convolution, build_norm(norm, conv_channels), ACTIVATIONS[activation]())
             channels = conv_channels
@@ -75,7 +76,7 @@ class FullyConvolutionalLinearHead(ClassyHead):
     mean of the whole map. In training the logits are the positions' mean. In eval mode they are such that `activation`
     of them is the mean of the positions' activations, which is how a network trained on small crops sees large inputs
     (ClassyVision gives these means themselves): logarithms of mean probabilities after `softmax`, their logits after
-    `sigmoid`, mean logits after `identity`.
+    `sigmoid`, both in float32 or wider; mean logits after `identity`.
 
     Source: ClassyVision's FullyConvolutionalLinearHead.
     """
@@ -109,10 +110,11 @@ class FullyConvolutionalLinearHead(ClassyHead):
         logits = self.projection(self.dropout(x.transpose(1, 2)))
         if self.training or self.pool_size is None or self.activation == "identity":
             return logits.mean(1)
+        # Of logarithms, as probabilities round to zero, and wide; the division by the number of positions falls out.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.activation == "softmax":
-            return logits.softmax(2).mean(1).clamp(min=SMALLEST_PROBABILITY).log()
-        probability, rest = logits.sigmoid().mean(1), (-logits).sigmoid().mean(1)
-        return probability.clamp(min=SMALLEST_PROBABILITY).log() - rest.clamp(min=SMALLEST_PROBABILITY).log()
+            return logits.log_softmax(2).logsumexp(1).log_softmax(1)
+        return F.logsigmoid(logits).logsumexp(1) - F.logsigmoid(-logits).logsumexp(1)
 
 
 @HEADS.register("vision_transformer")

@@ -33,11 +33,15 @@ class ClassyHead(nn.Module, Configurable, ABC):
     """Built as `Head(blocks, num_classes, *, options)`: what it reads comes from `blocks`, never from a config.
 
     `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass. `extras` are
-    the names of what a head gives beside the logits in training, set by a head that gives any.
+    the names of what a head gives beside the logits in training, set by a head that gives any. `needed_extras` are
+    those among them without whose loss the head's logits in evaluation are made by layers that never learnt.
     """
 
+    shallow_to_deep: bool = False
+    """Whether the blocks must come in the backbone's order: `ordered_blocks` sees strides, `attach_head` the order."""
     blocks: tuple[BlockInfo, ...]
     extras: tuple[str, ...] = ()
+    needed_extras: tuple[str, ...] = ()
 
     def __new__(cls, blocks: Sequence[BlockInfo] = (), *args: Any, **kwargs: Any) -> Self:
         head = super().__new__(cls)
@@ -71,6 +75,33 @@ def only_block(blocks: Sequence[BlockInfo], head: str) -> BlockInfo:
     Raises: `ConfigError` for another number of blocks.
     """
     if len(blocks) != 1:
-        names = ", ".join(block.name for block in blocks) or "none"
-        raise ConfigError(f"blocks: found {len(blocks)} ({names}); the head '{head}' reads exactly one")
+        raise _refused(blocks, head, "exactly one")
     return blocks[0]
+
+
+def ordered_blocks(blocks: Sequence[BlockInfo], head: str, count: int, *, or_more: bool = False) -> Sequence[BlockInfo]:
+    """`blocks`, where they are as many as a head reads, each once and shallow to deep.
+
+    Raises: `ConfigError` for another number, for a block that comes twice, and for a block with a smaller stride than
+    the one before it.
+    """
+    if len(blocks) < count or (len(blocks) > count and not or_more):
+        raise _refused(blocks, head, f"{count}{' or more' if or_more else ''}, shallow to deep")
+    if len({block.name for block in blocks}) < len(blocks):
+        raise _refused(blocks, head, "each block once")
+    strides = [block.stride for block in blocks]
+    if strides != sorted(strides):
+        raise _refused(blocks, head, f"blocks shallow to deep, but these have the strides {strides}")
+    return blocks
+
+
+def refuse_unread(without: str, **options: tuple[object, object]) -> None:
+    """Raises: `ConfigError` for one of `options`, (found, default), that is not the default while nothing reads it."""
+    for name, (found, default) in options.items():
+        if found != default:
+            raise ConfigError(f"{name}: found {found}, which means nothing without {without}")
+
+
+def _refused(blocks: Sequence[BlockInfo], head: str, wanted: str) -> ConfigError:
+    names = ", ".join(block.name for block in blocks) or "none"
+    return ConfigError(f"blocks: found {len(blocks)} ({names}); the head '{head}' reads {wanted}")

@@ -20,7 +20,7 @@ class DeepLabV3Head(ClassyHead):
 
     `rates` None means 6, 12, 18 at strides of 16 and above, and their doubles below, as in the paper. `dropout` follows
     the pooling, of whole channels with `drop_channels`; `classifier_dropout` stands before the classifier. The branch
-    of the image's mean has a norm with `norm_image`; batch norm then needs two images per process.
+    of the image's mean has a norm with `norm_image`; batch norm then needs two images at once.
 
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587.
     """
@@ -31,7 +31,7 @@ class DeepLabV3Head(ClassyHead):
         num_classes: int,
         *,
         channels: Annotated[int, Field(ge=1)] = 256,
-        rates: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
         separable: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         drop_channels: bool = False,

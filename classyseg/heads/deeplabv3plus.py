@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
-from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ASPP, ConvNormAct, NormConfig, resize_logits, separable_conv
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -22,11 +21,13 @@ class DeepLabV3PlusHead(ClassyHead):
 
     Reads two blocks, shallow to deep: those at the strides 4 and 16 (or 8) in the paper. `separable` makes each 3x3
     convolution a depthwise and a pointwise one. `rates` None means 6, 12, 18 at strides of 16 and above, and their
-    doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images per
-    process.
+    doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images at
+    once.
 
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
     """
+
+    shallow_to_deep = True
 
     def __init__(
         self,
@@ -35,16 +36,14 @@ class DeepLabV3PlusHead(ClassyHead):
         *,
         channels: Annotated[int, Field(ge=1)] = 256,
         low_channels: Annotated[int, Field(ge=1)] = 48,
-        rates: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
         separable: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        if len(blocks) != 2:
-            raise ConfigError(f"blocks: found {len(blocks)}; the head 'deeplabv3plus' reads two, shallow to deep")
-        low, high = blocks
+        low, high = ordered_blocks(blocks, "deeplabv3plus", 2)
         if rates is None:
             rates = (6, 12, 18) if high.stride >= 16 else (12, 24, 36)
         self.aspp = ASPP(high.channels, channels, rates, 0.0, norm, separable=separable, norm_image=norm_image)

@@ -47,4 +47,4 @@ class DeepTENHead(ClassyHead):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         (x,) = features
         codes = self.encoding(self.project(x)).flatten(1)
-        return self.fc(F.normalize(codes, eps=EPS))
+        return self.fc(F.normalize(codes, eps=EPS).to(self.fc.weight.dtype))

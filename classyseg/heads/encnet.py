@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys
+from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ContextEncoding, ConvNormAct, NormConfig, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -60,6 +60,8 @@ class EncNetHead(ClassyHead):
     Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
@@ -72,7 +74,7 @@ class EncNetHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        self.stem = LateralFusion(blocks, channels, norm)
+        self.stem = LateralFusion(ordered_blocks(blocks, "encnet", 1, or_more=True), channels, norm)
         self.context = ContextEncoding(channels, num_codes, norm)
         self.presence = nn.Linear(channels, num_classes) if se_branch else None
         self.extras = ("se",) if se_branch else ()

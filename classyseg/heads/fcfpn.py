@@ -9,8 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
-from classyseg.heads.classy_head import ClassyHead, HeadKeys
+from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -33,7 +32,6 @@ class PyramidFusion(nn.Module):
     (N, channels x levels, h, w).
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
-    Raises: `ConfigError` for fewer than two blocks.
     """
 
     def __init__(
@@ -46,8 +44,6 @@ class PyramidFusion(nn.Module):
         align_corners: bool = ALIGN_CORNERS,
     ) -> None:
         super().__init__()
-        if len(blocks) < 2:
-            raise ConfigError(f"blocks: found {len(blocks)}; a feature pyramid reads two or more, shallow to deep")
         self.align_corners = align_corners
         self.top = nn.Identity() if top is None else top
         self.top_conv = ConvNormAct(top.out_channels if top else blocks[-1].channels, channels, norm=norm)
@@ -77,6 +73,8 @@ class FCFPNHead(ClassyHead):
     Source: PyTorch-Encoding's FCFPN, after Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
@@ -89,6 +87,7 @@ class FCFPNHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
+        blocks = ordered_blocks(blocks, "fcfpn", 2, or_more=True)
         self.pyramid = PyramidFusion(blocks, channels, norm=norm, align_corners=align_corners)
         self.conv = ConvNormAct(channels * len(blocks), fused_channels, norm=norm)
         self.dropout = nn.Dropout(dropout)

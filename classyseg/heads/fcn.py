@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.heads.classy_head import ClassyHead, HeadKeys
-from classyseg.layers import ConvNormAct, ImageMean, NormConfig, resize_logits
+from classyseg.heads.classy_head import ClassyHead, HeadKeys, refuse_unread
+from classyseg.heads.concatenation import Concatenation
+from classyseg.layers import ConvNormAct, ImageMean, NormConfig
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -21,7 +22,7 @@ class FCNHead(ClassyHead):
 
     `channels` between the two is a quarter of the (deepest) block's by default. `with_global` lets the classifier also
     read the image's mean, after a 1x1 convolution, which has a norm with `norm_image`; batch norm then needs two images
-    per process.
+    at once.
 
     Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the concatenation is
     that of Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", arXiv 1904.04514.
@@ -39,9 +40,11 @@ class FCNHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
+        if not with_global:
+            refuse_unread("with_global", norm_image=(norm_image, False))
         channels = channels or max(1, blocks[-1].channels // 4)
-        self.finest = min(range(len(blocks)), key=lambda i: blocks[i].stride)
-        self.conv = ConvNormAct(sum(block.channels for block in blocks), channels, norm=norm)
+        self.concatenation = Concatenation(blocks)
+        self.conv = ConvNormAct(self.concatenation.channels, channels, norm=norm)
         self.image_branch = ImageMean(channels, channels, norm if norm_image else None) if with_global else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels * (1 + with_global), num_classes, kernel_size=1)
@@ -58,9 +61,7 @@ class FCNHead(ClassyHead):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        size = features[self.finest].shape[2:]
-        x = torch.cat([resize_logits(x, size) for x in features], 1) if len(features) > 1 else features[0]
-        x = self.conv(x)
+        x = self.conv(self.concatenation(features))
         if self.image_branch is not None:
             x = torch.cat([x, self.image_branch(x)], 1)
         return self.classifier(self.dropout(x))

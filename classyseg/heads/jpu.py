@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError, within
-from classyseg.heads.classy_head import ClassyHead
+from classyseg.config import within
+from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import JPU, NormConfig
 from classyseg.registry import HEADS, InnerHeadConfig
 from classyseg.structures import BlockInfo
@@ -26,6 +26,8 @@ class JPUHead(ClassyHead):
     1903.11816.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
@@ -36,8 +38,7 @@ class JPUHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        if len(blocks) < 2:
-            raise ConfigError(f"blocks: found {len(blocks)}; the head 'jpu' reads two or more, shallow to deep")
+        blocks = ordered_blocks(blocks, "jpu", 2, or_more=True)
         self.jpu = JPU([block.channels for block in blocks], channels, norm)
         with within("head"):
             block = BlockInfo("jpu", self.jpu.out_channels, blocks[0].stride)

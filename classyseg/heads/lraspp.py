@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
-from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -25,6 +24,8 @@ class LRASPPHead(ClassyHead):
     Source: Howard et al., "Searching for MobileNetV3", ICCV 2019.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
@@ -34,9 +35,7 @@ class LRASPPHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        if len(blocks) != 2:
-            raise ConfigError(f"blocks: found {len(blocks)}; the head 'lraspp' reads two, shallow to deep")
-        low, high = blocks
+        low, high = ordered_blocks(blocks, "lraspp", 2)
         self.conv = ConvNormAct(high.channels, channels, kernel=1, norm=norm)
         self.scale = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(high.channels, channels, kernel_size=1, bias=False), nn.Sigmoid()

@@ -31,7 +31,7 @@ class PSPHead(ClassyHead):
         num_classes: int,
         *,
         channels: Annotated[int, Field(ge=1)] | None = None,
-        bins: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6),
+        bins: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 3, 6),
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,
         align_corners: bool = ALIGN_CORNERS,

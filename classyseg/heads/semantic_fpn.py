@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -29,6 +29,8 @@ class SemanticFPNHead(ClassyHead):
     Networks for Object Detection", CVPR 2017.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
@@ -40,6 +42,7 @@ class SemanticFPNHead(ClassyHead):
         norm: NormConfig = NormConfig(name="group"),
     ) -> None:
         super().__init__()
+        blocks = ordered_blocks(blocks, "semantic_fpn", 1, or_more=True)
         self.lateral = nn.ModuleList(nn.Conv2d(block.channels, pyramid_channels, kernel_size=1) for block in blocks)
         self.output = nn.ModuleList(nn.Conv2d(pyramid_channels, pyramid_channels, 3, padding=1) for _ in blocks)
         for conv in (*self.lateral, *self.output):

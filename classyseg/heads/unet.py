@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.config import ConfigError
-from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -29,18 +29,19 @@ class UNetHead(ClassyHead):
     padding and nearest resizing are those of segmentation_models.pytorch.
     """
 
+    shallow_to_deep = True
+
     def __init__(
         self,
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
+        channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        if len(blocks) < 2:
-            raise ConfigError(f"blocks: found {len(blocks)}; the head 'unet' reads two or more, shallow to deep")
+        blocks = ordered_blocks(blocks, "unet", 2, or_more=True)
         widths = channels or [max(16, 256 >> i) for i in range(len(blocks) - 1)]
         if len(widths) < len(blocks) - 1:
             raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.heads.classy_head import ClassyHead, HeadKeys
+from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
 from classyseg.heads.fcfpn import PYRAMID_RULES, PyramidFusion
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
 from classyseg.registry import HEADS
@@ -21,11 +21,13 @@ class UperNetHead(ClassyHead):
 
     Reads two or more blocks, shallow to deep. `channels` are those of each level, `fused_channels` those of the 3x3
     convolution before the classifier; `bins` as of the head `psp`, each with `pool_channels`, by default a quarter of
-    the deepest block's. The level of whole images has a norm with `norm_image`; batch norm then needs two images per
-    process.
+    the deepest block's. The level of whole images has a norm with `norm_image`; batch norm then needs two images at
+    once.
 
     Source: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018.
     """
+
+    shallow_to_deep = True
 
     def __init__(
         self,
@@ -34,7 +36,7 @@ class UperNetHead(ClassyHead):
         *,
         channels: Annotated[int, Field(ge=1)] = 256,
         fused_channels: Annotated[int, Field(ge=1)] = 512,
-        bins: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6),
+        bins: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 3, 6),
         pool_channels: Annotated[int, Field(ge=1)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,
@@ -42,6 +44,7 @@ class UperNetHead(ClassyHead):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
+        blocks = ordered_blocks(blocks, "upernet", 2, or_more=True)
         deepest, self.num_levels = blocks[-1].channels, len(bins)
         pooling = PyramidPooling(
             deepest,

@@ -8,6 +8,7 @@ from classyseg.layers.encoding import ContextEncoding, CosineEncoding, DropEncod
 from classyseg.layers.jpu import JPU
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
+from classyseg.layers.points import cell_centres, pixels_at, values_at
 from classyseg.layers.pool import CeilMeanPool2d, ImageMean, PyramidPooling
 from classyseg.layers.rectified_conv import RectifiedConv2d
 from classyseg.layers.resize import (
@@ -20,11 +21,13 @@ from classyseg.layers.resize import (
     row_tap_range,
 )
 from classyseg.layers.split_attention import SplitAttentionConv2d
+from classyseg.layers.sync_batch_norm import BATCH_NORMS, SyncBatchNorm, synchronize_batch_norm
 
 __all__ = [
     "ACFAttention",
     "ALIGN_CORNERS",
     "ASPP",
+    "BATCH_NORMS",
     "CeilMeanPool2d",
     "ContextEncoding",
     "ConvNormAct",
@@ -40,12 +43,17 @@ __all__ = [
     "PyramidPooling",
     "RectifiedConv2d",
     "SplitAttentionConv2d",
+    "SyncBatchNorm",
     "argmax_at",
     "build_norm",
+    "cell_centres",
     "interpolation_matrix",
+    "pixels_at",
     "rank_at",
     "resample",
     "resize_logits",
     "row_tap_range",
     "separable_conv",
+    "synchronize_batch_norm",
+    "values_at",
 ]

@@ -85,12 +85,13 @@ class ACFAttention(nn.Module):
 
 
 def half_means(x: Tensor) -> Tensor:
-    """The means of 3x3 windows at every second position, in one column: (N, C, H, W) to (N, C, M, 1)."""
+    """The means of 3x3 windows at every second position, in one column: (N, C, H, W) to (N, C, M, 1); traced, M > 1."""
     if not torch.compiler.is_compiling():
         return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False).flatten(2).unsqueeze(3)
-    # A trace asks whether a map has one row; positions in one column leave that free.
-    columns = (x.shape[3] + 1) // 2
-    index = torch.arange((x.shape[2] + 1) // 2 * columns, device=x.device)
+    # A trace asks whether a map has one row; positions in one column leave that free. It asks whether there is one
+    # position; a single one comes twice, which attention does not notice.
+    rows, columns = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
+    index = torch.arange(torch.sym_max(rows * columns, 2), device=x.device).clamp(max=rows * columns - 1)
     position = index // columns * 2 * x.shape[3] + index % columns * 2
     means = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     return means.flatten(2).index_select(2, position).unsqueeze(3)

@@ -18,7 +18,8 @@ class ResidualEncoding(nn.Module, ABC):
 
     Maps (N, channels, H, W) or (N, channels, L) to codes (N, num_codes, channels): E[k] = sum over positions i of
     A[i, k] (x[i] - c[k]). Neither pass holds a residual for each position and codeword: sum(A x) - sum(A) c gives
-    the same from products of matrices. Computed in float32 or wider, as distances cancel.
+    the same from products of matrices. Computed in float32 or wider, as distances cancel, and given so, as sums over
+    large maps exceed float16.
     """
 
     def __init__(self, channels: int, num_codes: int) -> None:
@@ -34,12 +35,11 @@ class ResidualEncoding(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # torch knows no autocast on meta
             vectors = x.flatten(2).transpose(1, 2).to(wide)
             codewords = self.codewords.to(wide)
             weights = self.similarity(vectors, codewords).softmax(2)
-            codes = weights.transpose(1, 2) @ vectors - weights.sum(1).unsqueeze(2) * codewords
-        return codes.to(x.dtype)
+            return weights.transpose(1, 2) @ vectors - weights.sum(1).unsqueeze(2) * codewords
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, num_codes={self.num_codes}"
@@ -99,6 +99,7 @@ class ContextEncoding(nn.Module):
         self.gate = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        context = self.norm(self.encoding(self.project(x))).relu().mean(1)
+        codes = self.encoding(self.project(x)).to(self.gate.weight.dtype)
+        context = self.norm(codes).relu().mean(1)
         weights = self.gate(context).sigmoid()[:, :, None, None]
         return (x + x * weights).relu(), context

@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict
-from torch import nn
+from torch import Tensor, nn
 
 from classyseg.config import ConfigError, ConfigRecord
+
+NUM_GROUPS = 32
 
 
 class NormConfig(ConfigRecord):
     """Which normalisation follows each convolution.
 
-    `batch` depends on the other images of a process; `group` and `instance` do not, so that their results are the
-    same on any number of processes. `groups` is used by `group` alone; `momentum` (torch's: the share of the new
-    value) by `batch`.
+    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm`
+    joins; `group` and `instance` do not. `groups` is used by `group` alone; without it a layer has as many as divide
+    both its channels and 32. `momentum` (torch's: the share of the new value) is used by `batch`.
     """
 
     name: Literal["batch", "group", "instance"] = "batch"
-    groups: Annotated[int, Strict(), Field(ge=1)] = 32
+    groups: Annotated[int, Strict(), Field(ge=1)] | None = None
     eps: Annotated[float, Strict(), Field(gt=0)] = 1e-5
     momentum: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's, but a group of a single value, which has no variance, passes with its weight and bias alone.
+
+    Such are the channels of a map of 1x1 positions, when each is a group: an instance norm.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if math.prod(x.shape[1:]) > self.num_groups:
+            return super().forward(x)
+        shape = (-1, *[1] * (x.dim() - 2))
+        return x * self.weight.view(shape) + self.bias.view(shape)
 
 
 def build_norm(norm: NormConfig, channels: int, *, dims: Literal[1, 2] = 2) -> nn.Module:
     """The layer that `norm` describes for feature maps (N, channels, H, W), or with one of `dims`, (N, channels, L).
 
-    Raises: `ConfigError` when `channels` cannot be split into `norm.groups`.
+    Raises: `ConfigError` when `channels` cannot be split into the `norm.groups` that were asked for.
     """
     if norm.name == "batch":
         batch_norm = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
         return batch_norm(channels, eps=norm.eps, momentum=norm.momentum)
     if norm.name == "instance":
-        instance_norm = nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm1d
-        return instance_norm(channels, eps=norm.eps, affine=True)
-    if channels % norm.groups:
-        raise ConfigError(f"norm.groups: found {norm.groups}, which does not divide {channels} channels")
-    return nn.GroupNorm(norm.groups, channels, eps=norm.eps)
+        return GroupNorm(channels, channels, eps=norm.eps)
+    groups = norm.groups or math.gcd(channels, NUM_GROUPS)
+    if channels % groups:
+        raise ConfigError(
+            f"norm.groups: found {groups}, which does not divide {channels} channels; leave it out, for as many as do"
+        )
+    return GroupNorm(groups, channels, eps=norm.eps)

@@ -7,6 +7,7 @@ from classyseg.losses.cross_entropy import CrossEntropyLoss
 from classyseg.losses.focal import FocalLoss
 from classyseg.losses.lovasz_softmax import LovaszSoftmaxLoss
 from classyseg.losses.ohem_cross_entropy import OhemCrossEntropyLoss
+from classyseg.losses.points import PointCrossEntropyLoss
 from classyseg.losses.presence import PresenceLoss
 from classyseg.losses.soft_target import BarronLoss, SoftTargetCrossEntropyLoss
 from classyseg.losses.tversky import TverskyLoss
@@ -24,6 +25,7 @@ __all__ = [
     "LovaszSoftmaxLoss",
     "MultiOutputSumLoss",
     "OhemCrossEntropyLoss",
+    "PointCrossEntropyLoss",
     "PresenceLoss",
     "SegmentationLoss",
     "SoftTargetCrossEntropyLoss",

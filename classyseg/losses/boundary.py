@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.losses.bands import as_pixels, sum_over_pixels
+from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, as_pixels, sum_over_pixels
 from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
 from classyseg.registry import LOSSES
 
@@ -63,18 +63,22 @@ class BoundaryLoss(ClassyLoss):
         weights[present] = 1.0
         if not len(near):
             return weights
-        squares = _row_distances(window == near.view(-1, 1, 1), limit).square_()
-        best = torch.full((len(near), height, width), float(limit * limit), device=target.device)
-        for shift in range(-limit, limit + 1):
-            first, last = max(start, rows.start + shift), min(stop, rows.stop + shift)
-            if first < last:
-                here = best[:, first - shift - rows.start : last - shift - rows.start]
-                torch.minimum(here, squares[:, first - start : last - start] + shift * shift, out=here)
-        outside = best.sqrt_()
-        own = target[rows] == near.view(-1, 1, 1)
-        others = outside.masked_fill(own, float(limit)).amin(0)  # how far the nearest pixel of another class is
-        weights[near] = torch.where(own, 1 - others, outside) / limit
-        return weights
+        others = torch.full((height, width), float(limit), device=target.device)  # how far another class is
+        chunk_bytes = CHUNK_BYTES.get(target.device.type, DEFAULT_CHUNK_BYTES)  # for about four numbers a pixel
+        for classes in near.split(max(1, chunk_bytes // (16 * window.numel()))):
+            squares = _row_distances(window == classes.view(-1, 1, 1), limit).square_()
+            best = torch.full((len(classes), height, width), float(limit * limit), device=target.device)
+            for shift in range(-limit, limit + 1):
+                first, last = max(start, rows.start + shift), min(stop, rows.stop + shift)
+                if first < last:
+                    here = best[:, first - shift - rows.start : last - shift - rows.start]
+                    torch.minimum(here, squares[:, first - start : last - start] + shift * shift, out=here)
+            outside = best.sqrt_()
+            own = target[rows] == classes.view(-1, 1, 1)
+            torch.minimum(others, outside.masked_fill(own, float(limit)).amin(0), out=others)
+            weights[classes] = outside / limit
+        labels = target[rows].where(target[rows] != self.ignore_index, near[0])  # ignored pixels may have any weight
+        return weights.scatter_(0, labels[None], (1 - others[None]) / limit)
 
 
 def _row_distances(found: Tensor, limit: int) -> Tensor:

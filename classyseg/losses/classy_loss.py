@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Annotated
 
 import torch
@@ -37,8 +37,12 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     Raises: `ConfigError` for a head weight of an output that `heads` leaves out.
     """
 
+    needs: str = "masks (N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
+    """What an output must be, in words."""
     num_terms: int = 1
     """How many sums are divided by counts of their own; more than one where losses are combined."""
+    extras: tuple[str, ...] = ()
+    """The extras of heads that this kind of loss is for, such as `points`."""
 
     def __init__(
         self,
@@ -62,6 +66,9 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     def check_num_classes(self, num_classes: int) -> None:
         """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
+
+    def choose_main_head(self, name: str) -> None:
+        """Tells the model's main head to a loss that treats it apart; called when a task is made or checked."""
 
     def named_outputs(self) -> Iterator[tuple[str, str]]:
         """The outputs of a model that the options name, as (path of the option in the config, name)."""
@@ -95,7 +102,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         share = 1.0
         if self.training:
             count, share = sum_over_processes(count), float(world_size())
-        return share / count.clamp(min=1e-12)
+        return torch.where(count > 0, share / count, 0.0)
 
     # -- which outputs of a model --------------------------------------------------------------------------------------
 
@@ -109,23 +116,39 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         Raises: `ConfigError` for a named output that is not there (in training: in eval mode some are not computed),
             and for an output, named or a head, that does not fit the target.
         """
-        if isinstance(logits, Tensor):
-            return {"": logits}
+        logits = outputs_by_name(logits)
+        if "" in logits:
+            return dict(logits)
         for place, name in self.named_outputs():
             if name not in logits and self.training:
                 raise ConfigError(f"{place}: {unknown('head', name, logits)}")
-        named = self.heads is not None
-        wanted = [name for name in (self.heads if self.heads is not None else logits) if name in logits]
-        return {name: logits[name] for name in wanted if self._accepts(name, logits[name], target, named)}
+        wanted = [name for name in (logits if self.heads is None else self.heads) if name in logits]
+        named = {*self.head_weights, *(self.heads or ())}
+        return {name: logits[name] for name in wanted if self._accepts(name, logits[name], target, name in named)}
+
+    def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
+        """The names of the outputs that `read` gives. Raises as `read`.
+
+        Called with outputs on the `meta` device when a task is made or checked, and for each test batch.
+        """
+        return self.read(logits, target).keys()
 
     def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
         if self.fits(output, target):
             return True
-        if (
-            named or "." not in name
-        ):  # the extras of a head are of many kinds: one that no loss names may be for another
-            raise ConfigError(
-                f"model.heads.{name}: found logits {tuple(output.shape)} for targets {tuple(target.shape)}; masks "
-                "(N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
-            )
+        if named or "." not in name:  # an extra that this loss does not name may be for another one
+            found = f"logits {tuple(output.shape)} for targets {tuple(target.shape)}"
+            raise ConfigError(f"model.heads.{name}: found {found}; {self.needs}")
         return False
+
+
+def outputs_by_name(logits: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What a model gives; a tensor has the empty name. Raises: `ValueError` for what is neither."""
+    if isinstance(logits, Tensor):
+        return {"": logits}
+    if not isinstance(logits, Mapping):
+        raise ValueError(
+            f"logits: found a {type(logits).__name__}; accepted: a tensor, or outputs by name. Of lists, see "
+            "`multi_output_sum`"
+        )
+    return logits

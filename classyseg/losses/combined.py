@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from typing import Annotated
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, within
-from classyseg.losses.classy_loss import ClassyLoss
+from classyseg.losses.classy_loss import ClassyLoss, outputs_by_name
 from classyseg.losses.cross_entropy import ClassWeights, CrossEntropyLoss
 from classyseg.losses.presence import PresenceLoss
 from classyseg.registry import LOSSES, LossConfig
@@ -36,14 +37,23 @@ class CombinedLoss(ClassyLoss):
 
     def check_num_classes(self, num_classes: int) -> None:
         for place, part in self._placed_parts():
-            try:
+            with _moving_errors(place):
                 part.check_num_classes(num_classes)
-            except ConfigError as error:
-                raise ConfigError(_moved(str(error), place)) from None
+
+    def choose_main_head(self, name: str) -> None:
+        for _, part in self._placed_parts():
+            part.choose_main_head(name)
 
     def named_outputs(self) -> Iterator[tuple[str, str]]:
         for place, part in self._placed_parts():
             yield from ((_moved(path, place), name) for path, name in part.named_outputs())
+
+    def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
+        names: set[str] = set()
+        for place, part in self._placed_parts():
+            with _moving_errors(place):
+                names |= part.names_read(logits, target)
+        return names
 
     def counts(self, target: Tensor) -> Tensor:
         return torch.cat([part.counts(target) for _, part in self._placed_parts()])
@@ -54,6 +64,14 @@ class CombinedLoss(ClassyLoss):
 
 def _moved(text: str, place: str) -> str:
     return place + text.removeprefix("loss") if text.startswith("loss") else text
+
+
+@contextmanager
+def _moving_errors(place: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(_moved(str(error), place)) from None
 
 
 @LOSSES.register("sum_arbitrary")
@@ -87,13 +105,17 @@ class MultiOutputSumLoss(CombinedLoss):
 
     Outputs are the entries of a mapping that fit the target, or the members of a list. Most losses add up the outputs
     of a mapping by themselves; this is for one that looks at a single output, and for lists.
+
+    Raises: `ConfigError` for a loss that names outputs.
     """
 
     def __init__(self, ignore_index: int = 255, *, loss: LossConfig) -> None:
         with within("loss"):
-            built = LOSSES.build(loss, ignore_index)
+            built: ClassyLoss = LOSSES.build(loss, ignore_index)
+        for place, name in built.named_outputs():
+            raise ConfigError(f"{place}: found '{name}'; multi_output_sum applies its loss to every output alone")
         super().__init__(ignore_index, [built], ["loss.loss"])
-        self.loss: ClassyLoss = built
+        self.loss = built
 
     def terms(self, logits: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Tensor:
         if isinstance(logits, list | tuple):
@@ -109,8 +131,9 @@ class MultiOutputSumLoss(CombinedLoss):
 class SegmentationLoss(CombinedLoss):
     """Cross entropy of the main head, plus `aux_weight` x that of every other, plus `se_weight` x class presence.
 
-    Of a model's outputs, `main_head` (the first, if null) is the main head, the other logits (N, C, h, w) are
-    auxiliary, and those (N, C) are of the classes that an image holds (`presence`). `class_weights` serve all of them.
+    Of a model's outputs, `main_head` is the main head, the other logits (N, C, h, w) are auxiliary, and those (N, C)
+    are of the classes that an image holds (`presence`). Where it is null, a task takes the first head that is not
+    `train_only`; a Python caller may `choose_main_head`, else it is the first output. `class_weights` serve all.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018; PyTorch-Encoding's
     `SegmentationLosses`, whose defaults these are.
@@ -131,6 +154,7 @@ class SegmentationLoss(CombinedLoss):
         self.cross_entropy = cross_entropy
         self.presence = presence
         self.main_head = main_head
+        self.default_head: str | None = None
         self.aux_weight = aux_weight
         self.se_weight = se_weight
 
@@ -138,20 +162,30 @@ class SegmentationLoss(CombinedLoss):
         if self.main_head is not None:
             yield "loss.main_head", self.main_head
 
-    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        outputs = {"main": logits} if isinstance(logits, Tensor) else dict(logits)
-        main = next(iter(outputs)) if self.main_head is None or isinstance(logits, Tensor) else self.main_head
+    def choose_main_head(self, name: str) -> None:
+        self.default_head = name
+
+    def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
+        return {name for outputs in self._kinds(logits) for name in outputs}
+
+    def _kinds(self, logits: Tensor | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+        """The main head's logits, those of the others, and those of whole images, each by name."""
+        outputs = outputs_by_name(logits)
+        main = "" if "" in outputs else self.main_head or self.default_head or next(iter(outputs))
         maps = {name: output for name, output in outputs.items() if output.dim() == 4}
         if main not in maps:
             raise ConfigError(
                 f"loss.main_head: '{main}' gives no logits (N, C, h, w); outputs of the model that do: "
                 f"{', '.join(maps) or 'none'}"
             )
-        pixels = self.cross_entropy.terms(maps.pop(main), target)
-        for output in maps.values():
+        return {main: maps.pop(main)}, maps, {name: output for name, output in outputs.items() if output.dim() == 2}
+
+    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        main, others, of_images = self._kinds(logits)
+        pixels = self.cross_entropy.terms(main, target)
+        for output in others.values():
             pixels = pixels + self.aux_weight * self.cross_entropy.terms(output, target)
         images = torch.zeros_like(pixels)
-        for output in outputs.values():
-            if output.dim() == 2:
-                images = images + self.se_weight * self.presence.terms(output, target)
+        for output in of_images.values():
+            images = images + self.se_weight * self.presence.terms(output, target)
         return torch.cat([pixels, images])

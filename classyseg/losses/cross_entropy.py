@@ -77,7 +77,7 @@ class CrossEntropyLoss(ClassWeightedLoss):
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         self.check_num_classes(logits.shape[1])
         logits, target = as_pixels(logits, target)
-        rule = _smoothed_rule(target, self) if self.label_smoothing else likelihood_rule(target, self, _minus)
+        rule = _smoothed_rule(target, self) if self.label_smoothing else likelihood_rule(target, self, minus_log)
         return sum_over_pixels(logits, target.shape[1:], rule)
 
 
@@ -111,7 +111,7 @@ def _exponentiate(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return picked - normalizer.log(), normalizer
 
 
-def _minus(log_share: Tensor, i: int, rows: slice) -> tuple[Tensor, Tensor]:
+def minus_log(log_share: Tensor, i: int, rows: slice) -> tuple[Tensor, Tensor]:
     return -log_share, torch.ones_like(log_share)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from classyseg.distributed import sum_over_processes
 from classyseg.losses.bands import as_pixels, full_precision_products, resized, sum_over_pixels
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
-from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights, likelihood_rule
+from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights, likelihood_rule, minus_log
 from classyseg.registry import LOSSES
 
 
@@ -22,6 +22,7 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
 
     The hardest `min_kept` valid pixels of the whole job's batch are kept in any case, and those that are as hard as the
     last of them. With `class_weights`, the mean is a weighted one. In two passes: the first keeps one number a pixel.
+    In eval mode it is plain cross entropy, since which pixels are hard would depend on how the test set is batched.
 
     Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; the
     defaults are PyTorch-Encoding's.
@@ -45,10 +46,12 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         """The mean over kept pixels times what counts, so that dividing by that leaves the mean over the kept ones."""
         self.check_num_classes(logits.shape[1])
         logits, target = as_pixels(logits, target)
+        if not self.training:
+            return sum_over_pixels(logits, target.shape[1:], likelihood_rule(target, self, minus_log))
         kept = self._kept(logits.detach(), target)
         weights = self.pixel_weights(target)
         sums = torch.stack([weights.sum(dtype=torch.float64), (weights * kept).sum(dtype=torch.float64)])
-        valid, hard = sum_over_processes(sums) if self.training else sums
+        valid, hard = sum_over_processes(sums)
 
         def curve(log_share: Tensor, i: int, rows: slice) -> tuple[Tensor, Tensor]:
             chosen = kept[i : i + 1, rows].to(log_share.dtype)
@@ -84,8 +87,7 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         for shift in (16, 0):
             candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
             histogram = torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16)
-            if self.training:
-                sum_over_processes(histogram)
+            sum_over_processes(histogram)
             at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
             digit = (at_least >= wanted).sum() - 1
             if digit < 0:

@@ -42,6 +42,8 @@ class PresenceLoss(ClassWeightedLoss):
     def _counts(self, target: Tensor) -> Tensor:
         return (target != self.ignore_index).flatten(1).any(1)
 
+    needs = "this loss needs logits (N, C), of the classes that an image holds, such as the extra `se` of encnet"
+
     def fits(self, output: Tensor, target: Tensor) -> bool:
         return output.dim() == 2
 
@@ -51,10 +53,7 @@ class PresenceLoss(ClassWeightedLoss):
     def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
         outputs = super().read(logits, target)
         if not outputs and self.training:
-            raise ConfigError(
-                f"loss: found no output (N, C) among {', '.join(logits)}; this loss needs a head with one, such as the "  # type: ignore[arg-type]
-                "`se` of encnet"
-            )
+            raise ConfigError(f"loss: found no output (N, C) among {', '.join(logits)}; {self.needs}")  # type: ignore[arg-type]
         return outputs
 
     def present(self, target: Tensor, num_classes: int) -> Tensor:

@@ -108,7 +108,7 @@ class BarronLoss(DenseTargetLoss):
         self,
         ignore_index: int = 255,
         *,
-        alpha: Annotated[float, Field(le=2)] | None = 1.0,
+        alpha: Annotated[float, Field(ge=-1e6, le=2)] | None = 1.0,
         scale: Annotated[float, Field(gt=0)] = 1.0,
         head_weights: HeadWeights | None = None,
         heads: HeadNames | None = None,
@@ -138,8 +138,9 @@ class BarronLoss(DenseTargetLoss):
             return 1 - decay, error * decay
         if self.alpha == 2:
             return 0.5 * squared, error
-        if self.alpha == 0:
+        if abs(self.alpha) < 1e-12:  # where the quotient of the general form leaves float32's range
             return (0.5 * squared).log1p(), error / (0.5 * squared + 1)
         rest = abs(self.alpha - 2)
-        base = squared / rest + 1
-        return rest / self.alpha * (base ** (self.alpha / 2) - 1), error * base ** (self.alpha / 2 - 1)
+        log_base = (squared / rest).log1p()  # no power of a number near 1, which float32 rounds off
+        value = rest / self.alpha * torch.expm1(self.alpha / 2 * log_base)
+        return value, error * torch.exp((self.alpha / 2 - 1) * log_base)

@@ -101,7 +101,9 @@ class TverskyLoss(ImageLoss):
             false_positives, false_negatives = shares - hits, sums[2] - hits
             missed = self.false_positive_weight * false_positives + self.false_negative_weight * false_negatives
             index = (hits + self.smooth) / (hits + missed + self.smooth).clamp(min=1e-12)
-            loss = (1 - index).clamp(min=0) ** self.exponent
+            distance = 1 - index
+            missing = distance > 0  # else a power below 1 has no finite slope, and the loss is 0
+            loss = distance.where(missing, 1.0) ** self.exponent * missing
             counted = sums[2] > 0 if self.classes == "present" else torch.full_like(sums[2], bool(sums[2].any()))
             value = (loss * counted).sum() / counted.sum().clamp(min=1)
             (slopes,) = torch.autograd.grad(value, leaf)

@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.distributed import sum_over_processes
 from classyseg.layers import argmax_at
-from classyseg.meters.classy_meter import ClassyMeter
-from classyseg.meters.confusion import Absent, class_values, mean_over_classes
+from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
+from classyseg.meters.confusion import Absent, check_labels, class_values, mean_over_classes
 from classyseg.registry import METERS
 
 
@@ -56,6 +55,9 @@ class BoundaryIoUMeter(ClassyMeter):
             prediction = argmax_at(prediction, target.shape[1:])
         num_classes = len(self.classes)
         ignored = target == self.ignore_index
+        for name, labels in (("prediction", prediction), ("target", target)):
+            check_labels(name, labels, num_classes, ignored)
+        prediction, target = prediction.long(), target.long()
         distance = max(1, round(self.dilation_ratio * math.hypot(*target.shape[1:])))
         true = _band(target.masked_fill(ignored, num_classes), distance, num_classes)
         found = _band(prediction.masked_fill(ignored, num_classes), distance, num_classes)
@@ -64,7 +66,7 @@ class BoundaryIoUMeter(ClassyMeter):
         self.counts = self.counts.to(counts.device) + counts
 
     def compute(self) -> dict[str, Any]:
-        both, true, found = sum_over_processes(self.counts.clone()).cpu()
+        both, true, found = sum_of_job(self.counts)
         values = class_values(self.classes, both, true + found - both)
         return {"mean_boundary_iou": mean_over_classes(values, self.absent), "boundary_iou": values}
 

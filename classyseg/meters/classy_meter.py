@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from classyseg.distributed import sum_over_processes
 from classyseg.registry import Configurable
 
 
@@ -21,6 +22,8 @@ class ClassyMeter(Configurable, ABC):
 
     reads_labels: bool = True
     head: str | None = None
+    clips_per_video: int = 1
+    """As many test samples that follow each other are one: they come in one batch, to one process."""
     numbers: tuple[str, ...] | None = None
     """The names in `compute()` whose values are numbers, by which a checkpoint can be best; None: not declared."""
 
@@ -42,3 +45,8 @@ class ClassyMeter(Configurable, ABC):
     def files(self, values: Mapping[str, Any]) -> dict[str, str]:
         """What the run's folder gets beside the record: texts by file name, from what `compute` gave."""
         return {}
+
+
+def sum_of_job(counts: Tensor) -> Tensor:
+    """`counts` summed over the job, as a new tensor on the host: a process without a batch has them nowhere else."""
+    return sum_over_processes(counts.clone().cpu())

@@ -11,24 +11,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classyseg.distributed import sum_over_processes
 from classyseg.layers import argmax_at
-from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.registry import METERS
 
 Absent = Literal["skip", "zero"]
 """Whether a class without a value is left out of a mean over classes or counts as 0."""
 
 
+def check_labels(name: str, labels: Tensor, num_classes: int, ignored: Tensor) -> None:
+    """Raises: `ValueError` for a label that is no class and not `ignored`; on the host alone, as a GPU would wait."""
+    if labels.device.type != "cpu" or not labels.numel():
+        return
+    low, high = labels.aminmax()
+    if low < 0 or high >= num_classes:
+        wrong = labels[((labels < 0) | (labels >= num_classes)) & ~ignored]
+        if len(wrong):
+            raise ValueError(f"{name}: found the label {int(wrong[0])}; accepted: 0 to {num_classes - 1}")
+
+
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """How often (row) was the true and (column) the predicted class: (num_classes, num_classes) int64.
 
     `prediction` and `target` hold class indices in one shape; pixels whose target is `ignore_index` are left out.
+
+    Raises: `ValueError` on the host as `check_labels`.
     """
-    pair = torch.add(prediction, target, alpha=num_classes)
-    pair = pair.masked_fill_(target == ignore_index, num_classes**2).flatten()
+    ignored = target == ignore_index
+    check_labels("prediction", prediction, num_classes, ignored)
+    pair = torch.add(prediction.long(), target, alpha=num_classes)
+    pair = pair.masked_fill_(ignored, num_classes**2).flatten()
     if pair.device.type == "cpu":  # numpy counts about twice as fast as torch here, and waits for nothing elsewhere
+        low, high = pair.aminmax() if pair.numel() else (0, 0)
+        if low < 0 or high > num_classes**2:
+            check_labels("target", target, num_classes, ignored)
         counts = torch.from_numpy(np.bincount(pair.numpy(), minlength=num_classes**2 + 1))
+        if counts[-1] != np.count_nonzero(ignored.numpy()):  # the label num_classes, where 0 is predicted
+            check_labels("target", target, num_classes, ignored)
     else:
         counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
         counts.scatter_add_(0, pair, torch.ones_like(pair))
@@ -50,11 +69,10 @@ def mean_over_classes(values: Mapping[str, float | None], absent: Absent) -> flo
 class _ConfusionMeter(ClassyMeter):
     """Accumulates the confusion matrix of a phase on the device."""
 
-    def __init__(self, classes: Sequence[str], ignore_index: int, head: str | None, absent: Absent = "skip") -> None:
+    def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.head = head
-        self.absent: Absent = absent
         self.reset()
 
     def reset(self) -> None:
@@ -68,7 +86,17 @@ class _ConfusionMeter(ClassyMeter):
 
     def total(self) -> Tensor:
         """The matrix of the whole job, on the host. Every process calls it."""
-        return sum_over_processes(self.matrix.clone()).cpu()
+        return sum_of_job(self.matrix)
+
+
+class _MeanOverClassesMeter(_ConfusionMeter):
+    """Gives a value of each class and their mean."""
+
+    def __init__(
+        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
+    ) -> None:
+        super().__init__(classes, ignore_index, head=head)
+        self.absent: Absent = absent
 
     def _by_class(self, name: str, part: Tensor, whole: Tensor) -> dict[str, Any]:
         """`part / whole` of each class under `name`, and its mean over classes."""
@@ -77,7 +105,7 @@ class _ConfusionMeter(ClassyMeter):
 
 
 @METERS.register("mean_iou")
-class MeanIoUMeter(_ConfusionMeter):
+class MeanIoUMeter(_MeanOverClassesMeter):
     """`mean_iou`, the `iou` of each class and `pixel_accuracy`, from one confusion matrix over the whole set.
 
     A class that is neither in the masks nor predicted has no IoU: `absent: skip` leaves it out of the mean, `absent:
@@ -85,11 +113,6 @@ class MeanIoUMeter(_ConfusionMeter):
     """
 
     numbers = ("mean_iou", "pixel_accuracy")
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, head, absent)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -99,7 +122,7 @@ class MeanIoUMeter(_ConfusionMeter):
 
 
 @METERS.register("dice")
-class DiceMeter(_ConfusionMeter):
+class DiceMeter(_MeanOverClassesMeter):
     """`mean_dice` and the `dice` of each class: twice the pixels found, by those in the masks plus those predicted.
 
     The same as the F1 score of each class. A class that is neither in the masks nor predicted has none, as with
@@ -108,29 +131,19 @@ class DiceMeter(_ConfusionMeter):
 
     numbers = ("mean_dice",)
 
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, head, absent)
-
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
         return self._by_class("dice", 2 * matrix.diag(), matrix.sum(0) + matrix.sum(1))
 
 
 @METERS.register("class_accuracy")
-class ClassAccuracyMeter(_ConfusionMeter):
+class ClassAccuracyMeter(_MeanOverClassesMeter):
     """`mean_class_accuracy` and the `class_accuracy` of each class: the share of its pixels that are found.
 
     A class that is in no mask has none.
     """
 
     numbers = ("mean_class_accuracy",)
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, absent: Absent = "skip", head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, head, absent)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -142,9 +155,6 @@ class PixelAccuracyMeter(_ConfusionMeter):
     """`pixel_accuracy`: the share of valid pixels whose class is right."""
 
     numbers = ("pixel_accuracy",)
-
-    def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
-        super().__init__(classes, ignore_index, head)
 
     def compute(self) -> dict[str, Any]:
         return {"pixel_accuracy": _pixel_accuracy(self.total())}
@@ -158,9 +168,6 @@ class ConfusionMatrixMeter(_ConfusionMeter):
     """
 
     numbers = ()
-
-    def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
-        super().__init__(classes, ignore_index, head)
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}

@@ -11,9 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import ConfigError
-from classyseg.distributed import sum_over_processes
 from classyseg.layers import rank_at
-from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.registry import METERS
 
 TopK = tuple[Annotated[int, Field(ge=1)], ...]
@@ -33,12 +32,7 @@ class _TopKMeter(ClassyMeter):
     value_name: str
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        ignore_index: int,
-        topk: Sequence[int],
-        head: str | None,
-        clips_per_video: int = 1,
+        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
     ) -> None:
         if not topk or max(topk) > len(classes):
             raise ConfigError(
@@ -47,34 +41,37 @@ class _TopKMeter(ClassyMeter):
         self.ignore_index = ignore_index
         self.topk = tuple(topk)
         self.head = head
-        self.clips_per_video = clips_per_video
         self.numbers = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
         self.reset()
 
     def reset(self) -> None:
-        self.counts = torch.zeros(len(self.topk) + 3, dtype=torch.int64)
-        """What is right by k; then samples, true classes, and videos whose clips have different ones."""
+        self.counts = torch.zeros(len(self.topk) + 4, dtype=torch.int64)
+        """What is right by k; then samples, true classes, videos whose clips have different ones, wrong labels."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         mixed = torch.zeros((), dtype=torch.int64, device=target.device)
         if self.clips_per_video > 1:
             prediction, target, mixed = self._videos(prediction, target)
-        ranks = _ranks(prediction, target, self.ignore_index)
-        right = [self.right(ranks < k) for k in self.topk]
+        ranks, true = _ranks(prediction, target, self.ignore_index)
+        right = [self.right(true & (ranks < k)) for k in self.topk]
         samples = torch.full_like(mixed, len(ranks))
-        counts = torch.stack([*right, samples, (ranks < prediction.shape[1]).sum(), mixed])
+        wrong = ((target < 0) | (target >= prediction.shape[1])) & (target != self.ignore_index)
+        num_wrong = torch.zeros_like(mixed) if _are_flags(prediction, target) else wrong.sum()
+        counts = torch.stack([*right, samples, true.sum(), mixed, num_wrong])
         self.counts = self.counts.to(counts.device) + counts
 
     def compute(self) -> dict[str, Any]:
-        *right, samples, true, mixed = sum_over_processes(self.counts.clone()).tolist()
+        *right, samples, true, mixed, wrong = sum_of_job(self.counts).tolist()
+        if wrong:
+            raise ValueError(f"{self.value_name}: {wrong} labels are no classes and not ignore_index")
         if mixed:
             raise ValueError(f"{self.value_name}: {mixed} videos have clips with different classes; all must be alike")
         of = [self.out_of(k, samples, true) for k in self.topk]
         return {name: n / m if m else None for name, n, m in zip(self.numbers or (), right, of, strict=True)}
 
-    @abstractmethod
     def right(self, found: Tensor) -> Tensor:
         """How much counts as right; `found` (samples, true classes) says which classes are among the first."""
+        return found.sum()
 
     @abstractmethod
     def out_of(self, k: int, samples: int, true: int) -> int:
@@ -92,17 +89,27 @@ class _TopKMeter(ClassyMeter):
         return prediction.float().unflatten(0, (-1, self.clips_per_video)).mean(1), clips[:, 0], mixed
 
 
-def _ranks(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """The places of each sample's true classes in the order of its logits, (samples, 1 or C); C for other classes."""
-    if target.dim() == 2 and logits.dim() == 2:
+def _are_flags(logits: Tensor, target: Tensor) -> bool:
+    return target.dim() == 2 and logits.dim() == 2
+
+
+def _ranks(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """The places of classes in the order of each sample's logits, and which of them are true: (samples, 1 or C) both.
+
+    A true class whose logit is NaN comes last.
+    """
+    if _are_flags(logits, target):
+        counted = (target != ignore_index).any(1)
+        logits, target = logits[counted], target[counted]
         order = logits.argsort(dim=1, descending=True, stable=True)
         places = torch.empty_like(order).scatter_(
             1, order, torch.arange(logits.shape[1], device=order.device).expand_as(order)
         )
-        return places.where((target > 0) & (target != ignore_index), logits.shape[1])
+        return places.masked_fill_(logits.isnan(), logits.shape[1]), (target > 0) & (target != ignore_index)
     if target.dim() == 1:
         logits, target = logits[:, :, None, None], target[:, None, None]
-    return rank_at(logits, target)[target != ignore_index][:, None]
+    ranks = rank_at(logits, target)[target != ignore_index][:, None]
+    return ranks, torch.ones_like(ranks, dtype=torch.bool)
 
 
 @METERS.register("accuracy")
@@ -110,11 +117,6 @@ class AccuracyMeter(_TopKMeter):
     """`accuracy_top_K` for each k of `topk`: the share of samples with a true class among the k most likely."""
 
     value_name = "accuracy"
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, topk, head)
 
     def right(self, found: Tensor) -> Tensor:
         return found.any(1).sum()
@@ -132,14 +134,6 @@ class PrecisionMeter(_TopKMeter):
 
     value_name = "precision"
 
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, topk, head)
-
-    def right(self, found: Tensor) -> Tensor:
-        return found.sum()
-
     def out_of(self, k: int, samples: int, true: int) -> int:
         return k * samples
 
@@ -152,14 +146,6 @@ class RecallMeter(_TopKMeter):
     """
 
     value_name = "recall"
-
-    def __init__(
-        self, classes: Sequence[str], ignore_index: int, *, topk: TopK = (1,), head: str | None = None
-    ) -> None:
-        super().__init__(classes, ignore_index, topk, head)
-
-    def right(self, found: Tensor) -> Tensor:
-        return found.sum()
 
     def out_of(self, k: int, samples: int, true: int) -> int:
         return true
@@ -177,7 +163,8 @@ class _VideoMeter(_TopKMeter):
         topk: TopK = (1,),
         head: str | None = None,
     ) -> None:
-        _TopKMeter.__init__(self, classes, ignore_index, topk, head, clips_per_video)
+        super().__init__(classes, ignore_index, topk=topk, head=head)
+        self.clips_per_video = clips_per_video
 
 
 @METERS.register("video_accuracy")

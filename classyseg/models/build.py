@@ -22,8 +22,8 @@ WeightsForm = str | Path | Mapping[str, Any] | WeightsConfig
 def build_model(config: Any, num_classes: int | None = None, *, load: bool = True) -> ClassyModel:
     """The model that `config` describes, such as `{name: resnet50, heads: {main: {name: fcn, blocks: [stage4]}}}`.
 
-    `config` is a name, a mapping or a checked config; `num_classes` is what heads need. Without `load`, the weights
-    that the config names are left to `load_initial_weights`.
+    `config` is a name, a mapping or a checked config; `num_classes` is what heads need, by default that of a name
+    that brings heads. Without `load`, the weights that the config names are left to `load_initial_weights`.
 
     Raises: `ConfigError` with every problem of the config; for unknown blocks; for heads without `num_classes`; for
     weights that do not fit.
@@ -36,6 +36,8 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
     except ConfigError as error:
         raise placed("model", error) from None
     heads = getattr(checked, "heads", {})
+    if num_classes is None:
+        num_classes = model.default_num_classes(checked.name)
     if heads and num_classes is None:
         raise ConfigError("model.heads: found heads, but no number of classes; pass num_classes")
     for name, head in heads.items():
@@ -108,7 +110,7 @@ def create_backbone(
     hierarchical: bool | None = None,
     **config: Any,
 ) -> ClassyModel:
-    """A backbone whose call gives the feature maps by block name.
+    """A backbone whose call gives the feature maps by block name; without the heads that the name may bring.
 
     `pretrained` takes the first of the public weights that the name knows; `weights` a name, a path or a URL,
     or a mapping as in a config: `{"source": "w.pth", "strict": False}`. `adapt_input` fits a first convolution for 3
@@ -126,7 +128,7 @@ def create_backbone(
             raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
     config |= {key: value for key, value in options.items() if value is not None}
     chosen = _weights(name, pretrained, weights, adapt_input)
-    config = _config_of(name, chosen) | config
+    config = {"heads": {}} | _config_of(name, chosen) | config
     if features_only:
         model = build_model(MODELS.validate({"name": name, **config}, placed=True))
         if chosen is not None:
@@ -147,7 +149,7 @@ def create_backbone(
 def create_model(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     pretrained: bool = False,
     weights: WeightsForm | None = None,
     adapt_input: bool = False,
@@ -156,34 +158,52 @@ def create_model(
 ) -> ClassyModel:
     """A model with heads, whose call gives logits by head name.
 
-    `heads` are as in a config: `{"main": {"name": "fcn", "blocks": ["stage4"]}}`. Without them the model classifies
-    images: the head `main` has the layers of the reference's classifier, and takes its
-    weights of a file for ImageNet's 1000 classes. `pretrained`, `weights` and `adapt_input`: see `create_backbone`.
+    `heads` are as in a config: `{"main": {"name": "fcn", "blocks": ["stage4"]}}`; by default those that the name
+    brings, such as `encnet_resnet50s_ade`. With neither, the model classifies images: the head `main` has the layers
+    of the reference's classifier, and takes its weights of a file for ImageNet's 1000 classes. `num_classes` is by
+    default that of a name with heads, or ImageNet's of such a classifier. `pretrained`, `weights` and `adapt_input`:
+    see `create_backbone`; with the heads that a name brings, `pretrained` takes weights of the whole model.
 
     Raises: `ConfigError`.
     """
-    chosen = _weights(name, pretrained, weights, adapt_input)
-    config = _config_of(name, chosen) | config
-    model = build_model(MODELS.validate({"name": name, "heads": heads or {}, **config}, placed=True), num_classes)
-    if not heads:
+    chosen = _weights(name, pretrained, weights, adapt_input, whole=heads is None)
+    if heads is not None:
+        config["heads"] = heads
+    checked: Any = MODELS.validate({"name": name, **_config_of(name, chosen), **config}, placed=True)
+    if not checked.heads and num_classes is None:
+        num_classes = IMAGENET_CLASSES
+    model = build_model(checked, num_classes)
+    if not checked.heads:
         model.attach_head("main", HEADS.build(model.classifier_head, [model.classifier_block], num_classes))
     if chosen is not None:
-        classifier = "main" if not heads and num_classes == IMAGENET_CLASSES else None
+        classifier = "main" if not checked.heads and num_classes == IMAGENET_CLASSES else None
         _load(model, name, chosen, classifier)
     return model
 
 
-def _weights(name: str, pretrained: bool, weights: Any, adapt_input: bool) -> WeightsConfig | None:
-    """The weights that are asked for: `weights`, else with `pretrained` the first that the model `name` knows."""
+def _weights(
+    name: str, pretrained: bool, weights: Any, adapt_input: bool, *, whole: bool = False
+) -> WeightsConfig | None:
+    """The weights that are asked for: `weights`, else with `pretrained` the first that the model `name` knows.
+
+    `whole` wants those of the heads, too, where the name brings heads.
+    """
     if weights is not None:
         found = _weights_config(weights)
         return found.model_copy(update={"adapt_input": found.adapt_input or adapt_input})
     if not pretrained:
         return None
-    known = MODELS.entry(name).component.known_weights(name)  # type: ignore[attr-defined]
+    entry: Any = MODELS.entry(name)
+    known = entry.component.known_weights(name)
     if not known:
         raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
-    return WeightsConfig(source=next(iter(known)), adapt_input=adapt_input)
+    fit = [key for key in known if known[key].whole] if whole and entry.defaults.get("heads") else list(known)
+    if not fit:
+        raise ConfigError(
+            f"'{name}' knows no public weights of its heads; leave pretrained out, or start its backbone from "
+            f"weights={next(iter(known))!r}"
+        )
+    return WeightsConfig(source=fit[0], adapt_input=adapt_input)
 
 
 def _weights_config(weights: Any) -> WeightsConfig:

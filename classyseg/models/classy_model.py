@@ -18,6 +18,7 @@ from classyseg.config import ConfigError, closest
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.layers import DropBlock2d
 from classyseg.models.compress import Compression, compressed
+from classyseg.models.named import NAMED
 from classyseg.models.naming import Naming
 from classyseg.models.published import published
 from classyseg.models.recompute import recomputed
@@ -136,8 +137,17 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        """Public weights of the registered name `variant`, by name; `pretrained` takes the first."""
-        return published(variant)
+        """Public weights of the registered name `variant`, by name; `pretrained` takes the first.
+
+        A name with heads also knows those of its backbone.
+        """
+        backbone = NAMED[variant].backbone if variant in NAMED else ""
+        return published(variant) | (cls.known_weights(backbone) if backbone else {})
+
+    @classmethod
+    def default_num_classes(cls, variant: str) -> int | None:
+        """How many classes the heads that the registered name `variant` brings have by default; None without heads."""
+        return NAMED[variant].num_classes if variant in NAMED else None
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
@@ -227,8 +237,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def attach_head(self, name: str, head: ClassyHead, *, train_only: bool = False) -> None:
         """Adds `head`, which will read the blocks that it was built with; `train_only` skips it in eval mode.
 
-        Raises: `ConfigError` for a name in use, an unknown block, or a block whose channels are not those of
-        `head.blocks`. Nothing is changed then.
+        Raises: `ConfigError` for a name in use, an unknown block, a block whose channels are not those of
+        `head.blocks`, or blocks deep to shallow for a head that reads them shallow to deep. Nothing is changed then.
         """
         if name in self.heads:
             raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
@@ -238,6 +248,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 raise ConfigError(
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
                 )
+        declared = list(self._declared)
+        found = [block.name for block in head.blocks if block.name in declared]
+        if head.shallow_to_deep and found != sorted(found, key=declared.index):
+            raise ConfigError(
+                f"blocks: found {', '.join(found)}; this head reads blocks shallow to deep: {', '.join(declared)}"
+            )
         self.heads[name] = head.train(self.training)
         self._tap(infos)
         if train_only:

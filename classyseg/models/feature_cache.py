@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
-from classyseg.layers import DropBlock2d
+from classyseg.layers import BATCH_NORMS, DropBlock2d
 from classyseg.models.classy_model import ClassyModel
 
 GIGABYTE = 10**9
@@ -238,9 +238,11 @@ def _structure(model: ClassyModel) -> str:
     lines = []
     for name, module in model.named_modules():
         if name.partition(".")[0] != "heads":
-            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            # Which of them a model has depends on the device and the number of processes.
+            kind = _BatchNorm if type(module) in BATCH_NORMS else type(module)
             values = sorted((key, value) for key, value in vars(module).items() if _is_plain(value))
-            lines.append(f"{name} {kind} {[(key, value) for key, value in values if key not in WITHOUT_EFFECT]}")
+            title = f"{kind.__module__}.{kind.__qualname__}"
+            lines.append(f"{name} {title} {[(key, value) for key, value in values if key not in WITHOUT_EFFECT]}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -62,7 +63,7 @@ def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
 
 
 def _folds(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) and module.running_mean is not None
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
 
 
 class _Reads(TorchFunctionMode):

@@ -6,8 +6,10 @@ and PaddleSeg's configs. Publishers that give no hash have none here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from classyseg.models.named import NAMED
 from classyseg.models.store import PublicWeights
 
 _HALF = (0.5, 0.5, 0.5)
@@ -30,7 +32,7 @@ def _timm(
     config: tuple[tuple[str, Any], ...] = (),
 ) -> PublicWeights:
     trained = "ImageNet-21k" if "in21k" in name else "ImageNet-1k"
-    values = {"mean": _HALF, "std": _HALF} if half else {}
+    values: dict[str, Any] = {"mean": _HALF, "std": _HALF} if half else {}
     return PublicWeights(
         url=f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors",
         digest="",
@@ -52,6 +54,13 @@ def _pytorch_encoding(name: str, digest: str) -> PublicWeights:
     """The hash is that of the file within the archive."""
     url = f"https://s3.us-west-1.wasabisys.com/encoding/models/{name}-{digest}.zip"
     return PublicWeights(url, f"sha1:{digest}", f"MIT; {_CONTEXT}")
+
+
+def _whole(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[str, PublicWeights]:
+    dataset = NAMED[name].dataset
+    licence = f"MIT; trained on {dataset}"
+    found = replace(_pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, whole=True)
+    return {f"{dataset}_encoding": found}
 
 
 def _paddleseg(path: str) -> PublicWeights:
@@ -119,3 +128,26 @@ PUBLISHED = {
     },
 }
 PUBLISHED |= {"wideresnet38": PUBLISHED["wide_resnet38"], "wideresnet50": PUBLISHED["wide_resnet50"]}
+PUBLISHED |= {
+    "deepten_resnet50_minc": _whole("deepten_resnet50_minc", "1225f149", 224, 256),
+    "encnet_resnet101s_ade": _whole("encnet_resnet101s_ade", "3f54fa3b", 576, 640),
+    **{
+        name: _whole(name, digest)
+        for name, digest in {
+            "encnet_resnet50s_ade": "07ac287c",
+            "encnet_resnet50s_pcontext": "4de91d59",
+            "encnet_resnet101s_pcontext": "9f27ea13",
+            "fcn_resnet50s_ade": "662e979d",
+            "fcn_resnest50_ade": "4aba491a",
+            "fcn_resnest50_pcontext": "77a2161d",
+            "deeplab_resnest50_ade": "2225f09d",
+            "deeplab_resnest101_ade": "06ca799c",
+            "deeplab_resnest200_ade": "7b9e7d3e",
+            "deeplab_resnest269_ade": "0074dd10",
+            "deeplab_resnest50_pcontext": "08dccbc4",
+            "deeplab_resnest101_pcontext": "faf58418",
+            "deeplab_resnest200_pcontext": "fe76a265",
+            "deeplab_resnest269_pcontext": "b661fd26",
+        }.items()
+    },
+}

@@ -52,8 +52,8 @@ class _SecondTime(AbstractContextManager[None]):
             norm: Any = module
             if getattr(norm, "num_batches_tracked", None) is not None:
                 self.before.append((norm, norm.momentum, norm.num_batches_tracked))
-                # It normalises by the batch as before, and gives the statistics a share of 0 in it.
-                norm.momentum, norm.num_batches_tracked = 0.0, None
+                # It normalises by the batch as before, gives the statistics a share of 0 in it, and counts in a copy.
+                norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
 
     def __exit__(self, *_: object) -> None:
         _thread.recomputing = False

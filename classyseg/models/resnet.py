@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from classyseg.config import ConfigError
 from classyseg.layers import NormConfig
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.named import with_heads
 from classyseg.models.naming import Naming
 from classyseg.models.resnet_blocks import EXPANSION, BlockOptions, build_stage
 from classyseg.models.store import PublicWeights, torchvision_weights
@@ -214,24 +215,23 @@ _DEPTHS: dict[int, dict[str, Any]] = {
     152: {"depths": (3, 8, 36, 3)},
 }
 
-MODELS.variants(
-    ResNet,
-    {
-        **{f"resnet{depth}": settings for depth, settings in _DEPTHS.items()},
-        **{f"resnet{depth}s": {**_DEPTHS[depth], **_DEEP_STEM} for depth in (50, 101, 152)},
-        **{f"resnet{depth}d": {**settings, **_D} for depth, settings in _DEPTHS.items()},
-        "resnext50_32x4d": {**_DEPTHS[50], "groups": 32, "width_per_group": 4},
-        "resnext101_32x4d": {**_DEPTHS[101], "groups": 32, "width_per_group": 4},
-        "resnext101_32x8d": {**_DEPTHS[101], "groups": 32, "width_per_group": 8},
-        "resnext101_64x4d": {**_DEPTHS[101], "groups": 64, "width_per_group": 4},
-        "resnext152_32x4d": {**_DEPTHS[152], "groups": 32, "width_per_group": 4},
-        "wide_resnet50_2": {**_DEPTHS[50], "width_per_group": 128},
-        "wide_resnet101_2": {**_DEPTHS[101], "width_per_group": 128},
-        "resnest50": {**_DEPTHS[50], **_RESNEST},
-        "resnest50_fast": {**_DEPTHS[50], **_RESNEST, "avd_first": True},
-        "resnest101": {**_DEPTHS[101], **_RESNEST, "stem_width": 64},
-        "resnest101_fast": {**_DEPTHS[101], **_RESNEST, "stem_width": 64, "avd_first": True},
-        "resnest200": {"depths": (3, 24, 36, 3), **_RESNEST, "stem_width": 64},
-        "resnest269": {"depths": (3, 30, 48, 8), **_RESNEST, "stem_width": 64},
-    },
-)
+_VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"resnet{depth}": settings for depth, settings in _DEPTHS.items()},
+    **{f"resnet{depth}s": {**_DEPTHS[depth], **_DEEP_STEM} for depth in (50, 101, 152)},
+    **{f"resnet{depth}d": {**settings, **_D} for depth, settings in _DEPTHS.items()},
+    "resnext50_32x4d": {**_DEPTHS[50], "groups": 32, "width_per_group": 4},
+    "resnext101_32x4d": {**_DEPTHS[101], "groups": 32, "width_per_group": 4},
+    "resnext101_32x8d": {**_DEPTHS[101], "groups": 32, "width_per_group": 8},
+    "resnext101_64x4d": {**_DEPTHS[101], "groups": 64, "width_per_group": 4},
+    "resnext152_32x4d": {**_DEPTHS[152], "groups": 32, "width_per_group": 4},
+    "wide_resnet50_2": {**_DEPTHS[50], "width_per_group": 128},
+    "wide_resnet101_2": {**_DEPTHS[101], "width_per_group": 128},
+    "resnest50": {**_DEPTHS[50], **_RESNEST},
+    "resnest50_fast": {**_DEPTHS[50], **_RESNEST, "avd_first": True},
+    "resnest101": {**_DEPTHS[101], **_RESNEST, "stem_width": 64},
+    "resnest101_fast": {**_DEPTHS[101], **_RESNEST, "stem_width": 64, "avd_first": True},
+    "resnest200": {"depths": (3, 24, 36, 3), **_RESNEST, "stem_width": 64},
+    "resnest269": {"depths": (3, 30, 48, 8), **_RESNEST, "stem_width": 64},
+}
+MODELS.variants(ResNet, _VARIANTS)
+MODELS.variants(ResNet, with_heads(_VARIANTS))

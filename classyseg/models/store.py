@@ -59,6 +59,8 @@ class PublicWeights:
     interpolation: str = "bilinear"
     config: tuple[tuple[str, Any], ...] = ()
     """Options of the backbone, other than its defaults, with which the weights were trained."""
+    whole: bool = False
+    """Whether the file also holds the heads that the model's name brings."""
 
     def preprocessing(self) -> str:
         """How images were prepared, in one line."""

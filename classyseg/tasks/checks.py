@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -26,27 +27,17 @@ PROBE_SIZE = 256
 """The side of the images on the `meta` device by which the shapes of logits are found."""
 
 
-def check_logits(model: ClassyModel, num_classes: int) -> None:
-    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w).
+def check_outputs(model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool) -> None:
+    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w); for outputs that the loss cannot
+    read; and, in a task that trains, for a head of which it reads nothing.
 
     A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
     """
-    state = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in chain(model.named_parameters(), model.named_buffers())
-    }
-    image = torch.empty(2, model.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta")
-    training = model.training
-    model.train()  # else heads that only train are left out
-    try:
-        with torch.no_grad():
-            logits: dict[str, Tensor] = functional_call(model, state, image)
-    except (RuntimeError, ValueError, AssertionError):
+    outputs = _outputs_on_meta(model)
+    if outputs is None:
         return
-    finally:
-        model.train(training)
     for name in model.heads:
-        found = logits[name]
+        found = outputs[name]
         if found.dim() != 4:
             raise ConfigError(
                 f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
@@ -57,6 +48,33 @@ def check_logits(model: ClassyModel, num_classes: int) -> None:
                 f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
                 f"{num_classes}"
             )
+    target = torch.empty(2, PROBE_SIZE, PROBE_SIZE, dtype=torch.int64, device="meta")
+    read = {name.partition(".")[0] for name in loss.names_read(outputs, target)}
+    for name in model.heads if trains else ():
+        if name not in read:
+            raise ConfigError(
+                f"loss: reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
+                "loss.heads, or leave the head out"
+            )
+
+
+def _outputs_on_meta(model: ClassyModel) -> dict[str, Tensor] | None:
+    """What the model gives in training for two images, as shapes; None where it cannot run so."""
+    state = {
+        name: torch.empty_like(value, device="meta")
+        for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    image = torch.empty(2, model.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta")
+    training = model.training
+    model.train()  # else heads that only train are left out
+    try:
+        with torch.no_grad():
+            outputs: dict[str, Tensor] = functional_call(model, state, image)
+            return outputs
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+    finally:
+        model.train(training)
 
 
 def _shape(logits: Tensor) -> str:
@@ -125,6 +143,21 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
             "most activations have 16 bits anyhow; int8 saves more",
             runtime.precision,
         )
+
+
+def clips_in_a_batch(meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None) -> int:
+    """How many test samples that follow each other must stay together for all `meters`, or their configs.
+
+    Raises: `ConfigError` where batches, or the `num_samples` of the test set, would cut a video.
+    """
+    for i, meter in enumerate(meters):
+        clips = getattr(meter, "clips_per_video", 1)
+        place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
+        if eval_batch_size % clips:
+            raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")
+        if num_samples is not None and num_samples % clips:
+            raise ConfigError(f"dataset.test: found {num_samples} samples; {place}")
+    return math.lcm(*(getattr(meter, "clips_per_video", 1) for meter in meters))
 
 
 def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:

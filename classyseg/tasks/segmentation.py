@@ -21,7 +21,7 @@ from classyseg.checkpoint import Checkpoint
 from classyseg.config import ConfigError, ConfigRecord, unknown, within
 from classyseg.datasets import Batches, ClassyDataset, EvalBatches, TrainBatches, build_dataset, make_loader
 from classyseg.hooks import CheckpointHook
-from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at
+from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
@@ -44,8 +44,9 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
-    check_logits,
+    check_outputs,
     check_targets,
+    clips_in_a_batch,
     declared_metrics,
     joined_files,
     joined_metrics,
@@ -122,9 +123,11 @@ class SegmentationTask(ClassyTask):
         self.loss.check_num_classes(self.train_set.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
         _check_head_names(self.model, self.loss, meters)
+        _check_extras(self.model, self.loss)
         _check_compile(self.model, self.runtime)
         warn_of_compression(self.model, self.runtime)
-        check_logits(self.model, self.train_set.num_classes)
+        self.loss.choose_main_head(self.model.main_head)
+        check_outputs(self.model, self.loss, self.train_set.num_classes, trains=num_epochs > 0)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
@@ -138,6 +141,7 @@ class SegmentationTask(ClassyTask):
             self.runtime.eval_batch_size,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            together=clips_in_a_batch(self.meters, self.runtime.eval_batch_size, len(self.test_set or ())),
         )
         self._loaders: dict[str, Batches] = {}
         self._feature_cache: FeatureCache | None = None
@@ -180,16 +184,22 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        num_classes = _known_num_classes(config.dataset.train)  # type: ignore[attr-defined]
-        if num_classes is not None:
-            loss.check_num_classes(num_classes)
+        classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
+        if classes is not None:
+            loss.check_num_classes(len(classes))
         _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
+        _check_extras(model, loss)
         _check_compile(model, config.runtime)  # type: ignore[attr-defined]
         if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
             check_frozen(model)
-        check_logits(model, 2)
-        metrics = declared_metrics(config.meters, model.main_head)  # type: ignore[attr-defined]
-        _check_best(config.hooks, config.meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        loss.choose_main_head(model.main_head)
+        check_outputs(model, loss, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
+        meters = config.meters  # type: ignore[attr-defined]
+        if classes is not None:
+            meters = METERS.build_each("meters", meters, classes, 255)
+        clips_in_a_batch(meters, config.runtime.eval_batch_size)  # type: ignore[attr-defined]
+        metrics = declared_metrics(meters, model.main_head)
+        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -207,9 +217,8 @@ class SegmentationTask(ClassyTask):
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.runtime.sync_batch_norm and self.device.type == "cuda" and distributed.world_size() > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            self.model.renew_taps()
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
         layout = torch.channels_last if self.runtime.channels_last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
@@ -366,8 +375,9 @@ class SegmentationTask(ClassyTask):
         batch = self._on_device(batch)
         with self._autocast():
             logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
-        counts = self.loss.counts(batch.target)
-        self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
+        if self.loss.names_read(logits, batch.target):  # else the record has no loss
+            counts = self.loss.counts(batch.target)
+            self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
         labels: dict[str, Tensor] = {}
         for meter in self.meters:
             head = meter.head or self.model.main_head
@@ -425,12 +435,12 @@ def _normalizes(transforms: Iterable[Any]) -> bool:
     return any(isinstance(step, Normalize) for step in transforms)
 
 
-def _known_num_classes(dataset: Any) -> int | None:
+def _known_classes(dataset: Any) -> Sequence[str] | None:
     """What the config of a data set, or its class, says without a look at the data."""
     for source in (dataset, getattr(dataset, "component", None)):
         classes = getattr(source, "classes", None)
         if isinstance(classes, list | tuple):
-            return len(classes)
+            return classes
     return None
 
 
@@ -457,6 +467,19 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
         head = getattr(meter, "head", None)
         if head is not None and head not in in_eval:
             raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
+
+
+def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for a head that needs a loss of its extras, where no loss reads them."""
+    parts = [part for part in loss.modules() if isinstance(part, ClassyLoss)]
+    for name, head in model.heads.items():
+        for extra in () if name in model.train_only_heads else head.needed_extras:  # type: ignore[union-attr]
+            output = f"{name}.{extra}"
+            if not any(extra in part.extras and (part.heads is None or output in part.heads) for part in parts):
+                raise ConfigError(
+                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                )
 
 
 def _check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:

@@ -97,19 +97,6 @@ def test_videos_without_a_clip_are_left_out_and_some_must_be_left() -> None:
         numbers_of([3, 9], "even", frames=8, frame_rate=15.0)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_the_clips_of_a_video_stay_in_one_process_and_batch(world_size: int) -> None:
-    shares = [EvalBatches(15, 6, rank=rank, world_size=world_size, group_size=3) for rank in range(world_size)]
-    batches = [[index for _, index in batch] for share in shares for batch in share]
-    assert sorted(index for batch in batches for index in batch) == list(range(15))
-    assert all(
-        batch[i : i + 3] == list(range(batch[i], batch[i] + 3)) for batch in batches for i in range(0, len(batch), 3)
-    )
-    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
-    with pytest.raises(ConfigError, match=r"eval_batch_size: found 4; accepted: multiples of 3"):
-        EvalBatches(15, 4, group_size=3)
-
-
 # -- folders of frames ---------------------------------------------------------------------------------------------
 
 
@@ -143,7 +130,7 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers() -> None:
     assert [int(dataset[i].target) for i in range(6)] == [0, 0, 0, 0, 1, 1]
     assert [clip[0] for clip in taken(dataset)] == [0, 5, 0, 8, 0, 6]
     assert str(dataset[3].name).endswith("run/b, frames 8 to 11")
-    (first, _) = make_loader(dataset, EvalBatches(6, 4, group_size=dataset.group_size), workers=0)
+    (first, _) = make_loader(dataset, EvalBatches(6, 4, together=dataset.group_size), workers=0)
     assert first.image.shape == (4, 3, 4, 4, 6)
     assert first.image.dtype == torch.uint8
     assert first.target.tolist() == [0, 0, 0, 0]
@@ -361,7 +348,7 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
             optimizer.zero_grad()
             loss(model(correlations(arrived.image)), arrived.target).backward()
             optimizer.step()
-    for batch in make_loader(test, EvalBatches(len(test), 9, group_size=test.group_size), workers=0):
+    for batch in make_loader(test, EvalBatches(len(test), 9, together=test.group_size), workers=0):
         arrived = batch.to(torch.device("cpu"))
         meter.update(model(correlations(arrived.image)), arrived.target)
     assert meter.compute() == {"video_accuracy_top_1": 1.0}

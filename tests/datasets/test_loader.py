@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import subprocess
@@ -85,6 +86,19 @@ def test_evaluation_takes_every_sample_exactly_once(count: int, world_size: int,
     assert sorted(taken) == list(range(count))
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
     assert {share.common_batches for share in shares} == {min(len(share) for share in shares)}
+
+
+@pytest.mark.parametrize("batch_size", [2, 6])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_samples_that_stay_together_come_in_one_batch_of_one_process(world_size: int, batch_size: int) -> None:
+    shares = [EvalBatches(10, batch_size, rank=r, world_size=world_size, together=2) for r in range(world_size)]
+    batches = [[index for _, index in batch] for share in shares for batch in share]
+    assert sorted(itertools.chain(*batches)) == list(range(10))
+    assert all(batch[1::2] == [index + 1 for index in batch[::2]] and not batch[0] % 2 for batch in batches)
+    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+    assert {share.common_batches for share in shares} == {min(len(share) for share in shares)}
+    with pytest.raises(ValueError, match="found 10 samples and batches of 3; accepted: multiples of 2"):
+        EvalBatches(10, 3, together=2)
 
 
 class Given(ClassyDataset):

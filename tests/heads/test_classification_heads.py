@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -52,15 +53,30 @@ def test_evaluation_gives_the_mean_of_the_windows_activations(pool_size: tuple[i
     assert torch.allclose(head.train()([x]), head.projection(means).mean(1), atol=1e-6)  # type: ignore[operator]
 
 
-def test_probabilities_that_round_to_zero_give_finite_logits_and_gradients() -> None:
-    for activation in ("softmax", "sigmoid"):
-        head = build("fully_convolutional_linear", pool_size=(1, 1), activation=activation).eval()
-        x = (1e4 * drawn(3, 3)).requires_grad_()
-        logits = head([x])
-        logits.sum().backward()
-        assert logits.isfinite().all()
-        assert x.grad is not None
-        assert x.grad.isfinite().all()
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_probabilities_that_round_to_zero_give_finite_logits_and_gradients(activation: str) -> None:
+    head = build("fully_convolutional_linear", pool_size=(1, 1), activation=activation).eval()
+    x = (1e4 * drawn(3, 3)).requires_grad_()
+    logits = head([x])
+    logits.sum().backward()
+    assert logits.isfinite().all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["autocast", "half"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_float16_gives_the_logits_of_float64(activation: str, how: str) -> None:
+    head = build("fully_convolutional_linear", pool_size=(2, 2), activation=activation).eval()
+    nn.init.normal_(head.projection.weight, std=30.0)  # type: ignore[union-attr, arg-type]
+    x = drawn(24, 24)
+    expected = copy.deepcopy(head).double()([x.double()])
+    if how == "half":
+        found = head.half()([x.half()])
+    else:
+        with torch.autocast("cpu", torch.float16):
+            found = head([x])
+    assert (found - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
 def test_a_pool_for_other_axes_than_the_maps_is_an_error() -> None:

@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import pytest
 import torch
-from goldens import NOT_FILLED, assert_probes, goldens, hashed, hashed_weight, parameters, wanted
+from goldens import (
+    NOT_FILLED,
+    assert_probes,
+    encoding_head,
+    encoding_keys,
+    goldens,
+    hashed,
+    hashed_weight,
+    parameters,
+    sorted_keys_sha1,
+    wanted,
+)
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from classyseg.models import ClassyModel, build_model
 from classyseg.models.weights import match
-from classyseg.models.weights.load import encoding_names
 
 ENTRIES = [entry for entry in goldens("float64").get("segmentation", ()) if "params" in entry]
 NUMERIC = [entry for entry in ENTRIES if "numeric" in entry]
-LATERAL = ["stage2", "stage3", "stage4"]
-PYRAMID = ["stage1", *LATERAL]
-DEEPLAB = {"norm_image": True, "dropout": 0.5, "drop_channels": True, "classifier_dropout": 0.1}
-
-
-def head_config(kind: str, theirs: dict[str, Any]) -> dict[str, Any]:
-    """Our main head of PyTorch-Encoding's model `kind`."""
-    lateral = theirs.get("lateral") or theirs.get("with_lateral")
-    blocks = PYRAMID if kind in ("upernet", "fcfpn") else LATERAL if lateral else ["stage4"]
-    options: dict[str, dict[str, Any]] = {
-        "fcn": {"with_global": theirs.get("with_global", False), "norm_image": True},
-        "psp": {"norm_image": True, "align_corners": True},
-        "encnet": {"se_branch": theirs.get("se_loss", True)},
-        "deeplab": DEEPLAB,
-        "upernet": {"norm_image": True, "align_corners": True},
-        "fcfpn": {"align_corners": True},
-        "atten": {
-            "num_heads": theirs.get("nheads", 8),
-            "num_mixtures": theirs.get("nmixs", 1),
-            "se_branch": theirs.get("se_loss", False),
-            "norm_image": True,
-        },
-    }
-    return {"name": {"deeplab": "deeplabv3"}.get(kind, kind), "blocks": blocks, **options[kind]}
 
 
 def build(entry: dict[str, Any]) -> ClassyModel:
@@ -48,7 +33,7 @@ def build(entry: dict[str, Any]) -> ClassyModel:
     theirs = entry["args"]
     kind = entry["ctor"].split(".")[-2]
     kind = {"deeplabv3": "deeplab"}.get(kind, kind)
-    heads = {"main": head_config(kind, theirs)}
+    heads = {"main": encoding_head(kind, theirs)}
     if theirs.get("aux", True):
         heads["aux"] = {"name": "fcn", "blocks": ["stage3"], "train_only": True}
     config = {"name": theirs["backbone"], "output_stride": 32 if kind in ("upernet", "fcfpn") else 8, "heads": heads}
@@ -56,24 +41,12 @@ def build(entry: dict[str, Any]) -> ClassyModel:
         return build_model(config, theirs["nclass"])
 
 
-def encoding_keys(model: ClassyModel) -> dict[str, str]:
-    backbone = {key: f"pretrained.{key}" for key in model.state_dict() if not key.startswith("heads.")}
-    return backbone | encoding_names(model)
-
-
-def with_aliases(keys: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """PyTorch-Encoding's model ATTEN holds its attention under two names, and the keys' convolution under two more."""
-    twice = {key.replace("head.atten.", "head.atten_layers.1."): shape for key, shape in keys.items()} | keys
-    return {key.replace("conv_qs", "conv_ks"): shape for key, shape in twice.items()} | twice
-
-
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry["id"])
 def test_keys_shapes_and_parameters_are_pytorch_encodings(entry: dict[str, Any]) -> None:
     model = build(entry)
     names = encoding_keys(model)
     shapes = {names[key]: tuple(value.shape) for key, value in model.state_dict().items()}
-    lines = sorted(f"{key} {shape}" for key, shape in with_aliases(shapes).items())
-    assert hashlib.sha1("\n".join(lines).encode()).hexdigest() == entry["sorted_keys_sha1"]
+    assert sorted_keys_sha1(shapes) == entry["sorted_keys_sha1"]
     assert parameters(model) == entry["params"]
 
 
@@ -83,6 +56,8 @@ TABLE = {
     "fcn without aux": ({"aux": False}, 33080789, 33146966),
     "psp": ({}, 49081578, 49180908),
     "encnet": ({"aux": True, "se_loss": True}, 35999071, 36164578),
+    "encnet without se": ({"aux": True, "se_loss": False}, 35988298, 36087628),
+    "encnet with lateral, without se": ({"aux": True, "se_loss": False, "lateral": True}, 43855690, 43955020),
     "encnet with lateral": ({"aux": True, "se_loss": True, "lateral": True}, 43866463, 44031970),
     "deeplab": ({}, 42127850, 42194156),
     "upernet": ({"aux": False}, 44229589, 44295766),
@@ -100,6 +75,51 @@ def test_parameters_are_those_of_the_published_table(kind: str) -> None:
         for count in (21, 150)
     ]
     assert found == expected
+
+
+def deepten(backbone: str, num_classes: int) -> ClassyModel:
+    config = {"name": backbone, "heads": {"main": {"name": "deepten", "blocks": ["stage4"]}}}
+    with torch.device("meta"):
+        return build_model(config, num_classes)
+
+
+def test_keys_shapes_and_parameters_of_deepten_are_pytorch_encodings() -> None:
+    """There the backbone keeps its classifier, `pretrained.fc`, of 1000 classes."""
+    (entry,) = [e for e in wanted(goldens("float64"))["registry"] if e["name"] == "deepten_resnet50_minc"]
+    model = deepten("resnet50s", 23)
+    names = encoding_keys(model)
+    shapes = {names[key]: tuple(value.shape) for key, value in model.state_dict().items()}
+    head = {key: list(shape) for key, shape in shapes.items() if key.startswith("head.")}
+    assert head == goldens("float64")["head_keys"]["deepten_resnet50_23"]
+    shapes |= {"pretrained.fc.weight": (1000, 2048), "pretrained.fc.bias": (1000,)}
+    assert sorted_keys_sha1(shapes) == entry["sorted_keys_sha1"]
+    classifier = 1000 * (2048 + 1)
+    assert parameters(model) + classifier == entry["params"]
+    assert sum(parameter.numel() for parameter in model.heads.parameters()) == entry["head_params"]
+
+
+def test_a_file_of_deepten_loads_strictly_and_gives_the_numbers_of_its_formula() -> None:
+    """No outputs of DeepTEN are recorded: its head is written out, with a residual for each position and code."""
+    model = deepten("resnet50s", 5).double()
+    file = hashed_file(model)
+    state, report = match(model, file)
+    assert report.problems() == ""
+    assert "module.pretrained.fc.bias" in report.ignored
+    model.load_state_dict(state, strict=False, assign=True)
+    theirs = {key.removeprefix("module.head."): value for key, value in file.items()}
+    head = model.heads["main"].eval()
+    x = torch.from_numpy(hashed("features", (2, 2048, 3, 4)))
+    mapped = torch.einsum("nchw,dc->ndhw", x, theirs["0.weight"][:, :, 0, 0]) + theirs["0.bias"].view(-1, 1, 1)
+    mean, variance, weight, bias = (
+        theirs[f"1.{key}"].view(-1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    vectors = ((mapped - mean) / (variance + 1e-5).sqrt() * weight + bias).relu().flatten(2).transpose(1, 2)
+    residuals = vectors[:, :, None] - theirs["3.codewords"]
+    shares = (theirs["3.scale"] * residuals.square().sum(3)).softmax(2)
+    codes = (shares[..., None] * residuals).sum(1).flatten(1)
+    expected = codes / codes.norm(dim=1, keepdim=True) @ theirs["6.weight"].T + theirs["6.bias"]
+    with torch.no_grad():
+        assert torch.allclose(head([x]), expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
 def hashed_file(model: ClassyModel) -> dict[str, Tensor]:

@@ -78,12 +78,11 @@ def test_each_build_of_upernet_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("config", "blocks", "message"),
     [
-        ({"name": "fcfpn"}, BLOCKS[3:], "a feature pyramid reads two or more"),
-        ({"name": "upernet"}, BLOCKS[3:], "a feature pyramid reads two or more"),
+        ({"name": "fcfpn"}, BLOCKS[3:], "the head 'fcfpn' reads 2 or more"),
+        ({"name": "upernet"}, BLOCKS[3:], "the head 'upernet' reads 2 or more"),
         ({"name": "psp"}, BLOCKS, "the head 'psp' reads exactly one"),
         ({"name": "deepten"}, BLOCKS, "the head 'deepten' reads exactly one"),
         ({"name": "atten", "channels": 12}, BLOCKS[3:], "channels: found 12, which the 8 heads cannot share"),
-        ({"name": "atten", "se_branch": True, "with_encoding": False}, BLOCKS[3:], "found true without with_encoding"),
     ],
 )
 def test_what_a_head_cannot_be_built_from_is_refused(

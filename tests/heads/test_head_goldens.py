@@ -28,10 +28,10 @@ ODD, EVEN = (97, 129), (64, 96)
 
 
 class Golden(NamedTuple):
-    """A head, what it reads of images of `size`, and what the reference `source` gave."""
+    """A head's options, what it reads of images of `size`, and what the reference `source` gave."""
 
     source: str
-    config: dict[str, Any]
+    options: dict[str, Any]
     blocks: str
     size: tuple[int, int]
     parameters: int
@@ -43,7 +43,7 @@ class Golden(NamedTuple):
 GOLDENS: dict[str, Golden] = {
     "lraspp": Golden(
         "torchvision 0.29.2",
-        {"name": "lraspp", "channels": 20},
+        {"channels": 20},
         "bc",
         ODD,
         1642,
@@ -53,7 +53,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "segformer": Golden(
         "transformers 5.23.0",
-        {"name": "segformer", "channels": 20},
+        {"channels": 20},
         "abcd",
         ODD,
         4107,
@@ -63,7 +63,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "unet": Golden(
         "segmentation_models.pytorch 0.6.0",
-        {"name": "unet", "channels": (20, 12, 10, 6)},
+        {"channels": (20, 12, 10, 6)},
         "abcd",
         ODD,
         27469,
@@ -73,7 +73,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "ocr": Golden(
         "mmsegmentation 1.2.2",
-        {"name": "ocr", "channels": 20, "key_channels": 12},
+        {"channels": 20, "key_channels": 12},
         "c",
         ODD,
         9514,
@@ -83,7 +83,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "semantic_fpn": Golden(
         "mmsegmentation 1.2.2",
-        {"name": "semantic_fpn", "pyramid_channels": 32, "channels": 20, "norm": {"name": "batch"}},
+        {"pyramid_channels": 32, "channels": 20, "norm": {"name": "batch"}},
         "abcd",
         EVEN,
         74971,
@@ -93,7 +93,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "jpu": Golden(
         "mmsegmentation 1.2.2",
-        {"name": "jpu", "channels": 12, "head": {"name": "fcn", "channels": 10}},
+        {"channels": 12, "head": {"name": "fcn", "channels": 10}},
         "bcd",
         ODD,
         18265,
@@ -104,7 +104,6 @@ GOLDENS: dict[str, Golden] = {
     "deeplabv3plus": Golden(
         "mmsegmentation 1.2.2 with the paper's 1x1 projection",
         {
-            "name": "deeplabv3plus",
             "channels": 12,
             "low_channels": 6,
             "rates": (2, 4, 6),
@@ -120,7 +119,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "fully_connected": Golden(
         "ClassyVision 0.7.0",
-        {"name": "fully_connected", "conv_channels": 12, "activation": "silu", "normalize": "l2"},
+        {"conv_channels": 12, "activation": "silu", "normalize": "l2"},
         "d",
         ODD,
         595,
@@ -130,7 +129,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "vision_transformer": Golden(
         "ClassyVision 0.7.0",
-        {"name": "vision_transformer", "hidden_dim": 12, "normalize": "l2"},
+        {"hidden_dim": 12, "normalize": "l2"},
         "d",
         ODD,
         583,
@@ -140,7 +139,7 @@ GOLDENS: dict[str, Golden] = {
     ),
     "fully_convolutional_linear": Golden(
         "ClassyVision 0.7.0",
-        {"name": "fully_convolutional_linear", "pool_size": (2, 3)},
+        {"pool_size": (2, 3)},
         "c",
         ODD,
         231,
@@ -151,8 +150,9 @@ GOLDENS: dict[str, Golden] = {
 }
 
 
-def head_of(golden: Golden) -> ClassyHead:
-    head = HEADS.build(golden.config, [BLOCKS[name] for name in golden.blocks], NUM_CLASSES).double().eval()
+def head_of(name: str, golden: Golden) -> ClassyHead:
+    blocks = [BLOCKS[block] for block in golden.blocks]
+    head = HEADS.build({"name": name, **golden.options}, blocks, NUM_CLASSES).double().eval()
     fill_hashed(head)
     return head
 
@@ -173,7 +173,7 @@ def fingerprint(output: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("name", GOLDENS)
 def test_a_head_gives_what_its_reference_gives(name: str) -> None:
     golden = GOLDENS[name]
-    head = head_of(golden)
+    head = head_of(name, golden)
     assert parameters(head) == golden.parameters
     with torch.no_grad():
         output = head(features_of(golden))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from head_blocks import CLASSIFIERS, NUM_BLOCKS, deepest
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
@@ -21,7 +22,7 @@ WITH_NORM: dict[str, dict[str, Any]] = {"fully_connected": {"conv_channels": 8}}
 NORMED = [name for name in HEADS.names() if "norm" in HEADS.config_model(name).model_fields]
 
 
-def build(config: dict[str, Any], blocks: list[BlockInfo]) -> ClassyHead:
+def build(config: str | dict[str, Any], blocks: list[BlockInfo]) -> ClassyHead:
     return HEADS.build(config, blocks, NUM_CLASSES)
 
 
@@ -35,24 +36,43 @@ def features(blocks: list[BlockInfo], count: int = 2, size: int = 64) -> list[Te
 
 def built_on_some_blocks(config: dict[str, Any]) -> tuple[ClassyHead, list[BlockInfo]]:
     """The head on the deepest of `BLOCKS`, or on as many of them as it takes."""
-    for count in (1, 4, 3, 2):
+    blocks = deepest(config["name"], BLOCKS)
+    return build(config, blocks), blocks
+
+
+def test_every_head_is_in_the_table_of_what_heads_read() -> None:
+    assert list(NUM_BLOCKS) == [name for name in HEADS.names() if HEADS.entry(name).distribution == "classyseg"]
+
+
+@pytest.mark.parametrize("name", NUM_BLOCKS)
+def test_a_head_reads_what_the_table_says(name: str) -> None:
+    accepted = []
+    for count in range(1, len(BLOCKS) + 1):
+        blocks = [block._replace(channels=NUM_CLASSES) for block in BLOCKS[-count:]]
         try:
-            return build(config, BLOCKS[-count:]), BLOCKS[-count:]
-        except ConfigError as error:
-            if "blocks" not in str(error):
-                raise
-    raise AssertionError(f"no blocks for {config}")
+            head = build(name, blocks)
+        except ConfigError:
+            continue
+        accepted.append(count)
+        assert head.eval()(features(blocks)).dim() == (2 if name in CLASSIFIERS else 4)
+    assert tuple(accepted) == NUM_BLOCKS[name]
 
 
+@pytest.mark.parametrize("norm", ["group", "instance"])
 @pytest.mark.parametrize("name", NORMED)
-def test_a_head_takes_any_norm_by_name(name: str) -> None:
-    head, blocks = built_on_some_blocks(
-        {"name": name, "norm": {"name": "group", "groups": 1}, **WITH_NORM.get(name, {})}
-    )
+def test_a_head_takes_any_norm_by_name_on_maps_of_any_size(name: str, norm: str) -> None:
+    fields = HEADS.config_model(name).model_fields
+    config: dict[str, Any] = {key: True for key in ("with_global", "norm_image") if key in fields}
+    if name == "jpu":
+        config["head"] = {"name": "fcn", "norm": {"name": norm}}
+    config |= {"name": name, "norm": {"name": norm}, **WITH_NORM.get(name, {})}
+    head, blocks = built_on_some_blocks(config)
     assert any(isinstance(module, nn.GroupNorm) for module in head.modules())
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d) if name != "jpu" else ()  # the head that it holds has a norm of its own
-    assert not any(isinstance(module, kinds) for module in head.modules())
-    assert head.eval()(features(blocks, count=1)).isfinite().all()
+    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in head.modules())
+    for size in (64, 32):  # the deepest map has 2x2 positions, then one
+        maps = features(blocks, count=1, size=size)
+        assert head.eval()(maps).isfinite().all()
+        assert all(x.isfinite().all() for x in head.train().outputs("main", maps).values())
 
 
 @pytest.mark.parametrize("name", NORMED)
@@ -66,15 +86,62 @@ def test_a_head_trains_with_a_batch_of_one_image(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "count", "message"),
     [
-        ("lraspp", 1, "found 1; the head 'lraspp' reads two"),
-        ("lraspp", 3, "found 3; the head 'lraspp' reads two"),
-        ("unet", 1, "found 1; the head 'unet' reads two or more"),
-        ("jpu", 1, "found 1; the head 'jpu' reads two or more"),
+        ("lraspp", 1, r"found 1 \(stage1\); the head 'lraspp' reads 2, shallow to deep"),
+        ("deeplabv3plus", 3, r"found 3 \(stage1, stage2, stage3\); the head 'deeplabv3plus' reads 2, shallow to deep"),
+        ("unet", 1, r"found 1 \(stage1\); the head 'unet' reads 2 or more, shallow to deep"),
+        ("jpu", 1, r"found 1 \(stage1\); the head 'jpu' reads 2 or more"),
+        ("encnet", 0, r"found 0 \(none\); the head 'encnet' reads 1 or more"),
     ],
 )
 def test_a_wrong_number_of_blocks_is_an_error(name: str, count: int, message: str) -> None:
     with pytest.raises(ConfigError, match=f"blocks: {message}"):
         build({"name": name}, BLOCKS[:count])
+
+
+IN_ORDER = ("atten", "deeplabv3plus", "encnet", "fcfpn", "jpu", "lraspp", "semantic_fpn", "unet", "upernet")
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_blocks_deep_to_shallow_or_twice_are_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"\(stage4, stage2\); the head .* shallow to deep, .* strides \[32, 8\]"):
+        build({"name": name}, [BLOCKS[3], BLOCKS[1]])
+    with pytest.raises(ConfigError, match=r"\(stage4, stage4\); the head .* reads each block once"):
+        build({"name": name}, [BLOCKS[3], BLOCKS[3]])
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_the_backbones_order_counts_where_strides_are_equal(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model({"name": "resnet18", "output_stride": 8})
+        right = build({"name": name}, [model.block("stage3"), model.block("stage4")])
+        wrong = build({"name": name}, [model.block("stage4"), model.block("stage3")])
+    with pytest.raises(ConfigError, match="found stage4, stage3; this head reads blocks shallow to deep: stem, stage1"):
+        model.attach_head("main", wrong)
+    model.attach_head("main", right)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "fcn", "norm_image": True}, "norm_image: found True, which means nothing without with_global"),
+        ({"name": "atten", "with_global": False, "norm_image": True}, "norm_image: found True, .* without with_global"),
+        ({"name": "atten", "with_encoding": False, "num_codes": 16}, "num_codes: found 16, .* without with_encoding"),
+        (
+            {"name": "atten", "with_encoding": False, "se_branch": True},
+            "se_branch: found True, .* without with_encoding",
+        ),
+        ({"name": "fully_connected", "activation": "silu"}, "activation: found silu, .* without conv_channels"),
+        ({"name": "fully_connected", "norm": {"name": "group"}}, "norm: found .*group.* without conv_channels"),
+        ({"name": "psp", "bins": []}, "bins: "),
+        ({"name": "upernet", "bins": []}, "bins: "),
+        ({"name": "deeplabv3", "rates": []}, "rates"),
+        ({"name": "deeplabv3plus", "rates": []}, "rates"),
+        ({"name": "unet", "channels": []}, "channels"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built_on_some_blocks(config)
 
 
 def test_hrnet_ocr_reads_the_branches_alike_from_one_block_or_from_four() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import goldens
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from classyseg.heads import EncNetHead
+from classyseg.heads import EncNetHead, build_head
 from classyseg.layers import ContextEncoding, CosineEncoding, DropEncoding, Encoding, NormConfig, build_norm
 from classyseg.models import Naming
 from classyseg.structures import BlockInfo
@@ -105,8 +105,32 @@ def test_codes_of_half_precision_are_those_of_float32(dtype: torch.dtype) -> Non
     layer, x = Encoding(64, 8), torch.randn(2, 64, 9, 7)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(x.to(dtype))
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, layer(x.to(dtype).float()).to(dtype))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, layer(x.to(dtype).float()))
+
+
+def test_a_large_map_with_a_dominant_code_is_encoded_under_float16_autocast() -> None:
+    """32768 positions sum to more than float16 holds."""
+    torch.manual_seed(0)
+    layer, x = ContextEncoding(16, 4, NormConfig()).eval(), 8 * torch.rand(1, 16, 128, 256)
+    layer.project = nn.Sequential()
+    nn.init.constant_(layer.encoding.scale[1:], -1)
+    nn.init.constant_(layer.encoding.scale[:1], -1e-3)
+    assert layer.encoding(x).max() > torch.finfo(torch.float16).max
+    expected, _ = layer(x)
+    with torch.autocast("cpu", torch.float16):
+        found, context = layer(x.half())
+    assert context.isfinite().all()
+    torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["encnet", "deepten"])
+def test_a_head_of_half_precision_reads_codes(name: str, dtype: torch.dtype) -> None:
+    head = build_head({"name": name, "channels": 8}, [BlockInfo("stage4", 16, 32)], 5).eval()
+    x = torch.randn(1, 16, 3, 4)
+    expected = head([x])
+    assert (head.to(dtype)([x.to(dtype)]) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def saved_bytes(run: Any) -> int:

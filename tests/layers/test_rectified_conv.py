@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import goldens
 import pytest
 import torch
@@ -60,3 +62,13 @@ def test_an_export_leaves_height_and_width_free() -> None:
     exported = torch.export.export(layer, (torch.randn(1, 2, 16, 12),), dynamic_shapes=sizes).module()
     x = torch.randn(1, 2, 9, 33)
     torch.testing.assert_close(exported(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": 2, "dilation": 2}, {"stride": 2, "padding": 1}, {"padding": 3, "average": True}], ids=str
+)
+def test_gradients_are_right_on_inputs_and_parameters(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer = RectifiedConv2d(2, 3, 3, **options).double()
+    x = torch.randn(1, 2, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *parameters: layer(x), (x, *layer.parameters()))

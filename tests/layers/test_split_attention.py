@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import goldens
 import pytest
 import torch
 
-from classyseg.layers import SplitAttentionConv2d
+from classyseg.layers import RectifiedConv2d, SplitAttentionConv2d
 
 SECTION = "modules_losses_metrics_lr_transforms_eval"
 
@@ -42,3 +44,16 @@ def test_strides_round_up_and_dilation_keeps_the_size() -> None:
     x = torch.randn(2, 4, 9, 7)
     assert SplitAttentionConv2d(4, 8, stride=2)(x).shape == (2, 8, 5, 4)
     assert SplitAttentionConv2d(4, 8, dilation=4)(x).shape == (2, 8, 9, 7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"radix": 2, "groups": 2}, {"radix": 1}, {"radix": 2, "conv": RectifiedConv2d}],
+    ids=["splits", "one split", "rectified"],
+)
+def test_gradients_are_right_on_inputs_and_parameters(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layer = SplitAttentionConv2d(4, 4, **options).double().eval()
+    x = torch.randn(1, 4, 3, 4, dtype=torch.float64, requires_grad=True)
+    used = [layer.conv.weight, layer.bn0.weight, layer.fc1.bias, layer.fc2.bias]
+    assert torch.autograd.gradcheck(lambda x, *parameters: layer(x), (x, *used))

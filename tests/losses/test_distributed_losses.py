@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "lovasz_softmax"},
     {"name": "boundary"},
     {"name": "presence"},
+    {"name": "point_cross_entropy", "class_weights": [1.0, 2.0, 0.5]},
     {"name": "segmentation", "class_weights": [1.0, 2.0, 0.5]},
     {"name": "soft_target_cross_entropy"},
     {"name": "multi_label_smooth"},
@@ -39,6 +41,8 @@ def batch() -> tuple[dict[str, Tensor], Tensor]:
     outputs = {
         "main": torch.randn(4, 3, 5, 6, generator=generator),
         "main.se": torch.randn(4, 3, generator=generator),
+        "main.points": torch.randn(4, 3, 50, generator=generator),
+        "main.point_coordinates": torch.rand(4, 50, 2, generator=generator),
         "aux": torch.randn(4, 3, 3, 3, generator=generator),
     }
     target = torch.randint(0, 3, (4, 12, 13), generator=generator)
@@ -71,7 +75,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for config, one, *two in zip(CONFIGS, loss_and_gradients(slice(None)), first, second, strict=True):
-        message = f"{config}: {{}}".format
+        message = functools.partial("{0}: {1}".format, config)
         mean = (two[0][0] + two[1][0]) / 2
         torch.testing.assert_close(mean, one[0], rtol=1e-5, atol=1e-7, msg=message)
         for whole, *halves in zip(one[1], two[0][1], two[1][1], strict=True):

@@ -36,7 +36,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("barron", {"alpha": -2.0}),
 ]
 IDS = [f"{name} {options}" for name, options in OPTIONS]
-NAMES = sorted({name for name, _ in OPTIONS} | {"cross_entropy"})
+NAMES = sorted({name for name, _ in OPTIONS} | {"cross_entropy", "focal_tversky"})
+VARIATIONS: dict[str, dict[str, Any]] = {"focal_tversky": {"name": "tversky", "exponent": 0.75}}
 SIZES = [((7, 9), (24, 31)), ((5, 6), (5, 6)), ((20, 20), (7, 11)), ((6, 4), (6, 20))]
 
 
@@ -51,7 +52,7 @@ def case(low: Sequence[int], size: Sequence[int], dtype: torch.dtype = torch.flo
 
 
 def loss_of(name: str, **options: Any) -> ClassyLoss:
-    return build_loss({"name": name, **options}, IGNORED)
+    return build_loss({"name": name, **VARIATIONS.get(name, {}), **options}, IGNORED)
 
 
 def formula(name: str, logits: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -119,12 +120,21 @@ def test_nothing_valid_gives_zero_and_a_zero_gradient(name: str) -> None:
     assert torch.equal(gradient, torch.zeros_like(logits))
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "label_smoothing", "focal", "ohem_cross_entropy"])
+def test_pixels_of_classes_without_weight_give_zero(name: str) -> None:
+    logits, target = case((4, 4), (12, 12))
+    loss = loss_of(name, class_weights=(0.0, 1.0, 1.0, 1.0, 1.0))(logits, torch.zeros_like(target))
+    assert loss == 0
+    assert not torch.autograd.grad(loss, logits)[0].any()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_image_without_a_valid_pixel_changes_nothing(name: str) -> None:
     logits, target = case((4, 4), (12, 12))
     more = torch.cat([target, torch.full_like(target[:1], IGNORED)])
-    loss = loss_of(name)
-    torch.testing.assert_close(loss(torch.cat([logits, logits[:1]]), more), loss(logits, target))
+    losses = loss_of(name)(torch.cat([logits, logits[:1]]), more), loss_of(name)(logits, target)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in losses))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,9 +160,9 @@ def test_no_loss_holds_a_tensor_of_full_size(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(bands.CHUNK_BYTES, "cpu", 20_000)
     logits, target = case((8, 8), (96, 96))
     full = logits.shape[1] * target[0].numel()
-    for name in NAMES:
+    for name, options in [*((name, {}) for name in NAMES), ("boundary", {"max_distance": 96})]:
         with LargestTensor() as largest:
-            loss_of(name)(logits, target).backward()
+            loss_of(name, **options)(logits, target).backward()
         assert largest.numel < 0.75 * full, name
 
 
@@ -164,6 +174,16 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         if isinstance(result, Tensor) and result.is_floating_point():
             self.numel = max(self.numel, result.numel())
         return result
+
+
+def test_hard_pixels_are_mined_in_training_alone() -> None:
+    logits, target = case((7, 9), (24, 31))
+    weights = (0.5, 2.0, 0.25, 1.0, 4.0)
+    hard = loss_of("ohem_cross_entropy", class_weights=weights, min_kept=50)
+    plain = loss_of("cross_entropy", class_weights=weights)
+    assert hard(logits, target) > plain(logits, target)
+    hard.eval()
+    assert hard(logits, target) == plain.eval()(logits, target)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7, 40, 41, 400])

@@ -57,6 +57,16 @@ def test_the_segmentation_loss_is_pytorch_encodings(
     assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_the_main_head_is_the_named_one_else_the_chosen_one_else_the_first() -> None:
+    outputs, target = {name: GOLDEN_OUTPUTS[name] for name in ("aux", "main.se", "main")}, torch.tensor(GOLDEN_TARGET)
+    loss, named = (build_loss({"name": "segmentation", **options}, -1) for options in ({}, {"main_head": "aux"}))
+    first = loss(outputs, target)
+    for each in (loss, named):
+        each.choose_main_head("main")
+    assert loss(outputs, target).item() == pytest.approx(3.744284844398, rel=1e-9)
+    assert named(outputs, target) == first != loss(outputs, target)
+
+
 @pytest.mark.parametrize("name", ["segmentation", "presence", "sum_arbitrary", "multi_output_sum"])
 def test_gradcheck(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -122,6 +132,11 @@ def test_a_named_output_that_does_not_fit_or_is_not_there_is_an_error() -> None:
     outputs, target = outputs_and_target()
     with pytest.raises(ConfigError, match=r"model\.heads\.main\.se: found logits \(2, 3\)"):
         CrossEntropyLoss(heads=("main.se",))(outputs, target)
+    with pytest.raises(ConfigError, match=r"model\.heads\.main\.se: found logits \(2, 3\)"):
+        CrossEntropyLoss(head_weights={"main.se": 5.0})(outputs, target)
+    for options in ({"heads": ("main",)}, {"head_weights": {"main": 5.0}}):
+        with pytest.raises(ConfigError, match=r"model\.heads\.main: found logits .*this loss needs logits \(N, C\)"):
+            PresenceLoss(**options)(outputs, target)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"loss\.heads\[0\]: unknown head; did you mean 'main'"):
         CrossEntropyLoss(heads=("mian",))(outputs, target)
     with pytest.raises(ConfigError, match=r"loss\.head_weights\.aux: found a weight of an output that"):
@@ -132,6 +147,13 @@ def test_a_main_head_that_gives_no_map_is_an_error() -> None:
     outputs, target = outputs_and_target()
     with pytest.raises(ConfigError, match=r"loss\.main_head: 'main\.se' gives no logits"):
         build_loss({"name": "segmentation", "main_head": "main.se"})(outputs, target)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "segmentation", "presence"])
+def test_a_list_of_outputs_is_a_wrong_call(name: str) -> None:
+    outputs, target = outputs_and_target()
+    with pytest.raises(ValueError, match=r"logits: found a list; accepted: a tensor, or outputs by name"):
+        build_loss(name)(list(outputs.values()), target)
 
 
 # -- sums --------------------------------------------------------------------------------------------------------------
@@ -170,6 +192,21 @@ def test_one_loss_is_applied_to_every_output_and_to_lists() -> None:
     expected = torch.stack([build_loss("dice")(output, target) for output in maps]).sum()
     torch.testing.assert_close(loss(outputs, target), expected)
     torch.testing.assert_close(loss(maps, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("inner", "place"),
+    [
+        ({"name": "cross_entropy", "head_weights": {"main": 0.0}}, r"loss\.head_weights\.main"),
+        ({"name": "dice", "heads": ["main"]}, r"loss\.heads\[0\]"),
+        ({"name": "segmentation", "main_head": "main"}, r"loss\.main_head"),
+        ({"name": "sum_arbitrary", "losses": [{"name": "dice", "heads": ["main"]}]}, r"loss\.losses\[0\]\.heads\[0\]"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_a_loss_of_every_output_alone_names_none(inner: dict[str, Any], place: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{place}: found 'main'; multi_output_sum applies its loss"):
+        build_loss({"name": "multi_output_sum", "loss": inner})
 
 
 # -- soft targets ------------------------------------------------------------------------------------------------------
@@ -228,3 +265,20 @@ def test_label_smoothing_is_cross_entropy_with_a_tenth() -> None:
 def test_barrons_loss_of_an_error_of_two_scales(alpha: float | None, expected: float) -> None:
     loss = BarronLoss(alpha=alpha, scale=0.5)
     assert loss(torch.tensor([[3.0]]), torch.tensor([[2.0]])).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "limit"),
+    [(1e-300, 0.0), (1e-8, 0.0), (-1e-6, 0.0), (1e-4, 0.0), (2 - 1e-8, 2.0), (-1e5, None), (-1e6, None)],
+)
+def test_barrons_loss_nears_its_limits_in_float32(alpha: float, limit: float | None) -> None:
+    error = torch.tensor([[3.0]], requires_grad=True)
+    values = [BarronLoss(alpha=each)(error, torch.zeros(1, 1)) for each in (alpha, limit)]
+    torch.testing.assert_close(*values, rtol=1e-4, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(value, error)[0] for value in values), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("-inf"), -1e7, 2.1])
+def test_an_alpha_beyond_the_limits_is_refused(alpha: float) -> None:
+    with pytest.raises(ConfigError, match="alpha"):
+        build_loss({"name": "barron", "alpha": alpha})

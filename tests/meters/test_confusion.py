@@ -63,6 +63,28 @@ def test_the_confusion_matrix_has_rows_of_true_classes() -> None:
     assert meter.compute() == {"confusion_matrix": [[0, 2, 0], [0, 0, 0], [1, 0, 0]]}
 
 
+@pytest.mark.parametrize("name", ["confusion_matrix", "boundary_iou"])
+@pytest.mark.parametrize("wrong", [-1, 3, 4, 254])
+@pytest.mark.parametrize("place", ["prediction", "target"])
+@pytest.mark.parametrize("other", [0, 1, 2])
+def test_a_label_that_is_no_class_is_an_error(name: str, wrong: int, place: str, other: int) -> None:
+    pair = {"prediction": [[other, 0, 1]], "target": [[other, IGNORED, 1]]}
+    pair[place] = [[wrong, *pair[place][0][1:]]]
+    with pytest.raises(ValueError, match=rf"^{place}: found the label {wrong}; accepted: 0 to 2$"):
+        update(build_meter(name, CLASSES, IGNORED), **pair)
+
+
+@pytest.mark.parametrize("name", ["confusion_matrix", "boundary_iou"])
+def test_labels_may_be_bytes_and_predictions_of_ignored_pixels_anything(name: str) -> None:
+    classes = tuple(map(str, range(30)))
+    prediction, target = torch.randint(0, 30, (2, 1, 9, 9), generator=torch.Generator().manual_seed(0))
+    target[:, 3:5] = IGNORED
+    plain, small = build_meter(name, classes, IGNORED), build_meter(name, classes, IGNORED)
+    plain.update(prediction, target)
+    small.update(prediction.where(target != IGNORED, IGNORED).to(torch.uint8), target.to(torch.uint8))
+    assert small.compute() == plain.compute()
+
+
 def test_reset_forgets() -> None:
     meter = build_meter("pixel_accuracy", CLASSES, IGNORED)
     update(meter, [[1]], [[0]])

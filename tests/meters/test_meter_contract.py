@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from classyseg.layers import argmax_at
@@ -60,9 +61,31 @@ def test_the_counts_of_several_processes_add_up_exactly(name: str, monkeypatch: 
     assert not counts.is_floating_point()
     assert torch.equal(counts, own + other)
     expected = whole.compute()
-    monkeypatch.setattr(f"{first.compute.__func__.__module__}.sum_over_processes", lambda tensor: tensor.add_(other))
+    monkeypatch.setattr("classyseg.meters.classy_meter.sum_over_processes", lambda tensor: tensor.add_(other))
     assert first.compute() == expected
     assert first.compute() == expected  # which left the meter as it was
+
+
+class OnDevice(Tensor):
+    """Counts on a device that is not the host."""
+
+    def cpu(self, *arguments: Any, **options: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_counts_are_summed_on_the_host_where_a_process_without_a_batch_has_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: devices.append(type(tensor)))
+    meter = counted(name, batches())
+    for key, value in state(meter).items():
+        setattr(meter, key, value.as_subclass(OnDevice))
+    meter.compute()
+    assert devices == [Tensor]
 
 
 @pytest.mark.parametrize("name", NAMES)

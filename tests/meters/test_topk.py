@@ -87,8 +87,26 @@ def test_top_1_of_pixels_is_the_pixel_accuracy() -> None:
     assert measured("accuracy", logits, target, [1]) == list(meter.compute().values())
 
 
-def test_logits_that_are_nan_are_never_right() -> None:
-    assert measured("accuracy", torch.full((2, 6), torch.nan), torch.tensor([0, 3]), [1, 5]) == [0, 0]
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("name", ["accuracy", "precision", "recall"])
+def test_logits_that_are_nan_are_never_right(name: str, multi_label: bool) -> None:
+    target = torch.tensor([0, 3])
+    target = functional.one_hot(target, 6) if multi_label else target
+    assert measured(name, torch.full((2, 6), torch.nan), target, [1, 5]) == [0, 0]
+
+
+def test_a_row_of_flags_that_are_all_ignored_is_no_sample() -> None:
+    flags = torch.tensor([[0, 1, 0, 0], [IGNORED] * 4, [1, IGNORED, 0, IGNORED]])
+    assert measured("accuracy", LOGITS, flags, [1, 3]) == [1 / 2, 2 / 2]
+
+
+@pytest.mark.parametrize("label", [-1, 6, 254])
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 3)], ids=["images", "pixels"])
+def test_a_label_that_is_no_class_is_an_error(label: int, shape: tuple[int, ...]) -> None:
+    logits, target = torch.zeros(2, 6, *shape[1:]), torch.zeros(shape, dtype=torch.int64)
+    target[0] = label
+    with pytest.raises(ValueError, match=rf"accuracy: {target[0].numel()} labels are no classes and not ignore_index"):
+        measured("accuracy", logits, target, [1])
 
 
 @pytest.mark.parametrize("name", ["accuracy", "precision", "recall"])

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from goldens import encoding_keys
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from classyseg.cli.main import main
-from classyseg.models import Naming, ResNet, create_backbone, load_weights
+from classyseg.models import Naming, ResNet, create_backbone, create_model, load_weights
 from classyseg.models.naming import PADDLE_LEAVES
 from weight_files import as_arrays, paddle_bytes, torch_bytes, write
 
@@ -59,6 +60,16 @@ def test_with_a_model_the_keys_become_its_own_and_what_is_beside_is_left_out(
     model = create_backbone("resnet18")
     assert not load_weights(model, str(target)).problems()
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_name_with_heads_is_converted_whole(tmp_path: Path) -> None:
+    model = create_model("deepten_resnet50_minc")
+    theirs = {name: model.state_dict()[key] for key, name in encoding_keys(model).items()}
+    source, target = write(tmp_path / "w.pth", torch_bytes({"state_dict": theirs})), tmp_path / "o.safetensors"
+    assert main(["convert-weights", str(source), str(target), "--model", "deepten_resnet50_minc"]) == 0
+    assert set(load_file(target)) == set(model.state_dict())
+    again = create_model("deepten_resnet50_minc", weights=target)
+    assert torch.equal(again.state_dict()["heads.main.fc.weight"], model.state_dict()["heads.main.fc.weight"])
 
 
 def test_a_model_that_does_not_fit_is_an_error_and_nothing_is_written(

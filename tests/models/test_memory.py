@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from classyseg.config import ConfigError
 from classyseg.heads import FCNHead
+from classyseg.layers import synchronize_batch_norm
 from classyseg.models import ClassyModel, FeatureSelector, build_model, create_backbone, fuse
 from classyseg.models.compress import Compression, _Packed, _Packer
 from classyseg.registry import MODELS
@@ -58,6 +60,16 @@ def test_checkpointing_gives_the_same_gradients_and_statistics_bit_for_bit(block
     plain, saving = small(), small(activation_checkpointing=blocks)
     expected, found = gradients(plain), gradients(saving)
     assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    after = state(saving)
+    assert all(torch.equal(after[key], value) for key, value in state(plain).items())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_checkpointing_goes_with_synchronised_batch_norm(device: str) -> None:
+    plain, saving = small(), small(activation_checkpointing=True)
+    synchronize_batch_norm(saving, torch.device(device))
+    expected, found = gradients(plain), gradients(saving)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     after = state(saving)
     assert all(torch.equal(after[key], value) for key, value in state(plain).items())
@@ -260,12 +272,15 @@ def randomised(model: ClassyModel) -> ClassyModel:
     return model.eval()
 
 
-def test_a_fused_model_gives_equal_outputs_without_batch_norms() -> None:
+@pytest.mark.parametrize("synchronised", [False, True])
+def test_a_fused_model_gives_equal_outputs_without_batch_norms(synchronised: bool) -> None:
     torch.manual_seed(0)
     model = randomised(create_backbone("resnet18", output_stride=8))
     model.attach_head("main", FCNHead([model.block("layer3.1.bn2"), model.block("stage4")], 3))
+    if synchronised:
+        synchronize_batch_norm(model, torch.device("cpu"))
     fused = fuse(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
     with torch.no_grad():
         expected, found = model(IMAGE)["main"], fused(IMAGE)["main"]
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()

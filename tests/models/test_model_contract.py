@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from head_blocks import ANY, NUM_BLOCKS, deepest, takes
 from torch import Tensor, nn
 from torch.export import Dim
 from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, build_model, fuse, list_models
+from classyseg.models.named import NAMED
 from classyseg.registry import HEADS, MODELS
 from classyseg.structures import BlockInfo
 
@@ -67,7 +69,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 """What a model without defaults is built with, and what makes a large one small."""
 PLUGINS = [name for name in list_models() if MODELS.entry(name).distribution != "classyseg"]
-OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS)]
+OTHERS = [name for name in list_models() if name not in (*SMALLEST, *PLUGINS, *NAMED)]
+"""Without the names that bring heads, whose backbones are among them."""
 FLOORS: tuple[str, ...] = ("convnext",)
 """Families whose strided layers round sizes down, as their references do; all others round up."""
 MIXED = ("densenet",)
@@ -88,16 +91,9 @@ def attach_every_head(model: ClassyModel, heads: list[str]) -> ClassyModel:
 
 
 def blocks_for(head: str, model: ClassyModel) -> list[BlockInfo]:
-    """The deepest block, else the deepest four, three or two, whichever the head takes; else none."""
-    for count in (1, 4, 3, 2):
-        blocks = list(model.blocks.values())[-count:]
-        try:
-            with torch.device("meta"):
-                HEADS.build(head, blocks, NUM_CLASSES)
-        except ConfigError:
-            continue
-        return blocks
-    return []
+    """The deepest blocks, as many as the head reads; none where the model has fewer, or no logits for `identity`."""
+    blocks = deepest(head, list(model.blocks.values()))
+    return blocks if takes(head, blocks, NUM_CLASSES) else []
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -313,17 +309,78 @@ def test_the_resolved_config_builds_the_same_model(model: ClassyModel, request: 
     }
 
 
+BOTH_KINDS: dict[str, dict[str, Any]] = {
+    "convolutional": {"name": "resnet18", "depths": [1, 1, 1, 1]},
+    "transformer": {"name": "vit_ti_16", "num_layers": 4, "hierarchical": True},
+}
+
+
+def with_heads_of_several_blocks(kind: str, heads: list[str]) -> ClassyModel:
+    """The backbone with those of `heads` that read more than one block: on its deepest four, or their ends."""
+    torch.manual_seed(0)
+    model = build_model(BOTH_KINDS[kind])
+    blocks = list(model.blocks.values())[-4:]
+    for name in heads:
+        for chosen in (blocks, [blocks[0], blocks[-1]]):
+            try:
+                model.attach_head(name, HEADS.build(name, chosen, NUM_CLASSES))
+            except ConfigError:
+                continue
+            break
+    return model.eval()
+
+
+def assert_compiles_exports_and_takes_any_size(model: ClassyModel) -> None:
+    image = image_for(model, 33, 65)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    assert_same(run(compiled, image), run(model, image))
+    torch.compiler.reset()
+    sizes = {"image": {2: Dim("height", min=33, max=4096), 3: Dim("width", min=33, max=4096)}}
+    exported = torch.export.export(model, (image_for(model, 64, 96),), dynamic_shapes=sizes).module()
+    for height, width in [(33, 47), (97, 40)]:
+        image = image_for(model, height, width)
+        assert_same(run(exported, image), run(model, image))
+    for height, width in [(32, 32), (32, 61), (129, 33)]:
+        for name, logits in run(model, image_for(model, height, width)).items():
+            assert logits.shape[:2] == (1, NUM_CLASSES), name
+            assert logits.isfinite().all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_every_head_of_several_blocks_compiles_exports_and_takes_any_size(kind: str) -> None:
+    model = with_heads_of_several_blocks(kind, HEADS.names())
+    try:
+        assert_compiles_exports_and_takes_any_size(model)
+    except Exception as error:
+        for name in model.heads:  # now each alone, so that the message names it
+            try:
+                assert_compiles_exports_and_takes_any_size(with_heads_of_several_blocks(kind, [name]))
+            except Exception as own:
+                raise AssertionError(f"the head '{name}'") from own
+        raise AssertionError("each head alone is right") from error
+
+
+@pytest.mark.parametrize("kind", BOTH_KINDS)
+def test_every_head_but_identity_is_under_test(kind: str) -> None:
+    """`identity` reads a block of as many channels as there are classes: of an `mlp`, above."""
+    with torch.device("meta"):
+        model = build_model(BOTH_KINDS[kind])
+    assert [name for name in HEADS.names() if not blocks_for(name, model)] == ["identity"]
+
+
 def resnet18_with(head: str, blocks: list[str]) -> ClassyModel:
     torch.manual_seed(0)
-    model = build_model("resnet18")
+    model = build_model(BOTH_KINDS["convolutional"])
     try:
         model.attach_head(head, HEADS.build(head, [model.block(block) for block in blocks], NUM_CLASSES))
     except ConfigError as error:
+        assert not takes(head, [model.block(block) for block in blocks], NUM_CLASSES)
         pytest.skip(str(error))
     return model.eval()
 
 
-@pytest.mark.parametrize("blocks", [["stage4"], ["stage2", "stage4"], ["layer3.1.conv2"]], ids="+".join)
+@pytest.mark.parametrize("blocks", [["stage4"], ["stage2", "stage4"], ["layer3.0.conv2"]], ids="+".join)
 @pytest.mark.parametrize("head", HEADS.names())
 def test_each_head_alone_compiles_and_exports(head: str, blocks: list[str]) -> None:
     model = resnet18_with(head, blocks)
@@ -339,7 +396,7 @@ def test_each_head_alone_compiles_and_exports(head: str, blocks: list[str]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS.names())
 def test_the_default_compiler_equals_eager(head: str) -> None:
-    model = resnet18_with(head, ["stage4"])
+    model = resnet18_with(head, ["stage4"] if 1 in NUM_BLOCKS.get(head, ANY) else ["stage2", "stage4"])
     image = image_for(model, 64, 96)
     assert_same(run(torch.compile(model, fullgraph=True), image), run(model, image), tolerance=1e-4)
     torch.compiler.reset()

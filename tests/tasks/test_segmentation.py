@@ -218,6 +218,34 @@ def test_heads_are_weighed_and_those_that_only_train_are_not_measured() -> None:
     assert losses[2] > 1.2 * losses[0]
 
 
+def test_the_segmentation_loss_takes_the_task_s_main_head_for_the_main_one() -> None:
+    head = {"name": "fcn", "blocks": ["stage3"], "channels": 16, "train_only": True}
+    main = {"name": "fcn", "blocks": ["stage4"], "channels": 16, "dropout": 0.0, "norm": GROUP_NORM}
+    heads = {"model.heads": {"aux": head, "main": main}}
+    losses = [
+        one_step(started({**BATCH_INDEPENDENT, **heads, "loss": {"name": "segmentation", **options}}))
+        for options in ({}, {"main_head": "main"}, {"main_head": "aux"})
+    ]
+
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("loss", "has_loss"),
+    [
+        ({"name": "cross_entropy", "heads": ["aux"]}, False),
+        ({"name": "sum_arbitrary", "losses": [{"name": "dice", "heads": ["aux"]}, "cross_entropy"]}, True),
+    ],
+    ids=["only the unread", "also the main head"],
+)
+def test_a_test_record_has_no_loss_where_the_loss_read_nothing(loss: dict[str, Any], has_loss: bool) -> None:
+    aux = {"name": "fcn", "blocks": ["stage3"], "channels": 16, "train_only": True}
+    task = tiny_task({**SMALL, "num_epochs": 0, "model.heads.aux": aux, "loss": loss})
+    Trainer().train(task)
+
+    assert (task.metrics["loss"] is not None) == has_loss
+
+
 # -- mistakes --------------------------------------------------------------------------------------------------------
 
 

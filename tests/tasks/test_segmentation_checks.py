@@ -18,7 +18,7 @@ from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
 from classyseg.registry import HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
-from classyseg.tasks.checks import check_logits, joined_metrics
+from classyseg.tasks.checks import check_outputs, joined_metrics
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.trainer import Trainer
 from runs import tiny_config, tiny_task
@@ -54,11 +54,90 @@ def test_heads_that_do_not_exist_are_found_before_the_run(
         find(changes)
 
 
+ENCNET = {"name": "encnet", "blocks": ["stage4"], "channels": 16}
+AUX = {"name": "fcn", "blocks": ["stage3"], "channels": 8, "train_only": True}
+
+
 def test_a_loss_may_weigh_an_extra_of_a_head_that_gives_it() -> None:
-    changes = {"model.heads.main": {"name": "encnet", "blocks": ["stage4"], "channels": 16}}
-    check(changes | {"loss.head_weights": {"main": 1.0, "main.se": 0.2}})
-    with pytest.raises(ConfigError, match=r"loss\.head_weights\.main\.sse: .*did you mean 'main\.se'"):
-        check(changes | {"loss.head_weights": {"main.sse": 0.2}})
+    changes = {"model.heads.main": {"name": "ocr", "blocks": ["stage4"], "channels": 16, "key_channels": 8}}
+    check(changes | {"loss.head_weights": {"main": 1.0, "main.coarse": 0.4}})
+    with pytest.raises(ConfigError, match=r"loss\.head_weights\.main\.corse: .*did you mean 'main\.coarse'"):
+        check(changes | {"loss.head_weights": {"main.corse": 0.4}})
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("presence", r"loss: found no output \(N, C\) among main; this loss needs"),
+        (
+            {"name": "presence", "heads": ["main"]},
+            r"model\.heads\.main: found logits .*this loss needs logits \(N, C\)",
+        ),
+        (
+            {"name": "cross_entropy", "heads": ["main.se"]},
+            r"model\.heads\.main\.se: found logits .*need logits \(N, C, h",
+        ),
+        (
+            {"name": "cross_entropy", "head_weights": {"main.se": 0.2}},
+            r"model\.heads\.main\.se: found logits .*need logits \(N, C, h",
+        ),
+        ({"name": "segmentation", "main_head": "main.se"}, r"loss\.main_head: 'main\.se' gives no logits"),
+        (
+            {"name": "sum_arbitrary", "losses": ["dice", {"name": "segmentation", "main_head": "main.se"}]},
+            r"loss\.losses\[1\]\.main_head: 'main\.se' gives no logits",
+        ),
+    ],
+    ids=["no kind", "presence", "heads", "head_weights", "main_head", "part"],
+)
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_outputs_that_the_loss_cannot_read_are_found_before_the_run(
+    find: Callable[[Any], object], loss: Any, message: str
+) -> None:
+    changes = {"model.heads.main": ENCNET} if loss != "presence" else {}
+    with pytest.raises(ConfigError, match=message):
+        find({**changes, "loss": loss})
+
+
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_a_head_that_no_loss_reads_is_refused_where_it_would_train(find: Callable[[Any], object]) -> None:
+    loss = {
+        "name": "sum_arbitrary",
+        "losses": [{"name": name, "heads": ["main"]} for name in ("cross_entropy", "dice")],
+    }
+    changes = {"model.heads.aux": {**AUX, "train_only": False}, "loss": loss}
+    with pytest.raises(ConfigError, match=r"loss: reads nothing of the head 'aux' \(model\.heads\.aux\)"):
+        find(changes)
+    find({**changes, "num_epochs": 0})
+    find({"model.heads.main": ENCNET, "loss": {"name": "presence", "heads": ["main.se"]}})
+
+
+VIDEO = {"meters": ["mean_iou", {"name": "video_accuracy", "clips_per_video": 3}]}
+
+
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_test_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[Any], object]) -> None:
+    message = r"runtime\.eval_batch_size: found 2; accepted with meters\[1\]\.clips_per_video 3: multiples"
+    with pytest.raises(ConfigError, match=message):
+        find({**VIDEO, "runtime.eval_batch_size": 2})
+    find({**VIDEO, "runtime.eval_batch_size": 6})
+    with pytest.raises(ConfigError, match=r"dataset\.test: found 5 samples; accepted with meters\[1\]\.clips"):
+        tiny_task({**VIDEO, "runtime.eval_batch_size": 6, "dataset.test.num_samples": 5})
+
+
+def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("classyseg.distributed.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("classyseg.distributed.world_size", lambda: 2)
+        task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.test.num_samples": 6})
+        shares.append([index for batch in task._test_batches for _, index in batch])
+    assert shares == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_a_meter_that_the_classes_do_not_allow_is_found_before_the_run(find: Callable[[Any], object]) -> None:
+    with pytest.raises(ConfigError, match=r"^meters\[0\]\.topk: found \[9\]; accepted: numbers from 1 to 4"):
+        find({"meters": [{"name": "accuracy", "topk": [9]}]})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +164,30 @@ def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> Non
 
     with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
         check({"dataset.train": data, "loss.class_weights": [1.0, 2.0]})
+
+
+POINT_REND = {"name": "point_rend", "blocks": ["stage1", "stage4"], "num_points": 64}
+POINT_LOSS = {"name": "sum_arbitrary", "losses": ["cross_entropy", "point_cross_entropy"]}
+
+
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_a_head_whose_extras_must_be_learnt_wants_a_loss_that_reads_them(find: Callable[[Any], object]) -> None:
+    message = r"loss: found none that reads 'main\.points', without which layers of the head 'main' never learn"
+    with pytest.raises(ConfigError, match=message):
+        find({"model.heads.main": POINT_REND})
+    others = {"name": "point_cross_entropy", "heads": ["aux.points"]}
+    aux = {"model.heads.main": POINT_REND, "model.heads.aux": {**POINT_REND, "train_only": True}}
+    with pytest.raises(ConfigError, match=message):
+        find({**aux, "loss": {**POINT_LOSS, "losses": ["cross_entropy", others]}})
+    find({"model.heads.main": POINT_REND, "loss": POINT_LOSS})
+    find({"model.heads.aux": {**POINT_REND, "train_only": True}})
+
+
+def test_points_are_learnt_in_a_run() -> None:
+    task = tiny_task({**SMALL, "model.heads.main": POINT_REND, "loss": POINT_LOSS, "runtime.accumulate_steps": 2})
+    before = {key: value.clone() for key, value in task.model.heads.state_dict().items()}
+    Trainer().train(task)
+    assert [key for key, value in task.model.heads.state_dict().items() if torch.equal(value, before[key])] == []
 
 
 class UndeclaredMeter(MeanIoUMeter):
@@ -118,6 +221,7 @@ def too_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     ("head", "message"),
     [
         ("linear", r"model\.heads\.extra: its logits \(N, \d\) are of whole images; .*logits for each pixel"),
+        ("deepten", r"model\.heads\.extra: its logits \(N, \d\) are of whole images; .*logits for each pixel"),
         ("too_many_classes", r"model\.heads\.extra: its logits .* are of (\d) classes; it was built for"),
     ],
 )
@@ -132,10 +236,11 @@ def test_a_head_without_logits_for_each_pixel_and_class_is_found_before_the_run(
 
 
 def test_finding_the_shapes_of_logits_changes_no_weight_and_no_mode() -> None:
-    model = tiny_task(SMALL).model.eval()
+    task = tiny_task(SMALL)
+    model = task.model.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
 
-    check_logits(model, 4)
+    check_outputs(model, task.loss, 4, trains=True)
 
     assert not any(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

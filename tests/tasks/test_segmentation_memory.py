@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
-from classyseg.layers import DropBlock2d
+from classyseg.layers import DropBlock2d, synchronize_batch_norm
 from classyseg.models.feature_cache import FeatureCache, check_frozen
 from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
@@ -116,6 +116,14 @@ def test_an_attribute_without_a_tensor_changes_the_key_of_a_model_that_has_no_co
     other.get_submodule("bn1").eps = 1e-3  # type: ignore[assignment]
     caches = [FeatureCache(tmp_path, m, settings="", gigabytes=1) for m in (model, copy.deepcopy(model), other)]
     assert caches[0].folder == caches[1].folder != caches[2].folder
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_jobs_of_any_number_of_processes_share_a_cache(device: str, tmp_path: Path) -> None:
+    model = tiny_task(FROZEN).model.eval()
+    alone = FeatureCache(tmp_path, model, settings="", gigabytes=1)
+    synchronize_batch_norm(model, torch.device(device))
+    assert FeatureCache(tmp_path, model, settings="", gigabytes=1).folder == alone.folder
 
 
 def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_path: Path) -> None:

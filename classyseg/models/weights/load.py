@@ -106,7 +106,10 @@ def load_weights(
             f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}"
         )
     if strict and report.problems():
-        raise ConfigError(f"{place} does not fit {variant or type(model).__name__}{_as(report)}: {report.problems()}")
+        raise ConfigError(
+            f"{place} does not fit {variant or type(model).__name__}{_as(report)}: {report.problems()}"
+            f"{_other_classes(model, state, report)}"
+        )
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise ConfigError(f"{place}: {len(broken)} tensors hold values that are not finite: {_listed(broken)}")
@@ -115,6 +118,17 @@ def load_weights(
         log.warning("%s was loaded in part: %s", place, report.problems())
     log.info("%s: %s", place, report.summary())
     return report
+
+
+def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: LoadedWeights) -> str:
+    """What to do, where nothing but sizes of the heads' tensors is in the way."""
+    left = [key for key in model.state_dict() if key not in state and not (COMPUTED.search(key) or COUNTED.search(key))]
+    if report.missing or report.unexpected or not all(key.startswith("heads.") for key in left):
+        return ""
+    return (
+        "; if these heads are for another number of classes, weights: {source: ..., strict: false} loads all the rest, "
+        "or give the model the file's number"
+    )
 
 
 def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:

@@ -11,17 +11,16 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.io import sha256_of
-from classyseg.models.weights.load import find_weights, load_weights
-from classyseg.models.weights.read import read_tensors
-from classyseg.registry import MODELS
+from classyseg.models.build import build_model
+from classyseg.models.weights import find_weights, load_weights, read_tensors
 
 
 def convert_weights(source: str, target: Path, *, model: str = "", force: bool = False) -> str:
     """Writes the tensors of `source` to the safetensors file `target`; returns one line about what was done.
 
     Without `model`, the keys stay as they are, nested ones dotted. With the registered name `model`, they become that
-    backbone's own, every one must fit, and what is beside them (classifiers, heads, optimizers) is left out. The
-    file's metadata tell the source's name and sha256, and whose names it used.
+    model's own, every one must fit, and what is beside them (classifiers, heads that the name does not bring,
+    optimizers) is left out. The file's metadata tell the source's name and sha256, and whose names it used.
 
     Raises: `ConfigError` as `load_weights` does; for a target that exists, without `force`, or cannot be written.
     """
@@ -31,15 +30,15 @@ def convert_weights(source: str, target: Path, *, model: str = "", force: bool =
         raise ConfigError(f"{target}: exists already; choose another name, or --force to replace it")
     known = {}
     if model:
-        backbone = MODELS.build({"name": model})
-        known = backbone.known_weights(model)
+        built = build_model(model)
+        known = built.known_weights(model)
     path = find_weights(source, known)
     metadata = {"format": "pt", "source": path.name, "model": model}
     if path.is_file():
         metadata["source_sha256"] = sha256_of(path)
     if model:
-        report = load_weights(backbone, source, variant=model)
-        tensors = {key: backbone.state_dict()[key] for key in report.loaded}
+        report = load_weights(built, source, variant=model)
+        tensors = {key: built.state_dict()[key] for key in report.loaded}
         metadata |= {"library": report.library, "prefix": report.prefix}
         told = report.summary()
     else:

@@ -1,0 +1,143 @@
+"""PointRend: the prediction of another head, refined at the points where it is least sure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError, within
+from classyseg.heads.classy_head import LOGITS, ClassyHead
+from classyseg.layers import cell_centres, resize_logits, values_at
+from classyseg.registry import HEADS, InnerHeadConfig
+from classyseg.structures import BlockInfo
+
+POINTS, COORDINATES = "points", "point_coordinates"
+
+
+class PointMLP(nn.Module):
+    """Logits (N, num_classes, P) of points from their fine features (N, fine_channels, P) and coarse logits.
+
+    Each layer reads the coarse logits again. Weights shared by all points, no norm: points in training are drawn in
+    another way than those in evaluation.
+    """
+
+    def __init__(self, fine_channels: int, num_classes: int, channels: int, num_layers: int) -> None:
+        super().__init__()
+        inputs = [fine_channels, *[channels] * num_layers]
+        self.layers = nn.ModuleList([nn.Conv1d(count + num_classes, channels, 1) for count in inputs[:-1]])
+        self.classifier = nn.Conv1d(inputs[-1] + num_classes, num_classes, 1)
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.classifier.weight, std=0.001)
+        nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        x = fine
+        for layer in self.layers:
+            x = layer(torch.cat([x, coarse], 1)).relu()
+        return self.classifier(torch.cat([x, coarse], 1))
+
+
+@HEADS.register("point_rend")
+class PointRendHead(ClassyHead):
+    """`head` over all blocks but the first, whose logits a small network predicts again where they are least sure.
+
+    That network reads a point's features in the first block and the logits of `head` there. In training it sees
+    `num_points` points an image: of `oversampling` times as many random ones the least sure, up to `uncertain_share` of
+    them, and random ones. The logits are those of `head`; extras are the points' logits `points` (N, num_classes, P)
+    and `point_coordinates` (N, P, 2), (x, y) from 0 to 1, which the loss `point_cross_entropy` reads. In evaluation the
+    logits are doubled in size `num_subdivisions` times, each time with the `num_refined` least sure cells predicted
+    again. Least sure is where the two highest logits are closest.
+
+    Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
+    """
+
+    needed_extras = (POINTS,)
+
+    def __init__(
+        self,
+        blocks: Sequence[BlockInfo],
+        num_classes: int,
+        *,
+        head: InnerHeadConfig = "fcn",
+        channels: Annotated[int, Field(ge=1)] = 256,
+        num_layers: Annotated[int, Field(ge=0)] = 3,
+        num_points: Annotated[int, Field(ge=1)] = 2048,
+        oversampling: Annotated[float, Field(ge=1)] = 3.0,
+        uncertain_share: Annotated[float, Field(ge=0, le=1)] = 0.75,
+        num_subdivisions: Annotated[int, Field(ge=1)] | None = None,
+        num_refined: Annotated[int, Field(ge=1)] = 8192,
+    ) -> None:
+        super().__init__()
+        if len(blocks) < 2:
+            raise ConfigError(
+                f"blocks: found {len(blocks)}; the head 'point_rend' reads two or more: one for points, then those of "
+                "its `head`"
+            )
+        fine, *others = blocks
+        finest = min(block.stride for block in others)
+        if fine.stride > finest:
+            raise ConfigError(
+                f"blocks: found '{fine.name}' at stride {fine.stride} before others at stride {finest}; the head "
+                "'point_rend' wants the finest one first"
+            )
+        with within("head"):
+            self.head: ClassyHead = HEADS.build(head, others, num_classes)
+        if POINTS in self.head.extras:
+            raise ConfigError("head: found a head that refines points itself; expected another one")
+        self.extras = (*self.head.extras, POINTS, COORDINATES)
+        self.mlp = PointMLP(fine.channels, num_classes, channels, num_layers)
+        self.num_points = num_points
+        self.num_candidates = int(oversampling * num_points)
+        self.num_uncertain = int(uncertain_share * num_points)
+        self.num_subdivisions = num_subdivisions or max(1, (finest // fine.stride).bit_length() - 1)
+        self.num_refined = num_refined
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
+        fine, *others = features
+        found = self.head(others)
+        outputs = {LOGITS: found} if isinstance(found, Tensor) else dict(found)
+        coarse = outputs[LOGITS]
+        if not self.training:
+            return self.refined(fine, coarse)
+        coordinates = self.drawn_points(coarse.detach())
+        return {**outputs, POINTS: self.at_points(fine, coarse, coordinates), COORDINATES: coordinates}
+
+    def at_points(self, fine: Tensor, coarse: Tensor, coordinates: Tensor) -> Tensor:
+        """The logits (N, num_classes, P) of the points `coordinates` (N, P, 2)."""
+        return self.mlp(values_at(fine, coordinates), values_at(coarse, coordinates))
+
+    def drawn_points(self, coarse: Tensor) -> Tensor:
+        """The points of a training step, (N, num_points, 2)."""
+        count = len(coarse)
+        candidates = torch.rand(count, self.num_candidates, 2, device=coarse.device)
+        chosen = certainty(values_at(coarse, candidates)).topk(self.num_uncertain, dim=1, largest=False).indices
+        uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        others = torch.rand(count, self.num_points - self.num_uncertain, 2, device=coarse.device)
+        return torch.cat([uncertain, others], 1)
+
+    def refined(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """The logits `coarse` (N, num_classes, h, w) at `2**num_subdivisions` times their height and width."""
+        logits = coarse
+        for _ in range(self.num_subdivisions):
+            height, width = 2 * logits.shape[2], 2 * logits.shape[3]
+            logits = resize_logits(logits, (height, width)).flatten(2)
+            num_refined = torch.sym_min(self.num_refined, height * width)
+            index = certainty(logits.detach()).topk(num_refined, dim=1, largest=False).indices
+            points = self.at_points(fine, coarse, cell_centres(index, height, width))
+            where = index[:, None].expand(-1, logits.shape[1], -1)
+            logits = logits.scatter(2, where, points.to(logits.dtype)).unflatten(2, (height, width))
+        return logits
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """How far the highest of logits (N, C, P) lies above the second: (N, P). With one class, how far from 0 it is."""
+    if logits.shape[1] == 1:
+        return logits[:, 0].abs()
+    highest = logits.topk(2, dim=1).values
+    return highest[:, 0] - highest[:, 1]

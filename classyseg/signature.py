@@ -1,0 +1,118 @@
+"""From the signature of a component to the pydantic model of its config."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Strict, TypeAdapter, ValidationError, create_model
+
+from classyseg.config import ConfigRecord, ConfigTree, explain
+
+
+class ComponentConfig(ConfigRecord):
+    """The config of one component: its `name`, its keyword-only parameters, and the keys of whoever places it."""
+
+    component: ClassVar[type]
+    own_keys: ClassVar[tuple[str, ...]]
+
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments for the component's `__init__`."""
+        return {key: getattr(self, key) for key in self.own_keys}
+
+    def resolved(self) -> dict[str, Any]:
+        """The config as plain values with every default filled in."""
+        return self.model_dump(mode="json")
+
+
+def qualified(component: type) -> str:
+    return f"{component.__module__}.{component.__qualname__}"
+
+
+def own_parameters(component: type) -> dict[str, inspect.Parameter]:
+    """The keyword-only parameters of `component.__init__`: its config.
+
+    Raises: `TypeError` for `**kwargs`, and for a parameter called `name`.
+    """
+    if component.__init__ is object.__init__:  # type: ignore[misc]
+        return {}  # object's takes nothing, though its signature says otherwise
+    parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            raise TypeError(
+                f"{qualified(component)}.__init__ takes **{parameter.name}; list the keyword-only parameters"
+            )
+    own = {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    if "name" in own:
+        raise TypeError(f"{qualified(component)}.__init__: 'name' is the registered name; call the parameter otherwise")
+    return own
+
+
+_derived: dict[Any, type[ComponentConfig]] = {}
+
+
+def derive_config(
+    component: type, name: str, defaults: Mapping[str, Any], placement: Mapping[str, tuple[Any, Any]]
+) -> type[ComponentConfig]:
+    """The pydantic model with a field for each keyword-only parameter of `component` and each key of `placement`.
+
+    `placement` holds annotations and defaults. `defaults` replace them and those of the signature, as the variants of
+    a class do.
+
+    Raises: `ConfigError` for what `defaults` give a key of `placement` and it does not accept; `TypeError` for a
+    parameter without an annotation, and as `own_parameters`.
+    """
+    key = (component, name, tuple(placement))
+    if key in _derived:
+        return _derived[key]
+    own = own_parameters(component)
+    hints = get_type_hints(component.__init__, include_extras=True)  # type: ignore[misc]
+    fields: dict[str, Any] = {"name": (Literal[name], ...), **placement}  # type: ignore[valid-type]
+    for place in [place for place in placement if place in defaults]:
+        fields[place] = (
+            placement[place][0],
+            _checked(placement[place][0], place, defaults, qualified(component), name),
+        )
+    for parameter in own.values():
+        if parameter.name not in hints:
+            raise TypeError(f"{qualified(component)}.__init__: the parameter '{parameter.name}' has no type annotation")
+        default = defaults.get(parameter.name, parameter.default)
+        required = default is inspect.Parameter.empty
+        fields[parameter.name] = (_strict(hints[parameter.name]), ... if required else default)
+    summary = inspect.getdoc(component) or ""
+    model = create_model(
+        f"{component.__name__}Config", __base__=ComponentConfig, __doc__=summary.split("\n\n")[0], **fields
+    )
+    model.component = component
+    model.own_keys = tuple(own)
+    _derived[key] = model
+    return model
+
+
+def _checked(annotation: Any, key: str, defaults: Mapping[str, Any], component: str, name: str) -> Any:
+    """The default of a variant for a key of whoever places it; as it is, for it is validated wherever it is used."""
+    try:
+        TypeAdapter(dict[str, annotation]).validate_python({key: defaults[key]})
+    except ValidationError as error:
+        raise explain(error, ConfigTree({key: defaults[key]}, f"{component}, variant '{name}'")) from None
+    return defaults[key]
+
+
+def _strict(annotation: Any) -> Any:
+    """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true)."""
+    if annotation in (int, float, str, bool):
+        return Annotated[annotation, Strict()]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal:
+        return annotation
+    if origin is Annotated:
+        return Annotated[_strict(arguments[0]), *arguments[1:]]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_strict(argument) for argument in arguments)]  # noqa: UP007 (built at run time)
+    if origin is dict:  # JSON writes every key as text
+        return dict.__class_getitem__((arguments[0], _strict(arguments[1])))
+    return origin[tuple(argument if argument is ... else _strict(argument) for argument in arguments)]
