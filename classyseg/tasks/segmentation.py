@@ -122,12 +122,8 @@ class SegmentationTask(ClassyTask):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
-        _check_head_names(self.model, self.loss, meters)
-        _check_extras(self.model, self.loss)
-        _check_compile(self.model, self.runtime)
+        _check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
         warn_of_compression(self.model, self.runtime)
-        self.loss.choose_main_head(self.model.main_head)
-        check_outputs(self.model, self.loss, self.train_set.num_classes, trains=num_epochs > 0)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
@@ -145,8 +141,6 @@ class SegmentationTask(ClassyTask):
         )
         self._loaders: dict[str, Batches] = {}
         self._feature_cache: FeatureCache | None = None
-        if self.runtime.cache_features is not None:
-            check_frozen(self.model)
         self.hooks = HOOKS.build_each("hooks", hooks)
         _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
 
@@ -187,13 +181,7 @@ class SegmentationTask(ClassyTask):
         classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
         if classes is not None:
             loss.check_num_classes(len(classes))
-        _check_head_names(model, loss, config.meters)  # type: ignore[attr-defined]
-        _check_extras(model, loss)
-        _check_compile(model, config.runtime)  # type: ignore[attr-defined]
-        if config.runtime.cache_features is not None:  # type: ignore[attr-defined]
-            check_frozen(model)
-        loss.choose_main_head(model.main_head)
-        check_outputs(model, loss, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
+        _check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
         meters = config.meters  # type: ignore[attr-defined]
         if classes is not None:
             meters = METERS.build_each("meters", meters, classes, 255)
@@ -453,6 +441,25 @@ def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[s
         if is_checkpoint and hook.best is not None and hook.best not in numbers:
             known = unknown("number of the test record", hook.best, numbers)
             raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
+
+
+def _check_parts(
+    model: ClassyModel,
+    loss: ClassyLoss,
+    meters: Sequence[Any],
+    runtime: RuntimeConfig,
+    num_classes: int,
+    *,
+    trains: bool,
+) -> None:
+    """What a model, a loss and meters ask of each other; tells the loss the main head."""
+    _check_head_names(model, loss, meters)
+    _check_extras(model, loss)
+    _check_compile(model, runtime)
+    if runtime.cache_features is not None:
+        check_frozen(model)
+    loss.choose_main_head(model.main_head)
+    check_outputs(model, loss, num_classes, trains=trains)
 
 
 def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:

@@ -278,7 +278,7 @@ def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) ->
         ({"ignore_index": 1}, "ignore_index: found 1, which is the class 'floor'"),
         ({"classes": ["wall", "wall"]}, "classes: found one name twice"),
         ({"masks": "none"}, "masks: /.*/none: no such folder"),
-        ({"mask_suffix": "_m"}, "/.*/masks: no mask for 8 of 8 images"),
+        ({"mask_suffix": "_m"}, r"/.*/masks: found no mask file; accepted: _m\.png"),
         ({"transforms": ["horizontal_flip", "pad"]}, r"transforms\[1\]: give one of 'size' and 'multiple'"),
         (
             {"transforms": [{"name": "random_scale_crop", "size": [8, 8], "scale": [2.0, 1.0]}]},
