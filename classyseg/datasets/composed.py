@@ -15,7 +15,7 @@ from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import Normalize
+from classyseg.transforms import Normalize, PairTransform
 
 
 class _Composed(ClassyDataset):
@@ -28,11 +28,12 @@ class _Composed(ClassyDataset):
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
-        if any(isinstance(step, Normalize) for part in parts for step in part.transforms):
-            raise ConfigError(
-                "transforms: found 'normalize' in a data set within this one; put it here, after all others, or leave "
-                "it to the task"
-            )
+        for step in (step for part in parts for step in part.transforms):
+            if isinstance(step, Normalize) or (isinstance(step, PairTransform) and step.gives_shares):
+                raise ConfigError(
+                    f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all of "
+                    "them"
+                )
 
     @property
     def seed(self) -> int:

@@ -112,6 +112,19 @@ def test_a_data_set_that_comes_twice_is_augmented_in_two_ways_and_follows_the_se
     assert not torch.equal(first, dataset.sample(0, 5).image)
 
 
-def test_images_normalised_within_are_refused() -> None:
-    with pytest.raises(ConfigError, match="found 'normalize' in a data set within this one"):
-        build_dataset({"name": "subset", "dataset": drawn(4, transforms=["normalize"]), "first": 2})
+@pytest.mark.parametrize(("step", "name"), [("normalize", "Normalize"), ("mix_up", "MixUp")])
+def test_what_a_task_must_know_of_stands_outside(step: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"transforms: found {name} in a data set within this one; put it here"):
+        build_dataset({"name": "subset", "dataset": drawn(4, transforms=[step]), "first": 2})
+    dataset = build_dataset({"name": "subset", "dataset": drawn(4), "first": 2, "transforms": [step]})
+    assert dataset[0].image.shape == (3, 64, 64)
+
+
+def test_mixed_samples_come_from_all_parts() -> None:
+    parts = [drawn(1, name="synthetic_shapes", split=split) for split in ("train", "test")]
+    mixed = {"name": "copy_paste", "probability": 1.0, "classes": [0, 1, 2, 3]}
+    dataset = build_dataset({"name": "concat", "datasets": parts, "transforms": [mixed]})
+    plain = build_dataset({"name": "concat", "datasets": parts})
+    images = [dataset.sample(0, epoch).image for epoch in range(8)]
+    assert any(torch.equal(image, plain[0].image) for image in images)
+    assert any(not torch.equal(image, plain[0].image) for image in images)
