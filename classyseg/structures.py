@@ -24,13 +24,13 @@ class BlockInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its label, or a batch of them.
+    """An image, or a clip of frames, with its label; or a batch of them.
 
-    `image`: (C, H, W), or (N, C, H, W) in a batch; uint8 in 0..255, uint16 in 0..65535 from files of 16 bits, or
-    floating point when a transform normalised it.
+    `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...); uint8 in 0..255, uint16 in 0..65535 from files of
+    16 bits, or floating point when a transform normalised it.
     `target`: a mask (H, W) or (N, H, W) of class indices, or shares of the classes in floating point, as mix-up makes
-    them: (num_classes, H, W) or (N, num_classes, H, W). Of whole images, without H and W. `name` is the file (or the
-    number) the sample comes from, used in messages; a batch holds a tuple of them.
+    them: (num_classes, H, W) or (N, num_classes, H, W). Of whole images and clips, without H and W. `name` is the file
+    (or the number) the sample comes from, used in messages; a batch holds a tuple of them.
     """
 
     image: Tensor
@@ -43,7 +43,7 @@ class Sample:
         )
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
-        """The sample on `device`; masks, which travel in the smallest integer type that holds them, become int64.
+        """The sample on `device`; targets, which travel in the smallest integer type that holds them, become int64.
 
         Shares of classes stay as they are.
         """

@@ -17,7 +17,7 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "io", "downloads", "distributed", "rng"},
+    {"structures", "config", "io", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
     {"registry", "signature", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
@@ -30,6 +30,7 @@ SAME_FLOOR = {
     ("io", "config"),
     ("downloads", "config"),
     ("registry", "signature"),
+    ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),
     ("__main__", "cli"),
 }

@@ -23,6 +23,7 @@ from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.models import row
 from classyseg.cli.train import main as classy_train_main
 from classyseg.config import ConfigTree, WeightsConfig
+from classyseg.datasets import ClipConfig
 from classyseg.io import read_json_lines
 from classyseg.layers import NormalizeConfig, NormConfig
 from classyseg.models.vision_transformer import ConvStemLayer
@@ -36,6 +37,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 RECORDS: dict[str, type[BaseModel]] = {
+    "clips": ClipConfig,
     "conv_stem_layers": ConvStemLayer,
     "dataset": DatasetsConfig,
     "groups": ParameterGroup,

@@ -40,6 +40,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     on_bad_sample: Literal["error", "skip", "replace"] = "error"
     max_bad_samples: float = 0.01
     cache: SampleCache | None = None
+    group_size: int = 1
+    """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -67,6 +69,13 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """Sample `index` in messages."""
         return f"sample {index}" + (f" ({', '.join(map(str, self.files(index)))})" if self.files(index) else "")
 
+    def draw(self, index: int, epoch: int) -> Sample:
+        """What `sample` checks and transforms: the stored sample, unless there are more of them than one epoch takes.
+
+        A pure function of `(seed, epoch, index)`, as `sample` is.
+        """
+        return self.load(index)
+
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index, epoch=0)
 
@@ -77,19 +86,24 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """
         generator = generator_for(self.seed, epoch, index)
         return apply_transforms(
-            self.transforms, self._stored, index, generator, num_samples=len(self), num_classes=self.num_classes
+            self.transforms,
+            lambda i: self._stored(i, epoch),
+            index,
+            generator,
+            num_samples=len(self),
+            num_classes=self.num_classes,
         )
 
-    def _stored(self, index: int) -> Sample:
-        """The checked sample as `load` gives it, from the cache where there is one."""
+    def _stored(self, index: int, epoch: int) -> Sample:
+        """The checked sample as `draw` gives it, from the cache where there is one."""
         if self.cache is None:
-            sample = self.load(index)
+            sample = self.draw(index, epoch)
             self._check(sample)
             return sample
         key = self.cache.key(index, self.files(index))
         found = self.cache.read(key)
         if found is None:
-            found = self.load(index)
+            found = self.draw(index, epoch)
             self._check(found)
             self.cache.store(key, found)
         return found

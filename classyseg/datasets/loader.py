@@ -90,7 +90,7 @@ class EvalBatches:
 
 
 def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
-    """A batch; masks travel as uint8 where their values allow."""
+    """A batch; masks and classes travel as uint8 where their values allow."""
     for sample in samples:
         if isinstance(sample, Failure):
             return sample

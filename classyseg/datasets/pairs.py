@@ -50,7 +50,7 @@ def listed_pairs(
 
 def read_names(path: Path) -> list[str]:
     """The lines of a list of names. Raises: `DataError` for a list that is missing, empty, or names one twice."""
-    names = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
@@ -65,7 +65,7 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     Where the table has a column `split`, the rows that hold `split` there. Raises: `DataError` for a table that is not
     so, and for files that do not exist; `ConfigError` for a split that no row has, or for none where there are some.
     """
-    rows = list(csv.DictReader(_text(table).splitlines()))
+    rows = list(csv.DictReader(read_text(table).splitlines()))
     columns = set(rows[0]) if rows else set()
     wanted = {"image", "mask"} | ({"split"} if split is not None else set())
     if not wanted <= columns:
@@ -121,7 +121,8 @@ def _walk(folder: Path, suffixes: tuple[str, ...], nested: bool) -> Iterator[Pat
             yield from _walk(path, suffixes, nested)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a list or table. Raises: `DataError` for a file that is missing, unreadable or no UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -60,7 +60,7 @@ def apply_transforms(
     sample = load(index)
     for i, transform in enumerate(transforms):
         if not isinstance(transform, PairTransform):
-            sample = transform(sample, generator)
+            sample = _transformed(transform, sample, generator)
             continue
 
         def draw(before: Sequence[ClassyTransform] = transforms[:i]) -> Sample:
@@ -69,3 +69,22 @@ def apply_transforms(
 
         sample = transform.mix(sample, generator, draw, num_classes)
     return sample
+
+
+def _transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
+    """`sample` after `transform`, whatever its form is.
+
+    The target of a whole image stays as it is; in its place, `transform` sees a mask of which every pixel is ignored.
+    The frames of a clip are transformed one by one, all with the same draws.
+    """
+    whole, clip = sample.target.dim() < 2, sample.image.dim() == 4
+    if not whole and not clip:
+        return transform(sample, generator)
+    mask = torch.tensor(transform.ignore_index).expand(sample.image.shape[-2:]) if whole else sample.target
+    state = generator.get_state()
+    results = []
+    for frame in sample.image.unbind(1) if clip else (sample.image,):
+        generator.set_state(state)
+        results.append(transform(sample.replace(image=frame, target=mask), generator))
+    image = torch.stack([result.image for result in results], 1) if clip else results[0].image
+    return sample.replace(image=image, target=sample.target if whole else results[0].target)

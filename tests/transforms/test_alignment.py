@@ -13,6 +13,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform, PairTransform, build_transform
+from classyseg.transforms.classy_transform import apply_transforms
 
 IGNORED = -1
 STEP, CELL = 4, 8
@@ -205,3 +206,23 @@ def test_the_order_of_an_image_in_memory_changes_nothing(config: dict[str, Any])
         one, other = run(transform, apart, seed), run(transform, together, seed)
         assert torch.equal(one.target, other.target), seed
         assert (one.image.float() - other.image.float()).abs().max() <= 1, seed
+
+
+PLAIN = [case for case in cases() if not issubclass(TRANSFORMS.entry(case.values[0]["name"]).component, PairTransform)]
+
+
+@pytest.mark.parametrize("config", PLAIN)
+def test_all_frames_of_a_clip_are_transformed_as_one_image_and_its_class_is_kept(config: dict[str, Any]) -> None:
+    transform, image, label = build(config), cells(SIZES[0]).image, torch.tensor(7)
+    clip = torch.stack([image] * 3, 1)
+
+    def applied(before: Tensor, seed: int) -> Sample:
+        sample = Sample(before, label, "clip.avi")
+        return apply_transforms([transform], lambda _: sample, 0, generator_for(seed), num_samples=1, num_classes=8)
+
+    for seed in range(10):
+        one, frames = applied(image, seed), applied(clip, seed)
+        assert torch.equal(frames.image, one.image[:, None].expand_as(frames.image))
+        assert frames.image.shape[1] == 3
+        assert torch.equal(one.target, label)
+        assert torch.equal(frames.target, label)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.models.weights.paddle_file import read_paddle
-from classyseg.models.weights.pickled import LazyTensor, UnreadableError, dict_of, steps_of
 from classyseg.models.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip
+from classyseg.pickled import LazyTensor, UnreadableError, dict_of, steps_of
 
 MAX_GROWTH = 10
 MAX_SMALL_ARCHIVE = 2**20

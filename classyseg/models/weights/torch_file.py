@@ -12,7 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from classyseg.models.weights.pickled import (
+from classyseg.pickled import (
     Constructor,
     Ignored,
     LazyTensor,

@@ -1,4 +1,4 @@
-"""Pickles read as data: an interpreter of the few instructions that files of weights need.
+"""Pickles read as data: an interpreter of the few instructions that files of weights and numbers need.
 
 Nothing that a file names is imported or called: a name stays a text, and only the constructors that the format's
 reader passes are ever run.
@@ -28,7 +28,7 @@ Constructor = Callable[..., Any]
 
 
 class UnreadableError(ValueError):
-    """Why a file cannot be read as weights; the message has no path yet."""
+    """Why a file cannot be read; the message has no path yet."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class _Machine:
     def named(self, module: Any, name: Any) -> None:
         text = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "what has no name"
         if text not in self.constructors:
-            raise UnreadableError(f"it wants to run {text[:80]}, and weights run nothing; expected a state dict")
+            raise UnreadableError(f"it wants to run {text[:80]}, and data runs nothing; expected numbers by name")
         self.push(Named(text))
 
     def construct(self, _argument: Any) -> None:

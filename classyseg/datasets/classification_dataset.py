@@ -1,0 +1,51 @@
+"""Images and clips with one class each: the base of such data sets, and of those that store an image file a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from classyseg.config import DataError
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.files import read_image
+from classyseg.structures import Sample
+
+NO_CLASS = -1
+
+
+class ClassificationDataset(ClassyDataset):
+    """Samples whose target is a class index, (), or `ignore_index` where the class is unknown.
+
+    `load` gives an image (C, H, W), or a clip (C, T, H, W), uint8.
+    """
+
+    ignore_index = NO_CLASS
+
+    def _check(self, sample: Sample) -> None:
+        label = int(sample.target)
+        if label != self.ignore_index and not 0 <= label < self.num_classes:
+            raise DataError(
+                f"{sample.name}: its class is {label}; accepted: 0 to {self.num_classes - 1}, and {self.ignore_index} "
+                "for no class"
+            )
+
+
+class LabelledFiles(ClassificationDataset):
+    """Image files with the class of each."""
+
+    def __init__(self, files: Sequence[tuple[str, int]], transforms: Sequence[Any] = ()) -> None:
+        super().__init__(transforms)
+        self.labelled = list(files)
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (Path(self.labelled[index][0]),)
+
+    def load(self, index: int) -> Sample:
+        path, label = self.labelled[index]
+        return Sample(read_image(Path(path), exif=self.exif), torch.tensor(label), path)

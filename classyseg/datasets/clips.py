@@ -1,0 +1,133 @@
+"""Clips of videos: which frames they are, and how many samples a set of videos gives."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, Strict
+from torch import Tensor
+
+from classyseg.config import ConfigError, ConfigRecord
+from classyseg.datasets.classification_dataset import ClassificationDataset
+from classyseg.datasets.video_files import VideoInfo
+from classyseg.rng import generator_for
+from classyseg.structures import Sample
+
+Sampling = Literal["random", "even"]
+Count = Annotated[int, Strict(), Field(ge=1)]
+
+CLIPS = -2
+"""The third integer of the generator that draws the clips of a video, which no sample index equals."""
+
+
+class ClipConfig(ConfigRecord):
+    """Which clips a video gives: `frames` that follow each other at `frame_rate`, `per_video` of all that there are.
+
+    Clips begin at every `step`-th frame. Without a `frame_rate`, frames are taken as they come.
+    """
+
+    frames: Count
+    per_video: Count = 1
+    step: Count = 1
+    frame_rate: Annotated[float, Strict(), Field(gt=0)] | None = None
+
+
+def frame_step(rate: float | None, wanted: float | None) -> Fraction:
+    """How many frames of a video with `rate` frames a second one frame at the `wanted` rate stands for."""
+    return Fraction(1) if rate is None or wanted is None else Fraction(rate) / Fraction(wanted)
+
+
+def num_resampled(num_frames: int, step: Fraction) -> int:
+    """How many frames are left of `num_frames` where one is taken at every `step`, as torchvision counts them."""
+    return math.ceil(num_frames / step) if step.denominator == 1 else math.floor(num_frames / step)
+
+
+def num_clips(num_frames: int, clips: ClipConfig) -> int:
+    """How many clips a video of `num_frames` resampled frames has: 0 where it is shorter than one."""
+    return max(0, (num_frames - clips.frames) // clips.step + 1)
+
+
+def even_clip(i: int, count: int, available: int) -> int:
+    """The number of the i-th of `count` clips that are spread evenly over the `available` ones."""
+    return i * (available - 1) // (count - 1) if count > 1 else 0
+
+
+class Clips(ClassificationDataset):
+    """Clips (3, T, H, W) of videos with one class each.
+
+    `random`, for training: of each video up to `per_video` different clips, drawn anew in every epoch. `even`, for
+    testing: `per_video` clips of each, from its first to its last, some twice where it has not so many; they follow
+    each other, and stay together in batches.
+
+    A subclass gives `read_frames`.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[tuple[str, int, VideoInfo]],
+        clips: ClipConfig,
+        sampling: Sampling,
+        transforms: Sequence[Any] = (),
+    ) -> None:
+        """`videos` are (name, label, info); those without a clip are left out."""
+        super().__init__(transforms)
+        self.clips = clips
+        self.sampling = sampling
+        self.videos: list[tuple[str, int, Fraction]] = []
+        self.available: list[int] = []
+        longest = 0
+        for name, label, info in videos:
+            if info.rate is None and clips.frame_rate is not None:
+                raise ConfigError(
+                    f"clips.frame_rate: found {clips.frame_rate}, but {name} says no rate of its own, as folders of "
+                    "frames do not; leave it out"
+                )
+            step = frame_step(info.rate, clips.frame_rate)
+            num_frames = num_resampled(info.num_frames, step)
+            longest = max(longest, num_frames)
+            if num_clips(num_frames, clips):
+                self.videos.append((name, label, step))
+                self.available.append(num_clips(num_frames, clips))
+        if not self.videos:
+            raise ConfigError(
+                f"clips.frames: found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
+            )
+        if sampling == "even":
+            self.group_size = clips.per_video
+        self.ends = list(accumulate(map(self._taken, range(len(self.videos)))))
+
+    def _taken(self, video: int) -> int:
+        """How many clips of a video an epoch has."""
+        return self.clips.per_video if self.sampling == "even" else min(self.clips.per_video, self.available[video])
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @abstractmethod
+    def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
+        """Some frames of a video, by rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
+
+    def load(self, index: int) -> Sample:
+        return self.draw(index, epoch=0)
+
+    def draw(self, index: int, epoch: int) -> Sample:
+        video = bisect_right(self.ends, index)
+        number = index - (self.ends[video] - self._taken(video))
+        if self.sampling == "even":
+            clip = even_clip(number, self.clips.per_video, self.available[video])
+        else:
+            generator = generator_for(self.seed, epoch, CLIPS, video)
+            clip = int(torch.randperm(self.available[video], generator=generator)[number])
+        name, label, step = self.videos[video]
+        first = clip * self.clips.step
+        numbers = [math.floor(i * step) for i in range(first, first + self.clips.frames)]
+        return Sample(
+            self.read_frames(name, numbers), torch.tensor(label), f"{name}, frames {numbers[0]} to {numbers[-1]}"
+        )

@@ -1,0 +1,138 @@
+"""Data sets made of others by config: several as one, and a part of one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from classyseg.config import ConfigError, within
+from classyseg.datasets.build import build_dataset, build_datasets
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
+from classyseg.rng import derived_seed, generator_for
+from classyseg.structures import Sample
+from classyseg.transforms import Normalize, PairTransform
+
+
+class _Composed(ClassyDataset):
+    """Samples of other data sets, as these transform them; `transforms` come after theirs."""
+
+    def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
+        first = parts[0]
+        self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
+        self.submission_values, self.group_size = first.submission_values, first.group_size
+        self.parts = list(parts)
+        self.seed = 0
+        super().__init__(transforms)
+        for step in (step for part in parts for step in part.transforms):
+            if isinstance(step, Normalize) or (isinstance(step, PairTransform) and step.gives_shares):
+                raise ConfigError(
+                    f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all of "
+                    "them"
+                )
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._seed = seed
+        for i, part in enumerate(self.parts):
+            part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
+
+    @abstractmethod
+    def locate(self, index: int) -> tuple[ClassyDataset, int]:
+        """The data set and the index in it that sample `index` comes from."""
+
+    def load(self, index: int) -> Sample:
+        part, inner = self.locate(index)
+        return part.load(inner)
+
+    def draw(self, index: int, epoch: int) -> Sample:
+        part, inner = self.locate(index)
+        return part.sample(inner, epoch)
+
+    def _check(self, sample: Sample) -> None:
+        """It has been checked within, before it was transformed."""
+
+
+@DATASETS.register("concat")
+class Concat(_Composed):
+    """All samples of `datasets`, which have the same classes, one data set after the other.
+
+    A data set that is named twice counts twice, and is augmented in two ways.
+    """
+
+    def __init__(
+        self,
+        *,
+        datasets: Annotated[tuple[DatasetConfig, ...], Field(min_length=1)],
+        transforms: tuple[TransformConfig, ...] = (),
+    ) -> None:
+        parts: list[ClassyDataset] = build_datasets("datasets", datasets)
+        for i, part in enumerate(parts):
+            for what in ("classes", "ignore_index", "submission_values", "group_size"):
+                found, wanted = getattr(part, what), getattr(parts[0], what)
+                if found != wanted:
+                    raise ConfigError(
+                        f"datasets[{i}]: its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}"
+                    )
+        super().__init__(parts, transforms)
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def locate(self, index: int) -> tuple[ClassyDataset, int]:
+        i = next(i for i, end in enumerate(self.ends) if index < end)
+        return self.parts[i], index - (self.ends[i] - len(self.parts[i]))
+
+
+@DATASETS.register("subset")
+class Subset(_Composed):
+    """A part of `dataset`, in its order: the `first` so many, `every` so many-th, or a random `share` of them.
+
+    With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
+    the smaller one. Clips of one video count as one, and stay together.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: DatasetConfig,
+        first: Annotated[int, Field(ge=1)] | None = None,
+        every: Annotated[int, Field(ge=1)] | None = None,
+        share: Annotated[float, Field(gt=0, le=1)] | None = None,
+        share_seed: int = 0,
+        rest: bool = False,
+        transforms: tuple[TransformConfig, ...] = (),
+    ) -> None:
+        if [first, every, share].count(None) != 2:
+            raise ConfigError("give one of 'first', 'every' and 'share'")
+        with within("dataset"):
+            whole: ClassyDataset = build_dataset(dataset)
+        super().__init__([whole], transforms)
+        count = len(whole) // self.group_size
+        if first is not None and first > count:
+            raise ConfigError(f"first: found {first}, but the data set has only {count}")
+        if share is not None:
+            order = torch.randperm(count, generator=generator_for(share_seed)).tolist()
+            taken = set(order[: max(1, round(share * count))])
+        else:
+            taken = set(range(0, count, every) if every is not None else range(first or 0))
+        groups = [group for group in range(count) if (group in taken) != rest]
+        if not groups:
+            raise ConfigError("rest: nothing is left; take a smaller part")
+        self.indices = [group * self.group_size + i for group in groups for i in range(self.group_size)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def locate(self, index: int) -> tuple[ClassyDataset, int]:
+        return self.parts[0], self.indices[index]

@@ -1,0 +1,250 @@
+"""Images with one class each: folders, lists, public layouts, drawn ones; through the loader, losses and meters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.losses import build_loss
+from classyseg.meters import build_meter
+
+SAMPLE = Path(__file__).parents[2] / "../shared/data/imagenet_sample"
+
+
+def write_image(path: Path, grey: int = 0, size: tuple[int, int] = (4, 6)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), grey, np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CLASSYSEG_DATA", str(tmp_path))
+    return tmp_path
+
+
+def labels_of(dataset: Any) -> list[int]:
+    return [int(dataset[i].target) for i in range(len(dataset))]
+
+
+# -- folders -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pets(root: Path) -> Path:
+    for grey, name in enumerate(["cat/b.png", "cat/kittens/a.JPG", "dog/a.png", ".cache/x.png"], start=1):
+        write_image(root / "pets" / name, grey)
+    (root / "pets" / "cat" / "notes.txt").write_text("no image", encoding="utf-8")
+    return root / "pets"
+
+
+@pytest.mark.usefixtures("pets")
+def test_an_image_folder_has_the_classes_and_the_order_of_its_folders() -> None:
+    dataset = build_dataset({"name": "image_folder", "root": "pets"})
+    assert dataset.classes == ("cat", "dog")
+    assert labels_of(dataset) == [0, 0, 1]
+    assert [int(dataset[i].image.max()) for i in range(3)] == [1, 2, 3]
+    assert dataset[0].image.shape == (3, 4, 6)
+
+
+@pytest.mark.usefixtures("pets")
+def test_declared_classes_set_the_labels_and_may_be_more() -> None:
+    dataset = build_dataset({"name": "image_folder", "root": "pets", "classes": ["dog", "bird", "cat"]})
+    assert labels_of(dataset) == [2, 2, 0]
+
+
+def test_wrong_image_folders_are_named(pets: Path) -> None:
+    with pytest.raises(ConfigError, match=r"1 folders are no class: cat; known: dog"):
+        build_dataset({"name": "image_folder", "root": "pets", "classes": ["dog"]})
+    with pytest.raises(ConfigError, match="classes: found one name twice"):
+        build_dataset({"name": "image_folder", "root": "pets", "classes": ["dog", "dog"]})
+    (pets / "fish").mkdir()
+    with pytest.raises(DataError, match=r"fish: found no file; accepted: .jpg"):
+        build_dataset({"name": "image_folder", "root": "pets"})
+    with pytest.raises(DataError, match=r"fish: found no folder; expected one for each class"):
+        build_dataset({"name": "image_folder", "root": "pets/fish"})
+    with pytest.raises(ConfigError, match=r"^root: .*no such folder; did you mean 'pets'"):
+        build_dataset({"name": "image_folder", "root": "petz"})
+
+
+# -- public layouts ------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_labels_are_those_of_all_1000_synsets(root: Path) -> None:
+    for name in ("train/n01440764/a.JPEG", "train/n15075141/b.JPEG", "val/n02510455/c.JPEG"):
+        write_image(root / "imagenet" / name)
+    train, val = (build_dataset({"name": "imagenet", "split": split}) for split in ("train", "val"))
+    assert (labels_of(train), labels_of(val)) == ([0, 999], [388])
+    assert [train.classes[i] for i in (0, 388, 999)] == ["tench", "giant panda", "toilet tissue"]
+    assert len(set(train.classes)) == 1000
+    write_image(root / "imagenet" / "val" / "flowers" / "x.JPEG")
+    with pytest.raises(ConfigError, match="folders are no class: flowers; known: n01440764, "):
+        build_dataset({"name": "imagenet", "split": "val"})
+
+
+def test_minc_reads_the_list_of_a_fold(root: Path) -> None:
+    for name in ("brick/brick_000001.jpg", "wood/wood_000007.jpg", "wood/wood_000008.jpg"):
+        write_image(root / "minc-2500" / "images" / name)
+    lists = root / "minc-2500" / "labels"
+    lists.mkdir()
+    (lists / "test2.txt").write_text("images/wood/wood_000007.jpg\nimages/brick/brick_000001.jpg\n", encoding="utf-8")
+    dataset = build_dataset({"name": "minc", "split": "test", "fold": 2})
+    assert [dataset.classes[label] for label in labels_of(dataset)] == ["wood", "brick"]
+    (lists / "train1.txt").write_text("images/wood/wood_000009.jpg\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"train1.txt: names 1 files that do not exist: images/wood/wood_000009.jpg"):
+        build_dataset({"name": "minc", "split": "train"})
+    (lists / "train1.txt").write_text("images/felt/felt_000009.jpg\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"found images/felt/felt_000009.jpg; expected lines such as"):
+        build_dataset({"name": "minc", "split": "train"})
+
+
+# -- lists ---------------------------------------------------------------------------------------------------------
+
+
+PATHS = {"name": "image_paths", "images": "pets", "classes": ["dog", "cat"]}
+
+
+@pytest.mark.usefixtures("pets")
+@pytest.mark.parametrize(
+    ("name", "text", "options"),
+    [
+        ("list.csv", "image,label\ndog/a.png,dog\ncat/b.png,1\n", {}),
+        (
+            "list.csv",
+            "class_index,file\n0,dog/a.png\n1,cat/b.png\n",
+            {"image_column": "file", "label_column": "class_index"},
+        ),
+        ("list.txt", "dog/a.png dog\n\ncat/b.png\t1\n", {}),
+    ],
+)
+def test_a_list_names_images_and_classes(root: Path, name: str, text: str, options: dict[str, str]) -> None:
+    (root / name).write_text(text, encoding="utf-8")
+    dataset = build_dataset({**PATHS, "table": name, **options})
+    assert [(Path(str(dataset[i].name)).name, int(dataset[i].target)) for i in (0, 1)] == [("a.png", 0), ("b.png", 1)]
+
+
+@pytest.mark.usefixtures("pets")
+def test_a_config_may_list_images_itself() -> None:
+    assert labels_of(build_dataset({**PATHS, "paths": ["dog/a.png", "cat/b.png"], "labels": [0, "cat"]})) == [0, 1]
+
+
+@pytest.mark.usefixtures("pets")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give one of 'table' and 'paths'"),
+        ({"paths": ["dog/a.png"]}, "labels: found 0 for 1 paths"),
+        ({"paths": ["dog/a.png"], "labels": [2]}, r"the class of dog/a.png is '2'; accepted: 0 to 1, or dog, cat"),
+        ({"paths": ["dog/c.png"], "labels": [0]}, r"paths: names 1 files not in .*pets: dog/c.png"),
+        ({"table": "bad.csv"}, r"bad.csv: found the columns image, class; the first line must name image and label"),
+        ({"table": "bad.txt"}, r"bad.txt, line 1: found 'dog/a.png'; expected a path, a space and a class"),
+        ({"table": "none.txt"}, "none.txt: no such file"),
+        ({"table": "empty.txt"}, "empty.txt: an empty list"),
+    ],
+)
+def test_wrong_lists_are_errors(root: Path, options: dict[str, Any], message: str) -> None:
+    (root / "bad.csv").write_text("image,class\ndog/a.png,dog\n", encoding="utf-8")
+    (root / "bad.txt").write_text("dog/a.png\n", encoding="utf-8")
+    (root / "empty.txt").write_text("\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        build_dataset({**PATHS, **options})
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="needs ../shared/data/imagenet_sample")
+def test_the_imagenet_sample_is_read_with_imagenets_labels() -> None:
+    columns = {"image_column": "file", "label_column": "class_name"}
+    table = str((SAMPLE / "labels.csv").resolve())
+    dataset = build_dataset(
+        {
+            "name": "image_paths",
+            "images": str((SAMPLE / "images").resolve()),
+            "classes": ImageNet.classes,
+            "table": table,
+        }
+        | columns
+        | {"transforms": [{"name": "resize", "size": [32, 32]}, "horizontal_flip"]}
+    )
+    assert [label for _, label in dataset.labelled] == list(range(1000))
+    (batch, *_) = make_loader(dataset, EvalBatches(1000, 300), workers=0)
+    assert batch.image.shape == (300, 3, 32, 32)
+    assert batch.target.dtype == torch.int64  # above 255
+    assert batch.target.tolist() == list(range(300))
+
+
+# -- drawn ---------------------------------------------------------------------------------------------------------
+
+
+def test_drawn_images_show_their_class_in_the_share_that_was_asked_for() -> None:
+    dataset = build_dataset({"name": "synthetic_image", "split": "train", "size": [8, 10], "class_ratio": 0.25})
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert all(
+        s.image.shape == (3, 8, 10) and s.image[1 - s.target].max() == 0 < s.image[s.target].max() for s in samples
+    )
+    assert 0.2 < np.mean(labels_of(dataset)) < 0.3
+    test = build_dataset({"name": "synthetic_image", "split": "test", "size": [8, 10]})
+    assert not torch.equal(test[0].image[2], dataset[0].image[2])
+
+
+def test_a_stream_goes_on_in_the_next_epoch() -> None:
+    stream = {"name": "synthetic_image_streaming", "split": "train", "num_samples": 4, "size": [4, 4]}
+    whole = build_dataset({"name": "synthetic_image", "split": "train", "num_samples": 6, "size": [4, 4]})
+    dataset = build_dataset({**stream, "length": 6})
+    names = [[dataset.sample(i, epoch).name for i in range(4)] for epoch in (0, 1, 3)]
+    assert names == [[f"train {i}" for i in order] for order in ((0, 1, 2, 3), (4, 5, 0, 1), (0, 1, 2, 3))]
+    assert torch.equal(dataset.sample(1, 1).image, whole[5].image)
+    repeated = build_dataset(stream)
+    assert [repeated.sample(i, 1).name for i in range(4)] == names[0]
+    with pytest.raises(ConfigError, match="length: found 3; accepted: 4"):
+        build_dataset({**stream, "length": 3})
+
+
+# -- together ------------------------------------------------------------------------------------------------------
+
+
+def test_transforms_of_masks_leave_a_class_alone() -> None:
+    drawn = {"name": "synthetic_image", "split": "train", "num_samples": 20}
+    plain = build_dataset(drawn)
+    steps = [{"name": "random_scale_crop", "size": [24, 32]}, "horizontal_flip", {"name": "pad", "multiple": 20}]
+    dataset = build_dataset({**drawn, "transforms": steps})
+    assert labels_of(dataset) == labels_of(plain)
+    assert dataset[0].image.shape == (3, 40, 40)
+    assert torch.equal(dataset.sample(3, 1).image, dataset.sample(3, 1).image)
+    assert not torch.equal(dataset.sample(3, 1).image, dataset.sample(3, 2).image)
+
+
+def test_a_class_that_does_not_exist_is_an_error(root: Path) -> None:
+    write_image(root / "a.png")
+    dataset = build_dataset({"name": "image_paths", "images": ".", "classes": ["x"], "paths": ["a.png"], "labels": [0]})
+    dataset.labelled = [(str(root / "a.png"), 3)]
+    with pytest.raises(DataError, match=r"a.png: its class is 3; accepted: 0 to 0, and -1 for no class"):
+        list(make_loader(dataset, EvalBatches(1, 1), workers=0))
+
+
+def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
+    drawn = {"name": "synthetic_image", "size": [8, 8], "transforms": ["horizontal_flip"]}
+    train, test = (build_dataset({**drawn, "split": split, "num_samples": 64}) for split in ("train", "test"))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    loss = build_loss("cross_entropy", train.ignore_index)
+    accuracy = build_meter({"name": "accuracy", "topk": [1, 2]}, train.classes, train.ignore_index)
+    optimizer = torch.optim.SGD(model.parameters(), lr=2)
+    batches = TrainBatches(len(train), 16, seed=0)
+    loader = make_loader(train, batches, workers=0)
+    for batches.epoch in range(10):
+        for batch in loader:
+            arrived = batch.to(torch.device("cpu"), channels_last=True)
+            assert (arrived.target.dtype, arrived.target.shape) == (torch.int64, (16,))
+            optimizer.zero_grad()
+            loss(model(arrived.image / 255), arrived.target).backward()
+            optimizer.step()
+    for batch in make_loader(test, EvalBatches(len(test), 24), workers=0):
+        arrived = batch.to(torch.device("cpu"))
+        accuracy.update(model(arrived.image / 255), arrived.target)
+    assert accuracy.compute() == {"accuracy_top_1": 1.0, "accuracy_top_2": 1.0}
