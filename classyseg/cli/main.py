@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from classyseg.cli import models, train
+from classyseg.cli import data, models, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("overrides", nargs="*", metavar="key=value")
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
+
+    data.add_arguments(commands.add_parser("data", help="check, count and show the images and masks of a config"))
 
     listing = commands.add_parser("models", help="list the models, plugins' included")
     models.add_arguments(listing)

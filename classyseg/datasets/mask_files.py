@@ -29,7 +29,15 @@ class MaskFiles(ClassyDataset):
 
     def load(self, index: int) -> Sample:
         image, mask = self.pairs[index]
-        return Sample(read_image(image), self.read_labels(mask), str(mask))
+        return Sample(self.read_image(image), self.labels(index), str(mask))
+
+    def read_image(self, path: Path) -> Tensor:
+        """An image file, (C, H, W). Raises: `DataError`, naming the file."""
+        return read_image(path)
+
+    def labels(self, index: int) -> Tensor:
+        """The labels of sample `index`, (H, W) int64. Raises: `DataError`, naming the file."""
+        return self.read_labels(self.pairs[index][1])
 
     def read_labels(self, path: Path) -> Tensor:
         """The labels of a mask file, (H, W) int64. Raises: `DataError`, naming the file."""

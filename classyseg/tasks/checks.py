@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import ClassyDataset
+from classyseg.datasets.doctor import check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import ComponentConfig
@@ -21,8 +23,30 @@ from classyseg.transforms import Normalize
 
 log = logging.getLogger(__name__)
 
+SHORT_LOOK = "a look at some samples; `classyseg data check CONFIG` looks at all"
 PROBE_SIZE = 256
 """The side of the images on the `meta` device by which the shapes of logits are found."""
+
+
+SAMPLES = 8
+"""How many samples of each data set are looked at before the first step."""
+
+
+def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
+    """A short look at a few samples, as `classyseg data check` looks at all; the same ones whenever a run starts.
+
+    Logs warnings that hold for every sample. Raises: `DataError` with all faults and how to mend them.
+    """
+    places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
+    diagnosis = check_data(places, samples=SAMPLES, max_files=2)
+    faults = diagnosis.faults
+    if faults:
+        text = "\n".join(line for finding in faults for line in finding.lines())
+        raise DataError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
+    sizes = {summary.name: summary.num_samples for summary in diagnosis.summaries}
+    for finding in diagnosis.findings:
+        if finding.count == sizes[finding.place]:
+            log.warning("%s\n(%s)", "\n".join(finding.lines()), SHORT_LOOK)
 
 
 def check_logits(model: ClassyModel, num_classes: int) -> None:

@@ -45,6 +45,7 @@ from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
     check_logits,
+    check_samples,
     declared_metrics,
     joined_files,
     joined_metrics,
@@ -200,6 +201,9 @@ class SegmentationTask(ClassyTask):
     # -- the parts at work -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
+        with distributed.failing_together():
+            if distributed.is_primary():
+                check_samples(self._data_sets())
         self.runtime.apply()
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
