@@ -73,6 +73,16 @@ def _workers(arguments: argparse.Namespace) -> int:
     return wanted if wanted > 1 else 0
 
 
+def _print(text: str) -> None:
+    """A reader that has seen enough (`| head`) changes neither what is done nor the exit code."""
+    from classyseg.io import discard_output
+
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard_output()
+
+
 # -- check ---------------------------------------------------------------------------------------------------------
 
 
@@ -83,10 +93,9 @@ def _check(arguments: argparse.Namespace) -> int:
         data_sets(arguments), workers=_workers(arguments), samples=arguments.samples, max_files=arguments.files
     )
     if arguments.json:
-        print(json.dumps(_check_json(diagnosis), indent=2, ensure_ascii=False))
+        _print(json.dumps(_check_json(diagnosis), indent=2, ensure_ascii=False))
     else:
-        for line in _check_text(diagnosis):
-            print(line)
+        _print("\n".join(_check_text(diagnosis)))
     return FAULTS_FOUND if diagnosis.faults else 0
 
 
@@ -161,9 +170,9 @@ def _stats(arguments: argparse.Namespace) -> int:
             pass
         records[name] = _stats_json(summary)
         if not arguments.json:
-            print("\n".join(_stats_text(summary, records[name])), end="\n\n")
+            _print("\n".join([*_stats_text(summary, records[name]), ""]))
     if arguments.json:
-        print(json.dumps(records, indent=2, ensure_ascii=False))
+        _print(json.dumps(records, indent=2, ensure_ascii=False))
     return 0
 
 

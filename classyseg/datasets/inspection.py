@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,6 @@ from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
 from classyseg.datasets.label_map import UnknownValueError
-from classyseg.datasets.loader import _start_worker
 from classyseg.datasets.mask_files import MaskFiles
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         batch_size=None,
         num_workers=workers,
         collate_fn=_unchanged,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_start,
         generator=torch.Generator(),
     )
     yield from loader
@@ -94,6 +94,11 @@ class _Inspected(Dataset[Facts]):
         return inspect(self.dataset, index)
 
 
+def _start(worker: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
+
+
 def _unchanged(facts: Any) -> Any:
     return facts
 
@@ -103,13 +108,17 @@ def inspect(dataset: ClassyDataset, index: int) -> Facts:
     facts = Facts(index)
     facts.image, facts.mask = sample_names(dataset, index)
     image, labels = _read_files(facts, dataset) if isinstance(dataset, MaskFiles) else _load(facts, dataset)
+    _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, labels))
+    return facts
+
+
+def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Tensor | None) -> None:
     if image is not None:
         _look_at_image(facts, image)
     if labels is not None:
         _look_at_labels(facts, labels, dataset)
     if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape:
         _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
-    return facts
 
 
 def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
@@ -165,7 +174,8 @@ def _exif_orientation(path: Path) -> int:
     """1 where there is none, or none that can be read, which reading the pixels will tell."""
     try:
         with Image.open(path) as image:
-            return int(image.getexif().get(ORIENTATION, 1))
+            found = image.getexif().get(ORIENTATION, 1)
+            return found if found in range(1, 9) else 1
     except Exception:  # the reader of the pixels says what is wrong
         return 1
 

@@ -91,3 +91,15 @@ def test_a_run_is_the_same_with_and_without_the_look(monkeypatch: pytest.MonkeyP
     without = trained()
     assert with_look
     assert all(torch.equal(with_look[key], without[key]) for key in without)
+
+
+def test_a_data_set_that_lets_bad_samples_pass_is_not_refused_for_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = drawn_tree(tmp_path)
+    FAULTS["masks_that_count_from_1"].plant(tree)
+    sets = built(tree)
+    for dataset in sets.values():
+        dataset.on_bad_sample = "skip"
+    check_samples(sets)
+    assert "fault: dataset.train: the masks hold 1 to 2" in caplog.text  # for it holds for all
