@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from classyseg.datasets.folder import Folder
-from classyseg.datasets.label_map import spans
+from classyseg.datasets.label_map import color_text, spans
 from classyseg.datasets.summary import DataSummary
 
 MANY = 8
@@ -32,10 +32,14 @@ def label_pattern(summary: DataSummary) -> Pattern | None:
         return _silent_pattern(summary)
     if not isinstance(dataset, Folder):
         return _foreign(summary)
+    labels = (dataset.color_map or dataset.label_map).labels
+    given = sorted(set(summary.strange) & set(labels.values()))
+    if given:
+        return _beyond(summary, labels, given, "label_map" if dataset.color_map is None else "color_map")
     if dataset.color_map is not None:
         return _colors_beside(summary)
     if dataset.has_label_map:
-        return _beside_label_map(summary, dataset.label_map.labels)
+        return _beside_label_map(summary, labels)
     return _numbers(summary)
 
 
@@ -97,14 +101,19 @@ def _numbers(summary: DataSummary) -> Pattern:
     )
 
 
-def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
-    """Of a folder with a label map: it gives numbers that are no class, or does not name a value."""
+def _beyond(summary: DataSummary, labels: Mapping[int, int], given: list[int], key: str) -> Pattern:
+    """Of a folder whose map gives numbers that are no class."""
     classes, ignored = summary.dataset.num_classes, summary.dataset.ignore_index
-    given = sorted(set(summary.strange) & set(labels.values()))
-    if given:
-        keys = [value for value, label in labels.items() if label in given]
-        found = f"label_map maps {spans(keys)} to {spans(given)}, the classes are 0 to {classes - 1}"
-        return Pattern("label_map_beyond", found, f"map to 0 to {classes - 1}, or to {ignored} to ignore a value")
+    sources = [value for value, label in labels.items() if label in given]
+    shown = spans(sources) if key == "label_map" else ", ".join(map(color_text, sources))
+    found = f"{key} maps {shown} to {spans(given)}, the classes are 0 to {classes - 1}"
+    mend = f"map to 0 to {classes - 1}, or to {ignored} to ignore a value"
+    return Pattern(f"{key}_beyond", found, mend)
+
+
+def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
+    """Of a folder with a label map that does not name a value."""
+    ignored = summary.dataset.ignore_index
     missing = list(summary.strange)[:MANY]
     return Pattern(
         "unknown_values",

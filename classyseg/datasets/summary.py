@@ -108,8 +108,9 @@ class DataSummary:
 
     def value_text(self, value: int) -> str:
         """A value of a mask file as its data set writes it: a number, or a colour."""
-        colors = isinstance(self.dataset, Folder) and self.dataset.color_map is not None
-        return color_text(value) if colors else str(value)
+        color_map = self.dataset.color_map if isinstance(self.dataset, Folder) else None
+        is_color = color_map is not None and value not in color_map.labels.values()
+        return color_text(value) if is_color else str(value)
 
     # -- what the sums say -------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import ClassyDataset, build_dataset
-from classyseg.datasets.doctor import check_data, spread
+from classyseg.datasets.doctor import PAIR_MENDS, PROBLEMS, check_data, spread
 from classyseg.datasets.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.structures import Sample
@@ -245,6 +246,25 @@ def test_a_listed_name_without_files_leaves_the_panoptic_segments_with_their_ima
     assert [fault.kind for fault in faults] == ["missing_image"]
     assert len(rest) == 1
     assert torch.equal(rest.load(0).target, whole.load(1).target)
+
+
+def test_the_page_of_the_doctor_lists_every_kind_of_finding() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (fault|warning) \|", text, re.MULTILINE)
+    documented = {kind: severity for cell, severity in rows for kind in re.findall(r"`(\w+)`", cell)}
+    planted = {fault.kind: fault.severity for fault in FAULTS.values()}
+    others = {"missing_file", "listed_twice", "sample_unreadable", "other_classes"}
+    assert documented == planted | dict.fromkeys(others, "fault")
+    assert documented.keys() >= PROBLEMS.keys() | PAIR_MENDS.keys()
+
+
+def test_a_name_that_is_twice_in_a_list_is_found_and_read_once(tmp_path: Path) -> None:
+    label_trees.image(tmp_path / "JPEGImages/a.png")
+    label_trees.mask(tmp_path / "SegmentationClass/a.png", 0, 3)
+    label_trees.names(tmp_path / "ImageSets/Segmentation/val.txt", "a", "a")
+    diagnosis = check_data({"x": {"name": "pascal_voc", "split": "val", "root": str(tmp_path)}})
+    assert [finding.kind for finding in diagnosis.faults] == ["listed_twice"]
+    assert diagnosis.summaries[0].num_samples == 1
 
 
 def test_a_sample_of_a_set_is_evenly_spread() -> None:
