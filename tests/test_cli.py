@@ -279,8 +279,11 @@ def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
         assert "usage: classyseg" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
-    listing = f"{sys.executable} -m classyseg config schema"
+@pytest.mark.parametrize(
+    "arguments", ["config schema", "data check task_configs/quickstart.yaml --samples 2 --workers 0 --json"]
+)
+def test_a_reader_that_has_seen_enough_is_no_error(arguments: str, tmp_path: Path) -> None:
+    listing = f"{sys.executable} -m classyseg {arguments}"
     command = ["bash", "-c", f"set -o pipefail; {listing} | head -n 1 > /dev/null"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

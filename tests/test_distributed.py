@@ -202,20 +202,20 @@ def test_a_batch_that_two_processes_cannot_share_is_refused_naming_the_nearest(t
     assert "6 or 8" in job[0].text
 
 
-def folder_with_a_wrong_mask(root: Path, wrong: int) -> dict[str, str]:
-    """Eight images; the mask number `wrong` holds a label that no class has."""
+def folder_with_a_wrong_mask(root: Path, wrong: int, count: int) -> dict[str, str]:
+    """`count` images; the mask number `wrong`, which the look before the first step misses, holds an unknown label."""
     folders = {"images": root / "images", "masks": root / "masks"}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    for i in range(8):
-        Image.fromarray(np.full((32, 32, 3), 30 * i, np.uint8)).save(folders["images"] / f"{i}.png")
+    for i in range(count):
+        Image.fromarray(np.full((32, 32, 3), 10 * i, np.uint8)).save(folders["images"] / f"{i:02d}.png")
         mask = np.full((32, 32), 77 if i == wrong else i % 2, np.uint8)
-        Image.fromarray(mask).save(folders["masks"] / f"{i}.png")
+        Image.fromarray(mask).save(folders["masks"] / f"{i:02d}.png")
     return {name: str(folder) for name, folder in folders.items()}
 
 
 def test_wrong_data_in_one_process_ends_a_torchrun_job_naming_the_file(tmp_path: Path) -> None:
-    data = folder_with_a_wrong_mask(tmp_path / "data", wrong=3)
+    data = folder_with_a_wrong_mask(tmp_path / "data", wrong=3, count=16)
     changes = {
         "dataset.train": {"name": "folder", **data, "classes": ["a", "b"]},
         "dataset.test": None,
@@ -225,22 +225,20 @@ def test_wrong_data_in_one_process_ends_a_torchrun_job_naming_the_file(tmp_path:
 
     log = (tmp_path / "log").read_text()
     assert code != 0
-    assert str(Path(data["masks"]) / "3.png") in log or str(Path(data["images"]) / "3.png") in log, log
+    assert str(Path(data["masks"]) / "03.png") in log or str(Path(data["images"]) / "03.png") in log, log
     assert "77" in log
     assert log.count("error: ") == 1
     assert "RuntimeError" not in log  # of processes that lose the connection
 
 
 def test_a_wrong_last_test_image_that_only_one_process_has_ends_both(tmp_path: Path) -> None:
-    data = folder_with_a_wrong_mask(tmp_path / "data", wrong=6)
-    for folder in data.values():
-        (Path(folder) / "7.png").unlink()  # one process has 4 of the 7 images, the other 3
+    data = folder_with_a_wrong_mask(tmp_path / "data", wrong=14, count=15)  # one process has 8 images, the other 7
     dataset = {"name": "folder", **data, "classes": ["a", "b"]}
     config = write_config(tmp_path, {"num_epochs": 0, "batch_size": 2, "dataset": {"train": dataset, "test": dataset}})
     job = start_job(["--config", config, "--output", tmp_path / "run"], tmp_path)
 
     assert wait_for_all(job) == [2, 2]
-    assert job[0].text.count("6.png: its mask holds the labels 77") == 1
+    assert job[0].text.count("14.png: its mask holds the labels 77") == 1
     assert job[1].text == ""
 
 

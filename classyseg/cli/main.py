@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 
-from classyseg.cli import models, prepare, train
+from classyseg.cli import data, models, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,8 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
 
-    data = commands.add_parser("data", help="get public data sets")
-    prepare.add_command(data.add_subparsers(required=True, metavar="ACTION"))
+    data.add_arguments(commands.add_parser("data", help="get public data sets; check, count, show those of configs"))
 
     listing = commands.add_parser("models", help="list the models, plugins' included")
     models.add_arguments(listing)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from classyseg.config import DataError, within
 from classyseg.datasets.coco import entries_of, read_annotations
@@ -15,7 +16,6 @@ from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import listed_pairs
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
-from classyseg.structures import Sample
 
 CATEGORY_IDS, CLASSES, PALETTE = label_table("coco_panoptic")
 LABELS = {category: i for i, category in enumerate(CATEGORY_IDS)}
@@ -49,17 +49,20 @@ class CocoPanoptic(MaskFiles):
         self._source = source = folder / "annotations" / f"panoptic_{split}2017.json"
         with entries_of(source):
             names, self._ids, self._labels, self._ends = _segments(source)
-        super().__init__(listed_pairs(names, images, masks), transforms)
+        pairs = listed_pairs(names, images, masks)
+        present = {image.stem for image, _ in pairs}
+        self._rows = [row for row, name in enumerate(names) if name in present]
+        super().__init__(pairs, transforms)
 
     def files(self, index: int) -> tuple[Path, ...]:
         return (*self.pairs[index], self._source)
 
-    def load(self, index: int) -> Sample:
-        image, mask = self.pairs[index]
-        mine = slice(self._ends[index], self._ends[index + 1])
+    def labels(self, index: int) -> Tensor:
+        mask, row = self.pairs[index][1], self._rows[index]
+        mine = slice(self._ends[row], self._ends[row + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))
         label_map = LabelMap({0: self.ignore_index} | segments, text=str)
-        return Sample(self.read_image(image), label_map(segment_ids(mask), mask), str(mask))
+        return label_map(segment_ids(mask), mask)
 
 
 def segment_ids(path: Path) -> Any:

@@ -19,6 +19,14 @@ Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min
 
 
+class UnknownValueError(DataError):
+    """A mask holds values that no label stands for; `pixels` counts those of each value."""
+
+    def __init__(self, message: str, pixels: Mapping[int, int]) -> None:
+        super().__init__(message)
+        self.pixels = dict(pixels)
+
+
 class LabelMap:
     """Which label each value of a mask file stands for, applied to all values at once.
 
@@ -63,13 +71,14 @@ class LabelMap:
     def _check(self, values: Array, unknown: npt.NDArray[np.bool_], place: object) -> None:
         if not unknown.any():
             return
-        found = np.unique(values[unknown]).tolist()
+        found, counts = (part.tolist() for part in np.unique(values[unknown], return_counts=True))
         shown = ", ".join(map(self.text or str, found[:MAX_LISTED])) + (", ..." if len(found) > MAX_LISTED else "")
         known = ", ".join(map(self.text, self.labels)) if self.text else spans(self.labels)
-        raise DataError(
-            f"{place}: its mask holds the values {shown} ({int(unknown.sum())} pixels), which the data set's label map "
-            f"does not know; known: {known}"
+        message = (
+            f"{place}: its mask holds the values {shown} ({sum(counts)} pixels), which the data set's label map does "
+            f"not know; known: {known}"
         )
+        raise UnknownValueError(message, dict(zip(found, counts, strict=True)))
 
 
 def spans(numbers: Iterable[int]) -> str:

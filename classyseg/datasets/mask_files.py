@@ -31,7 +31,7 @@ class MaskFiles(ClassyDataset):
 
     def load(self, index: int) -> Sample:
         image, mask = self.pairs[index]
-        return Sample(self.read_image(image), self.read_labels(mask), str(mask))
+        return Sample(self.read_image(image), self.labels(index), str(mask))
 
     def files(self, index: int) -> tuple[Path, ...]:
         return self.pairs[index]
@@ -39,6 +39,10 @@ class MaskFiles(ClassyDataset):
     def read_image(self, path: Path) -> Tensor:
         """An image file, (C, H, W) uint8 or uint16. Raises: `DataError`, naming the file."""
         return read_image(path, channels=self.channels, bits=self.bits, exif=self.exif)
+
+    def labels(self, index: int) -> Tensor:
+        """The labels of sample `index`, (H, W) int64. Raises: `DataError`, naming the file."""
+        return self.read_labels(self.pairs[index][1])
 
     def read_labels(self, path: Path) -> Tensor:
         """The labels of a mask file, (H, W) int64. Raises: `DataError`, naming the file."""

@@ -4,12 +4,45 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 Pair = tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class PairFault:
+    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere."""
+
+    kind: str
+    message: str
+    files: tuple[str, ...]
+
+
+_collected: ContextVar[list[PairFault] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collecting_pair_faults() -> Iterator[list[PairFault]]:
+    """For whoever wants to see the rest, too: inside, files without a partner are left out and listed, no errors."""
+    faults: list[PairFault] = []
+    token = _collected.set(faults)
+    try:
+        yield faults
+    finally:
+        _collected.reset(token)
+
+
+def _fault(kind: str, message: str, files: Sequence[str]) -> None:
+    faults = _collected.get()
+    if faults is None:
+        raise DataError(message)
+    faults.append(PairFault(kind, message, tuple(files)))
 
 
 def matched_pairs(
@@ -25,14 +58,17 @@ def matched_pairs(
     masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
     alone = [str(path) for name, path in by_name.items() if name not in masks_by_name]
     if alone:
-        raise DataError(
+        _fault(
+            "missing_mask",
             f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {_some(alone)}; the mask of "
-            f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format)"
+            f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format)",
+            alone,
         )
     unused = [str(path) for name, path in masks_by_name.items() if name not in by_name]
     if unused:
-        raise DataError(f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}")
-    return [(path, masks_by_name[name]) for name, path in by_name.items()]
+        message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}"
+        _fault("missing_image", message, unused)
+    return [(path, masks_by_name[name]) for name, path in by_name.items() if name in masks_by_name]
 
 
 def listed_pairs(
@@ -44,8 +80,9 @@ def listed_pairs(
     for folder, found, what in ((images, by_name, "image"), (masks, masks_by_name, "mask")):
         missing = [name for name in names if name not in found]
         if missing:
-            raise DataError(f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {_some(missing)}")
-    return [(by_name[name], masks_by_name[name]) for name in names]
+            message = f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {_some(missing)}"
+            _fault(f"missing_{what}", message, missing)
+    return [(by_name[name], masks_by_name[name]) for name in names if name in by_name and name in masks_by_name]
 
 
 def read_names(path: Path) -> list[str]:
@@ -55,8 +92,8 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise DataError(f"{path}: names {_some(twice)} more than once")
-    return names
+        _fault("listed_twice", f"{path}: names {_some(twice)} more than once", twice)
+    return list(dict.fromkeys(names))
 
 
 def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> list[Pair]:
@@ -82,8 +119,8 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     pairs = [(images / (row["image"] or ""), masks / (row["mask"] or "")) for row in rows]
     missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
     if missing:
-        raise DataError(f"{table}: names {len(missing)} files that do not exist: {_some(missing)}")
-    return pairs
+        _fault("missing_file", f"{table}: names {len(missing)} files that do not exist: {_some(missing)}", missing)
+    return [pair for pair in pairs if not missing or all(path.is_file() for path in pair)]
 
 
 def files_by_name(
@@ -97,8 +134,9 @@ def files_by_name(
             continue
         name = name.removesuffix(ending)
         if name in found:
-            raise DataError(f"{folder}: two {what} files of one name: {found[name].name} and {path.name}")
-        found[name] = path
+            message = f"{folder}: two {what} files of one name: {found[name].name} and {path.name}"
+            _fault("same_name", message, [str(found[name]), str(path)])
+        found.setdefault(name, path)
     if not found:
         raise DataError(
             f"{folder}: found no {what} file{' in any subfolder' if nested else ''}; accepted: "

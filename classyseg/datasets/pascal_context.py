@@ -56,6 +56,6 @@ class PascalContext(MaskFiles):
         with within("masks"):
             mask_folder = data_folder(str(folder / masks))
         pairs = listed_pairs(names, images, mask_folder, mask_suffixes=(".mat", *MASK_SUFFIXES))
-        if pairs[0][1].suffix == ".mat":
+        if pairs and pairs[0][1].suffix == ".mat":
             require_scipy(pairs[0][1])
         super().__init__(pairs, transforms)

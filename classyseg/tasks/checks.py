@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, DataError, unknown
+from classyseg.datasets import ClassyDataset
+from classyseg.datasets.doctor import check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
+from classyseg.models.feature_cache import check_frozen
 from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.tasks.runtime import RuntimeConfig
@@ -23,8 +26,32 @@ from classyseg.transforms import Normalize, PairTransform
 
 log = logging.getLogger(__name__)
 
+SHORT_LOOK = "a look at some samples; `classyseg data check CONFIG` looks at all"
 PROBE_SIZE = 256
 """The side of the images on the `meta` device by which the shapes of logits are found."""
+
+
+NUM_SAMPLES = 8
+"""How many samples of each data set are looked at before the first step."""
+
+
+def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
+    """A short look at a few samples, as `classyseg data check` looks at all; the same ones whenever a run starts.
+
+    Logs warnings that hold for every sample. Raises: `DataError` with all faults and how to mend them, but for those of
+    data sets whose `on_bad_sample` lets them pass, which are counted when they come.
+    """
+    places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
+    diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2)
+    policies = {place: dataset.on_bad_sample for place, dataset in places.items()}
+    faults = [finding for finding in diagnosis.faults if policies[finding.place] == "error"]
+    if faults:
+        text = "\n".join(line for finding in faults for line in finding.lines())
+        raise DataError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
+    sizes = {summary.name: summary.num_samples for summary in diagnosis.summaries}
+    for finding in diagnosis.findings:
+        if finding.count == sizes[finding.place]:
+            log.warning("%s\n(%s)", "\n".join(finding.lines()), SHORT_LOOK)
 
 
 def check_outputs(model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool) -> None:
@@ -207,3 +234,49 @@ def joined_files(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], mai
 
 def _text(normalize: NormalizeConfig) -> str:
     return f"mean {list(normalize.mean)} and std {list(normalize.std)}"
+
+
+def check_parts(
+    model: ClassyModel,
+    loss: ClassyLoss,
+    meters: Sequence[Any],
+    runtime: RuntimeConfig,
+    num_classes: int,
+    *,
+    trains: bool,
+) -> None:
+    """What a model, a loss and meters ask of each other; tells the loss the main head."""
+    _check_head_names(model, loss, meters)
+    _check_extras(model, loss)
+    check_compile(model, runtime)
+    if runtime.cache_features is not None:
+        check_frozen(model)
+    loss.choose_main_head(model.main_head)
+    check_outputs(model, loss, num_classes, trains=trains)
+
+
+def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:
+    """Raises: `ConfigError` for a head that the loss or a meter names and the model does not have."""
+    in_eval = [name for name in model.heads if name not in model.train_only_heads]
+    if not in_eval:
+        raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
+    for place, name in loss.named_outputs():
+        if name not in model.output_names:
+            raise ConfigError(f"{place}: '{name}': {unknown('head', name, model.output_names)}")
+    for i, meter in enumerate(meters):
+        head = getattr(meter, "head", None)
+        if head is not None and head not in in_eval:
+            raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
+
+
+def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for a head that needs a loss of its extras, where no loss reads them."""
+    parts = [part for part in loss.modules() if isinstance(part, ClassyLoss)]
+    for name, head in model.heads.items():
+        for extra in () if name in model.train_only_heads else head.needed_extras:  # type: ignore[union-attr]
+            output = f"{name}.{extra}"
+            if not any(extra in part.extras and (part.heads is None or output in part.heads) for part in parts):
+                raise ConfigError(
+                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                )

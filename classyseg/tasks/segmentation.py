@@ -33,7 +33,7 @@ from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchr
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
-from classyseg.models.feature_cache import FeatureCache, check_frozen
+from classyseg.models.feature_cache import FeatureCache
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import (
     HOOKS,
@@ -52,8 +52,8 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
-    check_compile,
-    check_outputs,
+    check_parts,
+    check_samples,
     check_targets,
     clips_in_a_batch,
     declared_metrics,
@@ -131,7 +131,7 @@ class SegmentationTask(ClassyTask):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
         self.loss.check_num_classes(self.train_set.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
-        _check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
+        check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
         warn_of_compression(self.model, self.runtime)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
@@ -186,7 +186,7 @@ class SegmentationTask(ClassyTask):
         classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
         if classes is not None:
             loss.check_num_classes(len(classes))
-        _check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
+        check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
         meters = config.meters  # type: ignore[attr-defined]
         if classes is not None:
             meters = METERS.build_each("meters", meters, classes, 255)
@@ -206,6 +206,9 @@ class SegmentationTask(ClassyTask):
     # -- the parts at work -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
+        with distributed.failing_together():
+            if distributed.is_primary():
+                check_samples(self._data_sets())
         self.runtime.apply()
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
@@ -452,49 +455,3 @@ def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[s
         if is_checkpoint and hook.best is not None and hook.best not in numbers:
             known = unknown("number of the test record", hook.best, numbers)
             raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
-
-
-def _check_parts(
-    model: ClassyModel,
-    loss: ClassyLoss,
-    meters: Sequence[Any],
-    runtime: RuntimeConfig,
-    num_classes: int,
-    *,
-    trains: bool,
-) -> None:
-    """What a model, a loss and meters ask of each other; tells the loss the main head."""
-    _check_head_names(model, loss, meters)
-    _check_extras(model, loss)
-    check_compile(model, runtime)
-    if runtime.cache_features is not None:
-        check_frozen(model)
-    loss.choose_main_head(model.main_head)
-    check_outputs(model, loss, num_classes, trains=trains)
-
-
-def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:
-    """Raises: `ConfigError` for a head that the loss or a meter names and the model does not have."""
-    in_eval = [name for name in model.heads if name not in model.train_only_heads]
-    if not in_eval:
-        raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
-    for place, name in loss.named_outputs():
-        if name not in model.output_names:
-            raise ConfigError(f"{place}: '{name}': {unknown('head', name, model.output_names)}")
-    for i, meter in enumerate(meters):
-        head = getattr(meter, "head", None)
-        if head is not None and head not in in_eval:
-            raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
-
-
-def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for a head that needs a loss of its extras, where no loss reads them."""
-    parts = [part for part in loss.modules() if isinstance(part, ClassyLoss)]
-    for name, head in model.heads.items():
-        for extra in () if name in model.train_only_heads else head.needed_extras:  # type: ignore[union-attr]
-            output = f"{name}.{extra}"
-            if not any(extra in part.extras and (part.heads is None or output in part.heads) for part in parts):
-                raise ConfigError(
-                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
-                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
-                )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
-from classyseg.tasks import SegmentationTask
+from classyseg.tasks import SegmentationTask, segmentation
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_task
@@ -301,8 +301,9 @@ def test_a_data_set_that_cannot_be_built_is_named_by_its_path(
     ("wrong", "message"), [({"value": 7}, "labels 7"), ({"size": (16, 32)}, "must be of one size")]
 )
 def test_wrong_data_ends_the_run_naming_the_file(
-    wrong: dict[str, Any], message: str, workers: int, tmp_path: Path
+    wrong: dict[str, Any], message: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(segmentation, "check_samples", lambda data_sets: None)  # which would find it first
     data = folder_data(tmp_path, ["wall", "floor"], **wrong)
     task = tiny_task({**SMALL, "dataset.train": data, "dataset.test": None, "runtime.workers": workers})
 

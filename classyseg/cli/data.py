@@ -1,0 +1,240 @@
+"""`classyseg data`: what is wrong with the images and masks of a config, what they are like, how they look."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from classyseg.cli import prepare
+
+if TYPE_CHECKING:
+    from classyseg.datasets.doctor import Diagnosis
+    from classyseg.datasets.summary import DataSummary
+
+FAULTS_FOUND = 2
+MAX_WORKERS = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    prepare.add_command(actions)
+    check = actions.add_parser(
+        "check",
+        help="find what is wrong with images and masks, and how to mend it",
+        epilog="Exit codes: 0 no fault; 2 faults, or something you wrote is wrong; 1 else. Warnings alone give 0.",
+    )
+    check.add_argument("--files", type=_positive, default=5, metavar="N", help="files listed for each finding (5)")
+    check.set_defaults(run=_check)
+    stats = actions.add_parser("stats", help="mean and std, frequencies and weights of classes, sizes of images")
+    stats.set_defaults(run=_stats)
+    sheet = actions.add_parser("sheet", help="draw samples with their masks and a legend into a PNG")
+    sheet.add_argument("--output", required=True, metavar="OUT.png")
+    sheet.set_defaults(run=_sheet)
+    for command in (check, stats, sheet):
+        command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON")
+        command.add_argument("--split", metavar="NAME", help="one data set of the config, such as train (default: all)")
+        samples = "so many samples, evenly spread" + (" (12)" if command is sheet else " (default: all)")
+        command.add_argument("--samples", type=_positive, metavar="N", help=samples)
+        command.add_argument(
+            "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, ./data)"
+        )
+        command.add_argument("overrides", nargs="*", metavar="key=value")
+    for command in (check, stats):
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: one a core)")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; 1 or more are accepted")
+    return number
+
+
+def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The configs of the data sets by their places, such as `dataset.train`. Raises: `ConfigError`."""
+    from classyseg.config import ConfigError, load_config, unknown
+    from classyseg.io import DATA_ROOT_VARIABLE, find_task_config
+    from classyseg.registry import TASKS
+
+    if arguments.data_root is not None:
+        os.environ[DATA_ROOT_VARIABLE] = arguments.data_root
+    config = TASKS.validate(load_config(find_task_config(arguments.config), arguments.overrides))
+    found = {name: data for name, data in config.dataset if data is not None}  # type: ignore[attr-defined]
+    if arguments.split is not None:
+        if arguments.split not in found:
+            raise ConfigError(f"--split {arguments.split}: {unknown('data set of the config', arguments.split, found)}")
+        found = {arguments.split: found[arguments.split]}
+    return {f"dataset.{name}": data for name, data in found.items()}
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    cores = len(os.sched_getaffinity(0))
+    wanted = min(cores, MAX_WORKERS) if arguments.workers is None else arguments.workers
+    return wanted if wanted > 1 else 0
+
+
+def _print(text: str) -> None:
+    """A reader that has seen enough (`| head`) changes neither what is done nor the exit code."""
+    from classyseg.io import discard_output
+
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        discard_output()
+
+
+# -- check ---------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from classyseg.datasets.doctor import check_data
+
+    diagnosis = check_data(
+        data_sets(arguments), workers=_workers(arguments), samples=arguments.samples, max_files=arguments.files
+    )
+    if arguments.json:
+        _print(json.dumps(_check_json(diagnosis), indent=2, ensure_ascii=False))
+    else:
+        _print("\n".join(_check_text(diagnosis)))
+    return FAULTS_FOUND if diagnosis.faults else 0
+
+
+def _check_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    sets = {
+        summary.name: {
+            "samples": summary.num_samples,
+            "of": len(summary.dataset),
+            "classes": list(summary.class_rows()),
+        }
+        for summary in diagnosis.summaries
+    }
+    return {"data_sets": sets, "findings": [finding.as_json() for finding in diagnosis.findings]}
+
+
+def _check_text(diagnosis: Diagnosis) -> Iterator[str]:
+    for summary in diagnosis.summaries:
+        yield from (*_heading(summary), *_class_table(summary), "")
+    for finding in diagnosis.findings:
+        yield from (*finding.lines(), "")
+    faults = len(diagnosis.faults)
+    warnings = len(diagnosis.findings) - faults
+    yield f"{_counted(faults, 'fault')}, {_counted(warnings, 'warning')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _heading(summary: DataSummary) -> Iterator[str]:
+    of = "" if summary.num_samples == len(summary.dataset) else f" of {len(summary.dataset):,}"
+    yield f"{summary.name}: {summary.num_samples:,}{of} samples, {summary.dataset.num_classes} classes"
+
+
+def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str]:
+    rows = [["", "class", "pixels", "share", "masks", *(["weight"] if weights else [])]]
+    for row in summary.class_rows():
+        cells = [str(row["label"]), row["name"], f"{row['pixels']:,}", _percent(row["share"]), f"{row['masks']:,}"]
+        rows.append([*cells, *([_number(row["weight"])] if weights else [])])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        padded = [
+            cell.ljust(width) if i == 1 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        yield "  " + "  ".join(padded).rstrip()
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.3%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+# -- stats ---------------------------------------------------------------------------------------------------------
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from classyseg.config import DataError
+    from classyseg.datasets.doctor import built, looked_at
+    from classyseg.datasets.summary import DataSummary
+
+    records: dict[str, Mapping[str, Any]] = {}
+    for name, config in data_sets(arguments).items():
+        dataset, findings = built(name, config)
+        if dataset is None:
+            raise DataError(findings[-1].message)
+        summary = DataSummary(name, dataset, max_files=1)
+        for _ in looked_at(summary, samples=arguments.samples, workers=_workers(arguments)):
+            pass
+        records[name] = _stats_json(summary)
+        if not arguments.json:
+            _print("\n".join([*_stats_text(summary, records[name]), ""]))
+    if arguments.json:
+        _print(json.dumps(records, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _stats_json(summary: DataSummary) -> dict[str, Any]:
+    return {
+        "samples": summary.num_samples,
+        "of": len(summary.dataset),
+        "with_problems": summary.num_samples - summary.num_sound,
+        "mean": summary.mean,
+        "std": summary.std,
+        "classes": list(summary.class_rows()),
+        "sizes": summary.size_rows(),
+    }
+
+
+def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str]:
+    yield from _heading(summary)
+    if record["with_problems"]:
+        yield f"  {record['with_problems']:,} of them have problems and may be left out: see `classyseg data check`"
+    yield from _class_table(summary, weights=True)
+    mean, std, weights = (
+        ", ".join(_number(value) for value in values)
+        for values in (record["mean"], record["std"], [row["weight"] for row in record["classes"][:-1]])
+    )
+    yield "  config lines:"
+    yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
+    yield f"    class_weights: [{weights}]  # of the loss; median frequency"
+    if sizes := record["sizes"]:
+        sides = (
+            f"{side} {sizes['smallest'][axis]} to {sizes['largest'][axis]} (median {sizes['median'][axis]})"
+            for axis, side in enumerate(("width", "height"))
+        )
+        yield f"  sizes: {sizes['different']:,} different; {', '.join(sides)}"
+        often = (f"{' x '.join(map(str, row['size']))} ({row['images']:,})" for row in sizes["most_frequent"])
+        yield f"  most frequent: {', '.join(often)}"
+
+
+# -- sheet ---------------------------------------------------------------------------------------------------------
+
+
+def _sheet(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from classyseg.config import ConfigError, DataError
+    from classyseg.datasets.contact_sheet import contact_sheet
+    from classyseg.datasets.doctor import built, spread
+
+    found = data_sets(arguments)
+    output = Path(arguments.output)
+    if output.suffix.lower() != ".png":
+        raise ConfigError(f"--output {output}: a sheet is a PNG; name it so")
+    for name, config in found.items():
+        dataset, findings = built(name, config)
+        if dataset is None:
+            raise DataError(findings[-1].message)
+        path = output if len(found) == 1 else output.with_stem(f"{output.stem}_{name.removeprefix('dataset.')}")
+        try:
+            contact_sheet(dataset, spread(len(dataset), arguments.samples or 12)).save(path)
+        except OSError as error:
+            raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
+        print(path)
+    return 0

@@ -1,0 +1,132 @@
+"""A page of samples to look at: images beside their masks, and what the colours mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from classyseg.config import DataError
+from classyseg.datasets.classy_dataset import ClassyDataset, Color
+from classyseg.datasets.inspection import sample_names
+
+CELL = 240
+"""The longest side of an image on the sheet."""
+MARGIN, LINE = 8, 16
+OPACITY = 0.55
+IGNORED: Color = (255, 255, 255)
+UNKNOWN: Color = (255, 0, 255)
+TEXT: Color = (20, 20, 20)
+WRONG: Color = (190, 0, 0)
+
+
+def contact_sheet(dataset: ClassyDataset, indices: Sequence[int], *, columns: int = 3) -> Image.Image:
+    """The samples `indices`, each as it is and under its mask, with a legend of the classes that occur in them.
+
+    Ignored pixels are white, labels that no class has magenta. A sample that cannot be shown gives its error instead.
+    """
+    cells, labels = [], set[int]()
+    for index in indices:
+        cell, found = _cell(dataset, index)
+        cells.append(cell)
+        labels |= found
+    columns = max(1, min(columns, len(cells)))
+    width = columns * (2 * CELL + 2 * MARGIN) + MARGIN
+    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    legend = _legend(dataset, labels, width)
+    height = sum(max(cell.height for cell in row) + MARGIN for row in rows) + MARGIN + legend.height
+    sheet = Image.new("RGB", (width, height), "white")
+    y = MARGIN
+    for row in rows:
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (MARGIN + column * (2 * CELL + 2 * MARGIN), y))
+        y += max(cell.height for cell in row) + MARGIN
+    sheet.paste(legend, (0, y))
+    return sheet
+
+
+def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
+    """A sample with its name above it, 2 CELL wide, and the labels that it holds."""
+    name = sample_names(dataset, index)[0].rsplit("/", 1)[-1]
+    try:
+        sample = dataset.load(index)
+        pair = [_picture(sample.image), _painted(dataset, sample.image, sample.target)]
+    except (DataError, ValueError) as error:
+        return _text_cell(name, str(error)), set()
+    height = max(picture.height for picture in pair)
+    cell = Image.new("RGB", (2 * CELL + MARGIN, LINE + height), "white")
+    ImageDraw.Draw(cell).text((0, 0), _fitting(name, 2 * CELL), fill=TEXT, font=_font())
+    for i, picture in enumerate(pair):
+        cell.paste(picture, (i * (CELL + MARGIN), LINE))
+    return cell, set(sample.target.unique().tolist())
+
+
+def _picture(image: Tensor) -> Image.Image:
+    """An image (C, H, W) in the size of a cell; the first three channels, or the first alone."""
+    channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    picture = Image.fromarray(channels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    return picture.resize(_size(picture.size), Image.Resampling.BILINEAR)
+
+
+def _painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
+    """The image under the colours of its mask, each in the size of a cell, whatever sizes the two have."""
+    colors = np.array([*dataset.palette, IGNORED, UNKNOWN], np.uint8)
+    labels = mask.numpy()
+    places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)
+    places = np.where(labels == dataset.ignore_index, len(colors) - 2, places)
+    painted = Image.fromarray(colors[places])
+    painted = painted.resize(_size(painted.size), Image.Resampling.NEAREST)
+    return Image.blend(_picture(image).resize(painted.size), painted, OPACITY)
+
+
+def _size(size: tuple[int, int]) -> tuple[int, int]:
+    scale = CELL / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _text_cell(name: str, text: str) -> Image.Image:
+    words, lines = f"{name}: {text}".split(), [""]
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if _font().getlength(longer) <= 2 * CELL:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    cell = Image.new("RGB", (2 * CELL + MARGIN, LINE * (len(lines) + 1)), "white")
+    for i, line in enumerate(lines):
+        ImageDraw.Draw(cell).text((0, i * LINE), _fitting(line, 2 * CELL), fill=WRONG, font=_font())
+    return cell
+
+
+def _legend(dataset: ClassyDataset, labels: set[int], width: int) -> Image.Image:
+    """A box of colour and the name for each of `labels`."""
+    known = range(dataset.num_classes)
+    entries = [(dataset.palette[i], f"{i} {dataset.classes[i]}") for i in sorted(labels) if i in known]
+    if dataset.ignore_index in labels:
+        entries.append((IGNORED, f"{dataset.ignore_index} ignored"))
+    strange = sorted(label for label in labels if label not in known and label != dataset.ignore_index)
+    if strange:
+        entries.append((UNKNOWN, f"no class: {', '.join(map(str, strange[:5]))}{', ...' if len(strange) > 5 else ''}"))
+    step = max((int(_font().getlength(text)) for _, text in entries), default=0) + 3 * LINE
+    per_row = max(1, (width - MARGIN) // max(1, step))
+    legend = Image.new("RGB", (width, (-(-len(entries) // per_row)) * (LINE + 4) + MARGIN), "white")
+    draw = ImageDraw.Draw(legend)
+    for i, (color, text) in enumerate(entries):
+        x, y = MARGIN + i % per_row * step, i // per_row * (LINE + 4)
+        draw.rectangle((x, y, x + LINE, y + LINE - 2), fill=color, outline=TEXT)
+        draw.text((x + LINE + 6, y), text, fill=TEXT, font=_font())
+    return legend
+
+
+def _fitting(text: str, width: int) -> str:
+    """The end of a text, where a file's name tells most."""
+    while text and _font().getlength(text) > width:
+        text = text[1:]
+    return text
+
+
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(12)

@@ -1,0 +1,250 @@
+"""What every stored sample of a data set shows when it is looked at alone: the facts behind `classyseg data`."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from classyseg.config import DataError
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
+from classyseg.datasets.label_map import UnknownValueError
+from classyseg.datasets.mask_files import MaskFiles
+
+T = TypeVar("T")
+
+ORIENTATION = 0x0112
+"""The EXIF tag that tells viewers to turn an image; 1 is upright, 5 to 8 swap width and height."""
+MAX_COLORS = 64
+MAX_BINS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file: its `kind`, the file, and a text that tells what was found."""
+
+    kind: str
+    file: str
+    text: str
+
+
+@dataclass
+class Facts:
+    """One sample: its files, what is wrong with it, and numbers to add up.
+
+    `size` is (width, height), `area` the number of values of one channel, `scale` what stands for white; `sums` and
+    `squares` are of each channel's values. `pixels` counts the pixels of each label, `unknown` those of values that the
+    label map does not know, `colors` those of a mask's colours where it holds colours by mistake. `image_digest` and
+    `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as numbers
+    of objects are.
+    """
+
+    index: int
+    image: str = ""
+    mask: str = ""
+    problems: list[Problem] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    area: int = 0
+    scale: int = 255
+    sums: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    image_digest: bytes | None = None
+    mask_digest: bytes | None = None
+    pixels: dict[int, int] = field(default_factory=dict)
+    unknown: dict[int, int] = field(default_factory=dict)
+    colors: dict[int, int] = field(default_factory=dict)
+    counts_up: bool = False
+
+    def add(self, kind: str, file: str, text: str) -> None:
+        self.problems.append(Problem(kind, file, text))
+
+
+def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int) -> Iterator[Facts]:
+    """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
+
+    Memory does not grow with their number; nothing is drawn from a global generator.
+    """
+    loader: DataLoader[Facts] = DataLoader(
+        _Inspected(dataset),
+        sampler=indices,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_start,
+        generator=torch.Generator(),
+    )
+    yield from loader
+
+
+class _Inspected(Dataset[Facts]):
+    def __init__(self, dataset: ClassyDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Facts:
+        return inspect(self.dataset, index)
+
+
+def _start(worker: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
+
+
+def _unchanged(facts: Any) -> Any:
+    return facts
+
+
+def inspect(dataset: ClassyDataset, index: int) -> Facts:
+    """What sample `index` shows. Raises nothing that the sample is to blame for: that is one of its `problems`."""
+    facts = Facts(index)
+    facts.image, facts.mask = sample_names(dataset, index)
+    image, labels = _read_files(facts, dataset) if isinstance(dataset, MaskFiles) else _load(facts, dataset)
+    _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, labels))
+    return facts
+
+
+def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Tensor | None) -> None:
+    if image is not None:
+        _look_at_image(facts, image)
+    if labels is not None:
+        _look_at_labels(facts, labels, dataset)
+    if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape:
+        _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
+
+
+def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
+    """The files of the image and the mask, or the number of the sample where the data set does not tell files."""
+    if isinstance(dataset, MaskFiles):
+        image, mask = dataset.pairs[index]
+        return str(image), str(mask)
+    return f"sample {index}", f"sample {index}"
+
+
+def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | None:
+    """What `read` gives; None, and a problem of that kind, where it fails."""
+    try:
+        return read()
+    except DataError as error:
+        facts.add(kind, file, str(error).removeprefix(f"{file}: "))
+    except Exception as error:  # decoders and plugins raise what they like; the other samples are to be looked at, too
+        facts.add(kind, file, f"cannot be read ({type(error).__name__}: {error})")
+    return None
+
+
+def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
+    sample = _guarded(facts, "sample_unreadable", facts.image, lambda: dataset.load(facts.index))
+    if sample is None:
+        return None, None
+    facts.image = facts.mask = str(sample.name or facts.image)
+    return sample.image, sample.target
+
+
+def _read_files(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor | None]:
+    image_path, mask_path = dataset.pairs[facts.index]
+    orientation = _exif_orientation(image_path)
+    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.read_image(image_path))
+    if orientation != 1 and dataset.exif == "refuse":
+        facts.problems = [problem for problem in facts.problems if "EXIF" not in problem.text]  # said once
+        text = f"EXIF orientation {orientation}: viewers turn it, its pixels and its mask are read as they are stored"
+        facts.add("exif_rotation", facts.image, text)
+    labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
+    if facts.problems and facts.problems[-1].kind == "mask_unreadable":
+        facts.problems[-1] = _look_at_wrong_mask(facts, mask_path, facts.problems[-1])
+    return image, labels
+
+
+def _known_labels(facts: Facts, dataset: MaskFiles) -> Tensor | None:
+    try:
+        return dataset.labels(facts.index)
+    except UnknownValueError as error:
+        facts.unknown = error.pixels
+        return None
+
+
+def _exif_orientation(path: Path) -> int:
+    """1 where there is none, or none that can be read, which reading the pixels will tell."""
+    try:
+        with Image.open(path) as image:
+            found = image.getexif().get(ORIENTATION, 1)
+            return found if found in range(1, 9) else 1
+    except Exception:  # the reader of the pixels says what is wrong
+        return 1
+
+
+def _look_at_wrong_mask(facts: Facts, path: Path, problem: Problem) -> Problem:
+    """`problem` with a kind that tells more, where the file can be decoded and still is no mask of this data set."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.format == "JPEG":
+                return Problem("lossy_mask", problem.file, problem.text)
+            if image.mode in MASK_MODES:
+                return Problem("index_mask", problem.file, problem.text)
+            if image.mode not in COLOR_MODES:
+                return Problem("mask_mode", problem.file, problem.text)
+        found, counts = np.unique(read_colors(path), return_counts=True)
+        most = counts.argsort()[::-1][:MAX_COLORS]
+        facts.colors = dict(zip(found[most].tolist(), counts[most].tolist(), strict=True))
+        return Problem("color_mask", problem.file, problem.text)
+    except Exception:  # a broken file, of which `problem` tells
+        return problem
+
+
+def _look_at_image(facts: Facts, image: Tensor) -> None:
+    values = image.contiguous().numpy()
+    facts.size = (image.shape[-1], image.shape[-2])
+    flat = values.reshape(len(values), -1)
+    kind = np.int64 if flat.dtype.kind in "ui" else np.float64
+    facts.area = flat.shape[1]
+    facts.scale = np.iinfo(flat.dtype).max if flat.dtype.kind in "ui" else 1
+    facts.sums = flat.sum(1, dtype=kind).tolist()
+    facts.squares = np.einsum("ij,ij->i", flat, flat, dtype=kind, casting="unsafe").tolist()
+    facts.image_digest = _digest(values)
+    if facts.area > 1 and all(facts.area * s == t * t for s, t in zip(facts.squares, facts.sums, strict=True)):
+        facts.add("blank_image", facts.image, f"every pixel is {flat[:, 0].tolist()}")
+
+
+def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> None:
+    facts.pixels = _count(labels)
+    facts.mask_digest = _digest(labels.contiguous().numpy())
+    found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
+    gaps = set(range(max(found, default=0) + 1)) - {*found, dataset.ignore_index}
+    facts.counts_up = len(found) > dataset.num_classes and found[0] == 0 and not gaps
+    if labels.dim() < 2:
+        return
+    if not found:
+        facts.add("unlabelled", facts.mask, f"every pixel is {dataset.ignore_index}, ignored")
+    elif len(facts.pixels) == 1 and labels.numel() > 1 and found[0] in range(dataset.num_classes):
+        facts.add("blank_mask", facts.mask, f"every pixel is {found[0]}, '{dataset.classes[found[0]]}'")
+
+
+def _compare_sizes(facts: Facts, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    swapped = image == mask[::-1]
+    text = f"the image is {image[0]} x {image[1]} pixels, its mask {mask[0]} x {mask[1]}"
+    facts.add("size_swapped" if swapped else "size_mismatch", facts.image, text)
+
+
+def _count(labels: Tensor) -> dict[int, int]:
+    """How many pixels each label has."""
+    flat = labels.reshape(-1)
+    if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < MAX_BINS:
+        counts = torch.bincount(flat)
+        return {label: int(counts[label]) for label in counts.nonzero().flatten().tolist()}
+    found, counted = flat.unique(return_counts=True)
+    return dict(zip(found.tolist(), counted.tolist(), strict=True))
+
+
+def _digest(values: Any) -> bytes:
+    """16 bytes that depend on the shape, the type and all values of an array."""
+    state = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
+    state.update(np.ascontiguousarray(values).data)
+    return state.digest()

@@ -1,0 +1,174 @@
+"""What the samples of a data set add up to: labels, sizes, colours, and tallies of what is wrong."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.folder import Folder
+from classyseg.datasets.inspection import Facts
+from classyseg.datasets.label_map import color_text
+
+MAX_VALUES = 1000
+"""How many values that are no labels are told apart; a broken 16-bit mask alone may hold 65,536."""
+
+
+@dataclass
+class Tally:
+    """How often something was found, and where the first times, as (file, what was found in it)."""
+
+    count: int = 0
+    places: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, file: str, text: str, limit: int) -> None:
+        self.count += 1
+        if len(self.places) < limit:
+            self.places.append((file, text))
+
+
+class DataSummary:
+    """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
+
+    `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
+    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
+    """
+
+    def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
+        self.name, self.dataset, self.max_files = name, dataset, max_files
+        self.num_samples = 0
+        self.num_sound = 0
+        self.num_masks = 0
+        self.pixels: Counter[int] = Counter()
+        self.masks: Counter[int] = Counter()
+        self.beside: Counter[int] = Counter()
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.problems: dict[str, Tally] = {}
+        self.strange: dict[int, Tally] = {}
+        self.strange_masks = Tally()
+        self.masks_that_count_up = 0
+        self.colors: Counter[int] = Counter()
+        self._area = 0
+        self._scale = 255
+        self._sums: list[float] = []
+        self._squares: list[float] = []
+
+    def add(self, facts: Facts) -> None:
+        self.num_samples += 1
+        self.num_sound += not facts.problems and not facts.unknown
+        for problem in facts.problems:
+            self.problems.setdefault(problem.kind, Tally()).add(problem.file, problem.text, self.max_files)
+        if facts.size is not None:
+            self.sizes[facts.size] += 1
+            self._add_colors(facts)
+        for color, count in facts.colors.items():
+            if color in self.colors or len(self.colors) < MAX_VALUES:
+                self.colors[color] += count
+        if facts.pixels or facts.unknown:
+            self._add_labels(facts)
+
+    def _add_colors(self, facts: Facts) -> None:
+        if self._sums and (len(self._sums), self._scale) != (len(facts.sums), facts.scale):
+            return  # images of other numbers of channels or bits have no mean in common
+        self._scale = facts.scale
+        self._area += facts.area
+        before = zip(self._sums or [0] * len(facts.sums), facts.sums, strict=True)
+        self._sums = [old + new for old, new in before]
+        before = zip(self._squares or [0] * len(facts.squares), facts.squares, strict=True)
+        self._squares = [old + new for old, new in before]
+
+    def _add_labels(self, facts: Facts) -> None:
+        dataset = self.dataset
+        self.num_masks += 1
+        classes = {label: count for label, count in facts.pixels.items() if 0 <= label < dataset.num_classes}
+        every_pixel = sum(facts.pixels.values())
+        for label, count in facts.pixels.items():
+            if label in classes or label == dataset.ignore_index:
+                self.pixels[label] += count
+                self.masks[label] += 1
+                self.beside[label] += every_pixel
+        others = {
+            label: n for label, n in facts.pixels.items() if label not in classes and label != dataset.ignore_index
+        }
+        strange = others | facts.unknown
+        if not strange:
+            return
+        self.masks_that_count_up += facts.counts_up
+        shown = ", ".join(map(self.value_text, list(strange)[:5])) + (", ..." if len(strange) > 5 else "")
+        self.strange_masks.add(facts.mask, f"{shown} ({sum(strange.values()):,} pixels)", self.max_files)
+        for value, count in strange.items():
+            if value not in self.strange and len(self.strange) >= MAX_VALUES:
+                continue
+            self.pixels[value] += count
+            self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
+
+    def value_text(self, value: int) -> str:
+        """A value of a mask file as its data set writes it: a number, or a colour."""
+        color_map = self.dataset.color_map if isinstance(self.dataset, Folder) else None
+        is_color = color_map is not None and value not in color_map.labels.values()
+        return color_text(value) if is_color else str(value)
+
+    # -- what the sums say -------------------------------------------------------------------------------------------
+
+    @property
+    def all_masks_are_known(self) -> bool:
+        """Whether the masks of all samples were read and hold nothing but labels."""
+        return self.num_masks == self.num_samples > 0 and not self.strange
+
+    @property
+    def labelled_pixels(self) -> int:
+        return sum(self.pixels[label] for label in range(self.dataset.num_classes))
+
+    @property
+    def mean(self) -> list[float]:
+        """Of each channel, of images scaled to 0..1, over all pixels."""
+        return [total / self._area / self._scale for total in self._sums]
+
+    @property
+    def std(self) -> list[float]:
+        """Of each channel, as `mean`."""
+        pairs = zip(self._sums, self._squares, strict=True)
+        return [math.sqrt(max(0.0, s / self._area - (t / self._area) ** 2)) / self._scale for t, s in pairs]
+
+    def class_rows(self) -> Iterator[dict[str, Any]]:
+        """For each class, and for ignored pixels, how many pixels and masks it has; `share` is of labelled pixels."""
+        labelled = max(1, self.labelled_pixels)
+        weights = self.median_frequency_weights()
+        for label, name in enumerate(self.dataset.classes):
+            pixels = self.pixels[label]
+            row = {"label": label, "name": name, "pixels": pixels, "share": pixels / labelled}
+            yield row | {"masks": self.masks[label], "weight": weights[label]}
+        ignored = self.dataset.ignore_index
+        row = {"label": ignored, "name": "(ignored)", "pixels": self.pixels[ignored], "share": None}
+        yield row | {"masks": self.masks[ignored], "weight": None}
+
+    def median_frequency_weights(self) -> list[float]:
+        """The weight of each class: the median of all frequencies by its own; 0 for a class that never occurs.
+
+        A class's frequency is its share of all pixels of the images that hold it, ignored ones included.
+
+        Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015; the pixels are
+        counted as for the published weights of CamVid (Badrinarayanan et al., "SegNet", TPAMI 2017).
+        """
+        labels = range(self.dataset.num_classes)
+        frequencies = {label: self.pixels[label] / self.beside[label] for label in labels if self.pixels[label]}
+        median = statistics.median(frequencies.values()) if frequencies else 0.0
+        return [median / frequencies[label] if label in frequencies else 0.0 for label in labels]
+
+    def size_rows(self, limit: int = 10) -> dict[str, Any]:
+        """The smallest, middle and largest width and height (each by itself), and the most frequent sizes."""
+        widths, heights = ([size[axis] for size in self.sizes.elements()] for axis in (0, 1))
+        if not widths:
+            return {}
+        middle = [statistics.median_low(values) for values in (widths, heights)]
+        return {
+            "different": len(self.sizes),
+            "smallest": [min(widths), min(heights)],
+            "median": middle,
+            "largest": [max(widths), max(heights)],
+            "most_frequent": [{"size": list(size), "images": count} for size, count in self.sizes.most_common(limit)],
+        }

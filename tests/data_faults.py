@@ -1,0 +1,369 @@
+"""Small trees of images and masks of two classes, drawn or copied from the real nuclei, and faults to plant in them."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import label_trees
+import numpy as np
+from PIL import Image, ImageFilter
+
+CLASSES = ["background", "nucleus"]
+COUNTS = {"train": 12, "test": 4}
+
+
+def folders(root: Path, split: str) -> tuple[Path, Path]:
+    return root / "images" / split, root / "masks" / split
+
+
+def pairs(root: Path, split: str = "train") -> list[tuple[Path, Path]]:
+    """The files of a tree, by name."""
+    images, masks = folders(root, split)
+    return [(path, masks / f"{path.stem}.png") for path in sorted(images.iterdir())]
+
+
+def drawn_tree(root: Path) -> Path:
+    """Noise with brighter discs, of 48 x 40 and 40 x 40 pixels, in images as JPEG."""
+    random = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        images, masks = folders(root, split)
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for i in range(count):
+            height, width = 40, 48 - 8 * (i % 2)
+            y, x = np.mgrid[:height, :width]
+            mask = sum((x - cx) ** 2 + (y - 20) ** 2 < 64 for cx in (12, 30)) > 0
+            image = random.integers(0, 60, (height, width, 3)) + 120 * mask[..., None]
+            Image.fromarray(image.astype(np.uint8)).save(images / f"{split}{i:02d}.jpg", quality=95)
+            Image.fromarray(mask.astype(np.uint8)).save(masks / f"{split}{i:02d}.png")
+    return root
+
+
+def nuclei_tree(root: Path) -> Path:
+    """Copies of some real images and masks, spread over the set so that their sizes differ."""
+    source = label_trees.real("nuclei_dsb2018")
+    for split, count in COUNTS.items():
+        names = sorted(path.stem for path in (source / "images" / split).iterdir())
+        images, masks = folders(root, split)
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for i in range(count):
+            name = names[i * len(names) // count]
+            (images / f"{name}.jpg").write_bytes((source / "images" / split / f"{name}.jpg").read_bytes())
+            (masks / f"{name}.png").write_bytes((source / "annotations" / split / f"{name}.png").read_bytes())
+    return root
+
+
+def data_sets(root: Path, **options: Any) -> dict[str, dict[str, Any]]:
+    """The configs of a tree's data sets by their places."""
+    return {
+        f"dataset.{split}": {
+            "name": "folder",
+            "images": str(root / "images" / split),
+            "masks": str(root / "masks" / split),
+            "classes": CLASSES,
+            **options,
+        }
+        for split in COUNTS
+    }
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How to `plant` a fault in a tree, which gives the name of a file that a finding of `kind` must list, or nothing.
+
+    `options` are of the config of every data set; `config` is the line that must be said to mend it.
+    """
+
+    kind: str
+    plant: Callable[[Path], str]
+    severity: str = "fault"
+    options: dict[str, Any] = field(default_factory=dict)
+    config: str = ""
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(kind: str, **more: Any) -> Callable[[Callable[[Path], str]], Callable[[Path], str]]:
+    def keep(plant: Callable[[Path], str]) -> Callable[[Path], str]:
+        FAULTS[plant.__name__] = Fault(kind, plant, **more)
+        return plant
+
+    return keep
+
+
+def changed_masks(root: Path, change: Callable[[Any], Any], *, only: int | None = None) -> str:
+    """Writes every mask (or the one number `only`) of both splits (or of train) anew; the name of the last one."""
+    found = [mask for split in COUNTS for _, mask in pairs(root, split)]
+    for mask in found if only is None else [found[only]]:
+        values = change(np.asarray(Image.open(mask)))
+        (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(mask, "PNG")
+        last = mask.name
+    return "" if only is None else last
+
+
+def oblong(root: Path) -> tuple[Path, Path]:
+    """The first pair whose width is not its height."""
+
+    def sides() -> Iterator[tuple[Path, Path]]:
+        for image, mask in pairs(root):
+            width, height = Image.open(image).size
+            if width != height:
+                yield image, mask
+
+    return next(sides())
+
+
+@fault("missing_mask")
+def an_image_without_its_mask(root: Path) -> str:
+    image, mask = pairs(root)[3]
+    mask.unlink()
+    return image.name
+
+
+@fault("missing_image")
+def a_mask_without_its_image(root: Path) -> str:
+    image, mask = pairs(root)[3]
+    image.unlink()
+    return mask.name
+
+
+@fault("same_name")
+def two_images_of_one_name(root: Path) -> str:
+    image, _ = pairs(root)[3]
+    Image.open(image).save(image.with_suffix(".png"))
+    return image.name
+
+
+@fault("no_data")
+def a_folder_that_is_gone(root: Path) -> str:
+    (root / "masks" / "test").rename(root / "masks" / "validation")
+    return ""
+
+
+@fault("image_unreadable")
+def a_truncated_image(root: Path) -> str:
+    image, _ = pairs(root)[2]
+    image.write_bytes(image.read_bytes()[:-400])
+    return image.name
+
+
+@fault("image_unreadable")
+def an_empty_image(root: Path) -> str:
+    image, _ = pairs(root)[2]
+    image.write_bytes(b"")
+    return image.name
+
+
+@fault("image_unreadable")
+def a_web_page_named_as_an_image(root: Path) -> str:
+    image, _ = pairs(root)[2]
+    image.write_text("<html>429 Too Many Requests</html>")
+    return image.name
+
+
+@fault("image_unreadable")
+def an_image_of_16_bits(root: Path) -> str:
+    image, _ = pairs(root)[2]
+    grey = np.asarray(Image.open(image).convert("L")).astype(np.uint16) * 257
+    image.unlink()
+    Image.fromarray(grey).save(image.with_suffix(".png"))
+    return image.with_suffix(".png").name
+
+
+@fault("image_unreadable")
+def a_link_to_nothing(root: Path) -> str:
+    image, _ = pairs(root)[2]
+    image.unlink()
+    image.symlink_to(root / "gone.jpg")
+    return image.name
+
+
+@fault("image_unreadable")
+def a_decompression_bomb(root: Path) -> str:
+    image, _ = pairs(root)[2]
+    image.unlink()
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    image.with_suffix(".png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    return image.with_suffix(".png").name
+
+
+@fault("mask_unreadable")
+def a_truncated_mask(root: Path) -> str:
+    _, mask = pairs(root)[2]
+    mask.write_bytes(mask.read_bytes()[:60])
+    return mask.name
+
+
+@fault("exif_rotation")
+def an_image_that_viewers_turn(root: Path) -> str:
+    path, _ = pairs(root)[2]
+    image = Image.open(path)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(path, exif=exif, quality=95)
+    return path.name
+
+
+@fault("size_mismatch")
+def a_mask_of_half_the_size(root: Path) -> str:
+    image, mask = pairs(root)[2]
+    half = Image.open(mask)
+    half.resize((half.width // 2, half.height // 2), Image.Resampling.NEAREST).save(mask)
+    return image.name
+
+
+@fault("size_swapped")
+def a_mask_on_its_side(root: Path) -> str:
+    image, mask = oblong(root)
+    Image.open(mask).transpose(Image.Transpose.ROTATE_90).save(mask)
+    return image.name
+
+
+@fault("lossy_mask")
+def a_jpeg_named_png(root: Path) -> str:
+    _, mask = pairs(root)[2]
+    Image.open(mask).save(mask, "JPEG")
+    return mask.name
+
+
+@fault("mask_mode")
+def a_mask_with_transparency(root: Path) -> str:
+    return changed_masks(root, lambda values: Image.fromarray(values).convert("LA"), only=2)
+
+
+@fault("color_mask", config='color_map: {"#000000": 0, "#ff0000": 1}')
+def masks_of_colours(root: Path) -> str:
+    return changed_masks(root, lambda values: np.stack([values * 255, 0 * values, 0 * values], axis=-1))
+
+
+@fault("index_mask", options={"color_map": {"#000000": 0, "#ff0000": 1}})
+def one_mask_of_numbers_among_colours(root: Path) -> str:
+    changed = changed_masks(root, lambda values: values, only=2)
+    numbers = (root / "masks" / "train" / changed).read_bytes()
+    masks_of_colours(root)
+    (root / "masks" / "train" / changed).write_bytes(numbers)
+    return changed
+
+
+@fault("unknown_colors", options={"color_map": {"#000000": 0}})
+def a_colour_that_the_map_does_not_name(root: Path) -> str:
+    return masks_of_colours(root)
+
+
+@fault("values_0_255", config="label_map: {255: 1}")
+def masks_of_0_and_255_where_255_is_ignored(root: Path) -> str:
+    return changed_masks(root, lambda values: values * 255)
+
+
+@fault("values_0_255", options={"ignore_index": 254}, config="label_map: {255: 1}")
+def masks_of_0_and_255(root: Path) -> str:
+    return changed_masks(root, lambda values: values * 255)
+
+
+@fault("values_spread", config="label_map: {100: 0, 200: 1}")
+def masks_of_two_greys(root: Path) -> str:
+    return changed_masks(root, lambda values: 100 + 100 * values)
+
+
+@fault("values_1_to_n", config="label_map: {1: 0, 2: 1}")
+def masks_that_count_from_1(root: Path) -> str:
+    return changed_masks(root, lambda values: values + 1)
+
+
+@fault("values_0_to_n", config="label_map: {0: 255, 1: 0, 2: 1}")
+def masks_with_one_value_more_than_classes(root: Path) -> str:
+    def count_from_1(values: Any) -> Any:
+        values = values + 1
+        values[:2] = 0
+        return values
+
+    return changed_masks(root, count_from_1)
+
+
+@fault("unknown_values", config="label_map: {7: 255}")
+def a_stray_value_in_one_mask(root: Path) -> str:
+    def stray(values: Any) -> Any:
+        values = values.copy()
+        values[3, 4:9] = 7
+        return values
+
+    return changed_masks(root, stray, only=2)
+
+
+@fault("label_map_beyond", options={"label_map": {1: 2}})
+def a_label_map_to_a_class_that_is_not_there(root: Path) -> str:
+    return ""
+
+
+@fault("color_map_beyond", options={"color_map": {"#000000": 0, "#ff0000": 2}})
+def a_color_map_to_a_class_that_is_not_there(root: Path) -> str:
+    return masks_of_colours(root)
+
+
+@fault("interpolated_masks")
+def masks_that_were_smoothed(root: Path) -> str:
+    return changed_masks(root, lambda values: Image.fromarray(values * 255).filter(ImageFilter.GaussianBlur(1)))
+
+
+@fault("instance_masks")
+def masks_that_number_objects(root: Path) -> str:
+    def number(values: Any) -> Any:
+        numbers = values * (1 + np.arange(values.shape[1]) // 2)
+        return np.unique(numbers, return_inverse=True)[1].reshape(values.shape).astype(np.uint8)
+
+    return changed_masks(root, number)
+
+
+@fault("duplicate_across")
+def a_training_image_in_the_test_set(root: Path) -> str:
+    image, mask = pairs(root)[2]
+    images, masks = folders(root, "test")
+    (images / "zz.jpg").write_bytes(image.read_bytes())
+    (masks / "zz.png").write_bytes(mask.read_bytes())
+    return "zz.jpg"
+
+
+@fault("duplicate_labels")
+def an_image_with_two_masks(root: Path) -> str:
+    image, mask = pairs(root)[2]
+    image.with_stem("zz").write_bytes(image.read_bytes())
+    Image.fromarray(1 - np.asarray(Image.open(mask))).save(mask.with_stem("zz"))
+    return "zz.jpg"
+
+
+@fault("duplicate", severity="warning")
+def a_pair_that_is_there_twice(root: Path) -> str:
+    image, mask = pairs(root)[2]
+    Image.open(image).save(image.with_name("zz.png"))  # other bytes, the same pixels
+    mask.with_stem("zz").write_bytes(mask.read_bytes())
+    return "zz.png"
+
+
+@fault("blank_mask", severity="warning")
+def a_mask_that_was_never_drawn(root: Path) -> str:
+    return changed_masks(root, lambda values: 0 * values, only=2)
+
+
+@fault("unlabelled", severity="warning")
+def a_mask_of_ignored_pixels(root: Path) -> str:
+    return changed_masks(root, lambda values: 0 * values + 255, only=2)
+
+
+@fault("blank_image", severity="warning")
+def a_black_image(root: Path) -> str:
+    path, _ = pairs(root)[2]
+    Image.new("RGB", Image.open(path).size).save(path)
+    return path.name
+
+
+@fault("absent_class", severity="warning", options={"classes": [*CLASSES, "border"]})
+def a_class_that_no_mask_holds(root: Path) -> str:
+    return ""

@@ -1,0 +1,105 @@
+"""The look at a few samples before the first step: it refuses faults, logs what holds for all, and changes nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from classyseg.cli.train import main
+from classyseg.config import DataError
+from classyseg.datasets import SyntheticShapes, build_dataset
+from classyseg.structures import Sample
+from classyseg.tasks import segmentation
+from classyseg.tasks.checks import SAMPLES, check_samples
+from classyseg.trainer import Trainer
+from data_faults import FAULTS, data_sets, drawn_tree, pairs
+from runs import tiny_task, write_config
+
+
+def built(root: Path) -> dict[str, Any]:
+    return {place.removeprefix("dataset."): build_dataset(config) for place, config in data_sets(root).items()}
+
+
+def test_training_is_refused_before_its_first_step_with_the_line_that_mends_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = drawn_tree(tmp_path / "data")
+    FAULTS["masks_that_count_from_1"].plant(tree)
+    config = write_config(tmp_path, dict(data_sets(tree)))
+
+    assert main(["--config", str(config), "--output", str(tmp_path / "run")]) == 2
+
+    error = capsys.readouterr().err
+    assert "  dataset.train: label_map: {1: 0, 2: 1}\n" in error
+    assert "  dataset.test: label_map: {1: 0, 2: 1}\n" in error
+    assert "`classyseg data check CONFIG`" in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_one_sample_shows_is_refused_and_named(tmp_path: Path) -> None:
+    tree = drawn_tree(tmp_path)
+    file = FAULTS["a_mask_on_its_side"].plant(tree)
+    with pytest.raises(DataError, match=rf"(?s)fault: dataset\.train: masks whose width .*{file}: the image is"):
+        check_samples(built(tree))
+
+
+def test_a_warning_that_holds_for_all_samples_is_logged_and_others_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = drawn_tree(tmp_path)
+    FAULTS["a_black_image"].plant(tree)
+    with caplog.at_level(logging.WARNING):
+        check_samples(built(tree))
+        assert caplog.text == ""
+        for _, mask in pairs(tree, "test"):
+            values = np.asarray(Image.open(mask)) * 255
+            Image.fromarray(values).save(mask)
+        check_samples(built(tree))
+    assert "warning: dataset.test: every mask holds 0 and 255 only" in caplog.text
+    assert "dataset.train" not in caplog.text
+
+
+def test_a_few_samples_are_read_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    load = SyntheticShapes.load
+
+    def counted(self: SyntheticShapes, index: int) -> Sample:
+        read.append(index)
+        return load(self, index)
+
+    monkeypatch.setattr(SyntheticShapes, "load", counted)
+    check_samples({"train": SyntheticShapes(split="train", num_samples=1_000_000, size=(16, 16))})
+    assert read == [i * 1_000_000 // SAMPLES for i in range(SAMPLES)]
+
+
+def test_a_run_is_the_same_with_and_without_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained() -> dict[str, Tensor]:
+        task = tiny_task({"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test": None})
+        Trainer().train(task)
+        return task.model.state_dict()
+
+    with_look = trained()
+    monkeypatch.setattr(segmentation, "check_samples", lambda data_sets: None)
+    without = trained()
+    assert with_look
+    assert all(torch.equal(with_look[key], without[key]) for key in without)
+
+
+def test_a_data_set_that_lets_bad_samples_pass_is_not_refused_for_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = drawn_tree(tmp_path)
+    FAULTS["masks_that_count_from_1"].plant(tree)
+    sets = built(tree)
+    for dataset in sets.values():
+        dataset.on_bad_sample = "skip"
+    check_samples(sets)
+    assert "fault: dataset.train: the masks hold 1 to 2" in caplog.text  # for it holds for all

@@ -1,0 +1,156 @@
+"""`classyseg data`: exit codes, text and JSON of the doctor, statistics, and the contact sheet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from classyseg.cli.main import main
+from classyseg.config import parse_config
+from classyseg.datasets import build_dataset
+from classyseg.datasets.contact_sheet import CELL, IGNORED, LINE, MARGIN, OPACITY, UNKNOWN, contact_sheet
+from classyseg.layers import NormalizeConfig
+from classyseg.losses import build_loss
+from data_faults import FAULTS, data_sets, drawn_tree, pairs
+from runs import tiny_config
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return drawn_tree(tmp_path / "tree")
+
+
+def config(tree: Path, **options: Any) -> str:
+    sets = {place.removeprefix("dataset."): data for place, data in data_sets(tree, **options).items()}
+    path = tree / "task.json"
+    path.write_text(json.dumps(tiny_config({"dataset": sets})), encoding="utf-8")
+    return str(path)
+
+
+def test_a_sound_set_gives_exit_code_0_and_its_histogram(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", config(tree), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    pixels = {label: sum(int((np.asarray(Image.open(m)) == label).sum()) for _, m in pairs(tree)) for label in (0, 1)}
+    assert f"0  background  {pixels[0]:,}  {pixels[0] / sum(pixels.values()):.3%}     12" in out
+    assert out.endswith("0 faults, 0 warnings\n")
+
+
+def test_faults_give_exit_code_2_and_say_file_and_mending(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = FAULTS["masks_that_count_from_1"].plant(tree) or pairs(tree)[0][1].name
+    black = FAULTS["a_black_image"].plant(tree)
+    assert main(["data", "check", config(tree), "--workers", "0", "--files", "2"]) == 2
+    out = capsys.readouterr().out
+    assert (
+        "fault: dataset.train: the masks hold 1 to 2, the classes are 0 to 1: they count from 1 [values_1_to_n]" in out
+    )
+    assert f"/{file}: value 2: " in out
+    assert "    ... 12 in all" in out
+    assert "  dataset.train: label_map: {1: 0, 2: 1}\n" in out
+    assert f"/{black}: every pixel is [0, 0, 0]" in out
+    assert out.endswith("2 faults, 1 warning\n")
+
+
+def test_warnings_alone_give_exit_code_0(tree: Path) -> None:
+    FAULTS["a_black_image"].plant(tree)
+    assert main(["data", "check", config(tree), "--workers", "0"]) == 0
+
+
+def test_overrides_with_the_line_of_a_finding_mend_the_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FAULTS["masks_of_0_and_255"].plant(tree)
+    check = ["data", "check", config(tree), "--workers", "0"]
+    assert main([*check, "--json"]) == 2
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    overrides = [f"{finding['place']}.{finding['config'].replace(': ', '=', 1)}" for finding in findings]
+    assert overrides == ["dataset.train.label_map={255: 1}", "dataset.test.label_map={255: 1}"]
+    assert main([*check, *overrides]) == 0
+
+
+def test_json_holds_all_that_the_text_says(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = FAULTS["a_stray_value_in_one_mask"].plant(tree)
+    assert main(["data", "check", config(tree), "--workers", "0", "--json", "--split", "train"]) == 2
+    record = json.loads(capsys.readouterr().out)
+    assert record["data_sets"]["dataset.train"]["samples"] == 12
+    assert [row["name"] for row in record["data_sets"]["dataset.train"]["classes"]] == [
+        "background",
+        "nucleus",
+        "(ignored)",
+    ]
+    (finding,) = record["findings"]
+    assert {key: finding[key] for key in ("kind", "severity", "place", "count", "config")} == {
+        "kind": "unknown_values",
+        "severity": "fault",
+        "place": "dataset.train",
+        "count": 1,
+        "config": "label_map: {7: 255}",
+    }
+    assert finding["files"] == [{"file": str(tree / "masks" / "train" / file), "found": "value 7: 5 pixels"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "none.yaml"], "none.yaml: no such file"),
+        (["check", "CONFIG", "--split", "trian"], "did you mean 'train'"),
+        (["check", "CONFIG", "dataset.train.masks=gone"], "1 fault"),
+        (["stats", "CONFIG", "dataset.train.masks=gone"], "gone: no such folder"),
+        (["sheet", "CONFIG", "--output", "sheet.jpg"], "a sheet is a PNG"),
+        (["sheet", "CONFIG", "--output", "/none/sheet.png"], "cannot be written"),
+    ],
+)
+def test_what_the_user_wrote_wrong_is_one_message_and_exit_code_2(
+    arguments: list[str], message: str, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(tree)
+    assert main(["data", *(path if text == "CONFIG" else text for text in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_the_config_lines_of_the_statistics_are_read_as_config(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "stats", config(tree), "--workers", "0", "--split", "train"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.strip() for line in out.partition("config lines:\n")[2].splitlines()[:2]]
+    values = parse_config("\n".join(lines), source="stats").values
+    assert len(NormalizeConfig.model_validate(values["normalize"]).mean) == 3
+    assert build_loss({"name": "cross_entropy", "class_weights": values["class_weights"]}, 255) is not None
+    assert "sizes: 2 different; width 40 to 48 (median 40), height 40 to 40 (median 40)" in out
+    assert "most frequent: 48 x 40 (6), 40 x 40 (6)" in out
+
+
+def test_statistics_say_that_samples_are_wrong(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    FAULTS["a_truncated_mask"].plant(tree)
+    assert main(["data", "stats", config(tree), "--workers", "0", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["dataset.train"]["with_problems"], record["dataset.test"]["with_problems"]) == (1, 0)
+    assert sum(row["masks"] for row in record["dataset.train"]["classes"]) == 22
+
+
+def test_a_sheet_is_written_for_each_data_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "sheet", config(tree), "--output", str(tree / "sheet.png"), "--samples", "4"]) == 0
+    written = capsys.readouterr().out.split()
+    assert written == [str(tree / f"sheet_{split}.png") for split in ("train", "test")]
+    assert all(Image.open(path).width > 6 * CELL for path in written)
+
+
+def test_a_sheet_shows_classes_ignored_and_unknown_labels_in_their_colours_and_errors_as_text(tree: Path) -> None:
+    (_, mask), (_, broken) = pairs(tree)[:2]
+    values = np.asarray(Image.open(mask)).copy()
+    values[:10], values[10:20] = 255, 9
+    Image.fromarray(values).save(mask)
+    broken.write_bytes(b"")
+    dataset = build_dataset(data_sets(tree)["dataset.train"])
+
+    alone = np.asarray(contact_sheet(dataset, [0]))
+    both = np.asarray(contact_sheet(dataset, [0, 1]))
+
+    for color in (*dataset.palette[:2], UNKNOWN):  # in the legend
+        assert (alone == color).all(2).sum() > 100
+    ignored = alone[MARGIN + LINE : MARGIN + LINE + CELL // 8, 2 * MARGIN + CELL : 2 * MARGIN + 2 * CELL]
+    assert ignored.min() >= OPACITY * IGNORED[0] - 1
+    assert ((both[:, alone.shape[1] :] != 255).any(2)).sum() > 200  # the text of the error
