@@ -17,7 +17,7 @@ from classyseg.config import DataError
 from classyseg.datasets import SyntheticShapes, build_dataset
 from classyseg.structures import Sample
 from classyseg.tasks import segmentation
-from classyseg.tasks.checks import SAMPLES, check_samples
+from classyseg.tasks.checks import NUM_SAMPLES, check_samples
 from classyseg.trainer import Trainer
 from data_faults import FAULTS, data_sets, drawn_tree, pairs
 from runs import tiny_task, write_config
@@ -77,7 +77,7 @@ def test_a_few_samples_are_read_however_many_there_are(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(SyntheticShapes, "load", counted)
     check_samples({"train": SyntheticShapes(split="train", num_samples=1_000_000, size=(16, 16))})
-    assert read == [i * 1_000_000 // SAMPLES for i in range(SAMPLES)]
+    assert read == [i * 1_000_000 // NUM_SAMPLES for i in range(NUM_SAMPLES)]
 
 
 def test_a_run_is_the_same_with_and_without_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
