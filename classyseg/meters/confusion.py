@@ -39,15 +39,20 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     """
     ignored = target == ignore_index
     check_labels("prediction", prediction, num_classes, ignored)
-    pair = torch.add(prediction.long(), target, alpha=num_classes)
+    if target.dtype == torch.int64:
+        pair = torch.add(prediction, target, alpha=num_classes)
+    else:  # masks travel as bytes; a sum of two types takes four times as long
+        pair = target.long().mul_(num_classes).add_(prediction)
     pair = pair.masked_fill_(ignored, num_classes**2).flatten()
     if pair.device.type == "cpu":  # numpy counts about twice as fast as torch here, and waits for nothing elsewhere
-        low, high = pair.aminmax() if pair.numel() else (0, 0)
-        if low < 0 or high > num_classes**2:
+        try:
+            found = np.bincount(pair.numpy(), minlength=num_classes**2 + 1)
+        except (ValueError, MemoryError):  # a negative label, or a huge one
             check_labels("target", target, num_classes, ignored)
-        counts = torch.from_numpy(np.bincount(pair.numpy(), minlength=num_classes**2 + 1))
-        if counts[-1] != np.count_nonzero(ignored.numpy()):  # the label num_classes, where 0 is predicted
-            check_labels("target", target, num_classes, ignored)
+            raise
+        if len(found) > num_classes**2 + 1 or found[-1] != np.count_nonzero(ignored.numpy()):
+            check_labels("target", target, num_classes, ignored)  # num_classes itself counts as ignored beside 0
+        counts = torch.from_numpy(found)
     else:
         counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
         counts.scatter_add_(0, pair, torch.ones_like(pair))
