@@ -43,7 +43,7 @@ class Epoch(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         sample = self.dataset.sample(index, self.epoch)
-        return sample.image, sample.target
+        return sample.image, sample.target.long()
 
 
 class BareLoop:

@@ -1,8 +1,12 @@
-"""Augmentation from an image in memory to a normalised crop: ours against other libraries and their order of work.
+"""The way of the data, ours against others, the sides in turn.
 
-Every side takes a decoded image of 1024 x 2048 and its mask, scales by 0.5 to 2, crops 512 x 512, flips, changes the
-colours and normalises; on one core, the sides in turn. Ours chooses the window first and resizes only that; its
-normalisation, which a task does on the device, is counted here.
+`transforms`: every side takes a decoded image of 1024 x 2048 and its mask, scales by 0.5 to 2, crops 512 x 512, flips,
+changes the colours and normalises; on one core. Ours chooses the window first and resizes only that.
+`decode`: a JPEG and its PNG mask of CamVid to tensors, against Pillow alone.
+`loader`: samples per second from files to normalised batches, with 0, 1 and 2 workers, against the loader of
+torchvision's reference script for segmentation, written out here.
+
+Our normalisation, which a task does on the device, is counted everywhere.
 """
 
 from __future__ import annotations
@@ -11,14 +15,22 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
+from classyseg.datasets import make_loader
+from classyseg.datasets.build import build_dataset
+from classyseg.datasets.loader import TrainBatches
+from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.pairs import Pair
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -26,6 +38,9 @@ from classyseg.transforms import build_transform
 
 HEIGHT, WIDTH, CROP, CLASSES, IGNORED = 1024, 2048, 512, 19, 255
 SEEDS = 60
+BATCH = 8
+PARTS = ["transforms", "decode", "loader"]
+CAMVID = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER = {"name": "color_jitter", "brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
 SCALE_AND_CROP = {"name": "random_scale_crop", "size": (CROP, CROP)}
@@ -45,7 +60,7 @@ def scene() -> tuple[Array, Array]:
 
 
 def classyseg(image: Array, mask: Array, colors: Any) -> Side:
-    sample = Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask).long(), "scene")
+    sample = Sample(torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask), "scene")
     steps = [build_transform(config, IGNORED) for config in (SCALE_AND_CROP, "horizontal_flip", colors)]
     normalizer = ImageNormalizer(NormalizeConfig(mean=MEAN, std=STD))
 
@@ -178,11 +193,115 @@ def compare(name: str, theirs: Side, ours: Side, limit: float, repeats: int) -> 
     print(f"{name}: {mine:.2f} / {other:.2f} CPU ms = {mine / other:.3f} (at most {limit})", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+def read_by_pillow(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
+    with Image.open(pair[0]) as file:
+        image = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+    with Image.open(pair[1]) as file:
+        return image, torch.from_numpy(np.array(file))
+
+
+def decode(camvid: Path, repeats: int) -> None:
+    """Prints the ratio of mean CPU times from a pair of files to tensors, the least of `repeats` of each pair."""
+    data = camvid_set(camvid, ())
+    pairs = data.pairs[:SEEDS]
+    times: dict[tuple[str, Pair], list[float]] = {}
+    for _ in range(repeats):
+        for i, pair in enumerate(pairs):
+            started = time.process_time()
+            sample = data.load(i)
+            middle = time.process_time()
+            image, mask = read_by_pillow(pair)
+            times.setdefault(("ours", pair), []).append(1000 * (middle - started))
+            times.setdefault(("pillow", pair), []).append(1000 * (time.process_time() - middle))
+            assert torch.equal(sample.image, image), pair
+            assert torch.equal(sample.target, mask), pair
+    ours, theirs = (statistics.mean(min(times[side, pair]) for pair in pairs) for side in ("ours", "pillow"))
+    print(f"decode: {ours:.2f} / {theirs:.2f} CPU ms = {ours / theirs:.3f} (at most 0.75)", flush=True)
+
+
+class ReferenceSet(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """As torchvision's references/segmentation loads and augments: Pillow, the whole image resized, floats."""
+
+    BASE, SIZE = 520, 480
+
+    def __init__(self, pairs: list[Pair]) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image: Any = Image.open(self.pairs[index][0]).convert("RGB")
+        mask: Any = Image.open(self.pairs[index][1])
+        shorter = random.randint(self.BASE // 2, 2 * self.BASE)
+        image = v2.functional.resize(image, [shorter], antialias=True)
+        mask = v2.functional.resize(mask, [shorter], interpolation=InterpolationMode.NEAREST)
+        if random.random() < 0.5:
+            image, mask = v2.functional.horizontal_flip(image), v2.functional.horizontal_flip(mask)
+        right, bottom = (max(0, self.SIZE - side) for side in image.size)
+        image, mask = (
+            v2.functional.pad(of, [0, 0, right, bottom], fill=fill) for of, fill in ((image, 0), (mask, IGNORED))
+        )
+        top, left = (random.randint(0, side - self.SIZE) for side in (image.size[1], image.size[0]))
+        image, mask = (v2.functional.crop(of, top, left, self.SIZE, self.SIZE) for of in (image, mask))
+        values = v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
+        return v2.functional.normalize(values, list(MEAN), list(STD)), torch.as_tensor(
+            np.array(mask), dtype=torch.int64
+        )
+
+
+def camvid_set(camvid: Path, transforms: tuple[Any, ...]) -> MaskFiles:
+    data = build_dataset({"name": "camvid", "split": "train", "root": str(camvid), "transforms": list(transforms)})
+    assert isinstance(data, MaskFiles)
+    return data
+
+
+def loader(camvid: Path, workers: int, epochs: int) -> None:
+    """Prints the ratio of samples per second, the median of `epochs`; the epoch in which workers start is left out."""
+    side, base = ReferenceSet.SIZE, ReferenceSet.BASE
+    height = 360
+    crop = {"name": "random_scale_crop", "size": (side, side), "scale": (base // 2 / height, 2 * base / height)}
+    data = camvid_set(camvid, (crop, "horizontal_flip"))
+    order = TrainBatches(len(data), BATCH, seed=0)
+    mine = make_loader(data, order, workers=workers)
+    normalizer = ImageNormalizer(NormalizeConfig(mean=MEAN, std=STD))
+    reference = DataLoader(
+        ReferenceSet(data.pairs),
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=lambda worker: torch.set_num_threads(1),
+    )
+
+    def ours(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order.epoch = epoch
+        for batch in mine:
+            on_device = batch.to(torch.device("cpu"))
+            yield normalizer(on_device.image), on_device.target
+
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for epoch in range(epochs + 1):
+        for name, batches in (("ours", ours(epoch)), ("theirs", iter(reference))):
+            started, steps = time.perf_counter(), 0
+            for image, mask in batches:
+                assert (image.shape, image.dtype) == ((BATCH, 3, side, side), torch.float32), name
+                assert (mask.shape, mask.dtype) == ((BATCH, side, side), torch.int64), name
+                steps += 1
+            assert steps == len(data) // BATCH, name
+            seconds[name].append(time.perf_counter() - started)
+    mine.close()
+    rates = {name: steps * BATCH / statistics.median(values[1:]) for name, values in seconds.items()}
+    ratio = rates["ours"] / rates["theirs"]
+    print(
+        f"loader, {workers} workers: {rates['ours']:.0f} / {rates['theirs']:.0f} samples a second = {ratio:.2f} "
+        "(at least 1.5)",
+        flush=True,
+    )
+
+
+def transforms(repeats: int) -> None:
     image, mask = scene()
     for name, make, colors, limit in COMPARISONS:
         try:
@@ -190,7 +309,28 @@ def main() -> None:
         except ImportError as error:
             print(f"{name}: left out, {error}")
             continue
-        compare(name, theirs, classyseg(image, mask, colors), limit, arguments.repeats)
+        compare(name, theirs, classyseg(image, mask, colors), limit, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=PARTS, help="transforms, decode, loader; all by default")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--camvid", type=Path, default=CAMVID, help="the folder of CamVid")
+    arguments = parser.parse_args()
+    if wrong := set(arguments.parts) - set(PARTS):
+        parser.error(f"found {', '.join(sorted(wrong))}; accepted: {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    if "transforms" in arguments.parts:
+        transforms(arguments.repeats)
+    if not arguments.camvid.is_dir():
+        print(f"decode, loader: left out, no folder {arguments.camvid}")
+        return
+    if "decode" in arguments.parts:
+        decode(arguments.camvid, arguments.repeats)
+    if "loader" in arguments.parts:
+        for workers in (0, 1, 2):
+            loader(arguments.camvid, workers, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,27 @@ class LabelMap:
         self._values = np.array(sorted(self.labels), dtype=np.int64)
         self._labels = np.array([self.labels[value] for value in sorted(self.labels)], dtype=np.int64)
         self._tables: dict[np.dtype[Any], Array] = {}
+        every_byte = self._look_up(np.arange(256))
+        known = every_byte[every_byte != UNKNOWN]
+        self._of_bytes = known.size == 0 or (0 <= known.min() and known.max() <= 255)
+        unused = np.setdiff1d(np.arange(256), known)
+        self._unknown_byte = int(unused[0]) if known.size < 256 else None
+        self._bytes = np.where(every_byte == UNKNOWN, self._unknown_byte or 0, every_byte).astype(np.uint8).tobytes()
 
     def __call__(self, values: Array, place: object) -> Tensor:
-        """The labels of a mask's `values` (H, W), any integers, as int64; `place` names the mask in messages.
+        """The labels of a mask's `values` (H, W), any integers; `place` names the mask in messages.
 
-        Raises: `DataError` for values that the map does not know.
+        They are uint8 where the values are and all labels of bytes are bytes, else int64. Raises: `DataError` for
+        values that the map does not know.
         """
+        if values.dtype == np.uint8 and self._of_bytes:
+            mapped = bytearray(np.ascontiguousarray(values))
+            if self._bytes != bytes(range(256)):
+                mapped = mapped.translate(self._bytes)  # in a fifth of the time that numpy's indexing takes
+            labels = np.frombuffer(mapped, np.uint8).reshape(values.shape)
+            if self._unknown_byte is not None:
+                self._check(values, labels == self._unknown_byte, place)
+            return torch.from_numpy(labels)
         if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
             if values.dtype not in self._tables:
                 every_value = np.arange(np.iinfo(values.dtype).max + 1)

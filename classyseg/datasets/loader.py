@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.bad_samples import BadSample, ByKey, Failure, Key, Loaded
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.sample_cache import smallest
 from classyseg.datasets.workers import (
     PREFETCH,
     WorkerError,
@@ -105,8 +105,15 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
                 "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
             )
     target = torch.stack([sample.target for sample in whole])
-    batch = Sample(torch.stack([s.image for s in whole]), smallest(target), tuple(str(s.name) for s in whole))
+    batch = Sample(torch.stack([s.image for s in whole]), _smallest(target), tuple(str(s.name) for s in whole))
     return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
+
+
+def _smallest(mask: Tensor) -> Tensor:
+    """As uint8 where its values allow; shares of classes, in floating point, as they are."""
+    if mask.dtype == torch.uint8 or mask.is_floating_point():
+        return mask
+    return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
 
 
 class Batches:

@@ -41,9 +41,9 @@ class MaskFiles(ClassyDataset):
         return read_image(path, channels=self.channels, bits=self.bits, exif=self.exif)
 
     def labels(self, index: int) -> Tensor:
-        """The labels of sample `index`, (H, W) int64. Raises: `DataError`, naming the file."""
+        """The labels of sample `index`, (H, W), uint8 or int64. Raises: `DataError`, naming the file."""
         return self.read_labels(self.pairs[index][1])
 
     def read_labels(self, path: Path) -> Tensor:
-        """The labels of a mask file, (H, W) int64. Raises: `DataError`, naming the file."""
+        """The labels of a mask file, (H, W), uint8 or int64. Raises: `DataError`, naming the file."""
         return self.label_map(read_mask_values(path), path)

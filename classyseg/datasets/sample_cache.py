@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from classyseg.structures import Sample
 from classyseg.tensor_files import TensorFiles
@@ -39,16 +38,9 @@ class SampleCache:
         found = None if key is None else self.files.read(key, ("image", "target", "name"))
         if found is None:
             return None
-        return Sample(found["image"], found["target"].long(), bytes(found["name"].tolist()).decode())
+        return Sample(found["image"], found["target"], bytes(found["name"].tolist()).decode())
 
     def store(self, key: str | None, sample: Sample) -> None:
         if key is not None:
             name = torch.tensor(list(str(sample.name).encode()), dtype=torch.uint8)
-            self.files.store(key, {"image": sample.image, "target": smallest(sample.target), "name": name})
-
-
-def smallest(mask: Tensor) -> Tensor:
-    """As uint8 where its values allow; shares of classes, in floating point, as they are."""
-    if mask.is_floating_point():
-        return mask
-    return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
+            self.files.store(key, {"image": sample.image, "target": sample.target, "name": name})

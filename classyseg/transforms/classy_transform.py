@@ -21,7 +21,7 @@ class ClassyTransform(Configurable, ABC):
 
     @abstractmethod
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """The transformed `sample`: image (C, H, W) uint8, mask (H, W) int64.
+        """The transformed `sample`: image (C, H, W) uint8 or uint16, mask (H, W) uint8, or int64 for larger labels.
 
         Whatever is random is drawn from `generator`, which depends on (seed, epoch, index) alone, and from nothing
         else.

@@ -39,7 +39,7 @@ def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     if abs(ignore_index) > LARGEST_EXACT:
         raise ConfigError(f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}")
     ignored = target == ignore_index
-    shares = one_hot(target.masked_fill(ignored, 0), num_classes).movedim(-1, 0).half()
+    shares = one_hot(target.masked_fill(ignored, 0).long(), num_classes).movedim(-1, 0).half()
     return shares.masked_fill_(ignored, ignore_index)
 
 

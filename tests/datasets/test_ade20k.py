@@ -49,7 +49,7 @@ def test_the_real_labels_against_themselves_give_15_of_150_classes() -> None:
     assert len(data) == 3
     meter = build_meter({"name": "mean_iou", "absent": "zero"}, data.classes, data.ignore_index)
     for i in range(3):
-        target = data[i].target[::4, ::4]
+        target = data[i].target[::4, ::4].long()
         logits = torch.nn.functional.one_hot(target.clamp(max=149), 150).permute(2, 0, 1)[None].float()
         meter.update(logits, target[None])
     computed = meter.compute()

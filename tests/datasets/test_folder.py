@@ -58,11 +58,19 @@ def test_images_and_masks_are_matched_by_name_in_the_order_of_names(tmp_path: Pa
     assert [int(data[i].image[0, 0, 0]) for i in range(len(data))] == [1, 2, 0]
 
 
-def test_a_sample_is_a_uint8_image_and_an_int64_mask(tmp_path: Path) -> None:
+def test_a_sample_is_an_image_and_a_mask_of_bytes(tmp_path: Path) -> None:
     pair(tmp_path)
     sample = folder(tmp_path)[0]
     assert (sample.image.dtype, sample.image.shape) == (torch.uint8, (3, HEIGHT, WIDTH))
     assert torch.equal(sample.target, torch.from_numpy(stripes()))
+    assert sample.target.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 256])
+def test_masks_are_int64_where_the_ignored_label_is_no_byte(tmp_path: Path, ignore_index: int) -> None:
+    pair(tmp_path)
+    sample = folder(tmp_path, ignore_index=ignore_index)[0]
+    assert (sample.target.dtype, sample.target.tolist()) == (torch.int64, stripes().tolist())
 
 
 def test_a_mask_may_have_a_suffix_and_images_any_known_format(tmp_path: Path) -> None:

@@ -19,8 +19,17 @@ MAP = {0: 255, 3: 0, 7: 1, 300: 2}
 def test_every_type_of_mask_is_mapped_alike(dtype: Any) -> None:
     values = np.array([[0, 3], [7, 3]], dtype)
     labels = LabelMap(MAP)(values, "a.png")
-    assert labels.dtype == torch.int64
+    assert labels.dtype == (torch.uint8 if dtype == np.uint8 else torch.int64)
     assert labels.tolist() == [[255, 0], [1, 0]]
+
+
+def test_every_byte_may_have_a_label_and_labels_may_be_no_bytes() -> None:
+    every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    turned = LabelMap({value: 255 - value for value in range(256)})
+    assert turned(every_byte, "a.png").tolist() == (255 - every_byte).tolist()
+    assert turned(every_byte[:, ::2], "a.png").tolist() == (255 - every_byte[:, ::2]).tolist()
+    for label in (-1, 256):
+        assert LabelMap({0: label}, others_stay=True)(every_byte, "a.png").flatten()[:2].tolist() == [label, 1]
 
 
 def test_values_above_255_are_values_like_others() -> None:

@@ -63,7 +63,7 @@ def test_a_second_run_reads_no_file_and_gets_the_same_samples(
         found = folder(tree).sample(i, epoch=3)
         assert torch.equal(found.image, sample.image)
         assert torch.equal(found.target, sample.target)
-        assert (found.target.dtype, found.name) == (torch.int64, sample.name)
+        assert (found.target.dtype, found.name) == (sample.target.dtype, sample.name)
 
 
 def test_16_bits_come_back_as_they_were(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
