@@ -113,9 +113,10 @@ class BareLoop:
         for i in range(len(self.test_set)):
             sample = self.test_set[i]
             logits = self.model((sample.image[None] / 255 - MEAN) / STD)["main"]
-            full = functional.interpolate(logits, sample.target.shape, mode="bilinear")
-            prediction, valid = full.argmax(1)[0], sample.target != self.ignore
-            matrix += torch.bincount((sample.target * num_classes + prediction)[valid], minlength=num_classes**2)
+            target = sample.target.long()
+            full = functional.interpolate(logits, target.shape, mode="bilinear")
+            prediction, valid = full.argmax(1)[0], target != self.ignore
+            matrix += torch.bincount((target * num_classes + prediction)[valid], minlength=num_classes**2)
         counts = matrix.view(num_classes, num_classes).double()
         iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag())
         return iou[~iou.isnan()].mean().item()

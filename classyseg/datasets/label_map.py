@@ -45,7 +45,7 @@ class LabelMap:
         self._tables: dict[np.dtype[Any], Array] = {}
         every_byte = self._look_up(np.arange(256))
         known = every_byte[every_byte != UNKNOWN]
-        self._of_bytes = known.size == 0 or (0 <= known.min() and known.max() <= 255)
+        self._of_bytes = bool(np.isin(known, np.arange(256)).all())
         unused = np.setdiff1d(np.arange(256), known)
         self._unknown_byte = int(unused[0]) if known.size < 256 else None
         self._bytes = np.where(every_byte == UNKNOWN, self._unknown_byte or 0, every_byte).astype(np.uint8).tobytes()

@@ -75,7 +75,7 @@ def scenes(split: str, count: int) -> tuple[Tensor, Tensor]:
     """Images (count, 3, SIZE, SIZE) around zero, and masks."""
     shapes = SyntheticShapes(split=split, num_samples=count, size=(SIZE, SIZE))  # type: ignore[arg-type]
     samples = [shapes.load(i) for i in range(count)]
-    return torch.stack([s.image for s in samples]) / 64 - 2, torch.stack([s.target for s in samples])
+    return torch.stack([s.image for s in samples]) / 64 - 2, torch.stack([s.target for s in samples]).long()
 
 
 def mean_iou(model: ClassyModel) -> float:
