@@ -11,6 +11,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.fitting import Box, Factor, Fitting
 from classyseg.transforms.pixels import (
     Grey,
     Indices,
@@ -37,6 +38,9 @@ class RandomScaleCrop(ClassyTransform):
     cropping at a fraction of the cost. Where the scaled image is smaller than `size`, it lies at a random place in a
     border of `fill` and ignored labels.
 
+    `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
+    with `resize`), else to its own.
+
     With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn
     anew, at the same scale, up to ten times; the last one is taken.
     """
@@ -45,21 +49,25 @@ class RandomScaleCrop(ClassyTransform):
         self,
         ignore_index: int = 255,
         *,
-        size: tuple[Side, Side],
-        scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0),
+        size: Box,
+        scale: tuple[Factor, Factor] = (0.5, 2.0),
+        shorter_side: Side | None = None,
+        longer_side: Side | None = None,
+        fit: Box | None = None,
         max_class_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
         fill: Grey = 0,
     ) -> None:
         super().__init__(ignore_index)
         self.size = height_and_width(size)
         self.scale = in_order("scale", scale)
+        self.fitting = Fitting(fit, shorter_side, longer_side)
         self.max_class_fraction = max_class_fraction
         self.fill = fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_scale_crop")
-        scale = uniform(generator, *self.scale)
         height, width = sample.target.shape
+        scale = uniform(generator, *self.scale) * self.fitting.factor(height, width)
         for _ in range(MAX_TRIES):
             rows = _Window(generator, height, self.size[0], scale)
             columns = _Window(generator, width, self.size[1], scale)
@@ -77,6 +85,9 @@ class RandomScaleCrop(ClassyTransform):
         counts = torch.bincount(mask.flatten() - lowest)
         counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0
         return bool(counts.numel() and counts.max() <= self.max_class_fraction * counts.sum())
+
+
+TRANSFORMS.variants(RandomScaleCrop, {"random_crop": {"scale": (1.0, 1.0)}})
 
 
 class _Window:
@@ -101,7 +112,7 @@ class _Window:
 class CenterCrop(ClassyTransform):
     """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored."""
 
-    def __init__(self, ignore_index: int = 255, *, size: tuple[Side, Side], fill: Grey = 0) -> None:
+    def __init__(self, ignore_index: int = 255, *, size: Box, fill: Grey = 0) -> None:
         super().__init__(ignore_index)
         self.size = height_and_width(size)
         self.fill = fill

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.fitting import Factor
 from classyseg.transforms.pixels import (
     Grey,
     Interpolation,
@@ -63,7 +63,7 @@ class SyncResizeCrop(ClassyTransform):
         *,
         base_size: Side = 520,
         crop_size: Side = 480,
-        scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0),
+        scale: tuple[Factor, Factor] = (0.5, 2.0),
         interpolation: Interpolation = "bilinear",
         fill: Grey = 0,
     ) -> None:

@@ -33,8 +33,18 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "pad": [{"multiple": 16}],
     "rand_augment": [{"magnitude": 30}],
     "random_erasing": [{"ignore": True, "count": 3}],
+    "random_crop": [{"size": CROP}, {"size": CROP, "fit": (70, 70), "max_class_fraction": 0.05}],
+    "random_resize": [
+        {"scale": (0.6, 2.0)},
+        {"scale": (0.8, 1.2), "fit": (70, 70), "interpolation": "bicubic"},
+        {"shorter_side": (40, 50, 70), "longer_side": 80},
+    ],
     "random_rotation": [{"degrees": (-180.0, 180.0), "probability": 1.0}],
-    "random_scale_crop": [{"size": CROP, "scale": (0.6, 2.0)}, {"size": CROP, "max_class_fraction": 0.02}],
+    "random_scale_crop": [
+        {"size": CROP, "scale": (0.6, 2.0)},
+        {"size": CROP, "max_class_fraction": 0.02},
+        {"size": CROP, "scale": (0.8, 1.5), "shorter_side": 50, "longer_side": 70},
+    ],
     "resize": [{"size": CROP}, {"shorter_side": 40}, {"fit": (70, 40), "interpolation": "bicubic"}],
     "resize_center_crop": [{"crop_size": 40}],
     "sync_resize_crop": [{"base_size": 60, "crop_size": 40}],
@@ -49,8 +59,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 }
 """For names whose defaults do not serve: the options that they are tested with."""
 
-MOVES = {"center_crop", "horizontal_flip", "pad", "random_rotation", "random_scale_crop", "resize"}
-MOVES |= {"resize_center_crop", "sync_resize_crop", "vertical_flip"}
+MOVES = {"center_crop", "horizontal_flip", "pad", "random_crop", "random_resize", "random_rotation"}
+MOVES |= {"random_scale_crop", "resize", "resize_center_crop", "sync_resize_crop", "vertical_flip"}
 """The transforms that move pixels and leave their values, so that pixels tell where they come from."""
 
 
