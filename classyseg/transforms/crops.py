@@ -42,7 +42,7 @@ class RandomScaleCrop(ClassyTransform):
     with `resize`), else to its own.
 
     With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn
-    anew, at the same scale, up to ten times; the last one is taken.
+    anew, at the same scale, up to ten times, and so are those without a valid pixel; the last one is taken.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RandomScaleCrop(ClassyTransform):
         lowest = min(0, self.ignore_index)
         counts = torch.bincount(mask.flatten() - lowest)
         counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0
-        return bool(counts.numel() and counts.max() <= self.max_class_fraction * counts.sum())
+        return bool(0 < counts.max() <= self.max_class_fraction * counts.sum())
 
 
 TRANSFORMS.variants(RandomScaleCrop, {"random_crop": {"scale": (1.0, 1.0)}})
@@ -110,7 +110,10 @@ class _Window:
 
 @TRANSFORMS.register("center_crop")
 class CenterCrop(ClassyTransform):
-    """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored."""
+    """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored.
+
+    To the pixel that of torchvision, and so of ClassyVision.
+    """
 
     def __init__(self, ignore_index: int = 255, *, size: Box, fill: Grey = 0) -> None:
         super().__init__(ignore_index)
@@ -121,7 +124,7 @@ class CenterCrop(ClassyTransform):
         require_aligned(sample, "center_crop")
         lengths = tuple(sample.target.shape)
         inner = [min(length, side) for length, side in zip(lengths, self.size, strict=True)]
-        start = [(length - side) // 2 for length, side in zip(lengths, inner, strict=True)]
+        start = [round((length - side) / 2) for length, side in zip(lengths, inner, strict=True)]
         before = [(side - length) // 2 for side, length in zip(self.size, inner, strict=True)]
         after = [self.size[i] - inner[i] - before[i] for i in range(2)]
         cropped = crop_sample(sample, *start, *inner)

@@ -136,5 +136,8 @@ def _resized_window(
 
 def _resized(channel: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     array: Any = channel.numpy() if channel.dtype == torch.uint8 else channel.float().numpy()
-    resized = Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[interpolation.upper()])
-    return torch.from_numpy(np.array(resized)).to(channel.dtype)
+    resized = np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[interpolation.upper()]))
+    if resized.dtype != np.uint8 and not channel.is_floating_point():
+        limits = torch.iinfo(channel.dtype)
+        resized = resized.round().clip(limits.min, limits.max)  # bicubic overshoots, which would wrap around
+    return torch.from_numpy(resized).to(channel.dtype)

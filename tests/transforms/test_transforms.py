@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from classyseg.config import ConfigError
 from classyseg.rng import generator_for
@@ -269,6 +270,12 @@ def test_a_center_crop_is_the_middle_or_lies_in_the_middle_of_a_border() -> None
     assert (small.target[19:] == IGNORED).all()
 
 
+@pytest.mark.parametrize("size", [(60, 50), (59, 51), (24, 32), (25, 31), (14, 60), (61, 15), (1, 1)], ids=str)
+def test_a_center_crop_is_torchvision_s(size: tuple[int, int]) -> None:
+    after = build({"name": "center_crop", "size": CROP})(noise(size), generator_for(0))
+    assert torch.equal(after.image, functional.center_crop(noise(size).image, list(CROP)))
+
+
 @pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (-90.0, -1), (180.0, 2)])
 def test_a_positive_angle_turns_anticlockwise(degrees: float, turns: int) -> None:
     before = noise((20, 20))
@@ -302,6 +309,19 @@ def test_a_class_that_fills_windows_is_avoided() -> None:
         shares[limit] = sum(map(bool, within)) / len(within)
     assert shares[1.0] < 0.35
     assert shares[0.75] > 0.8
+
+
+def test_a_window_without_a_valid_pixel_is_avoided_where_classes_are_balanced() -> None:
+    mask = torch.full((64, 64), IGNORED)
+    mask[::2, 32:], mask[1::2, 32:] = 0, 1
+    before = Sample(torch.zeros(3, 64, 64, dtype=torch.uint8), mask)
+    empty = {}
+    for limit in (1.0, 0.75):
+        crop = build({"name": "random_crop", "size": (16, 16), "max_class_fraction": limit})
+        found = [crop(before, generator_for(seed)).target for seed in range(100)]
+        empty[limit] = sum(bool((target == IGNORED).all()) for target in found)
+    assert empty[1.0] > 20
+    assert empty[0.75] == 0
 
 
 @pytest.mark.parametrize(
