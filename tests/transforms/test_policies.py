@@ -6,6 +6,7 @@ import random
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
@@ -116,7 +117,7 @@ def test_a_transform_of_torchvision_does_what_it_does_there() -> None:
     assert random.getstate() == state
 
 
-def test_every_known_transform_of_torchvision_is_one_of_images_and_masks() -> None:
+def test_every_known_transform_of_torchvision_takes_images_and_masks_and_draws_from_the_generator() -> None:
     needed: dict[str, dict[str, Any]] = {
         "GaussianBlur": {"kernel_size": 3},
         "Pad": {"padding": 2},
@@ -135,8 +136,22 @@ def test_every_known_transform_of_torchvision_is_one_of_images_and_masks() -> No
     }
     assert needed.keys() <= known_transforms().keys()
     for name in known_transforms():
-        after = run({"name": "torchvision", "transform": name, "arguments": needed.get(name, {})}, noise())
-        assert after.image.shape[1:] == after.target.shape, name
+        config = {"name": "torchvision", "transform": name, "arguments": needed.get(name, {})}
+        results = []
+        for global_seed in (0, 1):
+            torch.manual_seed(global_seed)
+            np.random.seed(global_seed)
+            random.seed(global_seed)
+            states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+            results.append([run(config, noise(), seed) for seed in range(5)])
+            assert torch.equal(torch.get_rng_state(), states[0]), name
+            assert np.random.get_state()[1].tolist() == states[1], name  # type: ignore[index]
+            assert random.getstate() == states[2], name
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one.image, other.image), name
+            assert torch.equal(one.target, other.target), name
+            assert one.image.shape[1:] == one.target.shape, name
+            assert (one.image.dtype, one.target.dtype) == (torch.uint8, torch.int64), name
 
 
 @pytest.mark.parametrize(
