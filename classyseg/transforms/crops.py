@@ -11,7 +11,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.fitting import Box, Factor, Fitting
+from classyseg.transforms.fitting import Box, Fitting, Positive
 from classyseg.transforms.pixels import (
     Grey,
     Indices,
@@ -50,7 +50,7 @@ class RandomScaleCrop(ClassyTransform):
         ignore_index: int = 255,
         *,
         size: Box,
-        scale: tuple[Factor, Factor] = (0.5, 2.0),
+        scale: tuple[Positive, Positive] = (0.5, 2.0),
         shorter_side: Side | None = None,
         longer_side: Side | None = None,
         fit: Box | None = None,

@@ -13,12 +13,13 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.fitting import Factor
+from classyseg.transforms.fitting import Positive
 from classyseg.transforms.pixels import (
     Grey,
     Interpolation,
     Side,
     in_order,
+    mirrored,
     nearest_indices,
     pad_sample,
     require_aligned,
@@ -63,7 +64,7 @@ class SyncResizeCrop(ClassyTransform):
         *,
         base_size: Side = 520,
         crop_size: Side = 480,
-        scale: tuple[Factor, Factor] = (0.5, 2.0),
+        scale: tuple[Positive, Positive] = (0.5, 2.0),
         interpolation: Interpolation = "bilinear",
         fill: Grey = 0,
     ) -> None:
@@ -80,7 +81,7 @@ class SyncResizeCrop(ClassyTransform):
         """The crop of `sample` with the numbers that `draws` gives, in the reference's order."""
         require_aligned(sample, "sync_resize_crop")
         if draws.random() < 0.5:
-            sample = sample.replace(image=sample.image.flip(-1), target=sample.target.flip(-1))
+            sample = mirrored(sample, -1)
         shortest, longest = (max(1, int(self.base_size * factor)) for factor in self.scale)
         longer = draws.randint(shortest, longest)
         height, width = sample.target.shape

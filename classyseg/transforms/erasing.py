@@ -13,7 +13,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.fitting import Factor
+from classyseg.transforms.fitting import Positive
 from classyseg.transforms.pixels import Grey, Share, fill_of, in_order, require_aligned
 
 
@@ -35,7 +35,7 @@ class RandomErasing(ClassyTransform):
         probability: Share = 0.5,
         count: Annotated[int, Field(ge=1)] = 1,
         area: tuple[Share, Share] = (0.02, 0.33),
-        ratio: tuple[Factor, Factor] = (0.3, 3.3),
+        ratio: tuple[Positive, Positive] = (0.3, 3.3),
         fill: Grey | Literal["noise"] = "noise",
         ignore: bool = False,
     ) -> None:

@@ -13,7 +13,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.fitting import Box, Factor, Fitting, scaled
+from classyseg.transforms.fitting import Box, Fitting, Positive, scaled
 from classyseg.transforms.pixels import (
     Grey,
     Interpolation,
@@ -21,6 +21,7 @@ from classyseg.transforms.pixels import (
     Side,
     height_and_width,
     in_order,
+    mirrored,
     pad_sample,
     require_aligned,
     resize_image,
@@ -39,7 +40,7 @@ class _Flip(ClassyTransform):
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         if uniform(generator, 0, 1) >= self.probability:
             return sample
-        return sample.replace(image=sample.image.flip(self.axis), target=sample.target.flip(self.axis))
+        return mirrored(sample, self.axis)
 
 
 @TRANSFORMS.register("horizontal_flip")
@@ -106,7 +107,7 @@ class RandomResize(ClassyTransform):
         self,
         ignore_index: int = 255,
         *,
-        scale: tuple[Factor, Factor] | None = None,
+        scale: tuple[Positive, Positive] | None = None,
         shorter_side: Side | tuple[Side, ...] | None = None,
         longer_side: Side | None = None,
         fit: Box | None = None,

@@ -17,7 +17,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import PairTransform
-from classyseg.transforms.pixels import Share
+from classyseg.transforms.pixels import Share, same_bits
 
 Alpha = Annotated[float, Field(gt=0)]
 LARGEST_EXACT = 2048
@@ -187,8 +187,9 @@ class CopyPaste(PairTransform):
             )
         labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
         pasted = torch.isin(other.target, labels)
+        image = torch.where(pasted, same_bits(other.image), same_bits(sample.image)).view(sample.image.dtype)
         return sample.replace(
-            image=torch.where(pasted, other.image, sample.image),
+            image=image,
             target=torch.where(pasted, other.target, sample.target),
         )
 

@@ -66,6 +66,17 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: Interpolat
     return interpolate(pixels, size, mode=interpolation, antialias=True)[0].contiguous()
 
 
+def mirrored(sample: Sample, axis: int) -> Sample:
+    """`sample` with the order along `axis`, -1 or -2, turned round."""
+    image = same_bits(sample.image).flip(axis).view(sample.image.dtype)
+    return sample.replace(image=image, target=sample.target.flip(axis))
+
+
+def same_bits(image: Tensor) -> Tensor:
+    """uint16 as int16, another view; the rest as it is: older torch moves the one and not the other."""
+    return image.view(torch.int16) if image.dtype == torch.uint16 else image
+
+
 def nearest_indices(length: int, out_length: int) -> Indices:
     """For each of `out_length` pixels, which of `length` lies at its centre: Pillow's choice, rounding included."""
     step = length / out_length

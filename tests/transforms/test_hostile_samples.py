@@ -104,11 +104,11 @@ def test_an_image_of_16_bits_is_transformed_as_its_bytes_are(config: dict[str, A
     filled = {"fill": 9} if config["name"] in {"center_crop", "pad", "random_crop", "random_rotation"} else {}
     transform = build_transform({**config, **filled}, 255)
     for dark, light, tolerance in ((0, 255, 40), (100, 155, 1.6)):
-        image = torch.tensor([dark, light])[chosen]
+        image, other = torch.tensor([dark, light])[chosen], torch.tensor([light, dark])[chosen]
         for seed in range(10):
             low, high = (
-                run(transform, Sample(values, mask), seed, other=Sample(values.flip(-1), mask))
-                for values in (image.to(torch.uint8), (257 * image).to(torch.uint16))
+                run(transform, Sample((factor * image).to(dtype), mask), seed, Sample((factor * other).to(dtype), mask))
+                for factor, dtype in ((1, torch.uint8), (257, torch.uint16))
             )
             assert torch.equal(low.target, high.target)
             assert (high.image.double() / 257 - low.image.double()).abs().max() <= tolerance

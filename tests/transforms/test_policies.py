@@ -50,7 +50,7 @@ def test_an_operation_is_torchvision_s(operation: str, share: float, sign: int) 
     level = policies.strength(operation, share) * (sign if operation in policies.SIGNED else 1)
     after = policies.apply_operation(before, operation, level, fill=0, ignore_index=IGNORED)
     size = {"TranslateX": before.target.shape[1], "TranslateY": before.target.shape[0]}.get(operation, 1)
-    theirs = v2.RandAugment(interpolation="bilinear")
+    theirs = v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)
     arguments = (operation, level * size, theirs.interpolation, {tv_tensors.Image: 0})
     expected = theirs._apply_image_or_video_transform(tv_tensors.Image(before.image), *arguments)
     kept = after.target != IGNORED  # at the border, torchvision mixes the fill in
@@ -166,6 +166,10 @@ def test_every_known_transform_of_torchvision_takes_images_and_masks_and_draws_f
         ({"transform": "RandomAffine"}, "arguments.degrees: missing; torchvision's RandomAffine needs it"),
         ({"transform": "RandomAffine", "arguments": {"degree": 3}}, "arguments.degree: unknown argument; did you mean"),
         ({"transform": "RandomAffine", "arguments": {"degrees": -3}}, "arguments: torchvision's RandomAffine refuses"),
+        (
+            {"transform": "Resize", "arguments": {"size": 8, "interpolation": "bilinar"}},
+            "arguments.interpolation: 'bilinar': unknown interpolation; did you mean 'bilinear'",
+        ),
         ({"transform": "RandomAffine", "arguments": {"degrees": 3, "fill": {"a": 1}}}, "arguments.fill: found"),
     ],
     ids=lambda value: str(value)[:50],
