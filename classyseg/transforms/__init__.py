@@ -6,7 +6,7 @@ from classyseg.transforms.color import ColorJitter, GaussianBlur, Lighting, Norm
 from classyseg.transforms.crops import CenterCrop, RandomScaleCrop
 from classyseg.transforms.encoding import ResizeCenterCrop, SyncResizeCrop
 from classyseg.transforms.erasing import RandomErasing
-from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomRotation, Resize, VerticalFlip
+from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomResize, RandomRotation, Resize, VerticalFlip
 from classyseg.transforms.mixing import CopyPaste, CutMix, MixUp
 from classyseg.transforms.policies import AutoAugment, RandAugment
 from classyseg.transforms.torchvision_wrapper import TorchvisionTransform
@@ -31,6 +31,7 @@ __all__ = [
     "PhotometricDistortion",
     "RandAugment",
     "RandomErasing",
+    "RandomResize",
     "RandomRotation",
     "RandomScaleCrop",
     "ResizeCenterCrop",

@@ -239,7 +239,7 @@ class GaussianBlur(ClassyTransform):
 
 @TRANSFORMS.register("normalize")
 class Normalize(ClassyTransform):
-    """Makes the image floating point: `(image / 255 - mean) / std`, ImageNet's by default.
+    """Makes the image floating point: `(image / 255 - mean) / std`, ImageNet's by default; uint16 is divided by 65535.
 
     Seldom needed: the task does the same on the device, where it is faster and a quarter of the bytes travel.
     """
@@ -265,4 +265,5 @@ class Normalize(ClassyTransform):
             raise ConfigError(
                 f"{sample.name}: has {len(sample.image)} channels; 'normalize' has {len(self.mean)} means"
             )
-        return sample.replace(image=(sample.image / 255 - self.mean) / self.std)
+        largest = 65535 if sample.image.dtype == torch.uint16 else 255
+        return sample.replace(image=(sample.image / largest - self.mean) / self.std)

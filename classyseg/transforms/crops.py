@@ -11,6 +11,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.fitting import Box, Fitting, Positive
 from classyseg.transforms.pixels import (
     Grey,
     Indices,
@@ -37,29 +38,36 @@ class RandomScaleCrop(ClassyTransform):
     cropping at a fraction of the cost. Where the scaled image is smaller than `size`, it lies at a random place in a
     border of `fill` and ignored labels.
 
+    `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
+    with `resize`), else to its own.
+
     With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn
-    anew, at the same scale, up to ten times; the last one is taken.
+    anew, at the same scale, up to ten times, and so are those without a valid pixel; the last one is taken.
     """
 
     def __init__(
         self,
         ignore_index: int = 255,
         *,
-        size: tuple[Side, Side],
-        scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0),
+        size: Box,
+        scale: tuple[Positive, Positive] = (0.5, 2.0),
+        shorter_side: Side | None = None,
+        longer_side: Side | None = None,
+        fit: Box | None = None,
         max_class_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
         fill: Grey = 0,
     ) -> None:
         super().__init__(ignore_index)
         self.size = height_and_width(size)
         self.scale = in_order("scale", scale)
+        self.fitting = Fitting(fit, shorter_side, longer_side)
         self.max_class_fraction = max_class_fraction
         self.fill = fill
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_scale_crop")
-        scale = uniform(generator, *self.scale)
         height, width = sample.target.shape
+        scale = uniform(generator, *self.scale) * self.fitting.factor(height, width)
         for _ in range(MAX_TRIES):
             rows = _Window(generator, height, self.size[0], scale)
             columns = _Window(generator, width, self.size[1], scale)
@@ -76,7 +84,10 @@ class RandomScaleCrop(ClassyTransform):
         lowest = min(0, self.ignore_index)
         counts = torch.bincount(mask.flatten() - lowest)
         counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0
-        return bool(counts.numel() and counts.max() <= self.max_class_fraction * counts.sum())
+        return bool(0 < counts.max() <= self.max_class_fraction * counts.sum())
+
+
+TRANSFORMS.variants(RandomScaleCrop, {"random_crop": {"scale": (1.0, 1.0)}})
 
 
 class _Window:
@@ -99,9 +110,12 @@ class _Window:
 
 @TRANSFORMS.register("center_crop")
 class CenterCrop(ClassyTransform):
-    """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored."""
+    """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored.
 
-    def __init__(self, ignore_index: int = 255, *, size: tuple[Side, Side], fill: Grey = 0) -> None:
+    To the pixel that of torchvision, and so of ClassyVision.
+    """
+
+    def __init__(self, ignore_index: int = 255, *, size: Box, fill: Grey = 0) -> None:
         super().__init__(ignore_index)
         self.size = height_and_width(size)
         self.fill = fill
@@ -110,7 +124,7 @@ class CenterCrop(ClassyTransform):
         require_aligned(sample, "center_crop")
         lengths = tuple(sample.target.shape)
         inner = [min(length, side) for length, side in zip(lengths, self.size, strict=True)]
-        start = [(length - side) // 2 for length, side in zip(lengths, inner, strict=True)]
+        start = [round((length - side) / 2) for length, side in zip(lengths, inner, strict=True)]
         before = [(side - length) // 2 for side, length in zip(self.size, inner, strict=True)]
         after = [self.size[i] - inner[i] - before[i] for i in range(2)]
         cropped = crop_sample(sample, *start, *inner)

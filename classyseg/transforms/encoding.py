@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.fitting import Positive
 from classyseg.transforms.pixels import (
     Grey,
     Interpolation,
     Side,
     in_order,
+    mirrored,
     nearest_indices,
     pad_sample,
     require_aligned,
@@ -63,7 +64,7 @@ class SyncResizeCrop(ClassyTransform):
         *,
         base_size: Side = 520,
         crop_size: Side = 480,
-        scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.5, 2.0),
+        scale: tuple[Positive, Positive] = (0.5, 2.0),
         interpolation: Interpolation = "bilinear",
         fill: Grey = 0,
     ) -> None:
@@ -80,7 +81,7 @@ class SyncResizeCrop(ClassyTransform):
         """The crop of `sample` with the numbers that `draws` gives, in the reference's order."""
         require_aligned(sample, "sync_resize_crop")
         if draws.random() < 0.5:
-            sample = sample.replace(image=sample.image.flip(-1), target=sample.target.flip(-1))
+            sample = mirrored(sample, -1)
         shortest, longest = (max(1, int(self.base_size * factor)) for factor in self.scale)
         longer = draws.randint(shortest, longest)
         height, width = sample.target.shape
@@ -136,5 +137,8 @@ def _resized_window(
 
 def _resized(channel: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     array: Any = channel.numpy() if channel.dtype == torch.uint8 else channel.float().numpy()
-    resized = Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[interpolation.upper()])
-    return torch.from_numpy(np.array(resized)).to(channel.dtype)
+    resized = np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[interpolation.upper()]))
+    if resized.dtype != np.uint8 and not channel.is_floating_point():
+        limits = torch.iinfo(channel.dtype)
+        resized = resized.round().clip(limits.min, limits.max)  # bicubic overshoots, which would wrap around
+    return torch.from_numpy(resized).to(channel.dtype)

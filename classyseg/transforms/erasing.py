@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.pixels import Grey, Share, in_order, require_aligned
-
-Positive = Annotated[float, Field(gt=0)]
+from classyseg.transforms.fitting import Positive
+from classyseg.transforms.pixels import Grey, Share, fill_of, in_order, require_aligned
 
 
 @TRANSFORMS.register("random_erasing")
@@ -51,14 +51,17 @@ class RandomErasing(ClassyTransform):
         require_aligned(sample, "random_erasing")
         if uniform(generator, 0, 1) >= self.probability:
             return sample
+        if sample.image.is_floating_point():
+            raise ConfigError(f"{sample.name}: 'random_erasing' found a normalised image; put it before 'normalize'")
         image, mask = sample.image.clone(), sample.target.clone()
+        levels = 65536 if image.dtype == torch.uint16 else 256
         for _ in range(self.count):
             rows, columns = self._rectangle(generator, *mask.shape)
             erased = image[:, rows, columns]
             if self.fill == "noise":
-                erased.copy_(torch.randint(0, 256, erased.shape, generator=generator))
+                erased.copy_(torch.randint(0, levels, erased.shape, generator=generator))
             else:
-                erased.fill_(self.fill)
+                erased.fill_(fill_of(sample, self.fill))
             if self.ignore:
                 mask[rows, columns] = self.ignore_index
         return sample.replace(image=image, target=mask)

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
-from classyseg.rng import uniform
+from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.fitting import Box, Fitting, Positive, scaled
 from classyseg.transforms.pixels import (
     Grey,
     Interpolation,
@@ -20,6 +21,7 @@ from classyseg.transforms.pixels import (
     Side,
     height_and_width,
     in_order,
+    mirrored,
     pad_sample,
     require_aligned,
     resize_image,
@@ -38,7 +40,7 @@ class _Flip(ClassyTransform):
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         if uniform(generator, 0, 1) >= self.probability:
             return sample
-        return sample.replace(image=sample.image.flip(self.axis), target=sample.target.flip(self.axis))
+        return mirrored(sample, self.axis)
 
 
 @TRANSFORMS.register("horizontal_flip")
@@ -71,39 +73,65 @@ class Resize(ClassyTransform):
         self,
         ignore_index: int = 255,
         *,
-        size: tuple[Side, Side] | None = None,
+        size: Box | None = None,
         shorter_side: Side | None = None,
         longer_side: Side | None = None,
-        fit: tuple[Side, Side] | None = None,
+        fit: Box | None = None,
         interpolation: Interpolation = "bilinear",
         image_only: bool = False,
     ) -> None:
         super().__init__(ignore_index)
-        of_sides = shorter_side is not None or longer_side is not None
-        if (size is not None) + (fit is not None) + of_sides != 1:
-            raise ConfigError("size: give one of 'size', 'fit', and 'shorter_side' or 'longer_side' (or both of them)")
         self.size = None if size is None else height_and_width(size)
-        self.fit = None if fit is None else height_and_width(fit, "fit")
-        self.shorter_side, self.longer_side = shorter_side, longer_side
+        self.fitting = Fitting(fit, shorter_side, longer_side)
+        if (self.size is None) == (not self.fitting):
+            raise ConfigError("size: give one of 'size', 'fit', and 'shorter_side' or 'longer_side' (or both of them)")
         self.interpolation: Interpolation = interpolation
         self.image_only = image_only
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         height, width = sample.image.shape[-2:]
-        size = self._size_of(height, width)
+        size = self.size or scaled(height, width, self.fitting.factor(height, width))
         target = sample.target if self.image_only else resize_mask(sample.target, size)
         return sample.replace(image=resize_image(sample.image, size, self.interpolation), target=target)
 
-    def _size_of(self, height: int, width: int) -> tuple[int, int]:
-        """The size that an image of `height` x `width` gets."""
-        if self.size is not None:
-            return self.size
-        if self.fit is not None:
-            wanted = [(self.fit[0], height), (self.fit[1], width)]
-        else:
-            wanted = [(self.shorter_side, min(height, width)), (self.longer_side, max(height, width))]  # type: ignore[list-item]
-        factor = min(side / length for side, length in wanted if side is not None)
-        return max(1, round(height * factor)), max(1, round(width * factor))
+
+@TRANSFORMS.register("random_resize")
+class RandomResize(ClassyTransform):
+    """Image and mask at a random size, the ratio kept: times a factor from `scale`, or by one of several lengths.
+
+    `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
+    with `resize`), else to its own. `shorter_side` may be a list, of which one is drawn; `scale` may then be left out.
+    """
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        *,
+        scale: tuple[Positive, Positive] | None = None,
+        shorter_side: Side | tuple[Side, ...] | None = None,
+        longer_side: Side | None = None,
+        fit: Box | None = None,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        super().__init__(ignore_index)
+        lengths = (shorter_side,) if shorter_side is None or isinstance(shorter_side, int) else tuple(shorter_side)
+        if scale is None and len(lengths) < 2:
+            raise ConfigError("scale: give a range of factors, or a list of two or more for 'shorter_side'")
+        if not lengths:
+            raise ConfigError("shorter_side: found an empty list; accepted are a length, or a list of them")
+        self.scale = None if scale is None else in_order("scale", scale)
+        self.fittings = [Fitting(fit, length, longer_side) for length in lengths]
+        self.interpolation: Interpolation = interpolation
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        require_aligned(sample, "random_resize")
+        height, width = sample.target.shape
+        factor = self.fittings[randint(generator, 0, len(self.fittings) - 1)].factor(height, width)
+        if self.scale is not None:
+            factor *= uniform(generator, *self.scale)
+        size = scaled(height, width, factor)
+        image = resize_image(sample.image, size, self.interpolation)
+        return sample.replace(image=image, target=resize_mask(sample.target, size))
 
 
 @TRANSFORMS.register("pad")
@@ -117,7 +145,7 @@ class Pad(ClassyTransform):
         self,
         ignore_index: int = 255,
         *,
-        size: tuple[Side, Side] | None = None,
+        size: Box | None = None,
         multiple: Side | None = None,
         fill: Grey = 0,
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -17,7 +17,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import PairTransform
-from classyseg.transforms.pixels import Share
+from classyseg.transforms.pixels import Share, same_bits
 
 Alpha = Annotated[float, Field(gt=0)]
 LARGEST_EXACT = 2048
@@ -32,12 +32,15 @@ def drawn_share(generator: torch.Generator, alpha: float) -> float:
 def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels (...) as shares of classes (num_classes, ...) in float16; shares stay as they are.
 
-    Where a label is ignored, all of its entries are `ignore_index`.
+    Where a label is ignored, all of its entries are `ignore_index`. Raises: `ConfigError` for an `ignore_index` that
+    float16 does not hold, and for 1, which is the share of a class.
     """
     if target.is_floating_point():
         return target
-    if abs(ignore_index) > LARGEST_EXACT:
-        raise ConfigError(f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}")
+    if abs(ignore_index) > LARGEST_EXACT or ignore_index == 1:
+        raise ConfigError(
+            f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}, and not 1"
+        )
     ignored = target == ignore_index
     shares = one_hot(target.masked_fill(ignored, 0).long(), num_classes).movedim(-1, 0).half()
     return shares.masked_fill_(ignored, ignore_index)
@@ -45,20 +48,27 @@ def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
 def mixed_shares(one: Tensor, other: Tensor, share: float, ignore_index: int) -> Tensor:
     """`share` of `one` and the rest of `other`; ignored where one of them is."""
-    ignored = (one == ignore_index) | (other == ignore_index)
+    ignored = (one == ignore_index).all(0) | (other == ignore_index).all(0)
     return (share * one + (1 - share) * other).masked_fill_(ignored, ignore_index)
 
 
 def require_one_size(sample: Sample, other: Sample, transform: str) -> None:
-    """Raises: `ConfigError` unless both images have one shape and their masks have their size."""
+    """Raises: `ConfigError` unless both images have one shape and type and their masks have their size."""
     shapes = [tuple(tensor.shape[-2:]) for tensor in (sample.image, other.image)]
     shapes += [tuple(each.target.shape[-2:]) for each in (sample, other) if each.target.dim() > 1]
-    if len({*shapes}) > 1 or len(sample.image) != len(other.image) or sample.image.dtype != other.image.dtype:
+    kinds = [(tuple(each.image.shape[:-2]), each.image.dtype) for each in (sample, other)]
+    if len({*shapes}) > 1 or kinds[0] != kinds[1]:
         found = " and ".join(f"{height} x {width}" for height, width in dict.fromkeys(shapes))
+        of_which = " and ".join(_channels(*kind) for kind in kinds)
         raise ConfigError(
-            f"{sample.name}: '{transform}' found it and {other.name} of {found} pixels, {len(sample.image)} and "
-            f"{len(other.image)} channels; put it behind a transform that gives images and masks one size"
+            f"{sample.name}: '{transform}' found it and {other.name} of {found} pixels, {of_which}; put it behind a "
+            "transform that gives images and masks one size"
         )
+
+
+def _channels(shape: Sequence[int], dtype: torch.dtype) -> str:
+    frames = "" if len(shape) == 1 else f", {shape[1]} frames"
+    return f"{shape[0]} channels{frames} of {str(dtype).removeprefix('torch.')}"
 
 
 @TRANSFORMS.register("cut_mix")
@@ -171,11 +181,15 @@ class CopyPaste(PairTransform):
         other = draw()
         require_one_size(sample, other, "copy_paste")
         if any(each.target.dim() != 2 for each in (sample, other)):
-            raise ConfigError(f"{sample.name}: 'copy_paste' needs masks of labels; put it before 'mix_up'")
+            raise ConfigError(
+                f"{sample.name}: 'copy_paste' needs masks of labels: not images of one class, nor shares, which "
+                "'mix_up' gives; put it before"
+            )
         labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
         pasted = torch.isin(other.target, labels)
+        image = torch.where(pasted, same_bits(other.image), same_bits(sample.image)).view(sample.image.dtype)
         return sample.replace(
-            image=torch.where(pasted, other.image, sample.image),
+            image=image,
             target=torch.where(pasted, other.target, sample.target),
         )
 

@@ -60,9 +60,21 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: Interpolat
         resized = interpolate(values, size, mode=interpolation, antialias=True)[0]
         if image.is_floating_point():
             return resized.to(image.dtype)
-        return resized.round_().clamp_(values.min(), values.max()).to(image.dtype)
+        limits = torch.iinfo(image.dtype)
+        return resized.round_().clamp_(limits.min, limits.max).to(image.dtype)  # bicubic overshoots
     pixels = image[None].contiguous(memory_format=torch.channels_last)  # half the time for bytes of three channels
     return interpolate(pixels, size, mode=interpolation, antialias=True)[0].contiguous()
+
+
+def mirrored(sample: Sample, axis: int) -> Sample:
+    """`sample` with the order along `axis`, -1 or -2, turned round."""
+    image = same_bits(sample.image).flip(axis).view(sample.image.dtype)
+    return sample.replace(image=image, target=sample.target.flip(axis))
+
+
+def same_bits(image: Tensor) -> Tensor:
+    """uint16 as int16, another view; the rest as it is: older torch moves the one and not the other."""
+    return image.view(torch.int16) if image.dtype == torch.uint16 else image
 
 
 def nearest_indices(length: int, out_length: int) -> Indices:
@@ -86,13 +98,23 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return take(mask, nearest_indices(mask.shape[0], size[0]), nearest_indices(mask.shape[1], size[1]))
 
 
+def fill_of(sample: Sample, fill: int) -> int:
+    """The grey level `fill`, of 8 bits, as a value of the image.
+
+    Raises: `ConfigError` for a normalised image, in which there is no such level, but for 0.
+    """
+    if fill and sample.image.is_floating_point():
+        raise ConfigError(f"{sample.name}: found a normalised image, and 'fill' of {fill}; put 'normalize' last")
+    return 257 * fill if sample.image.dtype == torch.uint16 else fill
+
+
 def pad_sample(sample: Sample, left: int, top: int, right: int, bottom: int, fill: int, ignore_index: int) -> Sample:
     """`sample` with a border: `fill` in the image, `ignore_index` in the mask."""
     if not (left or top or right or bottom):
         return sample
     border = [left, top, right, bottom]
     return sample.replace(
-        image=functional.pad(sample.image, border, fill=fill),
+        image=functional.pad(sample.image, border, fill=fill_of(sample, fill)),
         target=functional.pad(sample.target[None], border, fill=ignore_index)[0],
     )
 
@@ -126,5 +148,5 @@ def warp_sample(sample: Sample, matrix: Matrix, shift: tuple[float, float], fill
     moved = grid_sample(image[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
     if not image.is_floating_point():
         moved = moved.round_()
-    moved = moved.masked_fill_(outside, fill).to(image.dtype)
+    moved = moved.masked_fill_(outside, fill_of(sample, fill)).to(image.dtype)
     return sample.replace(image=moved, target=mask.masked_fill(outside, ignore_index))

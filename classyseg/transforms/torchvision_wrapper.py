@@ -95,10 +95,19 @@ class TorchvisionTransform(ClassyTransform):
             if isinstance(fill, dict):
                 raise ConfigError(f"arguments.fill: found {fill!r}; accepted are a number, or one for each channel")
             arguments["fill"] = {tv_tensors.Image: fill, tv_tensors.Mask: self.ignore_index}
+        if isinstance(arguments.get("interpolation"), str):  # which older versions take as a member only
+            arguments["interpolation"] = self._interpolation(arguments["interpolation"])
         try:
             return kind(**arguments)
         except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(f"arguments: torchvision's {self.transform_name} refuses them: {error}") from None
+
+    @staticmethod
+    def _interpolation(name: str) -> v2.InterpolationMode:
+        modes = {str(mode.value): mode for mode in v2.InterpolationMode}
+        if name not in modes:
+            raise ConfigError(f"arguments.interpolation: '{name}': {unknown('interpolation', name, modes)}")
+        return modes[name]
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "torchvision")

@@ -2,99 +2,38 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
+from transform_cases import (
+    CROP,
+    IGNORED,
+    PARTNER,
+    SEEDS,
+    SIZES,
+    STEP,
+    build,
+    cases,
+    cells,
+    coordinates,
+    partner,
+    run,
+)
 
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import ClassyTransform, PairTransform, build_transform
+from classyseg.transforms import PairTransform
 from classyseg.transforms.classy_transform import apply_transforms
 
-IGNORED = -1
-STEP, CELL = 4, 8
-SEEDS = range(200)
-CROP = (40, 48)
-PARTNER = 100
-SIZES = [(60, 50), (48, 62)]
-
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "center_crop": [{"size": CROP}, {"size": (70, 40)}],
-    "color_jitter": [{"hue": 0.2}],
-    "copy_paste": [{"probability": 1.0}],
-    "cut_mix": [{"probability": 1.0}],
-    "cutout": [{"probability": 1.0, "ignore": True}],
-    "gaussian_blur": [{"sigma": (0.1, 0.6)}],
-    "horizontal_flip": [{}],
-    "pad": [{"multiple": 16}],
-    "rand_augment": [{"magnitude": 30}],
-    "random_erasing": [{"ignore": True, "count": 3}],
-    "random_rotation": [{"degrees": (-180.0, 180.0), "probability": 1.0}],
-    "random_scale_crop": [{"size": CROP, "scale": (0.6, 2.0)}, {"size": CROP, "max_class_fraction": 0.02}],
-    "resize": [{"size": CROP}, {"shorter_side": 40}, {"fit": (70, 40), "interpolation": "bicubic"}],
-    "resize_center_crop": [{"crop_size": 40}],
-    "sync_resize_crop": [{"base_size": 60, "crop_size": 40}],
-    "torchvision": [
-        {"transform": "ElasticTransform", "arguments": {"alpha": 20.0}},
-        {"transform": "RandomAffine", "arguments": {"degrees": 30, "scale": [0.7, 1.5], "interpolation": "bilinear"}},
-        {"transform": "RandomPerspective", "arguments": {"p": 1.0, "fill": [1, 2, 3]}},
-        {"transform": "RandomPhotometricDistort"},
-        {"transform": "RandomResizedCrop", "arguments": {"size": [40, 40], "scale": [0.3, 1.0]}},
-        {"transform": "RandomZoomOut", "arguments": {"side_range": [1.0, 1.5]}},
-    ],
-}
-"""For names whose defaults do not serve: the options that they are tested with."""
-
-MOVES = {"center_crop", "horizontal_flip", "pad", "random_rotation", "random_scale_crop", "resize"}
-MOVES |= {"resize_center_crop", "sync_resize_crop", "vertical_flip"}
+MOVES = {"center_crop", "horizontal_flip", "pad", "random_crop", "random_resize", "random_rotation"}
+MOVES |= {"random_scale_crop", "resize", "resize_center_crop", "sync_resize_crop", "vertical_flip"}
 """The transforms that move pixels and leave their values, so that pixels tell where they come from."""
-
-
-def cases() -> list[Any]:
-    return [
-        pytest.param({"name": name, **options}, id="-".join(map(str, [name, *options.values()])))
-        for name in TRANSFORMS.names()
-        if TRANSFORMS.entry(name).distribution == "classyseg"
-        for options in OPTIONS.get(name, [{}])
-    ]
-
-
-def coordinates(size: tuple[int, int]) -> Sample:
-    """An image whose first two channels, and a mask whose labels, tell the row and column of each pixel."""
-    row = torch.arange(size[0])[:, None].expand(size)
-    column = torch.arange(size[1])[None].expand(size)
-    image = torch.stack([row * STEP, column * STEP, torch.full(size, 200)]).to(torch.uint8)
-    return Sample(image, row * size[1] + column, "coordinates.png")
-
-
-def cells(size: tuple[int, int], seed: int = 0) -> Sample:
-    """Squares of one label and one colour each."""
-    row = torch.arange(size[0])[:, None] // CELL
-    labels = row * -(-size[1] // CELL) + torch.arange(size[1])[None] // CELL
-    generator = generator_for(seed)
-    colors = torch.randint(0, 256, (3, int(labels.max()) + 1), generator=generator, dtype=torch.uint8)
-    return Sample(colors[:, labels], labels, "cells.png")
-
-
-def build(config: dict[str, Any]) -> ClassyTransform:
-    transform: ClassyTransform = build_transform(config, IGNORED)
-    return transform
-
-
-def partner(before: Sample, seed: int) -> Sample:
-    """Squares of other labels and colours, for what mixes two samples."""
-    other = cells(tuple(before.target.shape), seed + 1000)  # type: ignore[arg-type]
-    return other.replace(target=other.target + PARTNER)
-
-
-def run(transform: ClassyTransform, before: Sample, seed: int, other: Sample | None = None) -> Sample:
-    if not isinstance(transform, PairTransform):
-        return transform(before, generator_for(seed))
-    return transform.mix(before, generator_for(seed), lambda: other or partner(before, seed), 2 * PARTNER + 1)
 
 
 def inner(mask: Tensor, margin: int) -> Tensor:
@@ -184,10 +123,14 @@ def test_a_transform_is_a_function_of_its_generator_and_leaves_its_input(config:
     results = []
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
-        state = torch.get_rng_state()
+        np.random.seed(global_seed)
+        random.seed(global_seed)
+        state = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
         transform = build(config)
         results.append([run(transform, before, seed) for seed in range(10)])
-        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(torch.get_rng_state(), state[0])
+        assert np.random.get_state()[1].tolist() == state[1]  # type: ignore[index]
+        assert random.getstate() == state[2]
     for one, other in zip(*results, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.target, other.target)
@@ -226,3 +169,23 @@ def test_all_frames_of_a_clip_are_transformed_as_one_image_and_its_class_is_kept
         assert frames.image.shape[1] == 3
         assert torch.equal(one.target, label)
         assert torch.equal(frames.target, label)
+
+
+@pytest.mark.parametrize("config", [case for case in cases() if case not in PLAIN and case.id != "copy_paste-1.0"])
+def test_clips_are_mixed_as_one_image(config: dict[str, Any]) -> None:
+    transform = build(config)
+    assert isinstance(transform, PairTransform)
+    one, other = cells(SIZES[0], 0).image, cells(SIZES[0], 1).image
+    for seed in range(10):
+        found = [
+            transform.mix(
+                Sample(make(one), torch.tensor(2)),
+                generator_for(seed),
+                lambda make=make: Sample(make(other), torch.tensor(5)),  # type: ignore[misc]
+                8,
+            )
+            for make in (lambda image: image, lambda image: torch.stack([image] * 3, 1))
+        ]
+        assert torch.equal(found[1].image, found[0].image[:, None].expand_as(found[1].image))
+        assert torch.equal(found[0].target, found[1].target)
+        assert found[0].target.shape == (8,)

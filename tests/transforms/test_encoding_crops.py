@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
@@ -63,6 +64,33 @@ def test_a_seeded_training_crop_is_the_reference_s(
     for seed in range(40):
         random.seed(seed)
         equal_to(transform.crop(before, random.Random(seed)), *training_crop(before, base, crop, scale))
+
+
+RECORDED = [
+    ((375, 500), 520, 480, 0, "6d7e7ad506d7e1514ce0d6d33c5a90b16c4ba056", "ae9b52a6e84af81e6042691ae53d58de6aab6407"),
+    ((500, 375), 520, 480, 1, "51a715926cd2278a6ec28541a5226116a06f7d6a", "cc804e2370d8ba7f0c29b873f41cbeb7c3953142"),
+    ((512, 683), 520, 480, 2, "eb6392a21b2cbb96d7a8bd490c4af3685c384696", "5ad225f7296c5e85f89e4184e9da5dbb02e5c3bf"),
+    ((683, 512), 640, 576, 3, "cb39e2aecfac54d55e457536114c238360ffb4fc", "ba3a6742b651493a3d01ce72704f3d561550f6af"),
+    ((96, 128), 100, 90, 4, "73aa9790cdc1942d9063a2a1965906c259dff361", "59b993620a68a7d64cc13a30ab8c984fe731028d"),
+    ((128, 97), 100, 90, 5, "63706cffe78b0ab1f931a1cafe6f2e3a1a257545", "2fb8bf15b05ee7e42d620006d0a923ccc92fcba3"),
+]
+"""Size, `base_size`, `crop_size`, seed, and the SHA-1 of the masks that PyTorch-Encoding's own code gave, as bytes:
+after its training crop and after its validation crop."""
+
+
+@pytest.mark.parametrize(("size", "base", "crop", "seed", "trained", "validated"), RECORDED)
+def test_masks_are_those_that_the_reference_gave(
+    size: tuple[int, int], base: int, crop: int, seed: int, trained: str, validated: str
+) -> None:
+    row, column = torch.arange(size[0])[:, None], torch.arange(size[1])[None]
+    mask = (row // 7 * 5 + column // 5 * 3 + row * column % 11) % 21
+    before = Sample(torch.zeros(3, *size, dtype=torch.uint8), mask)
+    found = [
+        SyncResizeCrop(0, base_size=base, crop_size=crop).crop(before, random.Random(seed)),
+        ResizeCenterCrop(0, crop_size=crop)(before, generator_for(0)),
+    ]
+    digests = [hashlib.sha1(after.target.to(torch.uint8).numpy().tobytes()).hexdigest() for after in found]
+    assert digests == [trained, validated]
 
 
 def test_the_border_of_a_mask_is_ignored() -> None:

@@ -82,6 +82,23 @@ def test_mix_up_ignores_what_either_sample_ignores() -> None:
     assert after.target[:, ~ignored].float().sum(0).sub(1).abs().max() < 2e-3
 
 
+def test_mix_up_takes_zero_for_the_label_of_ignored_pixels() -> None:
+    """Though 0 is also the share of a class that is not there."""
+    one, other = sample(1), sample(2)
+    one.target[:, :10] = 0
+    after = build_transform({"name": "mix_up", "alpha": 1.0}, 0).mix(one, generator_for(1), lambda: other, CLASSES)
+    assert (after.target[:, :, :10] == 0).all()
+    assert after.target[:, :, 10:].float().sum(0).sub(1).abs().max() < 2e-3
+    assert after.target[1:3, :, 10:].amin() > 0
+
+
+@pytest.mark.parametrize("ignore_index", [1, 65535, -4000])
+def test_an_ignored_label_that_shares_cannot_hold_is_refused(ignore_index: int) -> None:
+    transform = build_transform({"name": "mix_up"}, ignore_index)
+    with pytest.raises(ConfigError, match=f"ignore_index: found {ignore_index}; shares of classes need one up to 2048"):
+        transform.mix(sample(1), generator_for(0), lambda: sample(2), CLASSES)
+
+
 def test_mix_up_that_is_not_drawn_gives_shares_all_the_same() -> None:
     after = mix({"name": "mix_up", "probability": 0.0}, sample(1), sample(2))
     assert torch.equal(after.target.argmax(0), sample(1).target)
@@ -104,6 +121,26 @@ def test_copy_paste_takes_the_pixels_of_the_classes() -> None:
 def test_samples_of_two_sizes_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 and 30 x 60 pixels"):
         mix({"name": name}, sample(1), sample(2, (30, 60)))
+
+
+@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (sample(2).image.to(torch.uint16), "3 channels of uint8 and 3 channels of uint16"),
+        (sample(2).image[:1], "3 channels of uint8 and 1 channels of uint8"),
+        (sample(2).image[:, None], "3 channels of uint8 and 3 channels, 1 frames of uint8"),
+    ],
+    ids=["16 bits", "grey", "clip"],
+)
+def test_samples_of_two_kinds_are_refused(name: str, image: torch.Tensor, found: str) -> None:
+    with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 pixels, {found}; put it"):
+        mix({"name": name}, sample(1), sample(2).replace(image=image))
+
+
+def test_copy_paste_of_images_of_one_class_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"1\.png: 'copy_paste' needs masks of labels: not images of one class"):
+        mix({"name": "copy_paste"}, of_image(1), of_image(2))
 
 
 def test_copy_paste_of_a_label_that_no_class_has_is_refused() -> None:

@@ -6,6 +6,7 @@ import random
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
@@ -49,7 +50,7 @@ def test_an_operation_is_torchvision_s(operation: str, share: float, sign: int) 
     level = policies.strength(operation, share) * (sign if operation in policies.SIGNED else 1)
     after = policies.apply_operation(before, operation, level, fill=0, ignore_index=IGNORED)
     size = {"TranslateX": before.target.shape[1], "TranslateY": before.target.shape[0]}.get(operation, 1)
-    theirs = v2.RandAugment(interpolation="bilinear")
+    theirs = v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR)
     arguments = (operation, level * size, theirs.interpolation, {tv_tensors.Image: 0})
     expected = theirs._apply_image_or_video_transform(tv_tensors.Image(before.image), *arguments)
     kept = after.target != IGNORED  # at the border, torchvision mixes the fill in
@@ -116,7 +117,7 @@ def test_a_transform_of_torchvision_does_what_it_does_there() -> None:
     assert random.getstate() == state
 
 
-def test_every_known_transform_of_torchvision_is_one_of_images_and_masks() -> None:
+def test_every_known_transform_of_torchvision_takes_images_and_masks_and_draws_from_the_generator() -> None:
     needed: dict[str, dict[str, Any]] = {
         "GaussianBlur": {"kernel_size": 3},
         "Pad": {"padding": 2},
@@ -135,8 +136,22 @@ def test_every_known_transform_of_torchvision_is_one_of_images_and_masks() -> No
     }
     assert needed.keys() <= known_transforms().keys()
     for name in known_transforms():
-        after = run({"name": "torchvision", "transform": name, "arguments": needed.get(name, {})}, noise())
-        assert after.image.shape[1:] == after.target.shape, name
+        config = {"name": "torchvision", "transform": name, "arguments": needed.get(name, {})}
+        results = []
+        for global_seed in (0, 1):
+            torch.manual_seed(global_seed)
+            np.random.seed(global_seed)
+            random.seed(global_seed)
+            states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+            results.append([run(config, noise(), seed) for seed in range(5)])
+            assert torch.equal(torch.get_rng_state(), states[0]), name
+            assert np.random.get_state()[1].tolist() == states[1], name  # type: ignore[index]
+            assert random.getstate() == states[2], name
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one.image, other.image), name
+            assert torch.equal(one.target, other.target), name
+            assert one.image.shape[1:] == one.target.shape, name
+            assert (one.image.dtype, one.target.dtype) == (torch.uint8, torch.int64), name
 
 
 @pytest.mark.parametrize(
@@ -151,6 +166,10 @@ def test_every_known_transform_of_torchvision_is_one_of_images_and_masks() -> No
         ({"transform": "RandomAffine"}, "arguments.degrees: missing; torchvision's RandomAffine needs it"),
         ({"transform": "RandomAffine", "arguments": {"degree": 3}}, "arguments.degree: unknown argument; did you mean"),
         ({"transform": "RandomAffine", "arguments": {"degrees": -3}}, "arguments: torchvision's RandomAffine refuses"),
+        (
+            {"transform": "Resize", "arguments": {"size": 8, "interpolation": "bilinar"}},
+            "arguments.interpolation: 'bilinar': unknown interpolation; did you mean 'bilinear'",
+        ),
         ({"transform": "RandomAffine", "arguments": {"degrees": 3, "fill": {"a": 1}}}, "arguments.fill: found"),
     ],
     ids=lambda value: str(value)[:50],

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from classyseg.config import ConfigError
 from classyseg.rng import generator_for
@@ -193,6 +194,71 @@ def test_resize_has_its_forms(options: dict[str, Any], size: tuple[int, int], ex
     assert after.image.shape[1:] == after.target.shape == expected
 
 
+FITTED = {"fit": (90, 20)}, {"shorter_side": 25}, {"longer_side": 90}, {"shorter_side": 25, "longer_side": 40}
+"""Forms of a base, for which the factors of an image of 60 x 40 are 0.5, 0.625, 1.5 and 0.625."""
+
+
+@pytest.mark.parametrize("base", FITTED, ids=named)
+def test_the_scale_of_a_crop_is_relative_to_the_fitted_image(base: dict[str, Any]) -> None:
+    """Which gives the crop that the same factor of the image's own size gives, bit for bit."""
+    size = (60, 40)
+    fitted = build({"name": "resize", **base})(noise(size), generator_for(0)).target.shape
+    factor = fitted[1] / size[1]
+    crop = {"name": "random_scale_crop", "size": (16, 12)}
+    for scale in ((0.5, 2.0), (1.0, 1.0)):
+        relative = build({**crop, "scale": scale, **base})
+        absolute = build({**crop, "scale": tuple(factor * bound for bound in scale)})
+        for seed in range(20):
+            one, other = relative(noise(size), generator_for(seed)), absolute(noise(size), generator_for(seed))
+            assert torch.equal(one.image, other.image)
+            assert torch.equal(one.target, other.target)
+
+
+def test_crops_of_large_and_small_images_of_one_scene_show_it_at_one_scale_with_an_absolute_base() -> None:
+    """As mmsegmentation's `RandomResize(scale=(2048, 512), ratio_range=...)` and PyTorch-Encoding's `base_size`."""
+    crop = build({"name": "random_scale_crop", "size": (20, 20), "scale": (1.0, 1.0), "longer_side": 80})
+    for length in (40, 80, 160, 400):
+        seen = crop(Sample(torch.zeros(3, 8, length), torch.arange(length).repeat(8, 1)), generator_for(0)).target
+        share = (seen.max() - seen[seen != IGNORED].min() + 1) / length
+        assert share == pytest.approx(20 / 80, abs=1.01 / length + 0.01)
+
+
+def test_random_crop_is_the_crop_at_scale_one() -> None:
+    options = {"size": CROP, "max_class_fraction": 0.3, "fill": 4}
+    for seed in SEEDS:
+        one = build({"name": "random_crop", **options})(noise(), generator_for(seed))
+        other = build({"name": "random_scale_crop", "scale": (1.0, 1.0), **options})(noise(), generator_for(seed))
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.target, other.target)
+
+
+@pytest.mark.parametrize(
+    ("options", "low", "high"),
+    [
+        ({"scale": (0.5, 2.0)}, (30, 20), (120, 80)),
+        ({"scale": (0.5, 1.5), "longer_side": 100}, (50, 33), (150, 100)),
+        ({"scale": (2.0, 2.0)}, (120, 80), (120, 80)),
+        ({"scale": (0.5, 1.0), "shorter_side": 80, "longer_side": 90}, (45, 30), (90, 60)),
+        ({"shorter_side": (20, 80)}, (30, 20), (120, 80)),
+        ({"shorter_side": (20, 80), "longer_side": 60}, (30, 20), (60, 40)),
+        ({"shorter_side": (20, 40), "scale": (0.5, 0.5)}, (15, 10), (30, 20)),
+    ],
+    ids=str,
+)
+def test_random_sizes_keep_the_ratio_and_reach_both_ends(
+    options: dict[str, Any], low: tuple[int, int], high: tuple[int, int]
+) -> None:
+    transform = build({"name": "random_resize", **options})
+    found = [transform(noise((60, 40)), generator_for(seed)) for seed in range(200)]
+    sizes = {tuple(sample.image.shape[1:]) for sample in found}
+    assert all(sample.image.shape[1:] == sample.target.shape for sample in found)
+    assert all(abs(height - 1.5 * width) <= 1.25 for height, width in sizes)
+    tolerance = 0.1 * (high[0] - low[0]) if isinstance(options.get("scale"), tuple) else 0
+    assert low[0] <= min(sizes)[0] <= low[0] + tolerance
+    assert high[0] - tolerance <= max(sizes)[0] <= high[0]
+    assert "scale" in options or len(sizes) == len(options["shorter_side"])
+
+
 def test_a_center_crop_is_the_middle_or_lies_in_the_middle_of_a_border() -> None:
     before = noise((60, 50))
     crop = build({"name": "center_crop", "size": CROP, "fill": 7})
@@ -202,6 +268,12 @@ def test_a_center_crop_is_the_middle_or_lies_in_the_middle_of_a_border() -> None
     assert torch.equal(small.image[:, 5:19], noise((14, 60)).image[:, :, 14:46])
     assert (small.image[:, :5] == 7).all()
     assert (small.target[19:] == IGNORED).all()
+
+
+@pytest.mark.parametrize("size", [(60, 50), (59, 51), (24, 32), (25, 31), (14, 60), (61, 15), (1, 1)], ids=str)
+def test_a_center_crop_is_torchvision_s(size: tuple[int, int]) -> None:
+    after = build({"name": "center_crop", "size": CROP})(noise(size), generator_for(0))
+    assert torch.equal(after.image, functional.center_crop(noise(size).image, list(CROP)))
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(90.0, 1), (-90.0, -1), (180.0, 2)])
@@ -237,6 +309,19 @@ def test_a_class_that_fills_windows_is_avoided() -> None:
         shares[limit] = sum(map(bool, within)) / len(within)
     assert shares[1.0] < 0.35
     assert shares[0.75] > 0.8
+
+
+def test_a_window_without_a_valid_pixel_is_avoided_where_classes_are_balanced() -> None:
+    mask = torch.full((64, 64), IGNORED)
+    mask[::2, 32:], mask[1::2, 32:] = 0, 1
+    before = Sample(torch.zeros(3, 64, 64, dtype=torch.uint8), mask)
+    empty = {}
+    for limit in (1.0, 0.75):
+        crop = build({"name": "random_crop", "size": (16, 16), "max_class_fraction": limit})
+        found = [crop(before, generator_for(seed)).target for seed in range(100)]
+        empty[limit] = sum(bool((target == IGNORED).all()) for target in found)
+    assert empty[1.0] > 20
+    assert empty[0.75] == 0
 
 
 @pytest.mark.parametrize(
@@ -322,6 +407,14 @@ def test_to_normalize_other_channels_is_an_error() -> None:
         ({"name": "sync_resize_crop", "scale": (2.0, 0.5)}, "scale: found .* must not be larger than the second"),
         ({"name": "resize"}, "give one of 'size', 'fit', and 'shorter_side' or 'longer_side'"),
         ({"name": "resize", "size": CROP, "shorter_side": 8}, "give one of 'size', 'fit', and 'shorter_side'"),
+        ({"name": "resize", "fit": CROP, "longer_side": 8}, "fit: give either 'fit', or 'shorter_side' or"),
+        ({"name": "random_scale_crop", "size": CROP, "fit": CROP, "shorter_side": 8}, "fit: give either 'fit', or"),
+        ({"name": "random_resize", "scale": (1, 2), "fit": CROP, "shorter_side": [8, 9]}, "fit: give either"),
+        ({"name": "random_resize"}, "scale: give a range of factors, or a list of two or more"),
+        ({"name": "random_resize", "shorter_side": 8}, "scale: give a range of factors, or a list of two or more"),
+        ({"name": "random_resize", "scale": (1, 2), "shorter_side": []}, "shorter_side: found an empty list"),
+        ({"name": "random_resize", "scale": (2, 1)}, "scale: found .* must not be larger than the second"),
+        ({"name": "random_resize", "shorter_side": [8, 0]}, "shorter_side"),
         ({"name": "color_jitter", "hue": 0.6}, "hue"),
         ({"name": "normalize", "mean": [0.5]}, "found 1 means and 3 standard deviations"),
         ({"name": "normalize", "std": [1.0, 0.0, 1.0]}, "std"),
