@@ -77,11 +77,11 @@ def _workers(arguments: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """A reader that has seen enough (`| head`) changes neither what is done nor the exit code."""
+    """Bytes of names that are no text are escaped; a reader that has seen enough (`| head`) changes nothing."""
     from classyseg.io import discard_output
 
     try:
-        print(text, flush=True)
+        print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
     except BrokenPipeError:
         discard_output()
 
