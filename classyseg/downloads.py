@@ -8,6 +8,8 @@ import logging
 import os
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, build_opener
+
+from tqdm import tqdm
 
 from classyseg.config import ConfigError
 
@@ -45,9 +49,7 @@ def download(url: str, folder: Path, digest: str = "", *, place: str = "") -> Pa
     if path.is_file():
         return path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{path.name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads, the others find the file
+        with alone(folder / f"{path.name}.lock"):  # one process downloads, the others find the file
             if not path.is_file():
                 log.info("downloading %s to %s", url, path)
                 _download(url, path, digest)
@@ -60,6 +62,39 @@ def download(url: str, folder: Path, digest: str = "", *, place: str = "") -> Pa
             "Call again to go on where it stopped, or download it yourself and give its path"
         ) from None
     return path
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time is inside, the others wait. `path` is a file for this alone, which is removed after."""
+    while (lock := _locked(path)) is None:
+        pass
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor of `path` that locks it; None where another process has removed the file or its folder just now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("another process is at work (%s): waiting", path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        if os.path.samestat(os.fstat(lock), path.stat()):
+            return lock
+    except FileNotFoundError:
+        pass
+    os.close(lock)
+    return None
 
 
 def _download(url: str, path: Path, digest: str) -> None:
@@ -105,7 +140,7 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
         if not have and response.status == HTTPStatus.PARTIAL_CONTENT:
             raise OSError("the server sent a part of the file where the whole was asked for")
         resumes = have > 0 and response.status == HTTPStatus.PARTIAL_CONTENT
-        continues = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        continues = _is_the_rest(response.headers.get("Content-Range", ""), have)
         if resumes and not (continues and _version(response.headers) in ("", version)):
             return _restart(url, part)
         length = response.headers.get("Content-Length")
@@ -113,14 +148,29 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
             if not resumes:  # after the old part was cut, else a crash would pair it with the new version
                 version_file.write_text(_version(response.headers), encoding="utf-8")
             before = file.tell()
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
+            with _progress(part, before, length) as progress:
+                while chunk := response.read(CHUNK):
+                    file.write(chunk)
+                    progress.update(len(chunk))
             file.flush()
             os.fsync(file.fileno())
             received = file.tell() - before
     if length is not None and received != int(length):
         raise OSError(f"the connection ended after {received} of {length} bytes")
     return resumes
+
+
+def _is_the_rest(content_range: str, have: int) -> bool:
+    """Whether a part of a file that a server sends begins after `have` bytes and goes on to the end."""
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
+    return found is not None and int(found[1]) == have and found[3] in ("*", str(int(found[2]) + 1))
+
+
+def _progress(part: Path, before: int, length: str | None) -> tqdm[Any]:
+    """A bar on a terminal."""
+    total = None if length is None else before + int(length)
+    name = part.name.removesuffix(".part")
+    return tqdm(desc=name, total=total, initial=before, unit="B", unit_scale=True, disable=None, leave=False)
 
 
 def _restart(url: str, part: Path) -> bool:

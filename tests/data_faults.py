@@ -127,6 +127,14 @@ def an_image_without_its_mask(root: Path) -> str:
     return image.name
 
 
+@fault("missing_mask", config='mask_suffix: "_mask"')
+def masks_of_names_with_a_suffix(root: Path) -> str:
+    for split in COUNTS:
+        for _, mask in pairs(root, split):
+            mask.rename(mask.with_stem(f"{mask.stem}_mask"))
+    return ""
+
+
 @fault("missing_image")
 def a_mask_without_its_image(root: Path) -> str:
     image, mask = pairs(root)[3]
@@ -242,6 +250,59 @@ def a_mask_with_transparency(root: Path) -> str:
 @fault("color_mask", config='color_map: {"#000000": 0, "#ff0000": 1}')
 def masks_of_colours(root: Path) -> str:
     return changed_masks(root, lambda values: np.stack([values * 255, 0 * values, 0 * values], axis=-1))
+
+
+@fault("color_mask", config='color_map: {"#000000": 0, "#ffffff": 1}')
+def masks_of_black_and_white_in_colours(root: Path) -> str:
+    return changed_masks(root, lambda values: np.stack([values * 255] * 3, axis=-1))
+
+
+@fault("color_mask", config='color_map: {"#010101": 0, "#020202": 1}')
+def masks_of_grey_in_colours_that_count_from_1(root: Path) -> str:
+    return changed_masks(root, lambda values: np.stack([values + 1] * 3, axis=-1))
+
+
+@fault("mask_mode")
+def a_mask_that_viewers_turn(root: Path) -> str:
+    _, path = pairs(root)[2]
+    mask = Image.open(path)
+    exif = mask.getexif()
+    exif[0x0112] = 6
+    mask.save(path, exif=exif)
+    return path.name
+
+
+@fault("mask_mode", options={"color_map": {"#000000": 0, "#ff0000": 1}})
+def a_mask_of_colours_that_viewers_turn(root: Path) -> str:
+    masks_of_colours(root)
+    return a_mask_that_viewers_turn(root)
+
+
+@fault("mask_mode")
+def an_animated_mask(root: Path) -> str:
+    _, path = pairs(root)[2]
+    values = np.asarray(Image.open(path))
+    path.unlink()
+    frames = [Image.fromarray(values), Image.fromarray(1 - values)]
+    frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
+    return path.with_suffix(".gif").name
+
+
+@fault("mask_mode")
+def a_mask_in_which_0_is_white(root: Path) -> str:
+    _, path = pairs(root)[2]
+    mask = Image.open(path).copy()
+    path.unlink()
+    mask.save(path.with_suffix(".tif"), tiffinfo={262: 0})
+    return path.with_suffix(".tif").name
+
+
+@fault("lossy_mask")
+def a_photograph_with_a_preview_as_mask(root: Path) -> str:
+    _, path = pairs(root)[2]
+    mask = Image.open(path).convert("RGB")
+    mask.save(path, "MPO", save_all=True, append_images=[mask])
+    return path.name
 
 
 @fault("index_mask", options={"color_map": {"#000000": 0, "#ff0000": 1}})

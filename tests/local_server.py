@@ -26,6 +26,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.ranges = True
         self.honours_if_range = True
         self.cut: int | None = None
+        self.most_of_the_rest: int | None = None
         self.chunked = False
         self.kind = "application/octet-stream"
         self.part_unasked = False
@@ -55,10 +56,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif wanted and server.ranges and self.is_current():
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             size = len(server.content)
+            rest = server.content[start:][: server.most_of_the_rest]
             if start >= size:
                 self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
             else:
-                self.answer(206, server.content[start:], {"Content-Range": f"bytes {start}-{size - 1}/{size}"})
+                self.answer(206, rest, {"Content-Range": f"bytes {start}-{start + len(rest) - 1}/{size}"})
         elif server.part_unasked:
             self.answer(206, server.content[:500], {"Content-Range": f"bytes 0-499/{len(server.content)}"})
         else:

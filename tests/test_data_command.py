@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from classyseg.cli.main import main
 from classyseg.config import parse_config
-from classyseg.datasets import build_dataset
+from classyseg.datasets import build_dataset, doctor
 from classyseg.datasets.contact_sheet import CELL, IGNORED, LINE, MARGIN, OPACITY, UNKNOWN, contact_sheet
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import build_loss
@@ -100,6 +101,7 @@ def test_json_holds_all_that_the_text_says(tree: Path, capsys: pytest.CaptureFix
         (["stats", "CONFIG", "dataset.train.masks=gone"], "gone: no such folder"),
         (["sheet", "CONFIG", "--output", "sheet.jpg"], "a sheet is a PNG"),
         (["sheet", "CONFIG", "--output", "/none/sheet.png"], "cannot be written"),
+        (["sheet", "CONFIG", "--output", "s.png", "--samples", "501"], "--samples: found 501; a sheet holds 500"),
     ],
 )
 def test_what_the_user_wrote_wrong_is_one_message_and_exit_code_2(
@@ -110,6 +112,41 @@ def test_what_the_user_wrote_wrong_is_one_message_and_exit_code_2(
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert "Traceback" not in captured.err
+
+
+def test_an_interrupt_is_one_line(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "check_data", interrupted)
+    assert main(["data", "check", config(tree)]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_names_that_are_no_text_are_escaped_on_any_terminal(tree: Path, capfdbinary: Any) -> None:
+    image, mask = pairs(tree)[0]
+    for path in (image, mask):
+        path.rename(path.with_stem(os.fsdecode(b"caf\xe9")))
+    image.with_stem(os.fsdecode(b"caf\xe9")).write_bytes(b"")
+    for options in ([], ["--json"]):
+        assert main(["data", "check", config(tree), "--workers", "0", *options]) == 2
+        out = capfdbinary.readouterr().out.decode("utf-8")
+        assert rf"images/train/caf\udce9.{image.suffix[1:]}" in out
+    assert json.loads(out)["findings"][0]["files"][0]["file"].endswith("caf\udce9.jpg")
+
+
+def test_a_training_that_meets_a_wrong_file_names_the_command_that_looks_at_all(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = FAULTS["a_stray_value_in_one_mask"].plant(tree)  # which the short look before the first step passes over
+    path = config(tree, transforms=[{"name": "random_scale_crop", "size": [32, 32]}])
+    train = ["train", "--config", path, "--output", str(tree / "run"), "--data-root", str(tree), "num_epochs=1"]
+    assert main([*train, "dataset.train.split=null", "runtime.workers=0"]) == 2
+    error = capsys.readouterr().err
+    assert f"{file}: its mask holds the labels 7 (5 pixels)" in error
+    assert f"`classyseg data check {path} --data-root {tree} dataset.train.split=null` looks at all files" in error
 
 
 def test_the_config_lines_of_the_statistics_are_read_as_config(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

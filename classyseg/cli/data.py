@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli import prepare
@@ -15,24 +18,26 @@ if TYPE_CHECKING:
     from classyseg.datasets.summary import DataSummary
 
 FAULTS_FOUND = 2
+INTERRUPTED = 128 + signal.SIGINT
 MAX_WORKERS = 8
+MAX_ON_A_SHEET = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    prepare.add_command(actions)
+    prepare.add_command(actions, _interruptible)
     check = actions.add_parser(
         "check",
         help="find what is wrong with images and masks, and how to mend it",
         epilog="Exit codes: 0 no fault; 2 faults, or something you wrote is wrong; 1 else. Warnings alone give 0.",
     )
     check.add_argument("--files", type=_positive, default=5, metavar="N", help="files listed for each finding (5)")
-    check.set_defaults(run=_check)
+    check.set_defaults(run=_interruptible(_check))
     stats = actions.add_parser("stats", help="mean and std, frequencies and weights of classes, sizes of images")
-    stats.set_defaults(run=_stats)
+    stats.set_defaults(run=_interruptible(_stats))
     sheet = actions.add_parser("sheet", help="draw samples with their masks and a legend into a PNG")
     sheet.add_argument("--output", required=True, metavar="OUT.png")
-    sheet.set_defaults(run=_sheet)
+    sheet.set_defaults(run=_interruptible(_sheet))
     for command in (check, stats, sheet):
         command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON")
         command.add_argument("--split", metavar="NAME", help="one data set of the config, such as train (default: all)")
@@ -45,6 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for command in (check, stats):
         command.add_argument("--json", action="store_true", help="print JSON")
         command.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: one a core)")
+
+
+def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`command`, which Ctrl-C ends with one line."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            return command(arguments)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return INTERRUPTED
+
+    return run
 
 
 def _positive(text: str) -> int:
@@ -77,11 +96,11 @@ def _workers(arguments: argparse.Namespace) -> int:
 
 
 def _print(text: str) -> None:
-    """A reader that has seen enough (`| head`) changes neither what is done nor the exit code."""
+    """Bytes of names that are no text are escaped; a reader that has seen enough (`| head`) changes nothing."""
     from classyseg.io import discard_output
 
     try:
-        print(text, flush=True)
+        print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
     except BrokenPipeError:
         discard_output()
 
@@ -227,13 +246,15 @@ def _sheet(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {output}: a sheet is a PNG; name it so")
+    if (samples := arguments.samples or 12) > MAX_ON_A_SHEET:
+        raise ConfigError(f"--samples: found {samples}; a sheet holds {MAX_ON_A_SHEET}")
     for name, config in found.items():
         dataset, findings = built(name, config)
         if dataset is None:
             raise DataError(findings[-1].message)
         path = output if len(found) == 1 else output.with_stem(f"{output.stem}_{name.removeprefix('dataset.')}")
         try:
-            contact_sheet(dataset, spread(len(dataset), arguments.samples or 12)).save(path)
+            contact_sheet(dataset, spread(len(dataset), samples)).save(path)
         except OSError as error:
             raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
         print(path)

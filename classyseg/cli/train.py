@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -82,31 +83,43 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO if distributed.is_primary() else logging.ERROR, format="%(message)s")
     output = Path(arguments.output or Path("runs") / Path(arguments.config).stem)
     try:
-        return guarded(lambda: _train(config, output, resume=arguments.resume))
+        return guarded(lambda: _train(config, output, arguments))
     finally:
         distributed.stop_processes()
 
 
-def _train(config: ComponentConfig, output: Path, *, resume: bool) -> int:
+def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace) -> int:
     from classyseg import distributed
+    from classyseg.config import DataError
     from classyseg.tasks import build_task
     from classyseg.trainer import Stopped, Trainer
 
     try:
         with distributed.failing_together():
             if distributed.is_primary():
-                claim_folder(output, resume=resume)
+                claim_folder(output, resume=arguments.resume)
         with distributed.failing_together():
             task = build_task(config)
-        Trainer(output, resume=resume).train(task)
+        Trainer(output, resume=arguments.resume).train(task)
     except Stopped as stop:
         if distributed.is_primary():
             print(f"{stop}; a checkpoint is saved, --resume continues", file=sys.stderr)
         return stop.exit_code
+    except DataError as error:
+        if "classyseg data check" in str(error):
+            raise
+        raise DataError(f"{error}\n`{_doctor(arguments)}` looks at all files, and says how to mend them") from None
     except distributed.PeerError as error:  # which the peer explains
         distributed.wait_for_peers_to_end()
         return error.exit_code
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> str:
+    """The command that checks the data of a training."""
+    root = [] if arguments.data_root is None else ["--data-root", arguments.data_root]
+    overrides = [text for text in arguments.overrides if text.startswith("dataset")]
+    return shlex.join(["classyseg", "data", "check", arguments.config, *root, *overrides])
 
 
 def claim_folder(output: Path, *, resume: bool) -> None:

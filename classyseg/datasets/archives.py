@@ -5,12 +5,11 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
-import lzma
+import io
 import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,9 +22,17 @@ CHUNK = 2**20
 MAX_MEMBERS = 1_000_000
 MAX_BYTES = 200 * 10**9
 MAX_NAME = 1000
-THE_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-"""Errors that are no fault of the archive."""
-OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+MAX_PART = 255
+MAX_DEPTH = 50
+MAX_DIRECTORY = 2**24
+"""Bytes of the list of files in a zip, which is held in memory; COCO's 118,287 files take 12 * 10**6."""
+MAX_HEADERS = 2**20
+"""Bytes of the headers of one file in a tar."""
+MAX_GLOBAL_HEADERS = 100
+ITS_OWN_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
+"""Errors of writing that the names in an archive lead to; others are the disk's."""
+OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+"""Of streams that are read in little memory, whatever they hold; xz may ask for gigabytes."""
 
 
 def unpack(
@@ -33,38 +40,72 @@ def unpack(
 ) -> int:
     """Unpacks a zip or tar archive into `target`, what lies under `move` under `to` instead; how many files it holds.
 
-    First into a temporary folder beside, which replaces nothing; files of the same names in `target` are replaced when
-    all is unpacked. With `move`, other members are left out.
+    First into the folder `unpacking(archive, target)`; files of the same names in `target` are replaced when all is
+    unpacked. With `move`, other members are left out. One process at a time may do so. That folder is gone when all
+    is done or nothing; it is left, and says that `target` is not whole, by whoever stops in between.
 
     Raises: `DataError`, with nothing left behind, for a broken archive; for links, devices, encrypted and sparse files,
-    names that are absolute, climb with `..` or come twice; and for more than `members`, or `max_bytes` when unpacked.
-        `ConfigError` for a disk that is full, or may not be written.
+    names that are absolute, climb with `..` or come twice; for what takes much memory (xz, zips that are packed by
+    other means than deflate); and for more than `members`, or `max_bytes` when unpacked. `ConfigError` for a disk that
+    is full, or may not be written.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".unpacking-") as temporary:
-        written: set[str] = set()
-        left = max_bytes
-        try:
-            for name, source in _members(archive, members, max_bytes):
-                if not name.startswith(move):
-                    continue
-                path = _safe(archive, to + name.removeprefix(move))
-                if str(path) in written:
-                    raise DataError(f"{archive}: holds '{name}' twice")
-                written.add(str(path))
-                left -= _write(
-                    source, Path(temporary, path), left, f"{archive}: unpacks to more than {max_bytes} bytes"
-                )
-            for done in sorted(written):
-                (target / done).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(Path(temporary, done), target / done)
-        except DataError:
+    temporary = unpacking(archive, target)
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+        count = _extract(archive, temporary, move, to, max_bytes, members)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, DataError) or not isinstance(error, Exception):
             raise
-        except Exception as error:  # readers raise whatever a broken archive leads to
-            if isinstance(error, OSError) and error.errno in THE_DISKS:
-                raise ConfigError(f"{target}: cannot be written ({error.strerror})") from None
-            raise DataError(f"{archive}: cannot be unpacked ({type(error).__name__}: {error})") from None
-    return len(written)
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in ITS_OWN_FAULTS:
+            raise ConfigError(f"{archive}: cannot be unpacked to {target} ({error.strerror})") from None
+        reason = f"{type(error).__name__}: {error}"[:300]  # readers raise whatever a broken archive leads to
+        raise DataError(f"{archive}: cannot be unpacked ({reason})") from None
+    try:
+        _move(temporary, target)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename2 or error.filename}: cannot be written ({error.strerror}); {target} is not whole yet"
+        ) from None
+    return count
+
+
+def unpacking(archive: Path, target: Path) -> Path:
+    """The folder in `target` that is there while `archive` is unpacked, or where that was broken off."""
+    return target / f".unpacking-{archive.name}"
+
+
+def _extract(archive: Path, folder: Path, move: str, to: str, max_bytes: int, members: int) -> int:
+    count, left = 0, max_bytes
+    for name, source in _members(archive, members, max_bytes):
+        if not name.startswith(move):
+            continue
+        path = folder / _safe(archive, to + name.removeprefix(move))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            raise DataError(f"{archive}: holds {name!r} twice")
+        left -= _write(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
+        count += 1
+    return count
+
+
+def _move(folder: Path, target: Path) -> None:
+    """All files below `folder` to the same places below `target`; `folder` goes last."""
+    for path in folder.iterdir():
+        goal = target / path.name
+        if not path.is_dir():
+            try:
+                os.replace(path, goal)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                shutil.copyfile(path, goal)  # a link in `target` leads to another disk
+                path.unlink()
+        else:
+            goal.mkdir(parents=True, exist_ok=True)
+            _move(path, goal)
+    folder.rmdir()
 
 
 def _safe(archive: Path, name: str) -> PurePosixPath:
@@ -77,15 +118,16 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
         or "\0" in name
         or ":" in path.parts[0]
     ):
-        raise DataError(f"{archive}: holds '{name[:MAX_NAME]}', which would be written outside; nothing was")
-    if len(name) > MAX_NAME:
-        raise DataError(f"{archive}: holds a name of {len(name)} characters")
+        raise DataError(f"{archive}: holds {name[:MAX_NAME]!r}, which would be written outside; nothing was")
+    if len(name) > MAX_NAME or max(map(len, map(os.fsencode, path.parts))) > MAX_PART:
+        raise DataError(f"{archive}: holds a name of {len(name)} characters, {name[:80]!r}...")
+    if len(path.parts) > MAX_DEPTH:
+        raise DataError(f"{archive}: holds folders in folders, {len(path.parts)} deep")
     return path
 
 
 def _write(source: IO[bytes], path: Path, left: int, message: str) -> int:
     """How many bytes were written. Counted while they come: headers may say anything."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = 0
     with open(path, "xb") as file:
         while chunk := source.read(CHUNK):
@@ -107,48 +149,89 @@ def _members(archive: Path, limit: int, max_bytes: int) -> Iterator[tuple[str, I
         yield member
 
 
+class _ZipFile(io.BufferedReader):
+    """A file for `zipfile`, which asks for the whole list of files at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > MAX_DIRECTORY:
+            raise DataError(f"{self.name}: has a list of files of {size} bytes; accepted are {MAX_DIRECTORY}")
+        return super().read(size)
+
+
 def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with zipfile.ZipFile(archive) as opened:
+    with _ZipFile(io.FileIO(archive)) as file, zipfile.ZipFile(file) as opened:
         for info in opened.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
+            kind, name = stat.S_IFMT(info.external_attr >> 16), info.orig_filename
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{archive}: holds '{info.filename}', a link or a device; accepted are files")
+                raise DataError(f"{archive}: holds {name!r}, a link or a device; accepted are files")
             if info.flag_bits & 1:
-                raise DataError(f"{archive}: holds '{info.filename}', which is encrypted")
+                raise DataError(f"{archive}: holds {name!r}, which is encrypted")
             if info.is_dir():
                 continue
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(
+                    f"{archive}: holds {name!r}, packed by method {info.compress_type}; accepted is deflate"
+                )
             with opened.open(info) as source:
-                yield info.orig_filename, source
+                yield name, source
 
 
 def _tar_members(archive: Path, start: bytes, max_bytes: int) -> Iterator[tuple[str, IO[bytes]]]:
     opener = next((opener for mark, opener in OPENERS.items() if start.startswith(mark)), open)
     with closing(opener(archive, "rb")) as stream:
-        forward: Any = _Forward(archive, stream, max_bytes)
-        opened = tarfile.TarFile(fileobj=forward)
-        for info in opened:
-            opened.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+        forward = _Forward(archive, stream, max_bytes)
+        opened = tarfile.TarFile(fileobj=forward)  # type: ignore[arg-type]
+        while (info := forward.next_member(opened)) is not None:
             if info.isdir():
                 continue
             source = opened.extractfile(info) if info.isfile() and not info.issparse() else None
             if source is None:
                 raise DataError(
-                    f"{archive}: holds '{info.name}', a link, a device or a sparse file; accepted are files"
+                    f"{archive}: holds {info.name!r}, a link, a device or a sparse file; accepted are files"
                 )
             yield info.name, source
+        forward.finish()
 
 
 class _Forward:
-    """A stream for `tarfile` that only goes forward, within limits: of all bytes, and of those of a header."""
+    """A stream for `tarfile` that only goes forward, within limits: of all bytes, and of those of headers."""
 
     def __init__(self, archive: Path, stream: IO[bytes], max_bytes: int) -> None:
         self.archive, self.stream, self.position = archive, stream, 0
         self.max_bytes = 2 * max_bytes + 2**20  # headers and padding come on top
         self.mode, self.name = "rb", str(archive)
+        self._header_bytes: int | None = 0
+        self._last = b""
+
+    def next_member(self, opened: tarfile.TarFile) -> tarfile.TarInfo | None:
+        self._header_bytes = 0
+        info = opened.next()
+        self._header_bytes = None
+        opened.members = []  # type: ignore[attr-defined]  # else it remembers all of them
+        if len(opened.pax_headers) > MAX_GLOBAL_HEADERS:
+            raise DataError(f"{self.archive}: has {len(opened.pax_headers)} headers for all files")
+        return info
+
+    def finish(self) -> None:
+        """Reads what follows the last member, so that checksums of the whole are verified.
+
+        Raises: `DataError` where that member was the last only because what follows is broken or cut off, which
+        `tarfile` takes for the end.
+        """
+        if self._last != bytes(tarfile.BLOCKSIZE):
+            raise DataError(f"{self.archive}: cannot be unpacked (it is cut off or broken after {self.position} bytes)")
+        while self._take(CHUNK):
+            pass
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= CHUNK:
-            raise DataError(f"{self.archive}: has a header of {size} bytes")
+        if self._header_bytes is not None:
+            self._header_bytes += size
+        if not 0 <= size <= CHUNK or (self._header_bytes or 0) > MAX_HEADERS:
+            raise DataError(f"{self.archive}: has a header of {max(size, self._header_bytes or 0)} bytes")
+        self._last = self._take(size)
+        return self._last
+
+    def _take(self, size: int) -> bytes:
         data = self.stream.read(size)
         self.position += len(data)
         if self.position > self.max_bytes:
@@ -161,7 +244,7 @@ class _Forward:
     def seek(self, position: int) -> None:
         if position < self.position:
             raise DataError(f"{self.archive}: has headers that lead back")
-        while position > self.position and self.read(min(CHUNK, position - self.position)):
+        while position > self.position and self._take(min(CHUNK, position - self.position)):
             pass
 
 

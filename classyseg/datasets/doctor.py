@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from classyseg.config import ConfigError, listed
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.folder import Folder
 from classyseg.datasets.inspection import Facts, inspect_all, sample_names
 from classyseg.datasets.label_map import color_text
 from classyseg.datasets.label_patterns import MANY, label_pattern
@@ -23,7 +25,11 @@ Severity = Literal["fault", "warning"]
 MAX_FILES = 5
 
 PROBLEMS: dict[str, tuple[Severity, str, str]] = {
-    "image_unreadable": ("fault", "images that cannot be read", "fetch the files again, or take them out of the set"),
+    "image_unreadable": (
+        "fault",
+        "images that cannot be read",
+        "fetch the files again, or take them out of the set; grey images of 16 bits need bits: 16 in its config",
+    ),
     "mask_unreadable": ("fault", "masks that cannot be read", "fetch the files again, or take them out of the set"),
     "sample_unreadable": ("fault", "samples that cannot be read", "mend what the message names"),
     "exif_rotation": (
@@ -56,7 +62,7 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "mask_mode": (
         "fault",
         "masks of a kind that holds no labels",
-        "save them as PNG with one channel of integers: Pillow's mode L, or I;16 for more than 256 values",
+        "save them upright as PNG with one channel of integers: Pillow's mode L, or I;16 for more than 256 values",
     ),
     "blank_image": ("warning", "images of one colour", "look at them; take out those that show nothing"),
     "blank_mask": ("warning", "masks of one class alone", "look at them; a mask that was never drawn teaches wrong"),
@@ -169,13 +175,29 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
         except ConfigError as error:
             mend = "correct the path or the files that the message names; nothing of this data set was looked at"
             return None, [*_pair_findings(name, faults, max_files), Finding("no_data", "fault", name, str(error), mend)]
-    return dataset, list(_pair_findings(name, faults, max_files))
+    suffix = _mask_suffix(faults) if isinstance(dataset, Folder) else ""
+    return dataset, list(_pair_findings(name, faults, max_files, suffix))
 
 
-def _pair_findings(name: str, faults: Iterable[PairFault], max_files: int) -> Iterator[Finding]:
+def _pair_findings(name: str, faults: Sequence[PairFault], max_files: int, suffix: str = "") -> Iterator[Finding]:
     for fault in faults:
         files = tuple((file, "") for file in fault.files[:max_files])
-        yield Finding(fault.kind, "fault", name, fault.message, PAIR_MENDS[fault.kind], len(fault.files), files)
+        mend, config = PAIR_MENDS[fault.kind], ""
+        if suffix and fault.kind == "missing_image":
+            continue  # these are the missing masks
+        if suffix and fault.kind == "missing_mask":
+            mend, config = "say how the names of masks end", f"mask_suffix: {json.dumps(suffix)}"
+        yield Finding(fault.kind, "fault", name, fault.message, mend, len(fault.files), files, config)
+
+
+def _mask_suffix(faults: Iterable[PairFault]) -> str:
+    """What the names of all masks without an image have behind the name of an image without a mask, if anything."""
+    files = {fault.kind: [Path(file).stem for file in fault.files] for fault in faults}
+    images, masks = set(files.get("missing_mask", ())), files.get("missing_image", ())
+    for suffix in {mask.removeprefix(image) for mask in masks[:1] for image in images if mask.startswith(image)}:
+        if all(mask.endswith(suffix) and mask.removesuffix(suffix) in images for mask in masks):
+            return suffix
+    return ""
 
 
 def sample_findings(summary: DataSummary) -> Iterator[Finding]:
@@ -189,24 +211,28 @@ def sample_findings(summary: DataSummary) -> Iterator[Finding]:
 
 
 def _color_finding(summary: DataSummary, tally: Tally) -> Finding:
-    colors = sorted(summary.colors)
-    grey = all(color >> 16 == color >> 8 & 255 == color & 255 for color in colors)
-    labels, ignored = range(summary.dataset.num_classes), summary.dataset.ignore_index
-    ours = [
-        color & 255 if grey and color & 255 in labels else (i if i in labels else ignored)
-        for i, color in enumerate(colors)
-    ]
+    colors, labels = sorted(summary.colors), range(summary.dataset.num_classes)
     if len(colors) > 2 * len(labels) + MANY:
         config, mend = (
             "",
             "they hold too many colours for classes: write them again without smoothing, and name each colour",
         )
     else:
-        pairs = (f'"{color_text(color)}": {label}' for color, label in zip(colors, ours, strict=True))
+        pairs = (f'"{color_text(color)}": {label}' for color, label in _guessed(summary, colors).items())
         config = f"color_map: {{{', '.join(pairs)}}}"
         mend = "name the class of each colour (these numbers are a guess), or save masks of one channel"
     what = f"masks of colours where class indices are expected: {tally.count}"
     return Finding("color_mask", "fault", summary.name, what, mend, tally.count, tuple(tally.places), config)
+
+
+def _guessed(summary: DataSummary, colors: list[int]) -> dict[int, int]:
+    """A class for each colour: grey that is a class as it is, others in the order of their numbers."""
+    labels, ignored = range(summary.dataset.num_classes), summary.dataset.ignore_index
+    values = {color: color & 255 for color in colors if color % 0x010101 == 0}
+    used = {value for value in values.values() if value != ignored}
+    if len(values) == len(colors) and used <= {*labels} and (len(used) > 1 or len(values) == 1):
+        return values
+    return {color: i if i in labels else ignored for i, color in enumerate(colors)}
 
 
 def label_findings(summary: DataSummary, *, whole: bool) -> Iterator[Finding]:
@@ -255,7 +281,6 @@ class Duplicates:
         self._summaries: list[DataSummary] = []
         self._first: dict[bytes, tuple[int, int, bytes | None]] = {}
         self._tallies: dict[tuple[str, int, int], Tally] = {}
-        self._sizes: Counter[int] = Counter()
 
     def start(self, summary: DataSummary) -> None:
         """What is added from now on is of `summary`."""

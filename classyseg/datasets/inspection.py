@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
+from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
 
@@ -158,7 +159,10 @@ def _read_files(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor
         facts.add("exif_rotation", facts.image, text)
     labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
-        facts.problems[-1] = _look_at_wrong_mask(facts, mask_path, facts.problems[-1])
+        kind = _kind_of_wrong_mask(
+            facts, mask_path, colors=isinstance(dataset, Folder) and dataset.color_map is not None
+        )
+        facts.problems[-1] = replace(facts.problems[-1], kind=kind)
     return image, labels
 
 
@@ -180,23 +184,26 @@ def _exif_orientation(path: Path) -> int:
         return 1
 
 
-def _look_at_wrong_mask(facts: Facts, path: Path, problem: Problem) -> Problem:
-    """`problem` with a kind that tells more, where the file can be decoded and still is no mask of this data set."""
+def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
+    """What tells more than that a mask cannot be read, where its file can be decoded; `colors` are expected, or not."""
     try:
         with Image.open(path) as image:
             image.load()
-            if image.format == "JPEG":
-                return Problem("lossy_mask", problem.file, problem.text)
-            if image.mode in MASK_MODES:
-                return Problem("index_mask", problem.file, problem.text)
-            if image.mode not in COLOR_MODES:
-                return Problem("mask_mode", problem.file, problem.text)
+    except Exception:  # a broken file
+        return "mask_unreadable"
+    if image.format in ("JPEG", "MPO"):
+        return "lossy_mask"
+    if colors:
+        return "index_mask" if image.mode not in COLOR_MODES and image.mode in MASK_MODES else "mask_mode"
+    if image.mode in MASK_MODES:
+        return "mask_mode"
+    try:
         found, counts = np.unique(read_colors(path), return_counts=True)
-        most = counts.argsort()[::-1][:MAX_COLORS]
-        facts.colors = dict(zip(found[most].tolist(), counts[most].tolist(), strict=True))
-        return Problem("color_mask", problem.file, problem.text)
-    except Exception:  # a broken file, of which `problem` tells
-        return problem
+    except DataError:  # no colours, or turned ones
+        return "mask_mode"
+    most = counts.argsort()[::-1][:MAX_COLORS]
+    facts.colors = dict(zip(found[most].tolist(), counts[most].tolist(), strict=True))
+    return "color_mask"
 
 
 def _look_at_image(facts: Facts, image: Tensor) -> None:

@@ -49,6 +49,8 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
     found = {label for label, count in summary.pixels.items() if count}
     if dataset.num_classes != 2 or found != {0, 255} or dataset.ignore_index != 255:
         return None
+    if not isinstance(dataset, Folder) or dataset.has_label_map or dataset.color_map is not None:
+        return None  # what the files hold is another thing
     return Pattern(
         "values_0_255",
         f"every mask holds 0 and 255 only, and 255 is ignored: no pixel is '{dataset.classes[1]}'",

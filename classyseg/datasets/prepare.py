@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, unknown
-from classyseg.datasets.archives import remove, unpack
-from classyseg.downloads import download
+from classyseg.datasets.archives import remove, unpack, unpacking
+from classyseg.downloads import alone, download, file_name
 
 DOWNLOADS = ".downloads"
 MAX_GROWTH = 20
@@ -24,7 +25,8 @@ class Source:
     """An archive and where it is unpacked, under the data root.
 
     `digest` is what others published of it, empty where nobody did. Of an archive with `move`, only what lies under
-    that is taken, and put under `to`. `holds` says how many files must be there afterwards, by pattern (`coco/*.jpg`).
+    that is taken, and put under `to`. `holds` says how many files must be there afterwards at least, by pattern
+    (`coco/*.jpg`).
     """
 
     url: str
@@ -84,7 +86,7 @@ RECIPES: dict[str, tuple[Source, ...]] = {
     "pascal_context": (
         Source(
             f"{VOC}/voc2010/VOCtrainval_03-May-2010.tar",
-            {"VOCdevkit/VOC2010/ImageSets/Main/trainval.txt": 1},
+            {"VOCdevkit/VOC2010/ImageSets/Main/trainval.txt": 1, "VOCdevkit/VOC2010/JPEGImages/*.jpg": 10103},
             "sha1:bf9985e9f2b064752bf6bd654d89f017c76c395a",
         ),
         Source(
@@ -141,37 +143,54 @@ BY_HAND = {
 def prepare(name: str, root: Path, *, keep: bool = False) -> None:
     """Downloads and unpacks the data set `name` under `root`, what is not there yet; `keep` keeps the archives.
 
-    Raises: `ConfigError` for a name without a recipe, a download that fails or has another hash; `DataError` for an
-    archive that cannot be trusted, or does not hold what it should.
+    What was broken off is done again, from the download on; of several processes one works, the others wait for it.
+
+    Raises: `ConfigError` for a name without a recipe, a download that fails or has another hash, and a disk that is
+        full or may not be written; `DataError` for an archive that cannot be trusted, or does not hold what it should.
     """
     if name not in RECIPES:
         more = f": it {BY_HAND[name]}" if name in BY_HAND else f"; {unknown('recipe', name, list(RECIPES))}"
         raise ConfigError(f"'{name}' cannot be prepared{more}")
-    for source in RECIPES[name]:
-        if not _missing(source, root):
-            log.info("%s: there already", ", ".join(source.holds))
-            continue
-        archive = download(source.url, root / DOWNLOADS, source.digest)
-        log.info("unpacking %s", archive)
-        try:
-            limit = max(MIN_LIMIT, MAX_GROWTH * archive.stat().st_size)
-            unpack(archive, root / source.into, move=source.move, to=source.to, max_bytes=limit)
-            for inner in source.inner:
-                path = root / source.into / inner
-                unpack(path, path.parent, max_bytes=limit)
-                remove(path)
-        except DataError:
-            remove(archive)  # else it would be there for the next try
-            raise
-        if missing := _missing(source, root):
-            raise DataError(f"{source.url}: unpacked to {', '.join(missing)}; the archive is kept as {archive}")
-        if not keep:
-            remove(archive)
-    if not keep and (root / DOWNLOADS).is_dir() and not any((root / DOWNLOADS).glob("*.part")):
-        remove(root / DOWNLOADS)
+    try:
+        for source in RECIPES[name]:
+            if _missing(source, root):
+                with alone(root / DOWNLOADS / f"{file_name(source.url)}.unpacking"):
+                    _fetch(source, root, keep=keep)
+            else:
+                log.info("%s: there already", ", ".join(source.holds))
+    except OSError as error:
+        raise ConfigError(f"{error.filename or root}: cannot be used ({error.strerror})") from None
+    with suppress(OSError):  # there is none, or something is kept in it, or another process works there
+        (root / DOWNLOADS).rmdir()
+
+
+def _fetch(source: Source, root: Path, *, keep: bool) -> None:
+    """Downloads and unpacks one archive, unless another process has done so just now."""
+    if not _missing(source, root):
+        return
+    archive = download(source.url, root / DOWNLOADS, source.digest)
+    log.info("unpacking %s", archive)
+    limit = max(MIN_LIMIT, MAX_GROWTH * archive.stat().st_size)
+    try:
+        unpack(archive, root / source.into, move=source.move, to=source.to, max_bytes=limit)
+        for inner in source.inner:
+            path = root / source.into / inner
+            unpack(path, path.parent, max_bytes=limit)
+            remove(path)
+    except DataError:
+        remove(archive)  # else it would be there for the next try
+        raise
+    if missing := _missing(source, root):
+        raise DataError(f"{source.url}: unpacked to {', '.join(missing)}; the archive is kept as {archive}")
+    if not keep:
+        remove(archive)
 
 
 def _missing(source: Source, root: Path) -> list[str]:
-    """What of `source` is not there in the number that it should, in words."""
+    """What of `source` is not there, in words: fewer files than there should be, or unpacking that was broken off."""
+    archive, folder = root / DOWNLOADS / file_name(source.url), root / source.into
+    places = [unpacking(archive, folder), *(unpacking(folder / i, (folder / i).parent) for i in source.inner)]
+    halves = [f"a part, as {place} says" for place in places if place.exists()]
     found = {pattern: sum(1 for _ in root.glob(pattern)) for pattern in source.holds}
-    return [f"{found[p]} of {count} files {root / p}" for p, count in source.holds.items() if found[p] != count]
+    few = [f"{found[p]} of {count} files {root / p}" for p, count in source.holds.items() if found[p] < count]
+    return halves + few

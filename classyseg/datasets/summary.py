@@ -151,8 +151,7 @@ class DataSummary:
 
         A class's frequency is its share of all pixels of the images that hold it, ignored ones included.
 
-        Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015; the pixels are
-        counted as for the published weights of CamVid (Badrinarayanan et al., "SegNet", TPAMI 2017).
+        Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015.
         """
         labels = range(self.dataset.num_classes)
         frequencies = {label: self.pixels[label] / self.beside[label] for label in labels if self.pixels[label]}

@@ -21,7 +21,7 @@ from classyseg.datasets.doctor import PAIR_MENDS, PROBLEMS, check_data, spread
 from classyseg.datasets.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.structures import Sample
-from data_faults import CLASSES, FAULTS, Fault, data_sets, drawn_tree, nuclei_tree, pairs
+from data_faults import CLASSES, FAULTS, Fault, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
 
 TREES: dict[str, Callable[[Path], Path]] = {"drawn": drawn_tree, "nuclei": nuclei_tree}
 
@@ -67,6 +67,37 @@ def test_the_config_line_of_a_finding_mends_it(name: str, drawn: Path) -> None:
 
     assert again.findings == []
     assert again.summaries[0].pixels[1] > 0
+
+
+def test_grey_colours_that_are_classes_keep_their_numbers(drawn: Path) -> None:
+    changed_masks(drawn, lambda values: np.stack([2 * values] * 3, axis=-1))
+    findings = check_data(data_sets(drawn, classes=[*CLASSES, "border"])).findings
+    assert [finding.config for finding in findings] == ['color_map: {"#000000": 0, "#020202": 2}'] * 2
+
+
+@pytest.mark.parametrize(
+    ("plant", "options"),
+    [
+        ("masks_that_count_from_1", {"label_map": {1: 0, 2: 255}}),
+        ("masks_of_colours", {"color_map": {"#000000": 0, "#ff0000": 255}}),
+    ],
+)
+def test_a_map_that_ignores_the_second_class_is_not_taken_for_masks_of_0_and_255(
+    plant: str, options: dict[str, Any], drawn: Path
+) -> None:
+    FAULTS[plant].plant(drawn)
+    findings = check_data(data_sets(drawn, **options)).findings
+    assert [(finding.kind, finding.config) for finding in findings] == [("absent_class", "")] * 2
+
+
+def test_a_suffix_is_proposed_only_where_it_explains_all_masks(drawn: Path) -> None:
+    FAULTS["masks_of_names_with_a_suffix"].plant(drawn)
+    mask = drawn / "masks" / "train" / "train03_mask.png"
+    mask.rename(mask.with_stem("other"))
+    findings = check_data(data_sets(drawn)).findings
+    found = {(finding.place, finding.kind, finding.config) for finding in findings}
+    suffix = ("dataset.test", "missing_mask", 'mask_suffix: "_mask"')
+    assert found == {suffix, ("dataset.train", "missing_mask", ""), ("dataset.train", "missing_image", "")}
 
 
 def test_all_faults_of_a_set_are_found_at_once(drawn: Path) -> None:
