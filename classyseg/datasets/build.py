@@ -34,6 +34,28 @@ def build_dataset(config: Any) -> ClassyDataset:
     return dataset
 
 
+def innermost(config: Any) -> Any:
+    """`config` (or a built data set), or the first one within it, whose samples are like those of the whole."""
+    inner = _component(config).first_within(config) if isinstance(config, ComponentConfig) else None
+    return config if inner is None else innermost(inner)
+
+
+def known_group_size(config: Any) -> int | None:
+    """The `group_size` of a data set, or what its config tells of it without the data."""
+    inner = innermost(config)
+    return _component(inner).group_size_of(inner) if isinstance(inner, ComponentConfig) else inner.group_size
+
+
+def has_whole_images(config: Any) -> bool:
+    """Whether the targets of a data set, or of the one that a config describes, are classes of whole images."""
+    inner = innermost(config)
+    return (_component(inner) if isinstance(inner, ComponentConfig) else inner).whole_images
+
+
+def _component(config: ComponentConfig) -> type[ClassyDataset]:
+    return config.component
+
+
 def build_datasets(place: str, configs: Iterable[Any]) -> list[ClassyDataset]:
     """The data sets of a list that `place` names in messages. Raises: `ConfigError`."""
     built = []

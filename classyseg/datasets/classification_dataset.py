@@ -23,6 +23,7 @@ class ClassificationDataset(ClassyDataset):
     """
 
     ignore_index = NO_CLASS
+    whole_images = True
 
     def _check(self, sample: Sample) -> None:
         label = int(sample.target)

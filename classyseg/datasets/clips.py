@@ -21,6 +21,8 @@ from classyseg.rng import generator_for
 from classyseg.structures import Sample
 
 Sampling = Literal["random", "even"]
+SAMPLING: dict[str, Sampling] = {"train": "random", "val": "even", "test": "even"}
+"""How clips are sampled in each split of the public data sets."""
 Count = Annotated[int, Strict(), Field(ge=1)]
 
 CLIPS = -2
@@ -102,6 +104,14 @@ class Clips(ClassificationDataset):
         if sampling == "even":
             self.group_size = clips.per_video
         self.ends = list(accumulate(map(self._taken, range(len(self.videos)))))
+
+    @classmethod
+    def group_size_of(cls, config: Any) -> int | None:
+        sampling = getattr(config, "sampling", None) or SAMPLING.get(getattr(config, "split", ""))
+        clips = getattr(config, "clips", None)
+        if sampling is None or clips is None:  # a plugin's, with other options
+            return None
+        return clips.per_video if sampling == "even" else 1
 
     def _taken(self, video: int) -> int:
         """How many clips of a video an epoch has."""

@@ -26,11 +26,14 @@ class _Composed(ClassyDataset):
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
+        self.whole_images = first.whole_images
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
         for step in (step for part in parts for step in part.transforms):
-            if isinstance(step, Normalize) or (isinstance(step, PairTransform) and step.gives_shares):
+            if isinstance(step, Normalize) or (
+                isinstance(step, PairTransform) and step.gives_shares(self.whole_images)
+            ):
                 raise ConfigError(
                     f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all of "
                     "them"
@@ -77,7 +80,7 @@ class Concat(_Composed):
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
         for i, part in enumerate(parts):
-            for what in ("classes", "ignore_index", "submission_values", "group_size"):
+            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images"):
                 found, wanted = getattr(part, what), getattr(parts[0], what)
                 if found != wanted:
                     raise ConfigError(
@@ -85,6 +88,10 @@ class Concat(_Composed):
                     )
         super().__init__(parts, transforms)
         self.ends = list(accumulate(map(len, parts)))
+
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        return config.datasets[0]
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -130,6 +137,10 @@ class Subset(_Composed):
         if not groups:
             raise ConfigError("rest: nothing is left; take a smaller part")
         self.indices = [group * self.group_size + i for group in groups for i in range(self.group_size)]
+
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        return config.dataset
 
     def __len__(self) -> int:
         return len(self.indices)

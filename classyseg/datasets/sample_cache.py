@@ -39,7 +39,9 @@ class SampleCache:
         found = None if key is None else self.files.read(key, ("image", "target", "name"))
         if found is None:
             return None
-        return Sample(found["image"], found["target"].long(), bytes(found["name"].tolist()).decode())
+        target = found["target"]
+        target = target if target.is_floating_point() else target.long()
+        return Sample(found["image"], target, bytes(found["name"].tolist()).decode())
 
     def store(self, key: str | None, sample: Sample) -> None:
         if key is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.class_folders import class_names
-from classyseg.datasets.clips import ClipConfig, Clips, Sampling
+from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
 from classyseg.datasets.image_folder import labels_of
 from classyseg.datasets.pairs import read_text
 from classyseg.datasets.video_files import VIDEO_SUFFIXES, read_frames, video_infos, videos_in
@@ -20,7 +20,6 @@ from classyseg.registry import DATASETS, TransformConfig
 
 Split = Literal["train", "test"]
 Fold = Literal[1, 2, 3]
-SAMPLING: dict[str, Sampling] = {"train": "random", "val": "even", "test": "even"}
 
 
 class VideoFiles(Clips):

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
+from classyseg.datasets.build import has_whole_images
 from classyseg.datasets.doctor import check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
@@ -149,11 +150,20 @@ def applied_normalize(
     return first[1]
 
 
-def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+def check_masks(name: str, data: Any) -> None:
+    """Raises: `ConfigError` for a data set, or its config, without masks."""
+    if has_whole_images(data):
+        raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
+
+
+def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss, *, whole_images: bool = False) -> None:
+    """`whole_images` says that targets are classes of whole images, not masks.
+
+    Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take.
+    """
     for name, steps in transforms.items():
         for i, step in enumerate(steps):
-            if not isinstance(step, PairTransform) or not step.gives_shares:
+            if not isinstance(step, PairTransform) or not step.gives_shares(whole_images):
                 continue
             place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
             if name == "test":
@@ -185,13 +195,21 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
         )
 
 
-def clips_in_a_batch(meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None) -> int:
+def clips_in_a_batch(
+    meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None, group_size: int | None = None
+) -> int:
     """How many test samples that follow each other must stay together for all `meters`, or their configs.
 
-    Raises: `ConfigError` where batches, or the `num_samples` of the test set, would cut a video.
+    `group_size` is how many belong together in the test set, where that is known. Raises: `ConfigError` where a meter
+    takes others for a video, and where batches, or the `num_samples` of the test set, would cut one.
     """
     for i, meter in enumerate(meters):
         clips = getattr(meter, "clips_per_video", 1)
+        if group_size is not None and vars(meter).get("clips_per_video", group_size) != group_size:
+            raise ConfigError(
+                f"meters[{i}].clips_per_video: found {clips}; accepted: {group_size}, the number of samples of "
+                "dataset.test that are clips of one video and follow each other (its clips.per_video, sampled evenly)"
+            )
         place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
         if eval_batch_size % clips:
             raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")

@@ -112,7 +112,7 @@ def test_a_data_set_that_comes_twice_is_augmented_in_two_ways_and_follows_the_se
     assert not torch.equal(first, dataset.sample(0, 5).image)
 
 
-@pytest.mark.parametrize(("step", "name"), [("normalize", "Normalize"), ("mix_up", "MixUp")])
+@pytest.mark.parametrize(("step", "name"), [("normalize", "Normalize"), ("mix_up", "MixUp"), ("cut_mix", "CutMix")])
 def test_what_a_task_must_know_of_stands_outside(step: str, name: str) -> None:
     with pytest.raises(ConfigError, match=f"transforms: found {name} in a data set within this one; put it here"):
         build_dataset({"name": "subset", "dataset": drawn(4, transforms=[step]), "first": 2})
