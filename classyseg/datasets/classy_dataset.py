@@ -42,6 +42,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     cache: SampleCache | None = None
     group_size: int = 1
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
+    reads_files: bool = True
+    """Whether the keys of reading files are meant for it; not where it is made of data sets that have them, too."""
     whole_images: bool = False
     """Whether targets are classes of whole images or clips, (), instead of masks."""
 
