@@ -153,10 +153,11 @@ def _heading(summary: DataSummary) -> Iterator[str]:
 
 
 def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str]:
-    rows = [["", "class", "pixels", "share", "masks", *(["weight"] if weights else [])]]
+    more = [key for key in ("masks", "videos") if key in next(summary.class_rows())]
+    rows = [["", "class", summary.counted, "share", *more, *(["weight"] if weights else [])]]
     for row in summary.class_rows():
-        cells = [str(row["label"]), row["name"], f"{row['pixels']:,}", _percent(row["share"]), f"{row['masks']:,}"]
-        rows.append([*cells, *([_number(row["weight"])] if weights else [])])
+        cells = [str(row["label"]), row["name"], f"{row[summary.counted]:,}", _percent(row["share"])]
+        rows.append([*cells, *(f"{row[key]:,}" for key in more), *([_number(row["weight"])] if weights else [])])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         padded = [

@@ -78,12 +78,13 @@ class Clips(ClassificationDataset):
         sampling: Sampling,
         transforms: Sequence[Any] = (),
     ) -> None:
-        """`videos` are (name, label, info); those without a clip are left out."""
+        """`videos` are (name, label, info); those without a clip are left out, and `too_short`."""
         super().__init__(transforms)
         self.clips = clips
         self.sampling = sampling
         self.videos: list[tuple[str, int, Fraction]] = []
         self.available: list[int] = []
+        self.too_short: list[str] = []
         longest = 0
         for name, label, info in videos:
             if info.rate is None and clips.frame_rate is not None:
@@ -97,6 +98,8 @@ class Clips(ClassificationDataset):
             if num_clips(num_frames, clips):
                 self.videos.append((name, label, step))
                 self.available.append(num_clips(num_frames, clips))
+            else:
+                self.too_short.append(name)
         if not self.videos:
             raise ConfigError(
                 f"clips.frames: found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
@@ -127,9 +130,16 @@ class Clips(ClassificationDataset):
     def load(self, index: int) -> Sample:
         return self.draw(index, epoch=0)
 
-    def draw(self, index: int, epoch: int) -> Sample:
+    def described(self, index: int) -> str:
+        return f"sample {index} ({self.videos[self.video_of(index)[0]][0]})"
+
+    def video_of(self, index: int) -> tuple[int, int]:
+        """The number of the video that sample `index` is a clip of, and which of its clips it is."""
         video = bisect_right(self.ends, index)
-        number = index - (self.ends[video] - self._taken(video))
+        return video, index - (self.ends[video] - self._taken(video))
+
+    def draw(self, index: int, epoch: int) -> Sample:
+        video, number = self.video_of(index)
         if self.sampling == "even":
             clip = even_clip(number, self.clips.per_video, self.available[video])
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from torch.func import functional_call
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import has_whole_images
-from classyseg.datasets.doctor import check_data
+from classyseg.datasets.doctor import Finding, check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -44,15 +45,23 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     """
     places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
     diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2)
-    policies = {place: dataset.on_bad_sample for place, dataset in places.items()}
-    faults = [finding for finding in diagnosis.faults if policies[finding.place] == "error"]
+    faults = [finding for finding in diagnosis.faults if places[_root(finding, places)].on_bad_sample == "error"]
     if faults:
         text = "\n".join(line for finding in faults for line in finding.lines())
         raise DataError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
     sizes = {summary.name: summary.num_samples for summary in diagnosis.summaries}
+    found: Counter[tuple[str, str]] = Counter()
     for finding in diagnosis.findings:
-        if finding.count == sizes[finding.place]:
+        found[_root(finding, places), finding.kind] += finding.count
+    for finding in diagnosis.findings:
+        root = _root(finding, places)
+        if found[root, finding.kind] == sizes[root]:
             log.warning("%s\n(%s)", "\n".join(finding.lines()), SHORT_LOOK)
+
+
+def _root(finding: Finding, places: Iterable[str]) -> str:
+    """The data set of the task in which, or in a part of which, something was found."""
+    return next(place for place in places if finding.place == place or finding.place.startswith(f"{place}."))
 
 
 def check_outputs(model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool) -> None:
