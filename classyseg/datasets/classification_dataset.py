@@ -23,6 +23,7 @@ class ClassificationDataset(ClassyDataset):
     """
 
     ignore_index = NO_CLASS
+    whole_images = True
 
     def _check(self, sample: Sample) -> None:
         label = int(sample.target)
@@ -48,4 +49,8 @@ class LabelledFiles(ClassificationDataset):
 
     def load(self, index: int) -> Sample:
         path, label = self.labelled[index]
-        return Sample(read_image(Path(path), exif=self.exif), torch.tensor(label), path)
+        return Sample(self.read_image(Path(path)), torch.tensor(label), path)
+
+    def read_image(self, path: Path) -> torch.Tensor:
+        """An image file, (3, H, W) uint8. Raises: `DataError`, naming the file."""
+        return read_image(path, exif=self.exif)

@@ -42,6 +42,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     cache: SampleCache | None = None
     group_size: int = 1
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
+    reads_files: bool = True
+    """Whether the keys of reading files are meant for it; not where it is made of data sets that have them, too."""
+    whole_images: bool = False
+    """Whether targets are classes of whole images or clips, (), instead of masks."""
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -50,6 +54,16 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        """The first data set (or its config) within the one of this class and `config`; None where there is none."""
+        return None
+
+    @classmethod
+    def group_size_of(cls, config: Any) -> int | None:
+        """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -16,21 +18,39 @@ from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import Normalize, PairTransform
+from classyseg.transforms import ClassyTransform, Normalize, PairTransform
+
+KEYS_OF_THE_WHOLE = ("on_bad_sample", "max_bad_samples")
 
 
-class _Composed(ClassyDataset):
-    """Samples of other data sets, as these transform them; `transforms` come after theirs."""
+class Composed(ClassyDataset):
+    """Samples of other data sets, as these transform them; `transforms` come after theirs.
+
+    `parts` are the data sets, which the config names at `places()` within that of this one.
+    """
+
+    reads_files = False
 
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
+        self.whole_images = first.whole_images
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
+        for place, part in zip(self.places(), parts, strict=True):
+            for key in KEYS_OF_THE_WHOLE:
+                found, default = getattr(part, key), getattr(ClassyDataset, key)
+                if found != default:
+                    raise ConfigError(
+                        f"{place}.{key}: found {found!r}; samples are counted where all of them are: put it into the "
+                        "data set around this one"
+                    )
         for step in (step for part in parts for step in part.transforms):
-            if isinstance(step, Normalize) or (isinstance(step, PairTransform) and step.gives_shares):
+            if isinstance(step, Normalize) or (
+                isinstance(step, PairTransform) and step.gives_shares(self.whole_images)
+            ):
                 raise ConfigError(
                     f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all of "
                     "them"
@@ -47,23 +67,35 @@ class _Composed(ClassyDataset):
             part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
 
     @abstractmethod
-    def locate(self, index: int) -> tuple[ClassyDataset, int]:
-        """The data set and the index in it that sample `index` comes from."""
+    def places(self) -> Sequence[str]:
+        """Where the config of this data set holds that of each part, such as `datasets[0]`."""
+
+    @abstractmethod
+    def locate(self, index: int) -> tuple[int, int]:
+        """The number of the part that sample `index` comes from, and its index there."""
 
     def load(self, index: int) -> Sample:
         part, inner = self.locate(index)
-        return part.load(inner)
+        return self.parts[part].load(inner)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        part, inner = self.locate(index)
+        return self.parts[part].files(inner)
+
+    def described(self, index: int) -> str:
+        part, inner = self.locate(index)
+        return f"sample {index}: {self.parts[part].described(inner)} of {self.places()[part]}"
 
     def draw(self, index: int, epoch: int) -> Sample:
         part, inner = self.locate(index)
-        return part.sample(inner, epoch)
+        return self.parts[part].sample(inner, epoch)
 
     def _check(self, sample: Sample) -> None:
         """It has been checked within, before it was transformed."""
 
 
 @DATASETS.register("concat")
-class Concat(_Composed):
+class Concat(Composed):
     """All samples of `datasets`, which have the same classes, one data set after the other.
 
     A data set that is named twice counts twice, and is augmented in two ways.
@@ -77,7 +109,7 @@ class Concat(_Composed):
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
         for i, part in enumerate(parts):
-            for what in ("classes", "ignore_index", "submission_values", "group_size"):
+            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images"):
                 found, wanted = getattr(part, what), getattr(parts[0], what)
                 if found != wanted:
                     raise ConfigError(
@@ -86,16 +118,23 @@ class Concat(_Composed):
         super().__init__(parts, transforms)
         self.ends = list(accumulate(map(len, parts)))
 
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        return config.datasets[0]
+
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def locate(self, index: int) -> tuple[ClassyDataset, int]:
-        i = next(i for i, end in enumerate(self.ends) if index < end)
-        return self.parts[i], index - (self.ends[i] - len(self.parts[i]))
+    def places(self) -> Sequence[str]:
+        return [f"datasets[{i}]" for i in range(len(self.parts))]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        i = bisect_right(self.ends, index)
+        return i, index - (self.ends[i] - len(self.parts[i]))
 
 
 @DATASETS.register("subset")
-class Subset(_Composed):
+class Subset(Composed):
     """A part of `dataset`, in its order: the `first` so many, `every` so many-th, or a random `share` of them.
 
     With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
@@ -118,6 +157,12 @@ class Subset(_Composed):
         with within("dataset"):
             whole: ClassyDataset = build_dataset(dataset)
         super().__init__([whole], transforms)
+        for step in _transforms_within(whole):
+            if isinstance(step, PairTransform):
+                raise ConfigError(
+                    f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
+                    "samples that this part leaves out, too; put it here"
+                )
         count = len(whole) // self.group_size
         if first is not None and first > count:
             raise ConfigError(f"first: found {first}, but the data set has only {count}")
@@ -131,8 +176,22 @@ class Subset(_Composed):
             raise ConfigError("rest: nothing is left; take a smaller part")
         self.indices = [group * self.group_size + i for group in groups for i in range(self.group_size)]
 
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        return config.dataset
+
     def __len__(self) -> int:
         return len(self.indices)
 
-    def locate(self, index: int) -> tuple[ClassyDataset, int]:
-        return self.parts[0], self.indices[index]
+    def places(self) -> Sequence[str]:
+        return ["dataset"]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        return 0, self.indices[index]
+
+
+def _transforms_within(dataset: ClassyDataset) -> Iterator[ClassyTransform]:
+    """Those of a data set, and of all within it."""
+    yield from dataset.transforms
+    for part in dataset.parts if isinstance(dataset, Composed) else ():
+        yield from _transforms_within(part)

@@ -13,6 +13,8 @@ from PIL import Image
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, Folder, build_dataset, make_loader
+from classyseg.datasets.sample_cache import SampleCache
+from classyseg.structures import Sample
 
 
 def write(path: Path, array: Any) -> None:
@@ -74,6 +76,16 @@ def test_16_bits_come_back_as_they_were(tree: Path, monkeypatch: pytest.MonkeyPa
     second = folder(tree, bits=16, channels=1)[0]
     assert second.image.dtype == torch.uint16
     assert torch.equal(second.image, first.image)
+
+
+def test_shares_of_classes_come_back_as_they_were(tree: Path) -> None:
+    cache = SampleCache(tree / "cache", "settings", 1.0)
+    shares = torch.tensor([0.25, 0.75], dtype=torch.float16)
+    cache.store("key", Sample(torch.zeros(3, 2, 2, dtype=torch.uint8), shares, "a"))
+    found = cache.read("key")
+    assert found is not None
+    assert found.target.dtype == torch.float16
+    assert torch.equal(found.target, shares)
 
 
 def test_a_changed_file_is_read_anew(tree: Path) -> None:
