@@ -114,6 +114,12 @@ class Clips(ClassificationDataset):
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
         """Some frames of a video, by rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
 
+    def group_ends(self) -> Sequence[int]:
+        return self.ends
+
+    def described(self, index: int) -> str:
+        return f"{super().described(index)} ({self.videos[bisect_right(self.ends, index)][0]})"
+
     def load(self, index: int) -> Sample:
         return self.draw(index, epoch=0)
 

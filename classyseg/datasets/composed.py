@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Annotated, Any
 
 import torch
@@ -22,6 +22,8 @@ from classyseg.transforms import Normalize, PairTransform
 class _Composed(ClassyDataset):
     """Samples of other data sets, as these transform them; `transforms` come after theirs."""
 
+    reads_files = False
+
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
@@ -29,6 +31,12 @@ class _Composed(ClassyDataset):
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
+        for part in parts:
+            if part.on_bad_sample != "error":
+                raise ConfigError(
+                    f"on_bad_sample: found '{part.on_bad_sample}' in a data set within this one; put it here, for all "
+                    "of them"
+                )
         for step in (step for part in parts for step in part.transforms):
             if isinstance(step, Normalize) or (isinstance(step, PairTransform) and step.gives_shares):
                 raise ConfigError(
@@ -49,6 +57,10 @@ class _Composed(ClassyDataset):
     @abstractmethod
     def locate(self, index: int) -> tuple[ClassyDataset, int]:
         """The data set and the index in it that sample `index` comes from."""
+
+    def described(self, index: int) -> str:
+        part, inner = self.locate(index)
+        return f"sample {index}, which is {part.described(inner)} of a data set within"
 
     def load(self, index: int) -> Sample:
         part, inner = self.locate(index)
@@ -89,6 +101,10 @@ class Concat(_Composed):
     def __len__(self) -> int:
         return self.ends[-1]
 
+    def group_ends(self) -> Sequence[int]:
+        begins = [0, *self.ends[:-1]]
+        return [begin + end for begin, part in zip(begins, self.parts, strict=True) for end in part.group_ends()]
+
     def locate(self, index: int) -> tuple[ClassyDataset, int]:
         i = next(i for i, end in enumerate(self.ends) if index < end)
         return self.parts[i], index - (self.ends[i] - len(self.parts[i]))
@@ -118,7 +134,8 @@ class Subset(_Composed):
         with within("dataset"):
             whole: ClassyDataset = build_dataset(dataset)
         super().__init__([whole], transforms)
-        count = len(whole) // self.group_size
+        ends = whole.group_ends()
+        count = len(ends)
         if first is not None and first > count:
             raise ConfigError(f"first: found {first}, but the data set has only {count}")
         if share is not None:
@@ -129,10 +146,15 @@ class Subset(_Composed):
         groups = [group for group in range(count) if (group in taken) != rest]
         if not groups:
             raise ConfigError("rest: nothing is left; take a smaller part")
-        self.indices = [group * self.group_size + i for group in groups for i in range(self.group_size)]
+        spans = [range(ends[group - 1] if group else 0, ends[group]) for group in groups]
+        self.indices = list(chain.from_iterable(spans))
+        self._group_ends = list(accumulate(map(len, spans)))
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def group_ends(self) -> Sequence[int]:
+        return self._group_ends
 
     def locate(self, index: int) -> tuple[ClassyDataset, int]:
         return self.parts[0], self.indices[index]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.class_folders import files_below
-from classyseg.datasets.files import IMAGE_SUFFIXES, read_image
+from classyseg.datasets.files import IMAGE_SUFFIXES, Exif, read_image
 from classyseg.io import write_atomically
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -41,7 +41,12 @@ def videos_in(folder: Path) -> list[Path]:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    found = {entry.stem: entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES}
+    files = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+    found = {entry.stem: entry for entry in files}
+    twins = [entry.name for entry in files if found[entry.stem] != entry]
+    if twins:
+        other = found[Path(twins[0]).stem].name
+        raise DataError(f"{folder}: two videos of one name: {twins[0]} and {other}; keep one of them")
     found |= {entry.name: entry for entry in entries if entry.suffix.lower() not in VIDEO_SUFFIXES and entry.is_dir()}
     if not found:
         raise DataError(f"{folder}: found no video; accepted: {', '.join(VIDEO_SUFFIXES)}, and folders of frames")
@@ -68,14 +73,17 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo]:
     return [known[key] for key in keys]
 
 
-def read_frames(path: Path, numbers: Sequence[int]) -> Tensor:
-    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
+def read_frames(path: Path, numbers: Sequence[int], exif: Exif = "refuse") -> Tensor:
+    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8. Raises: `DataError`, naming the file.
+
+    `exif` is for folders of images, as in `read_image`.
+    """
     if not path.is_dir():
         return _decoded(path, numbers)
     files = _frame_files(path)
     if numbers[-1] >= len(files):
         raise DataError(f"{path}: has {len(files)} frames; it had more when it was looked at first")
-    frames = [read_image(Path(files[number])) for number in numbers]
+    frames = [read_image(Path(files[number]), exif=exif) for number in numbers]
     for number, frame in zip(numbers, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise DataError(

@@ -39,7 +39,7 @@ class VideoFiles(Clips):
         super().__init__(described, clips, sampling, transforms)
 
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
-        return read_frames(Path(name), numbers)
+        return read_frames(Path(name), numbers, self.exif)
 
 
 @DATASETS.register("video_folder")
