@@ -127,6 +127,9 @@ class Clips(ClassificationDataset):
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
         """Some frames of a video, by rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
 
+    def group_ends(self) -> Sequence[int]:
+        return self.ends
+
     def load(self, index: int) -> Sample:
         return self.draw(index, epoch=0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,6 +128,10 @@ class Concat(Composed):
     def places(self) -> Sequence[str]:
         return [f"datasets[{i}]" for i in range(len(self.parts))]
 
+    def group_ends(self) -> Sequence[int]:
+        begins = [0, *self.ends[:-1]]
+        return [begin + end for begin, part in zip(begins, self.parts, strict=True) for end in part.group_ends()]
+
     def locate(self, index: int) -> tuple[int, int]:
         i = bisect_right(self.ends, index)
         return i, index - (self.ends[i] - len(self.parts[i]))
@@ -163,7 +167,8 @@ class Subset(Composed):
                     f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
                     "samples that this part leaves out, too; put it here"
                 )
-        count = len(whole) // self.group_size
+        ends = whole.group_ends()
+        count = len(ends)
         if first is not None and first > count:
             raise ConfigError(f"first: found {first}, but the data set has only {count}")
         if share is not None:
@@ -174,7 +179,9 @@ class Subset(Composed):
         groups = [group for group in range(count) if (group in taken) != rest]
         if not groups:
             raise ConfigError("rest: nothing is left; take a smaller part")
-        self.indices = [group * self.group_size + i for group in groups for i in range(self.group_size)]
+        spans = [range(ends[group - 1] if group else 0, ends[group]) for group in groups]
+        self.indices = list(chain.from_iterable(spans))
+        self._group_ends = list(accumulate(map(len, spans)))
 
     @classmethod
     def first_within(cls, config: Any) -> Any:
@@ -185,6 +192,9 @@ class Subset(Composed):
 
     def places(self) -> Sequence[str]:
         return ["dataset"]
+
+    def group_ends(self) -> Sequence[int]:
+        return self._group_ends
 
     def locate(self, index: int) -> tuple[int, int]:
         return 0, self.indices[index]

@@ -25,11 +25,16 @@ from classyseg.datasets.mat_files import read_mat
 Exif = Literal["refuse", "rotate", "ignore"]
 Bits = Literal[8, 16]
 
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
+"""What a file may hold, whatever its name. Pillow knows others, such as EPS, for which it runs Ghostscript, and JPEG
+2000, which may change labels."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 MASK_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "P")
 FOUR_CHANNELS = ("RGBA", "RGBX", "CMYK")
+LOSSY = ("jpeg", "tiff_jpeg", "webp")
+"""Compressions within TIFF that change values."""
 SCALED = {"L;2": 85, "L;4": 17}
 """By which factor Pillow multiplies grey values of 2 and 4 bits."""
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
@@ -80,7 +85,9 @@ def _pixels(path: Path, image: Image.Image, channels: int, bits: int) -> npt.NDA
 
 def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
     with _naming(path):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may promise any size
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(
+            path, mode="r"
+        )  # mapped: a header may promise any size; never unpickled
     if array.ndim == 2:
         array = array[..., None]
     if (
@@ -156,7 +163,7 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
 
 
 def _check_mask(path: Path, image: Image.Image) -> None:
-    if image.format in ("JPEG", "MPO"):
+    if image.format in ("JPEG", "MPO") or image.info.get("compression") in LOSSY:
         raise DataError(
             f"{path}: a mask stored as JPEG, which changes labels; accepted are lossless index images, such as PNG"
         )
@@ -168,7 +175,7 @@ def _check_mask(path: Path, image: Image.Image) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, str]]:
     """The image, and how its pixels are stored, in Pillow's words, such as `L;4`: known until they are loaded."""
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), Image.open(path, formats=FORMATS) as image:
         details = image.tile[0][3] if image.tile else ()  # type: ignore[attr-defined]
         first = details if isinstance(details, str) else details[0] if details else ""
         yield image, first if isinstance(first, str) and first else image.mode
@@ -184,7 +191,7 @@ def _naming(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # readers raise whatever a broken file leads to
-        kind = "no image that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)
+        kind = f"no {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{path}: cannot be read ({kind}; {path.stat().st_size} bytes)") from None
 
 

@@ -42,7 +42,12 @@ def videos_in(folder: Path) -> list[Path]:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
-    found = {entry.stem: entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES}
+    files = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+    found = {entry.stem: entry for entry in files}
+    twins = [entry.name for entry in files if found[entry.stem] != entry]
+    if twins:
+        other = found[Path(twins[0]).stem].name
+        raise DataError(f"{folder}: two videos of one name: {twins[0]} and {other}; keep one of them")
     found |= {entry.name: entry for entry in entries if entry.suffix.lower() not in VIDEO_SUFFIXES and entry.is_dir()}
     if not found:
         raise DataError(f"{folder}: found no video; accepted: {', '.join(VIDEO_SUFFIXES)}, and folders of frames")

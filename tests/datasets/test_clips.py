@@ -149,6 +149,31 @@ def test_every_frame_of_a_clip_is_transformed_with_the_same_draws(root: Path) ->
     assert not torch.equal(dataset.sample(1, 0).image, clip)
 
 
+def test_frames_with_an_exif_orientation_are_turned_where_the_config_says_so(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    frame = np.arange(24, dtype=np.uint8).repeat(3).reshape(4, 6, 3)
+    (root / "actions" / "run" / "a").mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(frame).save(root / "actions" / "run" / "a" / f"{i}.png", exif=exif)
+    with pytest.raises(DataError, match=r"0.png: its EXIF orientation is 3"):
+        build_dataset(ACTIONS)[0]
+    turned = build_dataset({**ACTIONS, "exif": "rotate"})[0].image
+    assert np.array_equal(turned[:, 0].permute(1, 2, 0).numpy(), frame[::-1, ::-1])
+
+
+def test_a_killed_worker_names_the_video_of_its_clip() -> None:
+    assert numbers_of([8, 9], "random", frames=8, per_video=2).described(2) == "sample 2 (v1)"
+
+
+def test_two_video_files_of_one_name_are_refused(root: Path) -> None:
+    (root / "actions" / "run").mkdir(parents=True)
+    for name in ("a.avi", "a.mp4"):
+        (root / "actions" / "run" / name).touch()
+    with pytest.raises(DataError, match=r"run: two videos of one name: a.avi and a.mp4; keep one of them"):
+        build_dataset(ACTIONS)
+
+
 def test_wrong_trees_of_videos_are_named(actions: Path) -> None:
     with pytest.raises(ConfigError, match=r"clips.frame_rate: found 15.0, but .*run/a says no rate"):
         build_dataset({**ACTIONS, "clips": {"frames": 4, "frame_rate": 15.0}})
@@ -352,6 +377,24 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
         arrived = batch.to(torch.device("cpu"))
         meter.update(model(correlations(arrived.image)), arrived.target)
     assert meter.compute() == {"video_accuracy_top_1": 1.0}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_part_and_the_rest_share_no_video(split: str) -> None:
+    drawn = {"name": "synthetic_video", "split": split, "clips": {"frames": 4, "per_video": 3}, "num_videos": 5}
+    whole = {"name": "concat", "datasets": [drawn, {**drawn, "video_frames": 5}]}
+    short = 2 if split == "train" else 3  # clips of a video of 5 frames
+    videos, sizes = [], []
+    for rest in (False, True):
+        dataset = build_dataset({"name": "subset", "dataset": whole, "every": 3, "rest": rest})
+        found = [(dataset.locate(i)[1] >= 15, str(dataset[i].name).split(",")[0]) for i in range(len(dataset))]
+        videos.append(set(found))
+        sizes.append(len(found))
+    assert [len(part) for part in videos] == [4, 6]
+    assert not videos[0] & videos[1]
+    assert sizes == [2 * 3 + 2 * short, 3 * 3 + 3 * short]
+    part = {"name": "subset", "dataset": whole, "every": 3}
+    assert len(build_dataset({"name": "subset", "dataset": part, "first": 1})) == 3
 
 
 def test_a_subset_of_clips_takes_whole_videos() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, Folder, TrainBatches, build_dataset, make_loader
@@ -123,6 +125,33 @@ def test_what_a_task_must_know_of_stands_outside(step: str, name: str) -> None:
         build_dataset({"name": "subset", "dataset": drawn(4, transforms=[step]), "first": 2})
     dataset = build_dataset({"name": "subset", "dataset": drawn(4), "first": 2, "transforms": [step]})
     assert dataset[0].image.shape == (3, 64, 64)
+
+
+def test_keys_that_would_do_nothing_are_refused_where_they_stand(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"on_bad_sample: found 'skip' in a data set within this one; put it here"):
+        build_dataset({"name": "concat", "datasets": [drawn(2), drawn(2, on_bad_sample="skip")]})
+    with pytest.raises(
+        ConfigError, match=r"^exif: found 'rotate', but Subset reads no files; give it to the data sets"
+    ):
+        build_dataset({"name": "subset", "dataset": drawn(2), "first": 1, "exif": "rotate"})
+
+
+def test_messages_name_the_files_of_a_sample_within(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    paths = {"name": "image_paths", "images": str(tmp_path), "classes": ["x"], "labels": [0, 0]}
+    dataset = build_dataset({"name": "concat", "datasets": [{**paths, "paths": ["a.png", "b.png"]}] * 2})
+    assert dataset.described(3) == f"sample 3, which is sample 1 ({tmp_path}/b.png) of a data set within"
+
+
+@pytest.mark.parametrize("config", [drawn(3), {"name": "concat", "datasets": [drawn(1), drawn(2)]}])
+def test_a_loop_over_the_samples_ends_and_negative_numbers_count_from_the_end(config: dict[str, Any]) -> None:
+    dataset = build_dataset(config)
+    found = [str(dataset[i].name) for i in range(3)]
+    assert [str(sample.name) for sample in itertools.islice(dataset, 9)] == found
+    assert [str(dataset[i - 3].name) for i in range(3)] == found
+    with pytest.raises(IndexError, match="found the index 3; the data set has 3 samples"):
+        dataset[3]
 
 
 def test_mixed_samples_come_from_all_parts() -> None:
