@@ -100,11 +100,20 @@ def json_line(record: dict[str, Any]) -> str:
 
 
 def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
-    """Adds `record` to `path`; a `durable` line is on the disk before this returns, which takes milliseconds."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json_line(record))
+    """Adds `record` to `path`, whole or, where the disk is full (`OSError`), not at all.
+
+    A `durable` line is on the disk before this returns, which takes milliseconds.
+    """
+    rest = json_line(record).encode()
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(end)
+            raise
         if durable:
-            file.flush()
             os.fsync(file.fileno())
             fsync_folder(path.parent)  # which may have named the file just now
 

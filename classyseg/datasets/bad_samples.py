@@ -141,7 +141,10 @@ class BadSamples:
             log.warning("bad sample %d of dataset.%s: %s", sample.index, data_set, sample.problem)
             if run_folder is not None:
                 record = {"data_set": data_set, "index": sample.index, "problem": sample.problem}
-                append_json_line(run_folder / LIST_FILE, record)
+                try:
+                    append_json_line(run_folder / LIST_FILE, record)
+                except OSError as error:  # the log and the count have it
+                    log.warning("%s: cannot be written (%s)", run_folder / LIST_FILE, error.strerror)
         self._check(data_set, self.before + self._own)
 
     def total(self) -> int:

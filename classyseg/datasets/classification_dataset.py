@@ -47,6 +47,9 @@ class LabelledFiles(ClassificationDataset):
     def files(self, index: int) -> tuple[Path, ...]:
         return (Path(self.labelled[index][0]),)
 
+    def beside_files(self, index: int) -> str:
+        return str(self.labelled[index][1])
+
     def load(self, index: int) -> Sample:
         path, label = self.labelled[index]
         return Sample(self.read_image(Path(path)), torch.tensor(label), path)

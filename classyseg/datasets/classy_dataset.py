@@ -75,9 +75,20 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         Raises: `DataError`, naming the file.
         """
 
+    def group_ends(self) -> Sequence[int]:
+        """Where each group of samples ends that no split may part, as the clips of a video: the index after its last.
+
+        Unlike those of `group_size`, they may differ in size.
+        """
+        return range(self.group_size, len(self) + 1, self.group_size)
+
     def files(self, index: int) -> tuple[Path, ...]:
         """All files that a sample is read from; none, and it is never cached."""
         return ()
+
+    def beside_files(self, index: int) -> str:
+        """What else `load` gives the sample, such as a class from a table: a cached one with another is read anew."""
+        return ""
 
     def described(self, index: int) -> str:
         """Sample `index` in messages."""
@@ -91,7 +102,9 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         return self.load(index)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index, epoch=0)
+        if not -len(self) <= index < len(self):  # by which Python ends a loop over the samples, too
+            raise IndexError(f"found the index {index}; the data set has {len(self)} samples")
+        return self.sample(index % len(self), epoch=0)
 
     def sample(self, index: int, epoch: int) -> Sample:
         """The checked and transformed sample: the same for the same `(seed, epoch, index)`, in any process.
@@ -110,7 +123,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The checked sample as `draw` gives it, from the cache where there is one; its labels as `_label_type`."""
-        key = None if self.cache is None else self.cache.key(index, self.files(index))
+        key = None if self.cache is None else self.cache.key(f"{index} {self.beside_files(index)}", self.files(index))
         sample = None if self.cache is None else self.cache.read(key)
         if sample is None:
             sample = self.draw(index, epoch)

@@ -23,7 +23,7 @@ from classyseg.config import ConfigError, DataError, within
 from classyseg.datasets.coco_masks import annotation_mask
 from classyseg.datasets.pairs import listed_pairs
 from classyseg.datasets.pascal_voc import CLASSES, VOCMasks
-from classyseg.io import data_folder, data_root
+from classyseg.io import data_folder, data_root, sha256_of
 from classyseg.registry import DATASETS, TransformConfig
 
 CATEGORY_IDS = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
@@ -58,8 +58,7 @@ class Coco(VOCMasks):
         with within("root"):
             folder, images = coco_folders(root, f"{split}2017")
             annotations = folder / "annotations" / f"instances_{split}2017.json"
-        with within("cache"):
-            masks = prepared_masks(annotations, (data_root() / cache).absolute() / f"{split}2017_crowd_{crowd}", crowd)
+        masks = prepared_masks(annotations, (data_root() / cache).absolute() / f"{split}2017_crowd_{crowd}", crowd)
         pixels = _read_index(masks, annotations)
         names = sorted(name for name, count in pixels.items() if count >= min_pixels)
         if not names:
@@ -92,7 +91,9 @@ def entries_of(path: Path) -> Iterator[None]:
     """Names the file whose entries, read inside, lack a key or have one of another kind. Raises: `DataError`."""
     try:
         yield
-    except (KeyError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: an entry is not as COCO's are ({type(error).__name__}: {error})") from None
 
 
@@ -114,7 +115,7 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
                     os.replace(Path(temporary) / "masks", folder)
     except OSError as error:
         raise ConfigError(
-            f"{error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
+            f"cache: {error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
         ) from None
     return folder
 
@@ -142,7 +143,7 @@ def _draw_all(annotations: Path, folder: Path, crowd: str) -> None:
         name = Path(image["file_name"]).stem
         Image.fromarray(mask).save(folder / f"{name}.png")
         pixels[name] = int(((mask > 0) & (mask < len(CLASSES))).sum())
-    index = {"annotations": {"file": annotations.name, "bytes": annotations.stat().st_size}, "pixels": pixels}
+    index = {"annotations": {**_state(annotations), "sha256": sha256_of(annotations)}, "pixels": pixels}
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
@@ -159,9 +160,16 @@ def draw(annotations: list[Mapping[str, Any]], height: int, width: int, crowd: s
     return mask
 
 
+def _state(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"bytes": status.st_size, "time": status.st_mtime_ns}
+
+
 def _read_index(folder: Path, annotations: Path) -> dict[str, int]:
     """How many pixels of the 20 classes each image has. Raises: `ConfigError` when the annotations are not the same."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    if annotations.is_file() and annotations.stat().st_size != index["annotations"]["bytes"]:
+    drawn_from = index["annotations"]
+    looks_other = annotations.is_file() and bool(_state(annotations).items() - drawn_from.items())
+    if looks_other and sha256_of(annotations) != drawn_from["sha256"]:  # and is no copy with a time of its own
         raise ConfigError(f"cache: {folder} was drawn from another {annotations.name}; delete that folder")
     return index["pixels"]

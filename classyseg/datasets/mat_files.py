@@ -36,7 +36,9 @@ def read_mat(path: Path) -> npt.NDArray[Any]:
         raise DataError(f"{path}: cannot be read as a MATLAB file ({error})") from None
     if "LabelMap" in contents:
         values = contents["LabelMap"]
-    elif "GTcls" in contents and "Segmentation" in (contents["GTcls"].dtype.names or ()):
+    elif (
+        "GTcls" in contents and "Segmentation" in (contents["GTcls"].dtype.names or ()) and contents["GTcls"].size == 1
+    ):
         values = contents["GTcls"]["Segmentation"].item()
     else:
         names = ", ".join(name for name in contents if not name.startswith("__"))

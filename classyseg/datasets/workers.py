@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from classyseg.config import ConfigError, DataError
-from classyseg.datasets.bad_samples import NOTHING, ByKey, Key
+from classyseg.config import ConfigError
+from classyseg.datasets.bad_samples import NOTHING, ByKey, Failure, Key
 from classyseg.structures import Sample
 
 GRACE_SECONDS = 20
@@ -69,13 +69,11 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
             f"runtime.workers: {workers} workers need up to {files_needed} files open beside the {_open_files()} that "
             f"are, but this process may open {files_allowed}; raise the limit (ulimit -n 4096), or take fewer workers"
         )
-    epoch, index = batch[0]
-    try:
-        sample = source.dataset.sample(index, epoch)
-    except DataError:  # a bad sample, which the loader meets as it is told to
+    found = source[batch[0]]
+    if isinstance(found, Failure):  # of a bad sample, which the loader meets as it is told to
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = processes * ahead * len(batch) * _bytes(sample)
+    needed = processes * ahead * len(batch) * _bytes(found.sample)
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:
         raise ConfigError(
@@ -102,9 +100,11 @@ def deaths_are_found_in_turn() -> Iterator[None]:
     In the middle of a save, say. Whoever waits for a batch finds it out within seconds, as torch looks after workers.
     """
     handler = signal.getsignal(signal.SIGCHLD)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:

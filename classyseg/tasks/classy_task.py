@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from classyseg.checkpoint import (
     step_of,
 )
 from classyseg.config import ConfigError, Location, differences, dump_yaml, path_text
+from classyseg.datasets.bad_samples import LIST_FILE
 from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
@@ -344,7 +345,12 @@ class ClassyTask(Configurable, ABC):
             about_to_be_done = record["phase"] == "test" == now.phase and record["epoch"] == now.epoch
             return record["epoch"] <= now.epoch and not about_to_be_done
 
-        for name, keep in (("metrics.jsonl", is_past), ("steps.jsonl", lambda record: record["step"] <= now.step)):
+        kept: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+            "metrics.jsonl": is_past,
+            "steps.jsonl": lambda record: record["step"] <= now.step,
+            LIST_FILE: lambda record: True,  # but for a line that a crash cut short
+        }
+        for name, keep in kept.items():
             path = run_folder / name
             if path.exists():
                 write_atomically(path, "".join(json_line(record) for record in read_json_lines(path) if keep(record)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ from PIL import Image
 
 import runs
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import ClassyDataset, EvalBatches, Folder, TrainBatches, build_dataset, make_loader, workers
+from classyseg.datasets import (
+    BadSamples,
+    ClassyDataset,
+    EvalBatches,
+    Folder,
+    TrainBatches,
+    build_dataset,
+    make_loader,
+    workers,
+)
+from classyseg.datasets.bad_samples import BadSample
 from classyseg.structures import Sample
 from classyseg.trainer import Stopped, Trainer
 
@@ -155,6 +166,36 @@ def test_a_continued_phase_counts_the_bad_samples_from_before(tree: Path, phase:
     assert counts(tree / "run") == EVERY_PHASE
 
 
+def test_a_list_that_a_crash_cut_short_is_mended_when_the_run_goes_on(tree: Path) -> None:
+    stopped = task(tree)
+    stopped.hooks = [runs.SignalAt("train", 1, 2)]
+    with pytest.raises(Stopped):
+        Trainer(tree / "run").train(stopped)
+    path = tree / "run" / "bad_samples.jsonl"
+    path.write_text(path.read_text().partition("\n")[0] + '\n{"data_set": "tr', encoding="utf-8")
+    Trainer(tree / "run", resume=True).train(task(tree))
+    assert counts(tree / "run") == EVERY_PHASE
+    listed = [(line["data_set"], line["index"]) for line in map(json.loads, path.read_text().splitlines())]
+    assert len(listed) == len(set(listed)) >= 3
+
+
+def test_a_list_that_cannot_be_written_ends_nothing(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bad = BadSamples({"train": folder(tree, on_bad_sample="replace")})
+    (tree / "run").mkdir()
+    path = tree / "run" / "bad_samples.jsonl"
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing is an OSError, as on a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (90, limits[1]))
+    try:
+        bad.add("train", [BadSample(3, "an empty image"), BadSample(7, "labels that no class has")], path.parent)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [3]
+    assert "bad_samples.jsonl: cannot be written (File too large)" in caplog.text
+    assert bad.total() == 2
+
+
 def test_too_many_bad_samples_end_the_run_with_some_of_them(tree: Path) -> None:
     message = (
         r"dataset.train: 2 of 12 samples are bad, more than max_bad_samples, 0.1 of them, allows\n.*0[37].png.*\n.*png"
@@ -169,21 +210,22 @@ def test_a_test_set_repeats_no_image(tree: Path) -> None:
 
 
 class Broken(ClassyDataset):
-    """Sample 2 of 4 raises, or kills its worker."""
+    """Sample `at` of 4 raises, or kills its worker."""
 
     classes = ("a", "b")
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, at: int = 2) -> None:
         super().__init__()
         self.how = how
+        self.at = at
 
     def __len__(self) -> int:
         return 4
 
     def load(self, index: int) -> Sample:
-        if index == 2 and self.how == "killed":
+        if index == self.at and self.how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if index == 2 and self.how == "raises":
+        if index == self.at and self.how == "raises":
             raise KeyError("no such column")
         return Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.int64), str(index))
 
@@ -202,13 +244,14 @@ def test_a_killed_worker_names_the_sample_that_it_was_at() -> None:
     loader.close()
 
 
+@pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_exception_of_a_data_set_names_the_sample(workers: int) -> None:
-    loader = make_loader(Broken("raises"), EvalBatches(4, 1), workers=workers)
+def test_an_exception_of_a_data_set_names_the_sample(workers: int, at: int) -> None:
+    loader = make_loader(Broken("raises", at), EvalBatches(4, 1), workers=workers)
     with pytest.raises(KeyError) as caught:
         list(loader)
     told = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
-    assert "while loading sample 2 (2.png) in epoch 0" in told
+    assert f"while loading sample {at} ({at}.png) in epoch 0" in told
     loader.close()
 
 

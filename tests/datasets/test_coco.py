@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,9 +91,15 @@ def test_masks_are_drawn_once(tmp_path: Path) -> None:
 def test_masks_of_other_annotations_are_not_used(tmp_path: Path) -> None:
     instances(tmp_path, annotation(1))
     coco(tmp_path)
-    instances(tmp_path, annotation(1), annotation(18, image_id=2))
-    with pytest.raises(ConfigError, match=r"^cache: .*val2017_crowd_label was drawn from another instances_val2017"):
-        coco(tmp_path)
+    for changed in ([annotation(1), annotation(18, image_id=2)], [annotation(2)]):  # the second is of the same size
+        path = instances(tmp_path, *changed)
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(
+            ConfigError, match=r"^cache: .*val2017_crowd_label was drawn from another instances_val2017"
+        ):
+            coco(tmp_path)
+    os.utime(instances(tmp_path, annotation(1)), ns=(1, 1))  # a copy
+    assert len(coco(tmp_path)) == 2
 
 
 def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:
@@ -115,7 +123,7 @@ def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:
 )
 def test_a_wrong_annotation_is_named_and_leaves_nothing_behind(tmp_path: Path, segmentation: Any, message: str) -> None:
     instances(tmp_path, annotation(1, segmentation))
-    with pytest.raises(DataError, match=rf"instances_val2017.json: 000000000001.jpg: .*{message}"):
+    with pytest.raises(DataError, match=rf"^/.*instances_val2017.json: 000000000001.jpg: .*{message}"):
         coco(tmp_path)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".val2017_crowd_label.lock"]
 
@@ -133,11 +141,16 @@ def test_a_wrong_file_of_annotations_is_named(tmp_path: Path, text: str | None, 
 
 
 def test_an_entry_without_a_key_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    instances(tmp_path, {"category_id": 1})
-    with pytest.raises(
-        DataError, match=r"instances_val2017.json: an entry is not as COCO's are \(KeyError: 'image_id'"
-    ):
-        coco(tmp_path)
+    for wrong, problem in [
+        ({"category_id": 1}, "KeyError: 'image_id'"),
+        (annotation(1, [["a", "b", "c", "d", "e", "f"]]), "ValueError: could not convert string to float"),
+        (annotation(1, {"counts": [10.5, 37.5], "size": [6, 8]}), "ValueError: "),
+    ]:
+        instances(tmp_path, wrong)
+        with pytest.raises(
+            DataError, match=rf"instances_val2017.json: an entry is not as COCO's are \({re.escape(problem)}"
+        ):
+            coco(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -127,21 +127,12 @@ def test_what_a_task_must_know_of_stands_outside(step: str, name: str) -> None:
     assert dataset[0].image.shape == (3, 64, 64)
 
 
-def test_keys_that_would_do_nothing_are_refused_where_they_stand(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"on_bad_sample: found 'skip' in a data set within this one; put it here"):
-        build_dataset({"name": "concat", "datasets": [drawn(2), drawn(2, on_bad_sample="skip")]})
-    with pytest.raises(
-        ConfigError, match=r"^exif: found 'rotate', but Subset reads no files; give it to the data sets"
-    ):
-        build_dataset({"name": "subset", "dataset": drawn(2), "first": 1, "exif": "rotate"})
-
-
 def test_messages_name_the_files_of_a_sample_within(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     paths = {"name": "image_paths", "images": str(tmp_path), "classes": ["x"], "labels": [0, 0]}
     dataset = build_dataset({"name": "concat", "datasets": [{**paths, "paths": ["a.png", "b.png"]}] * 2})
-    assert dataset.described(3) == f"sample 3, which is sample 1 ({tmp_path}/b.png) of a data set within"
+    assert dataset.described(3) == f"sample 3: sample 1 ({tmp_path}/b.png) of datasets[1]"
 
 
 @pytest.mark.parametrize("config", [drawn(3), {"name": "concat", "datasets": [drawn(1), drawn(2)]}])

@@ -154,10 +154,11 @@ def test_a_matlab_file_without_scipy_is_an_error_that_names_the_extra(
     ("contents", "message"),
     [
         ({"x": np.zeros((2, 2))}, r"e.mat: holds x; expected GTcls.Segmentation"),
+        ({"GTcls": [{"Segmentation": np.zeros((2, 2))}] * 2}, r"e.mat: holds GTcls; expected GTcls.Segmentation"),
         ({"LabelMap": np.zeros((2, 2))}, r"e.mat: its mask is no matrix of integers"),
         (None, r"e.mat: cannot be read as a MATLAB file"),
     ],
-    ids=["other names", "no integers", "broken"],
+    ids=["other names", "several", "no integers", "broken"],
 )
 def test_a_wrong_matlab_file_is_named(tmp_path: Path, contents: dict[str, Any] | None, message: str) -> None:
     data = aug(tmp_path, "sbd_val", ".mat")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,57 @@ def test_a_changed_config_is_read_anew_and_changed_transforms_are_not(
     forbid_reading(monkeypatch)
     flipped = folder(tree, transforms=[{"name": "horizontal_flip", "probability": 1.0}])[0]
     assert torch.equal(flipped.image, plain.image.flip(-1))
+
+
+@pytest.mark.parametrize("table", ["images/list.csv", "images/list.txt"])
+def test_a_class_that_was_mended_in_a_table_is_read_anew(tree: Path, table: str) -> None:
+    config = {"name": "image_paths", "images": str(tree / "images"), "classes": ["a", "b"], "table": str(tree / table)}
+    comma, head = (",", "image,label\n") if table.endswith("csv") else (" ", "")
+    found = []
+    for label in "ab":
+        (tree / table).write_text(f"{head}1.png{comma}{label}\n")
+        found.append(int(build_dataset({**config, "cache_samples": str(tree / "cache")})[0].target))
+    assert found == [0, 1]
+
+
+def test_a_class_whose_folder_moved_up_is_read_anew(tree: Path) -> None:
+    for name in ("a", "c"):
+        write(tree / "pets" / "x.png", np.zeros((4, 4, 3), np.uint8))
+        (tree / "pets" / name).mkdir()
+        (tree / "pets" / "x.png").rename(tree / "pets" / name / "1.png")
+    (tree / "pets" / "a" / "2.png").write_bytes((tree / "pets" / "a" / "1.png").read_bytes())
+    config = {"name": "image_folder", "root": str(tree / "pets"), "cache_samples": str(tree / "cache")}
+    before = build_dataset(config)
+    assert [int(before[i].target) for i in range(3)] == [0, 0, 1]
+    (tree / "pets" / "b").mkdir()
+    (tree / "pets" / "a" / "2.png").rename(tree / "pets" / "b" / "2.png")
+    after = build_dataset(config)
+    assert [int(after[i].target) for i in range(3)] == [0, 1, 2]
+
+
+def test_a_cache_that_would_keep_nothing_is_refused(tree: Path) -> None:
+    inner = {"name": "folder", "images": str(tree / "images"), "masks": str(tree / "masks"), "classes": ["a", "b"]}
+    for config, message in [
+        ({"name": "synthetic_shapes", "split": "train"}, r"but SyntheticShapes reads no image files .*; leave it out"),
+        ({"name": "concat", "datasets": [inner]}, r"but Concat reads no .*; give it to the data sets within"),
+    ]:
+        with pytest.raises(ConfigError, match=rf"^cache_samples: found 'kept', {message}$"):
+            build_dataset({**config, "cache_samples": "kept"})
+
+
+def test_a_full_disk_ends_nothing_and_leaves_no_part_of_a_file(tree: Path) -> None:
+    wanted = [batch.image for batch in make_loader(folder(tree, cache_samples=None), EvalBatches(4, 1), workers=0)]
+    dataset = folder(tree)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing is an OSError, as on a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
+    try:
+        found = [batch.image for batch in make_loader(dataset, EvalBatches(4, 1), workers=0)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert [path.name for path in (tree / "cache").rglob("*") if path.is_file()] == ["bytes.txt"]
 
 
 def test_a_damaged_file_is_read_anew(tree: Path) -> None:
