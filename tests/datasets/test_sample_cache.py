@@ -139,7 +139,7 @@ def test_a_class_whose_folder_moved_up_is_read_anew(tree: Path) -> None:
 def test_a_cache_that_would_keep_nothing_is_refused(tree: Path) -> None:
     inner = {"name": "folder", "images": str(tree / "images"), "masks": str(tree / "masks"), "classes": ["a", "b"]}
     for config, message in [
-        ({"name": "synthetic_shapes", "split": "train"}, r"but SyntheticShapes reads no image files .*; leave it out"),
+        ({"name": "synthetic_shapes", "split": "train"}, r"but 'synthetic_shapes' has no image files .*; leave it out"),
         ({"name": "concat", "datasets": [inner]}, r"but Concat reads no .*; give it to the data sets within"),
     ]:
         with pytest.raises(ConfigError, match=rf"^cache_samples: found 'kept', {message}$"):
