@@ -18,6 +18,7 @@ from transform_cases import (
     SIZES,
     STEP,
     build,
+    build_for,
     cases,
     cells,
     coordinates,
@@ -149,6 +150,17 @@ def test_the_order_of_an_image_in_memory_changes_nothing(config: dict[str, Any])
         one, other = run(transform, apart, seed), run(transform, together, seed)
         assert torch.equal(one.target, other.target), seed
         assert (one.image.float() - other.image.float()).abs().max() <= 1, seed
+
+
+@pytest.mark.parametrize("config", cases())
+def test_a_mask_of_bytes_is_transformed_as_one_of_wide_integers(config: dict[str, Any]) -> None:
+    transform, wide, other = build_for(config, 255), cells((64, 50)), partner(cells((64, 50)), 0)
+    narrow, narrow_other = (each.replace(target=each.target.to(torch.uint8)) for each in (wide, other))
+    for seed in range(20):
+        found = run(transform, narrow, seed, narrow_other).target
+        wanted = run(transform, wide, seed, other).target
+        assert found.dtype == (torch.uint8 if wanted.dtype == torch.int64 else wanted.dtype), seed
+        assert found.tolist() == wanted.tolist(), seed
 
 
 PLAIN = [case for case in cases() if not issubclass(TRANSFORMS.entry(case.values[0]["name"]).component, PairTransform)]
