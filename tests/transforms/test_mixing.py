@@ -15,6 +15,7 @@ from classyseg.losses import build_loss
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
 from classyseg.transforms import PairTransform, build_transform
+from classyseg.transforms.mixing import as_shares, mixed_shares
 
 IGNORED = 255
 CLASSES = 5
@@ -90,6 +91,19 @@ def test_mix_up_takes_zero_for_the_label_of_ignored_pixels() -> None:
     assert (after.target[:, :, :10] == 0).all()
     assert after.target[:, :, 10:].float().sum(0).sub(1).abs().max() < 2e-3
     assert after.target[1:3, :, 10:].amin() > 0
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 0, 255])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_masks_are_mixed_as_their_shares_are(share: float, ignore_index: int) -> None:
+    labels = torch.tensor([ignore_index, 1, 2, 3, 4])
+    one, other = labels.repeat(5).view(5, 5), labels.repeat_interleave(5).view(5, 5)
+    found = mixed_shares(one, other, share, CLASSES, ignore_index)
+    dense = (as_shares(target, CLASSES, ignore_index) for target in (one, other))
+    assert torch.equal(found, mixed_shares(*dense, share, CLASSES, ignore_index))
+    sums = found[:, 1:, 1:].float().sum(0)
+    assert (sums - 1).abs().max() < 1e-3
+    assert torch.equal(sums.diag(), torch.ones(4))  # of one label, exactly
 
 
 @pytest.mark.parametrize("ignore_index", [1, 65535, -4000])
