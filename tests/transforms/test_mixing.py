@@ -206,16 +206,24 @@ def test_the_other_sample_goes_through_the_transforms_before() -> None:
     assert torch.equal(flipped.sample(0, 0).image, plain.sample(0, 0).image)  # of one sample, with itself
 
 
-def test_a_batch_of_shares_travels_as_it_is_and_the_loss_is_that_of_both_labels() -> None:
+def test_a_batch_of_shares_travels_as_it_is() -> None:
     (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainBatches(4, 4, seed=0), workers=0)
     assert batch.target.shape == (4, 4, 32, 32)
     assert batch.target.dtype == batch.to(torch.device("cpu")).target.dtype == torch.float16
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_loss_of_mixed_masks_is_the_mixed_loss_of_the_pixels_that_both_have(ignored: bool) -> None:
     one, other = sample(1), sample(2)
+    if ignored:
+        one.target[:, :10], other.target[:5] = IGNORED, IGNORED
     mixed = mix({"name": "mix_up", "alpha": 1.0}, one, other, seed=1)
-    share = mixed.target[1].float().mean()
+    share = mixed.target[1, -1, -1].float()
+    hidden = (one.target == IGNORED) | (other.target == IGNORED)
     logits = torch.randn(1, CLASSES, 10, 15, generator=generator_for(0))
     loss = build_loss("soft_target_cross_entropy", IGNORED)
-    expected = share * loss(logits, one.target[None]) + (1 - share) * loss(logits, other.target[None])
+    of_one, of_other = (loss(logits, each.target.masked_fill(hidden, IGNORED)[None]) for each in (one, other))
+    expected = share * of_one + (1 - share) * of_other
     torch.testing.assert_close(loss(logits, mixed.target[None]), expected, atol=1e-3, rtol=1e-3)
 
 
