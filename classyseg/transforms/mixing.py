@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
@@ -42,14 +41,24 @@ def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
             f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}, and not 1"
         )
     ignored = target == ignore_index
-    shares = one_hot(target.masked_fill(ignored, 0).long(), num_classes).movedim(-1, 0).half()
-    return shares.masked_fill_(ignored, ignore_index)
+    labels = target.masked_fill(ignored, 0).long()[None]
+    shares = torch.zeros(num_classes, *target.shape, dtype=torch.float16).scatter_(0, labels, 1.0)
+    return shares.masked_fill_(ignored, ignore_index) if ignored.any() else shares
 
 
-def mixed_shares(one: Tensor, other: Tensor, share: float, ignore_index: int) -> Tensor:
-    """`share` of `one` and the rest of `other`; ignored where one of them is."""
-    ignored = (one == ignore_index).all(0) | (other == ignore_index).all(0)
-    return (share * one + (1 - share) * other).masked_fill_(ignored, ignore_index)
+def mixed_shares(one: Tensor, other: Tensor, share: float, num_classes: int, ignore_index: int) -> Tensor:
+    """`share` of the target `one` and the rest of `other`, as shares; ignored where one of them is."""
+    if one.is_floating_point() or other.is_floating_point():
+        one, other = (as_shares(target, num_classes, ignore_index) for target in (one, other))
+        ignored = (one == ignore_index).all(0) | (other == ignore_index).all(0)
+        return (share * one + (1 - share) * other).masked_fill_(ignored, ignore_index)
+    ignored = (one == ignore_index) | (other == ignore_index)  # of masks, only the entries of their labels are written
+    shares = as_shares(one.masked_fill(ignored, ignore_index), num_classes, ignore_index)
+    first, second = (target.masked_fill(ignored, 0).long()[None] for target in (one, other))
+    rest = torch.where(first == second, 1.0, 1 - share)
+    for labels, part in ((first, torch.full_like(rest, share)), (second, rest)):
+        shares.scatter_(0, labels, part.masked_fill(ignored, ignore_index).half())
+    return shares
 
 
 def require_one_size(sample: Sample, other: Sample, transform: str) -> None:
@@ -105,11 +114,12 @@ class CutMix(PairTransform):
         image = sample.image.clone()
         image[..., rows, columns] = other.image[..., rows, columns]
         pair = sample.target, other.target
-        if of_image or any(target.is_floating_point() for target in pair):
-            pair = tuple(as_shares(target, num_classes, self.ignore_index) for target in pair)  # type: ignore[assignment]
         if of_image:
             share = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
-            return sample.replace(image=image, target=mixed_shares(*pair, 1 - share, self.ignore_index))
+            target = mixed_shares(*pair, 1 - share, num_classes, self.ignore_index)
+            return sample.replace(image=image, target=target)
+        if any(target.is_floating_point() for target in pair):
+            pair = tuple(as_shares(target, num_classes, self.ignore_index) for target in pair)  # type: ignore[assignment]
         target = pair[0].clone()
         target[..., rows, columns] = pair[1][..., rows, columns]
         return sample.replace(image=image, target=target)
@@ -140,19 +150,16 @@ class MixUp(PairTransform):
         return True
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
-        target = as_shares(sample.target, num_classes, self.ignore_index)
         if uniform(generator, 0, 1) >= self.probability:
-            return sample.replace(target=target)
+            return sample.replace(target=as_shares(sample.target, num_classes, self.ignore_index))
         share = drawn_share(generator, self.alpha)
         other = draw()
         require_one_size(sample, other, "mix_up")
         image = share * sample.image.float() + (1 - share) * other.image.float()
         if not sample.image.is_floating_point():
             image.round_()
-        others = as_shares(other.target, num_classes, self.ignore_index)
-        return sample.replace(
-            image=image.to(sample.image.dtype), target=mixed_shares(target, others, share, self.ignore_index)
-        )
+        target = mixed_shares(sample.target, other.target, share, num_classes, self.ignore_index)
+        return sample.replace(image=image.to(sample.image.dtype), target=target)
 
 
 @TRANSFORMS.register("copy_paste")

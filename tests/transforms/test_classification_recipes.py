@@ -13,6 +13,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from classyseg.datasets import build_dataset
 from classyseg.rng import generator_for, randint
+from classyseg.structures import Sample
+from classyseg.transforms import build_transform
+from classyseg.transforms.classy_transform import apply_transforms
 from classyseg.transforms.torchvision_wrapper import LARGEST_SEED
 
 SIZES = [(64, 48), (48, 64), (49, 67), (50, 33), (20, 20), (333, 500)]
@@ -58,3 +61,18 @@ def test_the_evaluation_s_resize_and_crop_are_classy_vision_s(folder: Path) -> N
         image = Image.fromarray(plain[index].image.permute(1, 2, 0).numpy())
         assert (found[index].image.int() - pil_to_tensor(theirs(image)).int()).abs().max() <= 1
         assert torch.equal(found[index].target, plain[index].target)
+
+
+@pytest.mark.parametrize("size", [(180, 240), (250, 187), (101, 150), (90, 90)], ids=str)
+@pytest.mark.parametrize("side", [24, 96, 224])
+def test_pytorch_encoding_s_evaluation_crop_is_a_resize_and_a_centre_crop(size: tuple[int, int], side: int) -> None:
+    """Its `ECenterCrop`: the square of `side / (side + 32)` of the shorter side in the middle, resized to `side`."""
+    image = torch.stack([torch.arange(size[0])[:, None].expand(size), torch.arange(size[1])[None].expand(size)])
+    before = Sample(image.to(torch.uint8), torch.tensor(0), "coordinates.png")
+    resized = {"name": "resize", "shorter_side": side + 32, "interpolation": "bicubic"}
+    steps = [build_transform(step) for step in (resized, {"name": "center_crop", "size": [side, side]})]
+    found = apply_transforms(steps, lambda _: before, 0, generator_for(0), num_samples=1, num_classes=1).image
+    for values, length in zip((found[0].T, found[1]), size, strict=True):
+        seen = min(size) * side / (side + 32)
+        places = (length - seen) / 2 + (torch.arange(side) + 0.5) * seen / side - 0.5
+        assert (values - places).abs().max() <= 0.75 * seen / side + 0.6  # of a pixel of the result; rounding

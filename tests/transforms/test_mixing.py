@@ -17,6 +17,7 @@ from classyseg.rng import generator_for
 from classyseg.structures import Sample
 from classyseg.tasks.checks import check_targets
 from classyseg.transforms import PairTransform, build_transform
+from classyseg.transforms.mixing import as_shares, mixed_shares
 
 IGNORED = 255
 CLASSES = 5
@@ -92,6 +93,19 @@ def test_mix_up_takes_zero_for_the_label_of_ignored_pixels() -> None:
     assert (after.target[:, :, :10] == 0).all()
     assert after.target[:, :, 10:].float().sum(0).sub(1).abs().max() < 2e-3
     assert after.target[1:3, :, 10:].amin() > 0
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 0, 255])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_masks_are_mixed_as_their_shares_are(share: float, ignore_index: int) -> None:
+    labels = torch.tensor([ignore_index, 1, 2, 3, 4])
+    one, other = labels.repeat(5).view(5, 5), labels.repeat_interleave(5).view(5, 5)
+    found = mixed_shares(one, other, share, CLASSES, ignore_index)
+    dense = (as_shares(target, CLASSES, ignore_index) for target in (one, other))
+    assert torch.equal(found, mixed_shares(*dense, share, CLASSES, ignore_index))
+    sums = found[:, 1:, 1:].float().sum(0)
+    assert (sums - 1).abs().max() < 1e-3
+    assert torch.equal(sums.diag(), torch.ones(4))  # of one label, exactly
 
 
 @pytest.mark.parametrize("ignore_index", [1, 65535, -4000])
@@ -194,16 +208,24 @@ def test_the_other_sample_goes_through_the_transforms_before() -> None:
     assert torch.equal(flipped.sample(0, 0).image, plain.sample(0, 0).image)  # of one sample, with itself
 
 
-def test_a_batch_of_shares_travels_as_it_is_and_the_loss_is_that_of_both_labels() -> None:
+def test_a_batch_of_shares_travels_as_it_is() -> None:
     (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainBatches(4, 4, seed=0), workers=0)
     assert batch.target.shape == (4, 4, 32, 32)
     assert batch.target.dtype == batch.to(torch.device("cpu")).target.dtype == torch.float16
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_loss_of_mixed_masks_is_the_mixed_loss_of_the_pixels_that_both_have(ignored: bool) -> None:
     one, other = sample(1), sample(2)
+    if ignored:
+        one.target[:, :10], other.target[:5] = IGNORED, IGNORED
     mixed = mix({"name": "mix_up", "alpha": 1.0}, one, other, seed=1)
-    share = mixed.target[1].float().mean()
+    share = mixed.target[1, -1, -1].float()
+    hidden = (one.target == IGNORED) | (other.target == IGNORED)
     logits = torch.randn(1, CLASSES, 10, 15, generator=generator_for(0))
     loss = build_loss("soft_target_cross_entropy", IGNORED)
-    expected = share * loss(logits, one.target[None]) + (1 - share) * loss(logits, other.target[None])
+    of_one, of_other = (loss(logits, each.target.masked_fill(hidden, IGNORED)[None]) for each in (one, other))
+    expected = share * of_one + (1 - share) * of_other
     torch.testing.assert_close(loss(logits, mixed.target[None]), expected, atol=1e-3, rtol=1e-3)
 
 
