@@ -58,8 +58,8 @@ def download(url: str, folder: Path, digest: str = "", *, place: str = "") -> Pa
     except (HTTPException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{url} could not be downloaded: {reason}; {place or f'it goes to {folder}'}. "
-            "Call again to go on where it stopped, or download it yourself and give its path"
+            f"{url} could not be downloaded: {reason}{place and f'; {place}'}. Call again to go on where it stopped, "
+            f"or download it yourself to {path}"
         ) from None
     return path
 

@@ -329,6 +329,14 @@ def masks_of_0_and_255(root: Path) -> str:
     return changed_masks(root, lambda values: values * 255)
 
 
+@fault("values_mixed", severity="warning", config="label_map: {255: 1}")
+def some_masks_of_0_and_255_among_others(root: Path) -> str:
+    for split in COUNTS:
+        for _, mask in pairs(root, split)[:3]:
+            Image.fromarray(np.asarray(Image.open(mask)) * 255).save(mask)
+    return ""
+
+
 @fault("values_spread", config="label_map: {100: 0, 200: 1}")
 def masks_of_two_greys(root: Path) -> str:
     return changed_masks(root, lambda values: 100 + 100 * values)

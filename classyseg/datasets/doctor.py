@@ -285,9 +285,11 @@ def label_findings(summary: DataSummary, *, whole: bool) -> Iterator[Finding]:
     pattern = label_pattern(summary)
     if pattern is not None:
         silent = not summary.strange
+        severity: Severity = "fault" if pattern.sure and (whole or not silent) else "warning"
         count = summary.num_masks if silent else summary.strange_masks.count
-        severity: Severity = "fault" if whole or not silent else "warning"
         files = tuple(_value_places(summary))
+        if not pattern.sure:
+            count, files = summary.masks_without_second.count, tuple(summary.masks_without_second.places)
         yield Finding(pattern.kind, severity, summary.name, pattern.found, pattern.mend, count, files, pattern.config)
 
 

@@ -17,12 +17,16 @@ STRAY = 0.02
 
 @dataclass(frozen=True)
 class Pattern:
-    """`kind` and what was `found`; `config` is the key that mends it (or nothing), `mend` what to do in words."""
+    """`kind` and what was `found`; `config` is the key that mends it (or nothing), `mend` what to do in words.
+
+    A pattern that is not `sure` may be meant so.
+    """
 
     kind: str
     found: str
     mend: str
     config: str = ""
+    sure: bool = True
 
 
 def label_pattern(summary: DataSummary) -> Pattern | None:
@@ -46,18 +50,24 @@ def label_pattern(summary: DataSummary) -> Pattern | None:
 
 
 def _silent_pattern(summary: DataSummary) -> Pattern | None:
-    """Masks of 0 and 255 where 255 is ignored: no error ever tells that the second class is nowhere."""
-    dataset = summary.dataset
-    found = {label for label, count in summary.pixels.items() if count}
-    if dataset.num_classes != 2 or found != {0, 255} or dataset.ignore_index != 255:
+    """Masks of 0 and 255 where 255 is ignored: no error ever tells that the second class is nowhere, or missing."""
+    dataset, masks = summary.dataset, summary.masks_without_second.count
+    if dataset.num_classes != 2 or dataset.ignore_index != 255 or not masks:
         return None
     if not isinstance(dataset, Folder) or dataset.has_label_map or dataset.color_map is not None:
         return None  # what the files hold is another thing
+    config = "label_map: {255: 1}"
+    if not summary.pixels[1]:
+        found = f"every mask holds 0 and 255 only, and 255 is ignored: no pixel is '{dataset.classes[1]}'"
+        return Pattern("values_0_255", found, "255 is the second class: map it", config)
+    if summary.masks_with_second_and_ignored:
+        return None
     return Pattern(
-        "values_0_255",
-        f"every mask holds 0 and 255 only, and 255 is ignored: no pixel is '{dataset.classes[1]}'",
-        "255 is the second class: map it",
-        "label_map: {255: 1}",
+        "values_mixed",
+        f"{masks} of {summary.num_masks} masks hold 0 and 255, which is ignored, where the others hold 0 and 1",
+        "look at them; if 255 is the second class there, map it",
+        config,
+        sure=False,
     )
 
 

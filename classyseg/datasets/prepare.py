@@ -160,8 +160,9 @@ def prepare(name: str, root: Path, *, keep: bool = False) -> None:
                 log.info("%s: there already", ", ".join(source.holds))
     except OSError as error:
         raise ConfigError(f"{error.filename or root}: cannot be used ({error.strerror})") from None
-    with suppress(OSError):  # there is none, or something is kept in it, or another process works there
-        (root / DOWNLOADS).rmdir()
+    finally:
+        with suppress(OSError):  # there is none, or something is kept in it, or another process works there
+            (root / DOWNLOADS).rmdir()
 
 
 def _fetch(source: Source, root: Path, *, keep: bool) -> None:
@@ -177,9 +178,9 @@ def _fetch(source: Source, root: Path, *, keep: bool) -> None:
             path = root / source.into / inner
             unpack(path, path.parent, max_bytes=limit)
             remove(path)
-    except DataError:
+    except DataError as error:
         remove(archive)  # else it would be there for the next try
-        raise
+        raise DataError(f"{error}; the download was removed") from None
     if missing := _missing(source, root):
         raise DataError(f"{source.url}: unpacked to {', '.join(missing)}; the archive is kept as {archive}")
     if not keep:

@@ -36,8 +36,9 @@ class DataSummary:
     """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
 
     `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
-    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels. Where
-    samples have one class (`whole`), `pixels` are samples, and `videos` are those of clips.
+    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels. Of two
+    classes, `masks_without_second` hold the first and ignored pixels alone. Where samples have one class (`whole`),
+    `pixels` are samples, and `videos` are those of clips.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
@@ -56,6 +57,8 @@ class DataSummary:
         self.strange: dict[int, Tally] = {}
         self.strange_masks = Tally()
         self.masks_that_count_up = 0
+        self.masks_without_second = Tally()
+        self.masks_with_second_and_ignored = 0
         self.colors: Counter[int] = Counter()
         self._area = 0
         self._scale = 255
@@ -100,6 +103,7 @@ class DataSummary:
                 self.pixels[label] += count
                 self.masks[label] += 1
                 self.beside[label] += every_pixel
+        self._add_pair(facts)
         others = {
             label: n for label, n in facts.pixels.items() if label not in classes and label != dataset.ignore_index
         }
@@ -115,6 +119,16 @@ class DataSummary:
                 continue
             self.pixels[value] += count
             self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
+
+    def _add_pair(self, facts: Facts) -> None:
+        """Of two classes, whether a mask has the ignored label instead of the second class, or beside it."""
+        ignored = self.dataset.ignore_index
+        if self.dataset.num_classes != 2 or ignored not in facts.pixels:
+            return
+        if 1 in facts.pixels:
+            self.masks_with_second_and_ignored += 1
+        elif 0 in facts.pixels:
+            self.masks_without_second.add(facts.mask, f"{facts.pixels[ignored]:,} pixels of {ignored}", self.max_files)
 
     def value_text(self, value: int) -> str:
         """A value of a mask file as its data set writes it: a number, or a colour."""

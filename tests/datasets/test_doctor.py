@@ -90,6 +90,16 @@ def test_a_map_that_ignores_the_second_class_is_not_taken_for_masks_of_0_and_255
     assert [(finding.kind, finding.config) for finding in findings] == [("absent_class", "")] * 2
 
 
+def test_ignored_borders_of_the_second_class_are_no_masks_of_0_and_255(drawn: Path) -> None:
+    FAULTS["a_mask_of_ignored_pixels"].plant(drawn)
+    for number, row in ((0, slice(0, 3)), (1, slice(18, 20))):  # of the background; through the second class
+        _, path = pairs(drawn)[number]
+        values = np.asarray(Image.open(path)).copy()
+        values[row] = 255
+        Image.fromarray(values if number else np.where(values == 1, 0, values)).save(path)
+    assert [finding.kind for finding in check_data(data_sets(drawn)).findings] == ["unlabelled"]
+
+
 def test_a_suffix_is_proposed_only_where_it_explains_all_masks(drawn: Path) -> None:
     FAULTS["masks_of_names_with_a_suffix"].plant(drawn)
     mask = drawn / "masks" / "train" / "train03_mask.png"
