@@ -35,7 +35,7 @@ class Composed(ClassyDataset):
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
-        self.whole_images = first.whole_images
+        self.whole_images, self.has_masks = first.whole_images, first.has_masks
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
@@ -109,7 +109,7 @@ class Concat(Composed):
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
         for i, part in enumerate(parts):
-            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images"):
+            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images", "has_masks"):
                 found, wanted = getattr(part, what), getattr(parts[0], what)
                 if found != wanted:
                     raise ConfigError(

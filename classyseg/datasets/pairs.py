@@ -13,6 +13,8 @@ from classyseg.config import ConfigError, DataError
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 Pair = tuple[Path, Path]
+ImageAndMask = tuple[Path, Path | None]
+"""None where a split has no masks: those of test images are seldom public."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ def matched_pairs(
         message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}"
         report_fault("missing_image", message, unused)
     return [(path, masks_by_name[name]) for name, path in by_name.items() if name in masks_by_name]
+
+
+def images_alone(images: Path, *, image_suffix: str = "", nested: bool = False) -> list[ImageAndMask]:
+    """The image files of a folder without masks, otherwise as `matched_pairs`."""
+    found = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
+    return [(path, None) for path in found.values()]
 
 
 def listed_pairs(

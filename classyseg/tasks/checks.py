@@ -163,6 +163,11 @@ def check_masks(name: str, data: Any) -> None:
     """Raises: `ConfigError` for a data set, or its config, without masks."""
     if has_whole_images(data):
         raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
+    if isinstance(data, ClassyDataset) and not data.has_masks:
+        raise ConfigError(
+            f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
+            "predicted (see `submission` in docs/datasets.md)"
+        )
 
 
 def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss, *, whole_images: bool = False) -> None:
