@@ -67,6 +67,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
         return None
 
+    def unit_ends(self) -> Sequence[int]:
+        """The index after the last sample of each image or video, which a part of the data set has wholly or not."""
+        return range(self.group_size, len(self) + 1, self.group_size)
+
     @abstractmethod
     def __len__(self) -> int: ...
 

@@ -120,6 +120,9 @@ class Clips(ClassificationDataset):
         """How many clips of a video an epoch has."""
         return self.clips.per_video if self.sampling == "even" else min(self.clips.per_video, self.available[video])
 
+    def unit_ends(self) -> Sequence[int]:
+        return self.ends
+
     def __len__(self) -> int:
         return self.ends[-1]
 

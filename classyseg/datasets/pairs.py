@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError
@@ -19,11 +19,15 @@ ImageAndMask = tuple[Path, Path | None]
 
 @dataclass(frozen=True)
 class PairFault:
-    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere."""
+    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere.
+
+    `place` is that of their data set within the one that was built: nothing for that itself.
+    """
 
     kind: str
     message: str
     files: tuple[str, ...]
+    place: str = ""
 
 
 _collected: ContextVar[list[PairFault] | None] = ContextVar("collected", default=None)
@@ -38,6 +42,17 @@ def collecting_pair_faults() -> Iterator[list[PairFault]]:
         yield faults
     finally:
         _collected.reset(token)
+
+
+@contextmanager
+def faults_within(place: str) -> Iterator[None]:
+    """Puts `place` before that of the faults that are collected inside."""
+    faults = _collected.get()
+    before = len(faults or ())
+    yield
+    for i, fault in enumerate(faults or ()):
+        if faults is not None and i >= before:
+            faults[i] = replace(fault, place=f"{place}.{fault.place}".removesuffix("."))
 
 
 def report_fault(kind: str, message: str, files: Sequence[str]) -> None:
