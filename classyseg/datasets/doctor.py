@@ -215,7 +215,8 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
 def _pair_findings(name: str, faults: Iterable[PairFault], max_files: int) -> Iterator[Finding]:
     for fault in faults:
         files = tuple((file, "") for file in fault.files[:max_files])
-        yield Finding(fault.kind, "fault", name, fault.message, PAIR_MENDS[fault.kind], len(fault.files), files)
+        place = f"{name}.{fault.place}".removesuffix(".")
+        yield Finding(fault.kind, "fault", place, fault.message, PAIR_MENDS[fault.kind], len(fault.files), files)
 
 
 def sample_findings(summary: DataSummary) -> Iterator[Finding]:
