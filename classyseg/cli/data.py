@@ -241,7 +241,8 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     )
     yield "  config lines:"
     yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
-    yield f"    class_weights: [{weights}]  # of the loss; median frequency"
+    if summary.labelled_pixels:
+        yield f"    class_weights: [{weights}]  # of the loss; median frequency"
     if sizes := record["sizes"]:
         sides = (
             f"{side} {sizes['smallest'][axis]} to {sizes['largest'][axis]} (median {sizes['median'][axis]})"

@@ -8,6 +8,7 @@ from typing import Any
 from classyseg import __version__
 from classyseg.config import DATASET_KEYS, ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.pairs import faults_within
 from classyseg.datasets.sample_cache import SampleCache
 from classyseg.io import data_root
 from classyseg.registry import DATASETS, ComponentConfig
@@ -75,6 +76,6 @@ def build_datasets(place: str, configs: Iterable[Any]) -> list[ClassyDataset]:
     """The data sets of a list that `place` names in messages. Raises: `ConfigError`."""
     built = []
     for i, config in enumerate(configs):
-        with within(f"{place}[{i}]"):
+        with within(f"{place}[{i}]"), faults_within(f"{place}[{i}]"):
             built.append(build_dataset(config))
     return built

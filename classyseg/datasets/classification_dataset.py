@@ -54,6 +54,10 @@ class LabelledFiles(ClassificationDataset):
         path, label = self.labelled[index]
         return Sample(self.read_image(Path(path)), torch.tensor(label), path)
 
+    def _stored(self, index: int, epoch: int) -> Sample:
+        """With the class of now: a list may have been corrected since the image was cached."""
+        return super()._stored(index, epoch).replace(target=torch.tensor(self.labelled[index][1]))
+
     def read_image(self, path: Path) -> torch.Tensor:
         """An image file, (3, H, W) uint8. Raises: `DataError`, naming the file."""
         return read_image(path, exif=self.exif)

@@ -44,6 +44,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
     reads_files: bool = True
     """Whether the keys of reading files are meant for it; not where it is made of data sets that have them, too."""
+    has_masks: bool = True
+    """Not where masks exist nowhere and every pixel is ignored: to be predicted, not to train on or to measure."""
     whole_images: bool = False
     """Whether targets are classes of whole images or clips, (), instead of masks."""
 
@@ -65,6 +67,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
         return None
 
+    def unit_ends(self) -> Sequence[int]:
+        """The index after the last sample of each image or video, which a part of the data set has wholly or not."""
+        return range(self.group_size, len(self) + 1, self.group_size)
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -74,13 +80,6 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError`, naming the file.
         """
-
-    def group_ends(self) -> Sequence[int]:
-        """Where each group of samples ends that no split may part, as the clips of a video: the index after its last.
-
-        Unlike those of `group_size`, they may differ in size.
-        """
-        return range(self.group_size, len(self) + 1, self.group_size)
 
     def files(self, index: int) -> tuple[Path, ...]:
         """All files that a sample is read from; none, and it is never cached."""

@@ -120,15 +120,15 @@ class Clips(ClassificationDataset):
         """How many clips of a video an epoch has."""
         return self.clips.per_video if self.sampling == "even" else min(self.clips.per_video, self.available[video])
 
+    def unit_ends(self) -> Sequence[int]:
+        return self.ends
+
     def __len__(self) -> int:
         return self.ends[-1]
 
     @abstractmethod
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
         """Some frames of a video, by rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
-
-    def group_ends(self) -> Sequence[int]:
-        return self.ends
 
     def load(self, index: int) -> Sample:
         return self.draw(index, epoch=0)

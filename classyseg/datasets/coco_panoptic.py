@@ -52,10 +52,10 @@ class CocoPanoptic(MaskFiles):
         super().__init__(pairs, transforms)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return (*self.pairs[index], self._source)
+        return (*super().files(index), self._source)
 
     def labels(self, index: int) -> Tensor:
-        mask, row = self.pairs[index][1], self._rows[index]
+        mask, row = self.mask_path(index), self._rows[index]
         mine = slice(self._ends[row], self._ends[row + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))
         label_map = LabelMap({0: self.ignore_index} | segments, text=str)

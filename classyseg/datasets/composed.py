@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from pydantic import Field
 from classyseg.config import ConfigError, within
 from classyseg.datasets.build import build_dataset, build_datasets
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
@@ -35,7 +36,7 @@ class Composed(ClassyDataset):
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
-        self.whole_images = first.whole_images
+        self.whole_images, self.has_masks = first.whole_images, first.has_masks
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
@@ -109,7 +110,7 @@ class Concat(Composed):
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
         for i, part in enumerate(parts):
-            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images"):
+            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images", "has_masks"):
                 found, wanted = getattr(part, what), getattr(parts[0], what)
                 if found != wanted:
                     raise ConfigError(
@@ -125,12 +126,12 @@ class Concat(Composed):
     def __len__(self) -> int:
         return self.ends[-1]
 
+    def unit_ends(self) -> Sequence[int]:
+        starts = [0, *self.ends]
+        return [start + end for start, part in zip(starts, self.parts, strict=False) for end in part.unit_ends()]
+
     def places(self) -> Sequence[str]:
         return [f"datasets[{i}]" for i in range(len(self.parts))]
-
-    def group_ends(self) -> Sequence[int]:
-        begins = [0, *self.ends[:-1]]
-        return [begin + end for begin, part in zip(begins, self.parts, strict=True) for end in part.group_ends()]
 
     def locate(self, index: int) -> tuple[int, int]:
         i = bisect_right(self.ends, index)
@@ -142,7 +143,7 @@ class Subset(Composed):
     """A part of `dataset`, in its order: the `first` so many, `every` so many-th, or a random `share` of them.
 
     With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
-    the smaller one. Clips of one video count as one, and stay together.
+    the smaller one. Clips of one video count as one, and stay together, however they are sampled.
     """
 
     def __init__(
@@ -158,8 +159,8 @@ class Subset(Composed):
     ) -> None:
         if [first, every, share].count(None) != 2:
             raise ConfigError("give one of 'first', 'every' and 'share'")
-        with within("dataset"):
-            whole: ClassyDataset = build_dataset(dataset)
+        with within("dataset"), faults_within("dataset"):
+            whole = build_dataset(dataset)
         super().__init__([whole], transforms)
         for step in _transforms_within(whole):
             if isinstance(step, PairTransform):
@@ -167,8 +168,8 @@ class Subset(Composed):
                     f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
                     "samples that this part leaves out, too; put it here"
                 )
-        ends = whole.group_ends()
-        count = len(ends)
+        units = [range(*ends) for ends in pairwise([0, *whole.unit_ends()])]
+        count = len(units)
         if first is not None and first > count:
             raise ConfigError(f"first: found {first}, but the data set has only {count}")
         if share is not None:
@@ -176,12 +177,10 @@ class Subset(Composed):
             taken = set(order[: max(1, round(share * count))])
         else:
             taken = set(range(0, count, every) if every is not None else range(first or 0))
-        groups = [group for group in range(count) if (group in taken) != rest]
-        if not groups:
+        self.units = [unit for i, unit in enumerate(units) if (i in taken) != rest]
+        if not self.units:
             raise ConfigError("rest: nothing is left; take a smaller part")
-        spans = [range(ends[group - 1] if group else 0, ends[group]) for group in groups]
-        self.indices = list(chain.from_iterable(spans))
-        self._group_ends = list(accumulate(map(len, spans)))
+        self.indices = list(chain.from_iterable(self.units))
 
     @classmethod
     def first_within(cls, config: Any) -> Any:
@@ -190,11 +189,11 @@ class Subset(Composed):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def unit_ends(self) -> Sequence[int]:
+        return list(accumulate(map(len, self.units)))
+
     def places(self) -> Sequence[str]:
         return ["dataset"]
-
-    def group_ends(self) -> Sequence[int]:
-        return self._group_ends
 
     def locate(self, index: int) -> tuple[int, int]:
         return 0, self.indices[index]

@@ -55,9 +55,9 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
     try:
         sample = dataset.load(index)
         whole = sample.target.dim() < 2
-        pair = (
-            _frames(sample.image) if whole else [_picture(sample.image), _painted(dataset, sample.image, sample.target)]
-        )
+        pair = _frames(sample.image) if whole else [_picture(sample.image)]
+        if not whole and dataset.has_masks:
+            pair.append(_painted(dataset, sample.image, sample.target))
         name = f"{name}: {_class_text(dataset, sample.target)}" if whole else name
     except Exception as error:  # plugins raise what they like; the other samples are to be shown, too
         text = str(error) if isinstance(error, DataError | ValueError) else f"{type(error).__name__}: {error}"
@@ -67,7 +67,7 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
     ImageDraw.Draw(cell).text((0, 0), _fitting(name, 2 * CELL), fill=TEXT, font=_font())
     for i, picture in enumerate(pair):
         cell.paste(picture, (i * (CELL + MARGIN), LINE))
-    return cell, set() if whole else set(sample.target.unique().tolist())
+    return cell, set() if whole or not dataset.has_masks else set(sample.target.unique().tolist())
 
 
 def _frames(image: Tensor) -> list[Image.Image]:

@@ -228,7 +228,8 @@ def _pair_findings(name: str, faults: Sequence[PairFault], max_files: int, suffi
             continue  # these are the missing masks
         if suffix and fault.kind == "missing_mask":
             mend, config = "say how the names of masks end", f"mask_suffix: {json.dumps(suffix)}"
-        yield Finding(fault.kind, "fault", name, fault.message, mend, len(fault.files), files, config)
+        place = f"{name}.{fault.place}".removesuffix(".")
+        yield Finding(fault.kind, "fault", place, fault.message, mend, len(fault.files), files, config)
 
 
 def _mask_suffix(faults: Iterable[PairFault]) -> str:

@@ -147,7 +147,7 @@ def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
         return sample_names(dataset.parts[part], inner)
     if isinstance(dataset, MaskFiles):
         image, mask = dataset.pairs[index]
-        return str(image), str(mask)
+        return str(image), str(mask or image)
     if isinstance(dataset, LabelledFiles):
         return dataset.labelled[index][0], dataset.labelled[index][0]
     if isinstance(dataset, Clips):
@@ -192,6 +192,8 @@ def _read_image(facts: Facts, dataset: MaskFiles | LabelledFiles, path: Path) ->
 def _read_pair(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor | None]:
     image_path, mask_path = dataset.pairs[facts.index]
     image = _read_image(facts, dataset, image_path)
+    if mask_path is None:
+        return image, None
     labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
         kind = _kind_of_wrong_mask(

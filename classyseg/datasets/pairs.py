@@ -6,22 +6,28 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 Pair = tuple[Path, Path]
+ImageAndMask = tuple[Path, Path | None]
+"""None where a split has no masks: those of test images are seldom public."""
 
 
 @dataclass(frozen=True)
 class PairFault:
-    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere."""
+    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere.
+
+    `place` is that of their data set within the one that was built: nothing for that itself.
+    """
 
     kind: str
     message: str
     files: tuple[str, ...]
+    place: str = ""
 
 
 _collected: ContextVar[list[PairFault] | None] = ContextVar("collected", default=None)
@@ -36,6 +42,17 @@ def collecting_pair_faults() -> Iterator[list[PairFault]]:
         yield faults
     finally:
         _collected.reset(token)
+
+
+@contextmanager
+def faults_within(place: str) -> Iterator[None]:
+    """Puts `place` before that of the faults that are collected inside."""
+    faults = _collected.get()
+    before = len(faults or ())
+    yield
+    for i, fault in enumerate(faults or ()):
+        if faults is not None and i >= before:
+            faults[i] = replace(fault, place=f"{place}.{fault.place}".removesuffix("."))
 
 
 def report_fault(kind: str, message: str, files: Sequence[str]) -> None:
@@ -70,6 +87,12 @@ def matched_pairs(
         message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}"
         report_fault("missing_image", message, unused)
     return [(path, masks_by_name[name]) for name, path in by_name.items() if name in masks_by_name]
+
+
+def images_alone(images: Path, *, image_suffix: str = "", nested: bool = False) -> list[ImageAndMask]:
+    """The image files of a folder without masks, otherwise as `matched_pairs`."""
+    found = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
+    return [(path, None) for path in found.values()]
 
 
 def listed_pairs(

@@ -45,6 +45,12 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     """
     places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
     diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2)
+    for summary in diagnosis.summaries:
+        if summary.whole and not summary.dataset.whole_images:
+            raise ConfigError(
+                f"{summary.name}: {type(summary.dataset).__name__} gives classes of whole images, which its class does "
+                "not say: set whole_images = True there, or inherit from ClassificationDataset"
+            )
     faults = [finding for finding in diagnosis.faults if places[_root(finding, places)].on_bad_sample == "error"]
     if faults:
         text = "\n".join(line for finding in faults for line in finding.lines())
@@ -163,6 +169,11 @@ def check_masks(name: str, data: Any) -> None:
     """Raises: `ConfigError` for a data set, or its config, without masks."""
     if has_whole_images(data):
         raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
+    if isinstance(data, ClassyDataset) and not data.has_masks:
+        raise ConfigError(
+            f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
+            "predicted (see `submission` in docs/datasets.md)"
+        )
 
 
 def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss, *, whole_images: bool = False) -> None:

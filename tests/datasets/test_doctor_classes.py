@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from classyseg.cli.main import main
-from classyseg.config import DataError
+from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassificationDataset, build_dataset
 from classyseg.datasets.contact_sheet import CELL, LINE, MARGIN, contact_sheet
 from classyseg.datasets.doctor import Finding, check_data
@@ -324,6 +324,19 @@ def test_the_look_before_a_training_passes_sound_classes_and_clips(
         check_samples({"train": build_dataset(sets(pets)["dataset.train"])})
         check_samples({"train": build_dataset(DRAWN["clips"]), "test": build_dataset(DRAWN["clips"])})
     assert caplog.text == ""
+
+
+class Silent(Targets):
+    """One that does not say what its targets are."""
+
+    whole_images = False
+
+
+def test_classes_of_a_data_set_that_does_not_say_so_are_found_before_a_training() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.train: Silent gives classes of whole images, which its class does"
+    ):
+        check_samples({"train": Silent([0, 1])})
 
 
 def test_the_look_before_a_training_ends_it_with_the_file_and_warns_of_what_all_samples_share(

@@ -57,6 +57,17 @@ def test_a_planted_fault_is_found_in_the_part_that_reads_its_file(name: str, tre
     assert [Path(path).name for path, _ in finding.files] == [file]
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("an_image_without_its_mask", "missing_mask"), ("two_images_of_one_name", "same_name")]
+)
+def test_files_without_a_partner_are_found_at_the_part_that_reads_them(name: str, kind: str, tree: Path) -> None:
+    FAULTS[name].plant(tree)
+    found = check_data({"dataset.train": composed(tree)["dataset.train"]}).findings
+    places = [f"dataset.train.datasets[{i}].dataset" for i in (0, 1)]
+    assert [(finding.kind, finding.place) for finding in found] == [(kind, place) for place in places]
+    assert {finding.place for finding in check_data(data_sets(tree)).findings} == {"dataset.train"}
+
+
 def test_the_config_line_of_a_finding_belongs_to_the_part_at_its_place(tree: Path) -> None:
     FAULTS["masks_that_count_from_1"].plant(tree)
     found = check_data({"dataset.train": composed(tree)["dataset.train"]}).findings

@@ -220,8 +220,9 @@ def test_a_best_that_is_never_measured_and_weights_of_other_classes_are_found_be
 def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> None:
     data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["a", "b", "c"]}
 
-    with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
-        check({"dataset.train": data, "loss.class_weights": [1.0, 2.0]})
+    for part in (data, {"name": "concat", "datasets": [{"name": "subset", "dataset": data, "first": 1}]}):
+        with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
+            check({"dataset.train": part, "loss.class_weights": [1.0, 2.0]})
 
 
 POINT_REND = {"name": "point_rend", "blocks": ["stage1", "stage4"], "num_points": 64}
