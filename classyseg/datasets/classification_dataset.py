@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import read_image
+from classyseg.datasets.texts import Texts
 from classyseg.structures import Sample
 
 NO_CLASS = -1
@@ -38,17 +40,18 @@ class LabelledFiles(ClassificationDataset):
 
     def __init__(self, files: Sequence[tuple[str, int]], transforms: Sequence[Any] = ()) -> None:
         super().__init__(transforms)
-        self.labelled = list(files)
+        self.paths = Texts(path for path, _ in files)
+        self.labels = np.array([label for _, label in files], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return len(self.paths)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return (Path(self.labelled[index][0]),)
+        return (Path(self.paths[index]),)
 
     def beside_files(self, index: int) -> str:
-        return str(self.labelled[index][1])
+        return str(self.labels[index])
 
     def load(self, index: int) -> Sample:
-        path, label = self.labelled[index]
-        return Sample(read_image(Path(path), exif=self.exif), torch.tensor(label), path)
+        path = self.paths[index]
+        return Sample(read_image(Path(path), exif=self.exif), torch.tensor(int(self.labels[index])), path)
