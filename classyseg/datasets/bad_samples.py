@@ -14,15 +14,11 @@ from classyseg import distributed
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, ClassyDataset
 from classyseg.io import append_json_line, read_json_lines
-from classyseg.rng import generator_for, randint
 from classyseg.structures import Sample
 
 Key = tuple[int, int]
 """The epoch and the index of a sample: all that its content depends on."""
 
-REPLACEMENT = -2
-"""The last integer of the generator that draws what stands in for a sample; -1 is the permutation's."""
-MAX_DRAWS = 100
 NOTHING = -1
 """What a worker notes that is at no sample."""
 
@@ -91,19 +87,10 @@ class ByKey(Dataset[Loaded | Failure]):
             if self.dataset.on_bad_sample == "error":
                 raise
             bad = BadSample(index, str(error))
-        sample = self._stand_in(epoch, index, bad.problem)
+        sample = self.dataset.stand_in(index, epoch, lambda i: self.dataset.sample(i, epoch), bad.problem)
         if self.dataset.on_bad_sample == "skip":
             sample = sample.replace(target=torch.full_like(sample.target, self.dataset.ignore_index))
         return Loaded(sample, (bad,))
-
-    def _stand_in(self, epoch: int, index: int, problem: str) -> Sample:
-        generator = generator_for(self.dataset.seed, epoch, index, REPLACEMENT)
-        for _ in range(MAX_DRAWS):
-            try:
-                return self.dataset.sample(randint(generator, 0, len(self.dataset) - 1), epoch)
-            except DataError:
-                continue
-        raise DataError(f"{problem}; and of {MAX_DRAWS} samples drawn in its place none is good")
 
 
 class BadSamples:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files import read_image
+from classyseg.datasets.texts import Texts
 from classyseg.structures import Sample
 
 NO_CLASS = -1
@@ -39,24 +41,21 @@ class LabelledFiles(ClassificationDataset):
 
     def __init__(self, files: Sequence[tuple[str, int]], transforms: Sequence[Any] = ()) -> None:
         super().__init__(transforms)
-        self.labelled = list(files)
+        self.paths = Texts(path for path, _ in files)
+        self.labels = np.array([label for _, label in files], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return len(self.paths)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return (Path(self.labelled[index][0]),)
+        return (Path(self.paths[index]),)
 
     def beside_files(self, index: int) -> str:
-        return str(self.labelled[index][1])
+        return str(self.labels[index])
 
     def load(self, index: int) -> Sample:
-        path, label = self.labelled[index]
-        return Sample(self.read_image(Path(path)), torch.tensor(label), path)
-
-    def _stored(self, index: int, epoch: int) -> Sample:
-        """With the class of now: a list may have been corrected since the image was cached."""
-        return super()._stored(index, epoch).replace(target=torch.tensor(self.labelled[index][1]))
+        path = self.paths[index]
+        return Sample(self.read_image(Path(path)), torch.tensor(int(self.labels[index])), path)
 
     def read_image(self, path: Path) -> torch.Tensor:
         """An image file, (3, H, W) uint8. Raises: `DataError`, naming the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,15 @@ from torch.utils.data import Dataset
 from classyseg.config import DataError
 from classyseg.datasets.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
-from classyseg.rng import generator_for
+from classyseg.rng import generator_for, randint
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import apply_transforms
 
 Color = tuple[int, int, int]
 MAX_LISTED = 10
+REPLACEMENT = -2
+"""The last integer of the generator that draws what stands in for a sample; -1 is the permutation's."""
+MAX_DRAWS = 100
 
 
 class ClassyDataset(Dataset[Sample], Configurable, ABC):
@@ -113,12 +116,34 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         generator = generator_for(self.seed, epoch, index)
         return apply_transforms(
             self.transforms,
-            lambda i: self._stored(i, epoch),
+            lambda i: self._stored(i, epoch) if i == index else self._partner(i, epoch),
             index,
             generator,
             num_samples=len(self),
             num_classes=self.num_classes,
         )
+
+    def stand_in(self, index: int, epoch: int, take: Callable[[int], Sample], problem: str) -> Sample:
+        """What `take` gives for another sample than `index`, which has the `problem`: drawn until one is good.
+
+        It depends on `(seed, epoch, index)` alone. Raises: `DataError` when none is.
+        """
+        generator = generator_for(self.seed, epoch, index, REPLACEMENT)
+        for _ in range(MAX_DRAWS):
+            try:
+                return take(randint(generator, 0, len(self) - 1))
+            except DataError:
+                continue
+        raise DataError(f"{problem}; and of {MAX_DRAWS} samples drawn in its place none is good")
+
+    def _partner(self, index: int, epoch: int) -> Sample:
+        """What another sample is mixed with: where a bad one is tolerated, it counts when its own turn comes."""
+        try:
+            return self._stored(index, epoch)
+        except DataError as error:
+            if self.on_bad_sample == "error":
+                raise
+            return self.stand_in(index, epoch, lambda i: self._stored(i, epoch), str(error))
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The checked sample as `draw` gives it, from the cache where there is one; its labels as `_label_type`."""

@@ -116,7 +116,7 @@ def inspect(dataset: ClassyDataset, index: int) -> Facts:
     if isinstance(dataset, MaskFiles):
         image, labels = _read_pair(facts, dataset)
     elif isinstance(dataset, LabelledFiles):
-        path, label = dataset.labelled[index]
+        path, label = dataset.paths[index], int(dataset.labels[index])
         image, labels = _read_image(facts, dataset, Path(path)), torch.tensor(label)
     else:
         image, labels = _load(facts, dataset)
@@ -149,7 +149,7 @@ def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
         image, mask = dataset.pairs[index]
         return str(image), str(mask or image)
     if isinstance(dataset, LabelledFiles):
-        return dataset.labelled[index][0], dataset.labelled[index][0]
+        return dataset.paths[index], dataset.paths[index]
     if isinstance(dataset, Clips):
         name = dataset.videos[dataset.video_of(index)[0]][0]
         return name, name

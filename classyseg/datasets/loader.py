@@ -46,9 +46,9 @@ class TrainBatches:
         return self.num_samples // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:
-        order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, PERMUTATION)).tolist()
+        order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, PERMUTATION))
         for batch in range(self.start, len(self)):
-            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
 
 
@@ -127,7 +127,7 @@ class Batches:
         self.bad: tuple[BadSample, ...] = ()
 
     def __iter__(self) -> Iterator[Sample]:
-        if self._loader._iterator is None:
+        if self._loader.num_workers and self._loader._iterator is None:
             check_limits(self._source, next(iter(self._order), []), self._loader.num_workers)
         try:
             with deaths_are_found_in_turn():

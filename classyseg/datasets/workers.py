@@ -59,7 +59,7 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
 
     Raises: `ConfigError` for too little shared memory, or too few open files.
     """
-    if not workers or not batch:
+    if not batch:
         return
     ahead = workers * PREFETCH
     files_needed = ahead * FILES_OF_A_BATCH + workers * FILES_OF_A_WORKER + SPARE_FILES

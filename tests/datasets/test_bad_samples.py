@@ -93,6 +93,15 @@ def test_what_stands_in_is_the_same_with_workers_and_processes(tree: Path, polic
         assert sorted(parts[0][1] + parts[1][1]) == sorted(whole[1])
 
 
+@pytest.mark.parametrize("policy", ["skip", "replace"])
+def test_a_bad_sample_counts_once_and_not_again_where_others_are_mixed_with_it(tree: Path, policy: str) -> None:
+    mixed = {"name": "copy_paste", "probability": 1.0}
+    dataset = build_dataset(config(tree, on_bad_sample=policy, transforms=[mixed]))
+    found = epoch(dataset)
+    assert sorted(index for _, bad in found for index in bad) == [3, 3, 7, 7]
+    assert epoch(dataset, workers=2) == found
+
+
 def test_a_skipped_sample_counts_in_no_pixel(tree: Path) -> None:
     loader = make_loader(folder(tree, on_bad_sample="skip"), EvalBatches(12, 1), workers=0)
     ignored = [i for i, batch in enumerate(loader) if (batch.target == 255).all()]

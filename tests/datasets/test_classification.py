@@ -14,6 +14,7 @@ from torch import nn
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
 from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.texts import Texts
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
 
@@ -59,6 +60,16 @@ def test_an_image_folder_has_the_classes_and_the_order_of_its_folders() -> None:
 def test_declared_classes_set_the_labels_and_may_be_more() -> None:
     dataset = build_dataset({"name": "image_folder", "root": "pets", "classes": ["dog", "bird", "cat"]})
     assert labels_of(dataset) == [2, 2, 0]
+
+
+def test_a_data_worker_that_reads_all_paths_copies_none_of_them() -> None:
+    names = [f"n{i % 1000:08}/é_\udcff_{i}.JPEG" for i in range(100_000)]
+    paths = Texts(names)
+    assert (len(paths), paths[0], paths[99_999]) == (100_000, names[0], names[-1])
+    for wrong in (-1, 100_000):
+        with pytest.raises(IndexError, match="of 100000 texts"):
+            paths[wrong]
+    assert all(isinstance(part, np.ndarray) and part.dtype != object for part in vars(paths).values())
 
 
 def test_wrong_image_folders_are_named(pets: Path) -> None:
@@ -219,7 +230,7 @@ def test_the_imagenet_sample_is_read_with_imagenets_labels() -> None:
         | columns
         | {"transforms": [{"name": "resize", "size": [32, 32]}, "horizontal_flip"]}
     )
-    assert [label for _, label in dataset.labelled] == list(range(1000))
+    assert dataset.labels.tolist() == list(range(1000))
     (batch, *_) = make_loader(dataset, EvalBatches(1000, 300), workers=0)
     assert batch.image.shape == (300, 3, 32, 32)
     assert batch.target.dtype == torch.int64  # above 255
@@ -270,7 +281,7 @@ def test_transforms_of_masks_leave_a_class_alone() -> None:
 def test_a_class_that_does_not_exist_is_an_error(root: Path) -> None:
     write_image(root / "a.png")
     dataset = build_dataset({"name": "image_paths", "images": ".", "classes": ["x"], "paths": ["a.png"], "labels": [0]})
-    dataset.labelled = [(str(root / "a.png"), 3)]
+    dataset.labels[0] = 3
     with pytest.raises(DataError, match=r"a.png: its class is 3; accepted: 0 to 0, and -1 for no class"):
         list(make_loader(dataset, EvalBatches(1, 1), workers=0))
 
