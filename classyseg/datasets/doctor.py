@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from classyseg.config import ConfigError, listed
+from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.inspection import Facts, inspect_all, sample_names
@@ -18,7 +19,6 @@ from classyseg.datasets.label_map import color_text
 from classyseg.datasets.label_patterns import MANY, label_pattern
 from classyseg.datasets.pairs import PairFault, collecting_pair_faults
 from classyseg.datasets.summary import DataSummary, Tally
-from classyseg.registry import DATASETS
 
 Severity = Literal["fault", "warning"]
 """A fault spoils a training or stops it; a warning may be meant so."""
@@ -171,7 +171,7 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
     """The data set without its files that have no partner, which are findings; None where it cannot be built at all."""
     with collecting_pair_faults() as faults:
         try:
-            dataset = DATASETS.build(config)
+            dataset = build_dataset(config)
         except ConfigError as error:
             mend = "correct the path or the files that the message names; nothing of this data set was looked at"
             return None, [*_pair_findings(name, faults, max_files), Finding("no_data", "fault", name, str(error), mend)]
@@ -207,7 +207,11 @@ def sample_findings(summary: DataSummary) -> Iterator[Finding]:
             yield _color_finding(summary, tally)
             continue
         severity, what, mend = PROBLEMS[kind]
-        yield Finding(kind, severity, summary.name, f"{what}: {tally.count}", mend, tally.count, tuple(tally.places))
+        config = ""
+        if kind == "exif_rotation" and len(summary.exif_that_fits) == 1:
+            config = f"exif: {next(iter(summary.exif_that_fits))}"
+        files = tuple(tally.places)
+        yield Finding(kind, severity, summary.name, f"{what}: {tally.count}", mend, tally.count, files, config)
 
 
 def _color_finding(summary: DataSummary, tally: Tally) -> Finding:

@@ -214,6 +214,19 @@ def test_lists_of_files_and_of_values_stay_short_however_many_there_are(drawn: P
     assert len(pickle.dumps(inspect(build_dataset(data_sets(drawn)["dataset.test"]), 0))) < 2000
 
 
+def test_a_mask_of_countless_values_takes_little_memory(drawn: Path) -> None:
+    image, mask = pairs(drawn)[0]
+    values = np.random.default_rng(0).integers(0, 2**31, (400, 400)).astype(np.int32)
+    values[0] = np.arange(400) % 2
+    mask.unlink()
+    Image.fromarray(values).save(mask.with_suffix(".tif"))
+    Image.new("RGB", (400, 400)).save(image)
+    for options in ({}, {"label_map": {0: 1}}):
+        facts = inspect(build_dataset({**data_sets(drawn, **options)["dataset.train"]}), 0)
+        assert len(pickle.dumps(facts)) < 300_000
+        assert facts.pixels[1] == (400 if options else 200)
+
+
 def test_the_values_that_are_no_label_are_listed_with_their_files_and_pixels(drawn: Path) -> None:
     file = FAULTS["a_stray_value_in_one_mask"].plant(drawn)
     (finding,) = check_data(data_sets(drawn)).findings
