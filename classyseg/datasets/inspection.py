@@ -22,6 +22,7 @@ from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.workers import WorkerError
 
 T = TypeVar("T")
 
@@ -80,7 +81,8 @@ class Facts:
 def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int) -> Iterator[Facts]:
     """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
 
-    Memory does not grow with their number; nothing is drawn from a global generator.
+    Memory does not grow with their number; nothing is drawn from a global generator. Raises: `WorkerError` when a
+    process is killed.
     """
     loader: DataLoader[Facts] = DataLoader(
         _Inspected(dataset),
@@ -91,7 +93,15 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         worker_init_fn=_start,
         generator=torch.Generator(),
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"{error}: a process that looks at samples; the kernel kills one when memory runs out: fewer --workers "
+            "need less"
+        ) from None
 
 
 class _Inspected(Dataset[Facts]):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.datasets.doctor import PAIR_MENDS, PROBLEMS, check_data, spread
 from classyseg.datasets.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
+from classyseg.datasets.workers import WorkerError
 from classyseg.structures import Sample
 from data_faults import CLASSES, FAULTS, Fault, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
 
@@ -262,6 +265,17 @@ class Strange(ClassyDataset):
         return Sample(
             image, torch.tensor([[0, 1], [-3, 255]]) if index else torch.tensor([[0, 1], [1, 0]]), f"s{index}"
         )
+
+
+class Deadly(Strange):
+    def load(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_process_that_is_killed_is_one_error() -> None:
+    with pytest.raises(WorkerError, match=r"DataLoader worker .*: a process that looks at samples; .* fewer --workers"):
+        check_data({"x": Deadly()}, workers=1)
 
 
 def test_a_data_set_without_files_is_looked_at_through_its_samples() -> None:
