@@ -210,9 +210,17 @@ def a_truncated_mask(root: Path) -> str:
     return mask.name
 
 
-@fault("exif_rotation")
+@fault("exif_rotation", config="exif: rotate")
+def an_image_that_viewers_turn_with_a_mask_as_they_show_it(root: Path) -> str:
+    file = an_image_that_viewers_turn(root)
+    mask = root / "masks" / "train" / Path(file).with_suffix(".png")
+    Image.open(mask).transpose(Image.Transpose.ROTATE_270).save(mask)
+    return file
+
+
+@fault("exif_rotation", config="exif: ignore")
 def an_image_that_viewers_turn(root: Path) -> str:
-    path, _ = pairs(root)[2]
+    path, _ = oblong(root)
     image = Image.open(path)
     exif = image.getexif()
     exif[0x0112] = 6
@@ -365,6 +373,16 @@ def a_stray_value_in_one_mask(root: Path) -> str:
         return values
 
     return changed_masks(root, stray, only=2)
+
+
+@fault("unknown_values", config="label_map: {2000000000: 255}")
+def a_value_of_32_bits(root: Path) -> str:
+    _, path = pairs(root)[2]
+    values = np.asarray(Image.open(path)).astype(np.int32)
+    values[0, 0] = 2_000_000_000
+    path.unlink()
+    Image.fromarray(values).save(path.with_suffix(".tif"))
+    return path.with_suffix(".tif").name
 
 
 @fault("label_map_beyond", options={"label_map": {1: 2}})

@@ -228,7 +228,40 @@ def test_statistics_say_that_samples_are_wrong(tree: Path, capsys: pytest.Captur
     assert main(["data", "stats", config(tree), "--workers", "0", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["dataset.train"]["with_problems"], record["dataset.test"]["with_problems"]) == (1, 0)
+    assert record["dataset.train"]["left_out"] == 0
     assert sum(row["masks"] for row in record["dataset.train"]["classes"]) == 22
+
+
+def test_statistics_say_how_many_files_they_leave_out(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _, mask in pairs(tree)[:3]:
+        mask.unlink()
+    for image, _ in pairs(tree)[3:5]:
+        image.unlink()
+    assert main(["data", "stats", config(tree), "--workers", "0", "--split", "train"]) == 0
+    out = capsys.readouterr().out
+    assert "dataset.train: 7 samples" in out
+    assert "  5 files more are left out, as they have no partner: see `classyseg data check`\n" in out
+
+
+@pytest.mark.parametrize("action", [["stats", "--workers", "0"], ["sheet", "--output", "sheet.png"]])
+def test_a_set_in_which_nothing_has_a_partner_has_no_statistics_and_no_sheet(
+    action: list[str], tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FAULTS["masks_of_names_with_a_suffix"].plant(tree)
+    assert main(["data", action[0], config(tree), *action[1:]]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, "no mask for 12 of 12 images" in captured.err) == ("", True)
+
+
+def test_statistics_of_unreadable_images_give_no_line_for_the_config(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for image, _ in pairs(tree, "test"):
+        image.write_bytes(b"")
+    assert main(["data", "stats", config(tree), "--workers", "0", "--split", "test"]) == 0
+    out = capsys.readouterr().out
+    assert "normalize:" not in out
+    assert "class_weights: [" in out
 
 
 def test_a_sheet_is_written_for_each_data_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

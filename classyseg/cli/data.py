@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from classyseg.cli import prepare
 
 if TYPE_CHECKING:
+    from classyseg.datasets.classy_dataset import ClassyDataset
     from classyseg.datasets.doctor import Diagnosis
     from classyseg.datasets.summary import DataSummary
 
@@ -197,20 +198,28 @@ def _number(value: float | None) -> str:
 # -- stats ---------------------------------------------------------------------------------------------------------
 
 
-def _stats(arguments: argparse.Namespace) -> int:
+def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
+    """The data set, and how many files are left out for want of a partner. Raises: `DataError` for an empty one."""
     from classyseg.config import DataError
-    from classyseg.datasets.doctor import built, looked_at
+    from classyseg.datasets.doctor import built
+
+    dataset, findings = built(name, config)
+    if dataset is None or not len(dataset):
+        raise DataError(findings[-1 if dataset is None else 0].message if findings else f"{name}: found no sample")
+    return dataset, sum(finding.count for finding in findings)
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from classyseg.datasets.doctor import looked_at
     from classyseg.datasets.summary import DataSummary
 
     records: dict[str, Mapping[str, Any]] = {}
     for name, config in data_sets(arguments).items():
-        dataset, findings = built(name, config)
-        if dataset is None:
-            raise DataError(findings[-1].message)
+        dataset, left_out = _readable(name, config)
         summary = DataSummary(name, dataset, max_files=1)
         for _ in looked_at(summary, samples=arguments.samples, workers=_workers(arguments)):
             pass
-        records[name] = _stats_json(summary)
+        records[name] = _stats_json(summary) | {"left_out": left_out}
         if not arguments.json:
             _print("\n".join([*_stats_text(summary, records[name]), ""]))
     if arguments.json:
@@ -234,13 +243,17 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     yield from _heading(summary)
     if record["with_problems"]:
         yield f"  {record['with_problems']:,} of them have problems and may be left out: see `classyseg data check`"
+    if record["left_out"]:
+        yield f"  {record['left_out']:,} files more are left out, as they have no partner: see `classyseg data check`"
     yield from _class_table(summary, weights=True)
     mean, std, weights = (
         ", ".join(_number(value) for value in values)
         for values in (record["mean"], record["std"], [row["weight"] for row in record["classes"][:-1]])
     )
-    yield "  config lines:"
-    yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
+    if mean or summary.labelled_pixels:
+        yield "  config lines:"
+    if mean:
+        yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
     if summary.labelled_pixels:
         yield f"    class_weights: [{weights}]  # of the loss; median frequency"
     if sizes := record["sizes"]:
@@ -259,9 +272,9 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
 def _sheet(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from classyseg.config import ConfigError, DataError
+    from classyseg.config import ConfigError
     from classyseg.datasets.contact_sheet import contact_sheet
-    from classyseg.datasets.doctor import built, spread
+    from classyseg.datasets.doctor import spread
 
     found = data_sets(arguments)
     output = Path(arguments.output)
@@ -270,9 +283,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
     if (samples := arguments.samples or 12) > MAX_ON_A_SHEET:
         raise ConfigError(f"--samples: found {samples}; a sheet holds {MAX_ON_A_SHEET}")
     for name, config in found.items():
-        dataset, findings = built(name, config)
-        if dataset is None:
-            raise DataError(findings[-1].message)
+        dataset, _ = _readable(name, config)
         path = output if len(found) == 1 else output.with_stem(f"{output.stem}_{name.removeprefix('dataset.')}")
         try:
             contact_sheet(dataset, spread(len(dataset), samples)).save(path)

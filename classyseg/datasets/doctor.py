@@ -249,11 +249,15 @@ def sample_findings(summary: DataSummary) -> Iterator[Finding]:
             yield _color_finding(summary, tally)
             continue
         severity, what, mend = PROBLEMS[kind]
+        config = ""
         if kind == "exif_rotation" and summary.whole:
             mend = (
                 "write exif: rotate into the data set's config, or exif: ignore to take the pixels as they are stored"
             )
-        yield Finding(kind, severity, summary.name, f"{what}: {tally.count}", mend, tally.count, tuple(tally.places))
+        elif kind == "exif_rotation" and len(summary.exif_that_fits) == 1:
+            config = f"exif: {next(iter(summary.exif_that_fits))}"
+        files = tuple(tally.places)
+        yield Finding(kind, severity, summary.name, f"{what}: {tally.count}", mend, tally.count, files, config)
 
 
 def _color_finding(summary: DataSummary, tally: Tally) -> Finding:

@@ -6,6 +6,7 @@ import hashlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +25,18 @@ from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
+from classyseg.datasets.workers import WorkerError
 
 T = TypeVar("T")
 
 ORIENTATION = 0x0112
-"""The EXIF tag that tells viewers to turn an image; 1 is upright, 5 to 8 swap width and height."""
+"""The EXIF tag that tells viewers to turn an image; 1 is upright."""
+SWAPPING = range(5, 9)
+"""Orientations that swap width and height."""
 MAX_COLORS = 64
 MAX_BINS = 1 << 16
+MAX_VALUES = 10_000
+"""How many values of one mask that are no label are counted; one of 32 bits may hold millions."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Facts:
     `squares` are of each channel's values. `pixels` counts the pixels of each label, `unknown` those of values that the
     label map does not know, `colors` those of a mask's colours where it holds colours by mistake. `image_digest` and
     `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as numbers
-    of objects are. The classes of a `whole` image count as one pixel each. `video` is the file of a clip.
+    of objects are. `exif_that_fits` is how an image that viewers turn is to be read to have the size of its mask, where
+    that tells. The classes of a `whole` image count as one pixel each. `video` is the file of a clip.
     """
 
     index: int
@@ -70,6 +77,7 @@ class Facts:
     counts_up: bool = False
     whole: bool = False
     video: str = ""
+    exif_that_fits: str = ""
 
     def add(self, kind: str, file: str, text: str) -> None:
         self.problems.append(Problem(kind, file, text))
@@ -78,7 +86,8 @@ class Facts:
 def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int) -> Iterator[Facts]:
     """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
 
-    Memory does not grow with their number; nothing is drawn from a global generator.
+    Memory does not grow with their number; nothing is drawn from a global generator. Raises: `WorkerError` when a
+    process is killed.
     """
     loader: DataLoader[Facts] = DataLoader(
         _Inspected(dataset),
@@ -89,7 +98,15 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         worker_init_fn=_start,
         generator=torch.Generator(),
     )
-    yield from loader
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"{error}: a process that looks at samples; the kernel kills one when memory runs out: fewer --workers "
+            "need less"
+        ) from None
 
 
 class _Inspected(Dataset[Facts]):
@@ -195,6 +212,8 @@ def _read_pair(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor 
     if mask_path is None:
         return image, None
     labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
+    if image is None and labels is not None and _exif_orientation(image_path) in SWAPPING:
+        facts.exif_that_fits = _exif_that_fits(image_path, (labels.shape[-1], labels.shape[-2]))
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
         kind = _kind_of_wrong_mask(
             facts, mask_path, colors=isinstance(dataset, Folder) and dataset.color_map is not None
@@ -207,7 +226,7 @@ def _known_labels(facts: Facts, dataset: MaskFiles) -> Tensor | None:
     try:
         return dataset.labels(facts.index)
     except UnknownValueError as error:
-        facts.unknown = error.pixels
+        facts.unknown = dict(islice(error.pixels.items(), MAX_VALUES))
         return None
 
 
@@ -219,6 +238,12 @@ def _exif_orientation(path: Path) -> int:
             return found if found in range(1, 9) else 1
     except Exception:  # the reader of the pixels says what is wrong
         return 1
+
+
+def _exif_that_fits(path: Path, mask: tuple[int, int]) -> str:
+    with Image.open(path) as image:
+        stored = image.size
+    return {stored: "ignore", stored[::-1]: "rotate"}.get(mask, "") if stored[0] != stored[1] else ""
 
 
 def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
@@ -261,11 +286,12 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
     if labels.dim() < 2:
         _look_at_class(facts, labels, dataset)
         return
-    facts.pixels = _count(labels)
+    facts.pixels = _count(labels, (*range(dataset.num_classes), dataset.ignore_index))
     facts.mask_digest = _digest(labels.contiguous().numpy())
     found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
-    gaps = set(range(max(found, default=0) + 1)) - {*found, dataset.ignore_index}
-    facts.counts_up = len(found) > dataset.num_classes and found[0] == 0 and not gaps
+    numbers = {*found, dataset.ignore_index}
+    facts.counts_up = len(found) > dataset.num_classes and found[0] == 0 and found[-1] <= len(found)  # may be 2**31
+    facts.counts_up = facts.counts_up and all(number in numbers for number in range(found[-1]))
     if not found:
         facts.add("unlabelled", facts.mask, f"every pixel is {dataset.ignore_index}, ignored")
     elif len(facts.pixels) == 1 and labels.numel() > 1 and found[0] in range(dataset.num_classes):
@@ -289,13 +315,19 @@ def _compare_sizes(facts: Facts, image: tuple[int, int], mask: tuple[int, int]) 
     facts.add("size_swapped" if swapped else "size_mismatch", facts.image, text)
 
 
-def _count(labels: Tensor) -> dict[int, int]:
-    """How many pixels each label has."""
+def _count(labels: Tensor, known: Sequence[int]) -> dict[int, int]:
+    """How many pixels each label has: those that are `known`, and `MAX_VALUES` others."""
     flat = labels.reshape(-1)
     if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < MAX_BINS:
         counts = torch.bincount(flat)
-        return {label: int(counts[label]) for label in counts.nonzero().flatten().tolist()}
-    found, counted = flat.unique(return_counts=True)
+        found = counts.nonzero().flatten()
+        counted = counts[found]
+    else:
+        found, counted = flat.unique(return_counts=True)
+    if len(found) > MAX_VALUES:
+        kept = torch.isin(found, torch.tensor(known))
+        kept |= (~kept).cumsum(0) <= MAX_VALUES
+        found, counted = found[kept], counted[kept]
     return dict(zip(found.tolist(), counted.tolist(), strict=True))
 
 

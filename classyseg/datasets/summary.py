@@ -57,6 +57,7 @@ class DataSummary:
         self.strange: dict[int, Tally] = {}
         self.strange_masks = Tally()
         self.masks_that_count_up = 0
+        self.exif_that_fits: set[str] = set()
         self.masks_without_second = Tally()
         self.masks_with_second_and_ignored = 0
         self.colors: Counter[int] = Counter()
@@ -70,6 +71,8 @@ class DataSummary:
         self.num_sound += not facts.problems and not facts.unknown
         for problem in facts.problems:
             self.problems.setdefault(problem.kind, Tally()).add(problem.file, problem.text, self.max_files)
+        if facts.exif_that_fits:
+            self.exif_that_fits.add(facts.exif_that_fits)
         if facts.size is not None:
             self.sizes[facts.size] += 1
             self._add_colors(facts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.datasets.doctor import PAIR_MENDS, PROBLEMS, check_data, spread
 from classyseg.datasets.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
+from classyseg.datasets.workers import WorkerError
 from classyseg.structures import Sample
 from data_faults import CLASSES, FAULTS, Fault, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
 
@@ -214,6 +217,19 @@ def test_lists_of_files_and_of_values_stay_short_however_many_there_are(drawn: P
     assert len(pickle.dumps(inspect(build_dataset(data_sets(drawn)["dataset.test"]), 0))) < 2000
 
 
+def test_a_mask_of_countless_values_takes_little_memory(drawn: Path) -> None:
+    image, mask = pairs(drawn)[0]
+    values = np.random.default_rng(0).integers(0, 2**31, (400, 400)).astype(np.int32)
+    values[0] = np.arange(400) % 2
+    mask.unlink()
+    Image.fromarray(values).save(mask.with_suffix(".tif"))
+    Image.new("RGB", (400, 400)).save(image)
+    for options in ({}, {"label_map": {0: 1}}):
+        facts = inspect(build_dataset({**data_sets(drawn, **options)["dataset.train"]}), 0)
+        assert len(pickle.dumps(facts)) < 300_000
+        assert facts.pixels[1] == (400 if options else 200)
+
+
 def test_the_values_that_are_no_label_are_listed_with_their_files_and_pixels(drawn: Path) -> None:
     file = FAULTS["a_stray_value_in_one_mask"].plant(drawn)
     (finding,) = check_data(data_sets(drawn)).findings
@@ -249,6 +265,17 @@ class Strange(ClassyDataset):
         return Sample(
             image, torch.tensor([[0, 1], [-3, 255]]) if index else torch.tensor([[0, 1], [1, 0]]), f"s{index}"
         )
+
+
+class Deadly(Strange):
+    def load(self, index: int) -> Sample:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def test_a_process_that_is_killed_is_one_error() -> None:
+    with pytest.raises(WorkerError, match=r"DataLoader worker .*: a process that looks at samples; .* fewer --workers"):
+        check_data({"x": Deadly()}, workers=1)
 
 
 def test_a_data_set_without_files_is_looked_at_through_its_samples() -> None:
