@@ -274,7 +274,13 @@ def differences(old: Any, new: Any, location: Location = ()) -> list[tuple[Locat
         for key in [*old, *(key for key in new if key not in old)]:
             found += differences(old.get(key), new.get(key), (*location, key))
         return found
+    if _are_mappings(old) and _are_mappings(new) and len(old) == len(new):
+        return [each for i in range(len(old)) for each in differences(old[i], new[i], (*location, i))]
     return [] if old == new else [(location, old, new)]
+
+
+def _are_mappings(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:

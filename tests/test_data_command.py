@@ -16,6 +16,8 @@ from classyseg.datasets import build_dataset
 from classyseg.datasets.contact_sheet import CELL, IGNORED, LINE, MARGIN, OPACITY, UNKNOWN, contact_sheet
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import build_loss
+from classyseg.registry import TASKS, DatasetConfig
+from classyseg.tasks import ClassyTask
 from data_faults import FAULTS, data_sets, drawn_tree, pairs
 from runs import tiny_config
 
@@ -110,6 +112,67 @@ def test_what_the_user_wrote_wrong_is_one_message_and_exit_code_2(
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert "Traceback" not in captured.err
+
+
+class OwnTask(ClassyTask):
+    """A plugin's, with keys of its own."""
+
+    def __init__(self, *, images: DatasetConfig | None = None, dataset: Any = None, rate: float = 1.0) -> None: ...
+
+
+class OneSetTask(ClassyTask):
+    def __init__(self, *, dataset: DatasetConfig) -> None: ...
+
+
+class NamedSetsTask(ClassyTask):
+    def __init__(self, *, dataset: dict[str, DatasetConfig]) -> None: ...
+
+
+@pytest.fixture
+def plugin_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    TASKS.names()
+    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+    for name, task in {"own": OwnTask, "one_set": OneSetTask, "named_sets": NamedSetsTask}.items():
+        TASKS.register(name)(task)
+
+
+SHAPES = {"name": "synthetic_shapes", "split": "test", "num_samples": 2, "size": [32, 32]}
+
+
+@pytest.mark.usefixtures("plugin_tasks")
+@pytest.mark.parametrize("action", ["check", "stats", "sheet"])
+@pytest.mark.parametrize("values", [{}, {"images": SHAPES}, {"dataset": 3}, {"dataset": {"train": "none"}}])
+def test_a_plugins_task_without_data_sets_by_name_is_one_message(
+    values: dict[str, Any], action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"name": "own", **values}), encoding="utf-8")
+    more = ["--output", str(tmp_path / "sheet.png")] if action == "sheet" else []
+    assert main(["data", action, str(path), *more]) == 2
+    captured = capsys.readouterr()
+    assert "the task 'own' has no data sets by name under the key dataset" in captured.err
+    assert "its keys: images, dataset, rate" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.usefixtures("plugin_tasks")
+@pytest.mark.parametrize(
+    ("name", "data", "places"),
+    [
+        ("one_set", SHAPES, ["dataset"]),
+        ("one_set", {"name": "subset", "dataset": SHAPES, "first": 1}, ["dataset"]),
+        ("named_sets", {"day": SHAPES, "night": SHAPES}, ["dataset.day", "dataset.night"]),
+    ],
+)
+def test_the_data_sets_of_a_plugins_task_are_found_by_their_places(
+    name: str, data: Any, places: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"name": name, "dataset": data}), encoding="utf-8")
+    assert main(["data", "stats", str(path), "--json", "--workers", "0"]) == 0
+    assert [*json.loads(capsys.readouterr().out)] == places
+    assert main(["data", "stats", str(path), "--split", "nihgt"]) == 2
+    assert ("did you mean 'night'" in capsys.readouterr().err) == ("dataset.night" in places)
 
 
 def test_the_config_lines_of_the_statistics_are_read_as_config(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

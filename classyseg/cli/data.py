@@ -55,19 +55,38 @@ def _positive(text: str) -> int:
 
 def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
     """The configs of the data sets by their places, such as `dataset.train`. Raises: `ConfigError`."""
-    from classyseg.config import ConfigError, load_config, unknown
+    from classyseg.config import ConfigError, ConfigRecord, listed, load_config, unknown
     from classyseg.io import DATA_ROOT_VARIABLE, find_task_config
     from classyseg.registry import TASKS
 
     if arguments.data_root is not None:
         os.environ[DATA_ROOT_VARIABLE] = arguments.data_root
     config = TASKS.validate(load_config(find_task_config(arguments.config), arguments.overrides))
-    found = {name: data for name, data in config.dataset if data is not None}  # type: ignore[attr-defined]
+    given = getattr(config, "dataset", None)
+    items = given.items() if isinstance(given, Mapping) else given if isinstance(given, ConfigRecord) else ()
+    found = {f"dataset.{name}": data for name, data in items if _is_data_set(data)}
+    if _is_data_set(given):
+        found = {"dataset": given}
+    if not found:
+        keys = listed([key for key, _ in config if key != "name"])
+        raise ConfigError(
+            f"{arguments.config}: the task '{config.name}' has no data sets by name under the key dataset, where "
+            f"they are looked for; its keys: {keys or 'none'}"
+        )
     if arguments.split is not None:
-        if arguments.split not in found:
-            raise ConfigError(f"--split {arguments.split}: {unknown('data set of the config', arguments.split, found)}")
-        found = {arguments.split: found[arguments.split]}
-    return {f"dataset.{name}": data for name, data in found.items()}
+        place = f"dataset.{arguments.split}"
+        if place not in found:
+            names = [known.removeprefix("dataset.") for known in found]
+            raise ConfigError(f"--split {arguments.split}: {unknown('data set of the config', arguments.split, names)}")
+        found = {place: found[place]}
+    return found
+
+
+def _is_data_set(value: Any) -> bool:
+    from classyseg.datasets import ClassyDataset
+    from classyseg.signature import ComponentConfig
+
+    return isinstance(value, ComponentConfig) and issubclass(value.component, ClassyDataset)
 
 
 def _workers(arguments: argparse.Namespace) -> int:
@@ -134,10 +153,11 @@ def _heading(summary: DataSummary) -> Iterator[str]:
 
 
 def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str]:
-    rows = [["", "class", "pixels", "share", "masks", *(["weight"] if weights else [])]]
+    more = [key for key in ("masks", "videos") if key in next(summary.class_rows())]
+    rows = [["", "class", summary.counted, "share", *more, *(["weight"] if weights else [])]]
     for row in summary.class_rows():
-        cells = [str(row["label"]), row["name"], f"{row['pixels']:,}", _percent(row["share"]), f"{row['masks']:,}"]
-        rows.append([*cells, *([_number(row["weight"])] if weights else [])])
+        cells = [str(row["label"]), row["name"], f"{row[summary.counted]:,}", _percent(row["share"])]
+        rows.append([*cells, *(f"{row[key]:,}" for key in more), *([_number(row["weight"])] if weights else [])])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
         padded = [
@@ -202,7 +222,8 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     )
     yield "  config lines:"
     yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
-    yield f"    class_weights: [{weights}]  # of the loss; median frequency"
+    if summary.labelled_pixels:
+        yield f"    class_weights: [{weights}]  # of the loss; median frequency"
     if sizes := record["sizes"]:
         sides = (
             f"{side} {sizes['smallest'][axis]} to {sizes['largest'][axis]} (median {sizes['median'][axis]})"

@@ -7,19 +7,20 @@ from typing import Literal
 from classyseg.config import within
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import matched_pairs
+from classyseg.datasets.pairs import images_alone, matched_pairs
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
 VALUES, CLASSES, PALETTE = label_table("ade20k")
-FOLDERS = {"train": "training", "val": "validation"}
+FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 
 
 @DATASETS.register("ade20k")
 class ADE20K(MaskFiles):
     """Scenes of any kind: `root/images/training/*.jpg` with `root/annotations/training/*.png`, and `validation`.
 
-    Masks hold 1 to 150; 0, other objects, is ignored. Predictions are submitted as 1 to 150, too.
+    Masks hold 1 to 150; 0, other objects, is ignored. Predictions are submitted as 1 to 150, too. `test` has the images
+    of `root/images/testing` alone: their masks are not public.
 
     Source: Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
     """
@@ -32,11 +33,12 @@ class ADE20K(MaskFiles):
     def __init__(
         self,
         *,
-        split: Literal["train", "val"],
+        split: Literal["train", "val", "test"],
         root: str = "ADEChallengeData2016",
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         with within("root"):
             folder = data_folder(root)
-            images, masks = (data_folder(str(folder / name / FOLDERS[split])) for name in ("images", "annotations"))
-        super().__init__(matched_pairs(images, masks), transforms)
+            images = data_folder(str(folder / "images" / FOLDERS[split]))
+            masks = None if split == "test" else data_folder(str(folder / "annotations" / FOLDERS[split]))
+        super().__init__(images_alone(images) if masks is None else matched_pairs(images, masks), transforms)

@@ -6,14 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from classyseg import __version__
-from classyseg.config import ConfigError, within
+from classyseg.config import DATASET_KEYS, ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.pairs import faults_within
 from classyseg.datasets.sample_cache import SampleCache
 from classyseg.io import data_root
 from classyseg.registry import DATASETS, ComponentConfig
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
 """The keys of a data set's config that leave what is read from its files as it is."""
+
+
+KEYS_OF_FILES = ("exif", "cache_samples", "cache_samples_gigabytes")
+"""The keys of every data set that mean something only where files are read."""
 
 
 def build_dataset(config: Any) -> ClassyDataset:
@@ -25,9 +30,19 @@ def build_dataset(config: Any) -> ClassyDataset:
     for key in ("exif", "on_bad_sample", "max_bad_samples"):
         if hasattr(checked, key):  # a config that was checked without the keys of whoever places it lacks them
             setattr(dataset, key, getattr(checked, key))
+    for key in () if dataset.reads_files else KEYS_OF_FILES:
+        found = getattr(checked, key, DATASET_KEYS[key][1])
+        if found != DATASET_KEYS[key][1]:
+            raise ConfigError(
+                f"{key}: found {found!r}; '{checked.name}' reads no files: give it to the data sets within"
+            )
     folder = getattr(checked, "cache_samples", None)
-    _check_use(dataset, folder)
     if folder is not None:
+        if len(dataset) and not dataset.files(0):
+            raise ConfigError(
+                f"cache_samples: found '{folder}', but '{checked.name}' reads no files of which each is of one sample; "
+                "leave it out"
+            )
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"
         gigabytes = checked.cache_samples_gigabytes  # type: ignore[attr-defined]
@@ -35,23 +50,32 @@ def build_dataset(config: Any) -> ClassyDataset:
     return dataset
 
 
-def _check_use(dataset: ClassyDataset, cache_folder: str | None) -> None:
-    """Raises: `ConfigError` for `exif` and `cache_samples` where they would do nothing."""
-    kind = type(dataset).__name__
-    if dataset.exif != "refuse" and not dataset.reads_files:
-        raise ConfigError(f"exif: found '{dataset.exif}', but {kind} reads no files; give it to the data sets within")
-    if cache_folder is None or (dataset.reads_files and (not len(dataset) or dataset.files(0))):
-        return
-    what = "leave it out" if dataset.reads_files else "give it to the data sets within"
-    raise ConfigError(
-        f"cache_samples: found '{cache_folder}', but {kind} reads no image files of which each is of one sample; {what}"
-    )
+def innermost(config: Any) -> Any:
+    """`config` (or a built data set), or the first one within it, whose samples are like those of the whole."""
+    inner = _component(config).first_within(config) if isinstance(config, ComponentConfig) else None
+    return config if inner is None else innermost(inner)
+
+
+def known_group_size(config: Any) -> int | None:
+    """The `group_size` of a data set, or what its config tells of it without the data."""
+    inner = innermost(config)
+    return _component(inner).group_size_of(inner) if isinstance(inner, ComponentConfig) else inner.group_size
+
+
+def has_whole_images(config: Any) -> bool:
+    """Whether the targets of a data set, or of the one that a config describes, are classes of whole images."""
+    inner = innermost(config)
+    return (_component(inner) if isinstance(inner, ComponentConfig) else inner).whole_images
+
+
+def _component(config: ComponentConfig) -> type[ClassyDataset]:
+    return config.component
 
 
 def build_datasets(place: str, configs: Iterable[Any]) -> list[ClassyDataset]:
     """The data sets of a list that `place` names in messages. Raises: `ConfigError`."""
     built = []
     for i, config in enumerate(configs):
-        with within(f"{place}[{i}]"):
+        with within(f"{place}[{i}]"), faults_within(f"{place}[{i}]"):
             built.append(build_dataset(config))
     return built

@@ -7,13 +7,19 @@ from typing import Literal
 from classyseg.config import ConfigError, within
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import Pair, matched_pairs
+from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
 LABEL_IDS, CLASSES, PALETTE = label_table("cityscapes")
 NUM_LABEL_IDS = 34
-FOLDERS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "train_extra": ("train_extra",)}
+FOLDERS = {
+    "train": ("train",),
+    "val": ("val",),
+    "test": ("test",),
+    "trainval": ("train", "val"),
+    "train_extra": ("train_extra",),
+}
 
 
 @DATASETS.register("cityscapes")
@@ -21,8 +27,8 @@ class Cityscapes(MaskFiles):
     """Street scenes: `root/leftImg8bit/train/CITY/*_leftImg8bit.png`, `root/gtFine/train/CITY/*_gtFine_labelIds.png`.
 
     The 34 values of `labelIds` become 19 classes, the others are ignored; predictions are submitted as `labelIds`.
-    `gtCoarse` stands in the place of `gtFine` for coarse annotations, which alone cover `train_extra`. The masks of the
-    test images are not public.
+    `gtCoarse` stands in the place of `gtFine` for coarse annotations, which alone cover `train_extra`. `test` has
+    images alone: their masks are not public.
 
     Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.
     """
@@ -37,7 +43,7 @@ class Cityscapes(MaskFiles):
     def __init__(
         self,
         *,
-        split: Literal["train", "val", "trainval", "train_extra"],
+        split: Literal["train", "val", "test", "trainval", "train_extra"],
         annotations: Literal["fine", "coarse"] = "fine",
         root: str = "cityscapes",
         transforms: tuple[TransformConfig, ...] = (),
@@ -45,10 +51,14 @@ class Cityscapes(MaskFiles):
         if split == "train_extra" and annotations == "fine":
             raise ConfigError("annotations: found 'fine', but split 'train_extra' has coarse annotations only")
         kind = f"gt{annotations.capitalize()}"
-        pairs: list[Pair] = []
+        pairs: list[ImageAndMask] = []
         with within("root"):
             folder = data_folder(root)
             for name in FOLDERS[split]:
-                images, masks = (data_folder(str(folder / part / name)) for part in ("leftImg8bit", kind))
+                images = data_folder(str(folder / "leftImg8bit" / name))
+                if name == "test":  # of which gtFine holds masks, too, but empty ones
+                    pairs += images_alone(images, image_suffix="_leftImg8bit", nested=True)
+                    continue
+                masks = data_folder(str(folder / kind / name))
                 pairs += matched_pairs(images, masks, f"_{kind}_labelIds", image_suffix="_leftImg8bit", nested=True)
         super().__init__(pairs, transforms)

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from classyseg.config import ConfigError, DataError, listed
 from classyseg.datasets.files import IMAGE_SUFFIXES
+from classyseg.datasets.pairs import report_fault
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -39,8 +40,12 @@ def labelled_files(
     for name in found:
         paths = files_below(root / name, suffixes)
         if not paths:
-            raise DataError(f"{root / name}: found no file; accepted: {', '.join(suffixes)}")
+            report_fault(
+                "empty_class", f"{root / name}: found no file; accepted: {', '.join(suffixes)}", [str(root / name)]
+            )
         files += [(path, labels[name]) for path in paths]
+    if not files:
+        raise DataError(f"{root}: found no file in any folder; accepted: {', '.join(suffixes)}")
     return files
 
 

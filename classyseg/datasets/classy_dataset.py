@@ -46,7 +46,11 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     group_size: int = 1
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
     reads_files: bool = True
-    """Whether `exif` and `cache` mean something; not where the samples are those of other data sets."""
+    """Whether the keys of reading files are meant for it; not where it is made of data sets that have them, too."""
+    has_masks: bool = True
+    """Not where masks exist nowhere and every pixel is ignored: to be predicted, not to train on or to measure."""
+    whole_images: bool = False
+    """Whether targets are classes of whole images or clips, (), instead of masks."""
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -55,6 +59,20 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        """The first data set (or its config) within the one of this class and `config`; None where there is none."""
+        return None
+
+    @classmethod
+    def group_size_of(cls, config: Any) -> int | None:
+        """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
+        return None
+
+    def unit_ends(self) -> Sequence[int]:
+        """The index after the last sample of each image or video, which a part of the data set has wholly or not."""
+        return range(self.group_size, len(self) + 1, self.group_size)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,20 +84,9 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         Raises: `DataError`, naming the file.
         """
 
-    def group_ends(self) -> Sequence[int]:
-        """Where each group of samples ends that no split may part, as the clips of a video: the index after its last.
-
-        Unlike those of `group_size`, they may differ in size.
-        """
-        return range(self.group_size, len(self) + 1, self.group_size)
-
     def files(self, index: int) -> tuple[Path, ...]:
         """All files that a sample is read from; none, and it is never cached."""
         return ()
-
-    def beside_files(self, index: int) -> str:
-        """What else `load` gives the sample, such as a class from a table: a cached one with another is read anew."""
-        return ""
 
     def described(self, index: int) -> str:
         """Sample `index` in messages."""
@@ -140,7 +147,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             sample = self.draw(index, epoch)
             self._check(sample)
             return sample
-        key = self.cache.key(f"{index} {self.beside_files(index)}", self.files(index))
+        key = self.cache.key(index, self.files(index))
         found = self.cache.read(key)
         if found is None:
             found = self.draw(index, epoch)

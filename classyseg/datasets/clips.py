@@ -21,6 +21,8 @@ from classyseg.rng import generator_for
 from classyseg.structures import Sample
 
 Sampling = Literal["random", "even"]
+SAMPLING: dict[str, Sampling] = {"train": "random", "val": "even", "test": "even"}
+"""How clips are sampled in each split of the public data sets."""
 Count = Annotated[int, Strict(), Field(ge=1)]
 
 CLIPS = -2
@@ -76,12 +78,13 @@ class Clips(ClassificationDataset):
         sampling: Sampling,
         transforms: Sequence[Any] = (),
     ) -> None:
-        """`videos` are (name, label, info); those without a clip are left out."""
+        """`videos` are (name, label, info); those without a clip are left out, and `too_short`."""
         super().__init__(transforms)
         self.clips = clips
         self.sampling = sampling
         self.videos: list[tuple[str, int, Fraction]] = []
         self.available: list[int] = []
+        self.too_short: list[str] = []
         longest = 0
         for name, label, info in videos:
             if info.rate is None and clips.frame_rate is not None:
@@ -95,6 +98,8 @@ class Clips(ClassificationDataset):
             if num_clips(num_frames, clips):
                 self.videos.append((name, label, step))
                 self.available.append(num_clips(num_frames, clips))
+            else:
+                self.too_short.append(name)
         if not self.videos:
             raise ConfigError(
                 f"clips.frames: found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
@@ -103,9 +108,20 @@ class Clips(ClassificationDataset):
             self.group_size = clips.per_video
         self.ends = list(accumulate(map(self._taken, range(len(self.videos)))))
 
+    @classmethod
+    def group_size_of(cls, config: Any) -> int | None:
+        sampling = getattr(config, "sampling", None) or SAMPLING.get(getattr(config, "split", ""))
+        clips = getattr(config, "clips", None)
+        if sampling is None or clips is None:  # a plugin's, with other options
+            return None
+        return clips.per_video if sampling == "even" else 1
+
     def _taken(self, video: int) -> int:
         """How many clips of a video an epoch has."""
         return self.clips.per_video if self.sampling == "even" else min(self.clips.per_video, self.available[video])
+
+    def unit_ends(self) -> Sequence[int]:
+        return self.ends
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -114,18 +130,19 @@ class Clips(ClassificationDataset):
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
         """Some frames of a video, by rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
 
-    def group_ends(self) -> Sequence[int]:
-        return self.ends
-
-    def described(self, index: int) -> str:
-        return f"{super().described(index)} ({self.videos[bisect_right(self.ends, index)][0]})"
-
     def load(self, index: int) -> Sample:
         return self.draw(index, epoch=0)
 
-    def draw(self, index: int, epoch: int) -> Sample:
+    def described(self, index: int) -> str:
+        return f"sample {index} ({self.videos[self.video_of(index)[0]][0]})"
+
+    def video_of(self, index: int) -> tuple[int, int]:
+        """The number of the video that sample `index` is a clip of, and which of its clips it is."""
         video = bisect_right(self.ends, index)
-        number = index - (self.ends[video] - self._taken(video))
+        return video, index - (self.ends[video] - self._taken(video))
+
+    def draw(self, index: int, epoch: int) -> Sample:
+        video, number = self.video_of(index)
         if self.sampling == "even":
             clip = even_clip(number, self.clips.per_video, self.available[video])
         else:

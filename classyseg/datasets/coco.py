@@ -56,8 +56,7 @@ class Coco(VOCMasks):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         with within("root"):
-            folder = data_folder(root)
-            images = data_folder(str(folder / f"{split}2017"))
+            folder, images = coco_folders(root, f"{split}2017")
             annotations = folder / "annotations" / f"instances_{split}2017.json"
         masks = prepared_masks(annotations, (data_root() / cache).absolute() / f"{split}2017_crowd_{crowd}", crowd)
         pixels = _read_index(masks, annotations)
@@ -65,6 +64,12 @@ class Coco(VOCMasks):
         if not names:
             raise ConfigError(f"min_pixels: found {min_pixels}; no image of {annotations} has so many")
         super().__init__(listed_pairs(names, images, masks), transforms)
+
+
+def coco_folders(root: str, *parts: str) -> tuple[Path, ...]:
+    """The `root` of COCO's files, and the folders `parts` in it. Raises: `ConfigError` for one that is missing."""
+    folder = data_folder(root)
+    return folder, *(data_folder(str(folder / part)) for part in parts)
 
 
 def read_annotations(path: Path, *keys: str) -> dict[str, Any]:

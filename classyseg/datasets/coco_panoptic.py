@@ -9,12 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from classyseg.config import DataError, within
-from classyseg.datasets.coco import entries_of, read_annotations
+from classyseg.datasets.coco import coco_folders, entries_of, read_annotations
 from classyseg.datasets.files import read_colors
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import listed_pairs
-from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
 CATEGORY_IDS, CLASSES, PALETTE = label_table("coco_panoptic")
@@ -43,9 +42,7 @@ class CocoPanoptic(MaskFiles):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         with within("root"):
-            folder = data_folder(root)
-            images = data_folder(str(folder / f"{split}2017"))
-            masks = data_folder(str(folder / "annotations" / f"panoptic_{split}2017"))
+            folder, images, masks = coco_folders(root, f"{split}2017", f"annotations/panoptic_{split}2017")
         self._source = source = folder / "annotations" / f"panoptic_{split}2017.json"
         with entries_of(source):
             names, self._ids, self._labels, self._ends = _segments(source)
@@ -55,10 +52,10 @@ class CocoPanoptic(MaskFiles):
         super().__init__(pairs, transforms)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return (*self.pairs[index], self._source)
+        return (*super().files(index), self._source)
 
     def labels(self, index: int) -> Tensor:
-        mask, row = self.pairs[index][1], self._rows[index]
+        mask, row = self.mask_path(index), self._rows[index]
         mine = slice(self._ends[row], self._ends[row + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))
         label_map = LabelMap({0: self.ignore_index} | segments, text=str)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from classyseg.config import within
+from classyseg.datasets.coco import coco_folders
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import matched_pairs
-from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
 LABEL_IDS, CLASSES, _ = label_table("coco_stuff")
@@ -37,6 +37,5 @@ class CocoStuff(MaskFiles):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         with within("root"):
-            folder = data_folder(root)
-            image_folder, mask_folder = (data_folder(str(folder / part / f"{split}2017")) for part in (".", masks))
+            _, image_folder, mask_folder = coco_folders(root, f"{split}2017", f"{masks}/{split}2017")
         super().__init__(matched_pairs(image_folder, mask_folder), transforms)

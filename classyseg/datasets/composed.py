@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from itertools import accumulate, chain
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain, pairwise
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,14 +15,20 @@ from pydantic import Field
 from classyseg.config import ConfigError, within
 from classyseg.datasets.build import build_dataset, build_datasets
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
-from classyseg.transforms import Normalize, PairTransform
+from classyseg.transforms import ClassyTransform, Normalize, PairTransform
+
+KEYS_OF_THE_WHOLE = ("on_bad_sample", "max_bad_samples")
 
 
-class _Composed(ClassyDataset):
-    """Samples of other data sets, as these transform them; `transforms` come after theirs."""
+class Composed(ClassyDataset):
+    """Samples of other data sets, as these transform them; `transforms` come after theirs.
+
+    `parts` are the data sets, which the config names at `places()` within that of this one.
+    """
 
     reads_files = False
 
@@ -28,17 +36,22 @@ class _Composed(ClassyDataset):
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
+        self.whole_images, self.has_masks = first.whole_images, first.has_masks
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
-        for part in parts:
-            if part.on_bad_sample != "error":
-                raise ConfigError(
-                    f"on_bad_sample: found '{part.on_bad_sample}' in a data set within this one; put it here, for all "
-                    "of them"
-                )
+        for place, part in zip(self.places(), parts, strict=True):
+            for key in KEYS_OF_THE_WHOLE:
+                found, default = getattr(part, key), getattr(ClassyDataset, key)
+                if found != default:
+                    raise ConfigError(
+                        f"{place}.{key}: found {found!r}; samples are counted where all of them are: put it into the "
+                        "data set around this one"
+                    )
         for step in (step for part in parts for step in part.transforms):
-            if isinstance(step, Normalize) or (isinstance(step, PairTransform) and step.gives_shares):
+            if isinstance(step, Normalize) or (
+                isinstance(step, PairTransform) and step.gives_shares(self.whole_images)
+            ):
                 raise ConfigError(
                     f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all of "
                     "them"
@@ -55,27 +68,35 @@ class _Composed(ClassyDataset):
             part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
 
     @abstractmethod
-    def locate(self, index: int) -> tuple[ClassyDataset, int]:
-        """The data set and the index in it that sample `index` comes from."""
+    def places(self) -> Sequence[str]:
+        """Where the config of this data set holds that of each part, such as `datasets[0]`."""
 
-    def described(self, index: int) -> str:
-        part, inner = self.locate(index)
-        return f"sample {index}, which is {part.described(inner)} of a data set within"
+    @abstractmethod
+    def locate(self, index: int) -> tuple[int, int]:
+        """The number of the part that sample `index` comes from, and its index there."""
 
     def load(self, index: int) -> Sample:
         part, inner = self.locate(index)
-        return part.load(inner)
+        return self.parts[part].load(inner)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        part, inner = self.locate(index)
+        return self.parts[part].files(inner)
+
+    def described(self, index: int) -> str:
+        part, inner = self.locate(index)
+        return f"sample {index}: {self.parts[part].described(inner)} of {self.places()[part]}"
 
     def draw(self, index: int, epoch: int) -> Sample:
         part, inner = self.locate(index)
-        return part.sample(inner, epoch)
+        return self.parts[part].sample(inner, epoch)
 
     def _check(self, sample: Sample) -> None:
         """It has been checked within, before it was transformed."""
 
 
 @DATASETS.register("concat")
-class Concat(_Composed):
+class Concat(Composed):
     """All samples of `datasets`, which have the same classes, one data set after the other.
 
     A data set that is named twice counts twice, and is augmented in two ways.
@@ -89,7 +110,7 @@ class Concat(_Composed):
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
         for i, part in enumerate(parts):
-            for what in ("classes", "ignore_index", "submission_values", "group_size"):
+            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images", "has_masks"):
                 found, wanted = getattr(part, what), getattr(parts[0], what)
                 if found != wanted:
                     raise ConfigError(
@@ -98,24 +119,31 @@ class Concat(_Composed):
         super().__init__(parts, transforms)
         self.ends = list(accumulate(map(len, parts)))
 
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        return config.datasets[0]
+
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def group_ends(self) -> Sequence[int]:
-        begins = [0, *self.ends[:-1]]
-        return [begin + end for begin, part in zip(begins, self.parts, strict=True) for end in part.group_ends()]
+    def unit_ends(self) -> Sequence[int]:
+        starts = [0, *self.ends]
+        return [start + end for start, part in zip(starts, self.parts, strict=False) for end in part.unit_ends()]
 
-    def locate(self, index: int) -> tuple[ClassyDataset, int]:
-        i = next(i for i, end in enumerate(self.ends) if index < end)
-        return self.parts[i], index - (self.ends[i] - len(self.parts[i]))
+    def places(self) -> Sequence[str]:
+        return [f"datasets[{i}]" for i in range(len(self.parts))]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        i = bisect_right(self.ends, index)
+        return i, index - (self.ends[i] - len(self.parts[i]))
 
 
 @DATASETS.register("subset")
-class Subset(_Composed):
+class Subset(Composed):
     """A part of `dataset`, in its order: the `first` so many, `every` so many-th, or a random `share` of them.
 
     With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
-    the smaller one. Clips of one video count as one, and stay together.
+    the smaller one. Clips of one video count as one, and stay together, however they are sampled.
     """
 
     def __init__(
@@ -131,11 +159,17 @@ class Subset(_Composed):
     ) -> None:
         if [first, every, share].count(None) != 2:
             raise ConfigError("give one of 'first', 'every' and 'share'")
-        with within("dataset"):
-            whole: ClassyDataset = build_dataset(dataset)
+        with within("dataset"), faults_within("dataset"):
+            whole = build_dataset(dataset)
         super().__init__([whole], transforms)
-        ends = whole.group_ends()
-        count = len(ends)
+        for step in _transforms_within(whole):
+            if isinstance(step, PairTransform):
+                raise ConfigError(
+                    f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
+                    "samples that this part leaves out, too; put it here"
+                )
+        units = [range(*ends) for ends in pairwise([0, *whole.unit_ends()])]
+        count = len(units)
         if first is not None and first > count:
             raise ConfigError(f"first: found {first}, but the data set has only {count}")
         if share is not None:
@@ -143,18 +177,30 @@ class Subset(_Composed):
             taken = set(order[: max(1, round(share * count))])
         else:
             taken = set(range(0, count, every) if every is not None else range(first or 0))
-        groups = [group for group in range(count) if (group in taken) != rest]
-        if not groups:
+        self.units = [unit for i, unit in enumerate(units) if (i in taken) != rest]
+        if not self.units:
             raise ConfigError("rest: nothing is left; take a smaller part")
-        spans = [range(ends[group - 1] if group else 0, ends[group]) for group in groups]
-        self.indices = list(chain.from_iterable(spans))
-        self._group_ends = list(accumulate(map(len, spans)))
+        self.indices = list(chain.from_iterable(self.units))
+
+    @classmethod
+    def first_within(cls, config: Any) -> Any:
+        return config.dataset
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def group_ends(self) -> Sequence[int]:
-        return self._group_ends
+    def unit_ends(self) -> Sequence[int]:
+        return list(accumulate(map(len, self.units)))
 
-    def locate(self, index: int) -> tuple[ClassyDataset, int]:
-        return self.parts[0], self.indices[index]
+    def places(self) -> Sequence[str]:
+        return ["dataset"]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        return 0, self.indices[index]
+
+
+def _transforms_within(dataset: ClassyDataset) -> Iterator[ClassyTransform]:
+    """Those of a data set, and of all within it."""
+    yield from dataset.transforms
+    for part in dataset.parts if isinstance(dataset, Composed) else ():
+        yield from _transforms_within(part)

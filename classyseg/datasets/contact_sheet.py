@@ -26,7 +26,8 @@ WRONG: Color = (190, 0, 0)
 def contact_sheet(dataset: ClassyDataset, indices: Sequence[int], *, columns: int = 3) -> Image.Image:
     """The samples `indices`, each as it is and under its mask, with a legend of the classes that occur in them.
 
-    Ignored pixels are white, labels that no class has magenta. A sample that cannot be shown gives its error instead.
+    Samples of one class have its name instead, clips their first and their last frame. Ignored pixels are white, labels
+    that no class has magenta. A sample that cannot be shown gives its error instead.
     """
     cells, labels = [], set[int]()
     for index in indices:
@@ -53,15 +54,34 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
     name = sample_names(dataset, index)[0].rsplit("/", 1)[-1]
     try:
         sample = dataset.load(index)
-        pair = [_picture(sample.image), _painted(dataset, sample.image, sample.target)]
-    except (DataError, ValueError) as error:
-        return _text_cell(name, str(error)), set()
+        whole = sample.target.dim() < 2
+        pair = _frames(sample.image) if whole else [_picture(sample.image)]
+        if not whole and dataset.has_masks:
+            pair.append(_painted(dataset, sample.image, sample.target))
+        name = f"{name}: {_class_text(dataset, sample.target)}" if whole else name
+    except Exception as error:  # plugins raise what they like; the other samples are to be shown, too
+        text = str(error) if isinstance(error, DataError | ValueError) else f"{type(error).__name__}: {error}"
+        return _text_cell(name, text), set()
     height = max(picture.height for picture in pair)
     cell = Image.new("RGB", (2 * CELL + MARGIN, LINE + height), "white")
     ImageDraw.Draw(cell).text((0, 0), _fitting(name, 2 * CELL), fill=TEXT, font=_font())
     for i, picture in enumerate(pair):
         cell.paste(picture, (i * (CELL + MARGIN), LINE))
-    return cell, set(sample.target.unique().tolist())
+    return cell, set() if whole or not dataset.has_masks else set(sample.target.unique().tolist())
+
+
+def _frames(image: Tensor) -> list[Image.Image]:
+    """An image, or the first and the last frame of a clip (C, T, H, W)."""
+    if image.dim() == 3:
+        return [_picture(image)]
+    return [_picture(image[:, number]) for number in (0, -1)]
+
+
+def _class_text(dataset: ClassyDataset, target: Tensor) -> str:
+    """The class of a whole image, (), or those of which it has a share, (num_classes,)."""
+    labels = (target > 0).nonzero().flatten().tolist() if target.dim() else [int(target)]
+    known = range(dataset.num_classes)
+    return ", ".join(dataset.classes[label] if label in known else f"{label}, no class" for label in labels)
 
 
 def _picture(image: Tensor) -> Image.Image:

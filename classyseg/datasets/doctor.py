@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -10,13 +9,15 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from classyseg.config import ConfigError, listed
+from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.clips import Clips
+from classyseg.datasets.composed import Composed
 from classyseg.datasets.inspection import Facts, inspect_all, sample_names
 from classyseg.datasets.label_map import color_text
 from classyseg.datasets.label_patterns import MANY, label_pattern
 from classyseg.datasets.pairs import PairFault, collecting_pair_faults
 from classyseg.datasets.summary import DataSummary, Tally
-from classyseg.registry import DATASETS
 
 Severity = Literal["fault", "warning"]
 """A fault spoils a training or stops it; a warning may be meant so."""
@@ -60,6 +61,8 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     ),
     "blank_image": ("warning", "images of one colour", "look at them; take out those that show nothing"),
     "blank_mask": ("warning", "masks of one class alone", "look at them; a mask that was never drawn teaches wrong"),
+    "video_unreadable": ("fault", "clips that cannot be read", "fetch the videos again, or take them out of the set"),
+    "no_class": ("warning", "samples without a class", "label them, or take them out: they teach nothing"),
     "unlabelled": ("warning", "masks in which all is ignored", "label them, or take them out: they teach nothing"),
 }
 """Of each kind of problem of a single sample: how bad it is, what was found, and how to mend it."""
@@ -70,6 +73,8 @@ PAIR_MENDS = {
     "same_name": "keep one of the files",
     "listed_twice": "take the second line out of the list",
     "missing_file": "correct the paths in the table, or add the files",
+    "video_unreadable": "fetch the videos again, or take them out of the set",
+    "empty_class": "add the files of the class, or remove its folder and name all classes in `classes`",
 }
 
 
@@ -134,26 +139,61 @@ def check_data(
             continue
         summary = DataSummary(name, dataset, max_files=max_files)
         diagnosis.summaries.append(summary)
-        duplicates.start(summary)
-        for facts in looked_at(summary, samples=samples, workers=workers):
+        parts: dict[str, DataSummary] = {}
+        for part, facts in looked_at(summary, samples=samples, workers=workers):
+            parts[part.name] = part
             if samples is None:
-                duplicates.add(facts)
-    for summary in diagnosis.summaries:
-        diagnosis.findings += sample_findings(summary)
-        diagnosis.findings += label_findings(summary, whole=samples is None)
+                duplicates.add(summary, part, facts)
+        diagnosis.findings += _findings_within(summary, parts.values(), whole=samples is None)
     diagnosis.findings += [*_class_findings(diagnosis.summaries), *duplicates.findings()]
     diagnosis.findings.sort(key=lambda finding: finding.severity != "fault")
     return diagnosis
 
 
-def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Iterator[Facts]:
-    """The facts of the samples of a data set, or of some evenly spread ones, each counted in `summary` before."""
+def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whole: bool) -> Iterator[Finding]:
+    """What the samples of one data set show, where those come from: the `parts` that it is made of."""
+    labels: list[Finding] = []
+    for part in parts:
+        yield from sample_findings(part)
+        yield from _short_videos(part)
+        labels += label_findings(part, whole=whole)
+    yield from labels
+    if whole and not labels:
+        yield from _absent_classes(summary)
+
+
+def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Iterator[tuple[DataSummary, Facts]]:
+    """The facts of the samples of a data set, or of some evenly spread ones, each counted in `summary` before.
+
+    Beside them, the summary of the data set that a sample comes from: where others make up this one, of one of them.
+    """
     indices = spread(len(summary.dataset), samples)
     quiet = None if samples is None else True
-    everything = inspect_all(summary.dataset, indices, workers=min(workers, len(indices)))
-    for facts in tqdm(everything, summary.name, total=len(indices), disable=quiet, leave=False):
-        summary.add(facts)
-        yield facts
+    with tqdm(desc=summary.name, total=len(indices), disable=quiet, leave=False) as bar:
+        for place, dataset, inner in parts_of(summary.name, summary.dataset, indices):
+            is_part = dataset is not summary.dataset
+            part = DataSummary(place, dataset, max_files=summary.max_files) if is_part else summary
+            for facts in inspect_all(dataset, inner, workers=min(workers, len(inner))):
+                summary.add(facts)
+                if is_part:
+                    part.add(facts)
+                bar.update()
+                yield part, facts
+
+
+def parts_of(
+    place: str, dataset: ClassyDataset, indices: Sequence[int]
+) -> Iterator[tuple[str, ClassyDataset, Sequence[int]]]:
+    """The data sets that read the samples `indices` of `dataset`, with their places in the config and indices there."""
+    if not isinstance(dataset, Composed):
+        yield place, dataset, indices
+        return
+    inner: dict[int, list[int]] = {}
+    for index in indices:
+        part, i = dataset.locate(index)
+        inner.setdefault(part, []).append(i)
+    for part, taken in inner.items():
+        yield from parts_of(f"{place}.{dataset.places()[part]}", dataset.parts[part], taken)
 
 
 def spread(size: int, samples: int | None) -> Sequence[int]:
@@ -165,7 +205,7 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
     """The data set without its files that have no partner, which are findings; None where it cannot be built at all."""
     with collecting_pair_faults() as faults:
         try:
-            dataset = DATASETS.build(config)
+            dataset = build_dataset(config)
         except ConfigError as error:
             mend = "correct the path or the files that the message names; nothing of this data set was looked at"
             return None, [*_pair_findings(name, faults, max_files), Finding("no_data", "fault", name, str(error), mend)]
@@ -175,7 +215,8 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
 def _pair_findings(name: str, faults: Iterable[PairFault], max_files: int) -> Iterator[Finding]:
     for fault in faults:
         files = tuple((file, "") for file in fault.files[:max_files])
-        yield Finding(fault.kind, "fault", name, fault.message, PAIR_MENDS[fault.kind], len(fault.files), files)
+        place = f"{name}.{fault.place}".removesuffix(".")
+        yield Finding(fault.kind, "fault", place, fault.message, PAIR_MENDS[fault.kind], len(fault.files), files)
 
 
 def sample_findings(summary: DataSummary) -> Iterator[Finding]:
@@ -185,6 +226,10 @@ def sample_findings(summary: DataSummary) -> Iterator[Finding]:
             yield _color_finding(summary, tally)
             continue
         severity, what, mend = PROBLEMS[kind]
+        if kind == "exif_rotation" and summary.whole:
+            mend = (
+                "write exif: rotate into the data set's config, or exif: ignore to take the pixels as they are stored"
+            )
         yield Finding(kind, severity, summary.name, f"{what}: {tally.count}", mend, tally.count, tuple(tally.places))
 
 
@@ -210,7 +255,7 @@ def _color_finding(summary: DataSummary, tally: Tally) -> Finding:
 
 
 def label_findings(summary: DataSummary, *, whole: bool) -> Iterator[Finding]:
-    """What the labels of a data set show; `whole` says that all of its masks were looked at."""
+    """What is wrong with the labels of a data set; `whole` says that all of its masks were looked at."""
     pattern = label_pattern(summary)
     if pattern is not None:
         silent = not summary.strange
@@ -218,14 +263,30 @@ def label_findings(summary: DataSummary, *, whole: bool) -> Iterator[Finding]:
         severity: Severity = "fault" if whole or not silent else "warning"
         files = tuple(_value_places(summary))
         yield Finding(pattern.kind, severity, summary.name, pattern.found, pattern.mend, count, files, pattern.config)
-    elif whole and summary.all_masks_are_known:
-        absent = [name for label, name in enumerate(summary.dataset.classes) if not summary.pixels[label]]
-        if absent:
-            message = (
-                f"{len(absent)} of {summary.dataset.num_classes} classes are in no mask: {listed(absent, limit=10)}"
-            )
-            mend = "check `classes` and `label_map` (do the masks count from 1?); a class without a pixel is not learnt"
-            yield Finding("absent_class", "warning", summary.name, message, mend, len(absent))
+
+
+def _absent_classes(summary: DataSummary) -> Iterator[Finding]:
+    absent = [name for label, name in enumerate(summary.dataset.classes) if not summary.pixels[label]]
+    if not absent or not summary.all_masks_are_known:
+        return
+    of = f"{len(absent)} of {summary.dataset.num_classes} classes"
+    names = listed(absent, limit=10)
+    if summary.whole:
+        message = f"{of} have no sample: {names}"
+        mend = "check `classes` against the folders or the list; a class without a sample is not learnt"
+    else:
+        message = f"{of} are in no mask: {names}"
+        mend = "check `classes` and `label_map` (do the masks count from 1?); a class without a pixel is not learnt"
+    yield Finding("absent_class", "warning", summary.name, message, mend, len(absent))
+
+
+def _short_videos(summary: DataSummary) -> Iterator[Finding]:
+    short = summary.dataset.too_short if isinstance(summary.dataset, Clips) else []
+    if short:
+        message = f"videos that are shorter than a clip, and left out: {len(short)}"
+        files = tuple((name, "") for name in short[: summary.max_files])
+        mend = "take fewer clips.frames, or another clips.frame_rate, unless they shall be left out"
+        yield Finding("short_video", "warning", summary.name, message, mend, len(short), files)
 
 
 def _value_places(summary: DataSummary) -> Iterator[tuple[str, str]]:
@@ -235,7 +296,7 @@ def _value_places(summary: DataSummary) -> Iterator[tuple[str, str]]:
         return
     for value, tally in summary.strange.items():
         for file, text in tally.places:
-            yield file, f"value {summary.value_text(value)}: {text}"
+            yield file, f"class {value}" if summary.whole else f"value {summary.value_text(value)}: {text}"
 
 
 def _class_findings(summaries: list[DataSummary]) -> Iterator[Finding]:
@@ -248,44 +309,47 @@ def _class_findings(summaries: list[DataSummary]) -> Iterator[Finding]:
 
 
 class Duplicates:
-    """Finds images of equal pixels, within a data set and between two; keeps 16 bytes and two numbers of each image."""
+    """Finds images of equal pixels, and equal videos, within a data set and between two.
+
+    Keeps 16 bytes and two numbers of each.
+    """
 
     def __init__(self, max_files: int) -> None:
         self.max_files = max_files
-        self._summaries: list[DataSummary] = []
-        self._first: dict[bytes, tuple[int, int, bytes | None]] = {}
-        self._tallies: dict[tuple[str, int, int], Tally] = {}
-        self._sizes: Counter[int] = Counter()
+        self._parts: dict[str, tuple[str, DataSummary]] = {}
+        self._first: dict[bytes, tuple[str, int, bytes | None]] = {}
+        self._tallies: dict[tuple[str, str, str], Tally] = {}
 
-    def start(self, summary: DataSummary) -> None:
-        """What is added from now on is of `summary`."""
-        self._summaries.append(summary)
-
-    def add(self, facts: Facts) -> None:
+    def add(self, summary: DataSummary, part: DataSummary, facts: Facts) -> None:
+        """A sample of `part`, which is in `summary`, or is it."""
         if facts.image_digest is None:
             return
-        here = len(self._summaries) - 1
-        first = self._first.setdefault(facts.image_digest, (here, facts.index, facts.mask_digest))
-        if first[:2] == (here, facts.index):
+        root, here = self._parts.setdefault(part.name, (summary.name, part))[0], part.name
+        place, index, mask_digest = self._first.setdefault(facts.image_digest, (here, facts.index, facts.mask_digest))
+        if (place, index) == (here, facts.index):
             return
-        kind = "duplicate" if first[0] == here else "duplicate_across"
-        if kind == "duplicate" and first[2] != facts.mask_digest:
+        other_root, other = self._parts[place]
+        kind = "duplicate" if other_root == root else "duplicate_across"
+        if kind == "duplicate" and mask_digest != facts.mask_digest:
             kind = "duplicate_labels"
-        other = sample_names(self._summaries[first[0]].dataset, first[1])[0]
-        tally = self._tallies.setdefault((kind, first[0], here), Tally())
-        tally.add(facts.image, f"the same pixels as {other}", self.max_files)
+        name = sample_names(other.dataset, index)[0]
+        tally = self._tallies.setdefault((kind, place, here), Tally())
+        tally.add(facts.image, f"the same {'content' if part.videos else 'pixels'} as {name}", self.max_files)
 
     def findings(self) -> Iterator[Finding]:
-        for (kind, before, here), tally in self._tallies.items():
-            name, other = self._summaries[here].name, self._summaries[before].name
+        for (kind, other, here), tally in self._tallies.items():
+            part = self._parts[here][1]
+            nouns, labels = ("videos" if part.videos else "images"), ("classes" if part.whole else "masks")
+            within = "there twice" if other == here else f"in {other}, too"
+            severity: Severity = "warning" if kind == "duplicate" else "fault"
             if kind == "duplicate_across":
-                what, severity = f"images that {other} holds, too", "fault"
+                what = f"{nouns} that {other} holds, too"
                 mend = "take them out of one of the two: what was seen in training is not measured honestly"
             elif kind == "duplicate_labels":
-                what, severity = "images that are there twice, with different masks", "fault"
-                mend = "keep the image whose mask is right"
+                what = f"{nouns} that are {within}, with different {labels}"
+                mend = f"keep the one whose {'class' if part.whole else 'mask'} is right"
             else:
-                what, severity = "images that are there twice", "warning"
+                what = f"{nouns} that are {within}"
                 mend = "keep one of each, unless it shall count twice"
             files = tuple(tally.places)
-            yield Finding(kind, severity, name, f"{what}: {tally.count}", mend, tally.count, files)  # type: ignore[arg-type]
+            yield Finding(kind, severity, here, f"{what}: {tally.count}", mend, tally.count, files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from classyseg.datasets.classy_dataset import Color
 from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_of, color_text
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import matched_pairs, tabled_pairs
+from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs, tabled_pairs
 from classyseg.io import data_folder, data_root
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -25,15 +26,15 @@ class Folder(MaskFiles):
 
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
     checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
-    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead. Images have
-    `channels` channels of `bits` bits.
+    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead. `masks: null` is
+    for images that shall be predicted. Images have `channels` channels of `bits` bits.
     """
 
     def __init__(
         self,
         *,
         images: str,
-        masks: str,
+        masks: str | None,
         classes: Annotated[tuple[str, ...], Field(min_length=1)],
         mask_suffix: str = "",
         nested: bool = False,
@@ -56,6 +57,8 @@ class Folder(MaskFiles):
             raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
         if split is not None and table is None:
             raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
+        if masks is None and (table is not None or mask_suffix):
+            raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.channels = channels
@@ -67,8 +70,11 @@ class Folder(MaskFiles):
         with within("images"):
             image_folder = data_folder(images)
         with within("masks"):
-            mask_folder = data_folder(masks)
-        if table is None:
+            mask_folder = None if masks is None else data_folder(masks)
+        pairs: Sequence[ImageAndMask]
+        if mask_folder is None:
+            pairs = images_alone(image_folder, nested=nested)
+        elif table is None:
             pairs = matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
         else:
             pairs = tabled_pairs((data_root() / table).absolute(), image_folder, mask_folder, split)

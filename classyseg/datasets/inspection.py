@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from classyseg.config import DataError
+from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.clips import Clips
+from classyseg.datasets.composed import Composed
 from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
@@ -46,7 +49,7 @@ class Facts:
     `squares` are of each channel's values. `pixels` counts the pixels of each label, `unknown` those of values that the
     label map does not know, `colors` those of a mask's colours where it holds colours by mistake. `image_digest` and
     `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as numbers
-    of objects are.
+    of objects are. The classes of a `whole` image count as one pixel each. `video` is the file of a clip.
     """
 
     index: int
@@ -64,6 +67,8 @@ class Facts:
     unknown: dict[int, int] = field(default_factory=dict)
     colors: dict[int, int] = field(default_factory=dict)
     counts_up: bool = False
+    whole: bool = False
+    video: str = ""
 
     def add(self, kind: str, file: str, text: str) -> None:
         self.problems.append(Problem(kind, file, text))
@@ -107,8 +112,21 @@ def inspect(dataset: ClassyDataset, index: int) -> Facts:
     """What sample `index` shows. Raises nothing that the sample is to blame for: that is one of its `problems`."""
     facts = Facts(index)
     facts.image, facts.mask = sample_names(dataset, index)
-    image, labels = _read_files(facts, dataset) if isinstance(dataset, MaskFiles) else _load(facts, dataset)
+    if isinstance(dataset, MaskFiles):
+        image, labels = _read_pair(facts, dataset)
+    elif isinstance(dataset, LabelledFiles):
+        path, label = dataset.paths[index], int(dataset.labels[index])
+        image, labels = _read_image(facts, dataset, Path(path)), torch.tensor(label)
+    else:
+        image, labels = _load(facts, dataset)
     _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, labels))
+    if isinstance(dataset, Clips):
+        facts.video = facts.image
+        if dataset.video_of(index)[1] or image is None:  # the other clips of a video are no copies of it
+            facts.image_digest = None
+        else:
+            found = _guarded(facts, "video_unreadable", facts.image, lambda: video_digest(facts.image))
+            facts.image_digest = found or facts.image_digest
     return facts
 
 
@@ -123,9 +141,17 @@ def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Te
 
 def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
     """The files of the image and the mask, or the number of the sample where the data set does not tell files."""
+    if isinstance(dataset, Composed):
+        part, inner = dataset.locate(index)
+        return sample_names(dataset.parts[part], inner)
     if isinstance(dataset, MaskFiles):
         image, mask = dataset.pairs[index]
-        return str(image), str(mask)
+        return str(image), str(mask or image)
+    if isinstance(dataset, LabelledFiles):
+        return dataset.paths[index], dataset.paths[index]
+    if isinstance(dataset, Clips):
+        name = dataset.videos[dataset.video_of(index)[0]][0]
+        return name, name
     return f"sample {index}", f"sample {index}"
 
 
@@ -141,21 +167,32 @@ def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | N
 
 
 def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
-    sample = _guarded(facts, "sample_unreadable", facts.image, lambda: dataset.load(facts.index))
+    is_clip = isinstance(dataset, Clips)
+    kind = "video_unreadable" if is_clip else "sample_unreadable"
+    sample = _guarded(facts, kind, facts.image, lambda: dataset.load(facts.index))
     if sample is None:
         return None, None
-    facts.image = facts.mask = str(sample.name or facts.image)
+    if not is_clip:
+        facts.image = facts.mask = str(sample.name or facts.image)
     return sample.image, sample.target
 
 
-def _read_files(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor | None]:
-    image_path, mask_path = dataset.pairs[facts.index]
-    orientation = _exif_orientation(image_path)
-    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.read_image(image_path))
+def _read_image(facts: Facts, dataset: MaskFiles | LabelledFiles, path: Path) -> Tensor | None:
+    orientation = _exif_orientation(path)
+    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.read_image(path))
     if orientation != 1 and dataset.exif == "refuse":
         facts.problems = [problem for problem in facts.problems if "EXIF" not in problem.text]  # said once
-        text = f"EXIF orientation {orientation}: viewers turn it, its pixels and its mask are read as they are stored"
+        stored = "its pixels are" if dataset.whole_images else "its pixels and its mask are"
+        text = f"EXIF orientation {orientation}: viewers turn it, {stored} read as they are stored"
         facts.add("exif_rotation", facts.image, text)
+    return image
+
+
+def _read_pair(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor | None]:
+    image_path, mask_path = dataset.pairs[facts.index]
+    image = _read_image(facts, dataset, image_path)
+    if mask_path is None:
+        return image, None
     labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
         facts.problems[-1] = _look_at_wrong_mask(facts, mask_path, facts.problems[-1])
@@ -214,17 +251,29 @@ def _look_at_image(facts: Facts, image: Tensor) -> None:
 
 
 def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> None:
+    if labels.dim() < 2:
+        _look_at_class(facts, labels, dataset)
+        return
     facts.pixels = _count(labels)
     facts.mask_digest = _digest(labels.contiguous().numpy())
     found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
     gaps = set(range(max(found, default=0) + 1)) - {*found, dataset.ignore_index}
     facts.counts_up = len(found) > dataset.num_classes and found[0] == 0 and not gaps
-    if labels.dim() < 2:
-        return
     if not found:
         facts.add("unlabelled", facts.mask, f"every pixel is {dataset.ignore_index}, ignored")
     elif len(facts.pixels) == 1 and labels.numel() > 1 and found[0] in range(dataset.num_classes):
         facts.add("blank_mask", facts.mask, f"every pixel is {found[0]}, '{dataset.classes[found[0]]}'")
+
+
+def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None:
+    """The class of a whole image, (), or its flags or shares of all classes, (num_classes,)."""
+    flags = target.reshape(-1).tolist()
+    found = [i for i, flag in enumerate(flags) if flag > 0 and flag != dataset.ignore_index] if target.dim() else flags
+    facts.whole = True
+    facts.pixels = dict.fromkeys(found or [dataset.ignore_index], 1)
+    facts.mask_digest = _digest(target.contiguous().numpy())
+    if [*facts.pixels] == [dataset.ignore_index]:
+        facts.add("no_class", facts.image, f"its class is {dataset.ignore_index}, unknown")
 
 
 def _compare_sizes(facts: Facts, image: tuple[int, int], mask: tuple[int, int]) -> None:
@@ -241,6 +290,19 @@ def _count(labels: Tensor) -> dict[int, int]:
         return {label: int(counts[label]) for label in counts.nonzero().flatten().tolist()}
     found, counted = flat.unique(return_counts=True)
     return dict(zip(found.tolist(), counted.tolist(), strict=True))
+
+
+def video_digest(name: str) -> bytes | None:
+    """16 bytes that depend on what a video file, or a folder of frames, holds; None where there is none."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    state = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as content:
+                state.update(hashlib.file_digest(content, "blake2b").digest())
+    return state.digest()
 
 
 def _digest(values: Any) -> bytes:

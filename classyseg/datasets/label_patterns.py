@@ -30,6 +30,8 @@ def label_pattern(summary: DataSummary) -> Pattern | None:
     dataset = summary.dataset
     if not summary.strange:
         return _silent_pattern(summary)
+    if summary.whole:
+        return _no_classes(summary)
     if not isinstance(dataset, Folder):
         return _foreign(summary)
     labels = (dataset.color_map or dataset.label_map).labels
@@ -142,6 +144,16 @@ def _foreign(summary: DataSummary) -> Pattern:
         "unknown_values",
         f"the masks hold {values}, which {name} does not have",
         f"take the masks as {name} publishes them (docs/datasets.md tells their values), or read these with `folder`",
+    )
+
+
+def _no_classes(summary: DataSummary) -> Pattern:
+    """Of samples with one class each."""
+    return Pattern(
+        "unknown_classes",
+        f"samples have the classes {_short(sorted(summary.strange))}, the classes are 0 to "
+        f"{summary.dataset.num_classes - 1}, and {summary.dataset.ignore_index} is none",
+        "name all classes in `classes`, or correct what the samples' classes come from",
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from classyseg.config import DataError, listed, within
 from classyseg.datasets.classification_dataset import LabelledFiles
-from classyseg.datasets.pairs import read_names
+from classyseg.datasets.pairs import read_names, report_fault
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -45,5 +45,10 @@ class MINC(LabelledFiles):
             raise DataError(f"{table}: found {listed(wrong, limit=5)}; expected lines such as images/brick/NAME.jpg")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise DataError(f"{table}: names {len(missing)} files that do not exist: {listed(missing, limit=5)}")
-        super().__init__([(str(folder / name), CLASSES.index(name.split("/")[1])) for name in names], transforms)
+            message = f"{table}: names {len(missing)} files that do not exist: {listed(missing, limit=5)}"
+            report_fault("missing_file", message, [str(folder / name) for name in missing])
+        absent = set(missing)
+        super().__init__(
+            [(str(folder / name), CLASSES.index(name.split("/")[1])) for name in names if name not in absent],
+            transforms,
+        )

@@ -6,22 +6,28 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 Pair = tuple[Path, Path]
+ImageAndMask = tuple[Path, Path | None]
+"""None where a split has no masks: those of test images are seldom public."""
 
 
 @dataclass(frozen=True)
 class PairFault:
-    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere."""
+    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere.
+
+    `place` is that of their data set within the one that was built: nothing for that itself.
+    """
 
     kind: str
     message: str
     files: tuple[str, ...]
+    place: str = ""
 
 
 _collected: ContextVar[list[PairFault] | None] = ContextVar("collected", default=None)
@@ -38,7 +44,19 @@ def collecting_pair_faults() -> Iterator[list[PairFault]]:
         _collected.reset(token)
 
 
-def _fault(kind: str, message: str, files: Sequence[str]) -> None:
+@contextmanager
+def faults_within(place: str) -> Iterator[None]:
+    """Puts `place` before that of the faults that are collected inside."""
+    faults = _collected.get()
+    before = len(faults or ())
+    yield
+    for i, fault in enumerate(faults or ()):
+        if faults is not None and i >= before:
+            faults[i] = replace(fault, place=f"{place}.{fault.place}".removesuffix("."))
+
+
+def report_fault(kind: str, message: str, files: Sequence[str]) -> None:
+    """Notes `files` that have to be left out. Raises: `DataError` unless somebody collects such faults."""
     faults = _collected.get()
     if faults is None:
         raise DataError(message)
@@ -58,7 +76,7 @@ def matched_pairs(
     masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
     alone = [str(path) for name, path in by_name.items() if name not in masks_by_name]
     if alone:
-        _fault(
+        report_fault(
             "missing_mask",
             f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {_some(alone)}; the mask of "
             f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format)",
@@ -67,8 +85,14 @@ def matched_pairs(
     unused = [str(path) for name, path in masks_by_name.items() if name not in by_name]
     if unused:
         message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}"
-        _fault("missing_image", message, unused)
+        report_fault("missing_image", message, unused)
     return [(path, masks_by_name[name]) for name, path in by_name.items() if name in masks_by_name]
+
+
+def images_alone(images: Path, *, image_suffix: str = "", nested: bool = False) -> list[ImageAndMask]:
+    """The image files of a folder without masks, otherwise as `matched_pairs`."""
+    found = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
+    return [(path, None) for path in found.values()]
 
 
 def listed_pairs(
@@ -81,7 +105,7 @@ def listed_pairs(
         missing = [name for name in names if name not in found]
         if missing:
             message = f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {_some(missing)}"
-            _fault(f"missing_{what}", message, missing)
+            report_fault(f"missing_{what}", message, missing)
     return [(by_name[name], masks_by_name[name]) for name in names if name in by_name and name in masks_by_name]
 
 
@@ -92,7 +116,7 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        _fault("listed_twice", f"{path}: names {_some(twice)} more than once", twice)
+        report_fault("listed_twice", f"{path}: names {_some(twice)} more than once", twice)
     return list(dict.fromkeys(names))
 
 
@@ -119,7 +143,9 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     pairs = [(images / (row["image"] or ""), masks / (row["mask"] or "")) for row in rows]
     missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
     if missing:
-        _fault("missing_file", f"{table}: names {len(missing)} files that do not exist: {_some(missing)}", missing)
+        report_fault(
+            "missing_file", f"{table}: names {len(missing)} files that do not exist: {_some(missing)}", missing
+        )
     return [pair for pair in pairs if not missing or all(path.is_file() for path in pair)]
 
 
@@ -135,7 +161,7 @@ def files_by_name(
         name = name.removesuffix(ending)
         if name in found:
             message = f"{folder}: two {what} files of one name: {found[name].name} and {path.name}"
-            _fault("same_name", message, [str(found[name]), str(path)])
+            report_fault("same_name", message, [str(found[name]), str(path)])
         found.setdefault(name, path)
     if not found:
         raise DataError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.clips import Clips
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.inspection import Facts
 from classyseg.datasets.label_map import color_text
@@ -35,17 +36,21 @@ class DataSummary:
     """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
 
     `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
-    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
+    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels. Where
+    samples have one class (`whole`), `pixels` are samples, and `videos` are those of clips.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
         self.name, self.dataset, self.max_files = name, dataset, max_files
+        self.whole = dataset.whole_images
         self.num_samples = 0
         self.num_sound = 0
         self.num_masks = 0
         self.pixels: Counter[int] = Counter()
         self.masks: Counter[int] = Counter()
         self.beside: Counter[int] = Counter()
+        self.videos: Counter[int] = Counter()
+        self._video = ""
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.problems: dict[str, Tally] = {}
         self.strange: dict[int, Tally] = {}
@@ -70,6 +75,9 @@ class DataSummary:
                 self.colors[color] += count
         if facts.pixels or facts.unknown:
             self._add_labels(facts)
+        if facts.video != self._video and facts.pixels:
+            self.videos.update(facts.pixels.keys())
+            self._video = facts.video
 
     def _add_colors(self, facts: Facts) -> None:
         if self._sums and (len(self._sums), self._scale) != (len(facts.sums), facts.scale):
@@ -83,6 +91,7 @@ class DataSummary:
 
     def _add_labels(self, facts: Facts) -> None:
         dataset = self.dataset
+        self.whole |= facts.whole
         self.num_masks += 1
         classes = {label: count for label, count in facts.pixels.items() if 0 <= label < dataset.num_classes}
         every_pixel = sum(facts.pixels.values())
@@ -99,7 +108,8 @@ class DataSummary:
             return
         self.masks_that_count_up += facts.counts_up
         shown = ", ".join(map(self.value_text, list(strange)[:5])) + (", ..." if len(strange) > 5 else "")
-        self.strange_masks.add(facts.mask, f"{shown} ({sum(strange.values()):,} pixels)", self.max_files)
+        pixels = "" if self.whole else f" ({sum(strange.values()):,} pixels)"
+        self.strange_masks.add(facts.mask, f"{shown}{pixels}", self.max_files)
         for value, count in strange.items():
             if value not in self.strange and len(self.strange) >= MAX_VALUES:
                 continue
@@ -120,6 +130,11 @@ class DataSummary:
         return self.num_masks == self.num_samples > 0 and not self.strange
 
     @property
+    def counted(self) -> str:
+        """What the class table counts: `pixels`, or samples: `images`, `clips`."""
+        return "clips" if self.videos or isinstance(self.dataset, Clips) else "images" if self.whole else "pixels"
+
+    @property
     def labelled_pixels(self) -> int:
         return sum(self.pixels[label] for label in range(self.dataset.num_classes))
 
@@ -135,27 +150,34 @@ class DataSummary:
         return [math.sqrt(max(0.0, s / self._area - (t / self._area) ** 2)) / self._scale for t, s in pairs]
 
     def class_rows(self) -> Iterator[dict[str, Any]]:
-        """For each class, and for ignored pixels, how many pixels and masks it has; `share` is of labelled pixels."""
+        """For each class, and for ignored pixels, how many pixels and masks it has; `share` is of labelled pixels.
+
+        Where samples have one class, how many `images`, or `clips` and `videos`, instead.
+        """
         labelled = max(1, self.labelled_pixels)
         weights = self.median_frequency_weights()
         for label, name in enumerate(self.dataset.classes):
-            pixels = self.pixels[label]
-            row = {"label": label, "name": name, "pixels": pixels, "share": pixels / labelled}
-            yield row | {"masks": self.masks[label], "weight": weights[label]}
-        ignored = self.dataset.ignore_index
-        row = {"label": ignored, "name": "(ignored)", "pixels": self.pixels[ignored], "share": None}
-        yield row | {"masks": self.masks[ignored], "weight": None}
+            yield self._row(label, name, self.pixels[label] / labelled, weights[label])
+        yield self._row(self.dataset.ignore_index, "(no class)" if self.whole else "(ignored)", None, None)
+
+    def _row(self, label: int, name: str, share: float | None, weight: float | None) -> dict[str, Any]:
+        row = {"label": label, "name": name, self.counted: self.pixels[label], "share": share, "weight": weight}
+        if self.counted == "clips":
+            return row | {"videos": self.videos[label]}
+        return row if self.whole else row | {"masks": self.masks[label]}
 
     def median_frequency_weights(self) -> list[float]:
         """The weight of each class: the median of all frequencies by its own; 0 for a class that never occurs.
 
-        A class's frequency is its share of all pixels of the images that hold it, ignored ones included.
+        A class's frequency is its share of all pixels of the images that hold it, ignored ones included; where samples
+        have one class, its share of those that have any.
 
         Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015; the pixels are
         counted as for the published weights of CamVid (Badrinarayanan et al., "SegNet", TPAMI 2017).
         """
         labels = range(self.dataset.num_classes)
-        frequencies = {label: self.pixels[label] / self.beside[label] for label in labels if self.pixels[label]}
+        beside = Counter(dict.fromkeys(labels, self.labelled_pixels)) if self.whole else self.beside
+        frequencies = {label: self.pixels[label] / beside[label] for label in labels if self.pixels[label]}
         median = statistics.median(frequencies.values()) if frequencies else 0.0
         return [median / frequencies[label] if label in frequencies else 0.0 for label in labels]
 

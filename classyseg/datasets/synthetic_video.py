@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.datasets.clips import ClipConfig, Clips
+from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips
 from classyseg.datasets.synthetic_images import Size
 from classyseg.datasets.synthetic_shapes import SPLITS
 from classyseg.datasets.video_files import VideoInfo
@@ -43,7 +43,7 @@ class SyntheticVideo(Clips):
     ) -> None:
         info = VideoInfo(video_frames, RATE)
         videos = [(f"{split} {i}", i % len(CLASSES), info) for i in range(num_videos)]
-        super().__init__(videos, clips, "random" if split == "train" else "even", transforms)
+        super().__init__(videos, clips, SAMPLING[split], transforms)
         self.size = size
 
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.class_folders import files_below
 from classyseg.datasets.files import IMAGE_SUFFIXES, Exif, read_image
+from classyseg.datasets.pairs import report_fault
 from classyseg.io import write_atomically
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg")
@@ -53,11 +54,11 @@ def videos_in(folder: Path) -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo]:
+def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | None]:
     """What each video has; looked up in, and added to, the JSON file `index`, which other processes wait for.
 
-    A file whose size has changed is looked at again. Raises: `DataError` for videos that cannot be read, `ConfigError`
-    for an index that cannot be used.
+    A file whose size has changed is looked at again. Raises: `DataError` for videos that cannot be read (None where
+    somebody collects such faults), `ConfigError` for an index that cannot be used.
     """
     if index is None:
         return _probe(videos)
@@ -68,15 +69,15 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo]:
             known = _read_index(index)  # another process may have added them meanwhile
             missing = [i for i, key in enumerate(keys) if key not in known]
             infos = _probe([videos[i] for i in missing])
-            known |= {keys[i]: info for i, info in zip(missing, infos, strict=True)}
+            known |= {keys[i]: info for i, info in zip(missing, infos, strict=True) if info is not None}
             write_atomically(index, json.dumps(known, indent=0))
-    return [known[key] for key in keys]
+    return [known.get(key) for key in keys]
 
 
-def read_frames(path: Path, numbers: Sequence[int], exif: Exif = "refuse") -> Tensor:
-    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8. Raises: `DataError`, naming the file.
+def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") -> Tensor:
+    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8; `exif` is of those that are image files.
 
-    `exif` is for folders of images, as in `read_image`.
+    Raises: `DataError`, naming the file.
     """
     if not path.is_dir():
         return _decoded(path, numbers)
@@ -93,9 +94,23 @@ def read_frames(path: Path, numbers: Sequence[int], exif: Exif = "refuse") -> Te
     return torch.stack(frames, 1)
 
 
-def _probe(videos: Sequence[Path]) -> list[VideoInfo]:
+def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:
+    """What each video has; None for those that cannot be read, which are one fault."""
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(_info, videos))
+        found = list(pool.map(_info_or_error, videos))
+    errors = {str(video): str(info) for video, info in zip(videos, found, strict=True) if isinstance(info, DataError)}
+    if errors:
+        first = next(iter(errors.values()))
+        more = f"; {len(errors)} of {len(videos)} videos cannot be used" if len(errors) > 1 else ""
+        report_fault("video_unreadable", f"{first}{more}", [*errors])
+    return [None if isinstance(info, DataError) else info for info in found]
+
+
+def _info_or_error(path: Path) -> VideoInfo | DataError:
+    try:
+        return _info(path)
+    except DataError as error:
+        return error
 
 
 def _info(path: Path) -> VideoInfo:

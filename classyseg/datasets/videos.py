@@ -11,16 +11,15 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.class_folders import class_names
-from classyseg.datasets.clips import ClipConfig, Clips, Sampling
+from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
 from classyseg.datasets.image_folder import labels_of
-from classyseg.datasets.pairs import read_text
+from classyseg.datasets.pairs import read_text, report_fault
 from classyseg.datasets.video_files import VIDEO_SUFFIXES, read_frames, video_infos, videos_in
 from classyseg.io import data_folder, data_root
 from classyseg.registry import DATASETS, TransformConfig
 
 Split = Literal["train", "test"]
 Fold = Literal[1, 2, 3]
-SAMPLING: dict[str, Sampling] = {"train": "random", "val": "even", "test": "even"}
 
 
 class VideoFiles(Clips):
@@ -35,11 +34,13 @@ class VideoFiles(Clips):
         transforms: Sequence[Any],
     ) -> None:
         infos = video_infos([path for path, _ in videos], None if index is None else (data_root() / index).absolute())
-        described = [(str(path), label, info) for (path, label), info in zip(videos, infos, strict=True)]
+        described = [
+            (str(path), label, info) for (path, label), info in zip(videos, infos, strict=True) if info is not None
+        ]
         super().__init__(described, clips, sampling, transforms)
 
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
-        return read_frames(Path(name), numbers, self.exif)
+        return read_frames(Path(name), numbers, exif=self.exif)
 
 
 @DATASETS.register("video_folder")
@@ -178,11 +179,9 @@ def _listed_videos(table: Path, videos: list[tuple[Path, int]]) -> list[tuple[Pa
     found = [(_with_frames(path), label) for path, label in videos]
     missing = [str(path) for path, _ in found if not path.exists()]
     if missing:
-        raise DataError(
-            f"{table}: names {len(missing)} videos that do not exist, nor folders of their frames: "
-            f"{listed(missing, limit=5)}"
-        )
-    return found
+        message = f"{table}: names {len(missing)} videos that do not exist, nor folders of their frames: "
+        report_fault("missing_file", f"{message}{listed(missing, limit=5)}", missing)
+    return [(path, label) for path, label in found if not missing or path.exists()]
 
 
 def _with_frames(path: Path) -> Path:

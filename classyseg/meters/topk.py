@@ -25,7 +25,7 @@ class _TopKMeter(ClassyMeter):
     Logits (N, C) of images go with a class of each (N,), or with a row of flags of its classes (N, C), of which those
     above 0 are set. Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample.
     Samples whose class is `ignore_index` are left out. With `clips_per_video`, as many samples that follow each other
-    are one: their logits are averaged.
+    are one: their logits are averaged. A video is left out if one of its clips is.
     """
 
     reads_labels = False
@@ -85,8 +85,10 @@ class _TopKMeter(ClassyMeter):
                 f"clips_per_video: {self.clips_per_video} (see runtime.eval_batch_size)"
             )
         clips = target.unflatten(0, (-1, self.clips_per_video))
-        mixed = (clips != clips[:, :1]).flatten(1).any(1).sum()
-        return prediction.float().unflatten(0, (-1, self.clips_per_video)).mean(1), clips[:, 0], mixed
+        valid = (clips != self.ignore_index).all(1)
+        mixed = ((clips != clips[:, :1]) & valid[:, None]).flatten(1).any(1).sum()
+        target = clips[:, 0].where(valid, self.ignore_index)
+        return prediction.float().unflatten(0, (-1, self.clips_per_video)).mean(1), target, mixed
 
 
 def _are_flags(logits: Tensor, target: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -14,7 +15,8 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
-from classyseg.datasets.doctor import check_data
+from classyseg.datasets.build import has_whole_images
+from classyseg.datasets.doctor import Finding, check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -43,15 +45,29 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     """
     places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
     diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2)
-    policies = {place: dataset.on_bad_sample for place, dataset in places.items()}
-    faults = [finding for finding in diagnosis.faults if policies[finding.place] == "error"]
+    for summary in diagnosis.summaries:
+        if summary.whole and not summary.dataset.whole_images:
+            raise ConfigError(
+                f"{summary.name}: {type(summary.dataset).__name__} gives classes of whole images, which its class does "
+                "not say: set whole_images = True there, or inherit from ClassificationDataset"
+            )
+    faults = [finding for finding in diagnosis.faults if places[_root(finding, places)].on_bad_sample == "error"]
     if faults:
         text = "\n".join(line for finding in faults for line in finding.lines())
         raise DataError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
     sizes = {summary.name: summary.num_samples for summary in diagnosis.summaries}
+    found: Counter[tuple[str, str]] = Counter()
     for finding in diagnosis.findings:
-        if finding.count == sizes[finding.place]:
+        found[_root(finding, places), finding.kind] += finding.count
+    for finding in diagnosis.findings:
+        root = _root(finding, places)
+        if found[root, finding.kind] == sizes[root]:
             log.warning("%s\n(%s)", "\n".join(finding.lines()), SHORT_LOOK)
+
+
+def _root(finding: Finding, places: Iterable[str]) -> str:
+    """The data set of the task in which, or in a part of which, something was found."""
+    return next(place for place in places if finding.place == place or finding.place.startswith(f"{place}."))
 
 
 def check_outputs(model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool) -> None:
@@ -149,11 +165,25 @@ def applied_normalize(
     return first[1]
 
 
-def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+def check_masks(name: str, data: Any) -> None:
+    """Raises: `ConfigError` for a data set, or its config, without masks."""
+    if has_whole_images(data):
+        raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
+    if isinstance(data, ClassyDataset) and not data.has_masks:
+        raise ConfigError(
+            f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
+            "predicted (see `submission` in docs/datasets.md)"
+        )
+
+
+def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss, *, whole_images: bool = False) -> None:
+    """`whole_images` says that targets are classes of whole images, not masks.
+
+    Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take.
+    """
     for name, steps in transforms.items():
         for i, step in enumerate(steps):
-            if not isinstance(step, PairTransform) or not step.gives_shares:
+            if not isinstance(step, PairTransform) or not step.gives_shares(whole_images):
                 continue
             place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
             if name == "test":
@@ -185,13 +215,21 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
         )
 
 
-def clips_in_a_batch(meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None) -> int:
+def clips_in_a_batch(
+    meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None, group_size: int | None = None
+) -> int:
     """How many test samples that follow each other must stay together for all `meters`, or their configs.
 
-    Raises: `ConfigError` where batches, or the `num_samples` of the test set, would cut a video.
+    `group_size` is how many belong together in the test set, where that is known. Raises: `ConfigError` where a meter
+    takes others for a video, and where batches, or the `num_samples` of the test set, would cut one.
     """
     for i, meter in enumerate(meters):
         clips = getattr(meter, "clips_per_video", 1)
+        if group_size is not None and vars(meter).get("clips_per_video", group_size) != group_size:
+            raise ConfigError(
+                f"meters[{i}].clips_per_video: found {clips}; accepted: {group_size}, the number of samples of "
+                "dataset.test that are clips of one video and follow each other (its clips.per_video, sampled evenly)"
+            )
         place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
         if eval_batch_size % clips:
             raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")

@@ -25,7 +25,7 @@ from classyseg.checkpoint import (
     set_aside_newer,
     step_of,
 )
-from classyseg.config import ConfigError, differences, dump_yaml, path_text
+from classyseg.config import ConfigError, Location, differences, dump_yaml, path_text
 from classyseg.datasets.bad_samples import LIST_FILE
 from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
@@ -328,7 +328,7 @@ class ClassyTask(Configurable, ABC):
         changed = [
             f"{path_text(at)}: was {old!r}, now {new!r}"
             for at, old, new in differences(checkpoint.state["config"], self.config)
-            if not path_text(at).startswith(FREE_ON_RESUME)
+            if not path_text(at).startswith(FREE_ON_RESUME) and not _is_sample_cache(at)
         ]
         if changed:
             raise ConfigError(
@@ -354,6 +354,11 @@ class ClassyTask(Configurable, ABC):
             path = run_folder / name
             if path.exists():
                 write_atomically(path, "".join(json_line(record) for record in read_json_lines(path) if keep(record)))
+
+
+def _is_sample_cache(at: Location) -> bool:
+    """Also that of a data set within another one."""
+    return at[0] == "dataset" and str(at[-1]).startswith("cache_samples")
 
 
 def _require_finite(loss: float, where: str) -> None:

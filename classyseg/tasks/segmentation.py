@@ -28,6 +28,7 @@ from classyseg.datasets import (
     build_dataset,
     make_loader,
 )
+from classyseg.datasets.build import innermost, known_group_size
 from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
@@ -52,6 +53,7 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks.checks import (
     applied_normalize,
+    check_masks,
     check_parts,
     check_samples,
     check_targets,
@@ -141,7 +143,8 @@ class SegmentationTask(ClassyTask):
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
         num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
-        together = clips_in_a_batch(self.meters, eval_batch_size, num_test)
+        group_size = None if self.test_set is None else self.test_set.group_size
+        together = clips_in_a_batch(self.meters, eval_batch_size, num_test, group_size)
         self._test_batches = EvalBatches(num_test, eval_batch_size, together=together, **process)
         self._loaders: dict[str, Batches] = {}
         self.bad_samples = BadSamples(self._data_sets())
@@ -156,6 +159,7 @@ class SegmentationTask(ClassyTask):
 
     def _check_data_sets(self) -> None:
         for name, dataset in self._data_sets().items():
+            check_masks(name, dataset)
             dataset.seed = self.seed
             found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.train_set))
             if found != wanted:
@@ -175,6 +179,9 @@ class SegmentationTask(ClassyTask):
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
+        for name, data in config.dataset:  # type: ignore[attr-defined]
+            if data is not None:
+                check_masks(name, data)
         model_config = config.model  # type: ignore[attr-defined]
         try:
             with torch.device("meta"):
@@ -190,7 +197,9 @@ class SegmentationTask(ClassyTask):
         meters = config.meters  # type: ignore[attr-defined]
         if classes is not None:
             meters = METERS.build_each("meters", meters, classes, 255)
-        clips_in_a_batch(meters, config.runtime.eval_batch_size)  # type: ignore[attr-defined]
+        test = config.dataset.test  # type: ignore[attr-defined]
+        group_size = None if test is None else known_group_size(test)
+        clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)  # type: ignore[attr-defined]
         metrics = declared_metrics(meters, model.main_head)
         _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
         transforms = {
@@ -439,6 +448,7 @@ class SegmentationTask(ClassyTask):
 
 def _known_classes(dataset: Any) -> Sequence[str] | None:
     """What the config of a data set, or its class, says without a look at the data."""
+    dataset = innermost(dataset)
     for source in (dataset, getattr(dataset, "component", None)):
         classes = getattr(source, "classes", None)
         if isinstance(classes, list | tuple):

@@ -36,8 +36,12 @@ class PairTransform(ClassyTransform):
     costs the loading of a second sample.
     """
 
-    gives_shares: bool = False
-    """Whether targets become shares of classes, (num_classes, H, W) or (num_classes,), for every sample."""
+    def gives_shares(self, whole_images: bool) -> bool:
+        """Whether targets become shares of classes, (num_classes, H, W) or (num_classes,), for every sample.
+
+        `whole_images` says that targets are classes of whole images, not masks.
+        """
+        return False
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         raise ConfigError(f"{sample.name}: {type(self).__name__} needs the data set, to draw another sample from it")

@@ -78,6 +78,9 @@ class CutMix(PairTransform):
         self.alpha = alpha
         self.probability = probability
 
+    def gives_shares(self, whole_images: bool) -> bool:
+        return whole_images
+
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         of_image = sample.target.dim() < 2
         if uniform(generator, 0, 1) >= self.probability:
@@ -118,12 +121,13 @@ class MixUp(PairTransform):
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
 
-    gives_shares = True
-
     def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 0.2, probability: Share = 1.0) -> None:
         super().__init__(ignore_index)
         self.alpha = alpha
         self.probability = probability
+
+    def gives_shares(self, whole_images: bool) -> bool:
+        return True
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         target = as_shares(sample.target, num_classes, self.ignore_index)

@@ -13,6 +13,7 @@ from torch import nn
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.texts import Texts
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
@@ -98,6 +99,53 @@ def test_imagenet_labels_are_those_of_all_1000_synsets(root: Path) -> None:
     write_image(root / "imagenet" / "val" / "flowers" / "x.JPEG")
     with pytest.raises(ConfigError, match="folders are no class: flowers; known: n01440764, "):
         build_dataset({"name": "imagenet", "split": "val"})
+
+
+SOLUTION = "ImageId,PredictionString\n{}_2,n15075141 1 2 3 4 n15075141 5 6 7 8 \n{}_1,n01440764 85 1 499 272\n"
+
+
+@pytest.mark.parametrize(
+    "text", [SOLUTION, "{}_2.JPEG n15075141\n\n{}_1.JPEG\tn01440764\n", "{}_2.JPEG,n15075141\n{}_1.JPEG,n01440764"]
+)
+def test_the_validation_images_of_imagenet_in_one_folder_have_the_classes_of_a_list(root: Path, text: str) -> None:
+    for i in (1, 2, 3):
+        write_image(root / "imagenet" / "val" / f"ILSVRC2012_val_{i}.JPEG", grey=i)
+    (root / "list.csv").write_text(text.replace("{}", "ILSVRC2012_val"), encoding="utf-8")
+    dataset = build_dataset({"name": "imagenet", "split": "val", "table": "list.csv"})
+    assert labels_of(dataset) == [999, 0]
+    assert [int(dataset[i].image.max()) for i in (0, 1)] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"^root: .*val: holds 1 images and no folder of a class; set table to a list of their classes \(lines"),
+        ("a.JPEG 65\n", r"list.txt, line 1: found 'a.JPEG 65'; expected lines such as NAME.JPEG n01440764"),
+        ("a.JPEG n00000001\n", "line 1: found 'a.JPEG n00000001'; expected lines"),
+        ("a.JPEG n01440764 n15075141\n", "line 1: found"),
+        ("ImageId,PredictionString\na,n01440764 1 2 3 4 n15075141 1 2 3 4\n", "line 2: found 'a,n01440764"),
+        ("ImageId,PredictionString\na,\n", "line 2: found 'a,'; expected"),
+        ("a.JPEG n01440764\nb.JPEG n01440764\n", "names 1 of 2 files not in .*val: b.JPEG"),
+        ("a.JPEG n01440764\na.JPEG n15075141\n", "list.txt: names a.JPEG more than once"),
+        ("\n", "list.txt: an empty list; expected lines such as"),
+    ],
+)
+def test_wrong_lists_of_imagenet_are_errors(root: Path, text: str | None, message: str) -> None:
+    write_image(root / "imagenet" / "val" / "a.JPEG")
+    config = {"name": "imagenet", "split": "val"}
+    if text is not None:
+        (root / "list.txt").write_text(text, encoding="utf-8")
+        config["table"] = "list.txt"
+    with pytest.raises(ConfigError, match=message):
+        build_dataset(config)
+
+
+def test_a_list_of_imagenet_beside_folders_of_classes_is_an_error(root: Path) -> None:
+    write_image(root / "imagenet" / "val" / "n01440764" / "a.JPEG")
+    with pytest.raises(ConfigError, match=r"^table: found 'list.txt', but .*val has folders of classes; leave it out"):
+        build_dataset({"name": "imagenet", "split": "val", "table": "list.txt"})
+    with pytest.raises(ConfigError, match=r"imagenet/train: no such folder"):
+        build_dataset({"name": "imagenet", "split": "train"})
 
 
 def test_minc_reads_the_list_of_a_fold(root: Path) -> None:
@@ -236,6 +284,16 @@ def test_a_class_that_does_not_exist_is_an_error(root: Path) -> None:
     dataset.labels[0] = 3
     with pytest.raises(DataError, match=r"a.png: its class is 3; accepted: 0 to 0, and -1 for no class"):
         list(make_loader(dataset, EvalBatches(1, 1), workers=0))
+
+
+def test_a_corrected_list_changes_the_classes_of_cached_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(root / "a.png", grey=7)
+    config = {"name": "image_paths", "images": ".", "classes": ["x", "y"], "table": "t.txt", "cache_samples": "cache"}
+    for label in (0, 1):
+        (root / "t.txt").write_text(f"a.png {label}\n", encoding="utf-8")
+        sample = build_dataset(config)[0]
+        assert (int(sample.target), int(sample.image.max())) == (label, 7)
+        monkeypatch.setattr(LabelledFiles, "load", lambda self, index: pytest.fail("read anew"))
 
 
 def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:

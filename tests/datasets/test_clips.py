@@ -6,6 +6,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -379,22 +380,27 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
     assert meter.compute() == {"video_accuracy_top_1": 1.0}
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_part_and_the_rest_share_no_video(split: str) -> None:
-    drawn = {"name": "synthetic_video", "split": split, "clips": {"frames": 4, "per_video": 3}, "num_videos": 5}
-    whole = {"name": "concat", "datasets": [drawn, {**drawn, "video_frames": 5}]}
-    short = 2 if split == "train" else 3  # clips of a video of 5 frames
-    videos, sizes = [], []
-    for rest in (False, True):
-        dataset = build_dataset({"name": "subset", "dataset": whole, "every": 3, "rest": rest})
-        found = [(dataset.locate(i)[1] >= 15, str(dataset[i].name).split(",")[0]) for i in range(len(dataset))]
-        videos.append(set(found))
-        sizes.append(len(found))
-    assert [len(part) for part in videos] == [4, 6]
-    assert not videos[0] & videos[1]
-    assert sizes == [2 * 3 + 2 * short, 3 * 3 + 3 * short]
-    part = {"name": "subset", "dataset": whole, "every": 3}
-    assert len(build_dataset({"name": "subset", "dataset": part, "first": 1})) == 3
+@pytest.mark.parametrize("part", [{"every": 3}, {"share": 0.3}, {"first": 2}])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_part_of_random_clips_and_what_it_leaves_have_no_video_in_common(part: dict[str, Any], nested: bool) -> None:
+    """Also where some videos have fewer clips than others, and beside the even clips of the same videos."""
+
+    def videos(split: str, rest: bool) -> list[tuple[str, int]]:
+        """The number and the size of each video, in the order of the samples."""
+        drawn = {"name": "synthetic_video", "split": split, "clips": {"frames": 4, "per_video": 3}}
+        parts = [{"num_videos": 4, "video_frames": 5, "size": [8, 8]}, {"num_videos": 5, "size": [9, 9]}]
+        inner: dict[str, Any] = {"name": "concat", "datasets": [{**drawn, **part} for part in parts]}
+        if nested:
+            inner = {"name": "subset", "dataset": inner, "first": 8}
+        dataset = build_dataset({"name": "subset", "dataset": inner, "rest": rest, **part})
+        samples = [dataset[i] for i in range(len(dataset))]
+        found = [(str(sample.name).split(",")[0].split()[1], sample.image.shape[-1]) for sample in samples]
+        assert [len({*found[slice(*ends)]}) for ends in pairwise([0, *dataset.unit_ends()])] == [1] * len({*found})
+        return found
+
+    for split in ("train", "test"):
+        assert not set(videos(split, False)) & set(videos(split, True))
+    assert dict.fromkeys(videos("train", True)) == dict.fromkeys(videos("test", True))
 
 
 def test_a_subset_of_clips_takes_whole_videos() -> None:

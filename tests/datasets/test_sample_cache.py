@@ -15,6 +15,8 @@ from PIL import Image
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, Folder, build_dataset, make_loader
+from classyseg.datasets.sample_cache import SampleCache
+from classyseg.structures import Sample
 
 
 def write(path: Path, array: Any) -> None:
@@ -78,6 +80,16 @@ def test_16_bits_come_back_as_they_were(tree: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(second.image, first.image)
 
 
+def test_shares_of_classes_come_back_as_they_were(tree: Path) -> None:
+    cache = SampleCache(tree / "cache", "settings", 1.0)
+    shares = torch.tensor([0.25, 0.75], dtype=torch.float16)
+    cache.store("key", Sample(torch.zeros(3, 2, 2, dtype=torch.uint8), shares, "a"))
+    found = cache.read("key")
+    assert found is not None
+    assert found.target.dtype == torch.float16
+    assert torch.equal(found.target, shares)
+
+
 def test_a_changed_file_is_read_anew(tree: Path) -> None:
     before = folder(tree)[0]
     mask = tree / "masks" / "0.png"
@@ -124,14 +136,15 @@ def test_a_class_whose_folder_moved_up_is_read_anew(tree: Path) -> None:
     assert [int(after[i].target) for i in range(3)] == [0, 1, 2]
 
 
-def test_a_cache_that_would_keep_nothing_is_refused(tree: Path) -> None:
-    inner = {"name": "folder", "images": str(tree / "images"), "masks": str(tree / "masks"), "classes": ["a", "b"]}
-    for config, message in [
-        ({"name": "synthetic_shapes", "split": "train"}, r"but SyntheticShapes reads no image files .*; leave it out"),
-        ({"name": "concat", "datasets": [inner]}, r"but Concat reads no .*; give it to the data sets within"),
-    ]:
-        with pytest.raises(ConfigError, match=rf"^cache_samples: found 'kept', {message}$"):
-            build_dataset({**config, "cache_samples": "kept"})
+@pytest.mark.parametrize(
+    "config",
+    [{"name": "synthetic_shapes"}, {"name": "synthetic_video", "clips": {"frames": 4}}],
+    ids=lambda c: c["name"],
+)
+def test_a_cache_that_would_keep_nothing_is_refused(config: dict[str, Any]) -> None:
+    message = f"^cache_samples: found 'kept', but '{config['name']}' reads no files .*; leave it out$"
+    with pytest.raises(ConfigError, match=message):
+        build_dataset({**config, "split": "train", "cache_samples": "kept"})
 
 
 def test_a_full_disk_ends_nothing_and_leaves_no_part_of_a_file(tree: Path) -> None:

@@ -128,6 +128,17 @@ def test_a_part_of_a_video_is_an_error_and_not_left_out() -> None:
         measured("video_accuracy", torch.zeros(7, 6), torch.zeros(7, dtype=torch.int64), [1], clips_per_video=3)
 
 
+def test_a_video_is_left_out_if_one_of_its_clips_is() -> None:
+    """As those are that others stand in for (`on_bad_sample: skip`): their logits are of another video."""
+    logits = torch.eye(6)[[0, 1, 2, 2, 4, 3, 5, 0]]
+    target = torch.tensor([0, IGNORED, 2, 2, IGNORED, 3, IGNORED, IGNORED])
+    for labels in (target, torch.where((target == IGNORED)[:, None], IGNORED, functional.one_hot(target % IGNORED, 6))):
+        counts = build_meter({"name": "video_accuracy", "clips_per_video": 2}, CLASSES, IGNORED)
+        counts.update(logits, labels)
+        assert counts.compute() == {"video_accuracy_top_1": 1.0}
+        assert int(counts.counts[1]) == 1  # the second video
+
+
 def test_clips_of_one_video_with_different_classes_are_an_error() -> None:
     with pytest.raises(ValueError, match="video_accuracy: 1 videos have clips with different classes"):
         measured("video_accuracy", torch.zeros(4, 6), torch.tensor([0, 0, 1, 2]), [1], clips_per_video=2)

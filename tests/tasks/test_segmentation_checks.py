@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from classyseg.config import ConfigError, parse_config
+from classyseg.datasets import SyntheticShapes, SyntheticVideo
 from classyseg.heads import LinearHead
 from classyseg.meters import MeanIoUMeter, build_meter
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
-from classyseg.registry import HEADS, TASKS
+from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
 from classyseg.tasks.checks import check_outputs, joined_metrics
 from classyseg.tasks.classy_task import RECORD_KEYS
@@ -114,6 +115,13 @@ def test_a_head_that_no_loss_reads_is_refused_where_it_would_train(find: Callabl
 VIDEO = {"meters": ["mean_iou", {"name": "video_accuracy", "clips_per_video": 3}]}
 
 
+@pytest.fixture
+def triples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three drawn images that follow each other count as clips of one video."""
+    monkeypatch.setattr(SyntheticShapes, "group_size", 3)
+
+
+@pytest.mark.usefixtures("triples")
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_test_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[Any], object]) -> None:
     message = r"runtime\.eval_batch_size: found 2; accepted with meters\[1\]\.clips_per_video 3: multiples"
@@ -124,6 +132,7 @@ def test_test_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[
         tiny_task({**VIDEO, "runtime.eval_batch_size": 6, "dataset.test.num_samples": 5})
 
 
+@pytest.mark.usefixtures("triples")
 def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = []
     for rank in range(2):
@@ -132,6 +141,55 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
         task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.test.num_samples": 6})
         shares.append([index for batch in task._test_batches for _, index in batch])
     assert shares == [[0, 1, 2], [3, 4, 5]]
+
+
+class SmallVideos(SyntheticVideo):
+    """With masks as far as anybody asks, so that the task takes it."""
+
+    whole_images = False
+
+
+@pytest.mark.parametrize(
+    ("data", "found", "accepted"),
+    [
+        ({"split": "test", "clips": {"frames": 4, "per_video": 3}}, 2, 3),
+        ({"split": "test", "clips": {"frames": 4, "per_video": 3}}, 1, 3),
+        ({"split": "train", "clips": {"frames": 4, "per_video": 3}}, 3, 1),
+        ({"split": "test", "clips": {"frames": 4}}, 10, 1),
+    ],
+)
+@pytest.mark.parametrize("composed", [False, True])
+def test_a_meter_of_other_videos_than_the_test_set_has_is_found_without_data(
+    composed: bool, data: dict[str, Any], found: int, accepted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    DATASETS.register("small_videos")(SmallVideos)
+    test = {"name": "small_videos", **data}
+    if composed:
+        test = {"name": "concat", "datasets": [{"name": "subset", "dataset": test, "first": 1}]}
+    changes = {"dataset.test": test, "runtime.eval_batch_size": 30}
+    message = rf"^meters\[0\]\.clips_per_video: found {found}; accepted: {accepted}, the number of samples"
+    with pytest.raises(ConfigError, match=message):
+        check({**changes, "meters": [{"name": "video_accuracy", "clips_per_video": found}]})
+    check({**changes, "meters": [{"name": "video_accuracy", "clips_per_video": accepted}]})
+
+
+def test_a_meter_of_videos_beside_images_is_found_when_the_task_is_built() -> None:
+    with pytest.raises(ConfigError, match=r"^meters\[1\]\.clips_per_video: found 3; accepted: 1, "):
+        tiny_task({**VIDEO, "runtime.eval_batch_size": 3})
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("composed", [False, True])
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_data_sets_without_masks_are_found_before_the_run(
+    find: Callable[[Any], object], composed: bool, split: str
+) -> None:
+    data: dict[str, Any] = {"name": "synthetic_image", "split": "test", "num_samples": 16}
+    if composed:
+        data = {"name": "subset", "dataset": data, "first": 8}
+    with pytest.raises(ConfigError, match=rf"^dataset\.{split}: has one class for each image; this task needs a mask"):
+        find({f"dataset.{split}": data})
 
 
 @pytest.mark.parametrize("find", [check, tiny_task])
@@ -162,8 +220,9 @@ def test_a_best_that_is_never_measured_and_weights_of_other_classes_are_found_be
 def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> None:
     data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["a", "b", "c"]}
 
-    with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
-        check({"dataset.train": data, "loss.class_weights": [1.0, 2.0]})
+    for part in (data, {"name": "concat", "datasets": [{"name": "subset", "dataset": data, "first": 1}]}):
+        with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
+            check({"dataset.train": part, "loss.class_weights": [1.0, 2.0]})
 
 
 POINT_REND = {"name": "point_rend", "blocks": ["stage1", "stage4"], "num_points": 64}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from classyseg import TASKS, ConfigError, Trainer, build_task
 from classyseg.datasets import TrainBatches, build_dataset, make_loader
@@ -14,6 +15,7 @@ from classyseg.io import read_json_lines
 from classyseg.losses import build_loss
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
+from classyseg.tasks.checks import check_targets
 from classyseg.transforms import PairTransform, build_transform
 
 IGNORED = 255
@@ -192,6 +194,54 @@ def test_a_task_trains_on_mixed_samples(tmp_path: Path) -> None:
     train, test = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert train["loss"] > 0
     assert test["mean_iou"] is not None
+
+
+@pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
+def test_shares_of_whole_images_are_refused_where_nobody_can_take_them(name: str) -> None:
+    steps = [build_transform("horizontal_flip"), build_transform(name)]
+    message = rf"dataset\.train\.transforms\[1\]: {type(steps[1]).__name__} gives shares of classes, which the loss"
+    with pytest.raises(ConfigError, match=message):
+        check_targets({"train": steps}, build_loss("cross_entropy"), whole_images=True)
+    with pytest.raises(ConfigError, match=r"dataset\.test\.transforms\[1\]: \w+ gives .* which meters cannot count"):
+        check_targets({"test": steps}, build_loss("soft_target_cross_entropy"), whole_images=True)
+    check_targets({"train": steps, "test": steps[:1]}, build_loss("soft_target_cross_entropy"), whole_images=True)
+    check_targets({"train": [build_transform("cut_mix")]}, build_loss("cross_entropy"))  # of masks, labels stay
+
+
+@pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shares_of_whole_images_travel_from_files_through_cache_and_workers_to_the_loss(
+    name: str, workers: int, tmp_path: Path
+) -> None:
+    """Also those of a sample that is skipped: nothing of it counts."""
+    for i in range(4):
+        folder = tmp_path / "images" / "abc"[i % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 8), (60 * i, 0, 0)).save(folder / f"{i}.png")
+    (tmp_path / "images" / "c" / "9.png").write_bytes(b"")
+    config = {"name": "image_folder", "root": str(tmp_path / "images"), "cache_samples": str(tmp_path / "cache")}
+    config |= {"transforms": [{"name": name, "alpha": 1.0}], "on_bad_sample": "skip"}
+    found = []
+    for _ in range(2):  # the second time from the cache
+        dataset = build_dataset(config)
+        batches = TrainBatches(5, 5, seed=0)
+        batches.epoch = 2
+        loader = make_loader(dataset, batches, workers=workers)
+        (batch,) = loader
+        assert len(loader.bad) == 1
+        loader.close()
+        found.append(batch)
+    assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 4
+    assert torch.equal(found[0].target, found[1].target)
+    assert torch.equal(found[0].image, found[1].image)
+    batch = found[0].to(torch.device("cpu"))
+    assert (batch.target.shape, batch.target.dtype) == ((5, 3), torch.float16)
+    skipped = (batch.target == dataset.ignore_index).all(1)
+    assert skipped.sum() == 1
+    assert batch.target[~skipped].float().sum(1) == pytest.approx([1.0] * 4, abs=2e-3)
+    loss = build_loss("soft_target_cross_entropy", dataset.ignore_index)
+    logits = torch.randn(5, 3, generator=generator_for(0))
+    torch.testing.assert_close(loss(logits, batch.target), loss(logits[~skipped], batch.target[~skipped]))
 
 
 @pytest.mark.parametrize(
