@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from classyseg.config import ConfigError, DataError, listed
 from classyseg.datasets.files import IMAGE_SUFFIXES
-from classyseg.datasets.pairs import report_fault
+from classyseg.datasets.pairs import refuse_loop, report_fault
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -54,6 +54,8 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
     found = []
     for place, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            refuse_loop(Path(place, name))
         found += [
             os.path.join(place, name) for name in names if name.lower().endswith(suffixes) and not name.startswith(".")
         ]

@@ -50,12 +50,13 @@ class LabelledFiles(ClassificationDataset):
     def files(self, index: int) -> tuple[Path, ...]:
         return (Path(self.paths[index]),)
 
-    def beside_files(self, index: int) -> str:
-        return str(self.labels[index])
-
     def load(self, index: int) -> Sample:
         path = self.paths[index]
         return Sample(self.read_image(Path(path)), torch.tensor(int(self.labels[index])), path)
+
+    def _stored(self, index: int, epoch: int) -> Sample:
+        """With the class of now: a list may have been corrected since the image was cached."""
+        return super()._stored(index, epoch).replace(target=torch.tensor(int(self.labels[index])))
 
     def read_image(self, path: Path) -> torch.Tensor:
         """An image file, (3, H, W) uint8. Raises: `DataError`, naming the file."""

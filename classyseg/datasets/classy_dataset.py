@@ -88,10 +88,6 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """All files that a sample is read from; none, and it is never cached."""
         return ()
 
-    def beside_files(self, index: int) -> str:
-        """What else `load` gives the sample, such as a class from a table: a cached one with another is read anew."""
-        return ""
-
     def described(self, index: int) -> str:
         """Sample `index` in messages."""
         return f"sample {index}" + (f" ({', '.join(map(str, self.files(index)))})" if self.files(index) else "")
@@ -147,7 +143,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The checked sample as `draw` gives it, from the cache where there is one; its labels as `_label_type`."""
-        key = None if self.cache is None else self.cache.key(f"{index} {self.beside_files(index)}", self.files(index))
+        key = None if self.cache is None else self.cache.key(index, self.files(index))
         sample = None if self.cache is None else self.cache.read(key)
         if sample is None:
             sample = self.draw(index, epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -114,7 +115,7 @@ def read_names(path: Path) -> list[str]:
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         report_fault("listed_twice", f"{path}: names {_some(twice)} more than once", twice)
     return list(dict.fromkeys(names))
@@ -182,7 +183,14 @@ def _walk(folder: Path, suffixes: tuple[str, ...], nested: bool) -> Iterator[Pat
         if path.suffix.lower() in suffixes:
             yield path
         elif nested and path.is_dir():
+            refuse_loop(path)
             yield from _walk(path, suffixes, nested)
+
+
+def refuse_loop(path: Path) -> None:
+    """Raises: `DataError` for a link to a folder that it lies in: what is there would be found again and again."""
+    if path.is_symlink() and path.resolve() in [folder.resolve() for folder in path.parents]:
+        raise DataError(f"{path}: a link to a folder that it lies in; remove it")
 
 
 def read_text(path: Path) -> str:

@@ -15,9 +15,9 @@ from classyseg.tensor_files import TensorFiles
 class SampleCache:
     """Checked samples of one data set in files under `folder`, which every worker, process and run shares.
 
-    They are found by a hash of `settings` (all of the data set's config that changes what is read), what tells samples
-    apart, and the names, sizes and times of the sample's files: whatever changes is read anew. A folder on a file
-    system in memory, such as /dev/shm, makes it a cache in memory.
+    They are found by a hash of `settings` (all of the data set's config that changes what is read), the index, and the
+    names, sizes and times of the sample's files: whatever changes is read anew. A folder on a file system in memory,
+    such as /dev/shm, makes it a cache in memory.
     """
 
     def __init__(self, folder: Path, settings: str, gigabytes: float) -> None:
@@ -26,13 +26,13 @@ class SampleCache:
             folder, name, gigabytes, option="cache_samples", limit_option="cache_samples_gigabytes"
         )
 
-    def key(self, identity: str, paths: Sequence[Path]) -> str | None:
+    def key(self, index: int, paths: Sequence[Path]) -> str | None:
         """None for a sample that has no files, or one that cannot be looked up: it is loaded as ever."""
         try:
             states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         except OSError:
             return None
-        return hashlib.sha256(f"{identity} {states}".encode()).hexdigest()[:32] if states else None
+        return hashlib.sha256(f"{index} {states}".encode()).hexdigest()[:32] if states else None
 
     def read(self, key: str | None) -> Sample | None:
         found = None if key is None else self.files.read(key, ("image", "target", "name"))

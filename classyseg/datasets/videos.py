@@ -114,7 +114,7 @@ class UCF101(VideoFiles):
             folder = data_folder(root)
         with within("lists"):
             tables = data_folder(lists)
-        self.classes = tuple(name for _, name in _rows(tables / "classInd.txt", "1 ApplyEyeMakeup"))
+        self.classes = _numbered(tables / "classInd.txt")
         labels = labels_of(self.classes)
         table = tables / f"{split}list{fold:02}.txt"
         names = [line.split()[0] for line in read_text(table).splitlines() if line.strip()]
@@ -163,6 +163,15 @@ class HMDB51(VideoFiles):
             taken = [(folder / name / video, label) for video, tag in rows if tag == HMDB51_TAGS[split]]
             videos += _listed_videos(table, taken)
         super().__init__(videos, clips, SAMPLING[split], index, transforms)
+
+
+def _numbered(table: Path) -> tuple[str, ...]:
+    """The names of a table, in the order of the numbers 1, 2, ... before them. Raises: `DataError` for others."""
+    names = dict(_rows(table, "1 ApplyEyeMakeup"))
+    wanted = [str(number) for number in range(1, len(names) + 1)]
+    if names.keys() != {*wanted}:
+        raise DataError(f"{table}: found the numbers {listed([*names], limit=10)}; expected 1, 2, and so on")
+    return tuple(names[number] for number in wanted)
 
 
 def _rows(table: Path, example: str) -> list[tuple[str, str]]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.texts import Texts
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
@@ -283,6 +284,16 @@ def test_a_class_that_does_not_exist_is_an_error(root: Path) -> None:
     dataset.labels[0] = 3
     with pytest.raises(DataError, match=r"a.png: its class is 3; accepted: 0 to 0, and -1 for no class"):
         list(make_loader(dataset, EvalBatches(1, 1), workers=0))
+
+
+def test_a_corrected_list_changes_the_classes_of_cached_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(root / "a.png", grey=7)
+    config = {"name": "image_paths", "images": ".", "classes": ["x", "y"], "table": "t.txt", "cache_samples": "cache"}
+    for label in (0, 1):
+        (root / "t.txt").write_text(f"a.png {label}\n", encoding="utf-8")
+        sample = build_dataset(config)[0]
+        assert (int(sample.target), int(sample.image.max())) == (label, 7)
+        monkeypatch.setattr(LabelledFiles, "load", lambda self, index: pytest.fail("read anew"))
 
 
 def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:

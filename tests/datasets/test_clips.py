@@ -209,7 +209,7 @@ def test_ucf101_reads_the_lists_of_a_fold(root: Path) -> None:
         write_frames(root / "UCF-101" / name, 5)
     lists = root / "ucfTrainTestlist"
     lists.mkdir()
-    (lists / "classInd.txt").write_text("1 Archery\r\n2 Biking\r\n", encoding="utf-8")
+    (lists / "classInd.txt").write_text("2 Biking\r\n1 Archery\r\n", encoding="utf-8")
     train = "Biking/v_Biking_g02_c01.avi 2\r\nArchery/v_Archery_g01_c01.avi 1\r\n"
     (lists / "trainlist02.txt").write_text(train, encoding="utf-8")
     (lists / "testlist02.txt").write_text("Biking/v_Biking_g01_c01.avi\r\n", encoding="utf-8")
@@ -227,6 +227,9 @@ def test_ucf101_reads_the_lists_of_a_fold(root: Path) -> None:
     (lists / "testlist02.txt").write_text("Boxing/v_Boxing_g07_c01.avi\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"testlist02.txt: found Boxing/v_Boxing_g07_c01.avi; expected lines such as"):
         build_dataset({**data, "split": "test"})
+    (lists / "classInd.txt").write_text("0 Archery\n1 Biking\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"classInd.txt: found the numbers 0, 1; expected 1, 2, and so on"):
+        build_dataset({**data, "split": "train"})
 
 
 def test_hmdb51_reads_the_tags_of_a_fold(root: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, Folder, TrainBatches, build_dataset, make_loader
@@ -125,14 +124,6 @@ def test_what_a_task_must_know_of_stands_outside(step: str, name: str) -> None:
         build_dataset({"name": "subset", "dataset": drawn(4, transforms=[step]), "first": 2})
     dataset = build_dataset({"name": "subset", "dataset": drawn(4), "first": 2, "transforms": [step]})
     assert dataset[0].image.shape == (3, 64, 64)
-
-
-def test_messages_name_the_files_of_a_sample_within(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    paths = {"name": "image_paths", "images": str(tmp_path), "classes": ["x"], "labels": [0, 0]}
-    dataset = build_dataset({"name": "concat", "datasets": [{**paths, "paths": ["a.png", "b.png"]}] * 2})
-    assert dataset.described(3) == f"sample 3: sample 1 ({tmp_path}/b.png) of datasets[1]"
 
 
 @pytest.mark.parametrize("config", [drawn(3), {"name": "concat", "datasets": [drawn(1), drawn(2)]}])

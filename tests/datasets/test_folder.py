@@ -415,3 +415,22 @@ def test_real_images_of_varying_size_are_read() -> None:
     data = build_dataset({"name": "folder", **options})
     assert len(data) == 42
     assert len({tuple(data[i].target.shape) for i in range(0, 42, 3)}) > 1
+
+
+def test_links_into_the_folder_above_are_refused_and_others_are_followed(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / "elsewhere" / name / "a").mkdir(parents=True)
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / "elsewhere" / name / "a" / "1.png")
+        (tmp_path / name / "linked").symlink_to(tmp_path / "elsewhere" / name)
+    pairs = {"name": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "classes": ["x"]}
+    classes = {"name": "image_folder", "root": str(tmp_path / "images")}
+    configs = [{**pairs, "nested": True}, classes]
+    assert [len(build_dataset(config)) for config in configs] == [1, 1]
+    for target in (tmp_path / "elsewhere" / "images", tmp_path / "images" / "linked"):
+        link = tmp_path / "elsewhere" / "images" / "a" / "up"
+        link.symlink_to(target)
+        for config in configs:
+            with pytest.raises(DataError, match=r"images/linked/a/up: a link to a folder that it lies in; remove it"):
+                build_dataset(config)
+        link.unlink()
