@@ -80,7 +80,7 @@ def _locked(path: Path) -> int | None:
     """A descriptor of `path` that locks it; None where another process has removed the file or its folder just now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:
         return None
     try:

@@ -138,7 +138,9 @@ def test_a_command_of_a_page_works(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLASSYSEG_DATA", raising=False)
     (tmp_path / "streets.yaml").write_text(readme_folder_config(), encoding="utf-8")
+    make_readme_folder(tmp_path)
     exit_code = classy_train_main(words[2:]) if words[0] == "python" else classyseg_main(words[1:])
     assert exit_code == 0, capsys.readouterr().err
     assert capsys.readouterr().out

@@ -30,7 +30,7 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "image_unreadable": (
         "fault",
         "images that cannot be read",
-        "fetch the files again, or take them out of the set; grey images of 16 bits need bits: 16 in its config",
+        "fetch the files again, or take them out of the set; grey images of 16 bits need bits: 16 in the config",
     ),
     "mask_unreadable": ("fault", "masks that cannot be read", "fetch the files again, or take them out of the set"),
     "sample_unreadable": ("fault", "samples that cannot be read", "mend what the message names"),
