@@ -28,6 +28,10 @@ class ClassificationDataset(ClassyDataset):
     whole_images = True
 
     def _check(self, sample: Sample) -> None:
+        if sample.target.dim():
+            raise DataError(
+                f"{sample.name}: its target has the shape {tuple(sample.target.shape)}; expected one class, ()"
+            )
         label = int(sample.target)
         if label != self.ignore_index and not 0 <= label < self.num_classes:
             raise DataError(

@@ -286,6 +286,8 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
     if labels.dim() < 2:
         _look_at_class(facts, labels, dataset)
         return
+    if dataset.whole_images:
+        raise DataError(f"its target has the shape {tuple(labels.shape)}; expected one class, ()")
     facts.pixels = _count(labels, (*range(dataset.num_classes), dataset.ignore_index))
     facts.mask_digest = _digest(labels.contiguous().numpy())
     found = sorted(label for label in facts.pixels if label != dataset.ignore_index)

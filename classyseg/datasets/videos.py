@@ -37,6 +37,8 @@ class VideoFiles(Clips):
         described = [
             (str(path), label, info) for (path, label), info in zip(videos, infos, strict=True) if info is not None
         ]
+        if not described:
+            raise DataError(f"found no video that can be read, of {len(videos)}")
         super().__init__(described, clips, sampling, transforms)
 
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:

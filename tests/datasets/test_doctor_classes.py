@@ -153,6 +153,15 @@ def test_classes_that_are_none_and_samples_without_one_are_found() -> None:
     assert [row["images"] for row in check_data(data).summaries[0].class_rows()] == [1, 1, 1, 2]
 
 
+def test_masks_where_classes_are_expected_are_found_with_their_samples() -> None:
+    data = Targets([0, 1, 2, [[0, 1], [1, 2]]])
+    found = findings({"x": data})
+    assert found.keys() == {"sample_unreadable"}
+    assert found["sample_unreadable"].files == (("s3", "its target has the shape (2, 2); expected one class, ()"),)
+    with pytest.raises(DataError, match=r"s3: its target has the shape \(2, 2\); expected one class"):
+        data[3]
+
+
 def test_shares_and_flags_of_classes_count_each_class_that_has_one() -> None:
     (summary,) = check_data({"x": Targets([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, -1.0]])}).summaries
     assert [row["images"] for row in summary.class_rows()] == [1, 2, 0, 1]
@@ -225,6 +234,10 @@ def test_videos_that_cannot_be_read_are_all_named_and_end_a_training(tmp_path: P
         assert diagnosis.summaries[0].num_samples == 1
     with pytest.raises(DataError, match=r"bad1.mp4: cannot be read as a video .*; 2 of 3 videos cannot be used"):
         build_dataset(config)
+    (tmp_path / "v" / "run" / "good.mp4").write_bytes(b"")
+    kinds = [(finding.kind, finding.message) for finding in check_data({"x": config}).findings]
+    assert [kind for kind, _ in kinds] == ["video_unreadable", "no_data"]
+    assert kinds[1][1] == "found no video that can be read, of 3"
 
 
 def write_video(av: Any, path: Path) -> None:
