@@ -35,6 +35,8 @@ COLOR_MODES = ("RGB", "RGBA", "RGBX", "P")
 FOUR_CHANNELS = ("RGBA", "RGBX", "CMYK")
 LOSSY = ("jpeg", "tiff_jpeg", "webp")
 """Compressions within TIFF that change values."""
+SAMPLE_FORMAT = 339
+"""The tag of TIFF by which numbers have signs, 2: Pillow leaves it out where they have 8 bits."""
 SCALED = {"L;2": 85, "L;4": 17}
 """By which factor Pillow multiplies grey values of 2 and 4 bits."""
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
@@ -141,6 +143,8 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
         if raw.partition(";")[2].endswith("I"):
             raise DataError(f"{path}: a mask in which 0 means white, which Pillow inverts; accepted: 0 means black")
         values = np.asarray(image)
+        if image.format == "TIFF" and image.mode == "L" and 2 in image.tag_v2.get(SAMPLE_FORMAT, ()):  # type: ignore[attr-defined]
+            values = values.view(np.int8)
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
     return values // np.uint8(SCALED[raw]) if raw in SCALED else values

@@ -200,6 +200,18 @@ def test_the_values_of_a_mask_are_those_that_were_stored(
     assert np.array_equal(values, LABELS)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_negative_numbers_of_a_tiff_stay_negative(tmp_path: Path, dtype: Any) -> None:
+    data = LABELS.astype(dtype) - 1
+    bits = 8 * data.itemsize
+    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 1, 273: 122, 277: 1, 279: data.nbytes, 339: 2}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    (tmp_path / "signed.tif").write_bytes(header + data.tobytes())
+    assert len(header) == tags[273]
+    assert np.array_equal(files.read_mask_values(tmp_path / "signed.tif"), data)
+
+
 def test_a_mask_of_one_bit_is_0_and_1_and_an_inverted_one_is_refused(tmp_path: Path) -> None:
     Image.fromarray(LABELS > 1).save(tmp_path / "bits.tif")
     assert np.array_equal(files.read_mask_values(tmp_path / "bits.tif"), LABELS > 1)
