@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.bad_samples import BadSample, ByKey, Failure, Key, Loaded
@@ -106,6 +106,15 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
             )
     target = torch.stack([sample.target for sample in whole])
     batch = Sample(torch.stack([s.image for s in whole]), _smallest(target), tuple(str(s.name) for s in whole))
+    if get_worker_info() is not None:
+        try:  # here, as the thread that sends it would only print what goes wrong, and the main process would wait on
+            batch.image.share_memory_()
+            batch.target.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return Failure(
+                f"runtime.workers: a batch does not fit into shared memory ({error}); make room there, take fewer "
+                "workers or a smaller batch, or set runtime.workers: 0"
+            )
     return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
 
 

@@ -272,6 +272,28 @@ def test_too_few_open_files_are_told_before_workers_start(monkeypatch: pytest.Mo
         list(make_loader(Broken(""), EvalBatches(4, 1), workers=2))
 
 
+def test_shared_memory_that_runs_out_later_is_an_error_and_no_endless_wait() -> None:
+    def give_up(number: int, frame: Any) -> None:
+        raise TimeoutError("the loader waits")
+
+    loader = make_loader(Broken(""), EvalBatches(4, 2), workers=1)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGXFSZ, signal.SIGALRM)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, give_up)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    signal.alarm(30)
+    try:
+        with pytest.raises(DataError, match=r"runtime.workers: a batch does not fit into shared memory .*; make room"):
+            list(loader)
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        loader.close()
+
+
 def test_too_little_shared_memory_is_told_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage)

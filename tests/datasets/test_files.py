@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from memory import memory_within
 from PIL import Image
 
 from classyseg.config import DataError
@@ -112,25 +112,6 @@ REFUSED_MASKS = {
         r"3600000000 pixels",
     ),
 }
-
-
-@contextmanager
-def memory_within(limit: int) -> Iterator[None]:
-    """Fails where the process takes more than `limit` KiB above the start, for however short a time."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    except OSError:
-        yield  # elsewhere than on Linux
-        return
-    before = _peak()
-    yield
-    taken = _peak() - before
-    assert taken < limit, f"{taken} KiB"
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def refusals(table: dict[str, Any]) -> list[Any]:
