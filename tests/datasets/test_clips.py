@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader, video_files
 from classyseg.datasets.video_files import VideoInfo, read_frames, video_infos
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
@@ -317,6 +319,24 @@ def test_an_index_spares_the_look_at_videos_that_it_knows(root: Path, monkeypatc
     index.write_text("[3]", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"index: .*actions.json is no index of videos .*; delete it"):
         build_dataset(data)
+
+
+def test_an_index_that_cannot_be_written_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_frames(root / "actions" / "run" / "a", 9)
+    (root / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"index: .*file/a.json cannot be written \(Not a directory\)$"):
+        build_dataset(ACTIONS | {"index": "file/a.json"})
+
+    with pytest.raises(ConfigError, match=r"index: .*/actions cannot be read \(Is a directory\)$"):
+        build_dataset(ACTIONS | {"index": "actions"})
+
+    def no_room(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(video_files, "write_atomically", no_room)
+    with pytest.raises(ConfigError, match=r"index: .*/a.json cannot be written \(No space left on device\)$"):
+        build_dataset(ACTIONS | {"index": "a.json"})
+    assert [path.name for path in root.iterdir() if path.suffix == ".lock"] == []
 
 
 def test_without_pyav_a_video_file_is_an_error_that_says_what_to_do(
