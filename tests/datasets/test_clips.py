@@ -324,7 +324,7 @@ def test_an_index_spares_the_look_at_videos_that_it_knows(root: Path, monkeypatc
 def test_an_index_that_cannot_be_written_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_frames(root / "actions" / "run" / "a", 9)
     (root / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"index: .*file/a.json cannot be written \(Not a directory\)$"):
+    with pytest.raises(ConfigError, match=r"index: .*file/a.json cannot be written \(File exists\)$"):
         build_dataset(ACTIONS | {"index": "file/a.json"})
 
     with pytest.raises(ConfigError, match=r"index: .*/actions cannot be read \(Is a directory\)$"):
