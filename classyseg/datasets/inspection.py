@@ -25,7 +25,7 @@ from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.workers import WorkerError
+from classyseg.datasets.workers import WorkerError, deaths_are_found_in_turn
 
 T = TypeVar("T")
 
@@ -99,7 +99,9 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         generator=torch.Generator(),
     )
     try:
-        yield from loader
+        with deaths_are_found_in_turn():
+            samples = iter(loader)
+        yield from samples
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

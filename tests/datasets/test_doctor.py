@@ -197,7 +197,9 @@ def test_median_frequency_weights_are_those_of_hand_arithmetic(tmp_path: Path) -
 def test_workers_find_what_this_process_finds_in_the_same_order(drawn: Path) -> None:
     for name in ("a_truncated_mask", "a_training_image_in_the_test_set"):
         FAULTS[name].plant(drawn)
+    handler = signal.getsignal(signal.SIGCHLD)
     alone, together = (check_data(data_sets(drawn), workers=workers) for workers in (0, 2))
+    assert signal.getsignal(signal.SIGCHLD) is handler  # torch's would raise wherever a later worker's death meets us
     assert alone.findings == together.findings
     assert alone.findings
     assert [s.pixels for s in alone.summaries] == [s.pixels for s in together.summaries]
