@@ -30,8 +30,6 @@ class Composed(ClassyDataset):
     `parts` are the data sets, which the config names at `places()` within that of this one.
     """
 
-    reads_files = False
-
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
@@ -66,6 +64,10 @@ class Composed(ClassyDataset):
         self._seed = seed
         for i, part in enumerate(self.parts):
             part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
+
+    @classmethod
+    @abstractmethod
+    def first_within(cls, config: Any) -> Any: ...
 
     @abstractmethod
     def places(self) -> Sequence[str]:
