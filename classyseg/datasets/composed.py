@@ -6,7 +6,6 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -80,10 +79,6 @@ class Composed(ClassyDataset):
     def load(self, index: int) -> Sample:
         part, inner = self.locate(index)
         return self.parts[part].load(inner)
-
-    def files(self, index: int) -> tuple[Path, ...]:
-        part, inner = self.locate(index)
-        return self.parts[part].files(inner)
 
     def described(self, index: int) -> str:
         part, inner = self.locate(index)

@@ -295,3 +295,17 @@ def test_the_shared_memory_that_batches_take_is_counted_by_their_types(
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage)
     with nullcontext() if free else pytest.raises(ConfigError, match="in shared memory"):
         workers.check_limits(source, [(0, 0)] * 4, 2)
+
+
+def test_the_partner_of_a_sample_that_is_bad_is_an_error_where_bad_ones_are(tree: Path) -> None:
+    dataset = build_dataset(config(tree, transforms=[{"name": "mix_up", "probability": 1.0}]))
+    with pytest.raises(DataError, match=r"0[37]\.(png|jpg)"):
+        list(map(dataset.sample, [0] * 30, range(30)))
+
+
+def test_a_batch_is_pinned_with_what_it_stands_in_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # which needs a GPU
+    bad = (BadSample(3, "x"),)
+    pinned = bad_samples.Loaded(Sample(torch.zeros(1), torch.zeros(2), "a"), bad).pin_memory()
+    assert (pinned.sample.image.item(), pinned.sample.target.sum(), pinned.sample.name) == (1, 2, "a")
+    assert pinned.bad == bad

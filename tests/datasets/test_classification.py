@@ -13,7 +13,10 @@ from torch import nn
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.datasets.class_folders import class_names, labelled_files
 from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.imagenet import _images_in
+from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.datasets.texts import Texts
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
@@ -317,3 +320,13 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
         arrived = batch.to(torch.device("cpu"))
         accuracy.update(model(arrived.image / 255), arrived.target)
     assert accuracy.compute() == {"accuracy_top_1": 1.0, "accuracy_top_2": 1.0}
+
+
+def test_folders_that_cannot_be_read_or_hold_nothing_are_named(tmp_path: Path) -> None:
+    for read in (class_names, _images_in):
+        with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
+            read(tmp_path / "none")
+    (tmp_path / "cat").mkdir()
+    with collecting_pair_faults() as faults, pytest.raises(DataError, match=r"found no file in any folder"):
+        labelled_files(tmp_path, {"cat": 0})
+    assert [fault.kind for fault in faults] == ["empty_class"]
