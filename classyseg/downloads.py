@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
@@ -21,6 +18,7 @@ from urllib.request import Request, build_opener
 from tqdm import tqdm
 
 from classyseg.config import ConfigError
+from classyseg.locks import alone
 
 CHUNK = 2**20
 TIMEOUT_SECONDS = 60
@@ -62,39 +60,6 @@ def download(url: str, folder: Path, digest: str = "", *, place: str = "") -> Pa
             f"or download it yourself to {path}"
         ) from None
     return path
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time is inside, the others wait. `path` is a file for this alone, which is removed after."""
-    while (lock := _locked(path)) is None:
-        pass
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(lock)
-
-
-def _locked(path: Path) -> int | None:
-    """A descriptor of `path` that locks it; None where another process has removed the file or its folder just now."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.info("another process is at work (%s): waiting", path)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        if os.path.samestat(os.fstat(lock), path.stat()):
-            return lock
-    except FileNotFoundError:
-        pass
-    os.close(lock)
-    return None
 
 
 def _download(url: str, path: Path, digest: str) -> None:

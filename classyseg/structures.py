@@ -43,7 +43,7 @@ class Sample:
         )
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
-        """The sample on `device`; targets, which travel in the smallest integer type that holds them, become int64.
+        """The sample on `device`; targets, which travel as bytes where all labels of their data set are, become int64.
 
         Shares of classes stay as they are.
         """

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.locks import alone
 
 GIGABYTE = 10**9
 SIZE_FILE = "bytes.txt"
@@ -40,6 +39,7 @@ class TensorFiles:
 
     def __init__(self, root: Path, name: str, gigabytes: float, *, option: str, limit_option: str) -> None:
         self.root, self.folder = root, root / name
+        self._size_file = root / SIZE_FILE
         self.limit = int(gigabytes * GIGABYTE)
         self.option, self.limit_option = option, limit_option
         self.stores = True
@@ -93,36 +93,22 @@ class TensorFiles:
 
     def _reserve(self, size: int) -> bool:
         """Counts `size` more bytes as held, for all processes; False, and nothing counted, beyond the limit."""
-        with _locked(self.root / SIZE_FILE) as file:
-            held = int(file.read() or 0) + size
+        with alone(self._size_file, keep=True):
+            held = int(self._size_file.read_text(encoding="utf-8") or 0) + size
             if held > self.limit:
                 return False
-            _rewrite(file, held)
+            self._size_file.write_text(str(held), encoding="utf-8")
         return True
 
     def _measure(self) -> None:
         """Counts anew what the folder holds, and removes what processes that ended left half written."""
-        with _locked(self.root / SIZE_FILE) as file:
+        with alone(self._size_file, keep=True):
             for path in self.root.glob("*/*.safetensors.tmp-*"):
                 with suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
                         path.unlink()
-            _rewrite(file, sum(_size(path) for path in self.root.glob("*/*.safetensors*")))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[IO[str]]:
-    """The file at `path`, made where it is not there, for this process alone."""
-    with open(path, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file
-
-
-def _rewrite(file: IO[str], value: int) -> None:
-    file.truncate(0)
-    file.write(str(value))
-    file.flush()
+            held = sum(_size(path) for path in self.root.glob("*/*.safetensors*"))
+            self._size_file.write_text(str(held), encoding="utf-8")
 
 
 def _size(path: Path) -> int:

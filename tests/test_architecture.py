@@ -17,7 +17,7 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "io", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
+    {"structures", "config", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
     {"registry", "signature", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
@@ -29,6 +29,7 @@ FLOORS = (
 SAME_FLOOR = {
     ("io", "config"),
     ("downloads", "config"),
+    ("downloads", "locks"),
     ("registry", "signature"),
     ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),

@@ -16,9 +16,8 @@ from classyseg.registry import DATASETS, ComponentConfig
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
 """The keys of a data set's config that leave what is read from its files as it is."""
 
-
 KEYS_OF_FILES = ("exif", "cache_samples", "cache_samples_gigabytes")
-"""The keys of every data set that mean something only where files are read."""
+"""The keys of every data set that mean something only where files are read, not where others are put together."""
 
 
 def build_dataset(config: Any) -> ClassyDataset:
@@ -30,7 +29,7 @@ def build_dataset(config: Any) -> ClassyDataset:
     for key in ("exif", "on_bad_sample", "max_bad_samples"):
         if hasattr(checked, key):  # a config that was checked without the keys of whoever places it lacks them
             setattr(dataset, key, getattr(checked, key))
-    for key in () if dataset.reads_files else KEYS_OF_FILES:
+    for key in KEYS_OF_FILES if innermost(checked) is not checked else ():
         found = getattr(checked, key, DATASET_KEYS[key][1])
         if found != DATASET_KEYS[key][1]:
             raise ConfigError(

@@ -45,8 +45,6 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     cache: SampleCache | None = None
     group_size: int = 1
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
-    reads_files: bool = True
-    """Whether the keys of reading files are meant for it; not where it is made of data sets that have them, too."""
     has_masks: bool = True
     """Not where masks exist nowhere and every pixel is ignored: to be predicted, not to train on or to measure."""
     whole_images: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from classyseg.datasets.coco_masks import annotation_mask
 from classyseg.datasets.pairs import listed_pairs
 from classyseg.datasets.pascal_voc import CLASSES, VOCMasks
 from classyseg.io import data_folder, data_root, sha256_of
+from classyseg.locks import alone
 from classyseg.registry import DATASETS, TransformConfig
 
 CATEGORY_IDS = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
@@ -105,8 +105,7 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
     if (folder / INDEX).is_file():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.with_name(f".{folder.name}.lock")):
+        with alone(folder.with_name(f".{folder.name}.lock")):
             if not (folder / INDEX).is_file():
                 log.info("drawing the masks of %s into %s, once", annotations, folder)
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
@@ -118,13 +117,6 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
             f"cache: {error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
         ) from None
     return folder
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with open(path, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _draw_all(annotations: Path, folder: Path, crowd: str) -> None:

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -29,8 +28,6 @@ class Composed(ClassyDataset):
 
     `parts` are the data sets, which the config names at `places()` within that of this one.
     """
-
-    reads_files = False
 
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
         first = parts[0]
@@ -67,6 +64,10 @@ class Composed(ClassyDataset):
         for i, part in enumerate(self.parts):
             part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
 
+    @classmethod
+    @abstractmethod
+    def first_within(cls, config: Any) -> Any: ...
+
     @abstractmethod
     def places(self) -> Sequence[str]:
         """Where the config of this data set holds that of each part, such as `datasets[0]`."""
@@ -78,10 +79,6 @@ class Composed(ClassyDataset):
     def load(self, index: int) -> Sample:
         part, inner = self.locate(index)
         return self.parts[part].load(inner)
-
-    def files(self, index: int) -> tuple[Path, ...]:
-        part, inner = self.locate(index)
-        return self.parts[part].files(inner)
 
     def described(self, index: int) -> str:
         part, inner = self.locate(index)

@@ -94,7 +94,7 @@ def _picture(image: Tensor) -> Image.Image:
 def _painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
     """The image under the colours of its mask, each in the size of a cell, whatever sizes the two have."""
     colors = np.array([*dataset.palette, IGNORED, UNKNOWN], np.uint8)
-    labels = mask.numpy()
+    labels = mask.long().numpy()  # the places of colours may be no bytes
     places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)
     places = np.where(labels == dataset.ignore_index, len(colors) - 2, places)
     painted = Image.fromarray(colors[places])

@@ -61,7 +61,7 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
             raise DataError(f"{path}: an image of mode {_kind(image, raw)}; accepted are {accepted}")
         if bits == 16 and not deep:
             raise DataError(f"{path}: an image of 8 bits a channel, where the data set's `bits` says 16")
-        turned = _orientation(image)
+        turned = orientation(image)
         if turned != 1:
             image = _upright(path, image, turned, exif)
         elif channels == 3 and bits == 8 and (pixels := _fast_jpeg(path, image)) is not None:
@@ -172,7 +172,7 @@ def _check_mask(path: Path, image: Image.Image) -> None:
             f"{path}: a mask stored as JPEG, which changes labels; accepted are lossless index images, such as PNG"
         )
     _refuse_animation(path, image)
-    if (turned := _orientation(image)) != 1:
+    if (turned := orientation(image)) != 1:
         raise DataError(f"{path}: a mask with the EXIF orientation {turned}; save it upright, without one")
 
 
@@ -209,7 +209,8 @@ def _refuse_animation(path: Path, image: Image.Image) -> None:
         raise DataError(f"{path}: several images in one file ({image.format}); accepted are files of one")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """How viewers turn an image, by EXIF's numbers; 1, upright, where it does not say, or nothing that is known."""
     found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(1, 9) else 1
 

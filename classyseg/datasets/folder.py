@@ -13,7 +13,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, within
 from classyseg.datasets.classy_dataset import Color
 from classyseg.datasets.files import Bits, read_colors
-from classyseg.datasets.label_map import LabelMap, color_of, color_text
+from classyseg.datasets.label_map import LabelMap, color_of, color_text, labels_of
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs, tabled_pairs
 from classyseg.io import data_folder, data_root
@@ -49,8 +49,7 @@ class Folder(MaskFiles):
     ) -> None:
         if 0 <= ignore_index < len(classes):
             raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
-        if len(set(classes)) != len(classes):
-            raise ConfigError(f"classes: found one name twice in {list(classes)}")
+        labels_of(classes)  # which refuses a name that comes twice
         if label_map and color_map:
             raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
         if table is not None and (mask_suffix or nested):

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.config import ConfigError, within
+from classyseg.config import within
 from classyseg.datasets.class_folders import class_names, labelled_files
 from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.label_map import labels_of
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -31,10 +32,3 @@ class ImageFolder(LabelledFiles):
             folder = data_folder(root)
         self.classes = class_names(folder) if classes is None else tuple(classes)
         super().__init__(labelled_files(folder, labels_of(self.classes)), transforms)
-
-
-def labels_of(classes: tuple[str, ...]) -> dict[str, int]:
-    """The label of each name. Raises: `ConfigError` for one that comes twice."""
-    if len(set(classes)) != len(classes):
-        raise ConfigError(f"classes: found one name twice in {list(classes)}")
-    return {name: i for i, name in enumerate(classes)}

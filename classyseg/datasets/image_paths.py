@@ -10,8 +10,8 @@ from pydantic import Field
 
 from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.classification_dataset import LabelledFiles
-from classyseg.datasets.image_folder import labels_of
-from classyseg.datasets.pairs import read_text, report_fault
+from classyseg.datasets.label_map import labels_of
+from classyseg.datasets.pairs import existing_files, read_text
 from classyseg.io import data_folder, data_root
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -54,13 +54,8 @@ class ImagePaths(LabelledFiles):
             place = str((data_root() / table).absolute())
             is_csv = place.lower().endswith(".csv")
             rows = _read_csv(Path(place), image_column, label_column) if is_csv else _read_lines(Path(place))
-        missing = [path for path, _ in rows if not (folder / path).is_file()]
-        if missing:
-            message = f"{place}: names {len(missing)} files not in {folder}: {listed(missing, limit=5)}"
-            report_fault("missing_file", message, [str(folder / path) for path in missing])
         labelled = [(path, _label(place, path, text, known)) for path, text in rows]
-        absent = set(missing)
-        super().__init__([(str(folder / path), label) for path, label in labelled if path not in absent], transforms)
+        super().__init__(existing_files(place, folder, labelled), transforms)
 
 
 def _read_csv(table: Path, image_column: str, label_column: str) -> list[Row]:

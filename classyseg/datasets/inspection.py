@@ -21,16 +21,14 @@ from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import Clips
 from classyseg.datasets.composed import Composed
-from classyseg.datasets.files import COLOR_MODES, MASK_MODES, read_colors
+from classyseg.datasets.files import COLOR_MODES, MASK_MODES, orientation, read_colors
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.workers import WorkerError
+from classyseg.datasets.workers import WorkerError, deaths_are_found_in_turn
 
 T = TypeVar("T")
 
-ORIENTATION = 0x0112
-"""The EXIF tag that tells viewers to turn an image; 1 is upright."""
 SWAPPING = range(5, 9)
 """Orientations that swap width and height."""
 MAX_COLORS = 64
@@ -99,7 +97,9 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         generator=torch.Generator(),
     )
     try:
-        yield from loader
+        with deaths_are_found_in_turn():
+            samples = iter(loader)
+        yield from samples
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -196,12 +196,12 @@ def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor |
 
 
 def _read_image(facts: Facts, dataset: MaskFiles | LabelledFiles, path: Path) -> Tensor | None:
-    orientation = _exif_orientation(path)
+    turned = _exif_orientation(path)
     image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.read_image(path))
-    if orientation != 1 and dataset.exif == "refuse":
+    if turned != 1 and dataset.exif == "refuse":
         facts.problems = [problem for problem in facts.problems if "EXIF" not in problem.text]  # said once
         stored = "its pixels are" if dataset.whole_images else "its pixels and its mask are"
-        text = f"EXIF orientation {orientation}: viewers turn it, {stored} read as they are stored"
+        text = f"EXIF orientation {turned}: viewers turn it, {stored} read as they are stored"
         facts.add("exif_rotation", facts.image, text)
     return image
 
@@ -234,8 +234,7 @@ def _exif_orientation(path: Path) -> int:
     """1 where there is none, or none that can be read, which reading the pixels will tell."""
     try:
         with Image.open(path) as image:
-            found = image.getexif().get(ORIENTATION, 1)
-            return found if found in range(1, 9) else 1
+            return orientation(image)
     except Exception:  # the reader of the pixels says what is wrong
         return 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from classyseg.config import DataError
+from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, Color
 
 Array = npt.NDArray[Any]
@@ -105,6 +105,13 @@ def spans(numbers: Iterable[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in runs)
+
+
+def labels_of(classes: Sequence[str]) -> dict[str, int]:
+    """The label of each name. Raises: `ConfigError` for one that comes twice."""
+    if len(set(classes)) != len(classes):
+        raise ConfigError(f"classes: found one name twice in {list(classes)}")
+    return {name: i for i, name in enumerate(classes)}
 
 
 def label_table(name: str) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Color, ...]]:

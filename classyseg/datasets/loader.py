@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from classyseg.config import ConfigError, DataError
@@ -90,7 +89,7 @@ class EvalBatches:
 
 
 def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
-    """A batch; masks and classes travel as uint8 where their values allow."""
+    """A batch, or the first failure in it."""
     for sample in samples:
         if isinstance(sample, Failure):
             return sample
@@ -104,25 +103,18 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
                 f"a batch of {kind} of different shapes: {found}; add a transform that gives one size, such as "
                 "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
             )
-    target = torch.stack([sample.target for sample in whole])
-    batch = Sample(torch.stack([s.image for s in whole]), _smallest(target), tuple(str(s.name) for s in whole))
+    images, targets = (torch.stack(tensors) for tensors in ([s.image for s in whole], [s.target for s in whole]))
     if get_worker_info() is not None:
         try:  # here, as the thread that sends it would only print what goes wrong, and the main process would wait on
-            batch.image.share_memory_()
-            batch.target.share_memory_()
+            images.share_memory_()
+            targets.share_memory_()
         except (RuntimeError, OSError) as error:
             return Failure(
                 f"runtime.workers: a batch does not fit into shared memory ({error}); make room there, take fewer "
                 "workers or a smaller batch, or set runtime.workers: 0"
             )
+    batch = Sample(images, targets, tuple(str(s.name) for s in whole))
     return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
-
-
-def _smallest(mask: Tensor) -> Tensor:
-    """As uint8 where its values allow; shares of classes, in floating point, as they are."""
-    if mask.dtype == torch.uint8 or mask.is_floating_point():
-        return mask
-    return mask.to(torch.uint8) if mask.numel() and mask.min() >= 0 and mask.max() <= 255 else mask
 
 
 class Batches:

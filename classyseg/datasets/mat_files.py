@@ -29,7 +29,7 @@ def read_mat(path: Path) -> npt.NDArray[Any]:
     """
     scipy_io = require_scipy(path)
     try:
-        contents = scipy_io.loadmat(path)
+        contents = scipy_io.loadmat(str(path))  # of a path that does not exist, scipy only says that it is no name
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # scipy raises whatever a broken file leads to; the message must name the file

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from classyseg.config import DataError, listed, within
 from classyseg.datasets.classification_dataset import LabelledFiles
-from classyseg.datasets.pairs import read_names, report_fault
+from classyseg.datasets.pairs import existing_files, read_names
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -43,12 +43,5 @@ class MINC(LabelledFiles):
         wrong = [name for name in names if len(name.split("/")) != 3 or name.split("/")[1] not in CLASSES]
         if wrong:
             raise DataError(f"{table}: found {listed(wrong, limit=5)}; expected lines such as images/brick/NAME.jpg")
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            message = f"{table}: names {len(missing)} files that do not exist: {listed(missing, limit=5)}"
-            report_fault("missing_file", message, [str(folder / name) for name in missing])
-        absent = set(missing)
-        super().__init__(
-            [(str(folder / name), CLASSES.index(name.split("/")[1])) for name in names if name not in absent],
-            transforms,
-        )
+        labelled = [(name, CLASSES.index(name.split("/")[1])) for name in names]
+        super().__init__(existing_files(table, folder, labelled), transforms)

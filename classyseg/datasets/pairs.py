@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from classyseg.config import ConfigError, DataError
+from classyseg.config import ConfigError, DataError, listed
 from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 Pair = tuple[Path, Path]
@@ -79,13 +79,13 @@ def matched_pairs(
     if alone:
         report_fault(
             "missing_mask",
-            f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {_some(alone)}; the mask of "
+            f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {listed(alone, limit=5)}; the mask of "
             f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format)",
             alone,
         )
     unused = [str(path) for name, path in masks_by_name.items() if name not in by_name]
     if unused:
-        message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {_some(unused)}"
+        message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {listed(unused, limit=5)}"
         report_fault("missing_image", message, unused)
     return [(path, masks_by_name[name]) for name, path in by_name.items() if name in masks_by_name]
 
@@ -105,7 +105,7 @@ def listed_pairs(
     for folder, found, what in ((images, by_name, "image"), (masks, masks_by_name, "mask")):
         missing = [name for name in names if name not in found]
         if missing:
-            message = f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {_some(missing)}"
+            message = f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {listed(missing, limit=5)}"
             report_fault(f"missing_{what}", message, missing)
     return [(by_name[name], masks_by_name[name]) for name in names if name in by_name and name in masks_by_name]
 
@@ -117,7 +117,7 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
-        report_fault("listed_twice", f"{path}: names {_some(twice)} more than once", twice)
+        report_fault("listed_twice", f"{path}: names {listed(twice, limit=5)} more than once", twice)
     return list(dict.fromkeys(names))
 
 
@@ -145,7 +145,9 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
     if missing:
         report_fault(
-            "missing_file", f"{table}: names {len(missing)} files that do not exist: {_some(missing)}", missing
+            "missing_file",
+            f"{table}: names {len(missing)} files that do not exist: {listed(missing, limit=5)}",
+            missing,
         )
     return [pair for pair in pairs if not missing or all(path.is_file() for path in pair)]
 
@@ -193,6 +195,19 @@ def refuse_loop(path: Path) -> None:
         raise DataError(f"{path}: a link to a folder that it lies in; remove it")
 
 
+def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The files of `folder` in a list of (name, label), as paths; `place` is the list in messages.
+
+    Raises: `DataError` for those that are missing.
+    """
+    found = [(name, label) for name, label in labelled if (folder / name).is_file()]
+    if len(found) < len(labelled):
+        missing = [name for name, _ in labelled if not (folder / name).is_file()]
+        message = f"{place}: names {len(missing)} of {len(labelled)} files not in {folder}: {listed(missing, limit=5)}"
+        report_fault("missing_file", message, [str(folder / name) for name in missing])
+    return [(str(folder / name), label) for name, label in found]
+
+
 def read_text(path: Path) -> str:
     """The text of a list or table. Raises: `DataError` for a file that is missing, unreadable or no UTF-8."""
     try:
@@ -202,7 +217,3 @@ def read_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text, byte {error.start}"
         raise DataError(f"{path}: cannot be read ({reason})") from None
-
-
-def _some(paths: list[str], limit: int = 5) -> str:
-    return ", ".join(paths[:limit]) + (", ..." if len(paths) > limit else "")

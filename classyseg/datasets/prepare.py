@@ -10,7 +10,8 @@ from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets.archives import remove, unpack, unpacking
-from classyseg.downloads import alone, download, file_name
+from classyseg.downloads import download, file_name
+from classyseg.locks import alone
 
 DOWNLOADS = ".downloads"
 MAX_GROWTH = 20

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from classyseg.datasets.class_folders import files_below
 from classyseg.datasets.files import IMAGE_SUFFIXES, Exif, read_image
 from classyseg.datasets.pairs import report_fault
 from classyseg.io import write_atomically
+from classyseg.locks import alone
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg")
 THREADS = 8
@@ -65,12 +64,15 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | 
     keys = [_key(video) for video in videos]
     known = _read_index(index)
     if not known.keys() >= set(keys):
-        with _locked(index):
-            known = _read_index(index)  # another process may have added them meanwhile
-            missing = [i for i, key in enumerate(keys) if key not in known]
-            infos = _probe([videos[i] for i in missing])
-            known |= {keys[i]: info for i, info in zip(missing, infos, strict=True) if info is not None}
-            write_atomically(index, json.dumps(known, indent=0))
+        try:
+            with alone(index.with_name(f"{index.name}.lock")):
+                known = _read_index(index)  # another process may have added them meanwhile
+                missing = [i for i, key in enumerate(keys) if key not in known]
+                infos = _probe([videos[i] for i in missing])
+                known |= {keys[i]: info for i, info in zip(missing, infos, strict=True) if info is not None}
+                write_atomically(index, json.dumps(known, indent=0))
+        except OSError as error:
+            raise ConfigError(f"index: {index} cannot be written ({error.strerror})") from None
     return [known.get(key) for key in keys]
 
 
@@ -184,21 +186,9 @@ def _key(video: Path) -> str:
 def _read_index(index: Path) -> dict[str, VideoInfo]:
     try:
         return {key: VideoInfo(int(count), rate) for key, (count, rate) in json.loads(index.read_text("utf-8")).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"index: {index} is no index of videos ({error}); delete it, or name another file") from None
-
-
-@contextmanager
-def _locked(index: Path) -> Iterator[None]:
-    try:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{index}.lock", os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise ConfigError(f"index: {index} cannot be written ({error.strerror})") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        raise ConfigError(f"index: {index} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"index: {index} is no index of videos ({error}); delete it, or name another file") from None

@@ -12,7 +12,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.class_folders import class_names
 from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
-from classyseg.datasets.image_folder import labels_of
+from classyseg.datasets.label_map import labels_of
 from classyseg.datasets.pairs import read_text, report_fault
 from classyseg.datasets.video_files import VIDEO_SUFFIXES, read_frames, video_infos, videos_in
 from classyseg.io import data_folder, data_root

@@ -84,8 +84,7 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
 
 
 def _bytes(sample: Sample) -> int:
-    image, target = sample.image, sample.target
-    return image.numel() * image.element_size() + target.numel()  # masks travel as bytes
+    return sum(tensor.numel() * tensor.element_size() for tensor in (sample.image, sample.target))
 
 
 def _open_files() -> int:

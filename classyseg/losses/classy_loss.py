@@ -98,7 +98,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         return (total * self._scale(self.count(target)).to(total.dtype)).reshape(1)
 
     def forward(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        return self.terms(logits, target).sum()
+        """The loss, a scalar; labels of any integer type, as data sets give them."""
+        return self.terms(logits, target if target.is_floating_point() else target.long()).sum()
 
     def _scale(self, count: Tensor) -> Tensor:
         """What a sum is multiplied by to become a mean over what counts in the whole job."""

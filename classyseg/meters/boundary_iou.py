@@ -54,10 +54,10 @@ class BoundaryIoUMeter(ClassyMeter):
         if prediction.is_floating_point():
             prediction = argmax_at(prediction, target.shape[1:])
         num_classes = len(self.classes)
+        prediction, target = prediction.long(), target.long()
         ignored = target == self.ignore_index
         for name, labels in (("prediction", prediction), ("target", target)):
             check_labels(name, labels, num_classes, ignored)
-        prediction, target = prediction.long(), target.long()
         distance = max(1, round(self.dilation_ratio * math.hypot(*target.shape[1:])))
         true = _band(target.masked_fill(ignored, num_classes), distance, num_classes)
         found = _band(prediction.masked_fill(ignored, num_classes), distance, num_classes)

@@ -23,11 +23,18 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignored: Tensor) -
     """Raises: `ValueError` for a label that is no class and not `ignored`; on the host alone, as a GPU would wait."""
     if labels.device.type != "cpu" or not labels.numel():
         return
-    low, high = labels.aminmax()
+    low, high = (int(label) for label in labels.aminmax())
     if low < 0 or high >= num_classes:
+        labels = labels.long()
         wrong = labels[((labels < 0) | (labels >= num_classes)) & ~ignored]
         if len(wrong):
             raise ValueError(f"{name}: found the label {int(wrong[0])}; accepted: 0 to {num_classes - 1}")
+
+
+def is_ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Where labels of any integer type are `ignore_index`; of bytes, torch takes 0 for 256 and 255 for -1."""
+    compares = target.dtype != torch.uint8 or 0 <= ignore_index <= 255
+    return target == ignore_index if compares else torch.zeros_like(target, dtype=torch.bool)
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
@@ -37,7 +44,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
 
     Raises: `ValueError` on the host as `check_labels`.
     """
-    ignored = target == ignore_index
+    ignored = is_ignored(target, ignore_index)
     check_labels("prediction", prediction, num_classes, ignored)
     if target.dtype == torch.int64:
         pair = torch.add(prediction, target, alpha=num_classes)

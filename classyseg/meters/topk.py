@@ -49,6 +49,7 @@ class _TopKMeter(ClassyMeter):
         """What is right by k; then samples, true classes, videos whose clips have different ones, wrong labels."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
+        target = target if target.is_floating_point() else target.long()
         mixed = torch.zeros((), dtype=torch.int64, device=target.device)
         if self.clips_per_video > 1:
             prediction, target, mixed = self._videos(prediction, target)

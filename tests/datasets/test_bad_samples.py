@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from classyseg.datasets import (
     EvalBatches,
     Folder,
     TrainBatches,
+    bad_samples,
     build_dataset,
     make_loader,
     workers,
@@ -302,3 +304,30 @@ def test_too_little_shared_memory_is_told_before_workers_start(monkeypatch: pyte
     )
     with pytest.raises(ConfigError, match=message):
         list(make_loader(Broken(""), EvalBatches(4, 4), workers=2))
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_the_shared_memory_that_batches_take_is_counted_by_their_types(
+    monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    source = bad_samples.ByKey(Broken(""))
+    source.dataset.ignore_index = -1  # so that masks travel as int64
+    needed = 2 * 2 * 4 * (3 * 8 * 8 + 8 * 8 * 8)
+    usage = type("Usage", (), {"free": needed - 1 + free})
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage)
+    with nullcontext() if free else pytest.raises(ConfigError, match="in shared memory"):
+        workers.check_limits(source, [(0, 0)] * 4, 2)
+
+
+def test_the_partner_of_a_sample_that_is_bad_is_an_error_where_bad_ones_are(tree: Path) -> None:
+    dataset = build_dataset(config(tree, transforms=[{"name": "mix_up", "probability": 1.0}]))
+    with pytest.raises(DataError, match=r"0[37]\.(png|jpg)"):
+        list(map(dataset.sample, [0] * 30, range(30)))
+
+
+def test_a_batch_is_pinned_with_what_it_stands_in_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)  # which needs a GPU
+    bad = (BadSample(3, "x"),)
+    pinned = bad_samples.Loaded(Sample(torch.zeros(1), torch.zeros(2), "a"), bad).pin_memory()
+    assert (pinned.sample.image.item(), pinned.sample.target.sum(), pinned.sample.name) == (1, 2, "a")
+    assert pinned.bad == bad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,23 @@ def test_a_binary_file_of_another_length_and_a_wrong_label_are_errors(root: Path
     path.write_bytes(batch("binary", IMAGES[:1], [10]))
     with pytest.raises(DataError, match="test_batch 0: its class is 10; accepted: 0 to 9"):
         build_dataset({"name": "cifar10", "split": "test"})[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, r"test_batch: no such file, nor with .bin"),
+        (lambda path: path.mkdir(), r"test_batch: cannot be read \(Is a directory\)"),
+        (
+            lambda path: path.write_bytes(pickle.dumps({b"data": IMAGES, b"labels": [1.5] * 5}, 2)),
+            r"test_batch: no file of CIFAR's images \(ValueError: found labels that are no whole numbers\)",
+        ),
+    ],
+    ids=["missing", "folder", "fractions"],
+)
+def test_a_batch_that_is_not_there_or_has_no_labels_is_named(
+    root: Path, make: Callable[[Path], object], message: str
+) -> None:
+    make(root / "cifar-10-batches-py" / "test_batch")
+    with pytest.raises(DataError, match=message):
+        build_dataset({"name": "cifar10", "split": "test"})

@@ -13,7 +13,10 @@ from torch import nn
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.datasets.class_folders import class_names, labelled_files
 from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.imagenet import _images_in
+from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.datasets.texts import Texts
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
@@ -157,7 +160,7 @@ def test_minc_reads_the_list_of_a_fold(root: Path) -> None:
     dataset = build_dataset({"name": "minc", "split": "test", "fold": 2})
     assert [dataset.classes[label] for label in labels_of(dataset)] == ["wood", "brick"]
     (lists / "train1.txt").write_text("images/wood/wood_000009.jpg\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"train1.txt: names 1 files that do not exist: images/wood/wood_000009.jpg"):
+    with pytest.raises(DataError, match=r"train1.txt: names 1 of 1 files not in .*: images/wood/wood_000009.jpg"):
         build_dataset({"name": "minc", "split": "train"})
     (lists / "train1.txt").write_text("images/felt/felt_000009.jpg\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"found images/felt/felt_000009.jpg; expected lines such as"):
@@ -201,7 +204,7 @@ def test_a_config_may_list_images_itself() -> None:
         ({}, "give one of 'table' and 'paths'"),
         ({"paths": ["dog/a.png"]}, "labels: found 0 for 1 paths"),
         ({"paths": ["dog/a.png"], "labels": [2]}, r"the class of dog/a.png is '2'; accepted: 0 to 1, or dog, cat"),
-        ({"paths": ["dog/c.png"], "labels": [0]}, r"paths: names 1 files not in .*pets: dog/c.png"),
+        ({"paths": ["dog/c.png"], "labels": [0]}, r"paths: names 1 of 1 files not in .*pets: dog/c.png"),
         ({"table": "bad.csv"}, r"bad.csv: found the columns image, class; the first line must name image and label"),
         ({"table": "bad.txt"}, r"bad.txt, line 1: found 'dog/a.png'; expected a path, a space and a class"),
         ({"table": "none.txt"}, "none.txt: no such file"),
@@ -317,3 +320,13 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
         arrived = batch.to(torch.device("cpu"))
         accuracy.update(model(arrived.image / 255), arrived.target)
     assert accuracy.compute() == {"accuracy_top_1": 1.0, "accuracy_top_2": 1.0}
+
+
+def test_folders_that_cannot_be_read_or_hold_nothing_are_named(tmp_path: Path) -> None:
+    for read in (class_names, _images_in):
+        with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
+            read(tmp_path / "none")
+    (tmp_path / "cat").mkdir()
+    with collecting_pair_faults() as faults, pytest.raises(DataError, match=r"found no file in any folder"):
+        labelled_files(tmp_path, {"cat": 0})
+    assert [fault.kind for fault in faults] == ["empty_class"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +23,9 @@ from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader
-from classyseg.datasets.video_files import VideoInfo, read_frames, video_infos
+from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader, video_files
+from classyseg.datasets.build import known_group_size
+from classyseg.datasets.video_files import VideoInfo, read_frames, video_infos, videos_in
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
 
@@ -319,6 +324,24 @@ def test_an_index_spares_the_look_at_videos_that_it_knows(root: Path, monkeypatc
         build_dataset(data)
 
 
+def test_an_index_that_cannot_be_written_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_frames(root / "actions" / "run" / "a", 9)
+    (root / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"index: .*file/a.json cannot be written \(File exists\)$"):
+        build_dataset(ACTIONS | {"index": "file/a.json"})
+
+    with pytest.raises(ConfigError, match=r"index: .*/actions cannot be read \(Is a directory\)$"):
+        build_dataset(ACTIONS | {"index": "actions"})
+
+    def no_room(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(video_files, "write_atomically", no_room)
+    with pytest.raises(ConfigError, match=r"index: .*/a.json cannot be written \(No space left on device\)$"):
+        build_dataset(ACTIONS | {"index": "a.json"})
+    assert [path.name for path in root.iterdir() if path.suffix == ".lock"] == []
+
+
 def test_without_pyav_a_video_file_is_an_error_that_says_what_to_do(
     actions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,3 +434,41 @@ def test_a_subset_of_clips_takes_whole_videos() -> None:
     dataset = build_dataset({"name": "subset", "dataset": drawn, "every": 2})
     assert [str(dataset[i].name).split(",")[0] for i in range(9)] == [f"test {i}" for i in (0, 0, 0, 2, 2, 2, 4, 4, 4)]
     assert (len(dataset), dataset.group_size) == (9, 3)
+
+
+def test_clips_of_a_plugin_tell_how_they_are_grouped_when_they_are_built() -> None:
+    assert known_group_size(numbers_of([8, 9], "even", frames=8, per_video=2)) == 2
+    assert Numbers.group_size_of(SimpleNamespace(clips=ClipConfig(frames=8))) is None
+
+
+def test_videos_that_changed_since_they_were_looked_at_are_named(tmp_path: Path) -> None:
+    write_frames(tmp_path / "a", 4)
+    with pytest.raises(DataError, match=r"a: has 4 frames; it had more when it was looked at first"):
+        read_frames(tmp_path / "a", [3, 4])
+    with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
+        videos_in(tmp_path / "none")
+
+
+def test_a_file_of_sound_alone_and_a_video_that_changes_its_size_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(DataError, match=r"^/.*sound.mp4: holds no video$"):
+        video_infos([tmp_path / "sound.mp4"], None)
+
+    frames = [av.VideoFrame(size, size, "rgb24") for size in (16, 16, 32)]
+
+    @contextmanager
+    def opened(path: Path) -> Iterator[tuple[Any, None]]:
+        yield SimpleNamespace(decode=lambda stream: iter(frames)), None
+
+    monkeypatch.setattr(video_files, "_opened", opened)
+    assert read_frames(tmp_path / "v.mp4", [0, 1]).shape == (3, 2, 16, 16)
+    with pytest.raises(DataError, match=r"v.mp4: its frames change their size between 1 and 2"):
+        read_frames(tmp_path / "v.mp4", [1, 2])

@@ -197,7 +197,9 @@ def test_median_frequency_weights_are_those_of_hand_arithmetic(tmp_path: Path) -
 def test_workers_find_what_this_process_finds_in_the_same_order(drawn: Path) -> None:
     for name in ("a_truncated_mask", "a_training_image_in_the_test_set"):
         FAULTS[name].plant(drawn)
+    handler = signal.getsignal(signal.SIGCHLD)
     alone, together = (check_data(data_sets(drawn), workers=workers) for workers in (0, 2))
+    assert signal.getsignal(signal.SIGCHLD) is handler  # torch's would raise wherever a later worker's death meets us
     assert alone.findings == together.findings
     assert alone.findings
     assert [s.pixels for s in alone.summaries] == [s.pixels for s in together.summaries]
@@ -351,3 +353,38 @@ def test_nothing_is_drawn_from_global_generators(drawn: Path) -> None:
     check_data(data_sets(drawn), samples=3)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_smoothed_colours_are_told_from_colours_of_classes(drawn: Path) -> None:
+    random = np.random.default_rng(0)
+    for _, mask in pairs(drawn):
+        with Image.open(mask) as image:
+            size = image.size
+        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(mask)
+    found = {f.place: f for f in check_data(data_sets(drawn)).findings if f.kind == "color_mask"}
+    assert (found["dataset.train"].config, found["dataset.train"].mend[:25]) == ("", "they hold too many colour")
+
+
+def test_a_value_beside_a_label_map_is_ignored_by_the_line_that_mends_it(drawn: Path) -> None:
+    for _, mask in pairs(drawn):
+        with Image.open(mask) as image:
+            values = np.array(image)
+        values[0, 0] = 77
+        Image.fromarray(values).save(mask)
+    labels = {label: label for label in range(len(CLASSES))}
+    (finding,) = check_data({"dataset.train": {**data_sets(drawn)["dataset.train"], "label_map": labels}}).findings
+    assert (finding.kind, finding.severity) == ("unknown_values", "fault")
+    assert "the masks hold 77, which label_map does not name" in finding.message
+    mended = parse_config(finding.config, source="the finding").values
+    assert mended == {"label_map": {**labels, 77: 255}}
+    assert check_data({"dataset.train": {**data_sets(drawn)["dataset.train"], **mended}}).findings == []
+
+
+def test_images_of_two_kinds_have_no_mean_in_common(tmp_path: Path) -> None:
+    class Mixed(Strange):
+        def load(self, index: int) -> Sample:
+            image = torch.full((3, 4, 4), 10 * (index + 1), dtype=torch.uint8 if index else torch.uint16)
+            return Sample(image, torch.arange(16).view(4, 4) % 2, f"{index}")
+
+    (summary,) = check_data({"x": Mixed()}).summaries
+    assert summary.mean == pytest.approx([10 / 65535] * 3)

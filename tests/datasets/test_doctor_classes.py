@@ -16,7 +16,7 @@ from PIL import Image
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassificationDataset, build_dataset
-from classyseg.datasets.contact_sheet import CELL, LINE, MARGIN, contact_sheet
+from classyseg.datasets.contact_sheet import CELL, LINE, MARGIN, OPACITY, _painted, contact_sheet
 from classyseg.datasets.doctor import Finding, check_data
 from classyseg.registry import TASKS, DatasetConfig
 from classyseg.structures import Sample
@@ -362,3 +362,11 @@ def test_the_look_before_a_training_ends_it_with_the_file_and_warns_of_what_all_
     check_samples({"train": build_dataset(sets(pets, on_bad_sample="skip")["dataset.train"])})
     check_samples({"train": Targets([-1, -1, -1])})
     assert "samples without a class: 3" in caplog.text
+
+
+def test_a_sheet_of_as_many_classes_as_bytes_paints_each_in_its_colour() -> None:
+    dataset = Targets([0])
+    dataset.classes, dataset.palette, dataset.ignore_index = ("",) * 256, ((0, 100, 0),) * 256, 255
+    mask = torch.tensor([[0, 254, 255]], dtype=torch.uint8)
+    painted = np.asarray(_painted(dataset, torch.zeros(3, 1, 3, dtype=torch.uint8), mask))
+    assert painted[0, [0, -1]].tolist() == [[0, int(OPACITY * 100), 0], [int(OPACITY * 255)] * 3]  # ignored: white

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -304,3 +305,23 @@ def test_a_wrong_jpeg_gets_the_same_message_with_and_without_simplejpeg(
             files.read_image(tmp_path / name)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_an_array_of_one_channel_needs_no_third_axis(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", VALUES)
+    assert files.read_image(tmp_path / "a.npy", channels=1).tolist() == [VALUES.tolist()]
+
+
+def test_without_simplejpeg_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(COLORS).save(tmp_path / "a.jpg")
+    expected = files.read_image(tmp_path / "a.jpg")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    files._simplejpeg.cache_clear()
+    assert torch.equal(files.read_image(tmp_path / "a.jpg"), expected)
+    files._simplejpeg.cache_clear()
+
+
+def test_a_matlab_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("scipy")
+    with pytest.raises(DataError, match=r"^/.*a.mat: no such file$"):
+        files.read_mask_values(tmp_path / "a.mat")

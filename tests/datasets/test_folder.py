@@ -434,3 +434,24 @@ def test_links_into_the_folder_above_are_refused_and_others_are_followed(tmp_pat
             with pytest.raises(DataError, match=r"images/linked/a/up: a link to a folder that it lies in; remove it"):
                 build_dataset(config)
         link.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, r"Is a directory"), (b"image,mask\n\xff.png,a.png\n", r"not UTF-8 text, byte 11")],
+    ids=["folder", "latin"],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    pair(tmp_path)
+    if content is None:
+        (tmp_path / "pairs.csv").mkdir()
+    else:
+        (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"pairs.csv: cannot be read \({message}\)"):
+        folder(tmp_path, table=str(tmp_path / "pairs.csv"))
+
+
+def test_a_mask_of_an_image_without_one_is_a_wrong_call(tmp_path: Path) -> None:
+    pair(tmp_path)
+    with pytest.raises(ValueError, match=r"a.png has no mask"):
+        folder(tmp_path, masks=None).labels(0)

@@ -171,12 +171,26 @@ def test_image_and_mask_must_be_of_one_size() -> None:
         Given([wrong])[0]
 
 
-def test_masks_travel_small_and_arrive_as_int64() -> None:
-    (batch,) = make_loader(Given([sample(8)]), EvalBatches(1, 1), workers=0)
-    assert batch.target.dtype == torch.uint8
+@pytest.mark.parametrize(
+    ("num_classes", "ignore_index", "travels_as"),
+    [
+        (2, 255, torch.uint8),
+        (256, 255, torch.uint8),
+        (257, 255, torch.int64),
+        (2, -1, torch.int64),
+        (2, 256, torch.int64),
+    ],
+)
+def test_masks_travel_as_bytes_where_all_labels_are_and_arrive_as_int64(
+    num_classes: int, ignore_index: int, travels_as: torch.dtype
+) -> None:
+    dataset = Given([sample(8, num_classes - 1)])
+    dataset.classes, dataset.ignore_index = ("",) * num_classes, ignore_index
+    (batch,) = make_loader(dataset, EvalBatches(1, 1), workers=0)
+    assert batch.target.dtype == travels_as  # torch would take a byte 0 for 256, and 255 for -1
     arrived = batch.to(torch.device("cpu"))
     assert arrived.target.dtype == torch.int64
-    assert arrived.target.unique().tolist() == [1]
+    assert arrived.target.unique().tolist() == [num_classes - 1]
     assert arrived.name == ("x.png",)
 
 

@@ -130,6 +130,14 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: tarred(("x" * 2 * 10**6, b""), mode="w:gz", format=tarfile.PAX_FORMAT),
         r"has a header of \d+ bytes",
     ),
+    "tar_bomb_of_folders": (
+        lambda: tarred(*((f"{i}", {"type": tarfile.DIRTYPE}) for i in range(6000)), mode="w:gz"),
+        r"unpacks to more than 3048576 bytes",
+    ),
+    "tar_back": (
+        lambda: tarred(("a", b""), ("b", {"size": -512}), format=tarfile.GNU_FORMAT),
+        r"(has headers that lead back|is cut off or broken)",  # as Python reads negative sizes
+    ),
     "tar_sparse": (tar_of_a_long_sparse_map, r"has a header of \d+ bytes"),
     "tar_global_headers": (
         lambda: tarred(("a", b""), format=tarfile.PAX_FORMAT, pax_headers=GLOBAL_HEADERS),
@@ -404,3 +412,11 @@ def test_names_without_a_recipe_are_explained(tmp_path: Path) -> None:
 
 def test_every_recipe_is_of_a_registered_data_set() -> None:
     assert {*RECIPES, *recipes.BY_HAND} <= set(DATASETS.names())
+
+
+def test_folders_within_archives_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "set.zip").write_bytes(zipped({"set/": b"", **GOOD, "set/empty/": b""}))
+    (tmp_path / "set.tar").write_bytes(tarred(("set", {"type": tarfile.DIRTYPE}), *GOOD.items()))
+    for name in ("set.zip", "set.tar"):
+        assert unpack(tmp_path / name, tmp_path / "out") == 2
+        assert tree(tmp_path / "out") == GOOD

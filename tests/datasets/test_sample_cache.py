@@ -189,3 +189,11 @@ def test_the_cache_keeps_within_its_limit(tree: Path, caplog: pytest.LogCaptureF
 def test_a_folder_that_cannot_be_made_is_named(tree: Path) -> None:
     with pytest.raises(ConfigError, match=r"cache_samples: found '\S*/masks/0.png', where no folder can be made"):
         folder(tree, cache_samples=str(tree / "masks" / "0.png"))
+
+
+def test_a_file_that_is_gone_is_an_error_though_its_sample_was_kept(tree: Path) -> None:
+    dataset = folder(tree)
+    assert len(dataset[1].image) == 3
+    (tree / "images" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"images/1.png: no such file"):
+        dataset[1]

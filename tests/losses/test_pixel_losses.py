@@ -198,3 +198,12 @@ def test_the_distances_of_a_straight_border() -> None:
     target[:, 3:] = 2
     weights = BoundaryLoss(max_distance=2).distances(target, slice(1, 2), torch.tensor([0, 2]), 3)
     assert (2 * weights[:, 0]).tolist() == [[-1, -1, 0, 1, 2, 2], [0] * 6, [2, 2, 1, 0, -1, -1]]
+
+
+@pytest.mark.parametrize("ignore_index", [255, -1, 256])
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_of_bytes_give_the_loss_of_wide_integers(name: str, ignore_index: int) -> None:
+    logits, target = case((5, 6), (12, 13))
+    target = target.masked_fill(target == IGNORED, ignore_index if ignore_index == 255 else 0)
+    loss = build_loss({"name": name, **VARIATIONS.get(name, {})}, ignore_index)
+    assert loss(logits, target.to(torch.uint8)) == loss(logits, target)

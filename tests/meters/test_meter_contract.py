@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NAMES = [name for name in METERS.names() if METERS.entry(name).distribution == "classyseg"]
 
 
-def built(name: str) -> ClassyMeter:
-    meter: ClassyMeter = build_meter({"name": name, **OPTIONS.get(name, {})}, CLASSES, IGNORED)
+def built(name: str, classes: Sequence[str] = CLASSES, ignore_index: int = IGNORED) -> ClassyMeter:
+    meter: ClassyMeter = build_meter({"name": name, **OPTIONS.get(name, {})}, classes, ignore_index)
     return meter
 
 
@@ -112,3 +113,18 @@ def test_an_update_keeps_its_inputs(name: str) -> None:
     assert all(
         torch.equal(a, b) for one, other in zip(given, kept, strict=True) for a, b in zip(one, other, strict=True)
     )
+
+
+@pytest.mark.parametrize(("num_classes", "ignore_index"), [(4, 255), (4, -1), (4, 256), (256, 3), (300, -1)])
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_of_bytes_are_counted_as_those_of_wide_integers(name: str, num_classes: int, ignore_index: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, min(num_classes, 256), (1, 12, 16), generator=generator).expand(2, -1, -1).clone()
+    mask[:, 0] = ignore_index if 0 <= ignore_index < 256 else 0
+    logits = torch.randn(2, num_classes, 12, 16, generator=generator)
+    values = []
+    for target in (mask, mask.to(torch.uint8)):
+        meter = built(name, [str(i) for i in range(num_classes)], ignore_index)
+        meter.update(logits.argmax(1) if meter.reads_labels else logits, target)
+        values.append(meter.compute())
+    assert values[0] == values[1]

@@ -320,3 +320,13 @@ def test_shares_that_nobody_can_take_are_refused_before_the_first_step(loss: str
         config.component.check(config)  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match=message):
         build_task(config)
+
+
+def test_a_cut_of_masks_that_are_shares_already_has_the_others_shares() -> None:
+    config = {"name": "cut_mix", "probability": 1.0}
+    one, other = sample(1), sample(2)
+    of_labels = mix(config, one, other).target
+    shares = [as_shares(each.target, CLASSES, IGNORED) for each in (one, other)]
+    for mixed in (shares, (shares[0], other.target), (one.target, shares[1])):
+        found = mix(config, *(each.replace(target=target) for each, target in zip((one, other), mixed, strict=True)))
+        assert torch.equal(found.target, as_shares(of_labels, CLASSES, IGNORED))
