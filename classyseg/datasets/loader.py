@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from classyseg.config import ConfigError, DataError
+from classyseg.config import ConfigError
 from classyseg.datasets.bad_samples import BadSample, ByKey, Failure, Key, Loaded
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.workers import (
@@ -117,7 +117,9 @@ def _smallest(mask: Tensor) -> Tensor:
 
 
 class Batches:
-    """A loader that raises `DataError` for wrong samples, here and not in a worker; `close` ends its workers.
+    """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
+
+    `close` ends its workers.
 
     `bad` are the samples that others stand in for in the batch that came last.
     """
@@ -134,7 +136,7 @@ class Batches:
                 batches = iter(self._loader)
             for batch in batches:
                 if isinstance(batch, Failure):
-                    raise DataError(batch.message)
+                    raise batch.kind(batch.message)
                 self.bad = batch.bad
                 yield batch.sample
         except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most
