@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ConfigError": "config",
+    "DataError": "config",
     "load_config": "config",
     "parse_config": "config",
     "BlockInfo": "structures",

@@ -234,7 +234,13 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
         key, equals, value_text = text.partition("=")
         if not equals or not re.fullmatch(r"[^\s.\[\]]+(?:\.[^\s.\[\]]+|\[\d+\])*", key):
             raise ConfigError(f"override '{text}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]")
-        value = parse_config(f"value: {value_text}", source=f"override '{text}'").values["value"]
+        try:
+            value = parse_config(f"value: {value_text}", source=f"override '{text}'").values["value"]
+        except ConfigError as error:
+            if value_text[:1] in ("[", "{") and value_text[-1] not in "]}":
+                hint = f"the shell splits at spaces, so quote what has some: '{key}={value_text} ...'"
+                raise ConfigError(f"{error}; {hint}") from None
+            raise
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )

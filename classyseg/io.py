@@ -95,8 +95,12 @@ def sha256_of(path: Path) -> str:
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """`record` as one line of JSON; numbers that are not finite become null, as JSON knows none."""
-    return json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+    """`record` as one line of JSON; numbers that are not finite become null, as JSON knows none.
+
+    Bytes of a file's name that are no text (surrogates, to Python) are escaped, which JSON reads back as they were.
+    """
+    text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:

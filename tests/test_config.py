@@ -319,6 +319,7 @@ def test_later_overrides_win_and_reach_into_earlier_ones(tmp_path: Path) -> None
         ("m.k[0]=1", "m.k is a text; there is no item [0]"),
         ("m.nothing[0]=1", "m.nothing is"),
         ("a=[1", "not YAML: "),
+        ("a={255:", "; the shell splits at spaces, so quote what has some: 'a={255: ...'"),
         ("a={b: 1, b: 2}", "key written twice"),
         ("a=!!python/name:os.x", "found the tag "),
     ],

@@ -151,6 +151,20 @@ def test_a_training_that_meets_a_wrong_file_names_the_command_that_looks_at_all(
     assert f"`classyseg data check {path} --data-root {tree} dataset.train.split=null` looks at all files" in error
 
 
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [(["normalize", "color_jitter"], "'color_jitter' found "), ([], "add a transform that gives one size")],
+)
+def test_a_training_that_meets_a_wrong_transform_names_no_command_that_looks_at_files(
+    transforms: list[str], message: str, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(tree, transforms=transforms)
+    assert main(["train", "--config", path, "--output", str(tree / "run"), "batch_size=4", "runtime.workers=0"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "looks at all files" not in error
+
+
 class OwnTask(ClassyTask):
     """A plugin's, with keys of its own."""
 
@@ -223,6 +237,13 @@ def test_the_config_lines_of_the_statistics_are_read_as_config(tree: Path, capsy
     assert "most frequent: 48 x 40 (6), 40 x 40 (6)" in out
 
 
+def test_statistics_of_the_test_set_give_no_line_for_the_config(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "stats", config(tree), "--workers", "0"]) == 0
+    train, _, test = capsys.readouterr().out.partition("dataset.test: ")
+    assert ("normalize: " in train, "class_weights: " in train) == (True, True)
+    assert ("normalize: " in test, "class_weights: " in test, "sizes: " in test) == (False, False, True)
+
+
 def test_statistics_say_that_samples_are_wrong(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FAULTS["a_truncated_mask"].plant(tree)
     assert main(["data", "stats", config(tree), "--workers", "0", "--json"]) == 0
@@ -256,9 +277,9 @@ def test_a_set_in_which_nothing_has_a_partner_has_no_statistics_and_no_sheet(
 def test_statistics_of_unreadable_images_give_no_line_for_the_config(
     tree: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for image, _ in pairs(tree, "test"):
+    for image, _ in pairs(tree):
         image.write_bytes(b"")
-    assert main(["data", "stats", config(tree), "--workers", "0", "--split", "test"]) == 0
+    assert main(["data", "stats", config(tree), "--workers", "0", "--split", "train"]) == 0
     out = capsys.readouterr().out
     assert "normalize:" not in out
     assert "class_weights: [" in out
@@ -287,3 +308,18 @@ def test_a_sheet_shows_classes_ignored_and_unknown_labels_in_their_colours_and_e
     ignored = alone[MARGIN + LINE : MARGIN + LINE + CELL // 8, 2 * MARGIN + CELL : 2 * MARGIN + 2 * CELL]
     assert ignored.min() >= OPACITY * IGNORED[0] - 1
     assert ((both[:, alone.shape[1] :] != 255).any(2)).sum() > 200  # the text of the error
+
+
+def test_a_sheet_shows_the_largest_value_of_16_bits_as_white(tree: Path) -> None:
+    image, mask = pairs(tree)[0]
+    shape = np.asarray(Image.open(mask)).shape
+    deep = np.zeros(shape, np.uint16)
+    deep[: shape[0] // 2] = 1023  # of 10 bits: cut down to 8, 255, but so is 255; and 512, below, would be 0
+    deep[:, : shape[1] // 2] //= 2
+    image.unlink()
+    Image.fromarray(deep).save(image.with_suffix(".png"))
+    config = {**data_sets(tree)["dataset.train"], "bits": 16, "channels": 1}
+    sheet = np.asarray(contact_sheet(build_dataset(config), [0]))[MARGIN + LINE :, MARGIN:]
+    height = CELL * shape[0] // shape[1]
+    corners = [sheet[10, 10, 0], sheet[10, CELL - 10, 0], sheet[height - 10, 10, 0], sheet[height - 10, CELL - 10, 0]]
+    assert corners == [127, 255, 0, 0]

@@ -250,11 +250,12 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
         ", ".join(_number(value) for value in values)
         for values in (record["mean"], record["std"], [row["weight"] for row in record["classes"][:-1]])
     )
-    if mean or summary.labelled_pixels:
+    for_config = summary.name != "dataset.test"  # what a training is told comes from its training set
+    if for_config and (mean or summary.labelled_pixels):
         yield "  config lines:"
-    if mean:
+    if for_config and mean:
         yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
-    if summary.labelled_pixels:
+    if for_config and summary.labelled_pixels:
         yield f"    class_weights: [{weights}]  # of the loss; median frequency"
     if sizes := record["sizes"]:
         sides = (

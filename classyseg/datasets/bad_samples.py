@@ -33,6 +33,8 @@ class Failure:
     """A wrong sample, sent from a worker as a value: an exception would arrive wrapped in the worker's traceback."""
 
     message: str
+    kind: type[ConfigError] = ConfigError
+    """What is raised for it where it arrives: `DataError` where a file is wrong, else it is the config."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class ByKey(Dataset[Loaded | Failure]):
         try:
             return self._load(epoch, index)
         except ConfigError as error:
-            return Failure(str(error))
+            return Failure(str(error), DataError if isinstance(error, DataError) else ConfigError)
         except Exception as error:  # a data set's or a transform's own, which does not know the sample
             error.add_note(f"while loading {self.dataset.described(index)} in epoch {epoch}")
             raise

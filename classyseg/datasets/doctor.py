@@ -30,7 +30,8 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "image_unreadable": (
         "fault",
         "images that cannot be read",
-        "fetch the files again, or take them out of the set; grey images of 16 bits need bits: 16 in the config",
+        "set channels or bits in the config where the files are whole but of another kind; else fetch them again, or "
+        "take them out of the set",
     ),
     "mask_unreadable": ("fault", "masks that cannot be read", "fetch the files again, or take them out of the set"),
     "sample_unreadable": ("fault", "samples that cannot be read", "mend what the message names"),
@@ -214,7 +215,7 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
         try:
             dataset = build_dataset(config)
         except ConfigError as error:
-            mend = "correct the path or the files that the message names; nothing of this data set was looked at"
+            mend = "correct what the message names, in the config or on the disk; nothing of this set was looked at"
             return None, [*_pair_findings(name, faults, max_files), Finding("no_data", "fault", name, str(error), mend)]
     suffix = _mask_suffix(faults) if isinstance(dataset, Folder) else ""
     return dataset, list(_pair_findings(name, faults, max_files, suffix))

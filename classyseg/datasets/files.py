@@ -30,6 +30,7 @@ FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
 2000, which may change labels."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
 MASK_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "P")
 FOUR_CHANNELS = ("RGBA", "RGBX", "CMYK")
@@ -57,7 +58,9 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
         _refuse_animation(path, image)
         deep = raw.partition(";")[2].startswith(("16", "12", "32"))
         if (deep or image.mode.startswith(("I", "F"))) and (bits == 8 or not image.mode.startswith("I;16")):
-            accepted = "images of 8 bits a channel" if bits == 8 else "grey images of 16 bits, and .npy of any channels"
+            accepted = "grey images of 16 bits, and .npy of any channels"
+            if bits == 8:
+                accepted = "images of 8 bits a channel (with `bits: 16`, grey ones of 16)"
             raise DataError(f"{path}: an image of mode {_kind(image, raw)}; accepted are {accepted}")
         if bits == 16 and not deep:
             raise DataError(f"{path}: an image of 8 bits a channel, where the data set's `bits` says 16")
@@ -99,7 +102,8 @@ def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
         or 0 in array.shape
     ):
         raise DataError(
-            f"{path}: an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {DTYPES[bits].__name__}"
+            f"{path}: an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {DTYPES[bits].__name__}, "
+            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say"
         )
     return array.astype(DTYPES[bits])  # in this machine's byte order
 

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from classyseg.config import ConfigError, DataError
+from classyseg.config import ConfigError
 from classyseg.datasets.bad_samples import BadSample, ByKey, Failure, Key, Loaded
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.workers import (
@@ -118,7 +118,9 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
 
 
 class Batches:
-    """A loader that raises `DataError` for wrong samples, here and not in a worker; `close` ends its workers.
+    """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
+
+    `close` ends its workers.
 
     `bad` are the samples that others stand in for in the batch that came last.
     """
@@ -135,7 +137,7 @@ class Batches:
                 batches = iter(self._loader)
             for batch in batches:
                 if isinstance(batch, Failure):
-                    raise DataError(batch.message)
+                    raise batch.kind(batch.message)
                 self.bad = batch.bad
                 yield batch.sample
         except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, listed
-from classyseg.datasets.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from classyseg.datasets.files import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIXES
 
 Pair = tuple[Path, Path]
 ImageAndMask = tuple[Path, Path | None]
@@ -80,7 +80,7 @@ def matched_pairs(
         report_fault(
             "missing_mask",
             f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {listed(alone, limit=5)}; the mask of "
-            f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format)",
+            f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format, not JPEG)",
             alone,
         )
     unused = [str(path) for name, path in masks_by_name.items() if name not in by_name]
@@ -167,8 +167,10 @@ def files_by_name(
             report_fault("same_name", message, [str(found[name]), str(path)])
         found.setdefault(name, path)
     if not found:
+        lossy = sum(path.stem.endswith(ending) for path in _walk(folder, LOSSY_SUFFIXES, nested))
         raise DataError(
-            f"{folder}: found no {what} file{' in any subfolder' if nested else ''}; accepted: "
+            f"{folder}: found no {what} file{' in any subfolder' if nested else ''}"
+            f"{f' but {lossy} of JPEG, which changes labels' if lossy and what == 'mask' else ''}; accepted: "
             f"{', '.join(ending + suffix for suffix in suffixes)}"
         )
     return found

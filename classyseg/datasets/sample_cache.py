@@ -38,9 +38,10 @@ class SampleCache:
         found = None if key is None else self.files.read(key, ("image", "target", "name"))
         if found is None:
             return None
-        return Sample(found["image"], found["target"], bytes(found["name"].tolist()).decode())
+        return Sample(found["image"], found["target"], bytes(found["name"].tolist()).decode("utf-8", "surrogatepass"))
 
     def store(self, key: str | None, sample: Sample) -> None:
         if key is not None:
-            name = torch.tensor(list(str(sample.name).encode()), dtype=torch.uint8)
+            encoded = str(sample.name).encode("utf-8", "surrogatepass")  # bytes of a file's name that are no text
+            name = torch.tensor(list(encoded), dtype=torch.uint8)
             self.files.store(key, {"image": sample.image, "target": sample.target, "name": name})

@@ -30,6 +30,7 @@ from classyseg.datasets import (
     workers,
 )
 from classyseg.datasets.bad_samples import BadSample
+from classyseg.io import append_json_line, read_json_lines
 from classyseg.structures import Sample
 from classyseg.trainer import Stopped, Trainer
 
@@ -152,6 +153,13 @@ def test_bad_samples_are_counted_in_the_records_and_listed_once(tree: Path) -> N
         (s, i) for s in ("test", "train") for i in BAD
     ]
     assert {Path(line["problem"].split(":")[0]).name for line in listed} == {"03.png", "07.png"}
+
+
+def test_a_file_whose_name_is_no_text_is_listed_and_read_back(tmp_path: Path) -> None:
+    record = {"data_set": "train", "problem": os.fsdecode(b"caf\xe9.png: empty")}
+    append_json_line(tmp_path / "list.jsonl", record)
+    assert (tmp_path / "list.jsonl").read_text(encoding="utf-8").count("\n") == 1
+    assert read_json_lines(tmp_path / "list.jsonl") == [record]
 
 
 @pytest.mark.slow

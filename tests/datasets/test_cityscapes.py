@@ -78,3 +78,8 @@ def test_an_image_without_its_mask_is_named(tmp_path: Path) -> None:
     image(tmp_path / "leftImg8bit" / "train" / "ulm" / "ulm_9_leftImg8bit.png")
     with pytest.raises(DataError, match=r"gtFine/train: no mask for 1 of 2 images: .*ulm_9_leftImg8bit.png"):
         cityscapes(tmp_path)
+
+
+def test_coarse_annotations_of_images_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"annotations: found 'coarse', but split 'test' has images alone"):
+        cityscapes(tmp_path, split="test", annotations="coarse")

@@ -156,6 +156,15 @@ def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
         folder(tmp_path)
 
 
+def test_masks_of_jpeg_alone_are_named(tmp_path: Path) -> None:
+    _, mask = pair(tmp_path)
+    write_image(mask.with_suffix(".jpg"), mode="L")
+    mask.unlink()
+    message = r"masks: found no mask file but 1 of JPEG, which changes labels; accepted: \.png"
+    with pytest.raises(DataError, match=message):
+        folder(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["images", "masks"])
 def test_a_folder_that_may_not_be_read_is_one_error(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair(tmp_path)

@@ -161,7 +161,7 @@ def test_a_wrong_label_is_an_error_that_names_the_file(workers: int) -> None:
 
 def test_images_of_different_sizes_in_a_batch_are_named() -> None:
     loader = make_loader(Given([sample(8, name="a.png"), sample(9, name="b.png")]), EvalBatches(2, 2), workers=0)
-    with pytest.raises(DataError, match=r"\(3, 8, 8\) \(a.png\) and \(3, 9, 9\) \(b.png\); add a transform"):
+    with pytest.raises(ConfigError, match=r"\(3, 8, 8\) \(a.png\) and \(3, 9, 9\) \(b.png\); add a transform"):
         list(loader)
 
 

@@ -90,6 +90,15 @@ def test_shares_of_classes_come_back_as_they_were(tree: Path) -> None:
     assert torch.equal(found.target, shares)
 
 
+def test_a_file_whose_name_is_no_text_is_cached(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tree / "images" / "0.png", tree / "masks" / "0.png"):
+        path.rename(path.with_name(os.fsdecode(b"\xff\xe9.png")))
+    first = folder(tree)[3]
+    assert first.name == os.fsdecode(bytes(tree / "masks") + b"/\xff\xe9.png")
+    forbid_reading(monkeypatch)
+    assert folder(tree)[3].name == first.name
+
+
 def test_a_changed_file_is_read_anew(tree: Path) -> None:
     before = folder(tree)[0]
     mask = tree / "masks" / "0.png"
