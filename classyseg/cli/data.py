@@ -16,7 +16,7 @@ from classyseg.cli import prepare
 if TYPE_CHECKING:
     from classyseg.datasets.classy_dataset import ClassyDataset
     from classyseg.datasets.doctor import Diagnosis
-    from classyseg.datasets.summary import DataSummary
+    from classyseg.datasets.doctor.summary import DataSummary
 
 FAULTS_FOUND = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -201,7 +201,7 @@ def _number(value: float | None) -> str:
 def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
     """The data set, and how many files are left out for want of a partner. Raises: `DataError` for an empty one."""
     from classyseg.config import DataError
-    from classyseg.datasets.doctor import built
+    from classyseg.datasets.doctor.diagnosis import built
 
     dataset, findings = built(name, config)
     if dataset is None or not len(dataset):
@@ -210,8 +210,8 @@ def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from classyseg.datasets.doctor import looked_at
-    from classyseg.datasets.summary import DataSummary
+    from classyseg.datasets.doctor.diagnosis import looked_at
+    from classyseg.datasets.doctor.summary import DataSummary
 
     records: dict[str, Mapping[str, Any]] = {}
     for name, config in data_sets(arguments).items():
@@ -274,8 +274,8 @@ def _sheet(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from classyseg.config import ConfigError
-    from classyseg.datasets.contact_sheet import contact_sheet
-    from classyseg.datasets.doctor import spread
+    from classyseg.datasets.doctor.diagnosis import spread
+    from classyseg.datasets.doctor.sheet import contact_sheet
 
     found = data_sets(arguments)
     output = Path(arguments.output)

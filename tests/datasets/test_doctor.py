@@ -19,8 +19,8 @@ from PIL import Image
 
 from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import ClassyDataset, build_dataset
-from classyseg.datasets.doctor import PAIR_MENDS, PROBLEMS, check_data, spread
-from classyseg.datasets.inspection import inspect
+from classyseg.datasets.doctor.diagnosis import PAIR_MENDS, PROBLEMS, check_data, spread
+from classyseg.datasets.doctor.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.datasets.workers import WorkerError
 from classyseg.structures import Sample

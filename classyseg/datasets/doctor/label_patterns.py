@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from classyseg.datasets.doctor.summary import DataSummary
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import color_text, spans
-from classyseg.datasets.summary import DataSummary
 
 MANY = 8
 """From so many strange values on, masks do not hold classes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset, Color
-from classyseg.datasets.inspection import sample_names
+from classyseg.datasets.doctor.inspection import sample_names
 
 CELL = 240
 """The longest side of an image on the sheet."""

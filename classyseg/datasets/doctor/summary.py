@@ -11,8 +11,8 @@ from typing import Any
 
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import Clips
+from classyseg.datasets.doctor.inspection import Facts
 from classyseg.datasets.folder import Folder
-from classyseg.datasets.inspection import Facts
 from classyseg.datasets.label_map import color_text
 
 MAX_VALUES = 1000

@@ -15,12 +15,12 @@ from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import Clips
 from classyseg.datasets.composed import Composed
+from classyseg.datasets.doctor.inspection import Facts, inspect_all, sample_names
+from classyseg.datasets.doctor.label_patterns import MANY, label_pattern
+from classyseg.datasets.doctor.summary import DataSummary, Tally
 from classyseg.datasets.folder import Folder
-from classyseg.datasets.inspection import Facts, inspect_all, sample_names
 from classyseg.datasets.label_map import color_text
-from classyseg.datasets.label_patterns import MANY, label_pattern
 from classyseg.datasets.pairs import PairFault, collecting_pair_faults
-from classyseg.datasets.summary import DataSummary, Tally
 
 Severity = Literal["fault", "warning"]
 """A fault spoils a training or stops it; a warning may be meant so."""
