@@ -144,7 +144,7 @@ def test_an_image_that_cannot_be_trusted_is_refused_by_name(
     path = tmp_path / name
     make(path)
     with memory_within(200_000), pytest.raises(DataError, match=rf"{name}: .*({message})"):
-        files.read_image(path)
+        files.files.read_image(path)
 
 
 @pytest.mark.parametrize(("name", "make", "message"), refusals(REFUSED_MASKS))
@@ -323,3 +323,20 @@ def test_a_wrong_jpeg_gets_the_same_message_with_and_without_simplejpeg(
             files.read_image(tmp_path / name)
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
+
+
+def test_a_jpeg_whose_end_was_overwritten_is_read_without_an_error_and_one_that_was_cut_off_is_not(
+    tmp_path: Path,
+) -> None:
+    """As docs/datasets.md says: JPEG has no checksum."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    whole, before = path.read_bytes(), files.read_image(path)
+    half = len(whole) // 2
+    path.write_bytes(whole[:half] + bytes(len(whole) - half - 2) + whole[-2:])
+    after = files.read_image(path)
+    assert torch.equal(after[:, :16], before[:, :16])
+    assert not torch.equal(after[:, -16:], before[:, -16:])
+    path.write_bytes(whole[:half])
+    with pytest.raises(DataError, match="truncated"):
+        files.read_image(path)
