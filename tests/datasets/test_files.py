@@ -325,3 +325,20 @@ def test_a_matlab_file_that_is_gone_is_named(tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     with pytest.raises(DataError, match=r"^/.*a.mat: no such file$"):
         files.read_mask_values(tmp_path / "a.mat")
+
+
+def test_a_jpeg_whose_end_was_overwritten_is_read_without_an_error_and_one_that_was_cut_off_is_not(
+    tmp_path: Path,
+) -> None:
+    """As docs/datasets.md says: JPEG has no checksum."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    whole, before = path.read_bytes(), files.read_image(path)
+    half = len(whole) // 2
+    path.write_bytes(whole[:half] + bytes(len(whole) - half - 2) + whole[-2:])
+    after = files.read_image(path)
+    assert torch.equal(after[:, :8], before[:, :8])
+    assert not torch.equal(after[:, -16:], before[:, -16:])
+    path.write_bytes(whole[:half])
+    with pytest.raises(DataError, match="truncated"):
+        files.read_image(path)
