@@ -95,6 +95,16 @@ def test_what_stands_in_is_the_same_with_workers_and_processes(tree: Path, polic
         assert sorted(parts[0][1] + parts[1][1]) == sorted(whole[1])
 
 
+def test_what_stands_in_is_another_one_for_each_sample_and_epoch(tree: Path) -> None:
+    dataset = folder(tree, on_bad_sample="replace")
+
+    for keys in ([(index, 0) for index in range(12)], [(3, epoch) for epoch in range(12)]):
+        names = [
+            dataset.stand_in(*key, lambda i: Sample(torch.zeros(1), torch.zeros(1), str(i)), "").name for key in keys
+        ]
+        assert len({*names}) > 4
+
+
 @pytest.mark.parametrize("policy", ["skip", "replace"])
 def test_a_bad_sample_counts_once_and_not_again_where_others_are_mixed_with_it(tree: Path, policy: str) -> None:
     mixed = {"name": "copy_paste", "probability": 1.0}
