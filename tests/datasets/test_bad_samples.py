@@ -225,6 +225,14 @@ def test_too_many_bad_samples_end_the_run_with_some_of_them(tree: Path) -> None:
         Trainer(tree / "run").train(task(tree, max_bad_samples=0.1))
 
 
+def test_as_many_bad_samples_as_the_limit_says_are_none_too_many(tree: Path) -> None:
+    counted = BadSamples({"train": folder(tree, on_bad_sample="skip", max_bad_samples=0.25)})
+    counted.add("train", [BadSample(i, "x") for i in range(3)], None)
+    assert counted.end_phase("train") == {"bad_samples": 3}
+    with pytest.raises(DataError, match=r"4 of 12 samples are bad, more than max_bad_samples, 0.25 of them"):
+        counted.add("train", [BadSample(i, "x") for i in range(4)], None)
+
+
 def test_a_test_set_repeats_no_image(tree: Path) -> None:
     with pytest.raises(ConfigError, match=r"dataset.test.on_bad_sample: found 'replace'"):
         runs.tiny_task({"dataset.test": config(tree, on_bad_sample="replace"), "dataset.train": config(tree)})
