@@ -96,6 +96,16 @@ def test_what_stands_in_is_the_same_with_workers_and_processes(tree: Path, polic
         assert sorted(parts[0][1] + parts[1][1]) == sorted(whole[1])
 
 
+def test_what_stands_in_is_another_one_for_each_sample_and_epoch(tree: Path) -> None:
+    dataset = folder(tree, on_bad_sample="replace")
+
+    for keys in ([(index, 0) for index in range(12)], [(3, epoch) for epoch in range(12)]):
+        names = [
+            dataset.stand_in(*key, lambda i: Sample(torch.zeros(1), torch.zeros(1), str(i)), "").name for key in keys
+        ]
+        assert len({*names}) > 4
+
+
 @pytest.mark.parametrize("policy", ["skip", "replace"])
 def test_a_bad_sample_counts_once_and_not_again_where_others_are_mixed_with_it(tree: Path, policy: str) -> None:
     mixed = {"name": "copy_paste", "probability": 1.0}
@@ -221,6 +231,14 @@ def test_too_many_bad_samples_end_the_run_with_some_of_them(tree: Path) -> None:
     )
     with pytest.raises(DataError, match=message):
         Trainer(tree / "run").train(task(tree, max_bad_samples=0.1))
+
+
+def test_as_many_bad_samples_as_the_limit_says_are_none_too_many(tree: Path) -> None:
+    counted = BadSamples({"train": folder(tree, on_bad_sample="skip", max_bad_samples=0.25)})
+    counted.add("train", [BadSample(i, "x") for i in range(3)], None)
+    assert counted.end_phase("train") == {"bad_samples": 3}
+    with pytest.raises(DataError, match=r"4 of 12 samples are bad, more than max_bad_samples, 0.25 of them"):
+        counted.add("train", [BadSample(i, "x") for i in range(4)], None)
 
 
 def test_a_test_set_repeats_no_image(tree: Path) -> None:

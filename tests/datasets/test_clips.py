@@ -324,6 +324,16 @@ def test_an_index_spares_the_look_at_videos_that_it_knows(root: Path, monkeypatc
         build_dataset(data)
 
 
+def test_an_index_looks_again_at_a_folder_of_which_frames_changed(root: Path) -> None:
+    write_frames(root / "actions" / "run" / "a", 9)
+    data = {**ACTIONS, "index": "a.json"}
+    before = len(build_dataset({**data, "clips": {"frames": 9}}))
+    write_frames(root / "more", 3, first=10)
+    for path in (root / "more").iterdir():
+        path.rename(root / "actions" / "run" / "a" / path.name)
+    assert len(build_dataset({**data, "clips": {"frames": 12}})) == before
+
+
 def test_an_index_that_cannot_be_written_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_frames(root / "actions" / "run" / "a", 9)
     (root / "file").write_text("")

@@ -71,6 +71,7 @@ def test_a_share_is_drawn_once_and_grows_with_its_size() -> None:
     assert set(small) < set(large)
     assert share(0.1, seed=1) != small
     assert sorted(small + share(0.1, rest=True)) == list(range(100))
+    assert len(share(0.001)) == 1
 
 
 @pytest.mark.parametrize(

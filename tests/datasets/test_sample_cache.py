@@ -206,3 +206,11 @@ def test_a_file_that_is_gone_is_an_error_though_its_sample_was_kept(tree: Path) 
     (tree / "images" / "1.png").unlink()
     with pytest.raises(DataError, match=r"images/1.png: no such file"):
         dataset[1]
+
+
+def test_a_file_that_changed_without_changing_its_size_has_another_key(tree: Path) -> None:
+    cache, path = SampleCache(tree / "cache", "", 1.0), tree / "images" / "0.png"
+    keys = {cache.key(0, [path]), cache.key(1, [path]), cache.key(0, [path, path])}
+    os.utime(path, ns=(1, 1))
+    keys |= {cache.key(0, [path])}
+    assert len(keys) == 4
