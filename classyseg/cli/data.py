@@ -163,13 +163,13 @@ def _check_text(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"{_counted(faults, 'fault')}, {_counted(warnings, 'warning')}"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _counted(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def _heading(summary: DataSummary) -> Iterator[str]:
     of = "" if summary.num_samples == len(summary.dataset) else f" of {len(summary.dataset):,}"
-    yield f"{summary.name}: {summary.num_samples:,}{of} samples, {summary.dataset.num_classes} classes"
+    yield f"{summary.name}: {summary.num_samples:,}{of} samples, {_counted(summary.dataset.num_classes, 'class', 'es')}"
 
 
 def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str]:

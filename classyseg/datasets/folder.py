@@ -70,6 +70,11 @@ class Folder(MaskFiles):
             image_folder = data_folder(images)
         with within("masks"):
             mask_folder = None if masks is None else data_folder(masks)
+        if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
+            raise ConfigError(
+                f"masks: found {mask_folder}, which is the folder of the images; put the masks into another one, or "
+                "name the pairs in a table"
+            )
         pairs: Sequence[ImageAndMask]
         if mask_folder is None:
             pairs = images_alone(image_folder, nested=nested)

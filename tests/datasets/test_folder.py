@@ -156,6 +156,14 @@ def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
         folder(tmp_path)
 
 
+@pytest.mark.parametrize("options", [{}, {"mask_suffix": "_mask"}, {"nested": True}])
+def test_images_are_not_taken_for_their_own_masks(tmp_path: Path, options: dict[str, Any]) -> None:
+    pair(tmp_path)
+    for name in ("images", "masks"):
+        with pytest.raises(ConfigError, match=rf"masks: found .*/{name}, which is the folder of the images; put the"):
+            folder(tmp_path, images=str(tmp_path / name), masks=str(tmp_path / name), **options)
+
+
 def test_masks_of_jpeg_alone_are_named(tmp_path: Path) -> None:
     _, mask = pair(tmp_path)
     write_image(mask.with_suffix(".jpg"), mode="L")
