@@ -338,7 +338,8 @@ def test_the_shared_memory_that_batches_take_is_counted_by_their_types(
 ) -> None:
     source = bad_samples.ByKey(Broken(""))
     source.dataset.ignore_index = -1  # so that masks travel as int64
-    needed = 2 * 2 * 4 * (3 * 8 * 8 + 8 * 8 * 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    needed = 3 * 2 * 2 * 4 * (3 * 8 * 8 + 8 * 8 * 8)
     usage = type("Usage", (), {"free": needed - 1 + free})
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda path: usage)
     with nullcontext() if free else pytest.raises(ConfigError, match="in shared memory"):

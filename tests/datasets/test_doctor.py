@@ -388,3 +388,17 @@ def test_images_of_two_kinds_have_no_mean_in_common(tmp_path: Path) -> None:
 
     (summary,) = check_data({"x": Mixed()}).summaries
     assert summary.mean == pytest.approx([10 / 65535] * 3)
+
+
+@pytest.mark.parametrize(("count", "kind"), [(1, "unknown_values"), (2, "values_0_to_n"), (30, "values_0_to_n")])
+def test_one_value_more_than_classes_in_very_few_masks_is_a_slip(tmp_path: Path, count: int, kind: str) -> None:
+    random = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for i in range(60):
+        Image.fromarray(random.integers(0, 256, (4, 4, 3), np.uint8)).save(tmp_path / "images" / f"{i}.png")
+        mask = np.arange(16).reshape(4, 4) % (3 if i < count else 2)
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    places = {name: str(tmp_path / name) for name in ("images", "masks")}
+    (finding,) = check_data({"x": {"name": "folder", "classes": ["a", "b"], **places}}).findings
+    assert (finding.kind, finding.count) == (kind, count)

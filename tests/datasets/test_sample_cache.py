@@ -214,3 +214,11 @@ def test_a_file_that_changed_without_changing_its_size_has_another_key(tree: Pat
     os.utime(path, ns=(1, 1))
     keys |= {cache.key(0, [path])}
     assert len(keys) == 4
+
+
+def test_what_is_stored_again_counts_once(tree: Path) -> None:
+    cache = SampleCache(tree / "cache", "", 1.0)
+    for size in (4, 4, 9):
+        cache.store("key", Sample(torch.zeros(3, size, size), torch.zeros(size, size), "a"))
+    (file,) = cached(tree)
+    assert int((tree / "cache" / "bytes.txt").read_text(encoding="utf-8")) == file.stat().st_size

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 import pytest
 import torch
 
+from classyseg import downloads
 from classyseg.config import ConfigError
 from classyseg.models import ResNet, create_backbone, list_models, store
 from classyseg.models.published import PUBLISHED
@@ -310,3 +311,19 @@ def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() 
             assert entry.resize >= entry.crop
             in_name = HASH_IN_NAME.search(entry.url)
             assert entry.digest.rpartition(":")[2] == (in_name[1] if in_name else "")
+
+
+@pytest.mark.parametrize(
+    ("content_range", "is_the_rest"),
+    [
+        ("bytes 5-9/10", True),
+        ("bytes 5-9/*", True),
+        ("bytes 4-9/10", False),
+        ("bytes 6-9/10", False),
+        ("bytes 5-8/10", False),
+        ("bytes */10", False),
+        ("", False),
+    ],
+)
+def test_only_the_rest_of_a_file_is_added_to_its_part(content_range: str, is_the_rest: bool) -> None:
+    assert downloads._is_the_rest(content_range, 5) == is_the_rest

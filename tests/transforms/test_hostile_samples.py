@@ -143,3 +143,10 @@ def test_noise_of_16_bits_has_all_of_them() -> None:
 def test_a_grey_border_of_a_normalised_image_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"odd\.png: .*found a normalised image"):
         run(build_transform(config), odd("normalised", (5, 6)), 0)
+
+
+@pytest.mark.parametrize(("dtype", "filled"), [(torch.uint8, 200), (torch.uint16, 257 * 200)])
+def test_a_grey_level_of_8_bits_fills_images_of_16_in_the_same_grey(dtype: torch.dtype, filled: int) -> None:
+    black = Sample(torch.zeros(1, 4, 4, dtype=dtype), torch.zeros(4, 4, dtype=torch.uint8))
+    padded = build_transform({"name": "pad", "size": [6, 4], "fill": 200}, 255)(black, generator_for(0))
+    assert padded.image.int().unique().tolist() == [0, filled]
