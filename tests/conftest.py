@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,3 +17,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="hold the contract tests for every registered model, not one of each family (hours)",
     )
+
+
+@pytest.fixture(autouse=True)
+def own_data_root() -> Iterator[None]:
+    """`--data-root` sets a variable of the process, which must not move the data of the tests that follow."""
+    name = "CLASSYSEG_DATA"
+    before = os.environ.get(name)
+    yield
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
