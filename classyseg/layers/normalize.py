@@ -29,7 +29,7 @@ class ImageNormalizer(nn.Module):
     """
 
     mean: Tensor
-    std: Tensor
+    scale: Tensor
 
     def __init__(self, normalize: NormalizeConfig) -> None:
         super().__init__()
@@ -38,7 +38,8 @@ class ImageNormalizer(nn.Module):
                 f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations"
             )
         self.register_buffer("mean", 255 * torch.tensor(normalize.mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(normalize.std).view(-1, 1, 1), persistent=False)
+        scale = 1 / (255 * torch.tensor(normalize.std, dtype=torch.float64))
+        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.is_floating_point():
@@ -51,4 +52,4 @@ class ImageNormalizer(nn.Module):
         values = image.float()
         if image.dtype == torch.uint16:
             values /= 257  # 65535 / 255
-        return values.sub_(self.mean).div_(self.std)
+        return values.sub_(self.mean).mul_(self.scale)  # in half the time of a division

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import local
 from typing import Annotated
 
 import numpy as np
@@ -83,24 +84,51 @@ def adjust_hue(image: Tensor, turns: float) -> Tensor:
 
 def adjust_hue_and_saturation(image: Tensor, turns: float, factor: float) -> Tensor:
     """Hue shifted, saturation times `factor`, of each pixel's hue, saturation and value."""
-    value = image.amax(0)
-    chroma = value - image.amin(0)
-    scale = chroma.clamp(min=1e-6).reciprocal_()
-    if turns == 0:
-        return image.sub_(value).mul_((value * scale).clamp_(max=factor)).add_(value)
     red, green, blue = image
-    # Sums weighed by 0 and 1 stand for comparisons and choices, which take torch many times as long.
-    is_red, is_green = ((channel - value).mul_(1e6).add_(1).clamp_(min=0) for channel in (red, green))
-    sector = torch.lerp((red - green).add_(chroma, alpha=4), (blue - red).add_(chroma, alpha=2), is_green)
-    sector = sector.lerp_(green - blue, is_red).mul_(scale).add_(6 * turns)
-    sector.sub_((sector / 6).floor_(), alpha=6)
+    value, chroma, scale, weight, hue, other = _planes(6, red.shape)
+    torch.amax(image, 0, out=value)
+    torch.sub(value, torch.amin(image, 0, out=chroma), out=chroma)
+    if turns == 0:
+        torch.clamp(chroma, min=1e-6, out=scale).reciprocal_()
+        return torch.lerp(value, image, torch.mul(value, scale, out=other).clamp_(max=factor), out=image)
+    torch.mul(chroma, 6, out=scale).clamp_(min=1e-5).reciprocal_()
+
+    def is_highest(channel: Tensor) -> Tensor:
+        # Weights of 0 and 1 stand for comparisons and choices, which take torch many times as long.
+        return torch.sub(channel, value, out=weight).sign_().add_(1)
+
+    torch.sub(red, green, out=hue).add_(chroma, alpha=4)
+    hue.lerp_(torch.sub(blue, red, out=other).add_(chroma, alpha=2), is_highest(green))
+    hue.lerp_(torch.sub(green, blue, out=other), is_highest(red)).mul_(scale).add_(turns + 1).frac_()
     if factor != 1:
-        chroma = torch.minimum(chroma.mul_(factor), value)
-    lowest = value.sub_(chroma)
-    torch.addcmul(lowest, chroma, (sector - 3).abs_().sub_(1).clamp_(0, 1), out=red)
-    torch.addcmul(lowest, chroma, (sector - 2).abs_().neg_().add_(2).clamp_(0, 1), out=green)
-    torch.addcmul(lowest, chroma, (sector - 4).abs_().neg_().add_(2).clamp_(0, 1), out=blue)
+        torch.minimum(chroma.mul_(factor), value, out=chroma)
+    # Green and blue fall from `value` by `chroma` between the distances of 1/6 and 1/3 of a turn from their own hue;
+    # red, whose hue is both 0 and 1, rises so from the opposite one.
+    torch.add(value, chroma, out=scale)
+    torch.addcmul(value.sub_(chroma, alpha=2), chroma, _distance(hue, 1 / 2, out=other), value=6, out=red)
+    torch.addcmul(scale, chroma, _distance(hue, 1 / 3, out=other), value=-6, out=green)
+    torch.addcmul(scale, chroma, _distance(hue, 2 / 3, out=other), value=-6, out=blue)
     return image
+
+
+def _distance(hue: Tensor, middle: float, *, out: Tensor) -> Tensor:
+    """From a hue in turns, from 1/6 on and up to 1/3."""
+    return torch.sub(hue, middle, out=out).abs_().clamp_(1 / 6, 1 / 3)
+
+
+_kept = local()
+LARGEST_KEPT = 2**20
+"""Pixels of an image for which memory is kept: 24 MB."""
+
+
+def _planes(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Room for `count` planes, the same again and again: to get fresh memory takes longer than to fill it."""
+    planes: Tensor | None = getattr(_kept, "planes", None)
+    if planes is None or planes.shape != (count, *shape):
+        planes = torch.empty(count, *shape)
+        if planes[0].numel() <= LARGEST_KEPT:
+            _kept.planes = planes
+    return planes
 
 
 @TRANSFORMS.register("color_jitter")

@@ -86,9 +86,12 @@ def nearest_indices(length: int, out_length: int) -> Indices:
 
 
 def take(mask: Tensor, rows: Indices, columns: Indices) -> Tensor:
-    """(H, W) at every pair of `rows` and `columns`, which rise; numpy does it in a third of torch's time."""
-    first, last = columns[0], columns[-1]
-    return torch.from_numpy(mask.numpy()[:, first : last + 1][rows].take(columns - first, 1))
+    """(H, W) at every pair of `rows` and `columns`, which rise and lie inside; in a third of torch's time."""
+    window = mask.numpy()[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    rows, columns = rows - rows[0], columns - columns[0]
+    if len(window) < len(rows):  # to take columns costs more than to take rows
+        return torch.from_numpy(window.take(columns, 1, mode="clip")[rows])
+    return torch.from_numpy(window[rows].take(columns, 1, mode="clip"))
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
