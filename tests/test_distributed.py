@@ -119,7 +119,7 @@ def test_batch_norm_sees_the_whole_batch_on_any_number_of_processes(changes: dic
     assert shared["loss"] == pytest.approx(whole["loss"], rel=1e-4)
     whole, shared = (load_file(run / "checkpoints/step-6/model.safetensors") for run in (one, two))
     for key in [key for key in whole if "running" in key]:
-        torch.testing.assert_close(shared[key], whole[key], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(shared[key], whole[key], rtol=1e-3, atol=5e-5)
 
 
 def test_without_synchronisation_batch_norm_sees_each_processes_share(tmp_path: Path) -> None:

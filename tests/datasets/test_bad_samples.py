@@ -312,7 +312,7 @@ def test_shared_memory_that_runs_out_later_is_an_error_and_no_endless_wait() -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     signal.alarm(30)
     try:
-        with pytest.raises(DataError, match=r"runtime.workers: a batch does not fit into shared memory .*; make room"):
+        with pytest.raises(ConfigError, match=r"^runtime.workers: a batch does not fit into shared memory .*; make"):
             list(loader)
     finally:
         signal.alarm(0)
