@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
+from threading import local
 from typing import Any
 
 import pytest
@@ -48,6 +49,17 @@ def test_hue_and_saturation_are_those_of_colorsys(turns: float, factor: float) -
         hue, saturation, value = colorsys.rgb_to_hsv(*(x / 255 for x in before))
         expected = colorsys.hsv_to_rgb((hue + turns) % 1, min(1, saturation * factor), value)
         assert found == pytest.approx([255 * x for x in expected], abs=0.01)
+
+
+def test_memory_is_kept_from_image_to_image_but_not_that_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(color, "_kept", local())
+    monkeypatch.setattr(color, "LARGEST_KEPT", 100)
+    large = color.adjust_hue(NOISE.float(), 0.1)
+    assert not hasattr(color._kept, "planes")
+    for _ in range(2):
+        small = color.adjust_hue(NOISE[:, :10, :10].float(), 0.1)
+        assert torch.equal(small, large[:, :10, :10])
+    assert color._kept.planes.shape == (6, 10, 10)
 
 
 def test_photometric_distortion_of_no_range_changes_nothing() -> None:
