@@ -80,6 +80,14 @@ class Counting(SyntheticShapes):
         return super().load(index)
 
 
+def test_a_process_takes_every_nth_sample_of_a_batch() -> None:
+    """Which one computes what is part of a run's exact continuation."""
+    (whole,) = TrainBatches(7, 7, seed=3)
+    for rank in range(3):
+        (share,) = TrainBatches(7, 7, seed=3, rank=rank, world_size=3)
+        assert share == whole[rank::3]
+
+
 def test_the_position_after_10_000_steps_is_reached_without_reading_a_sample() -> None:
     dataset = Counting(split="train", num_samples=40_004, size=(16, 16))
     batches = TrainBatches(len(dataset), 4, seed=0)
