@@ -180,10 +180,15 @@ def _check_mask(path: Path, image: Image.Image) -> None:
         raise DataError(f"{path}: a mask with the EXIF orientation {turned}; save it upright, without one")
 
 
+def open_image(path: Path) -> Image.Image:
+    """The file by Pillow, if it holds one of `FORMATS`. Raises: whatever a broken or foreign file leads to."""
+    return Image.open(path, formats=FORMATS)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, str]]:
     """The image, and how its pixels are stored, in Pillow's words, such as `L;4`: known until they are loaded."""
-    with _naming(path), Image.open(path, formats=FORMATS) as image:
+    with _naming(path), open_image(path) as image:
         details = image.tile[0][3] if image.tile else ()  # type: ignore[attr-defined]
         first = details if isinstance(details, str) else details[0] if details else ""
         yield image, first if isinstance(first, str) and first else image.mode

@@ -45,6 +45,16 @@ def drawn(tmp_path: Path) -> Path:
     return drawn_tree(tmp_path / "drawn")
 
 
+def test_a_script_that_is_named_as_a_mask_is_never_run(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[Any] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *options, **_: run.append(options))
+    mask = pairs(drawn)[0][1]
+    Image.new("RGB", (8, 8)).save(mask, format="EPS")
+    (finding,) = check_data(data_sets(drawn)).faults
+    assert (finding.kind, [file for file, _ in finding.files]) == ("mask_unreadable", [str(mask)])
+    assert not run
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_with_its_file_and_how_to_mend_it(name: str, tree: Path) -> None:
     fault: Fault = FAULTS[name]

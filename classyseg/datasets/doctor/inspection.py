@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,7 +20,7 @@ from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import Clips
 from classyseg.datasets.composed import Composed
-from classyseg.datasets.files import COLOR_MODES, MASK_MODES, orientation, read_colors
+from classyseg.datasets.files import COLOR_MODES, MASK_MODES, open_image, orientation, read_colors
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
@@ -233,14 +232,14 @@ def _known_labels(facts: Facts, dataset: MaskFiles) -> Tensor | None:
 def _exif_orientation(path: Path) -> int:
     """1 where there is none, or none that can be read, which reading the pixels will tell."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return orientation(image)
     except Exception:  # the reader of the pixels says what is wrong
         return 1
 
 
 def _exif_that_fits(path: Path, mask: tuple[int, int]) -> str:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         stored = image.size
     return {stored: "ignore", stored[::-1]: "rotate"}.get(mask, "") if stored[0] != stored[1] else ""
 
@@ -248,7 +247,7 @@ def _exif_that_fits(path: Path, mask: tuple[int, int]) -> str:
 def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
     """What tells more than that a mask cannot be read, where its file can be decoded; `colors` are expected, or not."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
     except Exception:  # a broken file
         return "mask_unreadable"
