@@ -88,7 +88,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def described(self, index: int) -> str:
         """Sample `index` in messages."""
-        return f"sample {index}" + (f" ({', '.join(map(str, self.files(index)))})" if self.files(index) else "")
+        files = ", ".join(map(str, self.files(index)))
+        return f"sample {index} ({files})" if files else f"sample {index}"
 
     def draw(self, index: int, epoch: int) -> Sample:
         """What `sample` checks and transforms: the stored sample, unless there are more of them than one epoch takes.

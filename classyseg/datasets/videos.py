@@ -94,6 +94,14 @@ class Kinetics400(VideoFiles):
         super().__init__(videos, clips, SAMPLING[split], index, transforms)
 
 
+def _folders(root: str, lists: str) -> tuple[Path, Path]:
+    """The folders of videos and of their lists. Raises: `ConfigError`, naming the option."""
+    with within("root"):
+        folder = data_folder(root)
+    with within("lists"):
+        return folder, data_folder(lists)
+
+
 @DATASETS.register("ucf101")
 class UCF101(VideoFiles):
     """101 actions: `root/CLASS/*.avi`; `lists` holds `classInd.txt`, and `trainlist01.txt` and so on for 3 folds.
@@ -112,10 +120,7 @@ class UCF101(VideoFiles):
         index: str | None = None,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
-        with within("root"):
-            folder = data_folder(root)
-        with within("lists"):
-            tables = data_folder(lists)
+        folder, tables = _folders(root, lists)
         self.classes = _numbered(tables / "classInd.txt")
         labels = labels_of(self.classes)
         table = tables / f"{split}list{fold:02}.txt"
@@ -150,10 +155,7 @@ class HMDB51(VideoFiles):
         index: str | None = None,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
-        with within("root"):
-            folder = data_folder(root)
-        with within("lists"):
-            tables = data_folder(lists)
+        folder, tables = _folders(root, lists)
         ending = f"_test_split{fold}.txt"
         self.classes = tuple(sorted(path.name.removesuffix(ending) for path in tables.glob(f"*{ending}")))
         if not self.classes:
