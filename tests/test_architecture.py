@@ -17,7 +17,10 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
+    {
+        *("structures", "config", "io", "locks", "downloads", "launcher", "distributed", "rng", "switches"),
+        *("pickled", "pickled_arrays"),
+    },
     {"registry", "signature", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
@@ -30,6 +33,8 @@ SAME_FLOOR = {
     ("io", "config"),
     ("downloads", "config"),
     ("downloads", "locks"),
+    ("launcher", "config"),
+    ("distributed", "launcher"),
     ("registry", "signature"),
     ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),
