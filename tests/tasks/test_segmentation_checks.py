@@ -13,7 +13,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import SyntheticShapes, SyntheticVideo
-from classyseg.heads import FCNHead, LinearHead
+from classyseg.heads import LinearHead
 from classyseg.meters import MeanIoUMeter, build_meter
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
@@ -247,21 +247,6 @@ def test_points_are_learnt_in_a_run() -> None:
     before = {key: value.clone() for key, value in task.model.heads.state_dict().items()}
     Trainer().train(task)
     assert [key for key, value in task.model.heads.state_dict().items() if torch.equal(value, before[key])] == []
-
-
-@HEADS.register("test_without_logits")
-class HeadWithoutLogits(FCNHead):
-    """A plugin's head that calls its logits otherwise."""
-
-    def forward(self, features: Sequence[Tensor]) -> Any:
-        return {"scores": super().forward(features)}
-
-
-@pytest.mark.parametrize("find", [check, tiny_task])
-def test_a_head_without_logits_is_found_before_the_run(find: Callable[[Any], object]) -> None:
-    head = {"name": "test_without_logits", "blocks": ["stage4"]}
-    with pytest.raises(ConfigError, match=r"model\.heads\.main: .* HeadWithoutLogits gives a mapping of 'scores'"):
-        find({"model.heads.main": head})
 
 
 class UndeclaredMeter(MeanIoUMeter):
