@@ -10,6 +10,7 @@ from pydantic import Field, Strict
 
 from classyseg.config import Bool, ConfigError, ConfigRecord, Int, Text
 from classyseg.distributed import local_rank, world_size
+from classyseg.foreign import instead_of_key
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -27,6 +28,10 @@ class RuntimeConfig(ConfigRecord):
     `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
     threads. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it may hold.
     """
+
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        return instead_of_key("runtime", key, cls.model_fields)
 
     device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Precision = "float32"

@@ -29,6 +29,7 @@ from classyseg.datasets import (
     make_loader,
 )
 from classyseg.datasets.build import innermost, known_group_size
+from classyseg.foreign import instead_of_key
 from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
@@ -84,6 +85,10 @@ class DatasetsConfig(ConfigRecord):
 
     train: DatasetConfig
     test: DatasetConfig | None = None
+
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        return instead_of_key("dataset", key, cls.model_fields)
 
 
 @TASKS.register("segmentation")
