@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 Location = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
+MAX_NAME_BYTES = 255
+"""Of a file's or folder's name, on every file system that is in use."""
 PLAIN_TAGS = {
     yaml.ScalarNode: ("null", "bool", "int", "float", "str"),
     yaml.SequenceNode: ("seq",),
@@ -43,6 +46,27 @@ class ConfigError(ValueError):
 
 class DataError(ConfigError):
     """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as people write it: `~` and `~user` at its start are home folders. Every path of a user goes through here.
+
+    Raises: `ConfigError` for a user that the machine does not know, and for what no path can be.
+    """
+    text = os.fspath(path)
+    if "\0" in text:
+        raise ConfigError(f"{text!r}: holds a NUL character, which no path has")
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        name = text.partition("/")[0]
+        raise ConfigError(
+            f"{text}: '{name}' is the home folder of a user whom this machine does not know; write the whole path, or "
+            f"./{text} for a file of that name"
+        )
+    long = [part for part in expanded.split("/") if len(os.fsencode(part)) > MAX_NAME_BYTES]
+    if long:
+        raise ConfigError(f"{long[0][:40]}...: a name of {len(os.fsencode(long[0]))} bytes; {MAX_NAME_BYTES} fit")
+    return Path(expanded)
 
 
 def closest(word: object, known: Iterable[str]) -> str | None:
@@ -120,7 +144,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
     Raises: `ConfigError` naming the file and the line: unreadable, not UTF-8, syntax, a key written twice, an unknown
     tag, not a mapping, an override that does not fit.
     """
-    path = Path(path)
+    path = user_path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; a task config is a small text file")

@@ -22,7 +22,7 @@ from classyseg.config import ConfigError, DataError, within
 from classyseg.datasets.coco_masks import annotation_mask
 from classyseg.datasets.pairs import listed_pairs
 from classyseg.datasets.pascal_voc import CLASSES, VOCMasks
-from classyseg.io import data_folder, data_root, sha256_of
+from classyseg.io import data_folder, data_path, sha256_of
 from classyseg.locks import alone
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -58,7 +58,7 @@ class Coco(VOCMasks):
         with within("root"):
             folder, images = coco_folders(root, f"{split}2017")
             annotations = folder / "annotations" / f"instances_{split}2017.json"
-        masks = prepared_masks(annotations, (data_root() / cache).absolute() / f"{split}2017_crowd_{crowd}", crowd)
+        masks = prepared_masks(annotations, data_path(cache) / f"{split}2017_crowd_{crowd}", crowd)
         pixels = _read_index(masks, annotations)
         names = sorted(name for name, count in pixels.items() if count >= min_pixels)
         if not names:

@@ -58,4 +58,4 @@ class ClassyMeter(Configurable, ABC):
 
 def sum_of_job(counts: Tensor) -> Tensor:
     """`counts` summed over the job, as a new tensor on the host: a process without a batch has them nowhere else."""
-    return sum_over_processes(counts.clone().cpu())
+    return sum_over_processes(counts.cpu())

@@ -17,6 +17,7 @@ from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import has_whole_images
 from classyseg.datasets.doctor import Finding, check_data
+from classyseg.heads.classy_head import HeadOutputError
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -114,6 +115,8 @@ def _outputs_on_meta(model: ClassyModel) -> dict[str, Tensor] | None:
         with torch.no_grad():
             outputs: dict[str, Tensor] = functional_call(model, state, image)
             return outputs
+    except HeadOutputError:
+        raise
     except (RuntimeError, ValueError, AssertionError):
         return None
     finally:

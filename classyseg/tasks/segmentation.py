@@ -7,7 +7,6 @@ import inspect
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import ConfigError, ConfigRecord, within
+from classyseg.config import ConfigError, ConfigRecord, user_path, within
 from classyseg.datasets import (
     BadSamples,
     Batches,
@@ -341,7 +340,7 @@ class SegmentationTask(ClassyTask):
             return
         with distributed.failing_together():
             self._feature_cache = FeatureCache(
-                Path(self.runtime.cache_features),
+                user_path(self.runtime.cache_features),
                 self.model,
                 settings=f"{self.normalize} {self.runtime.precision} {self._backbone_config()}",
                 gigabytes=self.runtime.cache_gigabytes,
