@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from classyseg.datasets import (
     make_loader,
 )
 from classyseg.datasets.build import innermost, known_group_size
+from classyseg.foreign import instead_of_key
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
@@ -49,6 +51,7 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import BestIs, Sample
+from classyseg.tasks.accumulation import whole_batch_step
 from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
@@ -81,6 +84,10 @@ class DatasetsConfig(ConfigRecord):
 
     train: DatasetConfig
     test: DatasetConfig | None = None
+
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        return instead_of_key("dataset", key, cls.model_fields)
 
 
 @TASKS.register("segmentation")
@@ -322,17 +329,40 @@ class SegmentationTask(ClassyTask):
         self.model.set_progress(progress)
         self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
+        if self.runtime.accumulate_steps > 1 and not self.loss.is_additive:
+            self.last_loss = self._whole_batch(batch, keys)
+        else:
+            self.last_loss = self._added_parts(batch, keys)
+        self.optimizer.step(self.scaler)
+
+    def _added_parts(self, batch: Sample, keys: list[str]) -> Tensor:
+        """The batch's loss, whose gradients are the sums of those of its parts."""
         total: Tensor | float = 0.0
         for image, target, share, is_last in self._parts(batch):
-            waits = contextlib.nullcontext() if is_last else self._no_sync()
-            with waits:
+            with self._no_sync(unless=is_last):
                 with self._autocast():
                     logits = self.network(self._cached(image, keys))
                 loss = (self.loss.terms(logits, target) * share).sum()
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                self._backward(loss)
             total = total + loss.detach()
-        self.optimizer.step(self.scaler)
-        self.last_loss = torch.as_tensor(total)
+        return torch.as_tensor(total)
+
+    def _whole_batch(self, batch: Sample, keys: list[str]) -> Tensor:
+        """The batch's loss and gradients, of a loss that must see all parts at once."""
+        steps = self.runtime.accumulate_steps
+        inputs = [self._cached(image, keys) for image in batch.image.chunk(steps)]
+        passes = itertools.count(1)
+
+        def run(i: int) -> Mapping[str, Tensor]:
+            with self._no_sync(unless=next(passes) == 2 * steps), self._autocast():
+                return self.network(inputs[i])
+
+        return whole_batch_step(
+            self.network, run, steps, lambda outputs: self.loss.terms(outputs, batch.target).sum(), self._backward
+        )
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def _open_feature_cache(self) -> None:
         """Once, and not before the weights are final: they are part of its keys."""
@@ -376,8 +406,10 @@ class SegmentationTask(ClassyTask):
         for i in range(steps):
             yield images[i], targets[i], shares[i], i == steps - 1
 
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        return self.network.no_sync() if distributed.world_size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
+    def _no_sync(self, *, unless: bool) -> contextlib.AbstractContextManager[None]:
+        """Keeps the gradients of what is inside to this process, `unless` they shall be exchanged."""
+        together = unless or distributed.world_size() == 1
+        return contextlib.nullcontext() if together else self.network.no_sync()  # type: ignore[operator]
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
