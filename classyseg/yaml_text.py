@@ -22,7 +22,7 @@ HINT = "YAML takes `#` for the beginning of a comment: put colours in quotes, su
 
 def eaten_color(node: yaml.Node, path: str) -> str | None:
     """What is wrong with an empty value at `path`, where a colour stands behind it that has no quotes."""
-    text, start, end = node.start_mark.buffer, node.start_mark.pointer, node.end_mark.pointer
+    text, start, end = node.start_mark.buffer or "", node.start_mark.pointer, node.end_mark.pointer
     if node.value:
         return None
     if isinstance(node, yaml.ScalarNode):

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import ConfigError, ConfigRecord, unknown, user_path, within
+from classyseg.config import ConfigError, ConfigRecord, user_path, within
 from classyseg.datasets import (
     BadSamples,
     Batches,
@@ -30,7 +30,6 @@ from classyseg.datasets import (
 )
 from classyseg.datasets.build import innermost, known_group_size
 from classyseg.foreign import instead_of_key
-from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
@@ -51,8 +50,9 @@ from classyseg.registry import (
     OptimizerConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.structures import Sample
+from classyseg.structures import BestIs, Sample
 from classyseg.tasks.accumulation import whole_batch_step
+from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
     check_masks,
@@ -60,7 +60,6 @@ from classyseg.tasks.checks import (
     check_samples,
     check_targets,
     clips_in_a_batch,
-    declared_metrics,
     joined_files,
     joined_metrics,
     normalize_of_weights,
@@ -99,8 +98,8 @@ class SegmentationTask(ClassyTask):
     process)`. `num_epochs: 0` only measures.
     """
 
-    record_numbers: tuple[str, ...] = ("loss",)
-    """The numbers of a test record beside those of the meters, by which a checkpoint can be best."""
+    record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
+    """The numbers of a test record beside those of the meters, by which a checkpoint can be best; which value is."""
 
     def __init__(
         self,
@@ -144,7 +143,7 @@ class SegmentationTask(ClassyTask):
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
-        metrics = declared_metrics(self.meters, self.model.main_head)
+        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.train_set.classes)
         self._optimizer_config = optimizer
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
@@ -156,7 +155,7 @@ class SegmentationTask(ClassyTask):
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
-        _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
+        check_best(self.hooks, self._numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
@@ -206,8 +205,7 @@ class SegmentationTask(ClassyTask):
         test = config.dataset.test  # type: ignore[attr-defined]
         group_size = None if test is None else known_group_size(test)
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)  # type: ignore[attr-defined]
-        metrics = declared_metrics(meters, model.main_head)
-        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        check_best(config.hooks, record_numbers(cls.record_numbers, meters, model.main_head, classes))  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -281,6 +279,9 @@ class SegmentationTask(ClassyTask):
     @property
     def lr(self) -> float:
         return self.optimizer.current_lr
+
+    def best_is(self, number: str) -> BestIs | None:
+        return self._numbers.best_is(number)
 
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
@@ -485,14 +486,3 @@ def _known_classes(dataset: Any) -> Sequence[str] | None:
         if isinstance(classes, list | tuple):
             return classes
     return None
-
-
-def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[str]) -> None:
-    """Raises: `ConfigError` for a `best` that no test record holds. Takes hooks and meters, or their configs."""
-    if any(getattr(meter, "component", meter).numbers is None for meter in meters):  # a plugin's, which may compute it
-        return
-    for i, hook in enumerate(hooks):
-        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
-        if is_checkpoint and hook.best is not None and hook.best not in numbers:
-            known = unknown("number of the test record", hook.best, numbers)
-            raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
