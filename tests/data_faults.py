@@ -355,7 +355,7 @@ def masks_that_count_from_1(root: Path) -> str:
     return changed_masks(root, lambda values: values + 1)
 
 
-@fault("values_0_to_n", config="label_map: {0: 255, 1: 0, 2: 1}")
+@fault("values_0_to_n", config="classes: [background, nucleus, class2]")
 def masks_with_one_value_more_than_classes(root: Path) -> str:
     def count_from_1(values: Any) -> Any:
         values = values + 1
@@ -363,6 +363,65 @@ def masks_with_one_value_more_than_classes(root: Path) -> str:
         return values
 
     return changed_masks(root, count_from_1)
+
+
+def stripes(root: Path, values: list[int]) -> str:
+    """Masks of stripes of all the values."""
+    return changed_masks(root, lambda old: np.array(values, np.uint8)[old * 0 + np.arange(old.shape[1]) % len(values)])
+
+
+@fault("values_0_to_n", options={"classes": ["a", "b", "c"]}, config="classes: [a, b, c, class3, class4]")
+def masks_of_five_values_for_three_classes(root: Path) -> str:
+    return stripes(root, [0, 1, 2, 3, 4])
+
+
+@fault("values_0_to_n", options={"classes": ["road", "car"]}, config="classes: [background, road, car]")
+def masks_whose_background_has_no_name(root: Path) -> str:
+    return stripes(root, [0, 1, 2])
+
+
+@fault("values_spread", config="classes: [background, nucleus, class2]\nlabel_map: {100: 1, 200: 2}")
+def masks_of_three_greys_for_two_classes(root: Path) -> str:
+    return stripes(root, [0, 100, 200])
+
+
+@fault("values_spread", config="label_map: {128: 255, 255: 1}")
+def masks_of_black_and_white_with_a_grey_border(root: Path) -> str:
+    return stripes(root, [0, 0, 128, 255, 255])
+
+
+@fault("values_spread", config="label_map: {15: 1}")
+def masks_of_one_object_class_of_voc(root: Path) -> str:
+    return stripes(root, [0, 0, 15, 15, 255])
+
+
+@fault("values_and_ignored", config="label_map: {255: 0}")
+def masks_of_1_and_255(root: Path) -> str:
+    return changed_masks(root, lambda values: np.where(values == 1, 1, 255).astype(np.uint8))
+
+
+@fault("one_class", options={"classes": ["nucleus"]}, config="classes: [background, nucleus]\nlabel_map: {255: 1}")
+def masks_of_0_and_255_for_one_class(root: Path) -> str:
+    return changed_masks(root, lambda values: values * 255)
+
+
+@fault("one_class", options={"classes": ["nucleus"]}, config="classes: [background, nucleus]")
+def masks_of_0_and_1_for_one_class(root: Path) -> str:
+    return ""
+
+
+@fault("one_class", options={"classes": ["nucleus"]}, config="classes: [background, nucleus]\nlabel_map: {1: 0, 2: 1}")
+def masks_of_1_and_2_for_one_class(root: Path) -> str:
+    return masks_that_count_from_1(root)
+
+
+@fault(
+    "color_mask",
+    options={"classes": ["nucleus"]},
+    config='classes: [background, nucleus]\ncolor_map: {"#000000": 0, "#ffffff": 1}',
+)
+def masks_of_black_and_white_in_colours_for_one_class(root: Path) -> str:
+    return masks_of_black_and_white_in_colours(root)
 
 
 @fault("unknown_values", config="label_map: {7: 255}")
