@@ -18,7 +18,7 @@ ROOT = PACKAGE.parent
 
 FLOORS = (
     {"structures", "config", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
-    {"registry", "signature", "layers", "checkpoint", "tensor_files", "complexity"},
+    {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
     {"inference", "export", "report"},
@@ -31,6 +31,8 @@ SAME_FLOOR = {
     ("downloads", "config"),
     ("downloads", "locks"),
     ("registry", "signature"),
+    ("registry", "foreign"),
+    ("signature", "foreign"),
     ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),
     ("__main__", "cli"),
