@@ -24,7 +24,8 @@ from classyseg.datasets.doctor.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.datasets.workers import WorkerError
 from classyseg.structures import Sample
-from data_faults import CLASSES, FAULTS, Fault, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
+from data_faults import FAULTS, Fault
+from data_trees import CLASSES, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
 
 TREES: dict[str, Callable[[Path], Path]] = {"drawn": drawn_tree, "nuclei": nuclei_tree}
 

@@ -19,7 +19,8 @@ from classyseg.structures import Sample
 from classyseg.tasks import segmentation
 from classyseg.tasks.checks import NUM_SAMPLES, check_samples
 from classyseg.trainer import Trainer
-from data_faults import COUNTS, FAULTS, data_sets, drawn_tree, pairs
+from data_faults import FAULTS
+from data_trees import COUNTS, data_sets, drawn_tree, pairs
 from runs import tiny_task, write_config
 
 

@@ -17,7 +17,7 @@ from classyseg.registry import LOSSES, TASKS
 from classyseg.structures import Sample
 from classyseg.tasks import build_task
 from classyseg.tasks.checks import check_classes
-from data_faults import changed_masks, data_sets, drawn_tree
+from data_trees import changed_masks, data_sets, drawn_tree
 from runs import tiny_config, write_config
 
 MEND = r"Name the background, too, in every data set: classes: \[background, nucleus\]; .* label_map: {255: 1}"
