@@ -55,6 +55,7 @@ from classyseg.tasks.accumulation import whole_batch_step
 from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
+    check_classes,
     check_masks,
     check_parts,
     check_samples,
@@ -136,6 +137,7 @@ class SegmentationTask(ClassyTask):
         self.model: ClassyModel = build_model(model, self.train_set.num_classes, load=False)
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
+        check_classes("train", dataset.train, self.train_set.classes, self.loss)
         self.loss.check_num_classes(self.train_set.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
         check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
@@ -195,6 +197,9 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
+        for name, data in config.dataset:  # type: ignore[attr-defined]
+            if (known := _known_classes(data)) is not None:
+                check_classes(name, data, known, loss)
         classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
         if classes is not None:
             loss.check_num_classes(len(classes))
