@@ -18,10 +18,21 @@ ROOT = PACKAGE.parent
 
 FLOORS = (
     {
-        *("structures", "config", "io", "locks", "downloads", "launcher", "distributed", "rng", "switches"),
+        *(
+            "structures",
+            "config",
+            "yaml_text",
+            "io",
+            "locks",
+            "downloads",
+            "launcher",
+            "distributed",
+            "rng",
+            "switches",
+        ),
         *("pickled", "pickled_arrays"),
     },
-    {"registry", "signature", "layers", "checkpoint", "tensor_files", "complexity"},
+    {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
     {"inference", "export", "report"},
@@ -31,11 +42,14 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("config", "yaml_text"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("launcher", "config"),
     ("distributed", "launcher"),
     ("registry", "signature"),
+    ("registry", "foreign"),
+    ("signature", "foreign"),
     ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),
     ("__main__", "cli"),
