@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from classyseg.datasets.image_headers import Header, HeaderError, check_size, read_exactly
+from classyseg.datasets.image_headers import Colors, Header, HeaderError, check_size, read_exactly
 
 HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 OS2_V2 = 64
@@ -66,7 +66,7 @@ def bmp_header(file: BinaryIO) -> Bmp:
         palette = _palette(file, offset, 14 + size, 3 if size == 12 else 4, min(colors_used or 1 << bits, 1 << bits))
     if offset < file.tell() or offset >= file.seek(0, os.SEEK_END):
         raise HeaderError(f"a BMP whose pixels begin at byte {offset}, in its header or behind its end")
-    colors = "palette" if bits <= 8 else "RGB"
+    colors: Colors = "palette" if bits <= 8 else "RGB"
     bands = 1 if bits <= 8 else 4 if fields[3] else 3
     header = Header(
         "BMP",
@@ -103,7 +103,9 @@ def _bit_fields(file: BinaryIO, rest: bytes, size: int, bits: int, compression: 
     spans = [field // (field & -field) if field else 0 for field in fields]
     apart = sum(fields) == fields[0] | fields[1] | fields[2] | fields[3]
     if not all(fields[:3]) or not apart or any(span & span + 1 for span in spans) or max(fields) >> bits:
-        raise HeaderError(f"a BMP with bit fields {', '.join(f'{field:#x}' for field in fields)}, which make no colours")
+        raise HeaderError(
+            f"a BMP with bit fields {', '.join(f'{field:#x}' for field in fields)}, which make no colours"
+        )
     if max(spans) > 255:
         raise HeaderError("a BMP of more than 8 bits a channel in bit fields; write it as .npy")
     return fields
@@ -118,7 +120,7 @@ def _palette(file: BinaryIO, offset: int, start: int, entry: int, count: int) ->
 
 
 def bmp_samples(file: BinaryIO, bmp: Bmp) -> npt.NDArray[Any]:
-    """The samples (H, W, bands): indices into the palette, or RGB, or RGBA. Raises: `HeaderError` for a cut-off file."""
+    """The samples (H, W, bands): indices into the palette, RGB or RGBA. Raises: `HeaderError` for a cut-off file."""
     header = bmp.header
     if bmp.compression in (RLE8, RLE4):
         file.seek(bmp.offset)

@@ -6,6 +6,7 @@ palette of black and white becomes bits. So the header decides what is read, and
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ NUM_COLORS = {"RGB": 3, "CMYK": 4, "YCbCr": 3, "CIELab": 3}
 """How many bands are colours; one of the others."""
 NUMBERS = {"u": "", "i": " with signs", "f": " in floating point", "c": " of complex numbers"}
 MAX_BYTES_A_PIXEL = 8
-"""How large an image of as many pixels as Pillow takes at most may be: that of RGBA of 16 bits. With more bands, fewer pixels."""
+"""Of the largest image that Pillow takes: those of RGBA of 16 bits. An image of more bands may have fewer pixels."""
 PIECE = 1 << 20
 
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -91,7 +92,8 @@ class Header:
 
     `bands` are all samples of a pixel, `extra` names those after the colours; a palette is one band. `numbers` is
     numpy's letter of a type, of `bits` bits. `palette` is (n, 3), uint8. `turned` is the orientation, where the format
-    has one of its own. `lossy` names a compression that changes labels. Of several images in one file, `images` counts 2 or more.
+    has one of its own. `lossy` names a compression that changes labels. `images` is 2 or more where the file holds
+    several.
     """
 
     format: str
@@ -108,7 +110,7 @@ class Header:
     turned: int = 1
 
     def __str__(self) -> str:
-        more = [name for name in self.extra if name != "unnamed"]
+        more: list[str] = [name for name in self.extra if name != "unnamed"]
         unnamed = self.extra.count("unnamed")
         text: str = self.colors
         if self.colors == "grey" and self.bands > 1 and not more:
@@ -141,9 +143,16 @@ def check_size(width: int, height: int, bands: int = 1, bits: int = 8) -> None:
     limit = 2 * Image.MAX_IMAGE_PIXELS
     if width * height > limit or width * height * bands * max(bits, 8) // 8 > limit * MAX_BYTES_A_PIXEL:
         raise HeaderError(
-            f"its header says {width} x {height}, {width * height} pixels, of {bands} x {bits} bits; accepted are up to "
-            f"{limit} pixels and {limit * MAX_BYTES_A_PIXEL} bytes"
+            f"its header says {width} x {height}, {width * height} pixels, of {bands} x {bits} bits; accepted are up "
+            f"to {limit} pixels and {limit * MAX_BYTES_A_PIXEL} bytes"
         )
+
+
+def check_file_size(file: BinaryIO) -> None:
+    """Raises: `HeaderError` for a file that is larger than the largest image would be without compression."""
+    size = os.fstat(file.fileno()).st_size
+    if Image.MAX_IMAGE_PIXELS is not None and size > 2 * Image.MAX_IMAGE_PIXELS * MAX_BYTES_A_PIXEL:
+        raise HeaderError("the file is larger than any image that is read")
 
 
 def read_exactly(file: BinaryIO, count: int) -> bytes:
@@ -229,7 +238,9 @@ def gif_header(file: BinaryIO) -> Header:
             images += 1
             left, top, columns, rows, flags = struct.unpack("<HHHHB", read_exactly(file, 9))
             if images == 1 and (left, top, columns, rows) != (0, 0, width, height):
-                raise HeaderError(f"a GIF whose image of {columns} x {rows} pixels does not fill its {width} x {height}")
+                raise HeaderError(
+                    f"a GIF whose image of {columns} x {rows} pixels does not fill its {width} x {height}"
+                )
             table = read_exactly(file, 3 << (flags & 7) + 1) if flags & 0x80 else b""
             palette = (table or palette) if images == 1 else palette
             read_exactly(file, 1)

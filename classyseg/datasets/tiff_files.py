@@ -1,4 +1,4 @@
-"""The pixels of a TIFF, as its header says: by Pillow what Pillow reads right, the rest by tifffile (`classyseg[tiff]`).
+"""The pixels of a TIFF, as its header says: Pillow reads what it reads right, tifffile (`classyseg[tiff]`) the rest.
 
 Which of the two reads a file depends on the file alone, never on what is installed.
 """
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from classyseg.datasets.image_headers import NUM_COLORS, Header, HeaderError
-from classyseg.datasets.tiff_header import JPEG, LOSSLESS, LOSSY, NO_COMPRESSION, Tiff
+from classyseg.datasets.image_headers import Header, HeaderError
+from classyseg.datasets.tiff_header import JPEG, NO_COMPRESSION, Tiff
 
 PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, *JPEG, 8, 32773, 32946, 34925, 50000, 50001)
 UPRIGHT = 1
@@ -35,12 +35,13 @@ def tiff_samples(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
 def _is_pillows(tiff: Tiff) -> bool:
     """Whether Pillow gives every sample of the file as it is stored."""
     header, plain = tiff.header, not tiff.reversed_bits
-    if tiff.compression not in PILLOW_COMPRESSIONS:
+    if tiff.compression not in PILLOW_COMPRESSIONS or tiff.big:
         return False
     if header.colors == "YCbCr":
-        return header.bands == 3 and header.bits == 8 and plain
+        return header.bands == 3 and header.bits == 8 and plain and tiff.compression != NO_COMPRESSION
     if header.bands == 1 and header.numbers == "u" and header.colors in ("grey", "grey with 0 as white", "palette"):
-        return header.bits in (1, 2, 4, 8) or (header.bits == 16 and header.colors == "grey" and plain)
+        known = plain or header.colors != "palette"
+        return (header.bits in (1, 2, 4, 8) and known) or (header.bits == 16 and header.colors == "grey" and plain)
     if header.bands == 1 and header.numbers == "i" and header.colors == "grey" and plain:
         return header.bits in (8, 16, 32)
     whole = header.bits == 8 and header.numbers == "u" and plain and not (tiff.planar and tiff.tiled)
@@ -58,7 +59,7 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
         samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[header.bits]  # which Pillow makes 0 to 255
     elif header.bits >= 8:
         kind = np.dtype(f"{header.numbers}{header.bits // 8}")
-        samples = samples.view(kind) if samples.dtype.itemsize == kind.itemsize == 1 else samples.astype(kind)
+        samples = samples.view(kind) if samples.dtype.itemsize == kind.itemsize else samples.astype(kind)
     return samples.reshape(*samples.shape[:2], -1)
 
 
@@ -73,15 +74,17 @@ def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
         if (page.imagelength, page.imagewidth, page.samplesperpixel) != (header.height, header.width, header.bands):
             raise HeaderError("a TIFF that tifffile understands otherwise")
         kind = np.dtype(f"{header.numbers}{page.dtype.itemsize}")
-        if page.dtype != kind:
+        if page.dtype not in (kind, np.bool_):
             raise HeaderError(f"a TIFF of {page.dtype}, where its header says {header.bits} bits of {kind}")
-        samples = np.zeros((header.bands, header.height, header.width), kind) if tiff.planar else np.zeros(
-            (1, header.height, header.width, header.bands), kind
+        samples = (
+            np.zeros((header.bands, header.height, header.width), kind)
+            if tiff.planar
+            else np.zeros((1, header.height, header.width, header.bands), kind)
         )
         for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
             file.seek(offset)
             piece, place, _ = page.decode(file.read(size), i, jpegtables=page.jpegtables)
-            if piece is None or piece.dtype != kind:
+            if piece is None or piece.dtype not in (kind, np.bool_):
                 raise HeaderError("a TIFF whose pieces are of another type than its header says")
             _put(samples, piece, place)
     return np.moveaxis(samples, 0, -1) if tiff.planar else samples[0]

@@ -37,7 +37,7 @@ LOSSLESS |= {NO_COMPRESSION: "none", 34925: "LZMA", 50000: "Zstandard", 34926: "
 LOSSY = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
 LOSSY |= {34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
 PREDICTED = (5, 8, 32946, 34925, 50000, 34926)
-"""Compressions that go with differences of neighbours; with others, one reader takes them for such, another does not."""
+"""Compressions that go with a predictor (differences of neighbours). Beside others, readers do not agree on it."""
 PHOTOMETRICS: dict[int, Colors] = {
     0: "grey with 0 as white",
     1: "grey",
@@ -49,6 +49,8 @@ PHOTOMETRICS: dict[int, Colors] = {
 }
 EXTRAS: dict[int, Extra] = {1: "premultiplied alpha", 2: "alpha"}
 PIECES = (STRIPS, STRIP_SIZES, TILES, TILE_SIZES)
+ALL_BITS = (1, 2, 4, 8, 10, 12, 14, 16, 32, 64, 128)
+"""Of a sample. Readers disagree about the order of the bytes in 24."""
 MAX_BANDS = 4096
 MAX_VALUES = 3 << 16
 """How many a tag has at most: those of a palette of 16 bits."""
@@ -58,11 +60,14 @@ MAX_PAGES = 1000
 
 @dataclass(frozen=True)
 class Tiff:
-    """The page of a file that is its image. `index` is its place in the file, `planar` says that each band is apart."""
+    """The page of a file that is its image.
+
+    `index` is its place in the file, `big` says that it is a BigTIFF, `planar` that each band is apart.
+    """
 
     header: Header
     index: int
-    big_endian: bool
+    big: bool
     compression: int
     planar: bool
     predictor: int
@@ -100,7 +105,7 @@ def tiff_header(file: BinaryIO) -> Tiff:
     if not pages:
         raise HeaderError("a TIFF without a page")
     index, tags = pages[0]
-    return _page(file, tags, index, len(pages), big_endian=order == ">")
+    return _page(file, tags, index, len(pages), big=big)
 
 
 def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict[int, Any], int]:
@@ -117,6 +122,8 @@ def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict
         tag, kind = struct.unpack(f"{order}HH", entries[i : i + 4])
         if tag not in WANTED:
             continue
+        if tag in tags and tag == DESCRIPTION:
+            continue  # tifffile writes one of its own behind that of the user
         if tag in tags:
             raise HeaderError(f"a TIFF that holds its tag {tag} twice")
         (number,) = struct.unpack(f"{order}{'Q' if big else 'I'}", entries[i + 4 : i + entry - inline])
@@ -147,7 +154,7 @@ def _values(file: BinaryIO, tag: int, kind: int, number: int, inline: bytes, ord
     return struct.unpack(f"{order}{number}{letter}", inline[:size])
 
 
-def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big_endian: bool) -> Tiff:
+def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big: bool) -> Tiff:
     def one(tag: int, default: int | None = None) -> int:
         values = tags.get(tag, () if default is None else (default,))
         if len(values) != 1:
@@ -162,7 +169,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big_
         raise HeaderError(f"a TIFF of {bands} bands; accepted are up to {MAX_BANDS}")
     if bits is None or kinds is None:
         raise HeaderError(f"a TIFF whose bands differ: bits {tags.get(BITS)}, formats {tags.get(SAMPLE_FORMAT)}")
-    if not 0 < bits <= 64 or kinds not in (1, 2, 3, 4, 5, 6):
+    if bits not in ALL_BITS or kinds not in (1, 2, 3, 4, 5, 6):
         raise HeaderError(f"a TIFF of {bits} bits and sample format {kinds}, which is not read")
     if planar not in (1, 2) or fill_order not in (1, 2) or predictor not in (1, 2, 3):
         raise HeaderError(
@@ -194,7 +201,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big_
     return Tiff(
         header,
         index,
-        big_endian,
+        big,
         compression,
         planar == 2 and bands > 1,
         predictor,
@@ -225,7 +232,9 @@ def _color_map(tags: dict[int, Any], bits: int) -> Any:
     """(n, 3), uint8: of 16 bits the upper 8, unless a writer wrote 8."""
     values = np.array(tags.get(COLOR_MAP, ()))
     if bits > 16 or len(values) != 3 << bits:
-        raise HeaderError(f"a TIFF with a palette of {len(values)} numbers for {bits} bits; expected {3 << min(bits, 16)}")
+        raise HeaderError(
+            f"a TIFF with a palette of {len(values)} numbers for {bits} bits; expected {3 << min(bits, 16)}"
+        )
     return (values if values.max() < 256 else values >> 8).astype(np.uint8).reshape(3, -1).T
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from format_cases import CASES, REFUSED, Case
+from format_cases import REFUSED, Case, all_cases
 
 from classyseg.config import DataError
 from classyseg.datasets import files
 
+CASES = all_cases()
 SPECS = [(channels, bits) for channels in (1, 2, 3, 4, 5, 6) for bits in (8, 16)]
 
 
