@@ -46,18 +46,23 @@ def is_primary() -> bool:
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """`tensor` summed over the job, in place; integers stay exact."""
+    """`tensor` summed over the job, as a new tensor; integers stay exact.
+
+    The argument never changes: it may be a total that goes on being added to, and would then count the others twice.
+    """
+    total = tensor.clone(memory_format=torch.contiguous_format)
     if world_size() > 1:
-        dist.all_reduce(tensor)
-    return tensor
+        dist.all_reduce(total)
+    return total
 
 
 def gather_over_processes(tensor: Tensor) -> Tensor:
-    """Every process's `tensor`, (processes, ...) by rank; they must have one shape and type."""
+    """Every process's `tensor`, (processes, ...) by rank, as a new tensor; they must have one shape and type."""
+    own = tensor.contiguous()
     if world_size() == 1:
-        return tensor.unsqueeze(0)
-    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
-    dist.all_gather(gathered, tensor)
+        return torch.stack([own])
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(gathered, own)
     return torch.stack(gathered)
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from iopath.common.file_io import PathManager
 
-from classyseg.config import ConfigError, closest
+from classyseg.config import ConfigError, closest, user_path
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
 
@@ -25,7 +25,15 @@ paths = PathManager()
 
 def data_root() -> Path:
     """The folder under which data sets lie: `--data-root`, which sets `$CLASSYSEG_DATA`, else `./data`."""
-    return Path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
+    return user_path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
+
+
+def data_path(path: str) -> Path:
+    """The absolute path of a file or folder of the user's, which lies under `data_root()` unless it is absolute itself.
+
+    `~` is the home folder. It need not exist.
+    """
+    return (data_root() / user_path(path)).absolute()
 
 
 def data_folder(folder: str) -> Path:
@@ -33,7 +41,7 @@ def data_folder(folder: str) -> Path:
 
     Raises: `ConfigError` when it does not exist, or lies where this user may not look.
     """
-    path = (data_root() / folder).absolute()
+    path = data_path(folder)
     hint = ""
     try:
         if path.is_dir():
@@ -58,9 +66,10 @@ def find_task_config(path: str) -> Path:
 
     Raises: `ConfigError` when neither exists, naming the packaged ones.
     """
-    if Path(path).is_file():
-        return Path(path)
-    relative = Path(path).as_posix().removeprefix("task_configs/")
+    given = user_path(path)
+    if given.is_file():
+        return given
+    relative = given.as_posix().removeprefix("task_configs/")
     for folder in (package_folder() / "task_configs", package_folder().parent / "task_configs"):
         if (folder / relative).is_file():
             return folder / relative

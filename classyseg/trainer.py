@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 from classyseg import distributed
+from classyseg.config import user_path
 from classyseg.io import FolderLock
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Trainer:
     """
 
     def __init__(self, output: str | Path | None = None, *, resume: bool = False) -> None:
-        self.output = None if output is None else Path(output)
+        self.output = None if output is None else user_path(output)
         self.resume = resume
 
     def train(self, task: ClassyTask) -> None:

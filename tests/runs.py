@@ -17,7 +17,7 @@ import torch
 from classyseg.checkpoint import save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
-from classyseg.structures import Progress
+from classyseg.structures import BestIs, Progress
 from classyseg.tasks import SegmentationTask, build_task
 
 TIMING = ("seconds", "samples_per_second", "data_wait")
@@ -113,6 +113,9 @@ class FakeTask:
     def step_loss(self) -> float:
         return self.last_loss.item()
 
+    def best_is(self, number: str) -> BestIs | None:
+        return "smallest" if number == "loss" else "largest" if "iou" in number else None
+
     def save_checkpoint(self) -> Path | None:
         if self.run_folder is None:
             return None
@@ -200,17 +203,42 @@ def start_job(arguments: Sequence[object], folder: Path, processes: int = 2) -> 
     ]
 
 
+def in_two_processes(work: Callable[[Path], None], folder: Path) -> None:
+    """Calls `work(folder)` in each process of a group of two; an error in one fails here with what it printed."""
+    group = [_processes.Process(target=_join_and_work, args=(work, folder, rank)) for rank in range(2)]
+    for process in group:
+        process.start()
+    for process in group:
+        process.join(LIMIT)
+        process.kill()  # where it hangs
+        process.join()
+    printed = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("work*.log")))
+    assert [process.exitcode for process in group] == [0, 0], printed
+
+
+def _join_and_work(work: Callable[[Path], None], folder: Path, rank: int) -> None:
+    _print_to(folder / f"work{rank}.log")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    work(folder)
+    torch.distributed.destroy_process_group()
+
+
 def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
     # Data workers come from a fork, as they do from a script before Python 3.14; a process from a fork server would use
     # that for them too, and each would import torch anew.
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    _print_to(log)
     from classyseg.cli.train import main
 
     sys.exit(main(arguments))
+
+
+def _print_to(log: str | Path) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 def _wait_until_stopped(pid: int) -> None:

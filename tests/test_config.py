@@ -146,7 +146,7 @@ def test_an_empty_file_is_an_empty_config(text: str) -> None:
         ("c.yaml", b"a: 'x\n", "not YAML: "),
         ("c.yaml", b"a: 1\n---\nb: 2\n", "line 2, column 1: not YAML: but found another document"),
         ("c.yaml", b"a: \x00\n", "not YAML: "),
-        ("c.json", b'{"a": 1,}', "line 1, column 9: not JSON: "),
+        ("c.json", b'{"a": 1, b}', "line 1, column 10: not JSON: "),
         ("c.json", b"{'a': 1}", "line 1, column 2: not JSON: "),
         ("c.json", b"", "line 1, column 1: not JSON: "),
         ("c.json", b'{"a": NaN}', "found NaN, which JSON has no number for"),

@@ -201,7 +201,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_readme_has_one_quick_start_command_that_trains_the_packaged_config() -> None:
     *install, train = only_command("Quick start").split(" && ")
-    assert install == ["python3.11 -m venv .venv", ".venv/bin/pip install ."]
+    assert install == ["python3 -m venv .venv", ".venv/bin/pip install ."]
     assert (
         train == ".venv/bin/classyseg train --config task_configs/quickstart.yaml --output runs/quickstart"
     )  # its arguments are checked with the other commands

@@ -271,14 +271,12 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
 
 
 def _sheet(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from classyseg.config import ConfigError
+    from classyseg.config import ConfigError, user_path
     from classyseg.datasets.doctor.diagnosis import spread
     from classyseg.datasets.doctor.sheet import contact_sheet
 
     found = data_sets(arguments)
-    output = Path(arguments.output)
+    output = user_path(arguments.output)
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {output}: a sheet is a PNG; name it so")
     if (samples := arguments.samples or 12) > MAX_ON_A_SHEET:

@@ -115,11 +115,9 @@ def _weights(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from classyseg.models.convert import convert_weights
 
-    print(convert_weights(arguments.source, Path(arguments.target), model=arguments.model, force=arguments.force))
+    print(convert_weights(arguments.source, arguments.target, model=arguments.model, force=arguments.force))
     return 0
 
 

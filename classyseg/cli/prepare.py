@@ -22,13 +22,13 @@ def add_command(actions: Any, wrapper: Callable[[Command], Command]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     import logging
-    from pathlib import Path
 
+    from classyseg.config import user_path
     from classyseg.datasets.prepare import prepare
     from classyseg.io import data_root
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    root = (Path(arguments.data_root) if arguments.data_root else data_root()).absolute()
+    root = (user_path(arguments.data_root) if arguments.data_root else data_root()).absolute()
     prepare(arguments.name, root, keep=arguments.keep)
     print(f"{arguments.name}: ready in {root}")
     return 0

@@ -70,6 +70,7 @@ def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
 
 def run(arguments: argparse.Namespace) -> int:
     from classyseg import distributed
+    from classyseg.config import user_path
     from classyseg.io import DATA_ROOT_VARIABLE
 
     if arguments.data_root is not None:
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     runtime = config.runtime  # type: ignore[attr-defined]
     distributed.start_processes(runtime.torch_device().type)
     logging.basicConfig(level=logging.INFO if distributed.is_primary() else logging.ERROR, format="%(message)s")
-    output = Path(arguments.output or Path("runs") / Path(arguments.config).stem)
+    output = user_path(arguments.output or Path("runs") / Path(arguments.config).stem)
     try:
         return guarded(lambda: _train(config, output, arguments))
     finally:

@@ -10,7 +10,7 @@ from classyseg.config import DATASET_KEYS, ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
 from classyseg.datasets.sample_cache import SampleCache
-from classyseg.io import data_root
+from classyseg.io import data_path
 from classyseg.registry import DATASETS, ComponentConfig
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
@@ -45,7 +45,7 @@ def build_dataset(config: Any) -> ClassyDataset:
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"
         gigabytes = checked.cache_samples_gigabytes  # type: ignore[attr-defined]
-        dataset.cache = SampleCache((data_root() / folder).absolute(), settings, gigabytes)
+        dataset.cache = SampleCache(data_path(folder), settings, gigabytes)
     return dataset
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from classyseg.config import within
+from classyseg.config import user_path, within
 from classyseg.datasets.coco import coco_folders
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
@@ -37,5 +37,5 @@ class CocoStuff(MaskFiles):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         with within("root"):
-            _, image_folder, mask_folder = coco_folders(root, f"{split}2017", f"{masks}/{split}2017")
+            _, image_folder, mask_folder = coco_folders(root, f"{split}2017", f"{user_path(masks)}/{split}2017")
         super().__init__(matched_pairs(image_folder, mask_folder), transforms)

@@ -16,7 +16,7 @@ from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_of, color_text, labels_of
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs, tabled_pairs
-from classyseg.io import data_folder, data_root
+from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
 
@@ -81,7 +81,7 @@ class Folder(MaskFiles):
         elif table is None:
             pairs = matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
         else:
-            pairs = tabled_pairs((data_root() / table).absolute(), image_folder, mask_folder, split)
+            pairs = tabled_pairs(data_path(table), image_folder, mask_folder, split)
         super().__init__(pairs, transforms)
 
     def read_labels(self, path: Path) -> Tensor:

@@ -12,7 +12,7 @@ from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.label_map import labels_of
 from classyseg.datasets.pairs import existing_files, read_text
-from classyseg.io import data_folder, data_root
+from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
 Row = tuple[str, str]
@@ -51,7 +51,7 @@ class ImagePaths(LabelledFiles):
             place = "paths"
             rows = [(path, str(label)) for path, label in zip(paths, labels, strict=True)]
         else:
-            place = str((data_root() / table).absolute())
+            place = str(data_path(table))
             is_csv = place.lower().endswith(".csv")
             rows = _read_csv(Path(place), image_column, label_column) if is_csv else _read_lines(Path(place))
         labelled = [(path, _label(place, path, text, known)) for path, text in rows]

@@ -14,7 +14,7 @@ from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files import IMAGE_SUFFIXES
 from classyseg.datasets.label_map import label_table
 from classyseg.datasets.pairs import read_text, report_fault
-from classyseg.io import data_folder, data_root
+from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
 SYNSETS, CLASSES, _ = label_table("imagenet")
@@ -58,7 +58,7 @@ class ImageNet(LabelledFiles):
         if table is not None:
             if not images:
                 raise ConfigError(f"table: found '{table}', but {folder} has folders of classes; leave it out")
-            files = _listed_files((data_root() / table).absolute(), folder, images)
+            files = _listed_files(data_path(table), folder, images)
         super().__init__(files, transforms)
 
 

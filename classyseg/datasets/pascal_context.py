@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from classyseg.config import within
+from classyseg.config import user_path, within
 from classyseg.datasets.files import MASK_SUFFIXES
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
@@ -51,10 +51,10 @@ class PascalContext(MaskFiles):
         self.submission_values = tuple(range(1 - offset, len(CLASSES) + 1))
         with within("root"):
             folder = data_folder(root)
-            names = read_names(folder / lists / f"{split}.txt")
+            names = read_names(folder / user_path(lists) / f"{split}.txt")
             images = data_folder(str(folder / "JPEGImages"))
         with within("masks"):
-            mask_folder = data_folder(str(folder / masks))
+            mask_folder = data_folder(str(folder / user_path(masks)))
         pairs = listed_pairs(names, images, mask_folder, mask_suffixes=(".mat", *MASK_SUFFIXES))
         if pairs and pairs[0][1].suffix == ".mat":
             require_scipy(pairs[0][1])

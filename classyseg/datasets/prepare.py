@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from classyseg.config import ConfigError, DataError, unknown
+from classyseg.config import ConfigError, DataError, unknown, user_path
 from classyseg.datasets.archives import remove, unpack, unpacking
 from classyseg.downloads import download, file_name
 from classyseg.locks import alone
@@ -141,7 +141,7 @@ BY_HAND = {
 }
 
 
-def prepare(name: str, root: Path, *, keep: bool = False) -> None:
+def prepare(name: str, root: str | Path, *, keep: bool = False) -> None:
     """Downloads and unpacks the data set `name` under `root`, what is not there yet; `keep` keeps the archives.
 
     What was broken off is done again, from the download on; of several processes one works, the others wait for it.
@@ -149,6 +149,7 @@ def prepare(name: str, root: Path, *, keep: bool = False) -> None:
     Raises: `ConfigError` for a name without a recipe, a download that fails or has another hash, and a disk that is
         full or may not be written; `DataError` for an archive that cannot be trusted, or does not hold what it should.
     """
+    root = user_path(root)
     if name not in RECIPES:
         more = f": it {BY_HAND[name]}" if name in BY_HAND else f"; {unknown('recipe', name, list(RECIPES))}"
         raise ConfigError(f"'{name}' cannot be prepared{more}")

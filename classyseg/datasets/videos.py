@@ -15,7 +15,7 @@ from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
 from classyseg.datasets.label_map import labels_of
 from classyseg.datasets.pairs import read_text, report_fault
 from classyseg.datasets.video_files import VIDEO_SUFFIXES, read_frames, video_infos, videos_in
-from classyseg.io import data_folder, data_root
+from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
 Split = Literal["train", "test"]
@@ -33,7 +33,7 @@ class VideoFiles(Clips):
         index: str | None,
         transforms: Sequence[Any],
     ) -> None:
-        infos = video_infos([path for path, _ in videos], None if index is None else (data_root() / index).absolute())
+        infos = video_infos([path for path, _ in videos], None if index is None else data_path(index))
         described = [
             (str(path), label, info) for (path, label), info in zip(videos, infos, strict=True) if info is not None
         ]

@@ -17,6 +17,10 @@ LOGITS = "logits"
 """The key of the logits in what a head with extras gives in training."""
 
 
+class HeadOutputError(ConfigError):
+    """A head gives something else than the contract says; the message names the head."""
+
+
 @dataclass(frozen=True)
 class HeadKeys:
     """How another library spells a head's keys.
@@ -61,12 +65,36 @@ class ClassyHead(nn.Module, Configurable, ABC):
         """
 
     def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives in a model, by name: the logits as `NAME`, in training the extras as `NAME.EXTRA`."""
+        """What `forward` gives in a model, by name: the logits as `NAME`, in training the extras as `NAME.EXTRA`.
+
+        Raises: `HeadOutputError` for what is neither a tensor nor a mapping with `logits` and the extras.
+        """
         found = self(features)
         if isinstance(found, Tensor):
             return {name: found}
-        extras = {f"{name}.{extra}": found[extra] for extra in self.extras} if self.training else {}
-        return {name: found[LOGITS], **extras}
+        extras = self.extras if self.training else ()
+        if not isinstance(found, Mapping) or not all(isinstance(found.get(key), Tensor) for key in (LOGITS, *extras)):
+            raise HeadOutputError(
+                f"model.heads.{name}: the forward of {type(self).__name__} gives {_given(found)}; expected "
+                f"{_wanted(extras)}"
+            )
+        return {name: found[LOGITS], **{f"{name}.{extra}": found[extra] for extra in extras}}
+
+
+def _given(found: object) -> str:
+    if not isinstance(found, Mapping):
+        return f"an object of the type {type(found).__name__}"
+    return "a mapping of " + (
+        ", ".join(f"{key!r} ({type(value).__name__})" for key, value in found.items()) or "nothing"
+    )
+
+
+def _wanted(extras: Sequence[str]) -> str:
+    more = f", and its extras in training: {', '.join(repr(extra) for extra in extras)}" if extras else ""
+    return (
+        f"the logits (N, num_classes, h, w) or (N, num_classes), a tensor; or a mapping of tensors that has them under "
+        f"'{LOGITS}'{more}"
+    )
 
 
 def only_block(blocks: Sequence[BlockInfo], head: str) -> BlockInfo:

@@ -10,6 +10,7 @@ from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
 from classyseg.layers.points import cell_centres, pixels_at, values_at
 from classyseg.layers.pool import CeilMeanPool2d, ImageMean, PyramidPooling
+from classyseg.layers.progress import FollowsProgress, tell_progress
 from classyseg.layers.rectified_conv import RectifiedConv2d
 from classyseg.layers.resize import (
     ALIGN_CORNERS,
@@ -35,6 +36,7 @@ __all__ = [
     "DropBlock2d",
     "DropEncoding",
     "Encoding",
+    "FollowsProgress",
     "ImageMean",
     "ImageNormalizer",
     "JPU",
@@ -55,5 +57,6 @@ __all__ = [
     "row_tap_range",
     "separable_conv",
     "synchronize_batch_norm",
+    "tell_progress",
     "values_at",
 ]

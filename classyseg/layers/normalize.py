@@ -21,7 +21,7 @@ class NormalizeConfig(ConfigRecord):
 
 
 class ImageNormalizer(nn.Module):
-    """Maps images (N, C, H, W) to `(image / 255 - mean) / std`, or `image / 65535` where they are uint16.
+    """Maps images (N, C, H, W) or clips (N, C, T, H, W) to `(image / 255 - mean) / std`; uint16 is divided by 65535.
 
     Images in floating point pass as they are.
 
@@ -37,9 +37,9 @@ class ImageNormalizer(nn.Module):
             raise ConfigError(
                 f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations"
             )
-        self.register_buffer("mean", 255 * torch.tensor(normalize.mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(normalize.mean), persistent=False)
         scale = 1 / (255 * torch.tensor(normalize.std, dtype=torch.float64))
-        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.float(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.is_floating_point():
@@ -52,4 +52,5 @@ class ImageNormalizer(nn.Module):
         values = image.float()
         if image.dtype == torch.uint16:
             values /= 257  # 65535 / 255
-        return values.sub_(self.mean).mul_(self.scale)  # in half the time of a division
+        shape = (-1, *[1] * (image.dim() - 2))  # channels are the second axis, whatever follows it
+        return values.sub_(self.mean.view(shape)).mul_(self.scale.view(shape))  # in half the time of a division

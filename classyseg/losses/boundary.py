@@ -17,10 +17,10 @@ from classyseg.registry import LOSSES
 class BoundaryLoss(ClassyLoss):
     """The softmax weighed by the signed distance from each class's border, summed over classes; the mean over pixels.
 
-    Distances are Euclidean, positive outside and negative inside a class, cut at `max_distance` pixels and divided by
-    it, so that they lie in -1..1; the pixels on both sides of a border have 1 and 0 pixels. A class that an image does
-    not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative. Meant to be added
-    to another one by `sum_arbitrary`.
+    Distances are Euclidean, positive outside and negative inside a class; the pixels on both sides of a border have 1
+    and 0 pixels. They are then cut at `max_distance` pixels on both sides and divided by it: numbers in -1..1. A class
+    that an image does not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative.
+    Meant to be added to another one by `sum_arbitrary`.
 
     Source: Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
     """
@@ -55,7 +55,8 @@ class BoundaryLoss(ClassyLoss):
     def distances(self, target: Tensor, rows: slice, present: Tensor, num_classes: int) -> Tensor:
         """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W) of the classes `present`."""
         limit = self.max_distance
-        start, stop = max(0, rows.start - limit), min(len(target), rows.stop + limit)
+        reach = limit + 1  # inside a class 1 is subtracted: only a distance above the limit gives the limit
+        start, stop = max(0, rows.start - reach), min(len(target), rows.stop + reach)
         window = target[start:stop]
         near = window[window != self.ignore_index].unique()
         height, width = rows.stop - rows.start, target.shape[1]
@@ -63,20 +64,20 @@ class BoundaryLoss(ClassyLoss):
         weights[present] = 1.0
         if not len(near):
             return weights
-        others = torch.full((height, width), float(limit), device=target.device)  # how far another class is
+        others = torch.full((height, width), float(reach), device=target.device)  # how far another class is
         chunk_bytes = CHUNK_BYTES.get(target.device.type, DEFAULT_CHUNK_BYTES)  # for about four numbers a pixel
         for classes in near.split(max(1, chunk_bytes // (16 * window.numel()))):
-            squares = _row_distances(window == classes.view(-1, 1, 1), limit).square_()
-            best = torch.full((len(classes), height, width), float(limit * limit), device=target.device)
-            for shift in range(-limit, limit + 1):
+            squares = _row_distances(window == classes.view(-1, 1, 1), reach).square_()
+            best = torch.full((len(classes), height, width), float(reach * reach), device=target.device)
+            for shift in range(-reach, reach + 1):
                 first, last = max(start, rows.start + shift), min(stop, rows.stop + shift)
                 if first < last:
                     here = best[:, first - shift - rows.start : last - shift - rows.start]
                     torch.minimum(here, squares[:, first - start : last - start] + shift * shift, out=here)
             outside = best.sqrt_()
             own = target[rows] == classes.view(-1, 1, 1)
-            torch.minimum(others, outside.masked_fill(own, float(limit)).amin(0), out=others)
-            weights[classes] = outside / limit
+            torch.minimum(others, outside.masked_fill(own, float(reach)).amin(0), out=others)
+            weights[classes] = outside.clamp(max=limit) / limit
         labels = target[rows].where(target[rows] != self.ignore_index, near[0])  # ignored pixels may have any weight
         return weights.scatter_(0, labels[None], (1 - others[None]) / limit)
 

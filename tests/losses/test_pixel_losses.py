@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -66,14 +67,36 @@ def slow_distances(target: Tensor, num_classes: int, limit: int) -> Tensor:
     height, width = target.shape[1:]
     y, x = torch.meshgrid(torch.arange(height).float(), torch.arange(width).float(), indexing="ij")
     points = torch.stack([y.flatten(), x.flatten()], 1)
-    between = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").clamp(max=limit)
+    between = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    far = float(height + width + limit)
     weights = torch.zeros(len(target), num_classes, height, width)
     for i, labels in enumerate(target.flatten(1)):
         for label in labels[labels != IGNORED].unique():
-            to_class = between.masked_fill(labels != label, limit).amin(1)
-            to_others = between.masked_fill((labels == label) | (labels == IGNORED), limit).amin(1)
-            weights[i, label] = torch.where(labels == label, 1 - to_others, to_class).view(height, width) / limit
+            to_class = between.masked_fill(labels != label, far).amin(1)
+            to_others = between.masked_fill((labels == label) | (labels == IGNORED), far).amin(1)
+            signed = torch.where(labels == label, 1 - to_others, to_class).clamp(-limit, limit)
+            weights[i, label] = signed.view(height, width) / limit
     return weights
+
+
+def kervadecs_map(is_class: np.ndarray) -> np.ndarray:
+    """The formula of the paper's code (`one_hot2dist`) for one class."""
+    scipy = pytest.importorskip("scipy.ndimage", reason="scipy, of the extra [mat], is not installed")
+    outside, inside = scipy.distance_transform_edt(~is_class), scipy.distance_transform_edt(is_class)
+    return outside * ~is_class - (inside - 1) * is_class
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 20, 200])
+def test_the_distance_map_of_boundary_is_kervadecs_cut_on_both_sides(limit: int) -> None:
+    mask = torch.zeros(60, 70, dtype=torch.long)
+    mask[10:50, 5:60] = 1
+    mask[20:30, 20:40] = 2
+    loss, classes = BoundaryLoss(IGNORED, max_distance=limit), torch.arange(3)
+    bands_of_rows = [slice(first, min(first + 7, 60)) for first in range(0, 60, 7)]
+    found = torch.cat([loss.distances(mask, rows, classes, 3) for rows in bands_of_rows], 1)
+    wanted = np.stack([kervadecs_map((mask == label).numpy()) for label in classes])
+    assert found.numpy() == pytest.approx(np.clip(wanted, -limit, limit) / limit, abs=1e-6)
+    assert (found.min() == -1) == (limit <= 13)  # the deepest pixel of class 1 is 13.1 within
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=IDS)
@@ -197,7 +220,7 @@ def test_the_distances_of_a_straight_border() -> None:
     target = torch.zeros(3, 6, dtype=torch.int64)
     target[:, 3:] = 2
     weights = BoundaryLoss(max_distance=2).distances(target, slice(1, 2), torch.tensor([0, 2]), 3)
-    assert (2 * weights[:, 0]).tolist() == [[-1, -1, 0, 1, 2, 2], [0] * 6, [2, 2, 1, 0, -1, -1]]
+    assert (2 * weights[:, 0]).tolist() == [[-2, -1, 0, 1, 2, 2], [0] * 6, [2, 2, 1, 0, -1, -2]]
 
 
 @pytest.mark.parametrize("ignore_index", [255, -1, 256])

@@ -125,6 +125,61 @@ def test_a_heads_extras_are_given_by_name_in_training_alone() -> None:
     assert model.unused_in_training()  # unless a loss reads the extra
 
 
+class StrangeHead(PresenceHead):
+    """Gives what it is told to, in place of logits."""
+
+    gives: object = None
+
+    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        return self.gives  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("gives", "message"),
+    [
+        ({"scores": torch.zeros(2, 5)}, r"gives a mapping of 'scores' \(Tensor\); expected .*'logits'"),
+        (
+            {"logits": None, "se": torch.zeros(2, 5)},
+            r"gives a mapping of 'logits' \(NoneType\), 'se' \(Tensor\); expected",
+        ),
+        ({"logits": torch.zeros(2, 5)}, r"gives a mapping of 'logits' \(Tensor\); expected .* in training: 'se'"),
+        ({}, "gives a mapping of nothing; expected .*'logits'"),
+        ([torch.zeros(2, 5)], "gives an object of the type list; expected .*'logits'"),
+        (None, "gives an object of the type NoneType"),
+    ],
+)
+def test_a_head_that_gives_no_logits_is_named_with_what_it_gives(gives: object, message: str) -> None:
+    model = resnet18()
+    head = StrangeHead([model.block("stage4")], 5)
+    head.gives = gives
+    model.attach_head("main", head)
+    with pytest.raises(ConfigError, match=rf"model\.heads\.main: the forward of StrangeHead {message}"):
+        model.train()(IMAGE.expand(2, -1, -1, -1))
+
+
+class Ramp(nn.Module):
+    """A plugin's layer, of no base of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def set_progress(self, progress: float) -> None:
+        self.told.append(progress)
+
+
+def test_every_layer_with_set_progress_is_told_wherever_it_stands() -> None:
+    model = resnet18()
+    head = FCNHead([model.block("stage4")], 5)
+    layers = [Ramp(), Ramp()]
+    model.layer1.add_module("ramp", layers[0])  # type: ignore[operator]
+    head.conv.add_module("ramp", layers[1])
+    model.attach_head("main", head)
+    for progress in (0.0, 0.25):
+        model.set_progress(progress)
+    assert [layer.told for layer in layers] == [[0.0, 0.25]] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "block", "message"),
     [

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from classyseg.config import ConfigError, closest
+from classyseg.config import ConfigError, closest, user_path
 from classyseg.io import paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import Naming
@@ -137,7 +137,7 @@ def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
         return fetch(known[weights].url, known[weights].digest)
     if urlparse(weights).scheme in ("http", "https", "file"):
         return fetch(weights)
-    path = _local(weights) if "://" in weights else Path(weights)
+    path = _local(weights) if "://" in weights else user_path(weights)
     if not weights or not path.exists():
         near = closest(weights, known)
         raise ConfigError(

@@ -15,7 +15,7 @@ from typing import IO, Any
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, user_path
 from classyseg.models.weights.paddle_file import read_paddle
 from classyseg.models.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip
 from classyseg.pickled import LazyTensor, UnreadableError, dict_of, steps_of
@@ -44,7 +44,7 @@ STRANGERS = (
 )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by dotted key, on the CPU; nested mappings are flattened, what is no tensor is left out.
 
     Reads safetensors, torch's formats (old and new), Paddle's `.pdparams`, a zip or tar archive with one such file,
@@ -53,6 +53,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises: `ConfigError` for a file that is none of these, is damaged, wants to run code, or holds no tensors.
     """
+    path = user_path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():

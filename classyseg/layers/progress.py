@@ -1,0 +1,22 @@
+"""Layers that change with the training are told how much of it is done."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+
+@runtime_checkable
+class FollowsProgress(Protocol):
+    """What such a layer has: a method `set_progress`. Nothing needs to be inherited or registered."""
+
+    def set_progress(self, progress: float) -> None:
+        """Takes the share (0..1) of the training that is done; called before every training step, not in evaluation."""
+
+
+def tell_progress(module: nn.Module, progress: float) -> None:
+    """Calls `set_progress` of every submodule that has it."""
+    for layer in module.modules():
+        if layer is not module and isinstance(layer, FollowsProgress):
+            layer.set_progress(progress)
