@@ -59,7 +59,7 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
         samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[header.bits]  # which Pillow makes 0 to 255
     elif header.bits >= 8:
         kind = np.dtype(f"{header.numbers}{header.bits // 8}")
-        samples = samples.view(kind) if samples.dtype.itemsize == kind.itemsize else samples.astype(kind)
+        samples = samples.view(kind) if kind.itemsize == 1 else samples.astype(kind, copy=False)
     return samples.reshape(*samples.shape[:2], -1)
 
 
