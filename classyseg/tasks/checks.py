@@ -18,6 +18,7 @@ from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import has_whole_images
 from classyseg.datasets.doctor import Finding, check_data
 from classyseg.heads.classy_head import HeadOutputError
+from classyseg.hooks import CheckpointHook
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -36,6 +37,16 @@ PROBE_SIZE = 256
 
 NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
+
+
+def check_complete(num_epochs: int, dataset: Any, optimizer: Any) -> None:
+    """Raises: `ConfigError` for a task that trains without a training set or an optimizer, and for no data set."""
+    missing = {"dataset.train": dataset.train is None, "optimizer": optimizer is None}
+    if num_epochs and any(missing.values()):
+        wanted = "missing; a task that trains has one, and only num_epochs: 0 needs none"
+        raise ConfigError("\n".join(f"{key}: {wanted}" for key in missing if missing[key]))
+    if dataset.train is None and dataset.test is None:
+        raise ConfigError("dataset: found neither train nor test; give the data set to measure under test")
 
 
 def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
@@ -321,3 +332,14 @@ def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
                     f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
                     "add one, such as point_cross_entropy of points, by sum_arbitrary"
                 )
+
+
+def check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[str]) -> None:
+    """Raises: `ConfigError` for a `best` that no test record holds. Takes hooks and meters, or their configs."""
+    if any(getattr(meter, "component", meter).numbers is None for meter in meters):  # a plugin's, which may compute it
+        return
+    for i, hook in enumerate(hooks):
+        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
+        if is_checkpoint and hook.best is not None and hook.best not in numbers:
+            known = unknown("number of the test record", hook.best, numbers)
+            raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")
