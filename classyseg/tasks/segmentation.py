@@ -50,18 +50,18 @@ from classyseg.registry import (
     OptimizerConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.structures import Sample
+from classyseg.structures import BestIs, Sample
 from classyseg.tasks.accumulation import parts_of, whole_batch_step
+from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
-    check_best,
+    check_classes,
     check_complete,
     check_masks,
     check_parts,
     check_samples,
     check_targets,
     clips_in_a_batch,
-    declared_metrics,
     joined_files,
     joined_metrics,
     normalize_of_weights,
@@ -104,8 +104,8 @@ class SegmentationTask(ClassyTask):
     set nor an optimizer.
     """
 
-    record_numbers: tuple[str, ...] = ("loss",)
-    """The numbers of a test record beside those of the meters, by which a checkpoint can be best."""
+    record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
+    """The numbers of a test record beside those of the meters, by which a checkpoint can be best; which value is."""
 
     def __init__(
         self,
@@ -144,6 +144,8 @@ class SegmentationTask(ClassyTask):
         self.model: ClassyModel = build_model(model, self.described.num_classes, load=False)
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.described.ignore_index)
+        first, described = next(iter(self._data_sets().items()))
+        check_classes(first, getattr(dataset, first), described.classes, self.loss)
         self.loss.check_num_classes(self.described.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
         check_parts(self.model, self.loss, meters, self.runtime, self.described.num_classes, trains=num_epochs > 0)
@@ -151,12 +153,10 @@ class SegmentationTask(ClassyTask):
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.described.classes, self.described.ignore_index
         )
-        metrics = declared_metrics(self.meters, self.model.main_head)
+        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.described.classes)
         self._optimizer_config = optimizer
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        num_train = (
-            len(self.train_set or ()) if num_epochs else batch_size
-        )  # of a task that only measures, none is read
+        num_train = len(self.train_set or ()) if num_epochs else batch_size  # else none of it is read
         self._train_batches = TrainBatches(num_train, batch_size, seed=seed, **process)
         num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
         group_size = None if self.test_set is None else self.test_set.group_size
@@ -166,7 +166,7 @@ class SegmentationTask(ClassyTask):
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
-        check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
+        check_best(self.hooks, self._numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
@@ -208,6 +208,9 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
+        for name, data in config.dataset:  # type: ignore[attr-defined]
+            if (known := _known_classes(data)) is not None:
+                check_classes(name, data, known, loss)
         classes = _known_classes(config.dataset.train or config.dataset.test)  # type: ignore[attr-defined]
         if classes is not None:
             loss.check_num_classes(len(classes))
@@ -218,8 +221,7 @@ class SegmentationTask(ClassyTask):
         test = config.dataset.test  # type: ignore[attr-defined]
         group_size = None if test is None else known_group_size(test)
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)  # type: ignore[attr-defined]
-        metrics = declared_metrics(meters, model.main_head)
-        check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        check_best(config.hooks, record_numbers(cls.record_numbers, meters, model.main_head, classes))  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -295,6 +297,9 @@ class SegmentationTask(ClassyTask):
     @property
     def lr(self) -> float:
         return 0.0 if self._optimizer_config is None else self.optimizer.current_lr
+
+    def best_is(self, number: str) -> BestIs | None:
+        return self._numbers.best_is(number)
 
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, load_config
+from classyseg.datasets import build_dataset
 from classyseg.heads import FCNHead
+from classyseg.hooks import ClassyHook
+from classyseg.meters import MeanIoUMeter
+from classyseg.models import build_model
 from classyseg.registry import HEADS, TASKS
-from classyseg.tasks import SegmentationTask, build_task
+from classyseg.tasks import ClassyTask, SegmentationTask, build_task
 from classyseg.trainer import Trainer
 from runs import read_records, tiny_config, tiny_task
 
@@ -82,3 +89,55 @@ def test_what_a_task_cannot_do_without_is_named(num_epochs: int, left_out: Seque
         SegmentationTask.check(TASKS.validate(config))
     with pytest.raises(ConfigError, match=message):
         build_task(config)
+
+
+# -- tasks that Python code made -------------------------------------------------------------------------------------
+
+
+def arguments(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    config = tiny_config({"num_epochs": 1, "dataset.train.num_samples": 8, "hooks": ["checkpoint"], **(changes or {})})
+    return {key: value for key, value in config.items() if key != "name"}
+
+
+def test_a_task_made_in_python_writes_the_config_that_its_arguments_are(tmp_path: Path) -> None:
+    """It is that of the same task from a mapping, and trains again from the file."""
+    task = SegmentationTask(**arguments())
+    assert task.config == build_task({"name": "segmentation", **arguments()}).config
+    Trainer(tmp_path / "a").train(task)
+    written = load_config(tmp_path / "a" / "config.yaml")
+    assert written.values == task.config
+    (state,) = (tmp_path / "a" / "checkpoints").glob("step-*/state.json")
+    assert json.loads(state.read_text())["config"] == written.values
+    Trainer(tmp_path / "b").train(build_task(written))
+    records = [read_records(tmp_path / name / "metrics.jsonl") for name in ("a", "b")]
+    assert records[0] == records[1]
+
+
+class NamelessHook(ClassyHook):
+    """A hook that nobody registered."""
+
+
+@pytest.mark.parametrize("from_mapping", [False, True])
+def test_what_a_config_cannot_describe_is_said_in_it_and_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, from_mapping: bool
+) -> None:
+    config = arguments({"hooks": ["checkpoint", NamelessHook()], "meters": [MeanIoUMeter(tuple("abcd"), 255)]})
+    config["model"] = build_model(config["model"], 4)
+    config["dataset"] = {"train": build_dataset(config["dataset"]["train"])}
+    task: ClassyTask = (
+        build_task({"name": "segmentation", **config}) if from_mapping else SegmentationTask(**config, seed=np.int64(3))
+    )
+    Trainer(tmp_path).train(task)
+    written = load_config(tmp_path / "config.yaml").values
+    assert written["model"] == "built in Python: ResNet"
+    assert written["dataset"]["train"] == "built in Python: SyntheticShapes"
+    assert written["meters"] == ["built in Python: MeanIoUMeter"]
+    assert written["hooks"][1] == "built in Python: NamelessHook"
+    assert written["hooks"][0]["name"] == "checkpoint"
+    assert written["optimizer"]["momentum"] == 0.9
+    assert written["seed"] == (0 if from_mapping else 3)
+    told = r"dataset\.train \(SyntheticShapes\), model \(ResNet\), meters\[0\] \(MeanIoUMeter\), hooks\[1\] \(Name"
+    assert re.search(told, caplog.text)
+    Trainer(tmp_path, resume=True).train(task)
+    with pytest.raises(ConfigError, match=r"model: 'built in Python: ResNet': unknown model"):
+        build_task(load_config(tmp_path / "config.yaml"))
