@@ -87,11 +87,11 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one rename after the bytes are on the disk."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by `content` in one rename after the bytes are on the disk."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -159,7 +159,8 @@ class FolderLock:
     """Keeps two runs out of one folder; the kernel frees it when its process ends, however that ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._file: IO[str] = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
+        self.path = folder / ".lock"
+        self._file: IO[str] = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -167,11 +168,21 @@ class FolderLock:
             owner = self._file.read().strip() or "another process"
             self._file.close()
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        if not self.is_in_place():  # a start that failed has just taken it away
+            self._file.close()
+            raise ConfigError(f"{folder}: another process has just left it; try again")
+        with suppress(OSError):  # of a full disk: it locks, if it does not say for whom
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         # A worker that outlives its killed parent for some seconds must not hold the folder against --resume.
         os.register_at_fork(after_in_child=self._file.close)
+
+    def is_in_place(self) -> bool:
+        """Whether the folder still has the file that is locked: nobody deleted or replaced it."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except OSError:
+            return False
 
     def release(self) -> None:
         self._file.close()

@@ -32,7 +32,7 @@ FLOORS = (
         ),
         *("pickled", "pickled_arrays"),
     },
-    {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
+    {"registry", "signature", "foreign", "layers", "checkpoint", "run_folder", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
     {"inference", "export", "report"},

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="CONFIG", help="the task config, where it does not stand in first place")
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that the folder holds")
     parser.add_argument("--check", action="store_true", help="check the config and stop")
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
@@ -150,16 +151,15 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg.tasks import build_task
     from classyseg.trainer import Stopped, Trainer
 
+    trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite)
     try:
-        with distributed.failing_together():
-            if distributed.is_primary():
-                claim_folder(output, resume=arguments.resume)
+        trainer.check_output()
         with distributed.failing_together():
             task = build_task(config)
-        Trainer(output, resume=arguments.resume).train(task)
+        trainer.train(task)
     except Stopped as stop:
         if distributed.is_primary():
-            print(f"{stop}; a checkpoint is saved, --resume continues", file=sys.stderr)
+            print(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}", file=sys.stderr)
         return stop.exit_code
     except DataError as error:
         if "classyseg data check" in str(error):
@@ -176,20 +176,3 @@ def _doctor(arguments: argparse.Namespace) -> str:
     root = [] if arguments.data_root is None else ["--data-root", arguments.data_root]
     overrides = [text for text in arguments.overrides if text.startswith("dataset")]
     return shlex.join(["classyseg", "data", "check", arguments.config, *root, *overrides])
-
-
-def claim_folder(output: Path, *, resume: bool) -> None:
-    """Makes the run's folder. Raises: `ConfigError` when it holds a run already, or cannot be written."""
-    from classyseg.config import ConfigError
-
-    if not resume and any((output / name).exists() for name in ("config.yaml", "checkpoints", "metrics.jsonl")):
-        raise ConfigError(
-            f"--output {output}: holds a run already; continue it with --resume, or choose another folder"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from None

@@ -30,6 +30,7 @@ from classyseg.datasets.bad_samples import LIST_FILE
 from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
+from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.given import config_of, parts_in_python
 
@@ -41,6 +42,7 @@ RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_s
 FREE_ON_RESUME = (
     "hooks",
     "runtime.workers",
+    "runtime.worker_timeout",
     "runtime.device",
     "runtime.compile",
     "runtime.channels_last",
@@ -79,6 +81,8 @@ class ClassyTask(Configurable, ABC):
         self.metrics: dict[str, Any] = {}
         self.phase_files: dict[str, str] = {}
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
+        self.gives_up: Callable[[], bool] = lambda: False
+        """Whether the run was asked to stop, and is not to wait for data any longer."""
         self.last_loss = torch.zeros(())
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._samples = 0
@@ -222,9 +226,13 @@ class ClassyTask(Configurable, ABC):
             asked = time.perf_counter()
             # A process may have one test batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
-            with distributed.failing_together() if all_load else contextlib.nullcontext():
-                batch = next(batches, None)
-                self._waited += time.perf_counter() - asked
+            try:
+                with distributed.failing_together() if all_load else contextlib.nullcontext():
+                    batch = next(batches, None)
+                    self._waited += time.perf_counter() - asked
+            except WaitEnded as ended:
+                ended.together = all_load
+                raise
             if batch is None:
                 return
             yield batch

@@ -273,7 +273,14 @@ class SegmentationTask(ClassyTask):
             ("test", self.test_set, self._test_batches),
         ):
             if dataset is not None and (phase == "test" or self.num_epochs):
-                self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
+                self._loaders[phase] = make_loader(
+                    dataset,
+                    order,
+                    workers=self.runtime.workers,
+                    pin_memory=pin,
+                    worker_timeout=self.runtime.worker_timeout,
+                    gives_up=lambda: self.gives_up(),
+                )
 
     def load_initial_weights(self) -> None:
         load_initial_weights(self.model, self._model_config)
