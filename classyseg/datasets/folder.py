@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import ConfigError, within
-from classyseg.datasets.classy_dataset import Color
+from classyseg.datasets.classy_dataset import Color, Palette, color_from, color_of
 from classyseg.datasets.files import Bits, read_colors
-from classyseg.datasets.label_map import LabelMap, color_of, color_text, labels_of
+from classyseg.datasets.label_map import LabelMap, color_text, labels_of
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs, tabled_pairs
 from classyseg.io import data_folder, data_path
@@ -27,7 +27,8 @@ class Folder(MaskFiles):
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
     checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
     `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead. `masks: null` is
-    for images that shall be predicted. Images have `channels` channels of `bits` bits.
+    for images that shall be predicted. Images have `channels` channels of `bits` bits. `palette` has the colour in
+    which each class is shown; without it, the colours are those of `color_map`, or Pascal VOC's.
     """
 
     def __init__(
@@ -43,12 +44,17 @@ class Folder(MaskFiles):
         label_map: dict[int, int] | None = None,
         color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
+        palette: Palette | None = None,
         channels: Annotated[int, Field(ge=1)] = 3,
         bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         if 0 <= ignore_index < len(classes):
             raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
+        if palette is not None and not palette:
+            raise ConfigError(
+                f"palette: found no colour for {len(classes)} classes; give one for each, or leave it out"
+            )
         labels_of(classes)  # which refuses a name that comes twice
         if label_map and color_map:
             raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
@@ -65,7 +71,9 @@ class Folder(MaskFiles):
         self.has_label_map = bool(label_map)
         self.color_map = None if color_map is None else _color_label_map(color_map)
         self.label_map = LabelMap(label_map or {}, others_stay=True)
-        self.palette = _palette(color_map or {}, len(classes))
+        self.palette = _colors_of_map(color_map or {}, len(classes))
+        if palette is not None:
+            self.palette = tuple(map(color_from, palette))
         with within("images"):
             image_folder = data_folder(images)
         with within("masks"):
@@ -107,7 +115,7 @@ def _color_label_map(color_map: dict[str, int]) -> LabelMap:
     return LabelMap(labels, text=color_text)
 
 
-def _palette(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
+def _colors_of_map(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
     """The first colour of each class where all have one."""
     colors = {label: color_of(key[1:]) for key, label in reversed(color_map.items())}
     return tuple(colors[label] for label in range(num_classes)) if all(i in colors for i in range(num_classes)) else ()
