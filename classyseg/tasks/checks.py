@@ -39,6 +39,16 @@ NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
 
 
+def check_complete(num_epochs: int, dataset: Any, optimizer: Any) -> None:
+    """Raises: `ConfigError` for a task that trains without a training set or an optimizer, and for no data set."""
+    missing = {"dataset.train": dataset.train is None, "optimizer": optimizer is None}
+    if num_epochs and any(missing.values()):
+        wanted = "missing; a task that trains has one, and only num_epochs: 0 needs none"
+        raise ConfigError("\n".join(f"{key}: {wanted}" for key in missing if missing[key]))
+    if dataset.train is None and dataset.test is None:
+        raise ConfigError("dataset: found neither train nor test; give the data set to measure under test")
+
+
 def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     """A short look at a few samples, as `classyseg data check` looks at all; the same ones whenever a run starts.
 
