@@ -15,7 +15,7 @@ from classyseg.datasets.classy_dataset import Color, Palette, color_from, color_
 from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs, tabled_pairs
+from classyseg.datasets.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -26,9 +26,9 @@ class Folder(MaskFiles):
 
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
     checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
-    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead. `masks: null` is
-    for images that shall be predicted. Images have `channels` channels of `bits` bits. `palette` has the colour in
-    which each class is shown; without it, the colours are those of `color_map`, or Pascal VOC's.
+    `ignore_index` marks pixels without a label. `list` is a text file of the images that are taken, `table` a CSV file
+    of the pairs. `masks: null` is for images that shall be predicted. Images have `channels` channels of `bits` bits.
+    `palette` has the colour in which each class is shown; without it, the colours are `color_map`'s, or Pascal VOC's.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Folder(MaskFiles):
         classes: Annotated[tuple[str, ...], Field(min_length=1)],
         mask_suffix: str = "",
         nested: bool = False,
+        list: str | None = None,
         table: str | None = None,
         split: str | None = None,
         label_map: dict[int, int] | None = None,
@@ -60,6 +61,8 @@ class Folder(MaskFiles):
             raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
         if table is not None and (mask_suffix or nested):
             raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
+        if list is not None and table is not None:
+            raise ConfigError("list: names images, as table does beside it; leave one of them out")
         if split is not None and table is None:
             raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
         if masks is None and (table is not None or mask_suffix):
@@ -84,7 +87,9 @@ class Folder(MaskFiles):
                 "name the pairs in a table"
             )
         pairs: Sequence[ImageAndMask]
-        if mask_folder is None:
+        if list is not None:
+            pairs = chosen_pairs(data_path(list), image_folder, mask_folder, mask_suffix, nested=nested)
+        elif mask_folder is None:
             pairs = images_alone(image_folder, nested=nested)
         elif table is None:
             pairs = matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
