@@ -59,14 +59,6 @@ class Folder(MaskFiles):
         labels_of(classes)  # which refuses a name that comes twice
         if label_map and color_map:
             raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
-        if table is not None and (mask_suffix or nested):
-            raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
-        if list is not None and table is not None:
-            raise ConfigError("list: names images, as table does beside it; leave one of them out")
-        if split is not None and table is None:
-            raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
-        if masks is None and (table is not None or mask_suffix):
-            raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.channels = channels
@@ -77,25 +69,7 @@ class Folder(MaskFiles):
         self.palette = _colors_of_map(color_map or {}, len(classes))
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
-        with within("images"):
-            image_folder = data_folder(images)
-        with within("masks"):
-            mask_folder = None if masks is None else data_folder(masks)
-        if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
-            raise ConfigError(
-                f"masks: found {mask_folder}, which is the folder of the images; put the masks into another one, or "
-                "name the pairs in a table"
-            )
-        pairs: Sequence[ImageAndMask]
-        if list is not None:
-            pairs = chosen_pairs(data_path(list), image_folder, mask_folder, mask_suffix, nested=nested)
-        elif mask_folder is None:
-            pairs = images_alone(image_folder, nested=nested)
-        elif table is None:
-            pairs = matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
-        else:
-            pairs = tabled_pairs(data_path(table), image_folder, mask_folder, split)
-        super().__init__(pairs, transforms)
+        super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
 
     def read_labels(self, path: Path) -> Tensor:
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
@@ -106,6 +80,42 @@ class Folder(MaskFiles):
         if self.num_classes == 2 and values == [255]:
             return "; for masks of 0 and 255, set label_map: {255: 1}"
         return "; a label_map: {found: class} in the data set's config maps values to classes"
+
+
+def _pairs(
+    images: str,
+    masks: str | None,
+    mask_suffix: str,
+    nested: bool,
+    list: str | None,
+    table: str | None,
+    split: str | None,
+) -> Sequence[ImageAndMask]:
+    """The files that these options of `Folder` name. Raises: `ConfigError` for options that exclude each other."""
+    if table is not None and (mask_suffix or nested):
+        raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
+    if list is not None and table is not None:
+        raise ConfigError("list: names images, as table does beside it; leave one of them out")
+    if split is not None and table is None:
+        raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
+    if masks is None and (table is not None or mask_suffix):
+        raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
+    with within("images"):
+        image_folder = data_folder(images)
+    with within("masks"):
+        mask_folder = None if masks is None else data_folder(masks)
+    if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
+        raise ConfigError(
+            f"masks: found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
+            "the pairs in a table"
+        )
+    if list is not None:
+        return chosen_pairs(data_path(list), image_folder, mask_folder, mask_suffix, nested=nested)
+    if mask_folder is None:
+        return images_alone(image_folder, nested=nested)
+    if table is None:
+        return matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
+    return tabled_pairs(data_path(table), image_folder, mask_folder, split)
 
 
 def _color_label_map(color_map: dict[str, int]) -> LabelMap:
