@@ -17,7 +17,7 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
+    {"structures", "config", "console", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
     {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
@@ -28,6 +28,7 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("io", "console"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("registry", "signature"),
