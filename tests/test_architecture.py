@@ -17,7 +17,22 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "console", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
+    {
+        *(
+            "structures",
+            "config",
+            "console",
+            "yaml_text",
+            "io",
+            "locks",
+            "downloads",
+            "launcher",
+            "distributed",
+            "rng",
+            "switches",
+        ),
+        *("pickled", "pickled_arrays"),
+    },
     {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
@@ -29,8 +44,11 @@ FLOORS = (
 SAME_FLOOR = {
     ("io", "config"),
     ("io", "console"),
+    ("config", "yaml_text"),
     ("downloads", "config"),
     ("downloads", "locks"),
+    ("launcher", "config"),
+    ("distributed", "launcher"),
     ("registry", "signature"),
     ("registry", "foreign"),
     ("signature", "foreign"),
