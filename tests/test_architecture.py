@@ -17,7 +17,10 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
+    {
+        *("structures", "config", "io", "run_folder", "locks", "downloads", "distributed", "rng"),
+        *("pickled", "pickled_arrays"),
+    },
     {"registry", "signature", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
@@ -28,6 +31,9 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("io", "run_folder"),
+    ("locks", "run_folder"),
+    ("run_folder", "config"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("registry", "signature"),
