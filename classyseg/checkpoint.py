@@ -155,13 +155,21 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def set_aside_newer(root: Path, step: int) -> None:
-    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again."""
+    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again.
+
+    `LATEST` names the one of `step` then, whatever it named before; without any (-1) there is none.
+    """
     for folder in checkpoint_folders(root):
         if step_of(folder) > step:
             aside = folder.with_name(f"{folder.name}.damaged")
             if aside.exists():
                 shutil.rmtree(aside)
             os.rename(folder, aside)
+    latest, name = root / LATEST, f"step-{step}"
+    if step < 0:
+        latest.unlink(missing_ok=True)
+    elif not latest.exists() or latest.read_bytes() != name.encode():
+        write_atomically(latest, name)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -219,11 +227,11 @@ def problem_of_tensor(key: str, found: Tensor, own: Tensor) -> str | None:
 
 
 def prune(written: Path, keep: int, protected: str | None = None) -> None:
-    """Deletes the oldest checkpoints until `keep` are left, beside the one named `protected`.
+    """Deletes all checkpoints but the newest `keep` and the one named `protected`.
 
     `written`, the one just saved, counts as the newest whatever its number, so that it always stays.
     """
-    folders = [folder for folder in checkpoint_folders(written.parent) if folder.name != protected]
-    folders.sort(key=lambda folder: folder == written)
-    for folder in folders[: max(0, len(folders) - keep)]:
-        shutil.rmtree(folder, ignore_errors=True)
+    folders = sorted(checkpoint_folders(written.parent), key=lambda folder: folder == written)
+    for folder in folders[:-keep]:
+        if folder.name != protected:
+            shutil.rmtree(folder, ignore_errors=True)

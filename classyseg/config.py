@@ -29,6 +29,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 Location = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
+MAX_WORD = 200
+"""So many letters of a word are compared with what is known."""
+MAX_PROBLEMS = 40
+"""So many problems of a config are told, and how many more there are."""
 MAX_NAME_BYTES = 255
 """Of a file's or folder's name, on every file system that is in use."""
 PLAIN_TAGS = {
@@ -46,6 +50,16 @@ class ConfigError(ValueError):
 
 class DataError(ConfigError):
     """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""
+
+
+def squashed(word: object) -> str:
+    """A word without case and without what separates its parts: `CrossEntropyLoss` and `cross-entropy_loss` are one."""
+    return re.sub(r"[\s_.\-]+", "", str(word).lower())
+
+
+def same_word(word: object, known: Iterable[str]) -> str | None:
+    """The member of `known` that `word` is but for case, dashes, dots and underscores."""
+    return {squashed(name): name for name in known}.get(squashed(word))
 
 
 def user_path(path: str | Path) -> Path:
@@ -72,16 +86,19 @@ def user_path(path: str | Path) -> Path:
 def closest(word: object, known: Iterable[str]) -> str | None:
     """The member of `known` that `word` was probably meant to be."""
     names = {name.lower(): name for name in known}
-    written = str(word).lower().replace(".", "_")  # ClassyVision writes `regnet_x_1.6gf`
-    found = difflib.get_close_matches(written, names, n=1, cutoff=0.55)
+    same = same_word(word, names.values())
+    if same is not None:
+        return same
+    written = str(word)[:MAX_WORD].lower().replace(".", "_")  # ClassyVision writes `regnet_x_1.6gf`
+    found = difflib.get_close_matches(written, names, n=1, cutoff=0.65)
     return names[found[0]] if found else None
 
 
-def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40) -> str:
-    """The sentence for a name that does not exist: the closest one, then the list."""
+def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40, instead: str = "") -> str:
+    """The sentence for a name that does not exist: what to write `instead`, else the closest one; then the list."""
     names = sorted(set(known))
-    near = closest(word, names)
-    meant = f"; did you mean '{near}'?" if near else "."
+    near = "" if instead else closest(word, names)
+    meant = f"; {instead}" if instead else f"; did you mean '{near}'?" if near else "."
     return f"unknown {what}{meant} Known: {listed(names, limit=limit) or 'none'}."
 
 
@@ -340,22 +357,35 @@ class ConfigRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        """What to write instead of an unknown key, where that is known; else nothing, and the closest key is named."""
+        return ""
+
     @model_validator(mode="wrap")
     @classmethod
     def _explain_unknown_keys(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
-            raise PydanticCustomError(
-                "not_a_mapping", f"expected a mapping with the keys {', '.join(cls.model_fields)}"
-            )
+            name = cls.model_fields.get("name")
+            example = f", such as {{name: {name.default}}}" if name is not None else ""
+            keys = ", ".join(cls.model_fields)
+            raise PydanticCustomError("not_a_mapping", f"expected a mapping with the keys {keys}{example}")
+        strange = [key for key in data if key not in cls.model_fields]
         errors = [
             InitErrorDetails(
-                type=PydanticCustomError("unknown_key", unknown("key", key, cls.model_fields)), loc=(key,), input=value
+                type=PydanticCustomError(
+                    "unknown_key", unknown("key", key, cls.model_fields, instead=cls.instead_of(key))
+                ),
+                loc=(key,),
+                input=data[key],
             )
-            for key, value in data.items()
-            if key not in cls.model_fields
+            for key in strange[:MAX_PROBLEMS]
         ]
+        if len(strange) > MAX_PROBLEMS:
+            more = f"and {len(strange) - MAX_PROBLEMS} more unknown keys"
+            errors.append(InitErrorDetails(type=PydanticCustomError("unknown_key", more), loc=(), input=None))
         try:
             record = handler({key: value for key, value in data.items() if key in cls.model_fields})
         except ValidationError as error:
@@ -413,15 +443,24 @@ def within(place: str) -> Iterator[None]:
 
 
 def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
-    """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted."""
+    """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted.
+
+    Of many, the first `MAX_PROBLEMS`.
+    """
     problems: dict[Location, list[str]] = {}
-    for detail in error.errors():
+    left = 0
+    for detail in error.errors(include_url=False, include_context=False):
         location = _location_in(tree.values, detail["loc"], detail["type"] in ("missing", "missing_name"))
-        problems.setdefault(location, []).append(_sentence(detail))
+        if location in problems or len(problems) < MAX_PROBLEMS:
+            problems.setdefault(location, []).append(_sentence(detail))
+        else:
+            left += 1
     lines = []
     for at, sentences in problems.items():
         place = f"{tree.place(at)}: {path_text(at)}" if at else tree.place(at)
         lines.append(f"{place}: {' / or '.join(dict.fromkeys(sentences))}")
+    if left:
+        lines.append(f"... and {left} more of the kind")
     return ConfigError("\n".join(lines))
 
 
@@ -438,12 +477,20 @@ def _location_in(values: Any, parts: Sequence[str | int], missing: bool) -> Loca
     return location
 
 
+def shown(value: object) -> str:
+    """`value` as Python writes it, cut to a length that a message can hold."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _sentence(detail: Any) -> str:
     if detail["type"] == "missing":
         return "missing; this key is required"
     message = detail["msg"]
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
-    found = repr(detail["input"])
-    found = found if len(found) <= 80 else found[:77] + "..."
+    found = shown(detail["input"])
     return f"found {found}; {message[:1].lower()}{message[1:]}"

@@ -21,6 +21,8 @@ from classyseg.run_folder import LOCK, check_run_folder, open_plain
 
 MAX_OWNER = 200
 """How much of a lock's file is shown: a line of ours is shorter."""
+MAX_DIGITS = 19
+"""Of integers in records: they fit into 64 bits."""
 NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
@@ -162,8 +164,8 @@ def read_json_lines(path: Path, required: Mapping[str, type] | None = None) -> l
 
 def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers of thousands of digits, a thousand brackets
+        record = json.loads(line.decode("utf-8"), parse_int=_int)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, integers that are no float, a thousand brackets
         record = None
     if not isinstance(record, dict):
         raise ConfigError(f"{place}: found no record in JSON; mend the line, or delete it")
@@ -172,6 +174,12 @@ def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, 
             found = repr(record[key]) if key in record else "nothing"
             raise ConfigError(f"{place}: {key}: found {found:.80}; expected {NAMES_OF_KINDS[kind]}; mend or delete it")
     return record
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _finite(value: Any) -> Any:

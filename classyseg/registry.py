@@ -15,6 +15,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
     DATASET_KEYS,
+    MAX_PROBLEMS,
+    MAX_WORD,
     Bool,
     ConfigError,
     ConfigTree,
@@ -26,6 +28,7 @@ from classyseg.config import (
     unknown,
     within,
 )
+from classyseg.foreign import instead_of_key, instead_of_name
 from classyseg.signature import ComponentConfig, derive_config, own_parameters, qualified
 
 T = TypeVar("T", bound=type)
@@ -155,8 +158,17 @@ class Registry:
         if known:
             return known
         if not offers:
-            raise ConfigError(f"'{name}': {unknown(self.noun, name, self.names())}")
+            raise ConfigError(f"'{name:.{MAX_WORD}}': {self._unknown(name)}")
         return self._load(offers[0])
+
+    def _unknown(self, name: str) -> str:
+        """The sentence for a name that is not registered: what other libraries or kinds mean by it."""
+        names = self.names()
+        instead = instead_of_name(self.kind, name, names, HEADS.names)
+        others = [] if instead else [other for other in REGISTRIES.values() if other is not self and name in other]
+        if others:
+            instead = f"it is the name of a {others[0].noun}."
+        return unknown(self.noun, name, names, instead=instead)
 
     def base(self) -> type:
         """The class that every component of this kind inherits from."""
@@ -188,7 +200,7 @@ class Registry:
                     raise TypeError(f"{loaded!r} is no subclass of {self._base_name}")
                 self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
             entry = self._entries[offer.name]
-            derive_config(entry.component, entry.name, entry.defaults, self.placement).model_json_schema()
+            derive_config(entry.component, entry.name, entry.defaults, self.placement, self.kind).model_json_schema()
         except (Exception, SystemExit) as error:  # a plugin may fail in any way: only whoever asks shall hear of it
             self._entries.pop(offer.name, None)
             raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
@@ -201,7 +213,7 @@ class Registry:
     def config_model(self, name: str, *, placed: bool = False) -> type[ComponentConfig]:
         """The pydantic model of the config of `name`; `placed` adds the keys of whoever places it."""
         entry = self.entry(name)
-        return derive_config(entry.component, name, entry.defaults, self.placement if placed else {})
+        return derive_config(entry.component, name, entry.defaults, self.placement if placed else {}, self.kind)
 
     def validate(self, config: Any, *, placed: bool = False) -> ComponentConfig:
         """`config` (a name, a mapping with a `name`, a `ConfigTree`) checked whole, with defaults filled in.
@@ -245,7 +257,9 @@ class Registry:
             raise _error(("not_a_component", message, (), config))
         if "name" not in config:
             message = f"missing; every {self.noun} has a name. Known: {listed(self.names())}."
-            misspelt = closest("name", map(str, config))
+            words = [str(key) for key in config]
+            foreign = (word for word in words if instead_of_key(self.kind, word, ("name",)) == "did you mean 'name'?")
+            misspelt = next(foreign, None) or closest("name", words[:MAX_PROBLEMS])
             more = [("unknown_key", "unknown key; did you mean 'name'?", (misspelt,), config)] if misspelt else []
             raise _error(("missing_name", message, ("name",), config), *more)
         name = config["name"]

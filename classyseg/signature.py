@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import Strict, TypeAdapter, ValidationError, create_model
 
 from classyseg.config import ConfigRecord, ConfigTree, explain
+from classyseg.foreign import instead_of_key
 
 
 class ComponentConfig(ConfigRecord):
@@ -17,8 +18,13 @@ class ComponentConfig(ConfigRecord):
 
     component: ClassVar[type]
     own_keys: ClassVar[tuple[str, ...]]
+    kind: ClassVar[str]
 
     name: str
+
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        return instead_of_key(cls.kind, key, cls.model_fields)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments for the component's `__init__`."""
@@ -56,17 +62,17 @@ _derived: dict[Any, type[ComponentConfig]] = {}
 
 
 def derive_config(
-    component: type, name: str, defaults: Mapping[str, Any], placement: Mapping[str, tuple[Any, Any]]
+    component: type, name: str, defaults: Mapping[str, Any], placement: Mapping[str, tuple[Any, Any]], kind: str = ""
 ) -> type[ComponentConfig]:
     """The pydantic model with a field for each keyword-only parameter of `component` and each key of `placement`.
 
-    `placement` holds annotations and defaults. `defaults` replace them and those of the signature, as the variants of
+    `kind` is that of its registry. `placement` holds annotations and defaults. `defaults` replace them and those of the signature, as the variants of
     a class do.
 
     Raises: `ConfigError` for what `defaults` give a key of `placement` and it does not accept; `TypeError` for a
     parameter without an annotation, and as `own_parameters`.
     """
-    key = (component, name, tuple(placement))
+    key = (component, name, tuple(placement), kind)
     if key in _derived:
         return _derived[key]
     own = own_parameters(component)
@@ -89,6 +95,7 @@ def derive_config(
     )
     model.component = component
     model.own_keys = tuple(own)
+    model.kind = kind
     _derived[key] = model
     return model
 

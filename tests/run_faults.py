@@ -190,7 +190,9 @@ def exchange(folder: Path, generator: random.Random) -> str:
         one, other = generator.sample(steps_of(folder), 2)
     names = f"{one.relative_to(folder)} and {other.relative_to(folder)}"
     if kind == "another number":
-        number = generator.choice(["step-400", "step-99999999999999999999999", "step-007", "step-٣", "step--1", "step-0"])
+        number = generator.choice(
+            ["step-400", "step-99999999999999999999999", "step-007", "step-٣", "step--1", "step-0"]
+        )
         one.rename(one.with_name(number))
         return f"{one.relative_to(folder)}: renamed to {number}"
     if kind == "a copy":
@@ -240,12 +242,16 @@ def mutate_tree(tree: Any, generator: random.Random, at: tuple[Any, ...] | None 
 def state_with_valid_hashes(folder: Path, generator: random.Random) -> str:
     step = generator.choice(steps_of(folder)[-2:])
     if generator.random() < 0.15:
-        text = generator.choice(["[]", "null", "", "{", "[" * 100_000, '{"format": 1}', "7" * 6000, '{"progress": NaN}'])
+        text = generator.choice(
+            ["[]", "null", "", "{", "[" * 100_000, '{"format": 1}', "7" * 6000, '{"progress": NaN}']
+        )
         (step / "state.json").write_text(text)
         told = f"{text:.20}"
     else:
         state = json.loads((step / "state.json").read_text())
-        shown = [at for at in places(state) if at[0] in ("progress", "loss_sum", "format", "num_tensors", "bad_samples")]
+        shown = [
+            at for at in places(state) if at[0] in ("progress", "loss_sum", "format", "num_tensors", "bad_samples")
+        ]
         told = mutate_tree(state, generator, generator.choice(shown) if generator.random() < 0.6 else None)
         (step / "state.json").write_text(json.dumps(state))
     hashes_made_right(step)
@@ -315,7 +321,9 @@ def a_wrong_kind(folder: Path, generator: random.Random) -> str:
     elif path.exists():
         shutil.rmtree(path) if was_folder else path.unlink()
     targets = ["file", "folder", "nothing", "moved", "folder/step-2/state.json"]
-    kind = generator.choice(["a link"] * 5 + ["a relative link", "a loop", "a pipe", "a socket", "a folder", "a hard link"])
+    kind = generator.choice(
+        ["a link"] * 5 + ["a relative link", "a loop", "a pipe", "a socket", "a folder", "a hard link"]
+    )
     if kind in ("a link", "a relative link"):
         target = outside / (generator.choice(targets) if not (outside / "moved").exists() else "moved")
         path.symlink_to(os.path.relpath(target, path.parent) if kind == "a relative link" else target)
@@ -351,7 +359,16 @@ def records(folder: Path, generator: random.Random) -> str:
 
 
 TEXTS = (
-    *("", "\n", "step-4", "step-4 x\n", "step-4 nan\n", "step-999 2.0\n", "../../outside/folder 9.0\n", "step-4 1e999\n"),
+    *(
+        "",
+        "\n",
+        "step-4",
+        "step-4 x\n",
+        "step-4 nan\n",
+        "step-999 2.0\n",
+        "../../outside/folder 9.0\n",
+        "step-4 1e999\n",
+    ),
     *("/ 9.0\n", "step-4 0.5 0.6\n", "step- 1\n", "\x00", "x" * 100_000, "step-4 0_1\n", ". 1.0\n", "step-4.tmp-1 1.0"),
 )
 

@@ -5,12 +5,30 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict
+from pydantic import BeforeValidator, Field, Strict
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, ConfigRecord
+from classyseg.config import ConfigError, ConfigRecord, same_word
 
 NUM_GROUPS = 32
+
+
+NAMES = {
+    "batch": ("bn", "batch_norm", "batch_norm_2d", "bn2d", "sync_bn", "sync_batch_norm", "inplace_abn"),
+    "group": ("gn", "group_norm", "ln", "layer_norm"),
+    "instance": ("in", "instance_norm", "instance_norm_2d", "in2d"),
+}
+"""What other libraries call the norms."""
+
+
+def _known_norm(name: object) -> object:
+    """`name` as it is. Raises: what pydantic takes for another library's name, with what it is called here."""
+    for ours, theirs in NAMES.items():
+        if name != ours and same_word(name, (ours, *theirs)):
+            more = "; runtime.sync_batch_norm joins the statistics of processes" if ours == "batch" else ""
+            raise PydanticCustomError("foreign_norm", f"did you mean '{ours}'? Accepted: {', '.join(NAMES)}{more}")
+    return name
 
 
 class NormConfig(ConfigRecord):
@@ -21,7 +39,7 @@ class NormConfig(ConfigRecord):
     both its channels and 32. `momentum` (torch's: the share of the new value) is used by `batch`.
     """
 
-    name: Literal["batch", "group", "instance"] = "batch"
+    name: Annotated[Literal["batch", "group", "instance"], BeforeValidator(_known_norm)] = "batch"
     groups: Annotated[int, Strict(), Field(ge=1)] | None = None
     eps: Annotated[float, Strict(), Field(gt=0)] = 1e-5
     momentum: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1

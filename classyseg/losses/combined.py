@@ -35,6 +35,10 @@ class CombinedLoss(ClassyLoss):
     def takes_shares(self) -> bool:
         return all(part.takes_shares for _, part in self._placed_parts())
 
+    @property
+    def is_additive(self) -> bool:
+        return all(part.is_additive for _, part in self._placed_parts())
+
     def check_num_classes(self, num_classes: int) -> None:
         for place, part in self._placed_parts():
             with _moving_errors(place):

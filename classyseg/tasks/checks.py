@@ -241,12 +241,6 @@ def clips_in_a_batch(
     return math.lcm(*(getattr(meter, "clips_per_video", 1) for meter in meters))
 
 
-def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:
-    """The names in a test record that `meters`, or their configs, declare. Raises as `joined_metrics`."""
-    values = [dict.fromkeys(getattr(meter, "component", meter).numbers or ()) for meter in meters]
-    return joined_metrics(meters, values, main_head)
-
-
 def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
     """The `values` of all meters as a test record holds them: those of another head than `main_head` as `HEAD/NAME`.
 

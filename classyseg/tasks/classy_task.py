@@ -30,7 +30,7 @@ from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
-from classyseg.structures import Progress, Sample
+from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.resume import cut_records, read_records, same_run, saved_loss_sum, saved_progress
 
 log = logging.getLogger(__name__)
@@ -261,6 +261,10 @@ class ClassyTask(Configurable, ABC):
     def step_loss(self) -> float:
         """The whole job's loss of the last step. Every process calls it."""
         return self._mean_over_processes(self.last_loss)
+
+    def best_is(self, number: str) -> BestIs | None:
+        """Which value of a number of the test record is best; None: nothing says, and a `best` must say it itself."""
+        return "smallest" if number == "loss" else None
 
     def _mean_over_processes(self, value: Tensor) -> float:
         return (distributed.sum_over_processes(value.detach().double().cpu()) / distributed.world_size()).item()

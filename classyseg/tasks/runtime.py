@@ -10,6 +10,7 @@ from pydantic import Field, Strict
 
 from classyseg.config import Bool, ConfigError, ConfigRecord, Int, Text
 from classyseg.distributed import local_rank, world_size
+from classyseg.foreign import instead_of_key
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -18,9 +19,8 @@ class RuntimeConfig(ConfigRecord):
     """What belongs to the machine, not to the experiment.
 
     Numbers change with `precision`; and, in a model with batch norm, with `sync_batch_norm` in several processes and
-    with `accumulate_steps`, by which dropout draws differently and hard pixels are mined apart, too. `device`,
-    `compile`, `channels_last`, `threads`, `deterministic` and `eval_batch_size` change the order of sums, and so the
-    last bits at most; `workers` nothing.
+    with `accumulate_steps`, by which dropout draws differently, too. `device`, `compile`, `channels_last`, `threads`,
+    `deterministic` and `eval_batch_size` change the order of sums, and so the last bits at most; `workers` nothing.
 
     `device`: auto (a GPU if there is one), cpu, cuda, or cuda:1. `accumulate_steps` splits each process's batch into
     that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
@@ -28,6 +28,10 @@ class RuntimeConfig(ConfigRecord):
     `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
     threads. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it may hold.
     """
+
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        return instead_of_key("runtime", key, cls.model_fields)
 
     device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     precision: Precision = "float32"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint, check_tensors, step_of
-from classyseg.config import ConfigError, ConfigRecord, unknown, user_path, within
+from classyseg.config import ConfigError, ConfigRecord, user_path, within
 from classyseg.datasets import (
     BadSamples,
     Batches,
@@ -28,7 +29,7 @@ from classyseg.datasets import (
     make_loader,
 )
 from classyseg.datasets.build import innermost, known_group_size
-from classyseg.hooks import CheckpointHook
+from classyseg.foreign import instead_of_key
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
@@ -49,7 +50,9 @@ from classyseg.registry import (
     OptimizerConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.structures import Sample
+from classyseg.structures import BestIs, Sample
+from classyseg.tasks.accumulation import whole_batch_step
+from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
     check_masks,
@@ -57,7 +60,6 @@ from classyseg.tasks.checks import (
     check_samples,
     check_targets,
     clips_in_a_batch,
-    declared_metrics,
     joined_files,
     joined_metrics,
     normalize_of_weights,
@@ -84,6 +86,10 @@ class DatasetsConfig(ConfigRecord):
     train: DatasetConfig
     test: DatasetConfig | None = None
 
+    @classmethod
+    def instead_of(cls, key: object) -> str:
+        return instead_of_key("dataset", key, cls.model_fields)
+
 
 @TASKS.register("segmentation")
 class SegmentationTask(ClassyTask):
@@ -93,8 +99,8 @@ class SegmentationTask(ClassyTask):
     process)`. `num_epochs: 0` only measures.
     """
 
-    record_numbers: tuple[str, ...] = ("loss",)
-    """The numbers of a test record beside those of the meters, by which a checkpoint can be best."""
+    record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
+    """The numbers of a test record beside those of the meters, by which a checkpoint can be best; which value is."""
 
     def __init__(
         self,
@@ -138,7 +144,7 @@ class SegmentationTask(ClassyTask):
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.train_set.classes, self.train_set.ignore_index
         )
-        metrics = declared_metrics(self.meters, self.model.main_head)
+        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.train_set.classes)
         self._optimizer_config = optimizer
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
@@ -150,7 +156,7 @@ class SegmentationTask(ClassyTask):
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
-        _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
+        check_best(self.hooks, self._numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
@@ -200,8 +206,7 @@ class SegmentationTask(ClassyTask):
         test = config.dataset.test  # type: ignore[attr-defined]
         group_size = None if test is None else known_group_size(test)
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)  # type: ignore[attr-defined]
-        metrics = declared_metrics(meters, model.main_head)
-        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        check_best(config.hooks, record_numbers(cls.record_numbers, meters, model.main_head, classes))  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -276,6 +281,9 @@ class SegmentationTask(ClassyTask):
     def lr(self) -> float:
         return self.optimizer.current_lr
 
+    def best_is(self, number: str) -> BestIs | None:
+        return self._numbers.best_is(number)
+
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
             self._train_batches.epoch, self._train_batches.start = self.progress.epoch, start
@@ -322,17 +330,40 @@ class SegmentationTask(ClassyTask):
         self.model.set_progress(progress)
         self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
+        if self.runtime.accumulate_steps > 1 and not self.loss.is_additive:
+            self.last_loss = self._whole_batch(batch, keys)
+        else:
+            self.last_loss = self._added_parts(batch, keys)
+        self.optimizer.step(self.scaler)
+
+    def _added_parts(self, batch: Sample, keys: list[str]) -> Tensor:
+        """The batch's loss, whose gradients are the sums of those of its parts."""
         total: Tensor | float = 0.0
         for image, target, share, is_last in self._parts(batch):
-            waits = contextlib.nullcontext() if is_last else self._no_sync()
-            with waits:
+            with self._no_sync(unless=is_last):
                 with self._autocast():
                     logits = self.network(self._cached(image, keys))
                 loss = (self.loss.terms(logits, target) * share).sum()
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                self._backward(loss)
             total = total + loss.detach()
-        self.optimizer.step(self.scaler)
-        self.last_loss = torch.as_tensor(total)
+        return torch.as_tensor(total)
+
+    def _whole_batch(self, batch: Sample, keys: list[str]) -> Tensor:
+        """The batch's loss and gradients, of a loss that must see all parts at once."""
+        steps = self.runtime.accumulate_steps
+        inputs = [self._cached(image, keys) for image in batch.image.chunk(steps)]
+        passes = itertools.count(1)
+
+        def run(i: int) -> Mapping[str, Tensor]:
+            with self._no_sync(unless=next(passes) == 2 * steps), self._autocast():
+                return self.network(inputs[i])
+
+        return whole_batch_step(
+            self.network, run, steps, lambda outputs: self.loss.terms(outputs, batch.target).sum(), self._backward
+        )
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def _open_feature_cache(self) -> None:
         """Once, and not before the weights are final: they are part of its keys."""
@@ -376,8 +407,10 @@ class SegmentationTask(ClassyTask):
         for i in range(steps):
             yield images[i], targets[i], shares[i], i == steps - 1
 
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        return self.network.no_sync() if distributed.world_size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
+    def _no_sync(self, *, unless: bool) -> contextlib.AbstractContextManager[None]:
+        """Keeps the gradients of what is inside to this process, `unless` they shall be exchanged."""
+        together = unless or distributed.world_size() == 1
+        return contextlib.nullcontext() if together else self.network.no_sync()  # type: ignore[operator]
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
@@ -453,14 +486,3 @@ def _known_classes(dataset: Any) -> Sequence[str] | None:
         if isinstance(classes, list | tuple):
             return classes
     return None
-
-
-def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[str]) -> None:
-    """Raises: `ConfigError` for a `best` that no test record holds. Takes hooks and meters, or their configs."""
-    if any(getattr(meter, "component", meter).numbers is None for meter in meters):  # a plugin's, which may compute it
-        return
-    for i, hook in enumerate(hooks):
-        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
-        if is_checkpoint and hook.best is not None and hook.best not in numbers:
-            known = unknown("number of the test record", hook.best, numbers)
-            raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")

@@ -1,0 +1,165 @@
+"""The words of other libraries as overrides: each is answered with our key, or name, and where it goes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from classyseg import foreign
+from classyseg.cli.train import checked_config
+from classyseg.config import ConfigError
+from classyseg.registry import MODELS, REGISTRIES
+from classyseg.tasks.runtime import RuntimeConfig
+
+QUICKSTART = str(Path(__file__).parents[1] / "task_configs" / "quickstart.yaml")
+
+KEYS = {
+    "learning_rate=0.1": "write optimizer.lr.",
+    "lr=0.1": "write optimizer.lr.",
+    "optimizer.learning_rate=0.1": "did you mean 'lr'?",
+    "momentum=0.9": "write optimizer.momentum.",
+    "weight_decay=0.1": "write optimizer.weight_decay.",
+    "optimizer.clip_grad=1": "did you mean 'clip_norm'?",
+    "optimizer.type=SGD": "did you mean 'name'?",
+    "lr_scheduler=poly": "write optimizer.schedule, such as",
+    "optimizer.lr_scheduler=poly": "did you mean 'schedule'?",
+    "optimizer.schedule={name: cosine, T_max: 3}": "a schedule takes the whole run",
+    "amp=true": "write runtime.precision:",
+    "fp16=true": "write runtime.precision:",
+    "runtime.amp=true": "did you mean 'precision'?",
+    "gpus=2": "torchrun --nproc-per-node=N",
+    "device=cuda:0": "write runtime.device.",
+    "num_workers=4": "write runtime.workers.",
+    "sync_bn=true": "write runtime.sync_batch_norm.",
+    "gradient_accumulation_steps=2": "write runtime.accumulate_steps.",
+    "epochs=3": "did you mean 'num_epochs'?",
+    "max_epochs=3": "did you mean 'num_epochs'?",
+    "total_iters=1000": "did you mean 'num_epochs'?",
+    "batch_size_per_gpu=2": "did you mean 'batch_size'?",
+    "samples_per_gpu=2": "did you mean 'batch_size'?",
+    "dataset.train.batch_size=2": "write at the top of the config: batch_size",
+    "eval_interval=2": "did you mean 'test_every_epochs'?",
+    "resume_from=x": "`--resume`",
+    "work_dir=x": "`--output DIR`",
+    "load_from=x": "write model.weights.",
+    "pretrained=true": "write model.weights.",
+    "model.pretrained=true": "did you mean 'weights'?",
+    "model.encoder_weights=imagenet": "did you mean 'weights'?",
+    "encoder_name=resnet50": "write model.name.",
+    "model.backbone=resnet50": "did you mean 'name'?",
+    "backbone=resnet50": "write model.name.",
+    "decode_head={}": "write model.heads, such as",
+    "model.decode_head={}": "did you mean 'heads'?",
+    "in_channels=4": "write model.in_channels.",
+    "model.heads.main.in_channels=4": "takes its channels from its blocks",
+    "model.heads.main.dropout_ratio=0.1": "did you mean 'dropout'?",
+    "model.num_classes=4": "those of dataset.train",
+    "dice_loss=true": "loss: dice",
+    "loss.ignore_index=0": "write dataset.train.ignore_index, of {name: folder}",
+    "ignore_label=255": "write dataset.train.ignore_index, of {name: folder}",
+    "val={}": "write dataset.test.",
+    "dataset.val={}": "did you mean 'test'?",
+    "validation={}": "write dataset.test.",
+    "crop_size=[64,64]": "write dataset.train.transforms, such as",
+    "dataset.train.img_dir=x": "write dataset.train.images, of {name: folder}",
+    "dataset.train.ann_dir=x": "write dataset.train.masks, of {name: folder}",
+    "dataset.train.reduce_zero_label=true": "dataset.train.label_map, of {name: folder}",
+}
+NAMES = {
+    "loss=CrossEntropyLoss": "did you mean 'cross_entropy'?",
+    "loss=dice_loss": "did you mean 'dice'?",
+    "optimizer.name=SGD": "did you mean 'sgd'?",
+    "optimizer.name=AdamW": "did you mean 'adamw'?",
+    "optimizer.schedule=PolyLR": "did you mean 'polynomial'?",
+    "optimizer.schedule=CosineAnnealingLR": "did you mean 'cosine'?",
+    "meters=[mIoU]": "did you mean 'mean_iou'?",
+    "meters=[TopK]": "did you mean 'accuracy'?",
+    "model.norm.name=SyncBN": "did you mean 'batch'?",
+    "model.norm=BatchNorm": "such as {name: batch}",
+    "model.name=mit_b0": "the closest is swin_t with the head segformer",
+    "model.name=vit_base_patch16_224": "did you mean 'vit_b_16'?",
+    "model.name=deeplabv3plus_r50": "{name: resnet50, heads: {main: {name: deeplabv3plus, blocks: [stage1, stage4]}}}",
+    "model.name=unet": "'unet' is a head; write model: {name: resnet34, heads: {main: {name: unet, blocks: [stage1,",
+    "model.name=swin_tiny_patch4_window7_224": "did you mean 'swin_t'?",
+    "model.name=tf_efficientnet-b0": "did you mean 'efficientnet_b0'?",
+    "model.heads.main.name=FCNHead": "did you mean 'fcn'?",
+    "model.heads.main.name=resnet50": "it is the name of a model",
+    "dataset.train.name=CityscapesDataset": "did you mean 'cityscapes'?",
+}
+UNANSWERED = ["ema=true", "size=[64, 64]", "hooks=[tensorboard]", "optimizer.name=RMSprop", "drop_path_rate=0.1"]
+"""Words for what we do not have: the list of what there is, and no guess."""
+
+
+def message_of(override: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        checked_config(QUICKSTART, [override])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("override", "hint"), [*KEYS.items(), *NAMES.items()])
+def test_a_word_of_another_library_is_answered_with_ours(override: str, hint: str) -> None:
+    assert hint in message_of(override)
+
+
+@pytest.mark.parametrize("override", UNANSWERED)
+def test_a_word_for_what_we_lack_gets_no_guess(override: str) -> None:
+    message = message_of(override)
+    assert "did you mean" not in message
+    assert "write " not in message
+    assert "Known: " in message
+
+
+def exists(path: str) -> bool:
+    """Whether some component has the key that a path of a task config names."""
+    places = sorted(foreign.PLACES.items(), key=lambda item: -len(item[1]))
+    path = path.replace("dataset.test", "dataset.train").replace(".NAME.", ".main.")
+    for kind, place in places:
+        if place and not path.startswith(f"{place}."):
+            continue
+        key = path.removeprefix(f"{place}.") if place else path
+        if kind in REGISTRIES:
+            registry = REGISTRIES[kind]
+            if any(key in registry.config_model(name, placed=True).model_fields for name in registry.names()):
+                return True
+        elif kind == "runtime":
+            return key in RuntimeConfig.model_fields
+        elif kind == "dataset" and key in ("train", "test"):
+            return True
+    return False
+
+
+def test_every_answer_is_a_key_that_exists() -> None:
+    answers = {answer for table in (foreign.KEYS, *foreign.AT.values()) for answer in table.values()}
+    paths = {re.split(r"[,:; ]", answer, maxsplit=1)[0] for answer in answers} - {"nothing"}
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if not exists(path)] == []
+
+
+def test_every_name_that_is_answered_is_registered() -> None:
+    for kind, table in foreign.NAMES.items():
+        assert [name for name in table.values() if name not in REGISTRIES[kind]] == []
+    families = [family.split()[0] for _, family in foreign.FAMILIES]
+    assert [name for name in families if name not in MODELS] == []
+
+
+OF_PIXELS = (
+    "fcn",
+    "psp",
+    "deeplabv3",
+    "deeplabv3plus",
+    "unet",
+    "upernet",
+    "segformer",
+    "semantic_fpn",
+    "fcfpn",
+    "lraspp",
+)
+
+
+@pytest.mark.parametrize("head", [*OF_PIXELS, "jpu", "ocr", "atten"])
+def test_what_is_written_for_a_head_in_a_models_place_is_a_config(head: str) -> None:
+    written = re.search(r"write model: (\{.*?\}\}\})", message_of(f"model.name={head}"))
+    assert written is not None
+    checked_config(QUICKSTART, [f"model={written[1]}"])
