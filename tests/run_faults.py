@@ -45,7 +45,7 @@ CHANGES: dict[str, Any] = {
     "hooks": [{"name": "checkpoint", "every_steps": 2, "keep": 9, "best": "mean_iou"}, {"name": "log", "every": 1}],
 }
 LAST_STEP = 8
-SECONDS = 60
+SECONDS = 120
 """After so long a resumed run counts as hanging."""
 TOP = ("config.yaml", "metrics.jsonl", "steps.jsonl", ".lock", "confusion_matrix.csv", "bad_samples.jsonl")
 POINTERS = ("checkpoints/LATEST", "checkpoints/BEST")
