@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sys
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,9 +40,44 @@ def data_root() -> Path:
 def data_path(path: str) -> Path:
     """The absolute path of a file or folder of the user's, which lies under `data_root()` unless it is absolute itself.
 
-    `~` is the home folder. It need not exist.
+    `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
-    return (data_root() / user_path(path)).absolute()
+    found = (data_root() / user_path(path)).absolute()
+    return found if str(found).isascii() or found.exists() else in_other_form(found) or found
+
+
+def in_other_form(path: Path, listings: dict[Path, Mapping[str, list[str]]] | None = None) -> Path | None:
+    """The path that exists and differs from `path` in its form of Unicode alone, as macOS and Linux write names.
+
+    `listings` keeps what folders hold, for whoever asks often. Raises: `ConfigError` where there are several.
+    """
+    listings = {} if listings is None else listings
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if (found / part).exists():
+            found /= part
+            continue
+        if found not in listings:
+            listings[found] = _by_form(found)
+        same = listings[found].get(unicodedata.normalize("NFC", part), [])
+        if len(same) > 1:
+            raise ConfigError(
+                f"{found}: {' and '.join(map(ascii, same))} differ in their form of Unicode alone; it is not clear "
+                "which one is meant, so rename one"
+            )
+        if not same:
+            return None
+        found /= same[0]
+    return found
+
+
+def _by_form(folder: Path) -> Mapping[str, list[str]]:
+    """The names in a folder by their normal form; none where it cannot be read."""
+    names: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return names
 
 
 def data_folder(folder: str) -> Path:

@@ -18,7 +18,19 @@ ROOT = PACKAGE.parent
 
 FLOORS = (
     {
-        *("structures", "config", "io", "run_folder", "locks", "downloads", "distributed", "rng"),
+        *(
+            "structures",
+            "config",
+            "yaml_text",
+            "io",
+            "run_folder",
+            "locks",
+            "downloads",
+            "launcher",
+            "distributed",
+            "rng",
+            "switches",
+        ),
         *("pickled", "pickled_arrays"),
     },
     {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
@@ -34,8 +46,11 @@ SAME_FLOOR = {
     ("io", "run_folder"),
     ("locks", "run_folder"),
     ("run_folder", "config"),
+    ("config", "yaml_text"),
     ("downloads", "config"),
     ("downloads", "locks"),
+    ("launcher", "config"),
+    ("distributed", "launcher"),
     ("registry", "signature"),
     ("registry", "foreign"),
     ("signature", "foreign"),

@@ -127,8 +127,8 @@ def classyseg_commands() -> list[Any]:
             program, *arguments = words
             if program not in ("classyseg", ".venv/bin/classyseg") and words[:2] != ["python", "classy_train.py"]:
                 continue
-            if "--config" in arguments:
-                arguments.insert(arguments.index("--config"), "--check")
+            if arguments[0] in ("train", "classy_train.py"):
+                arguments.append("--check")
             found.append(pytest.param([program, *arguments], id=f"{block.place} {line[-40:]}"))
     return found
 

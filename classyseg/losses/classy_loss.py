@@ -43,6 +43,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     """How many sums are divided by counts of their own; more than one where losses are combined."""
     extras: tuple[str, ...] = ()
     """The extras of heads that this kind of loss is for, such as `points`."""
+    min_classes: int = 2
+    """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class CombinedLoss(ClassyLoss):
         self.parts = nn.ModuleList(parts)
         self.places = list(places)
         self.num_terms = sum(part.num_terms for part in parts)
+        self.min_classes = max(part.min_classes for part in parts)
 
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
         yield from zip(self.places, self.parts, strict=True)  # type: ignore[arg-type]

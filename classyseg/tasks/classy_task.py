@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from classyseg.io import append_json_line, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
 from classyseg.structures import BestIs, Progress, Sample
+from classyseg.tasks.given import config_of, parts_in_python
 from classyseg.tasks.resume import cut_records, read_records, same_run, saved_loss_sum, saved_progress
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class ClassyTask(Configurable, ABC):
     methods.
     """
 
+    _given: Mapping[str, Any]
+
     def __init__(self, *, num_epochs: int, test_every_epochs: int, has_test: bool) -> None:
         self.num_epochs = num_epochs
         self.test_every_epochs = test_every_epochs
@@ -55,7 +58,7 @@ class ClassyTask(Configurable, ABC):
         self.progress = Progress(phase="train" if num_epochs else "test")
         self.hooks: Sequence[ClassyHook] = ()
         self.run_folder: Path | None = None
-        self.config: Mapping[str, Any] = {}
+        self._config: Mapping[str, Any] | None = None
         self.chosen: Mapping[str, Any] = {}
         """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
@@ -66,6 +69,22 @@ class ClassyTask(Configurable, ABC):
         self._samples = 0
         self._waited = 0.0
         self._phase_started = 0.0
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        task = super().__new__(cls)
+        task._given = given  # of which `config` tells
+        return task
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config: what `build_task` read, or the arguments that Python code gave."""
+        if self._config is None:
+            self._config = {**config_of(type(self), self._given), **self.chosen}
+        return self._config
+
+    @config.setter
+    def config(self, config: Mapping[str, Any]) -> None:
+        self._config = config
 
     # -- what a task gives -------------------------------------------------------------------------------------------
 
@@ -142,6 +161,7 @@ class ClassyTask(Configurable, ABC):
     def start(self, run_folder: Path | None, *, resume: bool = False) -> None:
         """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any."""
         self.run_folder = run_folder
+        self._tell_what_is_not_written()
         self.prepare()
         if run_folder is not None:
             with distributed.failing_together():
@@ -160,6 +180,15 @@ class ClassyTask(Configurable, ABC):
                     write_atomically(run_folder / CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
+
+    def _tell_what_is_not_written(self) -> None:
+        places = parts_in_python(self.config)
+        if places and self.run_folder is not None and distributed.is_primary():
+            log.warning(
+                "config.yaml and the checkpoints cannot describe what Python code built: %s; to train or resume this "
+                "run from a config, write mappings such as {'name': 'resnet50'} there",
+                ", ".join(places),
+            )
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""

@@ -51,10 +51,12 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.structures import BestIs, Sample
-from classyseg.tasks.accumulation import whole_batch_step
+from classyseg.tasks.accumulation import parts_of, whole_batch_step
 from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
+    check_classes,
+    check_complete,
     check_masks,
     check_parts,
     check_samples,
@@ -81,9 +83,12 @@ NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_chec
 
 
 class DatasetsConfig(ConfigRecord):
-    """The data sets of a task; without `test`, nothing is measured but the training loss."""
+    """The data sets of a task; without `test`, nothing is measured but the training loss.
 
-    train: DatasetConfig
+    A task that trains needs `train`.
+    """
+
+    train: DatasetConfig | None = None
     test: DatasetConfig | None = None
 
     @classmethod
@@ -95,8 +100,9 @@ class DatasetsConfig(ConfigRecord):
 class SegmentationTask(ClassyTask):
     """Trains a model with its heads on masks and measures it on a test set.
 
-    Classes, palette and ignored label come from the training set. Every step draws its randomness from `(seed, step,
-    process)`. `num_epochs: 0` only measures.
+    Classes, palette and ignored label come from the training set, or from the test set where there is no other. Every
+    step draws its randomness from `(seed, step, process)`. `num_epochs: 0` only measures: it needs neither a training
+    set nor an optimizer.
     """
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
@@ -110,7 +116,7 @@ class SegmentationTask(ClassyTask):
         dataset: DatasetsConfig,
         model: ModelConfig,
         loss: LossConfig,
-        optimizer: OptimizerConfig,
+        optimizer: OptimizerConfig | None = None,
         seed: Annotated[int, Field(ge=0)] = 0,
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
@@ -120,34 +126,39 @@ class SegmentationTask(ClassyTask):
     ) -> None:
         dataset = DatasetsConfig.model_validate(dataset)
         super().__init__(num_epochs=num_epochs, test_every_epochs=test_every_epochs, has_test=dataset.test is not None)
+        check_complete(num_epochs, dataset, optimizer)
         self.seed = seed
         self.batch_size = batch_size
         self.runtime = RuntimeConfig.model_validate(runtime)
         check_batch_size(batch_size, self.runtime.accumulate_steps)
         with within("dataset.train"):
-            self.train_set: ClassyDataset = build_dataset(dataset.train)
+            self.train_set: ClassyDataset | None = None if dataset.train is None else build_dataset(dataset.train)
         with within("dataset.test"):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
+        self.described: ClassyDataset = next(iter(self._data_sets().values()))
         self._check_data_sets()
         self.normalize = self._chosen_normalize(model, normalize)
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
         self._model_config = model
-        self.model: ClassyModel = build_model(model, self.train_set.num_classes, load=False)
+        self.model: ClassyModel = build_model(model, self.described.num_classes, load=False)
         with within("loss"):
-            self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
-        self.loss.check_num_classes(self.train_set.num_classes)
+            self.loss: ClassyLoss = build_loss(loss, self.described.ignore_index)
+        first, described = next(iter(self._data_sets().items()))
+        check_classes(first, getattr(dataset, first), described.classes, self.loss)
+        self.loss.check_num_classes(self.described.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
-        check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
+        check_parts(self.model, self.loss, meters, self.runtime, self.described.num_classes, trains=num_epochs > 0)
         warn_of_compression(self.model, self.runtime)
         self.meters: list[ClassyMeter] = METERS.build_each(
-            "meters", meters, self.train_set.classes, self.train_set.ignore_index
+            "meters", meters, self.described.classes, self.described.ignore_index
         )
-        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.train_set.classes)
+        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.described.classes)
         self._optimizer_config = optimizer
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
+        num_train = len(self.train_set or ()) if num_epochs else batch_size  # else none of it is read
+        self._train_batches = TrainBatches(num_train, batch_size, seed=seed, **process)
         num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
         group_size = None if self.test_set is None else self.test_set.group_size
         together = clips_in_a_batch(self.meters, eval_batch_size, num_test, group_size)
@@ -161,13 +172,14 @@ class SegmentationTask(ClassyTask):
     # -- checks that need several parts ------------------------------------------------------------------------------
 
     def _data_sets(self) -> dict[str, ClassyDataset]:
-        return {"train": self.train_set} | ({} if self.test_set is None else {"test": self.test_set})
+        found = {"train": self.train_set, "test": self.test_set}
+        return {name: data for name, data in found.items() if data is not None}
 
     def _check_data_sets(self) -> None:
         for name, dataset in self._data_sets().items():
             check_masks(name, dataset)
             dataset.seed = self.seed
-            found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.train_set))
+            found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.described))
             if found != wanted:
                 raise ConfigError(
                     f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
@@ -185,6 +197,7 @@ class SegmentationTask(ClassyTask):
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
+        check_complete(config.num_epochs, config.dataset, config.optimizer)  # type: ignore[attr-defined]
         for name, data in config.dataset:  # type: ignore[attr-defined]
             if data is not None:
                 check_masks(name, data)
@@ -196,7 +209,10 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
+        for name, data in config.dataset:  # type: ignore[attr-defined]
+            if (known := _known_classes(data)) is not None:
+                check_classes(name, data, known, loss)
+        classes = _known_classes(config.dataset.train or config.dataset.test)  # type: ignore[attr-defined]
         if classes is not None:
             loss.check_num_classes(len(classes))
         check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
@@ -215,7 +231,8 @@ class SegmentationTask(ClassyTask):
         check_targets(transforms, loss)
         applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
-            build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
+            if config.optimizer is not None:  # type: ignore[attr-defined]
+                build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
     # -- the parts at work -------------------------------------------------------------------------------------------
 
@@ -233,10 +250,11 @@ class SegmentationTask(ClassyTask):
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
         self.loss.to(self.device)
-        with within("optimizer"):
-            self.optimizer: ClassyOptimizer = build_optimizer(
-                self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
-            )
+        if self._optimizer_config is not None:
+            with within("optimizer"):
+                self.optimizer: ClassyOptimizer = build_optimizer(
+                    self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
+                )
         half = self.runtime.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type) if half else None
         self.network: nn.Module = self.model
@@ -255,7 +273,7 @@ class SegmentationTask(ClassyTask):
             ("train", self.train_set, self._train_batches),
             ("test", self.test_set, self._test_batches),
         ):
-            if dataset is not None:
+            if dataset is not None and (phase == "test" or self.num_epochs):
                 self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
 
     def load_initial_weights(self) -> None:
@@ -279,7 +297,7 @@ class SegmentationTask(ClassyTask):
 
     @property
     def lr(self) -> float:
-        return self.optimizer.current_lr
+        return 0.0 if self._optimizer_config is None else self.optimizer.current_lr
 
     def best_is(self, number: str) -> BestIs | None:
         return self._numbers.best_is(number)
@@ -339,7 +357,7 @@ class SegmentationTask(ClassyTask):
     def _added_parts(self, batch: Sample, keys: list[str]) -> Tensor:
         """The batch's loss, whose gradients are the sums of those of its parts."""
         total: Tensor | float = 0.0
-        for image, target, share, is_last in self._parts(batch):
+        for image, target, share, is_last in parts_of(batch, self.loss, self.runtime.accumulate_steps):
             with self._no_sync(unless=is_last):
                 with self._autocast():
                     logits = self.network(self._cached(image, keys))
@@ -395,18 +413,6 @@ class SegmentationTask(ClassyTask):
         own = [keys.pop(0) for _ in images]
         return self._feature_cache.features(own, images)
 
-    def _parts(self, batch: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
-        """The batch in `accumulate_steps` parts, each with its shares of the counts of the loss's terms."""
-        steps = self.runtime.accumulate_steps
-        if steps == 1:
-            yield batch.image, batch.target, 1.0, True
-            return
-        images, targets = batch.image.chunk(steps), batch.target.chunk(steps)
-        counts = distributed.sum_over_processes(torch.stack([self.loss.counts(target) for target in targets]))
-        shares = (counts / counts.sum(0).clamp(min=1e-12)).float()
-        for i in range(steps):
-            yield images[i], targets[i], shares[i], i == steps - 1
-
     def _no_sync(self, *, unless: bool) -> contextlib.AbstractContextManager[None]:
         """Keeps the gradients of what is inside to this process, `unless` they shall be exchanged."""
         together = unless or distributed.world_size() == 1
@@ -446,16 +452,17 @@ class SegmentationTask(ClassyTask):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state()}
+        state = {} if self._optimizer_config is None else self.optimizer.state()
+        return {"model": self.model.state_dict(), "optimizer": state}
 
     def gather_state(self) -> dict[str, Any]:
         return {"bad_samples": self.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
         return {
-            "classes": list(self.train_set.classes),
-            "palette": [list(color) for color in self.train_set.palette],
-            "ignore_index": self.train_set.ignore_index,
+            "classes": list(self.described.classes),
+            "palette": [list(color) for color in self.described.palette],
+            "ignore_index": self.described.ignore_index,
             "normalize": self.normalize.model_dump(mode="json"),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "versions": {
@@ -470,7 +477,8 @@ class SegmentationTask(ClassyTask):
         scaler = saved_scaler(checkpoint, None if self.scaler is None else self.scaler.state_dict())
         self.bad_samples.before = whole_number(checkpoint, "bad_samples", checkpoint.state.get("bad_samples", 0))
         step = step_of(checkpoint.folder)
-        restore_optimizer(self.optimizer, checkpoint, step)
+        if self._optimizer_config is not None:
+            restore_optimizer(self.optimizer, checkpoint, step)
         self.model.load_state_dict(checkpoint.tensors["model"])
         if step > 0:  # a test phase that comes first records the rate of that step
             self.optimizer.set_progress((step - 1) / (self.num_epochs * self.steps_per_epoch))
