@@ -17,7 +17,8 @@ from typing import IO, Any
 
 from iopath.common.file_io import PathManager
 
-from classyseg.config import ConfigError, closest, user_path
+from classyseg.config import CONFIG_SUFFIXES, ConfigError, closest, listed, user_path
+from classyseg.console import printable
 from classyseg.run_folder import LOCK, check_run_folder, open_plain
 
 MAX_OWNER = 200
@@ -27,6 +28,9 @@ MAX_DIGITS = 19
 NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
+
+CONFIGS = "task_configs"
+"""The folder of the packaged task configs."""
 
 paths = PathManager()
 """Opens local paths; plugins may register handlers of remote ones with it (iopath)."""
@@ -108,19 +112,56 @@ def package_folder() -> Path:
 def find_task_config(path: str) -> Path:
     """`path` where it is a file, else the task config of that name which the installed package carries.
 
-    Raises: `ConfigError` when neither exists, naming the packaged ones.
+    Raises: `ConfigError`, in one line, when neither exists: with the file that was probably meant.
     """
-    given = user_path(path)
-    if given.is_file():
-        return given
-    relative = given.as_posix().removeprefix("task_configs/")
-    for folder in (package_folder() / "task_configs", package_folder().parent / "task_configs"):
-        if (folder / relative).is_file():
-            return folder / relative
-        if folder.is_dir():
-            known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
-            raise ConfigError(f"{path}: no such file, and no packaged task config; packaged: {', '.join(known)}")
-    raise ConfigError(f"{path}: no such file")
+    given, name = user_path(path), printable(path) or "''"
+    relative = given.as_posix().removeprefix(f"{CONFIGS}/")
+    packaged = next((f for f in (package_folder() / CONFIGS, package_folder().parent / CONFIGS) if f.is_dir()), None)
+    try:
+        if given.is_file():
+            return given
+        if packaged is not None and path and (packaged / relative).is_file():
+            return packaged / relative
+        if path and given.is_dir():
+            inside = _configs_in(given)
+            known = "config.yaml" if "config.yaml" in inside else listed(inside, limit=8)
+            problem = "is a folder; name a task config" + (f" in it: {known}" if known else "")
+        elif path and given.exists():
+            problem = "is no regular file; a task config is a small text file"
+        elif given.is_symlink():
+            problem = "is a link that leads nowhere"
+        else:
+            problem = f"no such file{_config_hint(given, relative, packaged)}"
+    except OSError as error:
+        problem = f"cannot be looked up ({error.strerror})"
+    raise ConfigError(f"{name}: {problem}")
+
+
+def _configs_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix in CONFIG_SUFFIXES and entry.is_file())
+
+
+def _config_hint(given: Path, relative: str, packaged: Path | None) -> str:
+    """What may have been meant by the path of a task config that does not exist."""
+    beside = {Path(name).stem: name for name in _configs_in(given.parent)}
+    near = closest(given.stem, beside)
+    if near is not None:
+        return f"; did you mean '{printable(str(given.with_name(beside[near])))}'?"
+    known = [] if packaged is None else sorted(p.relative_to(packaged).as_posix() for p in packaged.rglob("*.yaml"))
+    folder = relative if packaged is not None and (packaged / relative).is_dir() else relative.rpartition("/")[0]
+    inside = [name for name in known if name.startswith(f"{folder}/")] if folder != "." else []
+    if inside:
+        return f"; packaged there: {', '.join(inside)}"
+    if not given.parent.is_dir():
+        return f": '{printable(str(given.parent))}' is no folder"
+    by_stem = {Path(name).stem: name for name in known}
+    near = closest(given.stem, by_stem)
+    if near is not None:
+        return f"; did you mean the packaged '{by_stem[near]}'?"
+    tops = sorted({f"{top}/" if more else top for top, _, more in (name.partition("/") for name in known)})
+    return f", and no packaged task config; packaged: {', '.join(tops)}" if tops else ""
 
 
 def fsync_folder(folder: Path) -> None:

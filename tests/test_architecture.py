@@ -21,6 +21,7 @@ FLOORS = (
         *(
             "structures",
             "config",
+            "console",
             "yaml_text",
             "io",
             "run_folder",
@@ -46,6 +47,7 @@ SAME_FLOOR = {
     ("io", "run_folder"),
     ("locks", "run_folder"),
     ("run_folder", "config"),
+    ("io", "console"),
     ("config", "yaml_text"),
     ("downloads", "config"),
     ("downloads", "locks"),
