@@ -13,15 +13,16 @@ from pathlib import Path
 from classyseg import launcher
 from classyseg.config import ConfigError, listed
 from classyseg.io import FolderLock, write_atomically
+from classyseg.run_folder import BAD_SAMPLES, CHECKPOINTS, CONFIG, LOCK, METRICS, STEPS, read_plain
 
-CONFIG, METRICS, STEPS, CHECKPOINTS, LOCK = "config.yaml", "metrics.jsonl", "steps.jsonl", "checkpoints", ".lock"
-RECORDS = (CONFIG, METRICS, STEPS, "bad_samples.jsonl")
+RECORDS = (CONFIG, METRICS, STEPS, BAD_SAMPLES)
 SIGNS = (*RECORDS, CHECKPOINTS)
 """A folder with one of these holds a run, or something that a run would spoil."""
 STARTED = ".started"
 """When the run began, in seconds since 1970."""
-FILES = ".files"
+GIVEN = ".files"
 """The names of the files that meters gave, one a line."""
+MAX_GIVEN = 2**20
 MOVING, BEFORE, REPLACED = ".before-moving", ".before", ".replaced"
 """The run that `overwrite` replaces: while it is put aside, until the new one has done a step, and after that."""
 
@@ -51,8 +52,8 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
         _check_is_a_run(folder, names)
     elif not resume and names & {*SIGNS} and not is_of_this_job(folder):
         raise ConfigError(
-            f"--output {folder}: holds a run already; continue it with --resume, replace it with --overwrite, or choose "
-            "another folder"
+            f"--output {folder}: holds a run already; continue it with --resume, or choose another folder, or replace it "
+            "with --overwrite"
         )
 
 
@@ -61,10 +62,11 @@ def _names(folder: Path) -> set[str]:
     if not os.path.lexists(folder):
         return set()
     names = {path.name for path in folder.iterdir()}
-    aside = {path.name for name in (BEFORE, MOVING) if name in names for path in (folder / name).iterdir()}
+    folders = [folder / name for name in (BEFORE, MOVING) if name in names and not (folder / name).is_symlink()]
+    aside = {path.name for kept in folders for path in kept.iterdir()}
     if BEFORE in names:
         names -= {*SIGNS}
-    return (names | aside) - {BEFORE, MOVING, REPLACED, STARTED, FILES}
+    return (names | aside) - {BEFORE, MOVING, REPLACED, STARTED, GIVEN}
 
 
 def _check_is_a_run(folder: Path, names: set[str]) -> None:
@@ -72,8 +74,8 @@ def _check_is_a_run(folder: Path, names: set[str]) -> None:
     was_run = LOCK in names or any((folder / CHECKPOINTS).glob("step-*/manifest.json"))
     if names - {LOCK} and not (was_run and CONFIG in names):
         raise ConfigError(
-            f"--output {folder}: --overwrite replaces a run, but this folder holds none (a run has {CONFIG} and {LOCK}); "
-            f"found {listed(sorted(names), limit=5)}; choose another folder"
+            f"--output {folder}: --overwrite replaces a run, but this folder holds none (a run has {CONFIG} and "
+            f"{LOCK}); found {listed(sorted(names), limit=5)}; choose another folder"
         )
 
 
@@ -81,8 +83,8 @@ def is_of_this_job(folder: Path) -> bool:
     """Whether `torchrun` has restarted this process, and the run in `folder` is the one of before."""
     began = launcher.restarted_job_began()
     try:
-        return began is not None and float((folder / STARTED).read_text(encoding="utf-8")) >= began
-    except (OSError, ValueError):
+        return began is not None and float(read_plain(folder / STARTED, 100)) >= began
+    except (OSError, ValueError):  # it began before there were such files; or it is somebody else's
         return False
 
 
@@ -189,13 +191,12 @@ class RunFolder:
 
 def _own(folder: Path) -> list[Path]:
     """What is a run's in `folder`; the rest is somebody else's. Of a link, the link."""
-    given = folder / FILES
-    names = {*RECORDS, STARTED, FILES, *(given.read_text(encoding="utf-8").splitlines() if given.is_file() else ())}
+    given = folder / GIVEN
+    of_meters = read_plain(given, MAX_GIVEN).decode("utf-8", "replace").splitlines() if os.path.lexists(given) else []
+    names = {*RECORDS, STARTED, GIVEN, *of_meters}
     own = [path for path in folder.iterdir() if path.name in names or path.name.partition(".tmp-")[0] in names]
     checkpoints = folder / CHECKPOINTS
-    if checkpoints.is_symlink():
-        own.append(checkpoints)
-    elif checkpoints.is_dir():
+    if checkpoints.is_dir():
         own += [path for path in checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name)]
     return own
 

@@ -23,6 +23,7 @@ from classyseg.datasets.workers import (
     deaths_are_found_in_turn,
     killed_unless_they_leave,
     start_worker,
+    warm_fork_server,
 )
 from classyseg.rng import generator_for
 from classyseg.stopping import WaitEnded
@@ -200,6 +201,8 @@ def make_loader(
 ) -> Batches:
     """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
     source = ByKey(dataset, workers)
+    if workers:
+        warm_fork_server()
     loader = DataLoader(
         source,
         batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch
