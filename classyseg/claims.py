@@ -13,16 +13,22 @@ from pathlib import Path
 from classyseg import launcher
 from classyseg.config import ConfigError, listed
 from classyseg.io import FolderLock, write_atomically
-from classyseg.run_folder import BAD_SAMPLES, CHECKPOINTS, CONFIG, LOCK, METRICS, STEPS, read_plain
+from classyseg.records import MAX_GIVEN
+from classyseg.run_folder import (
+    BAD_SAMPLES,
+    CHECKPOINTS,
+    CONFIG,
+    GIVEN,
+    LOCK,
+    METRICS,
+    STARTED,
+    STEPS,
+    read_plain,
+)
 
 RECORDS = (CONFIG, METRICS, STEPS, BAD_SAMPLES)
 SIGNS = (*RECORDS, CHECKPOINTS)
 """A folder with one of these holds a run, or something that a run would spoil."""
-STARTED = ".started"
-"""When the run began, in seconds since 1970."""
-GIVEN = ".files"
-"""The names of the files that meters gave, one a line."""
-MAX_GIVEN = 2**20
 MOVING, BEFORE, REPLACED = ".before-moving", ".before", ".replaced"
 """The run that `overwrite` replaces: while it is put aside, until the new one has done a step, and after that."""
 
@@ -52,8 +58,8 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
         _check_is_a_run(folder, names)
     elif not resume and names & {*SIGNS} and not is_of_this_job(folder):
         raise ConfigError(
-            f"--output {folder}: holds a run already; continue it with --resume, or choose another folder, or replace it "
-            "with --overwrite"
+            f"--output {folder}: holds a run already; continue it with --resume, or choose another folder, or replace "
+            "it with --overwrite"
         )
 
 
@@ -107,9 +113,9 @@ class RunFolder:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._lock = FolderLock(folder)
+                self._take(resume=resume, overwrite=overwrite)
             except OSError as error:
                 raise ConfigError(f"--output {folder}: cannot be written ({error.strerror})") from None
-            self._take(resume=resume, overwrite=overwrite)
         except BaseException:
             self.close()
             raise
@@ -126,6 +132,10 @@ class RunFolder:
         else:
             paths = [self.folder / name for name in RECORDS]
             self._contents = {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def is_in_place(self) -> bool:
+        """Whether the folder is still the one that was claimed."""
+        return self._lock is not None and self._lock.is_in_place()
 
     def keep(self) -> None:
         """The run has done a step: what it replaces goes."""

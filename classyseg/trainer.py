@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classyseg import distributed, switches
-from classyseg.config import user_path
 from classyseg.claims import RunFolder, check_free
+from classyseg.config import user_path
+from classyseg.records import WriteError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Trainer:
     def _run(self, task: ClassyTask, requests: StopRequests, folder: RunFolder | None, *, resume: bool) -> None:
         has_begun = False
         task.gives_up = requests.gives_up
-        task.start(self.output, resume=resume)
+        task.start(self.output, resume=resume, in_place=folder.is_in_place if folder is not None else lambda: True)
         if distributed.any_process(requests.received is not None):
             raise Stopped(requests.received or signal.SIGTERM, saved=False)
         while task.start_phase():
@@ -97,5 +98,11 @@ class Trainer:
     def _stop(self, task: ClassyTask, requests: StopRequests) -> None:
         """Saves, together: else torchrun, seeing one process gone, ends the one that saves. Raises: `Stopped`."""
         with requests.holding(), distributed.failing_together():
-            task.save_checkpoint()
+            try:
+                task.save_checkpoint()
+            except WriteError:
+                raise
+            except OSError as error:
+                raise WriteError(f"asked to stop, but the checkpoint cannot be saved: {error}") from error
+            task.records.finish()
         raise Stopped(requests.received or signal.SIGTERM) from None
