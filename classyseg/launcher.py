@@ -110,7 +110,7 @@ def meet(job: Job, timeout: timedelta) -> dist.Store:
     return store
 
 
-def _reached(job: Job, clock: _Patience) -> dist.TCPStore:
+def _reached(job: Job, clock: _Patience) -> dist.Store:
     """The store at the job's address, which process 0 opens unless the launcher has."""
     opens = job.rank == 0 and _text("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while not opens and not _answers(job):  # torch's own tries print a page of addresses each
@@ -118,7 +118,7 @@ def _reached(job: Job, clock: _Patience) -> dist.TCPStore:
         if clock.is_time_to_speak():
             clock.speak([0], aloud=True)
     try:
-        return dist.TCPStore(
+        store = dist.TCPStore(
             job.host,
             job.port,
             is_master=opens,
@@ -126,6 +126,8 @@ def _reached(job: Job, clock: _Patience) -> dist.TCPStore:
             wait_for_workers=False,
             multi_tenant=opens,
         )
+        # The launcher's own lives on when it restarts the job. What was said before must not count: torch does the same.
+        return dist.PrefixStore(f"/worker/attempt_{_text('TORCHELASTIC_RESTART_COUNT') or 0}", store)
     except dist.DistError as error:
         what = "is in use" if "EADDRINUSE" in str(error) else "cannot be opened" if opens else "does not answer"
         raise ConfigError(

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from classyseg import launcher
+from classyseg.claims import RunFolder
 from classyseg.cli.train import main
 from classyseg.config import ConfigError
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.io import FolderLock
-from classyseg.claims import RunFolder
 from classyseg.trainer import Stopped, Trainer
 from runs import read_records, start_job, tiny_task, write_config
 

@@ -34,7 +34,7 @@ from classyseg.transforms import ClassyTransform
 
 @TRANSFORMS.register("hangs")
 class Hangs(ClassyTransform):
-    def __init__(self, *, at: int, hard: bool = False) -> None:
+    def __init__(self, ignore_index: int, *, at: int, hard: bool = False) -> None:
         self.at, self.hard = at, hard
     def __call__(self, sample, generator):
         if sample.name.endswith(f" {self.at}") and os.environ.get("RANK", "0") == "0":
@@ -192,15 +192,14 @@ def test_in_a_step_the_second_signal_acts_at_once_and_in_a_wait_or_a_save_the_th
         signal.raise_signal(signal.SIGTERM)
         assert len(handlers) == 1
     handlers.clear()
-    with StopRequests(at_once=False) as requests:
-        with requests.holding():
-            signal.raise_signal(signal.SIGTERM)
-            assert not requests.gives_up()
-            signal.raise_signal(signal.SIGTERM)
-            assert requests.gives_up()
-            assert handlers == []
-            signal.raise_signal(signal.SIGTERM)
-            assert len(handlers) == 1
+    with StopRequests(at_once=False) as requests, requests.holding():
+        signal.raise_signal(signal.SIGTERM)
+        assert not requests.gives_up()
+        signal.raise_signal(signal.SIGTERM)
+        assert requests.gives_up()
+        assert handlers == []
+        signal.raise_signal(signal.SIGTERM)
+        assert len(handlers) == 1
     handlers.clear()
     with StopRequests(at_once=False) as requests:
         signal.raise_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import shlex
 import sys
@@ -13,6 +14,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Where the disk is at fault, one line says more than a traceback."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +90,11 @@ def guarded(command: Callable[[], int]) -> int:
 
         discard_output()  # else the flush at exit fails, too, and changes the exit code
         raise
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
