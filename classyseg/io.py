@@ -9,15 +9,21 @@ import json
 import os
 import socket
 import sys
+import unicodedata
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from iopath.common.file_io import PathManager
 
-from classyseg.config import ConfigError, closest, user_path
+from classyseg.config import CONFIG_SUFFIXES, ConfigError, closest, listed, user_path
+from classyseg.console import printable
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
+
+CONFIGS = "task_configs"
+"""The folder of the packaged task configs."""
 
 paths = PathManager()
 """Opens local paths; plugins may register handlers of remote ones with it (iopath)."""
@@ -31,9 +37,44 @@ def data_root() -> Path:
 def data_path(path: str) -> Path:
     """The absolute path of a file or folder of the user's, which lies under `data_root()` unless it is absolute itself.
 
-    `~` is the home folder. It need not exist.
+    `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
-    return (data_root() / user_path(path)).absolute()
+    found = (data_root() / user_path(path)).absolute()
+    return found if str(found).isascii() or found.exists() else in_other_form(found) or found
+
+
+def in_other_form(path: Path, listings: dict[Path, Mapping[str, list[str]]] | None = None) -> Path | None:
+    """The path that exists and differs from `path` in its form of Unicode alone, as macOS and Linux write names.
+
+    `listings` keeps what folders hold, for whoever asks often. Raises: `ConfigError` where there are several.
+    """
+    listings = {} if listings is None else listings
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if (found / part).exists():
+            found /= part
+            continue
+        if found not in listings:
+            listings[found] = _by_form(found)
+        same = listings[found].get(unicodedata.normalize("NFC", part), [])
+        if len(same) > 1:
+            raise ConfigError(
+                f"{found}: {' and '.join(map(ascii, same))} differ in their form of Unicode alone; it is not clear "
+                "which one is meant, so rename one"
+            )
+        if not same:
+            return None
+        found /= same[0]
+    return found
+
+
+def _by_form(folder: Path) -> Mapping[str, list[str]]:
+    """The names in a folder by their normal form; none where it cannot be read."""
+    names: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return names
 
 
 def data_folder(folder: str) -> Path:
@@ -64,19 +105,56 @@ def package_folder() -> Path:
 def find_task_config(path: str) -> Path:
     """`path` where it is a file, else the task config of that name which the installed package carries.
 
-    Raises: `ConfigError` when neither exists, naming the packaged ones.
+    Raises: `ConfigError`, in one line, when neither exists: with the file that was probably meant.
     """
-    given = user_path(path)
-    if given.is_file():
-        return given
-    relative = given.as_posix().removeprefix("task_configs/")
-    for folder in (package_folder() / "task_configs", package_folder().parent / "task_configs"):
-        if (folder / relative).is_file():
-            return folder / relative
-        if folder.is_dir():
-            known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
-            raise ConfigError(f"{path}: no such file, and no packaged task config; packaged: {', '.join(known)}")
-    raise ConfigError(f"{path}: no such file")
+    given, name = user_path(path), printable(path) or "''"
+    relative = given.as_posix().removeprefix(f"{CONFIGS}/")
+    packaged = next((f for f in (package_folder() / CONFIGS, package_folder().parent / CONFIGS) if f.is_dir()), None)
+    try:
+        if given.is_file():
+            return given
+        if packaged is not None and path and (packaged / relative).is_file():
+            return packaged / relative
+        if path and given.is_dir():
+            inside = _configs_in(given)
+            known = "config.yaml" if "config.yaml" in inside else listed(inside, limit=8)
+            problem = "is a folder; name a task config" + (f" in it: {known}" if known else "")
+        elif path and given.exists():
+            problem = "is no regular file; a task config is a small text file"
+        elif given.is_symlink():
+            problem = "is a link that leads nowhere"
+        else:
+            problem = f"no such file{_config_hint(given, relative, packaged)}"
+    except OSError as error:
+        problem = f"cannot be looked up ({error.strerror})"
+    raise ConfigError(f"{name}: {problem}")
+
+
+def _configs_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix in CONFIG_SUFFIXES and entry.is_file())
+
+
+def _config_hint(given: Path, relative: str, packaged: Path | None) -> str:
+    """What may have been meant by the path of a task config that does not exist."""
+    beside = {Path(name).stem: name for name in _configs_in(given.parent)}
+    near = closest(given.stem, beside)
+    if near is not None:
+        return f"; did you mean '{printable(str(given.with_name(beside[near])))}'?"
+    known = [] if packaged is None else sorted(p.relative_to(packaged).as_posix() for p in packaged.rglob("*.yaml"))
+    folder = relative if packaged is not None and (packaged / relative).is_dir() else relative.rpartition("/")[0]
+    inside = [name for name in known if name.startswith(f"{folder}/")] if folder != "." else []
+    if inside:
+        return f"; packaged there: {', '.join(inside)}"
+    if not given.parent.is_dir():
+        return f": '{printable(str(given.parent))}' is no folder"
+    by_stem = {Path(name).stem: name for name in known}
+    near = closest(given.stem, by_stem)
+    if near is not None:
+        return f"; did you mean the packaged '{by_stem[near]}'?"
+    tops = sorted({f"{top}/" if more else top for top, _, more in (name.partition("/") for name in known)})
+    return f", and no packaged task config; packaged: {', '.join(tops)}" if tops else ""
 
 
 def fsync_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ FLOORS = (
         *(
             "structures",
             "config",
+            "console",
             "yaml_text",
             "io",
             "locks",
@@ -42,6 +43,7 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("io", "console"),
     ("config", "yaml_text"),
     ("downloads", "config"),
     ("downloads", "locks"),

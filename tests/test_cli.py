@@ -110,7 +110,7 @@ def test_a_file_that_is_there_goes_before_a_packaged_one(
     [
         (["--config", "none.yaml"], "none.yaml: no such file, and no packaged task config; packaged: ade20k/"),
         (["--config", ""], "no such file"),
-        (["--config", "."], "no such file"),
+        (["--config", "."], ".: is a folder"),
         (["--config", QUICKSTART, "lr"], "override 'lr': expected key.sub=value"),
         (
             ["--config", QUICKSTART, "optimizer.lrr=1"],

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets.classy_dataset import MAX_LISTED, Color
+from classyseg.datasets.classy_dataset import MAX_LISTED, Color, color_of
 
 Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min
@@ -145,12 +145,6 @@ def label_table(name: str) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Colo
     rows = json.loads((Path(__file__).parent / "labels" / f"{name}.json").read_text(encoding="utf-8"))
     values, names, *colors = zip(*rows, strict=True)
     return values, names, tuple(color_of(text) for text in colors[0]) if colors else ()
-
-
-def color_of(text: str) -> Color:
-    """`804080` as (128, 64, 128)."""
-    red, green, blue = bytes.fromhex(text)
-    return red, green, blue
 
 
 def color_text(value: int) -> str:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -77,6 +77,7 @@ class ClassyTask(Configurable, ABC):
         self.chosen: Mapping[str, Any] = {}
         """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
+        self.unseen_classes: Collection[str] = ()
         self.phase_files: dict[str, str] = {}
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.last_loss = torch.zeros(())
@@ -165,7 +166,9 @@ class ClassyTask(Configurable, ABC):
         """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
 
     def close(self) -> None:
-        """Ends the processes that load data; called when a run ends, however it ends."""
+        """Ends the processes that load data, and what the hooks hold; called when a run ends, however it ends."""
+        for hook in self.hooks:
+            hook.close()
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:

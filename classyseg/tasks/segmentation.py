@@ -279,6 +279,7 @@ class SegmentationTask(ClassyTask):
         load_initial_weights(self.model, self._model_config)
 
     def close(self) -> None:
+        super().close()
         for loader in self._loaders.values():
             loader.close()
 
@@ -299,7 +300,9 @@ class SegmentationTask(ClassyTask):
         return 0.0 if self._optimizer_config is None else self.optimizer.current_lr
 
     def best_is(self, number: str) -> BestIs | None:
-        return self._numbers.best_is(number)
+        with contextlib.suppress(ConfigError):  # of a number that a plugin's meter gives and does not declare
+            return self._numbers.best_is(number)
+        return None
 
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
@@ -446,6 +449,7 @@ class SegmentationTask(ClassyTask):
         metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
         values = [meter.compute() for meter in self.meters]
         self.phase_files = joined_files(self.meters, values, self.model.main_head)
+        self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
         return metrics | joined_metrics(self.meters, values, self.model.main_head) | bad
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
