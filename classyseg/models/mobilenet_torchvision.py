@@ -153,5 +153,6 @@ class TorchvisionMobileNetV3(MobileNet):
 
 
 MODELS.variants(
-    TorchvisionMobileNetV3, {"mobilenet_v3_small_torchvision": {"size": "small"}, "mobilenet_v3_large_torchvision": {"size": "large"}}
+    TorchvisionMobileNetV3,
+    {"mobilenet_v3_small_torchvision": {"size": "small"}, "mobilenet_v3_large_torchvision": {"size": "large"}},
 )

@@ -156,7 +156,7 @@ def test_a_known_name_is_found_and_its_hash_checked(
     [
         (
             {"sorce": "w.pth"},
-            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, source, strict",
+            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, grid, source, strict",
         ),
         ({"strict": False}, r"weights\.source: missing"),
         ({"source": "w.pth", "strict": "no"}, r"weights\.strict: found 'no'; input should be a valid boolean"),
