@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.yaml_text import as_yaml, eaten_color, eaten_in_brackets
+from classyseg.yaml_text import as_yaml, comment_in, eaten_color, wrong_line
 
 Location = tuple[str | int, ...]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -188,8 +188,8 @@ def parse_config(text: str, *, source: str, is_json: bool = False) -> ConfigTree
     """The config written in `text`; `source` names it in messages. Raises as `load_config`."""
     if is_json:
         _check_json(text, source)
-    elif eaten := eaten_in_brackets(text):
-        raise ConfigError(f"{source}, {eaten}")
+    elif wrong := wrong_line(text):
+        raise ConfigError(f"{source}, {wrong}")
     try:
         loader = _Loader(as_yaml(text) if is_json else text)
         root = loader.get_single_node()
@@ -282,6 +282,8 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
                 hint = f"the shell splits at spaces, so quote what has some: '{key}={value_text} ...'"
                 raise ConfigError(f"{error}; {hint}") from None
             raise
+        if cut := comment_in(value_text):
+            raise ConfigError(f"override '{text}': {cut}")
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,13 @@ from iopath.common.file_io import PathManager
 
 from classyseg.config import CONFIG_SUFFIXES, ConfigError, closest, listed, user_path
 from classyseg.console import printable
+from classyseg.run_folder import LOCK, check_run_folder, open_plain
+
+MAX_OWNER = 200
+"""How much of a lock's file is shown: a line of ours is shorter."""
+MAX_DIGITS = 19
+"""Of integers in records: they fit into 64 bits."""
+NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
 
@@ -43,14 +50,17 @@ def data_path(path: str) -> Path:
     return found if str(found).isascii() or found.exists() else in_other_form(found) or found
 
 
-def in_other_form(path: Path, listings: dict[Path, Mapping[str, list[str]]] | None = None) -> Path | None:
+def in_other_form(
+    path: Path, folder: Path | None = None, listings: dict[Path, Mapping[str, list[str]]] | None = None
+) -> Path | None:
     """The path that exists and differs from `path` in its form of Unicode alone, as macOS and Linux write names.
 
-    `listings` keeps what folders hold, for whoever asks often. Raises: `ConfigError` where there are several.
+    `folder`, in which the path lies, is taken as it is. `listings` keeps what folders hold, for whoever asks often.
+    Raises: `ConfigError` where there are several.
     """
     listings = {} if listings is None else listings
-    found = Path(path.anchor)
-    for part in path.relative_to(path.anchor).parts:
+    found = folder if folder is not None and path.is_relative_to(folder) else Path(path.anchor)
+    for part in path.relative_to(found).parts:
         if (found / part).exists():
             found /= part
             continue
@@ -58,14 +68,17 @@ def in_other_form(path: Path, listings: dict[Path, Mapping[str, list[str]]] | No
             listings[found] = _by_form(found)
         same = listings[found].get(unicodedata.normalize("NFC", part), [])
         if len(same) > 1:
-            raise ConfigError(
-                f"{found}: {' and '.join(map(ascii, same))} differ in their form of Unicode alone; it is not clear "
-                "which one is meant, so rename one"
-            )
+            raise ConfigError(f"{found}: {told_apart(same)}")
         if not same:
             return None
         found /= same[0]
     return found
+
+
+def told_apart(names: Iterable[str]) -> str:
+    """What is wrong with names that look the same."""
+    shown = " and ".join(map(ascii, names))
+    return f"{shown} differ in their form of Unicode alone; it is not clear which one is meant, so rename one"
 
 
 def _by_form(folder: Path) -> Mapping[str, list[str]]:
@@ -166,13 +179,19 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one rename after the bytes are on the disk."""
+    """Replaces `path` by `text` in one rename after the bytes are on the disk. Leaves nothing else when that fails."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     fsync_folder(path.parent)
 
 
@@ -196,7 +215,7 @@ def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = Fals
     A `durable` line is on the disk before this returns, which takes milliseconds.
     """
     rest = json_line(record).encode()
-    with open(path, "ab", buffering=0) as file:
+    with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
         end = file.tell()
         try:
             while rest:
@@ -209,12 +228,41 @@ def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = Fals
             fsync_folder(path.parent)  # which may have named the file just now
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole records of `path`; a last line that a crash cut short is left out. Empty without the file."""
-    if not path.exists():
+def read_json_lines(path: Path, required: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
+    """The whole records of `path`; a last line that a crash cut short is left out. Empty without the file.
+
+    `required` are keys that each record has, and their types.
+
+    Raises: `ConfigError` that names the line which is no record, or has not what is required.
+    """
+    if not os.path.lexists(path):
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return [_record(line, f"{path}, line {i}", required or {}) for i, line in enumerate(lines[:-1], 1) if line.strip()]
+
+
+def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"), parse_int=_int)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, integers that are no float, a thousand brackets
+        record = None
+    if not isinstance(record, dict):
+        raise ConfigError(f"{place}: found no record in JSON; mend the line, or delete it")
+    for key, kind in required.items():
+        if type(record.get(key)) is not kind:
+            found = repr(record[key]) if key in record else "nothing"
+            raise ConfigError(f"{place}: {key}: found {found:.80}; expected {NAMES_OF_KINDS[kind]}; mend or delete it")
+    return record
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _finite(value: Any) -> Any:
@@ -237,17 +285,19 @@ class FolderLock:
     """Keeps two runs out of one folder; the kernel frees it when its process ends, however that ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._file: IO[str] = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
+        check_run_folder(folder)
+        path = folder / LOCK
+        self._file: IO[bytes] = open(open_plain(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
+            told = self._file.read(MAX_OWNER).decode("utf-8", "replace").strip()
             self._file.close()
+            owner = "".join(c if c.isprintable() else "?" for c in told) or "another process"
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        with suppress(OSError):  # of a full disk: the lock holds without the name of its owner
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         # A worker that outlives its killed parent for some seconds must not hold the folder against --resume.
         os.register_at_fork(after_in_child=self._file.close)
 

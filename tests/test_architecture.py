@@ -24,6 +24,7 @@ FLOORS = (
             "console",
             "yaml_text",
             "io",
+            "run_folder",
             "locks",
             "downloads",
             "launcher",
@@ -43,6 +44,9 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("io", "run_folder"),
+    ("locks", "run_folder"),
+    ("run_folder", "config"),
     ("io", "console"),
     ("config", "yaml_text"),
     ("downloads", "config"),

@@ -271,7 +271,7 @@ def test_the_keys_of_attachments_are_documented() -> None:
 
 
 def test_the_resume_page_lists_the_keys_that_may_change() -> None:
-    from classyseg.tasks.classy_task import FREE_ON_RESUME
+    from classyseg.tasks.resume import FREE_ON_RESUME
 
     text = section(ROOT / "docs" / "configs.md", "Resuming").replace("\n", " ")
     listed = re.search(r"do not change the numbers: (.*?)\. ", text)

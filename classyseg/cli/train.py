@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -181,15 +182,14 @@ def _doctor(arguments: argparse.Namespace) -> str:
 def claim_folder(output: Path, *, resume: bool) -> None:
     """Makes the run's folder. Raises: `ConfigError` when it holds a run already, or cannot be written."""
     from classyseg.config import ConfigError
+    from classyseg.run_folder import CHECKPOINTS, CONFIG, METRICS, require_writable
 
-    if not resume and any((output / name).exists() for name in ("config.yaml", "checkpoints", "metrics.jsonl")):
+    if not resume and any(os.path.lexists(output / name) for name in (CONFIG, CHECKPOINTS, METRICS)):
         raise ConfigError(
             f"--output {output}: holds a run already; continue it with --resume, or choose another folder"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink()
+        require_writable(output)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from None

@@ -23,8 +23,8 @@ Row = tuple[str, str, str]
 class ImagePaths(LabelledFiles):
     """Files of the folder `images`, in the order of a list that names each with its class, or the class's number.
 
-    The list is `paths` with `labels`, or a file `table`: a CSV file with a column for each of the two, or any other
-    text file of lines such as `birds/0001.jpg 12`.
+    The list is `paths` with `labels`, or a file `table`: a .csv or .tsv with a column for each of the two, or any
+    other text file of lines such as `birds/0001.jpg 12`.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class ImagePaths(LabelledFiles):
             rows = [(place, path, str(label)) for path, label in zip(paths, labels, strict=True)]
         else:
             place = str(data_path(table))
-            is_csv = place.lower().endswith(".csv")
-            rows = _read_csv(Path(place), image_column, label_column) if is_csv else _read_lines(Path(place))
+            is_table = place.lower().endswith((".csv", ".tsv"))
+            rows = _read_table(Path(place), image_column, label_column) if is_table else _read_lines(Path(place))
         labelled = [(row[1], _label(row, folder, known)) for row in rows]
         super().__init__(existing_files(place, folder, labelled), transforms)
 
 
-def _read_csv(table: Path, image_column: str, label_column: str) -> list[Row]:
+def _read_table(table: Path, image_column: str, label_column: str) -> list[Row]:
     rows = read_table(table, [image_column, label_column], " (see image_column and label_column)")
     return [(f"{table}, line {row[0]}", cell(table, row, image_column), cell(table, row, label_column)) for row in rows]
 
@@ -70,7 +70,7 @@ def _read_lines(table: Path) -> list[Row]:
         words = words_of(line)
         if len(words) == 1:
             raise DataError(f"{place}: holds one word; expected a path, a space and a class")
-        path = line.strip(BLANKS).removesuffix(words[-1])
+        path = line.strip(BLANKS).removesuffix(words[-1]).rstrip(BLANKS)
         rows.append((place, path, words[-1]))
     if not rows:
         raise DataError(f"{table}: an empty list; expected lines of a path, a space and a class")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, Color, color_of
+from classyseg.datasets.lists import normal
 
 Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min
@@ -111,8 +112,8 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def labels_of(classes: Sequence[str]) -> dict[str, int]:
-    """The label of each name. Raises: `ConfigError` for one that comes twice."""
-    if len(set(classes)) != len(classes):
+    """The label of each name. Raises: `ConfigError` for one that comes twice, also in another form of Unicode."""
+    if len({*map(normal, classes)}) != len(classes):
         raise ConfigError(f"classes: found one name twice in {list(classes)}")
     return {name: i for i, name in enumerate(classes)}
 

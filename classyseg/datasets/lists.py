@@ -9,9 +9,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from classyseg.config import DataError, closest, user_path
-from classyseg.io import in_other_form
+from classyseg.io import in_other_form, told_apart
 
 Row = tuple[int, dict[str, str]]
 """The number of a line, and its cells by column."""
@@ -166,13 +167,15 @@ def same_names(names: Iterable[str], known: Iterable[str], place: str) -> dict[s
         candidates = forms.get(normal(name), [])
         if len(candidates) > 1 or (candidates and taken.setdefault(candidates[0], name) != name):
             several = candidates if len(candidates) > 1 else [taken[candidates[0]], name]
-            raise DataError(
-                f"{place}: {' and '.join(map(ascii, several))} differ in their form of Unicode alone; it is not clear "
-                "which one is meant, so rename one"
-            )
+            refuse_forms(place, several)
         if candidates:
             found[name] = candidates[0]
     return {name: found[name] for name in names if name in found}
+
+
+def refuse_forms(place: object, names: Iterable[str]) -> NoReturn:
+    """Raises: `DataError` for names that nobody can tell apart."""
+    raise DataError(f"{place}: {told_apart(names)}")
 
 
 def spellings(written: str) -> Iterator[str]:
@@ -199,7 +202,7 @@ class Files:
             try:
                 if path.is_file():
                     return path
-                other = None if name.isascii() else in_other_form(path, self._listings)
+                other = None if name.isascii() else in_other_form(path, self.folder, self._listings)
             except OSError:  # a name that is too long
                 continue
             if other is not None and other.is_file():

@@ -19,6 +19,7 @@ from classyseg.datasets.lists import (
     lines_of,
     normal,
     read_table,
+    refuse_forms,
     same_names,
     spellings,
     visible,
@@ -157,10 +158,10 @@ def chosen_pairs(
             "" if not chosen else f": {listed([visible(line) for line in missing], limit=5)}"
         )  # else it may be any file
         report_fault(
-            "missing_image",
+            "missing_file",
             f"{names}: {images} has no image for {len(missing)} of its {len(lines)} lines{some}; a line is the name of "
             f"an image, such as {visible(next(iter(by_name)))}",
-            missing,
+            missing if chosen else [str(names)],
         )
     counts = Counter(chosen[line] for line in lines if line in chosen)
     twice = [name for name, count in counts.items() if count > 1]
@@ -182,20 +183,21 @@ def chosen_pairs(
 
 
 def _named(lines: Sequence[str], by_name: Mapping[str, Path], place: Path) -> dict[str, str]:
-    """The name of `by_name` that each line means; lines that mean none are left out."""
+    """The name of `by_name` that each line means; lines that mean none are left out. Raises: `DataError`."""
     full = {f"{name}{path.suffix}": name for name, path in by_name.items()}
-    keys = {**full, **{name: name for name in by_name}}  # a name without its suffix comes first
+    known = {**full, **{name: name for name in by_name}}  # a name without its suffix comes first
+    forms: dict[str, list[str]] = {}
+    for text in known:
+        forms.setdefault(normal(text), []).append(text)
     chosen: dict[str, str] = {}
     for line in dict.fromkeys(lines):
-        for spelling in spellings(line):
-            if spelling in keys:
-                chosen[line] = keys[spelling]
-                break
-    for line in [line for line in dict.fromkeys(lines) if line not in chosen and not line.isascii()]:
-        for spelling in spellings(line):
-            if found := same_names([spelling], keys, str(place)):
-                chosen[line] = keys[found[spelling]]
-                break
+        spelled = list(spellings(line))
+        exact = [text for text in spelled if text in known]
+        found = exact[:1] or next((forms[normal(text)] for text in spelled if normal(text) in forms), [])
+        if len(found) > 1:
+            refuse_forms(place, found)
+        if found:
+            chosen[line] = known[found[0]]
     return chosen
 
 

@@ -12,6 +12,7 @@ from label_trees import image, mask
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import build_dataset
+from classyseg.datasets.doctor import check_data
 from classyseg.io import data_folder, data_path
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Straße_Münster") for form in ("NFC", "NFD"))
@@ -163,8 +164,10 @@ def test_a_file_that_is_no_list_is_not_shown(
     monkeypatch.setenv("CLASSYSEG_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
         build_dataset({"images": "images", "classes": ["x", "y"], **config})
-    assert str(tmp_path) in str(caught.value)
-    assert not [word for word in ("root:", "hunter2", "password") if word in str(caught.value)]
+    findings = check_data({"train": {"images": "images", "classes": ["x", "y"], **config}}).findings
+    told = str(caught.value) + str([finding.as_json() for finding in findings])
+    assert str(tmp_path) in told
+    assert not [word for word in ("root:", "hunter2", "password") if word in told]
 
 
 LISTS = {
