@@ -26,7 +26,9 @@ PLACES = {
 _TRANSFORMS = "dataset.train.transforms, such as [{name: random_scale_crop, size: [512, 512]}, {name: horizontal_flip}]"
 _HEADS = "model.heads, such as {main: {name: fcn, blocks: [stage4]}}"
 _CLASSES = "nothing: the classes are those of dataset.train"
-_PROCESSES = "nothing: several GPUs are `torchrun --nproc-per-node=N classy_train.py`, and runtime.device names a single one"
+_PROCESSES = (
+    "nothing: several GPUs are `torchrun --nproc-per-node=N classy_train.py`, and runtime.device names a single one"
+)
 _OUTPUT = "nothing: the folder of a run is `--output DIR` of the command"
 _RESUME = "nothing: a run continues with `--resume` of the command"
 _ROOT = "nothing: the root of data sets is `--data-root DIR` of the command, or $CLASSYSEG_DATA"
@@ -127,8 +129,7 @@ KEYS: dict[str, str] = {
     "clip_gradients clip_norm": "optimizer.clip_norm",
     "paramwise_cfg param_groups parameter_groups lr_mult backbone_lr_mult backbone_lr head_lr head_lr_mult "
     "layer_decay custom_keys": _GROUPS,
-    "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy "
-    "lr_decay": _SCHEDULE,
+    "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy lr_decay": _SCHEDULE,
     "warmup warmup_iters warmup_steps warmup_epoch num_warmup_steps warmup_ep warm_up "
     "warmup_epochs": "optimizer.schedule.warmup_epochs",
     "warmup_ratio start_factor warmup_start_factor warmup_factor": "optimizer.schedule.warmup_factor",
