@@ -401,10 +401,7 @@ class ConfigRecord(BaseModel):
 
 
 class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit.
-
-    `grid` (rows, columns) is that of the source's position embeddings, where it is no square.
-    """
+    """Where a model starts: `source` as `load_weights` takes it, and how it is fitted, as options of `load_weights`."""
 
     source: Text
     strict: Bool = True
