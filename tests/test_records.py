@@ -197,11 +197,8 @@ def test_a_run_whose_folder_is_deleted_says_so_and_makes_no_half_of_it_again(
 def test_a_stop_whose_checkpoint_cannot_be_saved_is_an_error_that_names_it(tmp_path: Path) -> None:
     full = At(3, lambda folder: set_room(16))
 
-    with pytest.raises(WriteError) as failed:
-        try:
-            Trainer(tmp_path).train(tiny_task({**SMALL, "hooks": []}, full, SignalAt("train", 1, 1)))
-        finally:
-            set_room(-1)  # pytest's own output may be a file
+    with pytest.raises(WriteError) as failed, room(-1):  # pytest's own output may be a file
+        Trainer(tmp_path).train(tiny_task({**SMALL, "hooks": []}, full, SignalAt("train", 1, 1)))
 
     assert "asked to stop, but the checkpoint cannot be saved: " in str(failed.value)
     assert str(tmp_path) in str(failed.value)

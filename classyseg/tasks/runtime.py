@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, Strict
@@ -64,6 +64,11 @@ class RuntimeConfig(ConfigRecord):
 
     def dtype(self) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+
+    def loading(self, device: torch.device) -> dict[str, Any]:
+        """How batches for `device` are loaded."""
+        on_gpu = device.type == "cuda"
+        return {"workers": self.workers, "worker_timeout": self.worker_timeout, "pin_memory": on_gpu}
 
     def apply(self) -> None:
         """Sets the process-wide switches of torch."""
