@@ -168,7 +168,7 @@ def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str
     for row in summary.class_rows():
         cells = [str(row["label"]), row["name"], f"{row[summary.counted]:,}", _percent(row["share"])]
         rows.append([*cells, *(f"{row[key]:,}" for key in more), *([_number(row["weight"])] if weights else [])])
-    yield from (f"  {line}" for line in in_columns(rows, right=[0, *range(2, len(rows[0]))]))
+    yield from (f"  {line}" for line in in_columns(rows, right=[0, *range(2, len(rows[0]))], names=1))
 
 
 def _percent(share: float | None) -> str:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,11 @@ def guarded(command: Callable[[], int]) -> int:
     except FloatingPointError as error:
         complain(f"error: {error}")
         return 1
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        complain(f"error: {error.object!r} cannot be the name of a file in this locale; set PYTHONUTF8=1")
+        return 2
     except BrokenPipeError:
         from classyseg.io import discard_output
 
