@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, Strict, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
@@ -29,7 +29,7 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.signature import ComponentConfig, derive_config, own_parameters, qualified
+from classyseg.signature import MAX_COMPONENTS, ComponentConfig, ComponentType, derive_config, own_parameters, qualified
 
 T = TypeVar("T", bound=type)
 
@@ -303,7 +303,7 @@ def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
     return offers
 
 
-class ComponentOf:
+class ComponentOf(ComponentType):
     """Marks a parameter that holds the config of another component: `Annotated[Any, ComponentOf("transforms")]`.
 
     The value that `__init__` receives is a checked `ComponentConfig` when it comes from a config file, or whatever a
@@ -392,7 +392,7 @@ MODELS = Registry(
     base="classyseg.models:ClassyModel",
     placement={
         "weights": (WeightsOption | None, None),
-        "heads": (dict[HeadName, HeadConfig], {}),
+        "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
         "frozen": (Bool | Text, False),
         "frozen_norm": (Bool, False),
         "activation_checkpointing": (Bool | list[Text], False),
@@ -404,8 +404,8 @@ HEADS = Registry(
     noun="head",
     base="classyseg.heads:ClassyHead",
     placement={
-        "blocks": (Annotated[list[Text], Field(min_length=1)], ...),
-        "train_only": (Annotated[bool, Strict()], False),
+        "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
+        "train_only": (Bool, False),
     },
 )
 LOSSES = Registry("losses", noun="loss", base="classyseg.losses:ClassyLoss")

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError, within
+from classyseg.config import MAX_CHANNELS, ConfigError, within
 from classyseg.datasets.classy_dataset import Color
 from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_of, color_text, labels_of
@@ -43,7 +43,7 @@ class Folder(MaskFiles):
         label_map: dict[int, int] | None = None,
         color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
-        channels: Annotated[int, Field(ge=1)] = 3,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:

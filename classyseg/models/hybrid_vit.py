@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.models.naming import Naming
 from classyseg.models.transformer import Classifier, Encoder, TransformerModel, check_heads
 from classyseg.models.vision_transformer import TIMM_RULES
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 STEM_CHANNELS = 64

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, ConfigRecord
+from classyseg.config import MAX_CHANNELS, ConfigError, ConfigRecord
 from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.models.transformer import (
@@ -24,7 +24,7 @@ from classyseg.models.transformer import (
 )
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 StemSize = Annotated[int, Strict(), Field(ge=1)]
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import ConfigError, ConfigRecord, unknown, user_path, within
+from classyseg.config import MAX_SEED, ConfigError, ConfigRecord, unknown, user_path, within
 from classyseg.datasets import (
     BadSamples,
     Batches,
@@ -103,13 +103,13 @@ class SegmentationTask(ClassyTask):
     def __init__(
         self,
         *,
-        num_epochs: Annotated[int, Field(ge=0)],
-        batch_size: Annotated[int, Field(ge=1)],
+        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)],
+        batch_size: Annotated[int, Field(ge=1, le=1_000_000)],
         dataset: DatasetsConfig,
         model: ModelConfig,
         loss: LossConfig,
         optimizer: OptimizerConfig,
-        seed: Annotated[int, Field(ge=0)] = 0,
+        seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0,
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,

@@ -24,7 +24,7 @@ from classyseg.transforms.pixels import Share, in_order
 GREY = (0.299, 0.587, 0.114)
 """How much of red, green and blue makes grey (ITU-R BT.601)."""
 
-Factor = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=0, le=1000)]
 
 
 def require_color(sample: Sample, transform: str) -> None:

@@ -220,9 +220,9 @@ class RandAugment(_Policy):
         self,
         ignore_index: int = 255,
         *,
-        num_operations: Annotated[int, Field(ge=0)] = 2,
+        num_operations: Annotated[int, Field(ge=0, le=100)] = 2,
         magnitude: Annotated[int, Field(ge=0)] = 9,
-        num_levels: Annotated[int, Field(ge=2)] = 31,
+        num_levels: Annotated[int, Field(ge=2, le=10_000)] = 31,
         fill: Grey = 128,
     ) -> None:
         super().__init__(ignore_index, "rand_augment", fill)
