@@ -167,11 +167,11 @@ def remove_leftovers(root: Path) -> None:
 
 
 def prune(written: Path, keep: int, protected: str | None = None) -> None:
-    """Deletes the oldest checkpoints until `keep` are left, beside the one named `protected`.
+    """Deletes all checkpoints but the newest `keep` and the one named `protected`.
 
     `written`, the one just saved, counts as the newest whatever its number, so that it always stays.
     """
-    folders = [folder for folder in checkpoint_folders(written.parent) if folder.name != protected]
-    folders.sort(key=lambda folder: folder == written)
-    for folder in folders[: max(0, len(folders) - keep)]:
-        shutil.rmtree(folder, ignore_errors=True)
+    folders = sorted(checkpoint_folders(written.parent), key=lambda folder: folder == written)
+    for folder in folders[:-keep]:
+        if folder.name != protected:
+            shutil.rmtree(folder, ignore_errors=True)

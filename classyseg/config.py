@@ -26,6 +26,8 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from classyseg.yaml_text import as_yaml, eaten_color, eaten_in_brackets
+
 Location = tuple[str | int, ...]
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
@@ -181,8 +183,10 @@ def parse_config(text: str, *, source: str, is_json: bool = False) -> ConfigTree
     """The config written in `text`; `source` names it in messages. Raises as `load_config`."""
     if is_json:
         _check_json(text, source)
+    elif eaten := eaten_in_brackets(text):
+        raise ConfigError(f"{source}, {eaten}")
     try:
-        loader = _Loader(_as_yaml(text) if is_json else text)
+        loader = _Loader(as_yaml(text) if is_json else text)
         root = loader.get_single_node()
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_message(source, error)) from None
@@ -194,17 +198,6 @@ def parse_config(text: str, *, source: str, is_json: bool = False) -> ConfigTree
         raise ConfigError(f"{source}: found a {_kind(values)}; a task config is a mapping of keys to values")
     tree.values = values
     return tree
-
-
-def _as_yaml(text: str) -> str:
-    """Valid JSON, written so that YAML reads the same values: the two differ in tabs and escaped slashes."""
-    in_string = re.compile(r'"(?:[^"\\]|\\.)*"|\t')
-    return in_string.sub(lambda m: " " if m[0] == "\t" else _yaml_string(m[0]), text)
-
-
-def _yaml_string(literal: str) -> str:
-    value = json.loads(literal)
-    return json.dumps(value) if value.isascii() or all(ord(c) < 0x10000 for c in value) else f'"{value}"'
 
 
 def _check_json(text: str, source: str) -> None:
@@ -236,6 +229,8 @@ def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: Confi
     if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS[type(node)]:
         at = f"{line}: {path_text(location)}" if location else line
         raise ConfigError(f"{at}: found the tag {node.tag}; accepted are plain values without tags")
+    if eaten := eaten_color(node, path_text(location)):
+        raise ConfigError(f"{line}: {path_text(location)}: {eaten}")
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*location, i), tree) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):

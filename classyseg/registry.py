@@ -29,7 +29,15 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.signature import MAX_COMPONENTS, ComponentConfig, ComponentType, derive_config, own_parameters, qualified
+from classyseg.signature import (
+    MAX_COMPONENTS,
+    ComponentConfig,
+    ComponentType,
+    derive_config,
+    in_python,
+    own_parameters,
+    qualified,
+)
 
 T = TypeVar("T", bound=type)
 
@@ -169,6 +177,12 @@ class Registry:
         if others:
             instead = f"it is the name of a {others[0].noun}."
         return unknown(self.noun, name, names, instead=instead)
+
+    def name_of(self, component: type) -> str:
+        """The name under which the class itself, no variant of it, is registered; empty where it is not."""
+        self._import_builtins()
+        same = (entry.name for entry in self._entries.values() if entry.component is component and not entry.defaults)
+        return next(same, "")
 
     def base(self) -> type:
         """The class that every component of this kind inherits from."""
@@ -319,7 +333,9 @@ class ComponentOf(ComponentType):
         registry = REGISTRIES[self.kind]
         return core_schema.no_info_plain_validator_function(
             lambda value: registry._validate(value, placed=self.placed),
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.resolved()),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda value: value.resolved() if isinstance(value, ComponentConfig) else in_python(value)
+            ),
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:

@@ -1,17 +1,61 @@
-"""Shapes without values: modules that run on torch's `meta` device, in a part of the time that torch takes for it."""
+"""Shapes without values: modules on torch's `meta` device, within bounds, in a part of torch's time for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from torch.overrides import TorchFunctionMode
+
+from classyseg.config import ConfigError
 
 MIN_VALUES = 2
 """So many values of each channel a batch norm needs in training."""
+
+
+MAX_MODULES = 20_000
+MAX_PARAMETERS = 10**10
+MAX_REAL_PARAMETERS = 250_000_000
+
+
+@contextmanager
+def bounded(*, real: bool = False) -> Iterator[None]:
+    """Within it, a model of more layers or parameters than anybody means is refused while it is built.
+
+    With `real`, where parameters take memory, so are more than a gigabyte of them. Raises: `ConfigError`.
+    """
+    modules, parameters = 0, 0
+    most = MAX_REAL_PARAMETERS if real else MAX_PARAMETERS
+
+    def count_module(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > MAX_MODULES:
+            raise ConfigError(f"a model of more than {MAX_MODULES} layers; choose smaller depths, or fewer blocks")
+
+    def count_parameters(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal parameters
+        parameters += 0 if parameter is None else parameter.numel()
+        if parameters > most:
+            raise ConfigError(f"a model of more than {most:.0e} parameters; choose smaller widths, or fewer blocks")
+
+    hooks = [
+        register_module_module_registration_hook(count_module),
+        register_module_parameter_registration_hook(count_parameters),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _pair(value: Any) -> tuple[int, int]:

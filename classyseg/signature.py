@@ -35,6 +35,15 @@ class ComponentConfig(ConfigRecord):
         return self.model_dump(mode="json")
 
 
+IN_PYTHON = "built in Python: "
+"""How a config begins that says of a component no more than that Python code built it."""
+
+
+def in_python(value: object) -> str:
+    """What a config says of a `value` that it cannot describe."""
+    return f"{IN_PYTHON}{type(value).__name__}"
+
+
 def qualified(component: type) -> str:
     return f"{component.__module__}.{component.__qualname__}"
 

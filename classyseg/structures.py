@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 Phase = Literal["train", "test"]
+BestIs = Literal["largest", "smallest"]
+"""Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
 
 
 class BlockInfo(NamedTuple):

@@ -1,76 +1,18 @@
-"""Small trees of images and masks of two classes, drawn or copied from the real nuclei, and faults to plant in them."""
+"""Faults to plant in small trees of images and masks."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import label_trees
 import numpy as np
 from PIL import Image, ImageFilter
 
-CLASSES = ["background", "nucleus"]
-COUNTS = {"train": 12, "test": 4}
-
-
-def folders(root: Path, split: str) -> tuple[Path, Path]:
-    return root / "images" / split, root / "masks" / split
-
-
-def pairs(root: Path, split: str = "train") -> list[tuple[Path, Path]]:
-    """The files of a tree, by name."""
-    images, masks = folders(root, split)
-    return [(path, masks / f"{path.stem}.png") for path in sorted(images.iterdir())]
-
-
-def drawn_tree(root: Path) -> Path:
-    """Noise with brighter discs, of 48 x 40 and 40 x 40 pixels, in images as JPEG."""
-    random = np.random.default_rng(0)
-    for split, count in COUNTS.items():
-        images, masks = folders(root, split)
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for i in range(count):
-            height, width = 40, 48 - 8 * (i % 2)
-            y, x = np.mgrid[:height, :width]
-            mask = sum((x - cx) ** 2 + (y - 20) ** 2 < 64 for cx in (12, 30)) > 0
-            image = random.integers(0, 60, (height, width, 3)) + 120 * mask[..., None]
-            Image.fromarray(image.astype(np.uint8)).save(images / f"{split}{i:02d}.jpg", quality=95)
-            Image.fromarray(mask.astype(np.uint8)).save(masks / f"{split}{i:02d}.png")
-    return root
-
-
-def nuclei_tree(root: Path) -> Path:
-    """Copies of some real images and masks, spread over the set so that their sizes differ."""
-    source = label_trees.real("nuclei_dsb2018")
-    for split, count in COUNTS.items():
-        names = sorted(path.stem for path in (source / "images" / split).iterdir())
-        images, masks = folders(root, split)
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for i in range(count):
-            name = names[i * len(names) // count]
-            (images / f"{name}.jpg").write_bytes((source / "images" / split / f"{name}.jpg").read_bytes())
-            (masks / f"{name}.png").write_bytes((source / "annotations" / split / f"{name}.png").read_bytes())
-    return root
-
-
-def data_sets(root: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    """The configs of a tree's data sets by their places."""
-    return {
-        f"dataset.{split}": {
-            "name": "folder",
-            "images": str(root / "images" / split),
-            "masks": str(root / "masks" / split),
-            "classes": CLASSES,
-            **options,
-        }
-        for split in COUNTS
-    }
+from data_trees import CLASSES, COUNTS, changed_masks, folders, oblong, pairs
 
 
 @dataclass(frozen=True)
@@ -96,28 +38,6 @@ def fault(kind: str, **more: Any) -> Callable[[Callable[[Path], str]], Callable[
         return plant
 
     return keep
-
-
-def changed_masks(root: Path, change: Callable[[Any], Any], *, only: int | None = None) -> str:
-    """Writes every mask (or the one number `only`) of both splits (or of train) anew; the name of the last one."""
-    found = [mask for split in COUNTS for _, mask in pairs(root, split)]
-    for mask in found if only is None else [found[only]]:
-        values = change(np.asarray(Image.open(mask)))
-        (values if isinstance(values, Image.Image) else Image.fromarray(values)).save(mask, "PNG")
-        last = mask.name
-    return "" if only is None else last
-
-
-def oblong(root: Path) -> tuple[Path, Path]:
-    """The first pair whose width is not its height."""
-
-    def sides() -> Iterator[tuple[Path, Path]]:
-        for image, mask in pairs(root):
-            width, height = Image.open(image).size
-            if width != height:
-                yield image, mask
-
-    return next(sides())
 
 
 @fault("missing_mask")
@@ -355,7 +275,7 @@ def masks_that_count_from_1(root: Path) -> str:
     return changed_masks(root, lambda values: values + 1)
 
 
-@fault("values_0_to_n", config="label_map: {0: 255, 1: 0, 2: 1}")
+@fault("values_0_to_n", config="classes: [background, nucleus, class2]")
 def masks_with_one_value_more_than_classes(root: Path) -> str:
     def count_from_1(values: Any) -> Any:
         values = values + 1
@@ -363,6 +283,65 @@ def masks_with_one_value_more_than_classes(root: Path) -> str:
         return values
 
     return changed_masks(root, count_from_1)
+
+
+def stripes(root: Path, values: list[int]) -> str:
+    """Masks of stripes of all the values."""
+    return changed_masks(root, lambda old: np.array(values, np.uint8)[old * 0 + np.arange(old.shape[1]) % len(values)])
+
+
+@fault("values_0_to_n", options={"classes": ["a", "b", "c"]}, config="classes: [a, b, c, class3, class4]")
+def masks_of_five_values_for_three_classes(root: Path) -> str:
+    return stripes(root, [0, 1, 2, 3, 4])
+
+
+@fault("values_0_to_n", options={"classes": ["road", "car"]}, config="classes: [background, road, car]")
+def masks_whose_background_has_no_name(root: Path) -> str:
+    return stripes(root, [0, 1, 2])
+
+
+@fault("values_spread", config="classes: [background, nucleus, class2]\nlabel_map: {100: 1, 200: 2}")
+def masks_of_three_greys_for_two_classes(root: Path) -> str:
+    return stripes(root, [0, 100, 200])
+
+
+@fault("values_spread", config="label_map: {128: 255, 255: 1}")
+def masks_of_black_and_white_with_a_grey_border(root: Path) -> str:
+    return stripes(root, [0, 0, 128, 255, 255])
+
+
+@fault("values_spread", config="label_map: {15: 1}")
+def masks_of_one_object_class_of_voc(root: Path) -> str:
+    return stripes(root, [0, 0, 15, 15, 255])
+
+
+@fault("values_and_ignored", config="label_map: {255: 0}")
+def masks_of_1_and_255(root: Path) -> str:
+    return changed_masks(root, lambda values: np.where(values == 1, 1, 255).astype(np.uint8))
+
+
+@fault("one_class", options={"classes": ["nucleus"]}, config="classes: [background, nucleus]\nlabel_map: {255: 1}")
+def masks_of_0_and_255_for_one_class(root: Path) -> str:
+    return changed_masks(root, lambda values: values * 255)
+
+
+@fault("one_class", options={"classes": ["nucleus"]}, config="classes: [background, nucleus]")
+def masks_of_0_and_1_for_one_class(root: Path) -> str:
+    return ""
+
+
+@fault("one_class", options={"classes": ["nucleus"]}, config="classes: [background, nucleus]\nlabel_map: {1: 0, 2: 1}")
+def masks_of_1_and_2_for_one_class(root: Path) -> str:
+    return masks_that_count_from_1(root)
+
+
+@fault(
+    "color_mask",
+    options={"classes": ["nucleus"]},
+    config='classes: [background, nucleus]\ncolor_map: {"#000000": 0, "#ffffff": 1}',
+)
+def masks_of_black_and_white_in_colours_for_one_class(root: Path) -> str:
+    return masks_of_black_and_white_in_colours(root)
 
 
 @fault("unknown_values", config="label_map: {7: 255}")

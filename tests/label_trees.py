@@ -21,9 +21,9 @@ def real(name: str) -> Path:
     return folder.resolve()
 
 
-def image(path: Path) -> Path:
+def image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (WIDTH, HEIGHT), (10, 20, 30)).save(path)
+    Image.new("RGB", size, (10, 20, 30)).save(path)
     return path
 
 

@@ -17,7 +17,7 @@ import torch
 from classyseg.checkpoint import save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
-from classyseg.structures import Progress
+from classyseg.structures import BestIs, Progress
 from classyseg.tasks import SegmentationTask, build_task
 
 TIMING = ("seconds", "samples_per_second", "data_wait")
@@ -112,6 +112,9 @@ class FakeTask:
 
     def step_loss(self) -> float:
         return self.last_loss.item()
+
+    def best_is(self, number: str) -> BestIs | None:
+        return "smallest" if number == "loss" else "largest" if "iou" in number else None
 
     def save_checkpoint(self) -> Path | None:
         if self.run_folder is None:

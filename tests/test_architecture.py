@@ -17,8 +17,19 @@ PACKAGE = Path(classyseg.__file__).parent
 ROOT = PACKAGE.parent
 
 FLOORS = (
-    {"structures", "config", "io", "locks", "downloads", "distributed", "rng", "pickled", "pickled_arrays"},
-    {"registry", "signature", "foreign", "layers", "checkpoint", "tensor_files", "complexity"},
+    {
+        "structures",
+        "config",
+        "io",
+        "locks",
+        "downloads",
+        "distributed",
+        "rng",
+        "yaml_text",
+        "pickled",
+        "pickled_arrays",
+    },
+    {"registry", "signature", "foreign", "shapes", "layers", "checkpoint", "tensor_files", "complexity"},
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models"},
     {"inference", "export", "report"},
@@ -28,6 +39,7 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("config", "yaml_text"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("registry", "signature"),

@@ -19,7 +19,8 @@ from classyseg.layers import NormalizeConfig
 from classyseg.losses import build_loss
 from classyseg.registry import TASKS, DatasetConfig
 from classyseg.tasks import ClassyTask
-from data_faults import FAULTS, data_sets, drawn_tree, pairs
+from data_faults import FAULTS
+from data_trees import data_sets, drawn_tree, pairs
 from runs import tiny_config
 
 

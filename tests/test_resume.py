@@ -209,7 +209,8 @@ def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_se
 
     root = tmp_path / "checkpoints"
     assert (root / "LATEST").read_text(encoding="utf-8") == "step-8"
-    assert sorted(path.name for path in root.iterdir()) == ["LATEST", "step-8", "step-9.damaged"]
+    assert sorted(path.name for path in root.iterdir()) == ["BEST", "LATEST", "step-6", "step-8", "step-9.damaged"]
+    assert (root / "BEST").read_text(encoding="utf-8").split()[0] == "step-6"  # the best of those that are left
     assert (root / "step-9.damaged/manifest.json").is_file()
 
 

@@ -85,9 +85,10 @@ def coco(root: Path, split: str) -> None:
     """Images with one person each, of 2,000 pixels."""
     described = [{"id": i, "file_name": f"{name}.png", "height": 48, "width": 64} for i, name in enumerate(NAMES)]
     region = {"counts": [100, 2000, 972], "size": [48, 64]}
-    annotations = [{"image_id": i, "category_id": 1, "segmentation": region} for i in range(len(NAMES))]
+    annotations = [{"id": i, "image_id": i, "category_id": 1, "segmentation": region} for i in range(len(NAMES))]
     pairs(root / f"{split}2017", root / "unused", 0)
-    content = json.dumps({"images": described, "annotations": annotations})
+    categories = [{"id": 1, "name": "person"}]
+    content = json.dumps({"images": described, "annotations": annotations, "categories": categories})
     names(root / "annotations" / f"instances_{split}2017.json", content)
 
 

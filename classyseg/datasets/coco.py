@@ -7,8 +7,7 @@ import logging
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,18 +17,29 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from classyseg.config import ConfigError, DataError, within
-from classyseg.datasets.coco_masks import annotation_mask
+from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.datasets.coco_file import CocoFile, finite, quoted, shown
+from classyseg.datasets.coco_masks import Outline, annotation_mask, area, extent, is_flat, outline_mask
+from classyseg.datasets.label_map import label_table
 from classyseg.datasets.pairs import listed_pairs
 from classyseg.datasets.pascal_voc import CLASSES, VOCMasks
 from classyseg.io import data_folder, data_path, sha256_of
 from classyseg.locks import alone
 from classyseg.registry import DATASETS, TransformConfig
+from classyseg.structures import Sample
 
 CATEGORY_IDS = (0, 5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72)
 """COCO's category of each of Pascal's classes; 0, the background, is none."""
 CLASS_OF_CATEGORY = {category: label for label, category in enumerate(CATEGORY_IDS) if category}
+NAMES = {number: [name] for number, name in zip(*label_table("coco_panoptic")[:2], strict=True) if number <= 90}
+for _category, _label in CLASS_OF_CATEGORY.items():
+    NAMES[_category].append(CLASSES[_label])  # Pascal's word for it
+"""What a file may call each of COCO's 80 categories."""
 INDEX = "index.json"
+RULES = 2
+"""Counts the changes of what is drawn: masks that were drawn by other rules are not read."""
+SURELY_DRAWN = 50.0
+"""An outline of a smaller area, in pixels, is looked at once more: it may be too thin to cover one."""
 
 log = logging.getLogger(__name__)
 
@@ -63,38 +73,24 @@ class Coco(VOCMasks):
         names = sorted(name for name, count in pixels.items() if count >= min_pixels)
         if not names:
             raise ConfigError(f"min_pixels: found {min_pixels}; no image of {annotations} has so many")
+        self._source = annotations
         super().__init__(listed_pairs(names, images, masks), transforms)
+
+    def load(self, index: int) -> Sample:
+        sample = super().load(index)
+        (height, width), expected = sample.image.shape[-2:], tuple(sample.target.shape)
+        if (height, width) != expected:
+            raise DataError(
+                f"{self.pairs[index][0]}: the image is {width} x {height} pixels, but {expected[1]} x {expected[0]} in "
+                f"{self._source}; they must be of one size"
+            )
+        return sample
 
 
 def coco_folders(root: str, *parts: str) -> tuple[Path, ...]:
     """The `root` of COCO's files, and the folders `parts` in it. Raises: `ConfigError` for one that is missing."""
     folder = data_folder(root)
     return folder, *(data_folder(str(folder / part)) for part in parts)
-
-
-def read_annotations(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON file of COCO's annotations. Raises: `DataError` for a file that is missing, broken, or lacks `keys`."""
-    try:
-        contents = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-    missing = [key for key in keys if not isinstance(contents, dict) or not isinstance(contents.get(key), list)]
-    if missing:
-        raise DataError(f"{path}: no annotations of COCO: it has no list '{missing[0]}'")
-    return contents
-
-
-@contextmanager
-def entries_of(path: Path) -> Iterator[None]:
-    """Names the file whose entries, read inside, lack a key or have one of another kind. Raises: `DataError`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: an entry is not as COCO's are ({type(error).__name__}: {error})") from None
 
 
 def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
@@ -109,8 +105,7 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
             if not (folder / INDEX).is_file():
                 log.info("drawing the masks of %s into %s, once", annotations, folder)
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-                    with entries_of(annotations):
-                        _draw_all(annotations, Path(temporary) / "masks", crowd)
+                    _draw_all(annotations, Path(temporary) / "masks", crowd)
                     os.replace(Path(temporary) / "masks", folder)
     except OSError as error:
         raise ConfigError(
@@ -119,37 +114,80 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
     return folder
 
 
-def _draw_all(annotations: Path, folder: Path, crowd: str) -> None:
-    contents = read_annotations(annotations, "images", "annotations")
+def _draw_all(path: Path, folder: Path, crowd: str) -> None:
+    file = CocoFile(path, "images", "annotations", "categories")
+    known = file.categories(NAMES, "coco")
+    images = file.images(path.stem.removeprefix("instances_"))
     wanted: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for annotation in contents.pop("annotations"):
-        if annotation["category_id"] in CLASS_OF_CATEGORY:
-            wanted[annotation["image_id"]].append(annotation)
+    for place, annotation in file.entries("annotations", "annotation"):
+        number = file.listed(place, annotation, "image_id", images, "images")
+        category = file.listed(place, annotation, "category_id", known, "categories")
+        if annotation.get("iscrowd", 0) not in (0, 1):
+            file.refuse(f"{place}: its iscrowd is {shown(annotation['iscrowd'])}; accepted: 0 and 1")
+        if category in CLASS_OF_CATEGORY:
+            wanted[number].append(annotation)
+    file.contents.clear()
     folder.mkdir()
-    pixels = {}
-    for image in tqdm(contents["images"], desc=f"masks of {annotations.name}", unit="image", disable=None):
-        try:
-            mask = draw(wanted[image["id"]], image["height"], image["width"], crowd)
-        except DataError as error:
-            raise DataError(f"{annotations}: {image['file_name']}: {error}") from None
-        name = Path(image["file_name"]).stem
-        Image.fromarray(mask).save(folder / f"{name}.png")
-        pixels[name] = int(((mask > 0) & (mask < len(CLASSES))).sum())
-    index = {"annotations": {**_state(annotations), "sha256": sha256_of(annotations)}, "pixels": pixels}
+    pixels, empty = {}, []
+    for image in tqdm(images.values(), desc=f"masks of {path.name}", unit="image", disable=None):
+        mask = np.zeros((image.height, image.width), dtype=np.uint8)
+        for outlined in wanted.pop(image.id, ()):
+            try:
+                drew = draw(mask, outlined, crowd)
+            except DataError as error:
+                file.refuse(f"image {image.id}, {quoted(image.name)}: annotation {outlined['id']}: {error}")
+            empty += [] if drew else [outlined["id"]]
+        Image.fromarray(mask).save(folder / f"{image.name}.png")
+        pixels[image.name] = int(((mask > 0) & (mask < len(CLASSES))).sum())
+    if empty:
+        log.warning(
+            "%s: cover no pixel, as their own area says: the annotations %s", path, listed([*map(str, empty)], limit=10)
+        )
+    index = {"rules": RULES, "annotations": {**_state(path), "sha256": sha256_of(path)}, "pixels": pixels}
     (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
 
 
-def draw(annotations: list[Mapping[str, Any]], height: int, width: int, crowd: str) -> npt.NDArray[np.uint8]:
-    """The mask (height, width) of one image's annotations, the first on top."""
-    mask = np.zeros((height, width), dtype=np.uint8)
-    for annotation in annotations:
-        try:
-            region = annotation_mask(annotation["segmentation"], height, width)
-        except DataError as error:
-            raise DataError(f"annotation {annotation.get('id')}: {error}") from None
-        ignored = crowd == "ignore" and annotation.get("iscrowd")
-        mask[region & (mask == 0)] = VOCMasks.ignore_index if ignored else CLASS_OF_CATEGORY[annotation["category_id"]]
-    return mask
+def draw(mask: npt.NDArray[np.uint8], annotation: Mapping[str, Any], crowd: str) -> bool:
+    """Draws an annotation into the mask (height, width) of its image, under what is there; whether it covers a pixel.
+
+    Raises: `DataError` for a segmentation that is none, or covers no pixel though the annotation says otherwise.
+    """
+    height, width = mask.shape
+    if "segmentation" not in annotation:
+        raise DataError("it has no segmentation; draw its outline, or take the annotation out")
+    region, polygons = annotation_mask(annotation["segmentation"], height, width)
+    if not polygons and not region.any() and annotation.get("area") != 0:
+        raise DataError("its run lengths cover no pixel, which its area denies; mend it, or take the annotation out")
+    _check_outlines(annotation, polygons, height, width)
+    ignored = crowd == "ignore" and annotation.get("iscrowd")
+    mask[region & (mask == 0)] = VOCMasks.ignore_index if ignored else CLASS_OF_CATEGORY[annotation["category_id"]]
+    return bool(region.any())
+
+
+def _check_outlines(annotation: Mapping[str, Any], polygons: Sequence[Outline], height: int, width: int) -> None:
+    """Raises: `DataError` for an outline that is lost: outside the image, flat, or too thin to cover a pixel.
+
+    COCO's own files hold some of an area of 0 (the annotations 918 and 2206849), and say so. Such are taken: those
+    whose `area` and `bbox` are exactly the ones of the outlines.
+    """
+    for i, points in enumerate(polygons):
+        left, top, wide, high = extent(points)
+        if left > width or top > height or left + wide < 0 or top + high < 0:
+            raise DataError(f"its polygon {i} lies outside the image of {width} x {height} pixels")
+        if area(points) >= SURELY_DRAWN:
+            continue
+        flat = is_flat(points)
+        if (flat or not outline_mask(points, height, width).any()) and not _knows_its_outlines(annotation, polygons):
+            what = "is flat: its points lie on one line" if flat else "is too thin to cover a pixel"
+            raise DataError(f"its polygon {i} {what}; mend it, or take it out")
+
+
+def _knows_its_outlines(annotation: Mapping[str, Any], parts: Sequence[Outline]) -> bool:
+    """Whether `area` and `bbox` of an annotation are those of its outlines, as in COCO's files."""
+    stated, box = annotation.get("area"), annotation.get("bbox")
+    if not finite(stated) or not isinstance(box, list) or len(box) != 4 or not all(map(finite, box)):
+        return False
+    return np.allclose([*box, stated], [*extent(np.concatenate(parts)), sum(map(area, parts))], rtol=1e-6, atol=0.02)
 
 
 def _state(path: Path) -> dict[str, int]:
@@ -158,9 +196,20 @@ def _state(path: Path) -> dict[str, int]:
 
 
 def _read_index(folder: Path, annotations: Path) -> dict[str, int]:
-    """How many pixels of the 20 classes each image has. Raises: `ConfigError` when the annotations are not the same."""
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    drawn_from = index["annotations"]
+    """How many pixels of the 20 classes each image has.
+
+    Raises: `ConfigError` when the annotations are not the same, or were drawn by other rules than today's.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        rules, drawn_from = index.get("rules"), index["annotations"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cache: {folder / INDEX}: damaged ({type(error).__name__}); delete that folder") from None
+    if rules != RULES:
+        raise ConfigError(
+            f"cache: {folder} was drawn by an earlier version, which left out what it could not draw; delete that "
+            "folder, and it is drawn again"
+        )
     looks_other = annotations.is_file() and bool(_state(annotations).items() - drawn_from.items())
     if looks_other and sha256_of(annotations) != drawn_from["sha256"]:  # and is no copy with a time of its own
         raise ConfigError(f"cache: {folder} was drawn from another {annotations.name}; delete that folder")

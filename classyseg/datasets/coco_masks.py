@@ -9,43 +9,105 @@ import numpy as np
 import numpy.typing as npt
 
 from classyseg.config import DataError
+from classyseg.datasets.coco_file import finite, shown
 
 Mask = npt.NDArray[np.bool_]
+Outline = npt.NDArray[np.float64]
+EXPECTED = "polygons such as [[x, y, x, y, x, y]], or run lengths {counts: ..., size: [height, width]}"
 POINTS_PER_PIXEL = 5
 """COCO draws outlines on a grid that is five times as fine, and keeps the crossings of the pixels' centre lines."""
 MAX_SIZES_AWAY = 10
 """Points further away are mistakes, whose outline might not fit into memory."""
 
 
-def annotation_mask(segmentation: Any, height: int, width: int) -> Mask:
-    """The pixels (height, width) of a `segmentation`: polygons, or run lengths as a list or as COCO's text.
+def annotation_mask(segmentation: Any, height: int, width: int) -> tuple[Mask, list[Outline]]:
+    """The pixels (height, width) of a `segmentation`, and its polygons; those of run lengths are none.
 
-    Raises: `DataError` for anything else, which the caller completes with the file and the annotation.
+    Run lengths are a list, or COCO's text. Raises: `DataError` for anything else, which the caller completes with the
+    file and the annotation.
     """
-    if isinstance(segmentation, list):
-        mask = np.zeros((height, width), dtype=bool)
-        for polygon in segmentation:
-            mask |= polygon_mask(polygon, height, width)
-        return mask
-    counts = segmentation.get("counts") if isinstance(segmentation, dict) else None
-    if isinstance(counts, str):
-        counts = decoded_counts(counts)
-    if not isinstance(counts, list) or list(segmentation.get("size", ())) != [height, width]:
+    if isinstance(segmentation, dict):
+        return run_length_mask(_counts_of(segmentation, height, width), height, width), []
+    mask = np.zeros((height, width), dtype=bool)
+    polygons = outlines(segmentation, height, width)
+    for outline in polygons:
+        mask |= outline_mask(outline, height, width)
+    return mask, polygons
+
+
+def outlines(segmentation: Any, height: int, width: int) -> list[Outline]:
+    """The polygons of a `segmentation`, each as points (N, 2) of x and y. Raises: `DataError` for what is none."""
+    if not isinstance(segmentation, list):
+        raise DataError(f"its segmentation is {shown(segmentation)}; expected {EXPECTED}")
+    if not segmentation:
+        raise DataError("its segmentation is empty: it has no outline; draw one, or take the annotation out")
+    flat = [value for value in segmentation if not isinstance(value, list)]
+    if flat:
         raise DataError(
-            f"its segmentation is neither polygons nor run lengths of the image's size ({height} x {width})"
+            f"its segmentation is a list with {shown(flat[0])} in it, not a list of polygons; expected {EXPECTED}"
         )
-    return run_length_mask(counts, height, width)
+    return [_outline_of(i, polygon, height, width) for i, polygon in enumerate(segmentation)]
+
+
+def _outline_of(number: int, polygon: list[Any], height: int, width: int) -> Outline:
+    wrong = [value for value in polygon if not finite(value)]
+    if wrong:
+        raise DataError(f"its polygon {number} has {shown(wrong[0])} among its numbers; expected {EXPECTED}")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise DataError(
+            f"its segmentation has a polygon of {len(polygon)} numbers (polygon {number}); expected x and y of three "
+            "points or more"
+        )
+    limit = MAX_SIZES_AWAY * (height + width)
+    if not all(-limit <= value <= limit for value in polygon):
+        raise DataError(f"its polygon {number} has a point far outside the image of {width} x {height} pixels")
+    return np.array(polygon, dtype=np.float64).reshape(-1, 2)
+
+
+def extent(points: Outline) -> tuple[float, float, float, float]:
+    """The box of points: x, y, width and height."""
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return left, top, right - left, bottom - top
+
+
+def area(points: Outline) -> float:
+    """The area of an outline, by the shoelace formula."""
+    x, y = points.T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+
+
+def is_flat(points: Outline) -> bool:
+    """Whether all points lie on one line, or are one."""
+    away = points - points[0]
+    longest = away[np.square(away).sum(axis=1).argmax()]
+    across = np.abs(away[:, 0] * longest[1] - away[:, 1] * longest[0]).max()
+    return bool(across <= 1e-9 * max(np.square(longest).sum(), 1e-9))
+
+
+def _counts_of(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
+    """The run lengths of a `segmentation`. Raises: `DataError` for another size than the image's, and for no counts."""
+    counts, size = segmentation.get("counts"), segmentation.get("size")
+    if not (isinstance(size, list) and [type(side) for side in size] == [int, int] and size == [height, width]):
+        found = size if isinstance(size, list) and len(size) <= 4 else shown(size)
+        raise DataError(f"its run lengths are of the size {found}; the image's is [{height}, {width}], rows first")
+    if isinstance(counts, str):
+        return decoded_counts(counts)
+    if not isinstance(counts, list) or any(type(count) is not int for count in counts):
+        raise DataError("its run lengths, 'counts', are neither a list of whole numbers nor COCO's text")
+    return counts
 
 
 def decoded_counts(text: str) -> list[int]:
     """COCO's text of run lengths: groups of 5 bits, lowest first.
 
-    From the fourth on, a number is the difference to the last but one.
+    From the fourth on, a number is the difference to the last but one. Raises: `DataError` for other texts.
     """
     counts: list[int] = []
     value, shift = 0, 0
     for character in text:
         bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise DataError(f"its run lengths are a text with {character!a} in it, which COCO's texts never have")
         value |= (bits & 0x1F) << shift
         shift += 5
         if bits & 0x20:
@@ -54,6 +116,8 @@ def decoded_counts(text: str) -> list[int]:
             value -= 1 << shift
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
         value, shift = 0, 0
+    if shift:
+        raise DataError("its run lengths are a text that was cut off")
     return counts
 
 
@@ -65,13 +129,8 @@ def run_length_mask(counts: Sequence[int], height: int, width: int) -> Mask:
     return np.repeat(runs, counts).reshape(width, height).T
 
 
-def polygon_mask(polygon: Sequence[float], height: int, width: int) -> Mask:
-    """The mask of a polygon x0, y0, x1, y1, ...: what an odd number of crossings precedes, column by column."""
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise DataError(f"its segmentation has a polygon of {len(polygon)} numbers; three points have six")
-    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-    if not (np.abs(points) <= MAX_SIZES_AWAY * (height + width)).all():
-        raise DataError(f"its segmentation has a point far outside the image of {height} x {width}")
+def outline_mask(points: Outline, height: int, width: int) -> Mask:
+    """The mask of an outline (N, 2): what an odd number of crossings precedes, column by column."""
     corners = (points * POINTS_PER_PIXEL + 0.5).astype(np.int64)
     x, y = _outline(corners, np.roll(corners, -1, axis=0))
     step = np.flatnonzero(x[1:] != x[:-1])

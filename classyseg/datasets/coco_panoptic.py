@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from classyseg.config import DataError, within
-from classyseg.datasets.coco import coco_folders, entries_of, read_annotations
+from classyseg.datasets.coco import coco_folders
+from classyseg.datasets.coco_file import CocoFile, CocoImage, quoted, shown
 from classyseg.datasets.files import read_colors
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import listed_pairs
+from classyseg.datasets.pairs import pairs_by_name
 from classyseg.registry import DATASETS, TransformConfig
 
 CATEGORY_IDS, CLASSES, PALETTE = label_table("coco_panoptic")
+Array = npt.NDArray[Any]
+PANOPTIC = "coco_panoptic"
 LABELS = {category: i for i, category in enumerate(CATEGORY_IDS)}
 
 
@@ -44,12 +48,10 @@ class CocoPanoptic(MaskFiles):
         with within("root"):
             folder, images, masks = coco_folders(root, f"{split}2017", f"annotations/panoptic_{split}2017")
         self._source = source = folder / "annotations" / f"panoptic_{split}2017.json"
-        with entries_of(source):
-            names, self._ids, self._labels, self._ends = _segments(source)
-        pairs = listed_pairs(names, images, masks)
-        present = {image.stem for image, _ in pairs}
-        self._rows = [row for row, name in enumerate(names) if name in present]
-        super().__init__(pairs, transforms)
+        names, self._sizes, self._ids, self._labels, self._ends = _segments(source, f"{split}2017")
+        pairs = pairs_by_name(names, images, masks)
+        self._rows = [row for row, name in enumerate(names) if name in pairs]
+        super().__init__(list(pairs.values()), transforms)
 
     def files(self, index: int) -> tuple[Path, ...]:
         return (*super().files(index), self._source)
@@ -58,8 +60,20 @@ class CocoPanoptic(MaskFiles):
         mask, row = self.mask_path(index), self._rows[index]
         mine = slice(self._ends[row], self._ends[row + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))
-        label_map = LabelMap({0: self.ignore_index} | segments, text=str)
-        return label_map(segment_ids(mask), mask)
+        ids = segment_ids(mask)
+        height, width = self._sizes[row].tolist()
+        if ids.shape != (height, width):
+            raise DataError(
+                f"{mask}: is {ids.shape[1]} x {ids.shape[0]} pixels, but its image {width} x {height} in {self._source}"
+            )
+        labels = LabelMap({0: self.ignore_index} | segments, text=str)(ids, mask)
+        lost = [number for number in segments if not (ids == number).any()]
+        if lost:
+            raise DataError(
+                f"{mask}: has no pixel of the segment {lost[0]} ({len(lost)} of {len(segments)} are not there), which "
+                f"{self._source} describes"
+            )
+        return labels
 
 
 def segment_ids(path: Path) -> Any:
@@ -68,15 +82,46 @@ def segment_ids(path: Path) -> Any:
     return colors >> 16 | colors & 0xFF00 | (colors & 0xFF) << 16
 
 
-def _segments(path: Path) -> tuple[list[str], Any, Any, Any]:
-    """The names of the images; the numbers and the labels of all segments; where those of each image begin and end."""
-    annotations = sorted(read_annotations(path, "annotations")["annotations"], key=lambda item: item["file_name"])
-    segments = [segment for annotation in annotations for segment in annotation["segments_info"]]
-    strange = sorted({segment["category_id"] for segment in segments} - LABELS.keys())
-    if strange:
-        raise DataError(f"{path}: holds the category {strange[0]}, which is none of COCO's {len(CLASSES)}")
-    names = [Path(annotation["file_name"]).stem for annotation in annotations]
-    ids = np.array([segment["id"] for segment in segments], dtype=np.int32)
-    labels = np.array([LABELS[segment["category_id"]] for segment in segments], dtype=np.uint8)
-    ends = np.cumsum([0, *(len(annotation["segments_info"]) for annotation in annotations)])
-    return names, ids, labels, ends
+def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, Array]:
+    """What a JSON file says of its masks, in the order of their names, each looked at.
+
+    The names of the images, which lie in `folder`, and their sizes (N, 2) as height and width; the numbers and the
+    labels of all segments; where those of each image begin and end.
+    """
+    file = CocoFile(path, "images", "annotations", "categories")
+    known = file.categories({number: [name] for number, name in zip(CATEGORY_IDS, CLASSES, strict=True)}, PANOPTIC)
+    images = file.images(folder)
+    found: dict[int, tuple[str, CocoImage, list[tuple[int, int]]]] = {}
+    for i, annotation in enumerate(file.contents["annotations"]):
+        number = file.listed(f"annotations[{i}]", annotation, "image_id", images, "images")
+        place = f"the annotation of image {number}"
+        if number in found:
+            file.refuse(f"the image {number} has two annotations; each has one, with all of its segments")
+        name = file.stem(place, annotation, f"panoptic_{folder}")
+        if name != images[number].name:
+            file.refuse(
+                f"{place}: its file_name is {quoted(name)}, but that of the image {quoted(images[number].name)}"
+            )
+        found[number] = annotation["file_name"], images[number], _segments_of(file, place, annotation, known)
+    rows = sorted(found.values(), key=lambda row: row[0])
+    segments = [segment for *_, inner in rows for segment in inner]
+    ids = np.array([number for number, _ in segments], dtype=np.int32)
+    labels = np.array([LABELS[category] for _, category in segments], dtype=np.uint8)
+    sizes = np.array([(image.height, image.width) for _, image, _ in rows], dtype=np.int64).reshape(-1, 2)
+    return [image.name for _, image, _ in rows], sizes, ids, labels, np.cumsum([0, *(len(inner) for *_, inner in rows)])
+
+
+def _segments_of(file: CocoFile, place: str, annotation: dict[str, Any], known: set[int]) -> list[tuple[int, int]]:
+    """The number and the category of each segment of a mask. Raises: `DataError`."""
+    described = file.value(place, annotation, "segments_info")
+    if not isinstance(described, list):
+        file.refuse(f"{place}: its segments_info is {shown(described)}; expected a list")
+    found: dict[int, int] = {}
+    for i, segment in enumerate(described):
+        number = file.number(f"{place}: segments_info[{i}]", segment, "id")
+        if not 0 < number < 2**24:
+            file.refuse(f"{place}: its segment {number} is no colour; accepted: 1 to {2**24 - 1}, as 0 is void")
+        if number in found:
+            file.refuse(f"{place}: its segment {number} comes twice")
+        found[number] = file.listed(f"{place}: its segment {number}", segment, "category_id", known, "categories")
+    return list(found.items())

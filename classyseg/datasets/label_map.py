@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from classyseg.datasets.classy_dataset import MAX_LISTED, Color
 
 Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min
+BACKGROUNDS = {"background", "bg", "back", "void", "none", "other", "others", "unlabeled", "unlabelled"}
+"""What the class of everything else is called."""
 
 
 class UnknownValueError(DataError):
@@ -112,6 +115,26 @@ def labels_of(classes: Sequence[str]) -> dict[str, int]:
     if len(set(classes)) != len(classes):
         raise ConfigError(f"classes: found one name twice in {list(classes)}")
     return {name: i for i, name in enumerate(classes)}
+
+
+def with_more_classes(classes: Sequence[str], count: int) -> list[str]:
+    """`classes` and others up to `count`: a background in front where one is missing and there is none, else `class3`.
+
+    A single class that is the background gets an `object` behind it.
+    """
+    names = list(classes)
+    if count == len(names) + 1 and not BACKGROUNDS & {name.lower() for name in names}:
+        return ["background", *names]
+    if len(names) == 1:
+        names.append("object")
+    return names + [f"class{label}" for label in range(len(names), count)]
+
+
+def classes_line(classes: Sequence[str]) -> str:
+    """The key `classes` as a line of a config."""
+    plain = re.compile(r"(?!(?i:yes|no|on|off|true|false|null|y|n)$)[A-Za-z_][\w -]*(?<! )")
+    shown = (name if plain.fullmatch(name) else json.dumps(name, ensure_ascii=False) for name in classes)
+    return f"classes: [{', '.join(shown)}]"
 
 
 def label_table(name: str) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Color, ...]]:

@@ -100,6 +100,13 @@ def listed_pairs(
     names: Sequence[str], images: Path, masks: Path, *, mask_suffixes: tuple[str, ...] = MASK_SUFFIXES
 ) -> list[Pair]:
     """The files of `names` in two folders. Raises: `DataError` naming those that are missing."""
+    return list(pairs_by_name(names, images, masks, mask_suffixes=mask_suffixes).values())
+
+
+def pairs_by_name(
+    names: Sequence[str], images: Path, masks: Path, *, mask_suffixes: tuple[str, ...] = MASK_SUFFIXES
+) -> dict[str, Pair]:
+    """As `listed_pairs`, by the names."""
     by_name = files_by_name(images, IMAGE_SUFFIXES, "image")
     masks_by_name = files_by_name(masks, mask_suffixes, "mask")
     for folder, found, what in ((images, by_name, "image"), (masks, masks_by_name, "mask")):
@@ -107,7 +114,7 @@ def listed_pairs(
         if missing:
             message = f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {listed(missing, limit=5)}"
             report_fault(f"missing_{what}", message, missing)
-    return [(by_name[name], masks_by_name[name]) for name in names if name in by_name and name in masks_by_name]
+    return {name: (by_name[name], masks_by_name[name]) for name in names if name in by_name and name in masks_by_name}
 
 
 def read_names(path: Path) -> list[str]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from classyseg.checkpoint import prune
-from classyseg.config import ConfigError
+from classyseg.checkpoint import LATEST, checkpoint_folders, prune
+from classyseg.config import ConfigError, listed
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
-from classyseg.io import write_atomically
+from classyseg.io import read_json_lines, write_atomically
 from classyseg.registry import HOOKS
+from classyseg.structures import BestIs
 
 MAX_FAILURES = 3
 BEST = "BEST"
@@ -25,10 +28,11 @@ log = logging.getLogger(__name__)
 class CheckpointHook(ClassyHook):
     """Saves after every `every_epochs` training phases and every `every_steps` steps; keeps the newest `keep`.
 
-    With `best`, a number in the test record such as `mean_iou`, the checkpoint of the best test phase is saved, kept
-    and named in `checkpoints/BEST`; `best_is` says whether the largest or the smallest value is best. A phase without
-    the value (nothing valid was measured) is never best. The last training phase is always saved. A save that fails (a
-    full disk) leaves the older ones as they are and is tried again; the third failure in a row ends the run.
+    With `best`, a number in the test record such as `mean_iou`, or `iou/CLASS`, the checkpoint of the best test phase
+    is saved, kept and named in `checkpoints/BEST`. Whether the largest or the smallest value is best, the number knows;
+    `best_is` says it for one that does not, or instead of it. A phase without the value (nothing valid was measured) is
+    never best; of equal ones the first is. The last training phase is always saved. A save that fails (a full disk)
+    leaves the older ones as they are and is tried again; the third failure in a row ends the run.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class CheckpointHook(ClassyHook):
         every_steps: Annotated[int, Field(ge=1)] | None = None,
         keep: Annotated[int, Field(ge=1)] = 3,
         best: str | None = None,
-        best_is: Literal["largest", "smallest"] = "largest",
+        best_is: BestIs | None = None,
     ) -> None:
         self.every_epochs = every_epochs
         self.every_steps = every_steps
@@ -46,14 +50,19 @@ class CheckpointHook(ClassyHook):
         self.best = best
         self.best_is = best_is
         self.failures = 0
+        self._values: dict[str, float] = {}
+        """The number of each test phase so far, by the name of the checkpoint that it measured."""
 
     def on_start(self, task: WatchedTask) -> None:
-        if task.run_folder is None or not is_primary():
+        if task.run_folder is None or self.best is None:
             return
-        root = task.run_folder / "checkpoints"
-        best = self._best_name(root)
-        if best is not None and not (root / best).is_dir():  # it was damaged: the best one is to be found again
-            (root / BEST).unlink()
+        with failing_together():
+            if is_primary():
+                for record in read_json_lines(task.run_folder / "metrics.jsonl"):
+                    if record["phase"] == "test":
+                        self._remember(record)
+                # The best one may be damaged by now, and `best` may be another number than before.
+                self._name_best(task, task.run_folder / "checkpoints")
 
     def on_step(self, task: WatchedTask) -> None:
         progress = task.progress
@@ -67,14 +76,17 @@ class CheckpointHook(ClassyHook):
         ):
             self._save(task)
         if record["phase"] == "test" and self.best is not None and task.run_folder is not None:
-            path = task.run_folder / "checkpoints" / BEST
+            root, name = task.run_folder / "checkpoints", f"step-{record['step']}"
             with failing_together():
-                value = self._value(record)
-                is_best = value is not None and self._is_best(path, value)
+                self._remember(record)
+                is_best = is_primary() and self._best_of(task, root, name) == name
             if integer_from_primary(int(is_best)):
                 self._save(task)
-                if is_primary() and (path.parent / f"step-{record['step']}").is_dir():
-                    write_atomically(path, f"step-{record['step']} {value!r}\n")
+            with failing_together():
+                if is_primary():
+                    self._name_best(task, root)
+                    if (newest := _newest(root)) is not None:
+                        prune(newest, self.keep, _named_best(root))
 
     def _save(self, task: WatchedTask) -> None:
         with failing_together():
@@ -91,26 +103,107 @@ class CheckpointHook(ClassyHook):
             return
         self.failures = 0
         if folder is not None and is_primary():
-            prune(folder, self.keep, self._best_name(folder.parent))
+            prune(folder, self.keep, _named_best(folder.parent))
 
-    def _best_name(self, root: Path) -> str | None:
-        path = root / BEST
-        return path.read_text(encoding="utf-8").split()[0] if path.exists() else None
+    # -- the best one --------------------------------------------------------------------------------------------------
 
-    def _value(self, record: dict[str, object]) -> float | None:
-        """The number of the test phase; None where it has none (nothing valid was measured): never the best."""
-        value = record.get(self.best or "", "")
-        if value is None or (isinstance(value, float) and not math.isfinite(value)):
-            return None
-        if not isinstance(value, int | float):
-            numbers = [key for key, found in record.items() if isinstance(found, int | float)]
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        """Keeps the number of a test phase; nothing where it has none (nothing valid was measured): never the best."""
+        numbers = numbers_of(record)
+        key = same_text(self.best or "", numbers)
+        if key is None:
             raise ConfigError(
-                f"hooks.checkpoint.best: the test record has no number '{self.best}'; it has {', '.join(numbers)}"
+                f"hooks.checkpoint.best: the test record has no number '{self.best}'; it has {listed(list(numbers))}"
             )
-        return float(value)
+        value, name = numbers[key], f"step-{record['step']}"
+        self._values.pop(name, None)
+        if value is not None and math.isfinite(value):
+            self._values[name] = value
 
-    def _is_best(self, path: Path, value: float) -> bool:
-        if not path.exists():
-            return True
-        before = float(path.read_text(encoding="utf-8").split()[1])
-        return value > before if self.best_is == "largest" else value < before
+    def _best_of(self, task: WatchedTask, root: Path, unsaved: str | None = None) -> str | None:
+        """The name of the best checkpoint that is there, `unsaved` as if it were; None where nothing was measured."""
+        there = {folder.name: self._values.get(folder.name) for folder in checkpoint_folders(root)}
+        if unsaved is not None:
+            there[unsaved] = self._values.get(unsaved)
+        named = _read_best(root)
+        if named is not None and named[0] in there and named[0] not in self._values and named[0] != unsaved:
+            there[named[0]] = named[1]  # its record is lost, or about to be made again
+        best: tuple[str, float] | None = None
+        for name, value in there.items():
+            if value is not None and (best is None or self._is_better(task, value, best[1])):
+                best = name, value
+        return None if best is None else best[0]
+
+    def _is_better(self, task: WatchedTask, value: float, before: float) -> bool:
+        best_is = self.best_is or task.best_is(self.best or "")
+        if best_is is None:
+            raise ConfigError(
+                f"hooks.checkpoint.best_is: nothing says which value of '{self.best}' is best; set best_is to largest "
+                "or smallest"
+            )
+        return value > before if best_is == "largest" else value < before
+
+    def _name_best(self, task: WatchedTask, root: Path) -> None:
+        """Makes `BEST` name the best checkpoint that is there, if any."""
+        name = self._best_of(task, root)
+        try:
+            if name is None:
+                (root / BEST).unlink(missing_ok=True)
+            elif name in self._values:
+                write_atomically(root / BEST, f"{name} {self._values[name]!r}\n")
+        except OSError as error:  # the former one stays, and is still named
+            log.warning("%s: not written (%s); training goes on", root / BEST, error.strerror)
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:
+    """The numbers of a test record by the names that `best` takes: those of classes as `iou/CLASS`."""
+    numbers: dict[str, float | None] = {}
+    for key, value in record.items():
+        if value is None or isinstance(value, int | float):
+            numbers[key] = value
+        elif is_by_class(value):
+            numbers |= {f"{key}/{name}": number for name, number in value.items()}
+    return numbers
+
+
+def is_by_class(value: Any) -> bool:
+    """Whether a value of a record is one number, or None, by the name of each class."""
+    return isinstance(value, Mapping) and all(
+        number is None or isinstance(number, int | float) for number in value.values()
+    )
+
+
+def same_text(name: str, names: Mapping[str, Any]) -> str | None:
+    """The one of `names` that is `name`, or the same text in another of Unicode's forms."""
+    if name in names:
+        return name
+    wanted = unicodedata.normalize("NFC", name)
+    return next((known for known in names if unicodedata.normalize("NFC", known) == wanted), None)
+
+
+def _read_best(root: Path) -> tuple[str, float] | None:
+    """The name of the best checkpoint and its value; None without one, or where the file is damaged."""
+    try:
+        name, value = (root / BEST).read_text(encoding="utf-8").split()
+        if not math.isfinite(float(value)):
+            raise ValueError(f"found the value {value}")
+        return name, float(value)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("%s: cannot be read (%s); the best checkpoint is found again", root / BEST, error)
+        return None
+
+
+def _named_best(root: Path) -> str | None:
+    best = _read_best(root)
+    return None if best is None else best[0]
+
+
+def _newest(root: Path) -> Path | None:
+    """The checkpoint that `LATEST` names, else the one with the highest number."""
+    with_number = checkpoint_folders(root)
+    latest = root / LATEST
+    name = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
+    named = [folder for folder in with_number if folder.name == name]
+    return [*with_number, *named][-1] if with_number else None

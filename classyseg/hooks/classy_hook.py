@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from classyseg.registry import Configurable
-from classyseg.structures import Progress
+from classyseg.structures import BestIs, Progress
 
 
 class WatchedTask(Protocol):
@@ -38,6 +38,8 @@ class WatchedTask(Protocol):
     def data_wait(self) -> float: ...
 
     def step_loss(self) -> float: ...
+
+    def best_is(self, number: str) -> BestIs | None: ...
 
     def save_checkpoint(self) -> Path | None: ...
 

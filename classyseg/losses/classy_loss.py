@@ -43,6 +43,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     """How many sums are divided by counts of their own; more than one where losses are combined."""
     extras: tuple[str, ...] = ()
     """The extras of heads that this kind of loss is for, such as `points`."""
+    min_classes: int = 2
+    """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
 
     def __init__(
         self,
@@ -67,6 +69,14 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
         return False
 
+    @property
+    def is_additive(self) -> bool:
+        """Whether `counts` of targets alone weigh the losses of a batch's parts so that they add up to the batch's.
+
+        Where it is false (which pixels count, or how much, depends on the outputs), a batch in parts is measured whole.
+        """
+        return True
+
     def check_num_classes(self, num_classes: int) -> None:
         """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
 
@@ -87,7 +97,12 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         return (target != self.ignore_index).sum().double()
 
     def counts(self, target: Tensor) -> Tensor:
-        """The `count` of every term, (num_terms,)."""
+        """The `count` of every term, (num_terms,): what its sum is divided by, or in proportion to it.
+
+        Raises: `ValueError` in training for a loss that is not additive.
+        """
+        if self.training and not self.is_additive:
+            raise ValueError(f"{type(self).__name__}: how much counts in training is known from the outputs alone")
         return self.count(target).reshape(1)
 
     def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class CombinedLoss(ClassyLoss):
         self.parts = nn.ModuleList(parts)
         self.places = list(places)
         self.num_terms = sum(part.num_terms for part in parts)
+        self.min_classes = max(part.min_classes for part in parts)
 
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
         yield from zip(self.places, self.parts, strict=True)  # type: ignore[arg-type]
@@ -34,6 +35,10 @@ class CombinedLoss(ClassyLoss):
     @property
     def takes_shares(self) -> bool:
         return all(part.takes_shares for _, part in self._placed_parts())
+
+    @property
+    def is_additive(self) -> bool:
+        return all(part.is_additive for _, part in self._placed_parts())
 
     def check_num_classes(self, num_classes: int) -> None:
         for place, part in self._placed_parts():

@@ -42,6 +42,10 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         self.threshold = threshold
         self.min_kept = min_kept
 
+    @property
+    def is_additive(self) -> bool:
+        return False
+
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The mean over kept pixels times what counts, so that dividing by that leaves the mean over the kept ones."""
         self.check_num_classes(logits.shape[1])

@@ -23,7 +23,7 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
 
     Reads `HEAD.points` of heads such as `point_rend`, and `HEAD.point_coordinates` (N, P, 2) beside it. The mean over
     the points of the whole job whose pixels are not ignored, weighted by `class_weights`. In eval mode there are no
-    points, and the loss is 0.
+    points, and the loss is 0. How many points count is known once they are drawn.
 
     Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
     """
@@ -39,6 +39,10 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
         heads: HeadNames | None = None,
     ) -> None:
         super().__init__(ignore_index, class_weights=class_weights, head_weights=head_weights, heads=heads)
+
+    @property
+    def is_additive(self) -> bool:
+        return False
 
     def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
         if named and not name.endswith(POINTS):

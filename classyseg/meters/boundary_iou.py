@@ -29,6 +29,8 @@ class BoundaryIoUMeter(ClassyMeter):
     """
 
     numbers = ("mean_boundary_iou",)
+    class_numbers = ("boundary_iou",)
+    best_is = "largest"
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from classyseg.distributed import sum_over_processes
 from classyseg.registry import Configurable
+from classyseg.structures import BestIs
 
 
 class ClassyMeter(Configurable, ABC):
@@ -26,6 +27,14 @@ class ClassyMeter(Configurable, ABC):
     """As many test samples that follow each other are one: they come in one batch, to one process."""
     numbers: tuple[str, ...] | None = None
     """The names in `compute()` whose values are numbers, by which a checkpoint can be best; None: not declared."""
+    class_numbers: tuple[str, ...] = ()
+    """The names in `compute()` whose values are a number, or None, by the name of each class.
+
+    A checkpoint can be best by one of them as `NAME/CLASS`. The log shows them after each test phase.
+    """
+    best_is: BestIs | Mapping[str, BestIs] | None = None
+    """Which value of these numbers is best; by name where they differ. None: not declared, so that who uses one of
+    them as `best` must say it."""
 
     @abstractmethod
     def __init__(self, classes: Sequence[str], ignore_index: int) -> None: ...

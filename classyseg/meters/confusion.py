@@ -81,6 +81,8 @@ def mean_over_classes(values: Mapping[str, float | None], absent: Absent) -> flo
 class _ConfusionMeter(ClassyMeter):
     """Accumulates the confusion matrix of a phase on the device."""
 
+    best_is = "largest"
+
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
@@ -125,6 +127,7 @@ class MeanIoUMeter(_MeanOverClassesMeter):
     """
 
     numbers = ("mean_iou", "pixel_accuracy")
+    class_numbers = ("iou",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -142,6 +145,7 @@ class DiceMeter(_MeanOverClassesMeter):
     """
 
     numbers = ("mean_dice",)
+    class_numbers = ("dice",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -156,6 +160,7 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
     """
 
     numbers = ("mean_class_accuracy",)
+    class_numbers = ("class_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()

@@ -29,6 +29,7 @@ class _TopKMeter(ClassyMeter):
     """
 
     reads_labels = False
+    best_is = "largest"
     value_name: str
 
     def __init__(

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
 from classyseg.layers import NormConfig
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.named import with_heads
@@ -57,10 +57,10 @@ class ResNet(ClassyModel):
         *,
         block: Literal["basic", "bottleneck"] = "bottleneck",
         depths: tuple[
-            Annotated[int, Field(ge=1)],
-            Annotated[int, Field(ge=1)],
-            Annotated[int, Field(ge=1)],
-            Annotated[int, Field(ge=1)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
         ] = (3, 4, 6, 3),
         groups: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 1,
         width_per_group: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 64,

@@ -17,6 +17,7 @@ from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import has_whole_images
 from classyseg.datasets.doctor import Finding, check_data
+from classyseg.datasets.label_map import classes_line, with_more_classes
 from classyseg.heads.classy_head import HeadOutputError
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
@@ -38,8 +39,20 @@ NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
 
 
+def check_complete(num_epochs: int, dataset: Any, optimizer: Any) -> None:
+    """Raises: `ConfigError` for a task that trains without a training set or an optimizer, and for no data set."""
+    missing = {"dataset.train": dataset.train is None, "optimizer": optimizer is None}
+    if num_epochs and any(missing.values()):
+        wanted = "missing; a task that trains has one, and only num_epochs: 0 needs none"
+        raise ConfigError("\n".join(f"{key}: {wanted}" for key in missing if missing[key]))
+    if dataset.train is None and dataset.test is None:
+        raise ConfigError("dataset: found neither train nor test; give the data set to measure under test")
+
+
 def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     """A short look at a few samples, as `classyseg data check` looks at all; the same ones whenever a run starts.
+
+    Where these hold one class and ignored pixels alone, others are read up to the first that has another class.
 
     Logs warnings that hold for every sample. Raises: `DataError` with all faults and how to mend them, but for those of
     data sets whose `on_bad_sample` lets them pass, which are counted when they come.
@@ -52,7 +65,12 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
                 f"{summary.name}: {type(summary.dataset).__name__} gives classes of whole images, which its class does "
                 "not say: set whole_images = True there, or inherit from ClassificationDataset"
             )
-    faults = [finding for finding in diagnosis.faults if places[_root(finding, places)].on_bad_sample == "error"]
+    faults = [
+        finding
+        for finding in diagnosis.faults
+        if (places[_root(finding, places)].on_bad_sample == "error" or not finding.in_samples)
+        and finding.kind != "one_class"  # which the loss allows: see `check_classes`
+    ]
     if faults:
         text = "\n".join(line for finding in faults for line in finding.lines())
         raise DataError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
@@ -179,6 +197,18 @@ def check_masks(name: str, data: Any) -> None:
         )
 
 
+def check_classes(name: str, data: Any, classes: Sequence[str], loss: ClassyLoss) -> None:
+    """`data` is a data set, or its config. Raises: `ConfigError` for fewer classes than the loss can learn."""
+    if len(classes) >= loss.min_classes:
+        return
+    key = ".classes" if "classes" in getattr(data, "own_keys", ()) else ""
+    raise ConfigError(
+        f"dataset.{name}{key}: found one class, '{classes[0]}', which cannot be learnt: a softmax over one class is "
+        "always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "
+        f"{classes_line(with_more_classes(classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}"
+    )
+
+
 def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss, *, whole_images: bool = False) -> None:
     """`whole_images` says that targets are classes of whole images, not masks.
 
@@ -239,12 +269,6 @@ def clips_in_a_batch(
         if num_samples is not None and num_samples % clips:
             raise ConfigError(f"dataset.test: found {num_samples} samples; {place}")
     return math.lcm(*(getattr(meter, "clips_per_video", 1) for meter in meters))
-
-
-def declared_metrics(meters: Sequence[Any], main_head: str) -> dict[str, None]:
-    """The names in a test record that `meters`, or their configs, declare. Raises as `joined_metrics`."""
-    values = [dict.fromkeys(getattr(meter, "component", meter).numbers or ()) for meter in meters]
-    return joined_metrics(meters, values, main_head)
 
 
 def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +30,8 @@ from classyseg.datasets.bad_samples import LIST_FILE
 from classyseg.hooks import ClassyHook
 from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
-from classyseg.structures import Progress, Sample
+from classyseg.structures import BestIs, Progress, Sample
+from classyseg.tasks.given import config_of, parts_in_python
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class ClassyTask(Configurable, ABC):
     methods.
     """
 
+    _given: Mapping[str, Any]
+
     def __init__(self, *, num_epochs: int, test_every_epochs: int, has_test: bool) -> None:
         self.num_epochs = num_epochs
         self.test_every_epochs = test_every_epochs
@@ -70,7 +73,7 @@ class ClassyTask(Configurable, ABC):
         self.progress = Progress(phase="train" if num_epochs else "test")
         self.hooks: Sequence[ClassyHook] = ()
         self.run_folder: Path | None = None
-        self.config: Mapping[str, Any] = {}
+        self._config: Mapping[str, Any] | None = None
         self.chosen: Mapping[str, Any] = {}
         """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
@@ -81,6 +84,22 @@ class ClassyTask(Configurable, ABC):
         self._samples = 0
         self._waited = 0.0
         self._phase_started = 0.0
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        task = super().__new__(cls)
+        task._given = given  # of which `config` tells
+        return task
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config: what `build_task` read, or the arguments that Python code gave."""
+        if self._config is None:
+            self._config = {**config_of(type(self), self._given), **self.chosen}
+        return self._config
+
+    @config.setter
+    def config(self, config: Mapping[str, Any]) -> None:
+        self._config = config
 
     # -- what a task gives -------------------------------------------------------------------------------------------
 
@@ -157,6 +176,7 @@ class ClassyTask(Configurable, ABC):
     def start(self, run_folder: Path | None, *, resume: bool = False) -> None:
         """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any."""
         self.run_folder = run_folder
+        self._tell_what_is_not_written()
         self.prepare()
         if run_folder is not None:
             with distributed.failing_together():
@@ -172,6 +192,15 @@ class ClassyTask(Configurable, ABC):
                     write_atomically(run_folder / "config.yaml", dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
+
+    def _tell_what_is_not_written(self) -> None:
+        places = parts_in_python(self.config)
+        if places and self.run_folder is not None and distributed.is_primary():
+            log.warning(
+                "config.yaml and the checkpoints cannot describe what Python code built: %s; to train or resume this "
+                "run from a config, write mappings such as {'name': 'resnet50'} there",
+                ", ".join(places),
+            )
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
@@ -270,6 +299,10 @@ class ClassyTask(Configurable, ABC):
     def step_loss(self) -> float:
         """The whole job's loss of the last step. Every process calls it."""
         return self._mean_over_processes(self.last_loss)
+
+    def best_is(self, number: str) -> BestIs | None:
+        """Which value of a number of the test record is best; None: nothing says, and a `best` must say it itself."""
+        return "smallest" if number == "loss" else None
 
     def _mean_over_processes(self, value: Tensor) -> float:
         return (distributed.sum_over_processes(value.detach().double().cpu()) / distributed.world_size()).item()

@@ -19,9 +19,8 @@ class RuntimeConfig(ConfigRecord):
     """What belongs to the machine, not to the experiment.
 
     Numbers change with `precision`; and, in a model with batch norm, with `sync_batch_norm` in several processes and
-    with `accumulate_steps`, by which dropout draws differently and hard pixels are mined apart, too. `device`,
-    `compile`, `channels_last`, `threads`, `deterministic` and `eval_batch_size` change the order of sums, and so the
-    last bits at most; `workers` nothing.
+    with `accumulate_steps`, by which dropout draws differently, too. `device`, `compile`, `channels_last`, `threads`,
+    `deterministic` and `eval_batch_size` change the order of sums, and so the last bits at most; `workers` nothing.
 
     `device`: auto (a GPU if there is one), cpu, cuda, or cuda:1. `accumulate_steps` splits each process's batch into
     that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError, ConfigRecord, unknown, user_path, within
+from classyseg.config import MAX_SEED, ConfigError, ConfigRecord, user_path, within
 from classyseg.datasets import (
     BadSamples,
     Batches,
@@ -29,7 +30,6 @@ from classyseg.datasets import (
 )
 from classyseg.datasets.build import innermost, known_group_size
 from classyseg.foreign import instead_of_key
-from classyseg.hooks import CheckpointHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
@@ -50,15 +50,18 @@ from classyseg.registry import (
     OptimizerConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.structures import Sample
+from classyseg.structures import BestIs, Sample
+from classyseg.tasks.accumulation import parts_of, whole_batch_step
+from classyseg.tasks.best import check_best, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
+    check_classes,
+    check_complete,
     check_masks,
     check_parts,
     check_samples,
     check_targets,
     clips_in_a_batch,
-    declared_metrics,
     joined_files,
     joined_metrics,
     normalize_of_weights,
@@ -79,9 +82,12 @@ NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_chec
 
 
 class DatasetsConfig(ConfigRecord):
-    """The data sets of a task; without `test`, nothing is measured but the training loss."""
+    """The data sets of a task; without `test`, nothing is measured but the training loss.
 
-    train: DatasetConfig
+    A task that trains needs `train`.
+    """
+
+    train: DatasetConfig | None = None
     test: DatasetConfig | None = None
 
     @classmethod
@@ -93,12 +99,13 @@ class DatasetsConfig(ConfigRecord):
 class SegmentationTask(ClassyTask):
     """Trains a model with its heads on masks and measures it on a test set.
 
-    Classes, palette and ignored label come from the training set. Every step draws its randomness from `(seed, step,
-    process)`. `num_epochs: 0` only measures.
+    Classes, palette and ignored label come from the training set, or from the test set where there is no other. Every
+    step draws its randomness from `(seed, step, process)`. `num_epochs: 0` only measures: it needs neither a training
+    set nor an optimizer.
     """
 
-    record_numbers: tuple[str, ...] = ("loss",)
-    """The numbers of a test record beside those of the meters, by which a checkpoint can be best."""
+    record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
+    """The numbers of a test record beside those of the meters, by which a checkpoint can be best; which value is."""
 
     def __init__(
         self,
@@ -108,7 +115,7 @@ class SegmentationTask(ClassyTask):
         dataset: DatasetsConfig,
         model: ModelConfig,
         loss: LossConfig,
-        optimizer: OptimizerConfig,
+        optimizer: OptimizerConfig | None = None,
         seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0,
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
@@ -118,34 +125,39 @@ class SegmentationTask(ClassyTask):
     ) -> None:
         dataset = DatasetsConfig.model_validate(dataset)
         super().__init__(num_epochs=num_epochs, test_every_epochs=test_every_epochs, has_test=dataset.test is not None)
+        check_complete(num_epochs, dataset, optimizer)
         self.seed = seed
         self.batch_size = batch_size
         self.runtime = RuntimeConfig.model_validate(runtime)
         check_batch_size(batch_size, self.runtime.accumulate_steps)
         with within("dataset.train"):
-            self.train_set: ClassyDataset = build_dataset(dataset.train)
+            self.train_set: ClassyDataset | None = None if dataset.train is None else build_dataset(dataset.train)
         with within("dataset.test"):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
+        self.described: ClassyDataset = next(iter(self._data_sets().values()))
         self._check_data_sets()
         self.normalize = self._chosen_normalize(model, normalize)
         self.normalizer = ImageNormalizer(self.normalize)
 
         seed_everything(seed)
         self._model_config = model
-        self.model: ClassyModel = build_model(model, self.train_set.num_classes, load=False)
+        self.model: ClassyModel = build_model(model, self.described.num_classes, load=False)
         with within("loss"):
-            self.loss: ClassyLoss = build_loss(loss, self.train_set.ignore_index)
-        self.loss.check_num_classes(self.train_set.num_classes)
+            self.loss: ClassyLoss = build_loss(loss, self.described.ignore_index)
+        first, described = next(iter(self._data_sets().items()))
+        check_classes(first, getattr(dataset, first), described.classes, self.loss)
+        self.loss.check_num_classes(self.described.num_classes)
         check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
-        check_parts(self.model, self.loss, meters, self.runtime, self.train_set.num_classes, trains=num_epochs > 0)
+        check_parts(self.model, self.loss, meters, self.runtime, self.described.num_classes, trains=num_epochs > 0)
         warn_of_compression(self.model, self.runtime)
         self.meters: list[ClassyMeter] = METERS.build_each(
-            "meters", meters, self.train_set.classes, self.train_set.ignore_index
+            "meters", meters, self.described.classes, self.described.ignore_index
         )
-        metrics = declared_metrics(self.meters, self.model.main_head)
+        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.described.classes)
         self._optimizer_config = optimizer
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        self._train_batches = TrainBatches(len(self.train_set), batch_size, seed=seed, **process)
+        num_train = len(self.train_set or ()) if num_epochs else batch_size  # else none of it is read
+        self._train_batches = TrainBatches(num_train, batch_size, seed=seed, **process)
         num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
         group_size = None if self.test_set is None else self.test_set.group_size
         together = clips_in_a_batch(self.meters, eval_batch_size, num_test, group_size)
@@ -154,18 +166,19 @@ class SegmentationTask(ClassyTask):
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
-        _check_best(self.hooks, self.meters, [*self.record_numbers, *metrics])
+        check_best(self.hooks, self._numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
     def _data_sets(self) -> dict[str, ClassyDataset]:
-        return {"train": self.train_set} | ({} if self.test_set is None else {"test": self.test_set})
+        found = {"train": self.train_set, "test": self.test_set}
+        return {name: data for name, data in found.items() if data is not None}
 
     def _check_data_sets(self) -> None:
         for name, dataset in self._data_sets().items():
             check_masks(name, dataset)
             dataset.seed = self.seed
-            found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.train_set))
+            found, wanted = ((list(d.classes), d.ignore_index) for d in (dataset, self.described))
             if found != wanted:
                 raise ConfigError(
                     f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
@@ -183,6 +196,7 @@ class SegmentationTask(ClassyTask):
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
+        check_complete(config.num_epochs, config.dataset, config.optimizer)  # type: ignore[attr-defined]
         for name, data in config.dataset:  # type: ignore[attr-defined]
             if data is not None:
                 check_masks(name, data)
@@ -194,7 +208,10 @@ class SegmentationTask(ClassyTask):
             model = build_model(model_config, 2, load=False)
         with within("loss"):
             loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        classes = _known_classes(config.dataset.train)  # type: ignore[attr-defined]
+        for name, data in config.dataset:  # type: ignore[attr-defined]
+            if (known := _known_classes(data)) is not None:
+                check_classes(name, data, known, loss)
+        classes = _known_classes(config.dataset.train or config.dataset.test)  # type: ignore[attr-defined]
         if classes is not None:
             loss.check_num_classes(len(classes))
         check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
@@ -204,8 +221,7 @@ class SegmentationTask(ClassyTask):
         test = config.dataset.test  # type: ignore[attr-defined]
         group_size = None if test is None else known_group_size(test)
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)  # type: ignore[attr-defined]
-        metrics = declared_metrics(meters, model.main_head)
-        _check_best(config.hooks, meters, [*cls.record_numbers, *metrics])  # type: ignore[attr-defined]
+        check_best(config.hooks, record_numbers(cls.record_numbers, meters, model.main_head, classes))  # type: ignore[attr-defined]
         transforms = {
             name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
             for name, data in config.dataset  # type: ignore[attr-defined]
@@ -214,7 +230,8 @@ class SegmentationTask(ClassyTask):
         check_targets(transforms, loss)
         applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
         with within("optimizer"):
-            build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
+            if config.optimizer is not None:  # type: ignore[attr-defined]
+                build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
 
     # -- the parts at work -------------------------------------------------------------------------------------------
 
@@ -232,10 +249,11 @@ class SegmentationTask(ClassyTask):
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
         self.loss.to(self.device)
-        with within("optimizer"):
-            self.optimizer: ClassyOptimizer = build_optimizer(
-                self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
-            )
+        if self._optimizer_config is not None:
+            with within("optimizer"):
+                self.optimizer: ClassyOptimizer = build_optimizer(
+                    self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
+                )
         half = self.runtime.precision == "float16"
         self.scaler = torch.amp.GradScaler(self.device.type) if half else None
         self.network: nn.Module = self.model
@@ -254,7 +272,7 @@ class SegmentationTask(ClassyTask):
             ("train", self.train_set, self._train_batches),
             ("test", self.test_set, self._test_batches),
         ):
-            if dataset is not None:
+            if dataset is not None and (phase == "test" or self.num_epochs):
                 self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
 
     def load_initial_weights(self) -> None:
@@ -278,7 +296,10 @@ class SegmentationTask(ClassyTask):
 
     @property
     def lr(self) -> float:
-        return self.optimizer.current_lr
+        return 0.0 if self._optimizer_config is None else self.optimizer.current_lr
+
+    def best_is(self, number: str) -> BestIs | None:
+        return self._numbers.best_is(number)
 
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
@@ -326,17 +347,40 @@ class SegmentationTask(ClassyTask):
         self.model.set_progress(progress)
         self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
+        if self.runtime.accumulate_steps > 1 and not self.loss.is_additive:
+            self.last_loss = self._whole_batch(batch, keys)
+        else:
+            self.last_loss = self._added_parts(batch, keys)
+        self.optimizer.step(self.scaler)
+
+    def _added_parts(self, batch: Sample, keys: list[str]) -> Tensor:
+        """The batch's loss, whose gradients are the sums of those of its parts."""
         total: Tensor | float = 0.0
-        for image, target, share, is_last in self._parts(batch):
-            waits = contextlib.nullcontext() if is_last else self._no_sync()
-            with waits:
+        for image, target, share, is_last in parts_of(batch, self.loss, self.runtime.accumulate_steps):
+            with self._no_sync(unless=is_last):
                 with self._autocast():
                     logits = self.network(self._cached(image, keys))
                 loss = (self.loss.terms(logits, target) * share).sum()
-                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+                self._backward(loss)
             total = total + loss.detach()
-        self.optimizer.step(self.scaler)
-        self.last_loss = torch.as_tensor(total)
+        return torch.as_tensor(total)
+
+    def _whole_batch(self, batch: Sample, keys: list[str]) -> Tensor:
+        """The batch's loss and gradients, of a loss that must see all parts at once."""
+        steps = self.runtime.accumulate_steps
+        inputs = [self._cached(image, keys) for image in batch.image.chunk(steps)]
+        passes = itertools.count(1)
+
+        def run(i: int) -> Mapping[str, Tensor]:
+            with self._no_sync(unless=next(passes) == 2 * steps), self._autocast():
+                return self.network(inputs[i])
+
+        return whole_batch_step(
+            self.network, run, steps, lambda outputs: self.loss.terms(outputs, batch.target).sum(), self._backward
+        )
+
+    def _backward(self, loss: Tensor) -> None:
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def _open_feature_cache(self) -> None:
         """Once, and not before the weights are final: they are part of its keys."""
@@ -368,20 +412,10 @@ class SegmentationTask(ClassyTask):
         own = [keys.pop(0) for _ in images]
         return self._feature_cache.features(own, images)
 
-    def _parts(self, batch: Sample) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
-        """The batch in `accumulate_steps` parts, each with its shares of the counts of the loss's terms."""
-        steps = self.runtime.accumulate_steps
-        if steps == 1:
-            yield batch.image, batch.target, 1.0, True
-            return
-        images, targets = batch.image.chunk(steps), batch.target.chunk(steps)
-        counts = distributed.sum_over_processes(torch.stack([self.loss.counts(target) for target in targets]))
-        shares = (counts / counts.sum(0).clamp(min=1e-12)).float()
-        for i in range(steps):
-            yield images[i], targets[i], shares[i], i == steps - 1
-
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        return self.network.no_sync() if distributed.world_size() > 1 else contextlib.nullcontext()  # type: ignore[operator]
+    def _no_sync(self, *, unless: bool) -> contextlib.AbstractContextManager[None]:
+        """Keeps the gradients of what is inside to this process, `unless` they shall be exchanged."""
+        together = unless or distributed.world_size() == 1
+        return contextlib.nullcontext() if together else self.network.no_sync()  # type: ignore[operator]
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
@@ -417,16 +451,17 @@ class SegmentationTask(ClassyTask):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state()}
+        state = {} if self._optimizer_config is None else self.optimizer.state()
+        return {"model": self.model.state_dict(), "optimizer": state}
 
     def gather_state(self) -> dict[str, Any]:
         return {"bad_samples": self.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
         return {
-            "classes": list(self.train_set.classes),
-            "palette": [list(color) for color in self.train_set.palette],
-            "ignore_index": self.train_set.ignore_index,
+            "classes": list(self.described.classes),
+            "palette": [list(color) for color in self.described.palette],
+            "ignore_index": self.described.ignore_index,
             "normalize": self.normalize.model_dump(mode="json"),
             "scaler": self.scaler.state_dict() if self.scaler is not None else None,
             "versions": {
@@ -441,7 +476,8 @@ class SegmentationTask(ClassyTask):
             self.model.load_state_dict(checkpoint.tensors["model"])
         except RuntimeError as error:
             raise ConfigError(f"checkpoint {checkpoint.folder}: {error}") from None
-        self.optimizer.load_state(checkpoint.tensors.get("optimizer", {}))
+        if self._optimizer_config is not None:
+            self.optimizer.load_state(checkpoint.tensors.get("optimizer", {}))
         last_step = checkpoint.state["progress"]["step"] - 1
         if last_step >= 0:  # a test phase that comes first records the rate of that step
             self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
@@ -458,14 +494,3 @@ def _known_classes(dataset: Any) -> Sequence[str] | None:
         if isinstance(classes, list | tuple):
             return classes
     return None
-
-
-def _check_best(hooks: Iterable[Any], meters: Iterable[Any], numbers: Sequence[str]) -> None:
-    """Raises: `ConfigError` for a `best` that no test record holds. Takes hooks and meters, or their configs."""
-    if any(getattr(meter, "component", meter).numbers is None for meter in meters):  # a plugin's, which may compute it
-        return
-    for i, hook in enumerate(hooks):
-        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
-        if is_checkpoint and hook.best is not None and hook.best not in numbers:
-            known = unknown("number of the test record", hook.best, numbers)
-            raise ConfigError(f"hooks[{i}].best: '{hook.best}': {known}")

@@ -14,7 +14,7 @@ from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, Folder, TrainBatches, build_dataset, make_loader
 from classyseg.registry import DATASETS
 from classyseg.trainer import Trainer
-from data_faults import data_sets, drawn_tree, pairs
+from data_trees import data_sets, drawn_tree, pairs
 from runs import tiny_task
 
 

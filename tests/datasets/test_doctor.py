@@ -24,7 +24,8 @@ from classyseg.datasets.doctor.inspection import inspect
 from classyseg.datasets.pairs import collecting_pair_faults
 from classyseg.datasets.workers import WorkerError
 from classyseg.structures import Sample
-from data_faults import CLASSES, FAULTS, Fault, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
+from data_faults import FAULTS, Fault
+from data_trees import CLASSES, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs
 
 TREES: dict[str, Callable[[Path], Path]] = {"drawn": drawn_tree, "nuclei": nuclei_tree}
 
@@ -76,7 +77,7 @@ def test_the_config_line_of_a_finding_mends_it(name: str, drawn: Path) -> None:
     (line,) = {finding.config for finding in check_data(data_sets(drawn, **fault.options)).findings}
     mended = parse_config(line, source="the finding").values
 
-    again = check_data(data_sets(drawn, **fault.options, **mended))
+    again = check_data(data_sets(drawn, **{**fault.options, **mended}))
 
     assert again.findings == []
     assert again.summaries[0].pixels[1] > 0
@@ -111,6 +112,47 @@ def test_ignored_borders_of_the_second_class_are_no_masks_of_0_and_255(drawn: Pa
         values[row] = 255
         Image.fromarray(values if number else np.where(values == 1, 0, values)).save(path)
     assert [finding.kind for finding in check_data(data_sets(drawn)).findings] == ["unlabelled"]
+
+
+def test_masks_without_any_label_are_a_fault(drawn: Path) -> None:
+    changed_masks(drawn, lambda values: 0 * values + 255)
+    faults = check_data(data_sets(drawn)).faults
+    assert [(finding.kind, finding.count) for finding in faults] == [("no_labels", 12), ("no_labels", 4)]
+
+
+def test_a_map_that_ignores_255_on_purpose_is_taken_at_its_word(drawn: Path) -> None:
+    changed_masks(drawn, lambda values: values * 255)
+    findings = check_data(data_sets(drawn, label_map={255: 255})).findings
+    assert [finding.kind for finding in findings] == ["absent_class"] * 2
+    findings = check_data(data_sets(drawn, label_map={128: 1})).findings
+    assert [(f.kind, f.config) for f in findings] == [("values_0_255", "label_map: {128: 1, 255: 1}")] * 2
+
+
+@pytest.mark.parametrize("classes", [["a", "b", "c"], ["a", "b", "c", "d"]])
+def test_masks_of_0_and_255_are_found_whatever_the_number_of_classes(classes: list[str], drawn: Path) -> None:
+    changed_masks(drawn, lambda values: values * 255)
+    findings = check_data(data_sets(drawn, classes=classes)).findings
+    assert [(f.kind, f.severity, f.config) for f in findings] == [("values_0_255", "fault", "label_map: {255: 1}")] * 2
+
+
+class TwoValues(ClassyDataset):
+    """A plugin's, of masks of 0 and 255."""
+
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 9
+
+    def load(self, index: int) -> Sample:
+        image = torch.full((3, 4, 4), index, dtype=torch.uint8)
+        return Sample(image, torch.eye(4, dtype=torch.int64) * 255, f"s{index}")
+
+
+def test_masks_of_0_and_255_of_a_plugins_data_set_are_found() -> None:
+    (finding,) = check_data({"x": TwoValues()}).faults
+    assert (finding.kind, finding.config, finding.count) == ("values_0_255", "", 9)
+    assert "let TwoValues give its number" in finding.mend
+    assert finding.files[0] == ("s0", "4 pixels of 255")
 
 
 def test_a_suffix_is_proposed_only_where_it_explains_all_masks(drawn: Path) -> None:
@@ -335,6 +377,7 @@ def test_the_page_of_the_doctor_lists_every_kind_of_finding() -> None:
     planted = {fault.kind: fault.severity for fault in FAULTS.values()}
     others = {"missing_file", "listed_twice", "sample_unreadable", "other_classes"}
     others |= {"video_unreadable", "unknown_classes", "empty_class"}  # of images and clips with one class
+    others |= {"no_labels"}
     warnings = {"no_class", "short_video"}
     assert documented == planted | dict.fromkeys(others, "fault") | dict.fromkeys(warnings, "warning")
     assert documented.keys() >= PROBLEMS.keys() | PAIR_MENDS.keys()

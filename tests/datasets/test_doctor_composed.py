@@ -17,7 +17,8 @@ from classyseg.datasets import build_dataset
 from classyseg.datasets.doctor import check_data
 from classyseg.datasets.doctor.sheet import contact_sheet
 from classyseg.tasks.checks import check_samples
-from data_faults import FAULTS, data_sets, drawn_tree, pairs
+from data_faults import FAULTS
+from data_trees import data_sets, drawn_tree, pairs
 from runs import tiny_config
 
 

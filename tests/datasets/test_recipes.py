@@ -79,7 +79,8 @@ def content(name: str, folder: Path) -> bytes:
     if name.endswith(".json"):
         described = [{"id": 1, "file_name": f"{FIRST}.jpg", "height": 6, "width": 8}]
         annotations = [PANOPTIC if "panoptic" in name else DRAWN]
-        return json.dumps({"images": described, "annotations": annotations}).encode()
+        categories = [{"id": 1, "name": "person"}]
+        return json.dumps({"images": described, "annotations": annotations, "categories": categories}).encode()
     return archive(Path(name).name, folder) if name.endswith(".zip") else b"a\n"
 
 

@@ -13,8 +13,10 @@ import pytest
 from classyseg.checkpoint import checkpoint_folders, newest_checkpoint
 from classyseg.config import ConfigError
 from classyseg.hooks import CheckpointHook
+from classyseg.io import append_json_line
+from classyseg.structures import Progress
 from classyseg.trainer import Trainer
-from runs import FakeTask, tiny_task
+from runs import FakeTask, read_records, tiny_task
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -53,11 +55,13 @@ def test_checkpoints_are_saved_and_kept_as_configured(
     [
         ("largest", [0.1, 0.7, 0.5, 0.7, 0.3], 20, [20, 50]),
         ("smallest", [0.1, 0.7, 0.5, 0.7, 0.3], 10, [10, 50]),
-        ("largest", [0.1, 0.2, 0.3, 0.4, 0.5], 50, [40, 50]),
+        ("largest", [0.1, 0.2, 0.3, 0.4, 0.5], 50, [50]),
+        ("largest", [0.9, 0.1, 0.1, 0.95], 40, [40]),
+        ("largest", [0.9, 0.1, None, 0.9, float("nan")], 10, [10, 50]),
     ],
 )
 def test_the_best_checkpoint_is_named_and_kept_beside_the_newest(
-    best_is: Any, values: list[float], best: int, kept: list[int], tmp_path: Path
+    best_is: Any, values: list[float | None], best: int, kept: list[int], tmp_path: Path
 ) -> None:
     run(CheckpointHook(keep=1, best="mean_iou", best_is=best_is), FakeTask(tmp_path), values)
 
@@ -73,6 +77,111 @@ def test_a_best_value_of_before_a_resume_still_counts(tmp_path: Path) -> None:
     run(CheckpointHook(best="mean_iou"), task, [0.5])
 
     assert (tmp_path / "checkpoints/BEST").read_text().split()[0] == "step-10"
+
+
+@pytest.mark.parametrize(
+    ("best", "values", "named"),
+    [
+        ("loss", [{"loss": 1.394}, {"loss": 1.342}, {"loss": 1.5}], "step-20 1.342"),
+        ("mean_iou", [{"mean_iou": 0.1}, {"mean_iou": 0.3}, {"mean_iou": 0.2}], "step-20 0.3"),
+        ("iou/disc", [{"iou": {"disc": None}}, {"iou": {"disc": 0.0}}, {"iou": {"disc": 0.5}}], "step-30 0.5"),
+        ("aux/iou/a/b, c.d", [{"aux/iou": {"a/b, c.d": 0.2}}, {"aux/iou": {"a/b, c.d": 0.1}}], "step-10 0.2"),
+        ("iou/stra\u00dfe \u00fc", [{"iou": {"stra\u00dfe u\u0308": 0.2}}], "step-10 0.2"),  # two forms of one text
+    ],
+)
+def test_a_number_knows_which_of_its_values_is_best(
+    best: str, values: list[dict[str, Any]], named: str, tmp_path: Path
+) -> None:
+    hook, task = CheckpointHook(best=best), FakeTask(tmp_path)
+    for value in values:
+        task.steps(hook)
+        task.end_phase(hook)
+        task.end_phase(hook, **value)
+
+    assert (tmp_path / "checkpoints/BEST").read_text() == f"{named}\n"
+
+
+def test_a_number_of_which_nobody_knows_what_is_best_asks_for_best_is(tmp_path: Path) -> None:
+    hook, task = CheckpointHook(best="roughness"), phases({10: {"roughness": 1.0}, 20: {"roughness": 2.0}}, tmp_path)
+    with pytest.raises(ConfigError, match=r"best_is: .*'roughness'.*largest or smallest"):
+        hook.on_start(task)  # type: ignore[arg-type]
+
+
+def phases(values: dict[int, dict[str, float]], folder: Path) -> FakeTask:
+    """A run to be continued: a checkpoint and a record of a test phase for each step."""
+    task = FakeTask(folder)
+    for step, numbers in values.items():
+        task.progress.step = step
+        task.save_checkpoint()
+        append_json_line(folder / "metrics.jsonl", {"phase": "test", "epoch": step // 10, "step": step, **numbers})
+    return task
+
+
+MEASURED = {10: {"mean_iou": 0.9, "loss": 3.0}, 20: {"mean_iou": 0.5, "loss": 1.0}, 30: {"mean_iou": 0.7, "loss": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("before", "hook", "best"),
+    [
+        ("step-10 0.9", CheckpointHook(best="mean_iou"), "step-10 0.9"),
+        ("step-10 0.9", CheckpointHook(best="loss"), "step-20 1.0"),  # another number than before
+        ("step-10 0.9", CheckpointHook(best="mean_iou", best_is="smallest"), "step-20 0.5"),
+        ("step-99 0.99", CheckpointHook(best="mean_iou"), "step-10 0.9"),  # which is not there any more
+        ("", CheckpointHook(best="mean_iou"), "step-10 0.9"),
+        ("step-10 nan", CheckpointHook(best="mean_iou"), "step-10 0.9"),
+        ("step-10 0.9 \udcff", CheckpointHook(best="mean_iou"), "step-10 0.9"),
+        (None, CheckpointHook(best="loss"), "step-20 1.0"),
+    ],
+)
+def test_a_continued_run_finds_the_best_of_the_checkpoints_that_are_there(
+    before: str | None, hook: CheckpointHook, best: str, tmp_path: Path
+) -> None:
+    task = phases(MEASURED, tmp_path)
+    if before is not None:
+        (tmp_path / "checkpoints/BEST").write_bytes(before.encode("utf-8", "surrogateescape"))
+
+    hook.on_start(task)  # type: ignore[arg-type]
+
+    assert (tmp_path / "checkpoints/BEST").read_text() == f"{best}\n"
+
+
+def test_a_phase_that_is_measured_again_counts_once_by_the_number_that_is_asked_for_now(tmp_path: Path) -> None:
+    task = phases({10: {"mean_iou": 0.5, "loss": 1.0}}, tmp_path)
+    task.progress = Progress(2, "test", 20)
+    task.save_checkpoint()
+    (tmp_path / "checkpoints/BEST").write_text("step-20 0.9\n")  # a mean_iou, whose record is cut
+    hook = CheckpointHook(best="loss")
+    hook.on_start(task)  # type: ignore[arg-type]
+
+    task.end_phase(hook, loss=1.5)
+
+    assert (tmp_path / "checkpoints/BEST").read_text() == "step-10 1.0\n"
+
+
+def test_former_bests_of_an_earlier_config_are_deleted_in_a_continued_run(tmp_path: Path) -> None:
+    task = phases(MEASURED, tmp_path)
+    task.progress = Progress(3, "test", 30)
+    hook = CheckpointHook(best="loss", keep=1)
+    hook.on_start(task)  # type: ignore[arg-type]
+
+    task.end_phase(hook, loss=2.0)
+
+    assert saved_steps(tmp_path) == [20, 30]
+
+
+def test_a_best_that_cannot_be_named_leaves_the_former_one_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook, task = CheckpointHook(best="mean_iou", keep=1), FakeTask(tmp_path)
+    run(hook, task, [0.1])
+    task.steps(hook)
+    task.end_phase(hook)
+    with no_file_over(4):
+        task.end_phase(hook, mean_iou=0.5)
+
+    assert (tmp_path / "checkpoints/BEST").read_text() == "step-10 0.1\n"
+    assert saved_steps(tmp_path) == [10, 20]
+    assert "BEST: not written" in caplog.text
 
 
 def test_an_unknown_best_value_is_an_error_that_lists_the_numbers(tmp_path: Path) -> None:
@@ -135,11 +244,17 @@ def test_the_third_failed_save_in_a_row_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_real_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
-    changes = {"num_epochs": 2, "hooks": [{"name": "checkpoint", "keep": 1, "best": "loss", "best_is": "smallest"}]}
+    changes = {"num_epochs": 2, "hooks": [{"name": "checkpoint", "keep": 1, "best": "loss"}]}
     Trainer(tmp_path).train(tiny_task(changes))
 
-    assert (tmp_path / "checkpoints" / (tmp_path / "checkpoints/BEST").read_text().split()[0]).is_dir()
-    assert saved_steps(tmp_path)[-1] == 12
+    losses = {
+        record["step"]: record["loss"]
+        for record in read_records(tmp_path / "metrics.jsonl")
+        if record["phase"] == "test"
+    }
+    step = min(losses, key=lambda step: losses[step])
+    assert (tmp_path / "checkpoints/BEST").read_text() == f"step-{step} {losses[step]!r}\n"
+    assert saved_steps(tmp_path) == sorted({step, 12})
 
 
 def test_the_best_phase_is_saved_also_when_its_epoch_was_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional
 
 from classyseg.layers import argmax_at
 from classyseg.meters import ClassyMeter, build_meter
@@ -53,6 +54,27 @@ def state(meter: ClassyMeter) -> dict[str, Tensor]:
 def test_a_meter_declares_the_numbers_that_it_computes(name: str) -> None:
     meter = counted(name, batches())
     assert meter.numbers == tuple(key for key, value in meter.compute().items() if isinstance(value, float))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_meter_declares_its_numbers_of_each_class_and_which_values_are_best(name: str) -> None:
+    meter = counted(name, batches())
+    found = meter.compute()
+    assert meter.class_numbers == tuple(key for key, value in found.items() if isinstance(value, dict))
+    assert all(tuple(found[key]) == CLASSES for key in meter.class_numbers)
+    assert meter.best_is == "largest" or not (meter.numbers or meter.class_numbers)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if built(name).numbers])
+def test_right_predictions_are_better_than_wrong_ones_as_declared(name: str) -> None:
+    target = torch.arange(4).repeat_interleave(24).view(1, 8, 12).expand(2, -1, -1)
+    right, wrong = (functional.one_hot(labels, 4).movedim(-1, 1).float() for labels in (target, (target + 1) % 4))
+    values = []
+    for logits in (right, wrong):
+        meter = counted(name, [(logits, target)])
+        values.append([meter.compute()[number] for number in meter.numbers or ()])
+    assert meter.best_is == "largest"
+    assert all(better > worse for better, worse in zip(*values, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

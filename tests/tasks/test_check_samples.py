@@ -19,7 +19,8 @@ from classyseg.structures import Sample
 from classyseg.tasks import segmentation
 from classyseg.tasks.checks import NUM_SAMPLES, check_samples
 from classyseg.trainer import Trainer
-from data_faults import FAULTS, data_sets, drawn_tree, pairs
+from data_faults import FAULTS
+from data_trees import COUNTS, data_sets, drawn_tree, pairs
 from runs import tiny_task, write_config
 
 
@@ -60,11 +61,58 @@ def test_a_warning_that_holds_for_all_samples_is_logged_and_others_are_not(
         check_samples(built(tree))
         assert caplog.text == ""
         for _, mask in pairs(tree, "test"):
-            values = np.asarray(Image.open(mask)) * 255
-            Image.fromarray(values).save(mask)
+            Image.fromarray(np.asarray(Image.open(mask)) * 0).save(mask)
         check_samples(built(tree))
-    assert "warning: dataset.test: every mask holds 0 and 255 only" in caplog.text
+    assert "warning: dataset.test: masks of one class alone: 4" in caplog.text
     assert "dataset.train" not in caplog.text
+
+
+# -- masks of 0 and 255 where 255 is ignored -------------------------------------------------------------------------
+
+
+def set_masks(root: Path, values: dict[int, list[int]], default: list[int]) -> None:
+    """Stripes of `default` in every training mask, of `values` in those with these numbers."""
+    for i, (_, mask) in enumerate(pairs(root)):
+        shape = np.asarray(Image.open(mask)).shape
+        found = np.array(values.get(i, default), np.uint8)
+        Image.fromarray(found[np.zeros(shape, int) + np.arange(shape[1]) % len(found)]).save(mask)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_masks_of_0_and_255_end_a_training_whatever_is_done_with_bad_samples(policy: str, tmp_path: Path) -> None:
+    tree = drawn_tree(tmp_path)
+    set_masks(tree, {}, [0, 255])
+    sets = built(tree)
+    for dataset in sets.values():
+        dataset.on_bad_sample = policy
+    with pytest.raises(
+        DataError, match=r"(?s)every mask holds 0 and 255 only.*00\.png: .*dataset\.train: label_map: {255: 1}"
+    ):
+        check_samples(sets)
+
+
+@pytest.mark.parametrize("shown", [[0, 1, 255], [1]], ids=["beside", "instead"])
+def test_masks_whose_255_is_no_label_train_however_rare_the_second_class_is(
+    shown: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree = drawn_tree(tmp_path)
+    looked_at = [i * COUNTS["train"] // NUM_SAMPLES for i in range(NUM_SAMPLES)]
+    last = next(i for i in reversed(range(COUNTS["train"])) if i not in looked_at)
+    set_masks(tree, {last: shown}, [0, 255])
+    with caplog.at_level(logging.WARNING):
+        check_samples(built(tree))
+    mixed = "8 of 8 masks that were looked at hold 0 and 255, which is ignored, where the others hold 0 and 1"
+    assert (mixed in caplog.text) == (255 not in shown)
+
+
+def test_a_part_of_a_data_set_with_masks_of_0_and_255_ends_a_training(tmp_path: Path) -> None:
+    sets = [data_sets(drawn_tree(tmp_path / name))["dataset.train"] for name in "ab"]
+    set_masks(tmp_path / "b", {}, [0, 255])
+    whole = build_dataset({"name": "concat", "datasets": sets})
+    with pytest.raises(DataError, match=r"dataset\.train\.datasets\[1\]: label_map: {255: 1}"):
+        check_samples({"train": whole})
+    sets[1]["label_map"] = {255: 255}
+    check_samples({"train": build_dataset({"name": "concat", "datasets": sets})})
 
 
 def test_a_few_samples_are_read_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

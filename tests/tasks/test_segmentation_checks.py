@@ -14,7 +14,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import SyntheticShapes, SyntheticVideo
 from classyseg.heads import LinearHead
-from classyseg.meters import MeanIoUMeter, build_meter
+from classyseg.meters import build_meter
 from classyseg.models.resnet import ResNet
 from classyseg.models.store import PublicWeights
 from classyseg.registry import DATASETS, HEADS, TASKS
@@ -201,16 +201,12 @@ def test_a_meter_that_the_classes_do_not_allow_is_found_before_the_run(find: Cal
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"hooks": [{"name": "checkpoint", "best": "iou"}]},
-            r"hooks\[0\]\.best: 'iou': .*Known: loss, mean_iou",
-        ),
         ({"loss.class_weights": [1.0, 2.0]}, r"^loss\.class_weights: found 2 weights for 4 classes"),
         ({"loss.class_weights": [1.0] * 5}, r"^loss\.class_weights: found 5 weights for 4 classes"),
     ],
 )
 @pytest.mark.parametrize("find", [check, tiny_task])
-def test_a_best_that_is_never_measured_and_weights_of_other_classes_are_found_before_the_run(
+def test_weights_of_other_classes_are_found_before_the_run(
     find: Callable[[Any], object], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -247,19 +243,6 @@ def test_points_are_learnt_in_a_run() -> None:
     before = {key: value.clone() for key, value in task.model.heads.state_dict().items()}
     Trainer().train(task)
     assert [key for key, value in task.model.heads.state_dict().items() if torch.equal(value, before[key])] == []
-
-
-class UndeclaredMeter(MeanIoUMeter):
-    """A plugin's meter, which does not say what it computes."""
-
-    numbers = None
-
-
-def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
-    meter = UndeclaredMeter(("a", "b", "c", "d"), 255)
-    changes = {"meters": [meter], "hooks": [{"name": "checkpoint", "best": "anything"}]}
-
-    assert SegmentationTask.from_config(tiny_config(changes)).meters == [meter]
 
 
 class TooManyClassesHead(LinearHead):

@@ -15,11 +15,11 @@ from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import Clips
 from classyseg.datasets.composed import Composed
-from classyseg.datasets.doctor.inspection import Facts, inspect_all, sample_names
-from classyseg.datasets.doctor.label_patterns import MANY, label_pattern
+from classyseg.datasets.doctor.inspection import Facts, inspect_all, labels_of_sample, sample_names
+from classyseg.datasets.doctor.label_patterns import MANY, Pattern, label_pattern, mixed_values
 from classyseg.datasets.doctor.summary import DataSummary, Tally
 from classyseg.datasets.folder import Folder
-from classyseg.datasets.label_map import color_text
+from classyseg.datasets.label_map import classes_line, color_text, with_more_classes
 from classyseg.datasets.pairs import PairFault, collecting_pair_faults
 
 Severity = Literal["fault", "warning"]
@@ -91,7 +91,8 @@ class Finding:
     """One thing that is wrong.
 
     `place` is the data set's in the config, `count` how often it was found, `files` the first places as (file, what was
-    found there), `config` the key and value that mend it, where a line of the data set's config does.
+    found there), `config` the lines of the data set's config that mend it, where such lines do. `in_samples` says that
+    single samples are wrong, so that `on_bad_sample` may let them pass.
     """
 
     kind: str
@@ -102,6 +103,7 @@ class Finding:
     count: int = 1
     files: tuple[tuple[str, str], ...] = ()
     config: str = ""
+    in_samples: bool = True
 
     def lines(self) -> Iterator[str]:
         """What it says to people."""
@@ -111,11 +113,13 @@ class Finding:
         if self.count > len(self.files) > 0:
             yield f"    ... {self.count:,} in all"
         yield f"  mend: {self.mend}"
-        if self.config:
-            yield f"  {self.place}: {self.config}"
+        for line in self.config.splitlines():
+            yield f"  {self.place}: {line}"
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"files": [{"file": file, "found": text} for file, text in self.files]}
+        shown = asdict(self) | {"files": [{"file": file, "found": text} for file, text in self.files]}
+        del shown["in_samples"]
+        return shown
 
 
 @dataclass
@@ -164,10 +168,32 @@ def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whol
     for part in parts:
         yield from sample_findings(part)
         yield from _short_videos(part)
-        labels += label_findings(part, whole=whole)
+        pattern = label_pattern(part)
+        if pattern is not None and pattern.silent and pattern.sure and not whole:
+            pattern = _seen_in_all(pattern, summary, part)
+        if pattern is not None:
+            labels.append(label_finding(part, pattern))
     yield from labels
     if whole and not labels:
         yield from _absent_classes(summary)
+
+
+def _seen_in_all(pattern: Pattern, summary: DataSummary, part: DataSummary) -> Pattern | None:
+    """The silent pattern of some masks of a `part`, judged by the others, which are read up to the first that differs.
+
+    None where it has a class that those lack, as masks with ignored borders of a rare class do.
+    """
+    dataset, ignored = part.dataset, part.dataset.ignore_index
+    others = {*range(dataset.num_classes)} - {*part.held_classes}
+    for place, _, indices in parts_of(summary.name, summary.dataset, range(len(summary.dataset))):
+        for index in indices if place == part.name else ():
+            found = labels_of_sample(dataset, index)
+            if not found & others:
+                continue
+            if pattern.kind != "values_0_255" or dataset.num_classes != 2 or ignored in found:
+                return None
+            return mixed_values(part, f"{part.masks_with_ignored.count} of {part.num_masks} masks that were looked at")
+    return pattern
 
 
 def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Iterator[tuple[DataSummary, Facts]]:
@@ -262,41 +288,54 @@ def sample_findings(summary: DataSummary) -> Iterator[Finding]:
 
 
 def _color_finding(summary: DataSummary, tally: Tally) -> Finding:
-    colors, labels = sorted(summary.colors), range(summary.dataset.num_classes)
-    if len(colors) > 2 * len(labels) + MANY:
+    colors, classes = sorted(summary.colors), summary.dataset.classes
+    if len(colors) > 2 * len(classes) + MANY:
         config, mend = (
             "",
             "they hold too many colours for classes: write them again without smoothing, and name each colour",
         )
     else:
-        pairs = (f'"{color_text(color)}": {label}' for color, label in _guessed(summary, colors).items())
+        guessed = _guessed(summary, colors)
+        pairs = (f'"{color_text(color)}": {label}' for color, label in guessed.items())
         config = f"color_map: {{{', '.join(pairs)}}}"
         mend = "name the class of each colour (these numbers are a guess), or save masks of one channel"
+        count = max(2, *(label + 1 for label in guessed.values() if label != summary.dataset.ignore_index))
+        if count > len(classes):
+            config = f"{classes_line(with_more_classes(classes, count))}\n{config}"
+            mend = f"list a class for each colour, and {mend}"
     what = f"masks of colours where class indices are expected: {tally.count}"
     return Finding("color_mask", "fault", summary.name, what, mend, tally.count, tuple(tally.places), config)
 
 
 def _guessed(summary: DataSummary, colors: list[int]) -> dict[int, int]:
     """A class for each colour: grey that is a class as it is, others in the order of their numbers."""
-    labels, ignored = range(summary.dataset.num_classes), summary.dataset.ignore_index
+    ignored = summary.dataset.ignore_index
+    labels = [label for label in range(max(summary.dataset.num_classes, len(colors))) if label != ignored]
     values = {color: color & 255 for color in colors if color % 0x010101 == 0}
     used = {value for value in values.values() if value != ignored}
     if len(values) == len(colors) and used <= {*labels} and (len(used) > 1 or len(values) == 1):
         return values
-    return {color: i if i in labels else ignored for i, color in enumerate(colors)}
+    return dict(zip(colors, labels, strict=False))
 
 
-def label_findings(summary: DataSummary, *, whole: bool) -> Iterator[Finding]:
-    """What is wrong with the labels of a data set; `whole` says that all of its masks were looked at."""
-    pattern = label_pattern(summary)
-    if pattern is not None:
-        silent = not summary.strange
-        severity: Severity = "fault" if pattern.sure and (whole or not silent) else "warning"
-        count = summary.num_masks if silent else summary.strange_masks.count
-        files = tuple(_value_places(summary))
-        if not pattern.sure:
-            count, files = summary.masks_without_second.count, tuple(summary.masks_without_second.places)
-        yield Finding(pattern.kind, severity, summary.name, pattern.found, pattern.mend, count, files, pattern.config)
+def label_finding(summary: DataSummary, pattern: Pattern) -> Finding:
+    """What is wrong with the labels of a data set."""
+    severity: Severity = "fault" if pattern.sure else "warning"
+    count, files = summary.strange_masks.count, tuple(_value_places(summary))
+    if not summary.strange:
+        tally = summary.masks_with_ignored if pattern.sure else summary.masks_without_second
+        count, files = (tally.count if pattern.silent else summary.num_masks), tuple(tally.places)
+    return Finding(
+        pattern.kind,
+        severity,
+        summary.name,
+        pattern.found,
+        pattern.mend,
+        count,
+        files,
+        pattern.config,
+        in_samples=bool(summary.strange) and pattern.kind != "one_class",
+    )
 
 
 def _absent_classes(summary: DataSummary) -> Iterator[Finding]:

@@ -172,6 +172,15 @@ def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
     return f"sample {index}", f"sample {index}"
 
 
+def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
+    """The labels that the mask of sample `index` holds; none where it cannot be read, which its own turn will tell."""
+    try:
+        labels = dataset.labels(index) if isinstance(dataset, MaskFiles) else dataset.load(index).target
+        return set(labels.unique().tolist())
+    except Exception:  # plugins raise what they like
+        return set()
+
+
 def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | None:
     """What `read` gives; None, and a problem of that kind, where it fails."""
     try:

@@ -36,9 +36,9 @@ class DataSummary:
     """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
 
     `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
-    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels. Of two
-    classes, `masks_without_second` hold the first and ignored pixels alone. Where samples have one class (`whole`),
-    `pixels` are samples, and `videos` are those of clips.
+    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
+    `masks_with_ignored` hold ignored pixels; of two classes, `masks_without_second` hold the first and ignored pixels
+    alone. Where samples have one class (`whole`), `pixels` are samples, and `videos` are those of clips.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
@@ -58,6 +58,7 @@ class DataSummary:
         self.strange_masks = Tally()
         self.masks_that_count_up = 0
         self.exif_that_fits: set[str] = set()
+        self.masks_with_ignored = Tally()
         self.masks_without_second = Tally()
         self.masks_with_second_and_ignored = 0
         self.colors: Counter[int] = Counter()
@@ -106,7 +107,7 @@ class DataSummary:
                 self.pixels[label] += count
                 self.masks[label] += 1
                 self.beside[label] += every_pixel
-        self._add_pair(facts)
+        self._add_ignored(facts)
         others = {
             label: n for label, n in facts.pixels.items() if label not in classes and label != dataset.ignore_index
         }
@@ -123,15 +124,19 @@ class DataSummary:
             self.pixels[value] += count
             self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
 
-    def _add_pair(self, facts: Facts) -> None:
-        """Of two classes, whether a mask has the ignored label instead of the second class, or beside it."""
+    def _add_ignored(self, facts: Facts) -> None:
+        """Of a mask with ignored pixels; of two classes, whether they stand instead of the second one or beside it."""
         ignored = self.dataset.ignore_index
-        if self.dataset.num_classes != 2 or ignored not in facts.pixels:
+        if ignored not in facts.pixels:
+            return
+        place = facts.mask, f"{facts.pixels[ignored]:,} pixels of {ignored}"
+        self.masks_with_ignored.add(*place, self.max_files)
+        if self.dataset.num_classes != 2:
             return
         if 1 in facts.pixels:
             self.masks_with_second_and_ignored += 1
         elif 0 in facts.pixels:
-            self.masks_without_second.add(facts.mask, f"{facts.pixels[ignored]:,} pixels of {ignored}", self.max_files)
+            self.masks_without_second.add(*place, self.max_files)
 
     def value_text(self, value: int) -> str:
         """A value of a mask file as its data set writes it: a number, or a colour."""
@@ -150,6 +155,11 @@ class DataSummary:
     def counted(self) -> str:
         """What the class table counts: `pixels`, or samples: `images`, `clips`."""
         return "clips" if self.videos or isinstance(self.dataset, Clips) else "images" if self.whole else "pixels"
+
+    @property
+    def held_classes(self) -> list[int]:
+        """The labels of classes that have a pixel."""
+        return [label for label in range(self.dataset.num_classes) if self.pixels[label]]
 
     @property
     def labelled_pixels(self) -> int:

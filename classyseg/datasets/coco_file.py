@@ -1,0 +1,196 @@
+"""COCO's JSON files: every id, name and size looked at before anything is drawn, so that nothing is lost in silence."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from classyseg.config import DataError
+
+MAX_PIXELS = 178_956_970
+"""What an image may have, as in reading images."""
+MAX_NUMBER = 10**18
+MAX_NAME = 240
+"""Bytes of a file's name, which gets a suffix of ours."""
+MAX_SHOWN = 60
+
+
+class CocoImage(NamedTuple):
+    """An image of the list `images`: its number, the stem of its file's name, and its size in pixels."""
+
+    id: int
+    name: str
+    height: int
+    width: int
+
+
+class CocoFile:
+    """The lists of a JSON file, which `keys` must be there, and what was wrong with an entry, by its id.
+
+    Raises: `DataError` for a file that is missing or broken, that names a key twice, or lacks one of `keys`.
+    """
+
+    def __init__(self, path: Path, *keys: str) -> None:
+        self.path = path
+        self.contents = _read(path)
+        missing = [key for key in keys if not isinstance(self.contents, dict) or key not in self.contents]
+        if missing:
+            self.refuse(f"no annotations of COCO: it has no list '{missing[0]}'")
+        for key in keys:
+            if not isinstance(self.contents[key], list):
+                self.refuse(f"no annotations of COCO: its '{key}' is {shown(self.contents[key])}, not a list")
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raises: `DataError` that names the file."""
+        raise DataError(f"{self.path}: {what}")
+
+    def entries(self, key: str, noun: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The entries of the list `key`, each with what messages call it: `noun` and its `id`, which comes once."""
+        seen: set[int] = set()
+        for i, entry in enumerate(self.contents[key]):
+            number = self.number(f"{key}[{i}]", entry, "id")
+            if number in seen:
+                self.refuse(f"the id {number} comes twice among its {key}; each {noun} has one of its own")
+            seen.add(number)
+            yield f"{noun} {number}", entry
+
+    def value(self, place: str, entry: Any, key: str) -> Any:
+        """What an entry has under `key`. Raises: `DataError` where it has nothing, or is no mapping."""
+        if not isinstance(entry, dict):
+            self.refuse(f"{place} is {shown(entry)}; expected a mapping")
+        if key not in entry:
+            self.refuse(f"{place} has no {key}")
+        return entry[key]
+
+    def number(self, place: str, entry: Any, key: str) -> int:
+        """A whole number of an entry. Raises: `DataError` for anything else, also for text such as "1"."""
+        value = self.value(place, entry, key)
+        if type(value) is not int or abs(value) >= MAX_NUMBER:
+            self.refuse(f"{place}: its {key} is {shown(value)}; a whole number of up to 18 digits is expected")
+        return value
+
+    def text(self, place: str, entry: Any, key: str) -> str:
+        """A text of an entry. Raises: `DataError` for anything else, and for an empty one."""
+        value = self.value(place, entry, key)
+        if not isinstance(value, str) or not value.strip():
+            self.refuse(f"{place}: its {key} is {shown(value)}; a text is expected")
+        return value
+
+    def images(self, folder: str) -> dict[int, CocoImage]:
+        """The list `images` by id; their files lie in `folder`. Raises: `DataError`.
+
+        That is for ids and names of files that come twice, for sizes that no image has, and for files elsewhere.
+        """
+        found: dict[int, CocoImage] = {}
+        numbers: dict[str, int] = {}
+        for place, entry in self.entries("images", "image"):
+            name = self.stem(place, entry, folder)
+            height, width = (self._side(place, entry, key) for key in ("height", "width"))
+            if height * width > MAX_PIXELS:
+                self.refuse(f"{place}: its size is {width} x {height}; up to {MAX_PIXELS:,} pixels are read")
+            if name in numbers:
+                self.refuse(
+                    f"the images {numbers[name]} and {entry['id']} have one file, {quoted(entry['file_name'])}; names "
+                    "must differ in more than their suffix, as masks are named like images"
+                )
+            numbers[name] = entry["id"]
+            found[entry["id"]] = CocoImage(entry["id"], name, height, width)
+        return found
+
+    def stem(self, place: str, entry: Any, folder: str) -> str:
+        """The name of an entry's file without its suffix. Raises: `DataError` for a file outside of `folder`."""
+        written = self.text(place, entry, "file_name")
+        path = Path(written)
+        if str(path.parent) not in (".", folder) or "\\" in written or not path.suffix:
+            self.refuse(f"{place}: its file_name is {quoted(written)}; expected a file right in the folder {folder}")
+        try:
+            long = len(os.fsencode(path.stem)) > MAX_NAME
+        except UnicodeEncodeError:
+            long = True
+        if long or "\0" in written:
+            self.refuse(f"{place}: its file_name is {quoted(written)}, which no file can be called")
+        return path.stem
+
+    def _side(self, place: str, entry: Any, key: str) -> int:
+        value = self.number(place, entry, key)
+        if value < 1:
+            self.refuse(f"{place}: its {key} is {value}; an image has one pixel or more")
+        return value
+
+    def categories(self, known: Mapping[int, Iterable[str]], reader: str) -> set[int]:
+        """The ids of the list `categories`, whose names must be those that `known` gives the id.
+
+        Raises: `DataError` for categories that are others than those of the `reader`, and for ids and names that come
+        twice.
+        """
+        found: set[int] = set()
+        names: dict[str, int] = {}
+        for place, entry in self.entries("categories", "category"):
+            name = self.text(place, entry, "name")
+            accepted = list(known.get(entry["id"], ()))
+            if name.strip().casefold() not in [text.casefold() for text in accepted]:
+                theirs = f"'{accepted[0]}'" if accepted else "none"
+                self.refuse(
+                    f"{place} is {quoted(name)} in the file, but {theirs} in COCO, whose categories '{reader}' reads; "
+                    "draw masks of categories of your own, and read them with 'folder'"
+                )
+            if name in names:
+                self.refuse(f"the categories {names[name]} and {entry['id']} are both called {quoted(name)}")
+            names[name] = entry["id"]
+            found.add(entry["id"])
+        return found
+
+    def listed(self, place: str, entry: Any, key: str, known: Container[int], where: str) -> int:
+        """A number of an entry that is one of `known`, the ids of the list `where`. Raises: `DataError`."""
+        number = self.number(place, entry, key)
+        if number not in known:
+            self.refuse(f"{place}: its {key} is {number}, which is none of the ids of '{where}'")
+        return number
+
+
+def finite(value: object) -> bool:
+    """Whether a value of JSON is a number, no larger than floating point counts, and neither true nor false."""
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < MAX_NUMBER)
+
+
+def quoted(text: str) -> str:
+    """A text in a message: in quotes, with what does not print escaped, and cut where it is long."""
+    written = f"'{text}'" if text.isprintable() else ascii(text)
+    return written if len(written) <= MAX_SHOWN else f"{written[:MAX_SHOWN]}...'"
+
+
+def shown(value: object) -> str:
+    """Any value of JSON in a message."""
+    if isinstance(value, str):
+        return f"the text {quoted(value)}"
+    if isinstance(value, dict | list):
+        return f"{'an empty' if not value else 'a'} {'mapping' if isinstance(value, dict) else 'list'}"
+    return str(json.dumps(value))[:MAX_SHOWN]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except RecursionError:
+        raise DataError(f"{path}: cannot be read as JSON (nested too deeply)") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an entry has the key {quoted(twice)} twice; its id is {shown(entry.get('id'))}")
+    return entry
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"found {text}, which is no number of JSON")

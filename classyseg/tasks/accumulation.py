@@ -1,0 +1,85 @@
+"""A batch in parts, whose gradients add up to those of the whole; also of losses that must see all outputs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError
+from classyseg.distributed import sum_over_processes
+from classyseg.losses import ClassyLoss
+from classyseg.structures import Sample
+
+Outputs = Mapping[str, Tensor]
+
+
+def parts_of(batch: Sample, loss: ClassyLoss, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
+    """Of each part of a batch: images, target, shares of the counts of the loss's terms, and whether it is the last."""
+    if num_parts == 1:
+        yield batch.image, batch.target, 1.0, True
+        return
+    images, targets = batch.image.chunk(num_parts), batch.target.chunk(num_parts)
+    counts = sum_over_processes(torch.stack([loss.counts(target) for target in targets]))
+    shares = (counts / counts.sum(0).clamp(min=1e-12)).float()
+    for i in range(num_parts):
+        yield images[i], targets[i], shares[i], i == num_parts - 1
+
+
+def whole_batch_step(
+    network: nn.Module,
+    run: Callable[[int], Outputs],
+    num_parts: int,
+    loss: Callable[[Outputs], Tensor],
+    backward: Callable[[Tensor], None],
+) -> Tensor:
+    """The loss of all parts' outputs together, and its gradients in the parameters of `network`, a part at a time.
+
+    `run(i)` gives the outputs of part i and is called twice: first for the values that the loss compares, of which
+    nothing else is kept; then again, with the same random numbers, for the gradients. So a step takes one more forward
+    pass, and the memory of one part. Buffers are as after one pass. `backward` is what the loss's gradients start from.
+    `network` may be a wrapper; `run` decides when gradients are exchanged.
+
+    Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
+    Raises: `ConfigError` for an output that is not one of each image.
+    """
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    states, parts = [], []
+    for i in range(num_parts):
+        states.append(_random_state())
+        parts.append({name: output.detach() for name, output in run(i).items()})
+    with torch.no_grad():
+        for buffer, before in zip(network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    whole = {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
+    value = loss(whole)
+    backward(value)
+    for i in range(num_parts):
+        _set_random_state(states[i])
+        again = run(i)
+        wanted = [name for name in again if whole[name].grad is not None and again[name].requires_grad]
+        gradients = [whole[name].grad.chunk(num_parts)[i] for name in wanted]  # type: ignore[union-attr]
+        torch.autograd.backward([again[name] for name in wanted], gradients)
+    return value.detach()
+
+
+def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
+    if any(part.dim() == 0 or part.shape != parts[0].shape for part in parts):
+        raise ConfigError(
+            f"runtime.accumulate_steps: the parts of a batch give '{name}' as {[tuple(part.shape) for part in parts]}; "
+            "this loss needs outputs (N, ...) of the N images of a part; set it to 1, and lower batch_size instead"
+        )
+    joined = torch.cat(list(parts))
+    return joined.requires_grad_() if joined.is_floating_point() else joined
+
+
+def _random_state() -> list[Tensor]:
+    device = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *device]
+
+
+def _set_random_state(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)

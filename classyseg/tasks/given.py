@@ -1,0 +1,51 @@
+"""The config of a task that Python code made: what its arguments tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticSerializationError
+
+from classyseg.config import path_text
+from classyseg.registry import TASKS
+from classyseg.signature import IN_PYTHON, derive_config, in_python
+
+
+def config_of(task: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved config of a task of the class `task`, made of the keyword arguments `given`.
+
+    What a config cannot describe (a built model, a data set, a hook of a class that has no name) is told as such.
+    """
+    name = TASKS.name_of(task)
+    model = TASKS.config_model(name) if name else derive_config(task, task.__name__, {}, {})
+    config: dict[str, Any] = {"name": name or f"{IN_PYTHON}{task.__name__}"}
+    for key, field in model.model_fields.items():
+        if key != "name":
+            value = given.get(key, field.default)
+            config[key] = _plain(field, value)
+    return config
+
+
+def _plain(field: FieldInfo, value: Any) -> Any:
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+    if isinstance(value, np.generic):
+        value = value.item()
+    try:
+        return adapter.dump_python(adapter.validate_python(value), mode="json")
+    except (ValidationError, PydanticSerializationError):  # Python code may give what no config holds
+        return in_python(value)
+
+
+def parts_in_python(config: Any, at: tuple[str | int, ...] = ()) -> list[str]:
+    """The places in `config`, and the names of the classes, of what it cannot describe."""
+    if isinstance(config, str) and config.startswith(IN_PYTHON):
+        return [f"{path_text(at)} ({config.removeprefix(IN_PYTHON)})"]
+    if isinstance(config, Mapping):
+        return [place for key, value in config.items() for place in parts_in_python(value, (*at, key))]
+    if isinstance(config, list | tuple):
+        return [place for i, value in enumerate(config) for place in parts_in_python(value, (*at, i))]
+    return []

@@ -1,0 +1,80 @@
+"""What the text of a YAML or JSON file says besides its values: colours that `#` turned into comments."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import yaml
+
+HEX = r"#[0-9a-fA-F]"
+COLOR = re.compile(rf"{HEX}{{6}}(?:[0-9a-fA-F]{{2}})?(?![\w-])")
+PAIR = re.compile(rf"{HEX}{{3,8}}\s*:(?:\s|$)")
+"""A key of a mapping, whose value is behind it."""
+SHORT = re.compile(rf"{HEX}{{3,4}}(?![\w-])")
+"""A colour only where one is expected: `#add` begins many a comment."""
+OF_COLORS = re.compile(r"colou?r|palette", re.IGNORECASE)
+QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\n]|'')*'")
+COMMENT = re.compile(r"(?:(?<=[\s\[{,])|^)#.*")
+HINT = "YAML takes `#` for the beginning of a comment: put colours in quotes, such as"
+
+
+def eaten_color(node: yaml.Node, path: str) -> str | None:
+    """What is wrong with an empty value at `path`, where a colour stands behind it that has no quotes."""
+    text, start, end = node.start_mark.buffer or "", node.start_mark.pointer, node.end_mark.pointer
+    if node.value:
+        return None
+    if isinstance(node, yaml.ScalarNode):
+        comments = _comments_after(text, end) if start == end else iter(())  # without quotes: it is null
+        expected = path.endswith("]") or bool(OF_COLORS.search(path.rpartition(".")[2]))
+    else:
+        comments, expected = _comments_within(text[start + 1 : end - 1]), True
+    found = next(_colors(comments, expected=expected), None)
+    return f"found nothing, as `{found}` is not read: {HINT} '{found}'" if found else None
+
+
+def eaten_in_brackets(text: str) -> str | None:
+    """The line and what is wrong with it, where a colour without quotes stands within brackets."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        plain = QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line)
+        comment = COMMENT.search(plain)
+        if comment and plain[: comment.start()].rstrip()[-1:] in ("[", "{", ","):
+            for found in _colors(iter([comment[0]]), expected=True):
+                return f"line {number}: `{found}` is not read: {HINT} '{found}'"
+    return None
+
+
+def _colors(comments: Iterator[str], *, expected: bool) -> Iterator[str]:
+    """The comments that are colours."""
+    for comment in comments:
+        for pattern in (COLOR, PAIR, *([SHORT] if expected else [])):
+            if found := pattern.match(comment):
+                yield found[0].rstrip(": \t")
+                break
+
+
+def _comments_after(text: str, place: int) -> Iterator[str]:
+    """The comments from `place` on, until something else than a comment comes."""
+    for line in text[place:].rstrip("\0").split("\n"):
+        rest = line.strip()
+        if rest.startswith("#"):
+            yield rest
+        elif rest:
+            return
+
+
+def _comments_within(text: str) -> Iterator[str]:
+    """The comments of a text in which there is nothing else."""
+    yield from (line.strip() for line in text.split("\n") if line.strip())
+
+
+def as_yaml(text: str) -> str:
+    """Valid JSON, written so that YAML reads the same values: the two differ in tabs and escaped slashes."""
+    in_string = re.compile(r'"(?:[^"\\]|\\.)*"|\t')
+    return in_string.sub(lambda m: " " if m[0] == "\t" else _yaml_string(m[0]), text)
+
+
+def _yaml_string(literal: str) -> str:
+    value = json.loads(literal)
+    return json.dumps(value) if value.isascii() or all(ord(c) < 0x10000 for c in value) else f'"{value}"'

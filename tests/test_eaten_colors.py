@@ -1,0 +1,82 @@
+"""Colours without quotes: `#` begins a comment in YAML, so that what was written is not what is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from classyseg.config import ConfigError, ConfigTree, apply_overrides, parse_config
+
+EATEN = {
+    "mapping": ("color_map:\n  #000000: 0\n  #ff0000: 1\n", "line 1: color_map: found nothing, as `#000000`"),
+    "last key": ("a: 1\ncolor_map:\n  #000000: 0\n\n", "line 2: color_map: found nothing, as `#000000`"),
+    "above a key": ("color_map:\n  #000000: 0\nb: 2\n", "color_map: found nothing"),
+    "not indented": ("color_map:\n#000000: 0\n#ff0000: 1\nb: 2\n", "color_map: found nothing"),
+    "behind a comment": ("color_map:\n  # the background\n\n  #000000: 0\n", "color_map: found nothing, as `#000000`"),
+    "short": ("color_map:\n  #000: 0\n  #f00: 1\n", "color_map: found nothing, as `#000`"),
+    "without blanks": ("color_map:\n  #000000:0\n", "color_map: found nothing, as `#000000`"),
+    "scalar": ("ignore_color: #FF00aa\n", "line 1: ignore_color: found nothing, as `#FF00aa`"),
+    "short scalar": ("ignore_color: #f00\n", "ignore_color: found nothing, as `#f00`"),
+    "scalar of any name": ("shade: #ff00aa # pink\n", "shade: found nothing, as `#ff00aa`"),
+    "with alpha": ("shade: #ff00aaff\n", "shade: found nothing, as `#ff00aaff`"),
+    "list": ('palette:\n  - "#000000"\n  - #ff0000\n', r"palette\[1\]: found nothing, as `#ff0000`"),
+    "first of a list": ("palette:\n  - #000\n  - #f00\n", r"palette\[0\]: found nothing, as `#000`"),
+    "within a mapping": ("a:\n  b: {name: x, shade: #ff0000\n  }\n", "line 2: a.b.shade: found nothing"),
+    "flow list": ("palette: [#000000, #ff0000]\n", "line 1: `#000000` is not read"),
+    "flow list over lines": ("palette: [\n  #000000,\n  #ff0000\n]\n", "palette: found nothing, as `#000000`"),
+    "end of a flow list": ('palette: ["#000000", #ff0000\n]\n', "line 1: `#ff0000` is not read"),
+    "flow mapping": ("color_map: {#000000: 0, #ff0000: 1}\n", "line 1: `#000000` is not read"),
+    "flow mapping over lines": ("color_map: {\n  #000000: 0,\n}\n", "color_map: found nothing, as `#000000`"),
+    "no blank": ('color_map: {"#000000": 0,#ff0000: 1}\n', "line 1: `#ff0000` is not read"),
+    "carriage returns": ("color_map:\r\n  #000000: 0\r\n", "color_map: found nothing, as `#000000`"),
+}
+WHOLE = {
+    "quotes": ('color_map:\n  "#000000": 0\n', {"color_map": {"#000000": 0}}),
+    "single quotes": ("color_map: {'#000000': 0}\n", {"color_map": {"#000000": 0}}),
+    "null": ("color_map: null\n#000000 was the background\n", {"color_map": None}),
+    "tilde": ("color_map: ~ #000000\n", {"color_map": None}),
+    "a colour that is left out": ('palette:\n  - "#000000"\n  #ff0000\n', {"palette": ["#000000"]}),
+    "a colour that is left out first": (
+        'color_map:\n  #000000: 0\n  "#ff0000": 1\n',
+        {"color_map": {"#ff0000": 1}},
+    ),
+    "words": ("table: # of pairs\nweights: #add later\nb: #123 is open\n", {"table": None, "weights": None, "b": None}),
+    "comment of a word": ("table:\n#decades are not colours\n", {"table": None}),
+    "comment of a colour": ("# [#ff0000, #00ff00]\na: 1 # or [#ff0000]\n", {"a": 1}),
+    "commented out": ("a: [1, # [2, #ff0000]\n]\n", {"a": [1]}),
+    "plain": ("a: b#ff0000\n", {"a": "b#ff0000"}),
+    "empty": ("a: {}\nb: []\nc: ''\n", {"a": {}, "b": [], "c": ""}),
+    "quoted brackets": ('a: "[ #ff0000"\n', {"a": "[ #ff0000"}),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), EATEN.values(), ids=EATEN.keys())
+def test_a_colour_without_quotes_is_an_error_that_says_so(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^task.yaml, .*{message}.* put colours in quotes, such as '#"):
+        parse_config(text, source="task.yaml")
+
+
+@pytest.mark.parametrize(("text", "values"), WHOLE.values(), ids=WHOLE.keys())
+def test_other_comments_are_comments(text: str, values: dict[str, object]) -> None:
+    assert parse_config(text, source="task.yaml").values == values
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["color_map={#000000: 0}", "palette=[#000000, #ff0000]", "ignore_color=#ff0000", "color_map={a: 0, #000: 1}"],
+)
+def test_overrides_say_so_too(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"override '.*put colours in quotes"):
+        apply_overrides(ConfigTree({}, "task.yaml"), [text])
+
+
+def test_colours_in_json_are_text() -> None:
+    text = '{"color_map": {"#000000": 0}, "palette": ["#ff0000",\t"#00ff00"], "none": {}}'
+    values = {"color_map": {"#000000": 0}, "palette": ["#ff0000", "#00ff00"], "none": {}}
+    assert parse_config(text, source="task.json", is_json=True).values == values
+
+
+def test_shipped_configs_have_none() -> None:
+    for path in (Path(__file__).parents[1] / "task_configs").rglob("*.yaml"):
+        parse_config(path.read_text(encoding="utf-8"), source=str(path))
