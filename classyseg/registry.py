@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -10,7 +11,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
@@ -400,7 +401,26 @@ ScheduleConfig = Annotated[Any, ComponentOf("schedulers")]
 HookConfig = Annotated[Any, ComponentOf("hooks")]
 """Types of parameters that hold the config of a component of another kind."""
 
-HeadName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+def head_name_problem(name: str) -> str:
+    """What is wrong with the name of a head, which is that of a torch module in a `ModuleDict`; empty where nothing."""
+    from torch import nn  # `classyseg --help` and the reading of a config do without torch
+
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        return "expected a word of letters, digits and underscores that begins with no digit, such as main"
+    if hasattr(nn.ModuleDict(), name):
+        return "torch's modules have an attribute of this name; choose another one, such as main"
+    return ""
+
+
+def _head_name(name: str) -> str:
+    problem = head_name_problem(name)
+    if problem:
+        raise PydanticCustomError("head_name", problem)
+    return name
+
+
+HeadName = Annotated[str, Field(max_length=100), AfterValidator(_head_name)]
 
 MODELS = Registry(
     "models",

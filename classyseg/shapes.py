@@ -21,7 +21,7 @@ MIN_VALUES = 2
 """So many values of each channel a batch norm needs in training."""
 
 
-MAX_MODULES = 20_000
+MAX_MODULES = 8_000
 MAX_PARAMETERS = 10**10
 MAX_REAL_PARAMETERS = 250_000_000
 

@@ -36,6 +36,7 @@ class SyntheticShapes(ClassyDataset):
     """
 
     classes = ("background", "disc", "square", "triangle")
+    channels = 3
     palette = ((0, 0, 0), (220, 60, 60), (60, 180, 75), (0, 110, 220))
 
     def __init__(
@@ -56,6 +57,10 @@ class SyntheticShapes(ClassyDataset):
         self.max_shapes = max_shapes
         self.border = border
         self.odd_colors = odd_colors
+
+    @classmethod
+    def size_of(cls, config: Any) -> tuple[int, int] | None:
+        return config.size
 
     def __len__(self) -> int:
         return self.num_samples

@@ -28,6 +28,9 @@ class RandomErasing(ClassyTransform):
     DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """
 
+    keeps_size = True
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
