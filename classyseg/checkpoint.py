@@ -16,11 +16,16 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.io import fsync_folder, sha256_of, write_atomically
+from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-LATEST = "LATEST"
 FORMAT = 1
+MAX_MANIFEST = 2**20
+MAX_STATE = 2**26
+"""Bytes: the config and the names of the classes are most of it."""
+NUM_TENSORS = "num_tensors"
+"""In the state: how many tensors each group has. A file that lacks some is told by it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def problem_of(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, naming the file; None when every file is as the manifest says."""
     manifest = folder / MANIFEST
     try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        files = _read_json(manifest, MAX_MANIFEST)["files"]
         for name, expected in files.items():
             path = folder / name
             if Path(name).name != name:
@@ -107,15 +112,30 @@ def problem_of(folder: Path) -> str | None:
         return f"{manifest}: lists no {' and no '.join(sorted(missing))}" if missing else None
     except FileNotFoundError:
         return f"{manifest}: missing"
+    except ConfigError as error:
+        return str(error)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{manifest}: cannot be read ({type(error).__name__})"
+
+
+def _read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The object in a file of JSON. Raises: `ConfigError` for anything else; `OSError`."""
+    try:
+        found = json.loads(read_plain(path, limit))
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers of thousands of digits, a thousand brackets
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: holds no object in JSON")
+    return found
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
     """The committed checkpoints under `root`, oldest first, whole or not."""
     if not root.is_dir():
         return []
-    folders = [path for path in root.iterdir() if path.name.removeprefix("step-").isdecimal() and path.is_dir()]
+    folders = [path for path in root.iterdir() if CHECKPOINT_NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(folders, key=step_of)
 
 
@@ -135,13 +155,21 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def set_aside_newer(root: Path, step: int) -> None:
-    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again."""
+    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again.
+
+    `LATEST` names the one of `step` then, whatever it named before; without any (-1) there is none.
+    """
     for folder in checkpoint_folders(root):
         if step_of(folder) > step:
             aside = folder.with_name(f"{folder.name}.damaged")
             if aside.exists():
                 shutil.rmtree(aside)
             os.rename(folder, aside)
+    latest, name = root / LATEST, f"step-{step}"
+    if step < 0:
+        latest.unlink(missing_ok=True)
+    elif not latest.exists() or latest.read_bytes() != name.encode():
+        write_atomically(latest, name)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -149,21 +177,53 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     problem = problem_of(folder)
     if problem is not None:
         raise ConfigError(f"checkpoint {folder}: {problem}")
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    if state.get("format") != FORMAT:
-        raise ConfigError(f"{folder / STATE}: format {state.get('format')}; this version reads format {FORMAT}")
-    try:
-        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-    except SafetensorError as error:
-        raise ConfigError(f"checkpoint {folder}: {error}") from None
+    manifest, state = _read_json(folder / MANIFEST, MAX_MANIFEST), _read_json(folder / STATE, MAX_STATE)
+    for name, values in ((STATE, state), (MANIFEST, manifest)):
+        found = values.get("format")
+        if type(found) is not int or found != FORMAT:
+            raise ConfigError(f"{folder / name}: format {found!r:.40}; this version reads format {FORMAT}")
+    tensors = {}
+    for path in sorted(folder / name for name in manifest["files"] if name.endswith(".safetensors")):
+        try:
+            tensors[path.stem] = load_file(path)
+        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from None
     return Checkpoint(folder, tensors, state)
 
 
-def remove_leftovers(root: Path) -> None:
-    """Deletes what a killed process left half written."""
-    if root.is_dir():
-        for path in root.glob("*.tmp-*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def check_tensors(checkpoint: Checkpoint, group: str, expected: Mapping[str, Tensor]) -> None:
+    """Whether the tensors of `group` are those of a model whose own are `expected`.
+
+    Raises: `ConfigError` that names the file and a tensor that is missing, not known, of another shape or type, or not
+        finite where the model's own is, and a running variance below 0.
+    """
+    path = checkpoint.folder / f"{group}.safetensors"
+    found = checkpoint.tensors.get(group)
+    if found is None:
+        raise ConfigError(f"{checkpoint.folder / MANIFEST}: lists no {path.name}; {_DELETE} {checkpoint.folder}")
+    problem = next((f"lacks '{key}'" for key in expected if key not in found), None)
+    problem = problem or next(
+        (f"holds '{key:.200}', which the model has not" for key in found if key not in expected), None
+    )
+    for key, own in expected.items():
+        problem = problem or problem_of_tensor(key, found[key], own)
+    if problem:
+        raise ConfigError(f"{path}: {problem}; {_DELETE} {checkpoint.folder}")
+
+
+_DELETE = "to go on from an earlier checkpoint, delete"
+
+
+def problem_of_tensor(key: str, found: Tensor, own: Tensor) -> str | None:
+    """What is wrong with a saved tensor that is to take the place of a model's own."""
+    if found.shape != own.shape or found.dtype != own.dtype:
+        kinds = (f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}" for tensor in (found, own))
+        return "'{}': found {}; expected {}".format(key, *kinds)
+    if not bool(found.isfinite().all()) and bool(own.isfinite().all()):
+        return f"'{key}' holds numbers that are not finite"
+    if key.endswith("running_var") and bool((found < 0).any()):
+        return f"'{key}': found a variance below 0"
+    return None
 
 
 def prune(written: Path, keep: int, protected: str | None = None) -> None:

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +27,10 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.yaml_text import as_yaml, eaten_color, eaten_in_brackets
+from classyseg.yaml_text import as_yaml, comment_in, eaten_color, wrong_line
 
 Location = tuple[str | int, ...]
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
 MAX_WORD = 200
@@ -164,7 +166,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
     tag, not a mapping, an override that does not fit.
     """
     path = user_path(path)
+    if path.suffix not in CONFIG_SUFFIXES:
+        found = f"ends with '{path.suffix}'" if path.suffix else "has no suffix"
+        raise ConfigError(f"{path}: {found}; accepted: {', '.join(CONFIG_SUFFIXES)}")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a folder, or what never ends
+            raise ConfigError(f"{path}: is no file; a task config is a small text file")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; a task config is a small text file")
         text = path.read_bytes().decode("utf-8-sig")
@@ -172,8 +179,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    if path.suffix not in (".yaml", ".yml", ".json"):
-        raise ConfigError(f"{path}: ends with '{path.suffix}'; accepted: .yaml, .yml, .json")
     tree = parse_config(text, source=str(path), is_json=path.suffix == ".json")
     apply_overrides(tree, overrides)
     return tree
@@ -183,8 +188,8 @@ def parse_config(text: str, *, source: str, is_json: bool = False) -> ConfigTree
     """The config written in `text`; `source` names it in messages. Raises as `load_config`."""
     if is_json:
         _check_json(text, source)
-    elif eaten := eaten_in_brackets(text):
-        raise ConfigError(f"{source}, {eaten}")
+    elif wrong := wrong_line(text):
+        raise ConfigError(f"{source}, {wrong}")
     try:
         loader = _Loader(as_yaml(text) if is_json else text)
         root = loader.get_single_node()
@@ -279,6 +284,8 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
                 hint = f"the shell splits at spaces, so quote what has some: '{key}={shown_line(value_text)} ...'"
                 raise ConfigError(f"{error}; {hint}") from None
             raise
+        if cut := comment_in(value_text):
+            raise ConfigError(f"override '{text}': {cut}")
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )
@@ -425,11 +432,12 @@ class ConfigRecord(BaseModel):
 
 
 class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit."""
+    """Where a model starts: `source` as `load_weights` takes it, and how it is fitted, as options of `load_weights`."""
 
     source: Text
     strict: Bool = True
     adapt_input: Bool = False
+    grid: tuple[Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]] | None = None
 
 
 def _weights_form(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -11,15 +10,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from classyseg import launcher
 
-def start_processes(device_type: str) -> None:
+TIMEOUT = timedelta(minutes=30)
+"""How long a process waits for the others, at the start and then wherever they exchange something."""
+
+
+def start_processes(device_type: str, timeout: timedelta = TIMEOUT) -> None:
     """Joins the process group that `torchrun` described in the environment; does nothing without one.
 
     On GPUs a gloo group stands beside nccl, so that small host-side agreements never wait for the device.
+
+    Raises: `ConfigError` for a description that is not whole, and for processes that do not come within `timeout`.
     """
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if dist.is_initialized():
         return
-    dist.init_process_group("cuda:nccl,cpu:gloo" if device_type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    job = launcher.described_job(device_type)
+    if job is None:
+        return
+    backend = "cuda:nccl,cpu:gloo" if device_type == "cuda" else "gloo"
+    store = launcher.meet(job, timeout)
+    dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=TIMEOUT)
 
 
 def stop_processes() -> None:
@@ -33,11 +44,6 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def local_rank() -> int:
-    """The number of this process on its machine: which GPU is its own."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_primary() -> bool:

@@ -9,15 +9,28 @@ import json
 import os
 import socket
 import sys
+import unicodedata
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from iopath.common.file_io import PathManager
 
-from classyseg.config import ConfigError, closest, user_path
+from classyseg.config import CONFIG_SUFFIXES, ConfigError, closest, listed, user_path
+from classyseg.console import printable
+from classyseg.run_folder import LOCK, check_run_folder, open_plain
+
+MAX_OWNER = 200
+"""How much of a lock's file is shown: a line of ours is shorter."""
+MAX_DIGITS = 19
+"""Of integers in records: they fit into 64 bits."""
+NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
+
+CONFIGS = "task_configs"
+"""The folder of the packaged task configs."""
 
 paths = PathManager()
 """Opens local paths; plugins may register handlers of remote ones with it (iopath)."""
@@ -31,9 +44,50 @@ def data_root() -> Path:
 def data_path(path: str) -> Path:
     """The absolute path of a file or folder of the user's, which lies under `data_root()` unless it is absolute itself.
 
-    `~` is the home folder. It need not exist.
+    `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
-    return (data_root() / user_path(path)).absolute()
+    found = (data_root() / user_path(path)).absolute()
+    return found if str(found).isascii() or os.path.exists(found) else in_other_form(found) or found
+
+
+def in_other_form(
+    path: Path, folder: Path | None = None, listings: dict[Path, Mapping[str, list[str]]] | None = None
+) -> Path | None:
+    """The path that exists and differs from `path` in its form of Unicode alone, as macOS and Linux write names.
+
+    `folder`, in which the path lies, is taken as it is. `listings` keeps what folders hold, for whoever asks often.
+    Raises: `ConfigError` where there are several.
+    """
+    listings = {} if listings is None else listings
+    found = folder if folder is not None and path.is_relative_to(folder) else Path(path.anchor)
+    for part in path.relative_to(found).parts:
+        if os.path.exists(found / part):
+            found /= part
+            continue
+        if found not in listings:
+            listings[found] = _by_form(found)
+        same = listings[found].get(unicodedata.normalize("NFC", part), [])
+        if len(same) > 1:
+            raise ConfigError(f"{found}: {told_apart(same)}")
+        if not same:
+            return None
+        found /= same[0]
+    return found
+
+
+def told_apart(names: Iterable[str]) -> str:
+    """What is wrong with names that look the same."""
+    shown = " and ".join(map(ascii, names))
+    return f"{shown} differ in their form of Unicode alone; it is not clear which one is meant, so rename one"
+
+
+def _by_form(folder: Path) -> Mapping[str, list[str]]:
+    """The names in a folder by their normal form; none where it cannot be read."""
+    names: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            names.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return names
 
 
 def data_folder(folder: str) -> Path:
@@ -64,19 +118,56 @@ def package_folder() -> Path:
 def find_task_config(path: str) -> Path:
     """`path` where it is a file, else the task config of that name which the installed package carries.
 
-    Raises: `ConfigError` when neither exists, naming the packaged ones.
+    Raises: `ConfigError`, in one line, when neither exists: with the file that was probably meant.
     """
-    given = user_path(path)
-    if given.is_file():
-        return given
-    relative = given.as_posix().removeprefix("task_configs/")
-    for folder in (package_folder() / "task_configs", package_folder().parent / "task_configs"):
-        if (folder / relative).is_file():
-            return folder / relative
-        if folder.is_dir():
-            known = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
-            raise ConfigError(f"{path}: no such file, and no packaged task config; packaged: {', '.join(known)}")
-    raise ConfigError(f"{path}: no such file")
+    given, name = user_path(path), printable(path) or "''"
+    relative = given.as_posix().removeprefix(f"{CONFIGS}/")
+    packaged = next((f for f in (package_folder() / CONFIGS, package_folder().parent / CONFIGS) if f.is_dir()), None)
+    try:
+        if given.is_file():
+            return given
+        if packaged is not None and path and (packaged / relative).is_file():
+            return packaged / relative
+        if path and given.is_dir():
+            inside = _configs_in(given)
+            known = "config.yaml" if "config.yaml" in inside else listed(inside, limit=8)
+            problem = "is a folder; name a task config" + (f" in it: {known}" if known else "")
+        elif path and given.exists():
+            problem = "is no regular file; a task config is a small text file"
+        elif given.is_symlink():
+            problem = "is a link that leads nowhere"
+        else:
+            problem = f"no such file{_config_hint(given, relative, packaged)}"
+    except OSError as error:
+        problem = f"cannot be looked up ({error.strerror})"
+    raise ConfigError(f"{name}: {problem}")
+
+
+def _configs_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.suffix in CONFIG_SUFFIXES and entry.is_file())
+
+
+def _config_hint(given: Path, relative: str, packaged: Path | None) -> str:
+    """What may have been meant by the path of a task config that does not exist."""
+    beside = {Path(name).stem: name for name in _configs_in(given.parent)}
+    near = closest(given.stem, beside)
+    if near is not None:
+        return f"; did you mean '{printable(str(given.with_name(beside[near])))}'?"
+    known = [] if packaged is None else sorted(p.relative_to(packaged).as_posix() for p in packaged.rglob("*.yaml"))
+    folder = relative if packaged is not None and (packaged / relative).is_dir() else relative.rpartition("/")[0]
+    inside = [name for name in known if name.startswith(f"{folder}/")] if folder != "." else []
+    if inside:
+        return f"; packaged there: {', '.join(inside)}"
+    if not given.parent.is_dir():
+        return f": '{printable(str(given.parent))}' is no folder"
+    by_stem = {Path(name).stem: name for name in known}
+    near = closest(given.stem, by_stem)
+    if near is not None:
+        return f"; did you mean the packaged '{by_stem[near]}'?"
+    tops = sorted({f"{top}/" if more else top for top, _, more in (name.partition("/") for name in known)})
+    return f", and no packaged task config; packaged: {', '.join(tops)}" if tops else ""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -88,13 +179,19 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one rename after the bytes are on the disk."""
+    """Replaces `path` by `text` in one rename after the bytes are on the disk. Leaves nothing else when that fails."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
     fsync_folder(path.parent)
 
 
@@ -118,7 +215,7 @@ def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = Fals
     A `durable` line is on the disk before this returns, which takes milliseconds.
     """
     rest = json_line(record).encode()
-    with open(path, "ab", buffering=0) as file:
+    with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
         end = file.tell()
         try:
             while rest:
@@ -131,12 +228,41 @@ def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = Fals
             fsync_folder(path.parent)  # which may have named the file just now
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole records of `path`; a last line that a crash cut short is left out. Empty without the file."""
-    if not path.exists():
+def read_json_lines(path: Path, required: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
+    """The whole records of `path`; a last line that a crash cut short is left out. Empty without the file.
+
+    `required` are keys that each record has, and their types.
+
+    Raises: `ConfigError` that names the line which is no record, or has not what is required.
+    """
+    if not os.path.lexists(path):
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return [_record(line, f"{path}, line {i}", required or {}) for i, line in enumerate(lines[:-1], 1) if line.strip()]
+
+
+def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"), parse_int=_int)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, integers that are no float, a thousand brackets
+        record = None
+    if not isinstance(record, dict):
+        raise ConfigError(f"{place}: found no record in JSON; mend the line, or delete it")
+    for key, kind in required.items():
+        if type(record.get(key)) is not kind:
+            found = repr(record[key]) if key in record else "nothing"
+            raise ConfigError(f"{place}: {key}: found {found:.80}; expected {NAMES_OF_KINDS[kind]}; mend or delete it")
+    return record
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def _finite(value: Any) -> Any:
@@ -159,17 +285,19 @@ class FolderLock:
     """Keeps two runs out of one folder; the kernel frees it when its process ends, however that ends."""
 
     def __init__(self, folder: Path) -> None:
-        self._file: IO[str] = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until release)
+        check_run_folder(folder)
+        path = folder / LOCK
+        self._file: IO[bytes] = open(open_plain(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
+            told = self._file.read(MAX_OWNER).decode("utf-8", "replace").strip()
             self._file.close()
+            owner = "".join(c if c.isprintable() else "?" for c in told) or "another process"
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        with suppress(OSError):  # of a full disk: the lock holds without the name of its owner
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         # A worker that outlives its killed parent for some seconds must not hold the folder against --resume.
         os.register_at_fork(after_in_child=self._file.close)
 

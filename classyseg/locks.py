@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from classyseg.run_folder import open_plain
+
 log = logging.getLogger(__name__)
 
 
@@ -17,7 +19,7 @@ def alone(path: Path, *, keep: bool = False) -> Iterator[None]:
     """One process at a time is inside, the others wait. `path` is a file for this alone, which is removed after.
 
     With `keep` it is the file that is worked on: made where it is not there, and never removed; such waits are short,
-    and not logged. Raises: `OSError` where no such file can be made.
+    and not logged. Raises: `OSError` where no such file can be made, `ConfigError` where a link is, or no file.
     """
     while (lock := _locked(path, quiet=keep)) is None:
         pass
@@ -33,7 +35,7 @@ def _locked(path: Path, *, quiet: bool) -> int | None:
     """A descriptor of `path` that locks it; None where another process has removed the file or its folder just now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        lock = open_plain(path, os.O_RDWR | os.O_CREAT)
     except FileNotFoundError:
         return None
     try:

@@ -56,8 +56,11 @@ class TensorFiles:
 
     def read(self, key: str, names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
         """The tensors of `key`, which are called `names`; None where they are not there, or damaged."""
+        path = self.folder / f"{key}.safetensors"
         try:
-            with safe_open(self.folder / f"{key}.safetensors", framework="pt") as file:
+            if not path.is_file():  # a pipe would be waited for
+                return None
+            with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}) != self._metadata(key) or sorted(file.keys()) != sorted(names):
                     return None
                 return {name: file.get_tensor(name).to(device) for name in names}
@@ -80,7 +83,11 @@ class TensorFiles:
             if not self._reserve(len(data) - _size(path)):
                 self._stop_storing(f"it may hold {self.limit / GIGABYTE:g} gigabytes, see {self.limit_option}")
                 return
-            temporary.write_bytes(data)
+            temporary.unlink(
+                missing_ok=True
+            )  # of an earlier process with this number; or a link, which is not followed
+            with open(temporary, "xb") as file:
+                file.write(data)
             os.replace(temporary, path)
         except OSError as error:
             with suppress(OSError):

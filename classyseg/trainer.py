@@ -7,7 +7,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
-from classyseg import distributed
+from classyseg import distributed, switches
 from classyseg.config import user_path
 from classyseg.io import FolderLock
 
@@ -40,6 +40,10 @@ class Trainer:
         """Runs `task` to its end. Raises: `Stopped` after SIGTERM or SIGINT; `ConfigError` for what a user wrote,
         and `PeerError` for an error of another process.
         """
+        with switches.kept():
+            self._train(task)
+
+    def _train(self, task: ClassyTask) -> None:
         lock = None
         with distributed.failing_together():
             if self.output is not None and distributed.is_primary():

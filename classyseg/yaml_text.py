@@ -17,6 +17,9 @@ SHORT = re.compile(rf"{HEX}{{3,4}}(?![\w-])")
 OF_COLORS = re.compile(r"colou?r|palette", re.IGNORECASE)
 QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\n]|'')*'")
 COMMENT = re.compile(r"(?:(?<=[\s\[{,])|^)#.*")
+BREAKS = re.compile("[\u2028\u2029\x85]")
+NEXT_LINE = re.compile("\x85")
+"""Which becomes a space, even in quotes."""
 HINT = "YAML takes `#` for the beginning of a comment: put colours in quotes, such as"
 
 
@@ -34,14 +37,30 @@ def eaten_color(node: yaml.Node, path: str) -> str | None:
     return f"found nothing, as `{found}` is not read: {HINT} '{found}'" if found else None
 
 
-def eaten_in_brackets(text: str) -> str | None:
-    """The line and what is wrong with it, where a colour without quotes stands within brackets."""
+def wrong_line(text: str) -> str | None:
+    """The first line of YAML that does not say what it shows, and why.
+
+    That is where a colour without quotes stands within brackets, and where an invisible character breaks the line.
+    """
     for number, line in enumerate(text.split("\n"), start=1):
         plain = QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line)
+        if broken := BREAKS.search(plain) or NEXT_LINE.search(line):
+            return (
+                f"line {number}: holds the invisible character U+{ord(broken[0]):04X}, at which YAML breaks lines; "
+                f'take it out, or write "{json.dumps(broken[0])[1:-1]}" in double quotes'
+            )
         comment = COMMENT.search(plain)
         if comment and plain[: comment.start()].rstrip()[-1:] in ("[", "{", ","):
             for found in _colors(iter([comment[0]]), expected=True):
                 return f"line {number}: `{found}` is not read: {HINT} '{found}'"
+    return None
+
+
+def comment_in(text: str) -> str | None:
+    """What is wrong with a value on a command line that YAML would cut: comments make no sense there."""
+    for line in text.split("\n"):
+        if comment := COMMENT.search(QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line)):
+            return f"YAML takes `{comment[0][:40]}` for a comment, and does not read it; put the value in quotes"
     return None
 
 
@@ -76,5 +95,7 @@ def as_yaml(text: str) -> str:
 
 
 def _yaml_string(literal: str) -> str:
+    """A string of JSON with every character beyond ASCII escaped, as YAML writes it."""
     value = json.loads(literal)
-    return json.dumps(value) if value.isascii() or all(ord(c) < 0x10000 for c in value) else f'"{value}"'
+    # JSON escapes what lies beyond 16 bits as two halves, which YAML takes for two characters.
+    return '"' + "".join(json.dumps(c)[1:-1] if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in value) + '"'

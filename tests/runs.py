@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ class FakeTask:
         self.run_folder = run_folder
         self.last_loss = torch.tensor(0.5)
         self.metrics: dict[str, Any] = {}
+        self.unseen_classes: Collection[str] = ()
         self.steps_per_epoch = self.num_batches = 10
         self.lr = 0.1
         self.samples_per_second = 20.0

@@ -20,10 +20,10 @@ from classyseg.checkpoint import (
     newest_checkpoint,
     problem_of,
     prune,
-    remove_leftovers,
     save_checkpoint,
 )
 from classyseg.config import ConfigError
+from classyseg.run_folder import remove_leftovers
 from runs import tiny_task
 
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]

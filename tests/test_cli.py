@@ -62,7 +62,16 @@ def test_help_names_every_option_and_the_exit_codes(capsys: pytest.CaptureFixtur
         classy_train_main(["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for part in ("--config", "--output", "--resume", "--check", "--data-root", "key=value", "Exit codes: 0 done; 2 "):
+    for part in (
+        "CONFIG",
+        "--config",
+        "--output",
+        "--resume",
+        "--check",
+        "--data-root",
+        "key=value",
+        "Exit codes: 0 done; 2 ",
+    ):
         assert part in text
 
 
@@ -101,7 +110,7 @@ def test_a_file_that_is_there_goes_before_a_packaged_one(
     [
         (["--config", "none.yaml"], "none.yaml: no such file, and no packaged task config; packaged: ade20k/"),
         (["--config", ""], "no such file"),
-        (["--config", "."], "no such file"),
+        (["--config", "."], ".: is a folder"),
         (["--config", QUICKSTART, "lr"], "override 'lr': expected key.sub=value"),
         (
             ["--config", QUICKSTART, "optimizer.lrr=1"],
@@ -144,6 +153,35 @@ def test_overrides_may_stand_before_and_after_options(
     for arguments in (["seed=x", "--config", QUICKSTART, "--check"], ["--check", "--config", QUICKSTART, "seed=x"]):
         assert program(["batch_size=4", *arguments]) == 2
         assert "override 'seed=x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [classy_train_main, lambda words: classyseg_main(["train", *words])])
+def test_the_config_stands_in_first_place_or_after_its_option(
+    program: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "lr=1.yaml"  # a file before an override
+    odd.write_bytes((ROOT / QUICKSTART).read_bytes())
+    for words in (
+        [QUICKSTART, "seed=1", "--check"],
+        ["--check", QUICKSTART, "seed=1"],
+        [QUICKSTART, "--check", "seed=1"],
+        ["--config", QUICKSTART, "seed=1", "--check"],
+        ["seed=1", "--check", "--config", QUICKSTART],
+        [str(odd), "--check"],
+    ):
+        assert program(words) == 0
+        assert capsys.readouterr().out.endswith("yaml: ok\n")
+    for words, message in (
+        ([QUICKSTART, "--config", QUICKSTART], "two configs"),
+        (["--check"], "the config is missing"),
+        (["seed=1", QUICKSTART], "the config comes before the overrides (CONFIG key=value ...); found 'seed=1' first"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            program(words)
+        assert done.value.code == 2
+        assert message in capsys.readouterr().err
+    assert program([QUICKSTART, "lr"]) == 2
+    assert "override 'lr': expected key.sub=value" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

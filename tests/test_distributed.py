@@ -259,10 +259,10 @@ def nothing(run: Path) -> None: ...
     ("before", "arguments", "code", "message"),
     [
         (folder_that_holds_a_run, [], 2, "holds a run already; continue it with --resume"),
-        (folder_without_room_for_checkpoints, ["--resume"], 1, "FileExistsError"),
+        (folder_without_room_for_checkpoints, ["--resume"], 2, "checkpoints: found a file; expected a folder"),
         (nothing, ["optimizer.lr=1e30"], 1, "error: the training loss of the steps up to"),
     ],
-    ids=["a folder in use", "the third failed save", "a loss that is no number"],
+    ids=["a folder in use", "a file where the checkpoints go", "a loss that is no number"],
 )
 def test_what_only_one_process_finds_ends_all_and_one_says_why(
     before: Callable[[Path], None], arguments: list[str], code: int, message: str, tmp_path: Path

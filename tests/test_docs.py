@@ -127,8 +127,8 @@ def classyseg_commands() -> list[Any]:
             program, *arguments = words
             if program not in ("classyseg", ".venv/bin/classyseg") and words[:2] != ["python", "classy_train.py"]:
                 continue
-            if "--config" in arguments:
-                arguments.insert(arguments.index("--config"), "--check")
+            if arguments[0] in ("train", "classy_train.py"):
+                arguments.append("--check")
             found.append(pytest.param([program, *arguments], id=f"{block.place} {line[-40:]}"))
     return found
 
@@ -271,7 +271,7 @@ def test_the_keys_of_attachments_are_documented() -> None:
 
 
 def test_the_resume_page_lists_the_keys_that_may_change() -> None:
-    from classyseg.tasks.classy_task import FREE_ON_RESUME
+    from classyseg.tasks.resume import FREE_ON_RESUME
 
     text = section(ROOT / "docs" / "configs.md", "Resuming").replace("\n", " ")
     listed = re.search(r"do not change the numbers: (.*?)\. ", text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,10 +73,56 @@ def test_overrides_say_so_too(text: str) -> None:
         apply_overrides(ConfigTree({}, "task.yaml"), [text])
 
 
+@pytest.mark.parametrize("text", ["table=my #1.csv", "classes=[a, b] # two", "table=#1.csv", "a={b: c, #d\n}"])
+def test_an_override_that_yaml_would_cut_is_refused(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"(?s)^override .* for a comment, and does not read it; put the value in quotes"
+    ):
+        apply_overrides(ConfigTree({}, "task.yaml"), [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a='my #1.csv'", "my #1.csv"), ('a="#1"', "#1"), ("a=b#1", "b#1"), ("a=['#1', \"b #2\"]", ["#1", "b #2"])],
+)
+def test_an_override_keeps_what_is_quoted(text: str, value: object) -> None:
+    tree = ConfigTree({}, "task.yaml")
+    apply_overrides(tree, [text])
+    assert tree.values == {"a": value}
+
+
 def test_colours_in_json_are_text() -> None:
     text = '{"color_map": {"#000000": 0}, "palette": ["#ff0000",\t"#00ff00"], "none": {}}'
     values = {"color_map": {"#000000": 0}, "palette": ["#ff0000", "#00ff00"], "none": {}}
     assert parse_config(text, source="task.json", is_json=True).values == values
+
+
+@pytest.mark.parametrize(
+    "value", ['x"\U0001f600', "\n\U0001f600", "\\\U0001f600", "\x85\U0001f600", "\u2028\t\U0001f600 a"]
+)
+def test_a_text_of_json_is_read_whole_beside_an_emoji(value: str) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps({"name": value}, ensure_ascii=ascii_only)
+        assert parse_config(text, source="task.json", is_json=True).values == {"name": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("name: a # note\u2028other: 2\n", "U+2028"),
+        ("a: 1\nname: a\u2029\n", "U+2029"),
+        ("name: a\x85b: 1\n", "U+0085"),
+        ('name: "a\x85b"\n', "U+0085"),
+    ],
+)
+def test_an_invisible_character_that_breaks_a_line_of_yaml_is_named(text: str, code: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^task.yaml, line \d: holds the invisible character {re.escape(code)}"):
+        parse_config(text, source="task.yaml")
+
+
+def test_quoted_line_separators_are_read() -> None:
+    text = 'a: "x\u2028y"\nb: \'x\u2029y\'\nc: "x\\u0085y"\n'
+    assert parse_config(text, source="task.yaml").values == {"a": "x\u2028y", "b": "x\u2029y", "c": "x\x85y"}
 
 
 def test_shipped_configs_have_none() -> None:

@@ -48,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)
-    # argparse gives a subcommand only the first run of overrides; those after an option come back here.
-    if more and not (hasattr(parsed, "overrides") and all("=" in text and text[0] != "-" for text in more)):
+    # argparse gives a subcommand only the first run of its words; those after an option come back here.
+    words = next((name for name in ("words", "overrides") if hasattr(parsed, name)), None)
+    if more and (words is None or not all(word[:1] != "-" and ("=" in word or words == "words") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:
-        parsed.overrides = [*parsed.overrides, *more]
+    if words is not None:
+        setattr(parsed, words, [*getattr(parsed, words), *more])
     return train.guarded(lambda: parsed.run(parsed))
 
 

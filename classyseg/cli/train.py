@@ -7,7 +7,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,20 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="F", help="task config, YAML or JSON")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="the task config, YAML or JSON, and overrides such as optimizer.lr=0.02 or hooks=[]",
+    )
+    parser.add_argument("--config", metavar="CONFIG", help="the task config, where it does not stand in first place")
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
     parser.add_argument("--check", action="store_true", help="check the config and stop")
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=0.02 or hooks=[]")
+    parser.set_defaults(wrong_use=parser.error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +43,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
     return guarded(lambda: run(parsed))
+
+
+def take_config(arguments: argparse.Namespace) -> None:
+    """Sets `config` and `overrides` from the words: without `--config`, the config is the first of them.
+
+    Ends the program (exit code 2) where there is no config, or where there are two.
+    """
+    words = list(arguments.words)
+    if arguments.config is None:
+        if not words:
+            arguments.wrong_use("the config is missing: write it first, then the overrides (CONFIG key=value ...)")
+        if "=" in words[0] and not Path(words[0]).is_file():
+            arguments.wrong_use(
+                f"the config comes before the overrides (CONFIG key=value ...); found '{words[0]}' first"
+            )
+        arguments.config = words.pop(0)
+    elif words and _is_config(words[0]):
+        arguments.wrong_use(f"two configs: '{words[0]}' and --config '{arguments.config}'; give one")
+    arguments.overrides = words
+
+
+def _is_config(word: str) -> bool:
+    return Path(word).is_file() or ("=" not in word and word.endswith((".yaml", ".yml", ".json")))
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -69,24 +99,50 @@ def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from classyseg import distributed
-    from classyseg.config import user_path
+    from classyseg import switches
     from classyseg.io import DATA_ROOT_VARIABLE
 
-    if arguments.data_root is not None:
-        os.environ[DATA_ROOT_VARIABLE] = arguments.data_root
-    config = checked_config(arguments.config, arguments.overrides)
-    if arguments.check:
-        print(f"{arguments.config}: ok")
-        return 0
+    take_config(arguments)
+    with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
+        config = checked_config(arguments.config, arguments.overrides)
+        if arguments.check:
+            print(f"{arguments.config}: ok")
+            return 0
+        with _logging(), switches.kept():
+            return _run_processes(config, arguments)
+
+
+def _run_processes(config: ComponentConfig, arguments: argparse.Namespace) -> int:
+    from classyseg import distributed
+    from classyseg.config import user_path
+
     runtime = config.runtime  # type: ignore[attr-defined]
     distributed.start_processes(runtime.torch_device().type)
-    logging.basicConfig(level=logging.INFO if distributed.is_primary() else logging.ERROR, format="%(message)s")
+    if not distributed.is_primary():
+        logging.getLogger().setLevel(logging.ERROR)
     output = user_path(arguments.output or Path("runs") / Path(arguments.config).stem)
     try:
         return guarded(lambda: _train(config, output, arguments))
     finally:
         distributed.stop_processes()
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Plain lines on stderr, unless the process has a way of its own to log; after the run, as before it."""
+    root = logging.getLogger()
+    level, handler = root.level, None
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        if handler is not None:
+            root.removeHandler(handler)
 
 
 def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace) -> int:
@@ -126,15 +182,14 @@ def _doctor(arguments: argparse.Namespace) -> str:
 def claim_folder(output: Path, *, resume: bool) -> None:
     """Makes the run's folder. Raises: `ConfigError` when it holds a run already, or cannot be written."""
     from classyseg.config import ConfigError
+    from classyseg.run_folder import CHECKPOINTS, CONFIG, METRICS, require_writable
 
-    if not resume and any((output / name).exists() for name in ("config.yaml", "checkpoints", "metrics.jsonl")):
+    if not resume and any(os.path.lexists(output / name) for name in (CONFIG, CHECKPOINTS, METRICS)):
         raise ConfigError(
             f"--output {output}: holds a run already; continue it with --resume, or choose another folder"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".writable"
-        probe.touch()
-        probe.unlink()
+        require_writable(output)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from None

@@ -14,6 +14,7 @@ from classyseg import distributed
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, ClassyDataset
 from classyseg.io import append_json_line, read_json_lines
+from classyseg.run_folder import BAD_SAMPLES
 from classyseg.structures import Sample
 
 Key = tuple[int, int]
@@ -22,8 +23,6 @@ Key = tuple[int, int]
 NOTHING = -1
 """What a worker notes that is at no sample."""
 
-
-LIST_FILE = "bad_samples.jsonl"
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +122,7 @@ class BadSamples:
         self._problems += [sample.problem for sample in bad][: MAX_LISTED - len(self._problems)]
         known: set[tuple[str, int]] = set()
         if run_folder is not None:
-            known = {(record["data_set"], record["index"]) for record in read_json_lines(run_folder / LIST_FILE)}
+            known = {(record["data_set"], record["index"]) for record in read_json_lines(run_folder / BAD_SAMPLES)}
         for sample in bad:
             if (data_set, sample.index) in known:
                 continue
@@ -131,9 +130,9 @@ class BadSamples:
             if run_folder is not None:
                 record = {"data_set": data_set, "index": sample.index, "problem": sample.problem}
                 try:
-                    append_json_line(run_folder / LIST_FILE, record)
+                    append_json_line(run_folder / BAD_SAMPLES, record)
                 except OSError as error:  # the log and the count have it
-                    log.warning("%s: cannot be written (%s)", run_folder / LIST_FILE, error.strerror)
+                    log.warning("%s: cannot be written (%s)", run_folder / BAD_SAMPLES, error.strerror)
         self._check(data_set, self.before + self._own)
 
     def total(self) -> int:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from classyseg.config import ConfigError, DataError, listed
 from classyseg.datasets.files import IMAGE_SUFFIXES
+from classyseg.datasets.lists import same_names
 from classyseg.datasets.pairs import refuse_loop, report_fault
 
 
@@ -31,7 +32,8 @@ def labelled_files(
     Raises: `DataError` for a folder that is missing, or holds no such file; `ConfigError` for one without a label.
     """
     found = class_names(root)
-    strange = [name for name in found if name not in labels]
+    classes = same_names(found, labels, str(root))
+    strange = [name for name in found if name not in classes]
     if strange:
         raise ConfigError(
             f"{root}: {len(strange)} folders are no class: {listed(strange, limit=5)}; known: {listed([*labels])}"
@@ -43,7 +45,7 @@ def labelled_files(
             report_fault(
                 "empty_class", f"{root / name}: found no file; accepted: {', '.join(suffixes)}", [str(root / name)]
             )
-        files += [(path, labels[name]) for path in paths]
+        files += [(path, labels[classes[name]]) for path in paths]
     if not files:
         raise DataError(f"{root}: found no file in any folder; accepted: {', '.join(suffixes)}")
     return files

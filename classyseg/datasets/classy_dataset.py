@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 from torch.utils.data import Dataset
 
-from classyseg.config import DataError
+from classyseg.config import ConfigError, DataError
 from classyseg.datasets.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
@@ -20,6 +23,28 @@ from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import apply_transforms
 
 Color = tuple[int, int, int]
+
+
+def color_from(value: Any) -> Any:
+    """A colour such as "#ff0000", or red, green and blue. Raises: `PydanticCustomError` for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", value):
+        return color_of(value[1:])
+    if isinstance(value, list | tuple) and len(value) == 3 and all(type(v) is int and 0 <= v < 256 for v in value):
+        return tuple(value)
+    raise PydanticCustomError(
+        "not_a_color", 'accepted are "#ff0000", in quotes, and [255, 0, 0]: red, green and blue, 0 to 255 each'
+    )
+
+
+Palette = tuple[
+    Annotated[
+        Color,
+        BeforeValidator(color_from),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "integer"}}]}),
+    ],
+    ...,
+]
+"""The type of a data set's option `palette`: a colour for each class."""
 MAX_LISTED = 10
 REPLACEMENT = -2
 """The last integer of the generator that draws what stands in for a sample; -1 is the permutation's."""
@@ -55,6 +80,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
         self.palette = self.palette or tuple(_voc_color(i) for i in range(len(self.classes)))
+        if len(self.palette) != len(self.classes):
+            raise ConfigError(
+                f"palette: found {len(self.palette)} colours for {len(self.classes)} classes; expected one for each"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -205,6 +234,12 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def _label_hint(self, values: list[int]) -> str:
         """What the author of the config may do about wrong labels; data sets with a label map say so."""
         return ""
+
+
+def color_of(text: str) -> Color:
+    """`804080` as (128, 64, 128)."""
+    red, green, blue = bytes.fromhex(text)
+    return red, green, blue
 
 
 def _voc_color(index: int) -> Color:

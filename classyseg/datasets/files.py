@@ -1,7 +1,8 @@
 """Reading images and masks from files, so that a wrong file is named with what was found in it.
 
-Pillow reads everything but `.npy`; simplejpeg, where it is installed (`classyseg[fast]`), the pixels of JPEG, which are
-the same. Masks are Pillow's alone: their numbers are what the file holds, never scaled.
+What a file holds is read from its header (`image_headers`, `tiff_header`, `bmp_files`). It is read right, or refused by
+name. Pillow decodes most files. simplejpeg, where it is installed (`classyseg[fast]`), decodes JPEG to the same pixels.
+tifffile (`classyseg[tiff]`) decodes the TIFF that Pillow would change. Masks are numbers as the file holds them.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,73 +22,145 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from classyseg.config import DataError
+from classyseg.datasets.bmp_files import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.classy_dataset import image_tensor
+from classyseg.datasets.image_headers import (
+    Header,
+    check_file_size,
+    gif_header,
+    jpeg_header,
+    known_format,
+    png_header,
+    webp_header,
+)
 from classyseg.datasets.mat_files import read_mat
+from classyseg.datasets.tiff_files import tiff_samples
+from classyseg.datasets.tiff_header import Tiff, tiff_header
 
 Exif = Literal["refuse", "rotate", "ignore"]
 Bits = Literal[8, 16]
 
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
-"""What a file may hold, whatever its name. Pillow knows others, such as EPS, for which it runs Ghostscript, and JPEG
-2000, which may change labels."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
-MASK_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
-COLOR_MODES = ("RGB", "RGBA", "RGBX", "P")
-FOUR_CHANNELS = ("RGBA", "RGBX", "CMYK")
-LOSSY = ("jpeg", "tiff_jpeg", "webp")
-"""Compressions within TIFF that change values."""
-SAMPLE_FORMAT = 339
-"""The tag of TIFF by which numbers have signs, 2: Pillow leaves it out where they have 8 bits."""
-SCALED = {"L;2": 85, "L;4": 17}
-"""By which factor Pillow multiplies grey values of 2 and 4 bits."""
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
+SHOWN_BITS = (1, 2, 4, 8)
+"""Of a grey level that is scaled to 0..255, as viewers do."""
+START = 160
+"""How many bytes of a file tell its format."""
+
+
+class UnreadableError(DataError):
+    """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
 
 
 def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "refuse") -> Tensor:
     """The image as (channels, H, W), uint8 or, of 16 `bits`, uint16.
 
-    Images of another kind become RGB, or grey for one channel, without their alpha; 4 channels are those of RGBA, RGBX
-    or CMYK as they are stored; `.npy`, an array (H, W) or (H, W, C), has any number. An image that carries an EXIF
-    orientation is refused, rotated as viewers show it, or taken as its pixels are stored.
+    A file of as many bands as `channels` is read as it is stored. For 3 channels and 1, other kinds become RGB or grey,
+    without their alpha; a band that the file does not name is never left out. `.npy`, an array (H, W) or (H, W, C), has
+    any number. An image that carries an EXIF orientation is refused, rotated as viewers show it, or taken as its pixels
+    are stored.
 
-    Raises: `DataError` for unreadable files, for another number of bits, and for animations.
+    Raises: `DataError` for unreadable files, for another number of bits or channels, and for several images in a file.
     """
     if path.suffix.lower() == ".npy":
         return image_tensor(_read_array(path, channels, bits))
-    with _opened(path) as (image, raw):
-        _refuse_animation(path, image)
-        deep = raw.partition(";")[2].startswith(("16", "12", "32"))
-        if (deep or image.mode.startswith(("I", "F"))) and (bits == 8 or not image.mode.startswith("I;16")):
-            accepted = "grey images of 16 bits, and .npy of any channels"
-            if bits == 8:
-                accepted = "images of 8 bits a channel (with `bits: 16`, grey ones of 16)"
-            raise DataError(f"{path}: an image of mode {_kind(image, raw)}; accepted are {accepted}")
-        if bits == 16 and not deep:
-            raise DataError(f"{path}: an image of 8 bits a channel, where the data set's `bits` says 16")
-        turned = orientation(image)
-        if turned != 1:
-            image = _upright(path, image, turned, exif)
-        elif channels == 3 and bits == 8 and (pixels := _fast_jpeg(path, image)) is not None:
+    with _opened(path) as stored:
+        header = stored.header
+        if header.images > 1:
+            raise DataError(f"{path}: {_several(header)}")
+        if refusal := _refusal(header, channels, bits):
+            raise DataError(f"{path}: {refusal}")
+        if stored.turned != 1 and (exif == "refuse" or (exif == "ignore" and header.format == "TIFF")):
+            raise DataError(f"{path}: {_turned(header, stored.turned)}")
+        image = stored.image
+        if image is None:
+            samples = stored.samples()
+            return image_tensor(np.ascontiguousarray(_converted(samples, header, channels)))
+        if stored.turned != 1 and exif == "rotate":
+            image = ImageOps.exif_transpose(image)
+        elif channels == 3 and (pixels := _fast_jpeg(stored.file, image)) is not None:
             return image_tensor(pixels)
-        return image_tensor(_pixels(path, image, channels, bits))
+        return image_tensor(_pixels(image, header, channels))
 
 
-def _pixels(path: Path, image: Image.Image, channels: int, bits: int) -> npt.NDArray[Any]:
-    """(H, W, channels)."""
-    if bits == 16 and channels in (1, 3):
+def _refusal(header: Header, channels: int, bits: int) -> str:
+    """Why the image is not what the data set says; nothing where it is."""
+    deep = header.bits > 8 and header.colors != "palette"
+    if bits == 8 and (deep or header.numbers != "u"):
+        most = ", or scale it and write .npy" if header.bits > 16 or header.numbers != "u" else ""
+        return f"{header}; accepted are images of 8 bits a channel (with `bits: 16`, of 16){most}"
+    if header.numbers != "u" or (deep and header.bits > 16):
+        return f"{header}; accepted are images of 16 bits a channel without signs; scale it and write .npy"
+    if bits == 16 and not deep:
+        return f"{header}, where the data set's `bits` says 16"
+    if deep and header.bands > 1 and header.format == "PNG":
+        return f"{header}, of which Pillow keeps 8 bits; write it as TIFF (pip install 'classyseg[tiff]') or .npy"
+    if header.colors == "CIELab" or (header.bits not in SHOWN_BITS and not deep and header.colors != "palette"):
+        return f"{header}; accepted are grey, palettes, RGB, CMYK, YCbCr and bands, of 8 or 16 bits; write it as RGB"
+    if header.bands > 1 and (header.colors in ("palette", "grey with 0 as white") or header.bits < 8):
+        return f"{header}, which nobody knows how to show; write it as RGB, or as .npy"
+    if channels == header.bands and header.colors != "palette":
+        return ""
+    if channels not in (1, 3) or (header.bands > 1 and deep and channels == 1) or (deep and header.colors == "CMYK"):
+        return f"{header}, where the data set's `channels` says {channels}; accepted are {_accepted(header, channels)}"
+    if "unnamed" in header.extra:
+        return (
+            f"{header}, where the data set's `channels` says {channels}: nothing tells whether what is left over is "
+            f"needed; write `channels: {header.bands}`, or take it out of the files"
+        )
+    return ""
+
+
+def _accepted(header: Header, channels: int) -> str:
+    own = "" if header.colors == "palette" else f"its own, `channels: {header.bands}`, "
+    return f"{own}or files that hold {channels}, such as arrays (H, W, {channels}) as .npy"
+
+
+def _converted(samples: npt.NDArray[Any], header: Header, channels: int) -> npt.NDArray[Any]:
+    """Stored samples (H, W, bands), YCbCr as RGB, as (H, W, channels)."""
+    if header.colors == "palette":
+        samples = _looked_up(samples[..., 0], header)
+    elif header.bits < 8:
+        samples = samples * np.uint8(255 // ((1 << header.bits) - 1))
+    if channels == samples.shape[2] and header.colors != "palette":
+        return samples
+    if header.colors == "CMYK":
+        inks = np.ascontiguousarray(samples[..., :4])
+        samples = np.asarray(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
+    elif header.colors.startswith("grey"):
+        return np.repeat(samples[..., :1], channels, axis=2)
+    samples = np.ascontiguousarray(samples[..., :3])
+    return samples if channels == 3 else np.asarray(Image.fromarray(samples).convert("L"))[..., None]
+
+
+def _looked_up(indices: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
+    """The colours (H, W, 3) of indices into the palette. Raises: `ValueError` for those beyond its end."""
+    palette = np.zeros((0, 3), np.uint8) if header.palette is None else header.palette
+    if int(indices.max(initial=0)) >= len(palette):
+        raise ValueError(f"its pixels take colour {int(indices.max())} of a palette of {len(palette)}")
+    if indices.dtype != np.uint8:
+        return palette[indices]
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())  # in a fifth of numpy's time
+    image.putpalette(palette.tobytes())
+    return np.asarray(image.convert("RGB"))
+
+
+def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[Any]:
+    """(H, W, channels) of what Pillow reads as it is stored."""
+    if header.colors == "palette":
+        return _converted(np.asarray(image)[..., None].astype(np.uint8), header, channels)
+    if header.bits == 16:
         return np.repeat(np.asarray(image).astype(np.uint16)[..., None], channels, axis=2)
-    if bits == 8 and channels in (1, 3):
+    if channels in (1, 3):
         mode = "RGB" if channels == 3 else "L"
         array = np.asarray(image if image.mode == mode else image.convert(mode))  # which else would copy, too
         return array.reshape(*array.shape[:2], channels)
-    if bits == 8 and channels == 4 and image.mode in FOUR_CHANNELS:
-        return np.asarray(image)
-    raise DataError(
-        f"{path}: an image of mode {image.mode}, where the data set's `channels` says {channels}; accepted are arrays "
-        "(H, W, C) as .npy" + (", RGBA, RGBX and CMYK" if channels == 4 and bits == 8 else "")
-    )
+    array = np.asarray(image)
+    if array.shape[2:] != (channels,):
+        raise ValueError(f"Pillow reads {image.mode} where the header says {header}")
+    return array
 
 
 def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
@@ -108,13 +183,14 @@ def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
     return array.astype(DTYPES[bits])  # in this machine's byte order
 
 
-def _fast_jpeg(path: Path, image: Image.Image) -> npt.NDArray[np.uint8] | None:
+def _fast_jpeg(file: BinaryIO, image: Image.Image) -> npt.NDArray[np.uint8] | None:
     """The pixels (H, W, 3) by simplejpeg; None where that is not installed, or Pillow shall decide."""
     decoder = _simplejpeg()
     if decoder is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
-        pixels = decoder.decode_jpeg(path.read_bytes(), "RGB")
+        file.seek(0)
+        pixels = decoder.decode_jpeg(file.read(), "RGB")
     except ValueError:  # something is wrong with the file: what becomes of it must not depend on what is installed
         return None
     return pixels if pixels.shape[:2] == (image.height, image.width) else None
@@ -132,26 +208,39 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
     """The mask's values, or the indices into its palette, as (H, W) integers of the file's type; never rescaled.
 
     A `.mat` file of Pascal's extensions is read, too, where scipy is installed. Raises: `DataError` for unreadable
-    files, for colour images, for JPEG, which does not keep labels, and for what Pillow would turn or invert.
+    files, for colour images, for JPEG, which does not keep labels, and for what viewers turn or invert.
     """
     if path.suffix == ".mat":
         return read_mat(path)
-    with _opened(path) as (image, raw):
-        _check_mask(path, image)
-        if image.mode not in MASK_MODES:
+    with _opened(path) as stored:
+        header = stored.header
+        _check_mask(path, stored)
+        if header.colors == "grey with 0 as white":
             raise DataError(
-                f"{path}: a mask of mode {image.mode}; accepted are images of one channel or with a palette, "
-                "whose values are class indices"
+                f"{path}: a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
+                "accepted: 0 means black (PhotometricInterpretation 1)"
             )
-        raw = raw.removesuffix("R")  # of bits in reverse order
-        if raw.partition(";")[2].endswith("I"):
-            raise DataError(f"{path}: a mask in which 0 means white, which Pillow inverts; accepted: 0 means black")
-        values = np.asarray(image)
-        if image.format == "TIFF" and image.mode == "L" and 2 in image.tag_v2.get(SAMPLE_FORMAT, ()):  # type: ignore[attr-defined]
-            values = values.view(np.int8)
-    if values.dtype == np.bool_:
-        return values.astype(np.uint8)
-    return values // np.uint8(SCALED[raw]) if raw in SCALED else values
+        if not holds_labels(header):
+            raise DataError(
+                f"{path}: a mask that is {header}; accepted are images of one channel or with a palette, whose values "
+                "are class indices, integers"
+            )
+        values = stored.samples()[..., 0]
+        if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
+            raise DataError(f"{path}: a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1")
+        return values
+
+
+def holds_labels(header: Header) -> bool:
+    """Whether a file is of numbers that may be labels."""
+    return header.bands == 1 and header.numbers in "ui" and header.colors in ("grey", "palette")
+
+
+def holds_colors(header: Header) -> bool:
+    """Whether a file is of colours of 8 bits as they are stored: RGB, with or without alpha, or a palette."""
+    if header.colors == "palette":
+        return header.bands == 1
+    return header.colors == "RGB" and header.bits == 8 and header.numbers == "u" and header.extra in ((), ("alpha",))
 
 
 def read_colors(path: Path) -> npt.NDArray[np.int32]:
@@ -159,63 +248,105 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
 
     Raises: `DataError` for unreadable files, for JPEG, which changes colours, and for images without colours of 8 bits.
     """
-    with _opened(path) as (image, raw):
-        _check_mask(path, image)
-        if image.mode not in COLOR_MODES or ";16" in raw:
+    with _opened(path) as stored:
+        _check_mask(path, stored)
+        if not holds_colors(stored.header):
             raise DataError(
-                f"{path}: a mask of mode {_kind(image, raw)}; accepted here are masks of colours (RGB of 8 bits a "
-                "channel, or a palette)"
+                f"{path}: a mask that is {stored.header}; accepted here are masks of colours (RGB of 8 bits a channel, "
+                "or a palette)"
             )
-        channels = np.asarray(image.convert("RGB")).astype(np.int32)
+        if stored.image is None:
+            channels = _converted(stored.samples(), stored.header, 3).astype(np.int32)
+        else:
+            channels = _pixels(stored.image, stored.header, 3).astype(np.int32)
     return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
-def _check_mask(path: Path, image: Image.Image) -> None:
-    if image.format in ("JPEG", "MPO") or image.info.get("compression") in LOSSY:
+def _check_mask(path: Path, stored: _Stored) -> None:
+    if stored.header.lossy:
         raise DataError(
-            f"{path}: a mask stored as JPEG, which changes labels; accepted are lossless index images, such as PNG"
+            f"{path}: a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
+            "images, such as PNG"
         )
-    _refuse_animation(path, image)
-    if (turned := orientation(image)) != 1:
-        raise DataError(f"{path}: a mask with the EXIF orientation {turned}; save it upright, without one")
+    if stored.header.images > 1:
+        raise DataError(f"{path}: {_several(stored.header)}")
+    if stored.turned != 1:
+        raise DataError(f"{path}: a mask with the EXIF orientation {stored.turned}; save it upright, without one")
 
 
-def open_image(path: Path) -> Image.Image:
-    """The file by Pillow, if it holds one of `FORMATS`. Raises: whatever a broken or foreign file leads to."""
-    return Image.open(path, formats=FORMATS)
+@dataclass(frozen=True)
+class _Stored:
+    """An open file: its `header`, the orientation in which viewers show it, and what its pixels are read by.
+
+    Pillow's `image` is None for TIFF and BMP, whose `samples` are read as their `details` say.
+    """
+
+    header: Header
+    turned: int
+    image: Image.Image | None
+    file: BinaryIO
+    details: Tiff | Bmp | None = None
+
+    def samples(self) -> npt.NDArray[Any]:
+        """The stored samples (H, W, bands), of the file's type; those of Pillow for one band alone."""
+        if isinstance(self.details, Tiff):
+            return tiff_samples(self.file, self.details)
+        if isinstance(self.details, Bmp):
+            return bmp_samples(self.file, self.details)
+        values = np.asarray(self.image)
+        bits = self.header.bits
+        if self.header.colors == "grey" and bits in (2, 4):  # which Pillow scales to 0..255
+            values = values // np.uint8(255 // ((1 << bits) - 1))
+        return values.astype(np.uint16 if bits == 16 else np.uint8, copy=False)[..., None]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, str]]:
-    """The image, and how its pixels are stored, in Pillow's words, such as `L;4`: known until they are loaded."""
-    with _naming(path), open_image(path) as image:
-        details = image.tile[0][3] if image.tile else ()  # type: ignore[attr-defined]
-        first = details if isinstance(details, str) else details[0] if details else ""
-        yield image, first if isinstance(first, str) and first else image.mode
+def _opened(path: Path) -> Iterator[_Stored]:
+    """The file, its header read. Raises: `DataError` that names it, for whatever goes wrong inside, too."""
+    with _naming(path), path.open("rb") as file:
+        found = known_format(file.read(START))
+        if found == "TIFF":
+            tiff = tiff_header(file)
+            yield _Stored(tiff.header, tiff.header.turned, None, file, tiff)
+        elif found == "BMP":
+            bmp = bmp_header(file)
+            yield _Stored(bmp.header, 1, None, file, bmp)
+        else:
+            read = {"PNG": png_header, "JPEG": jpeg_header, "GIF": gif_header, "WEBP": webp_header}[found]
+            check_file_size(file)
+            file.seek(0)
+            content = BytesIO(file.read())
+            header = read(content)
+            content.seek(0)
+            with Image.open(content, formats=[found]) as image:
+                yield _Stored(header, orientation(image), image, content)
+
+
+def header_of(path: Path) -> tuple[Header, int]:
+    """What is stored in a file, and the orientation in which viewers show it. Raises: `DataError`, naming the file."""
+    with _opened(path) as stored:
+        return stored.header, stored.turned
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Names the file in whatever a reader raises inside. Raises: `DataError`."""
+    """Names the file in whatever a reader raises inside. Raises: `UnreadableError`."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise UnreadableError(f"{path}: no such file") from None
     except Exception as error:  # readers raise whatever a broken file leads to
-        kind = f"no {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path}: cannot be read ({kind}; {path.stat().st_size} bytes)") from None
+        kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableError(f"{path}: cannot be read ({kind}; {path.stat().st_size} bytes)") from None
 
 
-def _kind(image: Image.Image, raw: str) -> str:
-    """The mode, as it is stored where Pillow would keep 8 of 16 bits."""
-    return raw if ";16" in raw and ";" not in image.mode else image.mode
-
-
-def _refuse_animation(path: Path, image: Image.Image) -> None:
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph with its preview
-        raise DataError(f"{path}: several images in one file ({image.format}); accepted are files of one")
+def _several(header: Header) -> str:
+    more = " (smaller copies and masks of transparency, which name themselves so, are no others)"
+    return f"several images in one file ({header.format}); accepted are files of one" + (
+        more if header.format == "TIFF" else ""
+    )
 
 
 def orientation(image: Image.Image) -> int:
@@ -224,13 +355,9 @@ def orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _upright(path: Path, image: Image.Image, turned: int, exif: Exif) -> Image.Image:
-    if exif == "rotate":
-        return ImageOps.exif_transpose(image)
-    if exif == "ignore" and image.format != "TIFF":  # which Pillow turns when it loads
-        return image
-    raise DataError(
-        f"{path}: its EXIF orientation is {turned}: viewers show it turned, whether its mask is, too, nobody knows. In "
+def _turned(header: Header, turned: int) -> str:
+    return (
+        f"its EXIF orientation is {turned}: viewers show it turned, whether its mask is, too, nobody knows. In "
         "the data set's config, exif: rotate is right for masks that fit the image as it is shown"
-        + ("" if image.format == "TIFF" else ", exif: ignore for those that fit the pixels as they are stored")
+        + ("" if header.format == "TIFF" else ", exif: ignore for those that fit the pixels as they are stored")
     )

@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import MAX_CHANNELS, ConfigError, within
-from classyseg.datasets.classy_dataset import Color
+from classyseg.datasets.classy_dataset import Color, Palette, color_from, color_of
 from classyseg.datasets.files import Bits, read_colors
-from classyseg.datasets.label_map import LabelMap, color_of, color_text, labels_of
+from classyseg.datasets.label_map import LabelMap, color_text, labels_of
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import ImageAndMask, images_alone, matched_pairs, tabled_pairs
+from classyseg.datasets.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -26,8 +26,9 @@ class Folder(MaskFiles):
 
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
     checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
-    `ignore_index` marks pixels without a label. `table` is a CSV file that names the pairs instead. `masks: null` is
-    for images that shall be predicted. Images have `channels` channels of `bits` bits.
+    `ignore_index` marks pixels without a label. `list` is a text file of the images that are taken, `table` a CSV file
+    of the pairs. `masks: null` is for images that shall be predicted. Images have `channels` channels of `bits` bits.
+    `palette` has the colour in which each class is shown; without it, the colours are `color_map`'s, or Pascal VOC's.
     """
 
     def __init__(
@@ -38,26 +39,26 @@ class Folder(MaskFiles):
         classes: Annotated[tuple[str, ...], Field(min_length=1)],
         mask_suffix: str = "",
         nested: bool = False,
+        list: str | None = None,
         table: str | None = None,
         split: str | None = None,
         label_map: dict[int, int] | None = None,
         color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
+        palette: Palette | None = None,
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         if 0 <= ignore_index < len(classes):
             raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
+        if palette is not None and not palette:
+            raise ConfigError(
+                f"palette: found no colour for {len(classes)} classes; give one for each, or leave it out"
+            )
         labels_of(classes)  # which refuses a name that comes twice
         if label_map and color_map:
             raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
-        if table is not None and (mask_suffix or nested):
-            raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
-        if split is not None and table is None:
-            raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
-        if masks is None and (table is not None or mask_suffix):
-            raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.channels = channels
@@ -65,24 +66,10 @@ class Folder(MaskFiles):
         self.has_label_map = bool(label_map)
         self.color_map = None if color_map is None else _color_label_map(color_map)
         self.label_map = LabelMap(label_map or {}, others_stay=True)
-        self.palette = _palette(color_map or {}, len(classes))
-        with within("images"):
-            image_folder = data_folder(images)
-        with within("masks"):
-            mask_folder = None if masks is None else data_folder(masks)
-        if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
-            raise ConfigError(
-                f"masks: found {mask_folder}, which is the folder of the images; put the masks into another one, or "
-                "name the pairs in a table"
-            )
-        pairs: Sequence[ImageAndMask]
-        if mask_folder is None:
-            pairs = images_alone(image_folder, nested=nested)
-        elif table is None:
-            pairs = matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
-        else:
-            pairs = tabled_pairs(data_path(table), image_folder, mask_folder, split)
-        super().__init__(pairs, transforms)
+        self.palette = _colors_of_map(color_map or {}, len(classes))
+        if palette is not None:
+            self.palette = tuple(map(color_from, palette))
+        super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
 
     def read_labels(self, path: Path) -> Tensor:
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
@@ -93,6 +80,42 @@ class Folder(MaskFiles):
         if self.num_classes == 2 and values == [255]:
             return "; for masks of 0 and 255, set label_map: {255: 1}"
         return "; a label_map: {found: class} in the data set's config maps values to classes"
+
+
+def _pairs(
+    images: str,
+    masks: str | None,
+    mask_suffix: str,
+    nested: bool,
+    list: str | None,
+    table: str | None,
+    split: str | None,
+) -> Sequence[ImageAndMask]:
+    """The files that these options of `Folder` name. Raises: `ConfigError` for options that exclude each other."""
+    if table is not None and (mask_suffix or nested):
+        raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
+    if list is not None and table is not None:
+        raise ConfigError("list: names images, as table does beside it; leave one of them out")
+    if split is not None and table is None:
+        raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
+    if masks is None and (table is not None or mask_suffix):
+        raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
+    with within("images"):
+        image_folder = data_folder(images)
+    with within("masks"):
+        mask_folder = None if masks is None else data_folder(masks)
+    if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
+        raise ConfigError(
+            f"masks: found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
+            "the pairs in a table"
+        )
+    if list is not None:
+        return chosen_pairs(data_path(list), image_folder, mask_folder, mask_suffix, nested=nested)
+    if mask_folder is None:
+        return images_alone(image_folder, nested=nested)
+    if table is None:
+        return matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
+    return tabled_pairs(data_path(table), image_folder, mask_folder, split)
 
 
 def _color_label_map(color_map: dict[str, int]) -> LabelMap:
@@ -107,7 +130,7 @@ def _color_label_map(color_map: dict[str, int]) -> LabelMap:
     return LabelMap(labels, text=color_text)
 
 
-def _palette(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
+def _colors_of_map(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
     """The first colour of each class where all have one."""
     colors = {label: color_of(key[1:]) for key, label in reversed(color_map.items())}
     return tuple(colors[label] for label in range(num_classes)) if all(i in colors for i in range(num_classes)) else ()

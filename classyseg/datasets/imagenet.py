@@ -13,7 +13,8 @@ from classyseg.datasets.class_folders import labelled_files
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files import IMAGE_SUFFIXES
 from classyseg.datasets.label_map import label_table
-from classyseg.datasets.pairs import read_text, report_fault
+from classyseg.datasets.lists import BLANKS, lines_of, visible
+from classyseg.datasets.pairs import report_fault
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 
@@ -77,16 +78,16 @@ def _listed_files(table: Path, folder: Path, images: Set[str]) -> list[tuple[str
     """The files and labels of a list. Raises: `DataError` for one that is not so, or names files that are missing."""
     labels: dict[str, int] = {}
     twice = []
-    lines = read_text(table).splitlines()
-    is_solution = bool(lines) and lines[0].split(",")[0].strip() == "ImageId"
-    for number, line in enumerate(lines, start=1):
-        words = re.split(r"[\s,]+", line.strip())
-        if not line.strip() or (is_solution and number == 1):
-            continue
+    lines = lines_of(table)
+    is_solution = bool(lines) and lines[0][1].split(",")[0].strip(BLANKS) == "ImageId"
+    for number, line in lines[is_solution:]:
+        words = [word for word in re.split(r"[ \t,]+", line) if word] or [""]
+        name = f"{words[0]}.JPEG" if is_solution else words[0]
         classes = {word for word in words[1:] if word.startswith("n")} if is_solution else {*words[1:]}
         if len(classes) != 1 or not classes <= LABELS.keys():
-            raise DataError(f"{table}, line {number}: found '{line.strip():.80}'; expected {TABLE}")
-        name = f"{words[0]}.JPEG" if is_solution else words[0]
+            # A line about none of the images may be one of any file of the machine, and is not told.
+            found = f"'{visible(line.strip(BLANKS))[:80]}'" if name in images else f"{len(words)} words"
+            raise DataError(f"{table}, line {number}: found {found}; expected {TABLE}")
         twice += [name] if name in labels else []
         labels[name] = LABELS[classes.pop()]
     if not labels:

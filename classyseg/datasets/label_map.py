@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets.classy_dataset import MAX_LISTED, Color
+from classyseg.datasets.classy_dataset import MAX_LISTED, Color, color_of
+from classyseg.datasets.lists import normal
 
 Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min
@@ -111,8 +112,8 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def labels_of(classes: Sequence[str]) -> dict[str, int]:
-    """The label of each name. Raises: `ConfigError` for one that comes twice."""
-    if len(set(classes)) != len(classes):
+    """The label of each name. Raises: `ConfigError` for one that comes twice, also in another form of Unicode."""
+    if len({*map(normal, classes)}) != len(classes):
         raise ConfigError(f"classes: found one name twice in {list(classes)}")
     return {name: i for i, name in enumerate(classes)}
 
@@ -145,12 +146,6 @@ def label_table(name: str) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Colo
     rows = json.loads((Path(__file__).parent / "labels" / f"{name}.json").read_text(encoding="utf-8"))
     values, names, *colors = zip(*rows, strict=True)
     return values, names, tuple(color_of(text) for text in colors[0]) if colors else ()
-
-
-def color_of(text: str) -> Color:
-    """`804080` as (128, 64, 128)."""
-    red, green, blue = bytes.fromhex(text)
-    return red, green, blue
 
 
 def color_text(value: int) -> str:

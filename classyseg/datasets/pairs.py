@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -12,6 +11,21 @@ from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, listed
 from classyseg.datasets.files import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIXES
+from classyseg.datasets.lists import (
+    BLANKS,
+    Files,
+    Row,
+    bare,
+    cell,
+    has_column,
+    lines_of,
+    normal,
+    read_table,
+    refuse_forms,
+    same_names,
+    spellings,
+    visible,
+)
 
 Pair = tuple[Path, Path]
 ImageAndMask = tuple[Path, Path | None]
@@ -75,7 +89,8 @@ def matched_pairs(
     """
     by_name = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
     masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
-    alone = [str(path) for name, path in by_name.items() if name not in masks_by_name]
+    partners = same_names(by_name, masks_by_name, str(masks))
+    alone = [str(path) for name, path in by_name.items() if name not in partners]
     if alone:
         report_fault(
             "missing_mask",
@@ -83,11 +98,12 @@ def matched_pairs(
             f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format, not JPEG)",
             alone,
         )
-    unused = [str(path) for name, path in masks_by_name.items() if name not in by_name]
+    used = {*partners.values()}
+    unused = [str(path) for name, path in masks_by_name.items() if name not in used]
     if unused:
         message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {listed(unused, limit=5)}"
         report_fault("missing_image", message, unused)
-    return [(path, masks_by_name[name]) for name, path in by_name.items() if name in masks_by_name]
+    return [(by_name[name], masks_by_name[partner]) for name, partner in partners.items()]
 
 
 def images_alone(images: Path, *, image_suffix: str = "", nested: bool = False) -> list[ImageAndMask]:
@@ -109,17 +125,87 @@ def pairs_by_name(
     """As `listed_pairs`, by the names."""
     by_name = files_by_name(images, IMAGE_SUFFIXES, "image")
     masks_by_name = files_by_name(masks, mask_suffixes, "mask")
-    for folder, found, what in ((images, by_name, "image"), (masks, masks_by_name, "mask")):
+    chosen = same_names(names, by_name, str(images))
+    partners = same_names(names, masks_by_name, str(masks))
+    for folder, found, what in ((images, chosen, "image"), (masks, partners, "mask")):
         missing = [name for name in names if name not in found]
         if missing:
             message = f"{folder}: no {what} for {len(missing)} of the {len(names)} names: {listed(missing, limit=5)}"
             report_fault(f"missing_{what}", message, missing)
-    return {name: (by_name[name], masks_by_name[name]) for name in names if name in by_name and name in masks_by_name}
+    return {
+        name: (by_name[chosen[name]], masks_by_name[partners[name]])
+        for name in names
+        if name in chosen and name in partners
+    }
+
+
+def chosen_pairs(
+    names: Path, images: Path, masks: Path | None, mask_suffix: str = "", *, nested: bool = False
+) -> list[ImageAndMask]:
+    """The pairs of `matched_pairs` that a list names, in its order; other files are left alone.
+
+    A line is the name of an image, with its subfolders where `nested`, and with or without its suffix. Raises:
+    `DataError` as `matched_pairs`, for names without an image, and for a list that names one twice.
+    """
+    by_name = files_by_name(images, IMAGE_SUFFIXES, "image", nested=nested)
+    lines = [line for _, line in lines_of(names)]
+    if not lines:
+        raise DataError(
+            f"{names}: an empty list; one name of an image a line is expected, such as {next(iter(by_name))}"
+        )
+    chosen = _named(lines, by_name, names)
+    missing = [line for line in lines if line not in chosen]
+    if missing:
+        some = (
+            "" if not chosen else f": {listed([visible(line) for line in missing], limit=5)}"
+        )  # else it may be any file
+        report_fault(
+            "missing_file",
+            f"{names}: {images} has no image for {len(missing)} of its {len(lines)} lines{some}; a line is the name of "
+            f"an image, such as {visible(next(iter(by_name)))}",
+            missing if chosen else [str(names)],
+        )
+    counts = Counter(chosen[line] for line in lines if line in chosen)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        report_fault("listed_twice", f"{names}: names {listed(twice, limit=5)} more than once", twice)
+    if masks is None:
+        return [(by_name[name], None) for name in counts]
+    masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
+    partners = same_names(counts, masks_by_name, str(masks))
+    alone = [str(by_name[name]) for name in counts if name not in partners]
+    if alone:
+        report_fault(
+            "missing_mask",
+            f"{masks}: no mask for {len(alone)} of {len(counts)} images: {listed(alone, limit=5)}; the mask of "
+            f"NAME.jpg is NAME{mask_suffix}.png (or another lossless format, not JPEG)",
+            alone,
+        )
+    return [(by_name[name], masks_by_name[partners[name]]) for name in counts if name in partners]
+
+
+def _named(lines: Sequence[str], by_name: Mapping[str, Path], place: Path) -> dict[str, str]:
+    """The name of `by_name` that each line means; lines that mean none are left out. Raises: `DataError`."""
+    full = {f"{name}{path.suffix}": name for name, path in by_name.items()}
+    known = {**full, **{name: name for name in by_name}}  # a name without its suffix comes first
+    forms: dict[str, list[str]] = {}
+    for text in known:
+        forms.setdefault(normal(text), []).append(text)
+    chosen: dict[str, str] = {}
+    for line in dict.fromkeys(lines):
+        spelled = list(spellings(line))
+        exact = [text for text in spelled if text in known]
+        found = exact[:1] or next((forms[normal(text)] for text in spelled if normal(text) in forms), [])
+        if len(found) > 1:
+            refuse_forms(place, found)
+        if found:
+            chosen[line] = known[found[0]]
+    return chosen
 
 
 def read_names(path: Path) -> list[str]:
     """The lines of a list of names. Raises: `DataError` for a list that is missing, empty, or names one twice."""
-    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    names = [line.strip(BLANKS) for _, line in lines_of(path)]
     if not names:
         raise DataError(f"{path}: an empty list; one name a line, without a suffix, is expected")
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -132,31 +218,53 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     """The pairs of a CSV table with the columns `image` and `mask`: paths under the two folders.
 
     Where the table has a column `split`, the rows that hold `split` there. Raises: `DataError` for a table that is not
-    so, and for files that do not exist; `ConfigError` for a split that no row has, or for none where there are some.
+    so, for files that do not exist, and for a pair that comes twice; `ConfigError` for a split that no row has, or for
+    none where there are some.
     """
-    rows = list(csv.DictReader(read_text(table).splitlines()))
-    columns = set(rows[0]) if rows else set()
-    wanted = {"image", "mask"} | ({"split"} if split is not None else set())
-    if not wanted <= columns:
-        raise DataError(
-            f"{table}: found the columns {', '.join(sorted(map(str, columns))) or 'none'}; the first line must name "
-            f"{', '.join(sorted(wanted))}, and rows must follow"
-        )
-    if "split" in columns:
-        known = sorted({row["split"] or "" for row in rows})
-        rows = [row for row in rows if row["split"] == split]
-        if not rows:
-            found = "nothing" if split is None else f"'{split}'"
-            raise ConfigError(f"split: found {found}, but {table} has the splits {', '.join(known)}; name one")
-    pairs = [(images / (row["image"] or ""), masks / (row["mask"] or "")) for row in rows]
-    missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
+    has_splits = split is not None or has_column(table, "split")
+    rows = read_table(table, ["image", "mask", *(["split"] if has_splits else [])])
+    if has_splits:
+        rows = _rows_of_split(table, rows, split)
+    pairs: list[Pair] = []
+    missing, twice = [], []
+    seen: set[Pair] = set()
+    folders = Files(images), Files(masks)
+    for row in rows:
+        written = cell(table, row, "image"), cell(table, row, "mask")
+        image, mask = (files.find(name) for files, name in zip(folders, written, strict=True))
+        if image is None or mask is None:
+            looked_for = zip(folders, written, (image, mask), strict=True)
+            missing += [str(files.folder / name.strip(BLANKS)) for files, name, path in looked_for if path is None]
+            continue
+        if (image, mask) in seen:
+            twice.append(f"{visible(written[0].strip(BLANKS))} (line {row[0]})")
+            continue
+        seen.add((image, mask))
+        pairs.append((image, mask))
     if missing:
-        report_fault(
-            "missing_file",
-            f"{table}: names {len(missing)} files that do not exist: {listed(missing, limit=5)}",
-            missing,
+        names = listed([visible(name) for name in missing], limit=5)
+        report_fault("missing_file", f"{table}: names {len(missing)} files that do not exist: {names}", missing)
+    if twice:
+        message = f"{table}: names {listed(twice, limit=5)} with the same mask more than once"
+        report_fault("listed_twice", message, twice)
+    return pairs
+
+
+def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[Row]:
+    splits = [cell(table, row, "split").strip(BLANKS) for row in rows]
+    alike = [other for other in {*splits} - {split} if split is not None and bare(other) == bare(split)]
+    if alike:
+        number, _ = rows[splits.index(alike[0])]
+        raise DataError(
+            f"{table}, line {number}: the split is {alike[0]!a}, where {split!a} is asked for; they differ in capitals "
+            "or in characters that do not show: write them alike"
         )
-    return [pair for pair in pairs if not missing or all(path.is_file() for path in pair)]
+    chosen = [row for row, found in zip(rows, splits, strict=True) if found == split]
+    if not chosen:
+        found = "nothing" if split is None else f"'{split}'"
+        known = ", ".join(map(visible, sorted({*splits})))
+        raise ConfigError(f"split: found {found}, but {table} has the splits {known}; name one")
+    return chosen
 
 
 def files_by_name(
@@ -167,8 +275,10 @@ def files_by_name(
     for path in _walk(folder, suffixes, nested):
         name = path.relative_to(folder).with_suffix("").as_posix()
         if not name.endswith(ending):
-            continue
-        name = name.removesuffix(ending)
+            if not normal(name).endswith(normal(ending)):
+                continue
+            name = normal(name)
+        name = name.removesuffix(ending if name.endswith(ending) else normal(ending))
         if name in found:
             message = f"{folder}: two {what} files of one name: {found[name].name} and {path.name}"
             report_fault("same_name", message, [str(found[name]), str(path)])
@@ -209,20 +319,10 @@ def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, in
 
     Raises: `DataError` for those that are missing.
     """
-    found = [(name, label) for name, label in labelled if (folder / name).is_file()]
-    if len(found) < len(labelled):
-        missing = [name for name, _ in labelled if not (folder / name).is_file()]
-        message = f"{place}: names {len(missing)} of {len(labelled)} files not in {folder}: {listed(missing, limit=5)}"
+    files = Files(folder)
+    found = [(files.find(name), label) for name, label in labelled]
+    if missing := [name for (name, _), (path, _) in zip(labelled, found, strict=True) if path is None]:
+        some = listed([visible(name) for name in missing], limit=5)
+        message = f"{place}: names {len(missing)} of {len(labelled)} files not in {folder}: {some}"
         report_fault("missing_file", message, [str(folder / name) for name in missing])
-    return [(str(folder / name), label) for name, label in found]
-
-
-def read_text(path: Path) -> str:
-    """The text of a list or table. Raises: `DataError` for a file that is missing, unreadable or no UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text, byte {error.start}"
-        raise DataError(f"{path}: cannot be read ({reason})") from None
+    return [(str(path), label) for path, label in found if path is not None]

@@ -13,9 +13,10 @@ from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.class_folders import class_names
 from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
 from classyseg.datasets.label_map import labels_of
-from classyseg.datasets.pairs import read_text, report_fault
+from classyseg.datasets.lists import lines_of, words_of
+from classyseg.datasets.pairs import report_fault
 from classyseg.datasets.video_files import VIDEO_SUFFIXES, read_frames, video_infos, videos_in
-from classyseg.io import data_folder, data_path
+from classyseg.io import data_folder, data_path, in_other_form
 from classyseg.registry import DATASETS, TransformConfig
 
 Split = Literal["train", "test"]
@@ -124,7 +125,7 @@ class UCF101(VideoFiles):
         self.classes = _numbered(tables / "classInd.txt")
         labels = labels_of(self.classes)
         table = tables / f"{split}list{fold:02}.txt"
-        names = [line.split()[0] for line in read_text(table).splitlines() if line.strip()]
+        names = [words_of(line)[0] for _, line in lines_of(table)]
         wrong = [name for name in names if name.partition("/")[0] not in labels]
         if wrong or not names:
             raise DataError(
@@ -180,7 +181,7 @@ def _numbered(table: Path) -> tuple[str, ...]:
 
 def _rows(table: Path, example: str) -> list[tuple[str, str]]:
     """The lines of two words. Raises: `DataError` for others."""
-    rows = [line.split() for line in read_text(table).splitlines() if line.strip()]
+    rows = [words_of(line) for _, line in lines_of(table)]
     wrong = [" ".join(row) for row in rows if len(row) != 2]
     if wrong:
         raise DataError(f"{table}: found '{wrong[0]:.80}'; expected lines such as {example}")
@@ -198,5 +199,6 @@ def _listed_videos(table: Path, videos: list[tuple[Path, int]]) -> list[tuple[Pa
 
 
 def _with_frames(path: Path) -> Path:
+    path = path if path.exists() else in_other_form(path) or path
     frames = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
     return frames if frames.is_dir() else path

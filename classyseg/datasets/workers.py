@@ -18,6 +18,7 @@ import torch
 
 from classyseg.config import ConfigError
 from classyseg.datasets.bad_samples import NOTHING, ByKey, Failure, Key
+from classyseg.launcher import local_world_size
 from classyseg.structures import Sample
 
 GRACE_SECONDS = 20
@@ -34,6 +35,12 @@ class WorkerError(ConfigError):
     """A process that loads data died; the message names the sample that it was at."""
 
     exit_code = 1
+
+
+def warm_fork_server() -> None:
+    """Called before workers are made: where a fork server starts them, as in Python 3.14, it imports torch for all."""
+    if multiprocessing.get_start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", "classyseg.datasets"])
 
 
 def start_worker(worker: int) -> None:
@@ -72,7 +79,7 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
     found = source[batch[0]]
     if isinstance(found, Failure):  # of a bad sample, which the loader meets as it is told to
         return
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_world_size()
     needed = processes * ahead * len(batch) * _bytes(found.sample)
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:

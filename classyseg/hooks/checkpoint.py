@@ -11,16 +11,16 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from classyseg.checkpoint import LATEST, checkpoint_folders, prune
-from classyseg.config import ConfigError, listed
+from classyseg.checkpoint import checkpoint_folders, prune
+from classyseg.config import ConfigError, listed, within
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import read_json_lines, write_atomically
 from classyseg.registry import HOOKS
+from classyseg.run_folder import BEST, CHECKPOINTS, LATEST, METRICS
 from classyseg.structures import BestIs
 
 MAX_FAILURES = 3
-BEST = "BEST"
 log = logging.getLogger(__name__)
 
 
@@ -58,11 +58,12 @@ class CheckpointHook(ClassyHook):
             return
         with failing_together():
             if is_primary():
-                for record in read_json_lines(task.run_folder / "metrics.jsonl"):
+                for record in read_json_lines(task.run_folder / METRICS):
                     if record["phase"] == "test":
-                        self._remember(record)
+                        with within(f"{task.run_folder / METRICS}, epoch {record['epoch']}"):
+                            self._remember(record)
                 # The best one may be damaged by now, and `best` may be another number than before.
-                self._name_best(task, task.run_folder / "checkpoints")
+                self._name_best(task, task.run_folder / CHECKPOINTS)
 
     def on_step(self, task: WatchedTask) -> None:
         progress = task.progress
@@ -76,7 +77,7 @@ class CheckpointHook(ClassyHook):
         ):
             self._save(task)
         if record["phase"] == "test" and self.best is not None and task.run_folder is not None:
-            root, name = task.run_folder / "checkpoints", f"step-{record['step']}"
+            root, name = task.run_folder / CHECKPOINTS, f"step-{record['step']}"
             with failing_together():
                 self._remember(record)
                 is_best = is_primary() and self._best_of(task, root, name) == name

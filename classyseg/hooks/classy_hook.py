@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,8 @@ class WatchedTask(Protocol):
     """The loss of the last step in this process, on the device: reading it waits for the device."""
     metrics: dict[str, Any]
     """The record of the last finished phase, as it stands in metrics.jsonl."""
+    unseen_classes: Collection[str]
+    """The classes that no mask of the last test phase had, as far as the meters know."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -64,3 +67,6 @@ class ClassyHook(Configurable):
 
     def on_end(self, task: WatchedTask) -> None:
         """Once, after the last phase."""
+
+    def close(self) -> None:
+        """However a run ends, by an error or Ctrl-C too: frees what the hook holds, before a message is printed."""

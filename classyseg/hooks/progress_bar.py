@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
-from tqdm import tqdm
 
+from classyseg.console import say, terminal_width
 from classyseg.distributed import is_primary
+from classyseg.hooks.bar import Bar, open_bar
+from classyseg.hooks.class_table import class_table
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import discard_output
 from classyseg.registry import HOOKS
@@ -22,79 +25,118 @@ log = logging.getLogger(__name__)
 
 @HOOKS.register("progress_bar")
 class ProgressBarHook(ClassyHook):
-    """A bar on a terminal; elsewhere a plain line every `seconds`. After each phase, a line with its results.
+    """A bar on a terminal or in a notebook; elsewhere a plain line every `seconds`. After each phase, its results.
 
     Shown: the loss, samples a second, how much of the time was spent waiting for data, and the time left of the
-    training. Where printing fails (a closed pipe, a full disk), the run goes on without it.
+    training; after a test phase also what was measured of each class. Where printing fails (a closed pipe or terminal,
+    a full disk), the run goes on without it.
     """
 
     def __init__(self, *, seconds: Annotated[float, Field(gt=0)] = 10.0) -> None:
         self.seconds = seconds
-        self._bar: Any = None
-        self._prints = True
+        self._bar: Bar | None = None
+        self._has_bar = self._prints = True
         self._last_shown = 0.0
-        self._train_seconds_per_step = 0.0
+        self._train_seconds_per_step: float | None = None
 
     def on_phase_start(self, task: WatchedTask) -> None:
         self._started = self._last_shown = time.monotonic()
         self._first_step = task.progress.step_in_phase
-        if is_primary() and sys.stderr.isatty():
-            progress = task.progress
-            self._bar = tqdm(
-                total=task.num_batches, initial=progress.step_in_phase, desc=_title(task), unit="batch", leave=False
-            )
+        if is_primary() and self._has_bar:
+            with self._without_the_bar_where_it_fails():
+                self._bar = open_bar(task.num_batches, task.progress.step_in_phase)
+                self._show(task, self._started)
 
     def on_step(self, task: WatchedTask) -> None:
         if not is_primary():
             return
         now = time.monotonic()
-        if self._bar is not None:
-            self._bar.update()
         if now - self._last_shown < (BAR_SECONDS if self._bar is not None else self.seconds):
             return
         self._last_shown = now
-        text = self._text(task, now)
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=True)
+            with self._without_the_bar_where_it_fails():
+                self._show(task, now)
         else:
+            text = ", ".join([*self._details(task), self._left(task, now)])
             self._print(f"{_title(task)} {task.progress.step_in_phase}/{task.num_batches} {text}")
 
     def on_phase_end(self, task: WatchedTask) -> None:
         if not is_primary():
             return
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._close_bar(is_done=True)
         record = task.metrics
         shown = [
             f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float) and key not in _UNSHOWN
         ]
-        self._print(f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}: {', '.join(shown)}")
+        lines = [f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}: {', '.join(shown)}"]
+        if record["phase"] == "test":
+            lines += class_table(record, task.best_is, task.unseen_classes, terminal_width())
+        self._print("\n".join(lines))
 
-    def _print(self, line: str) -> None:
+    def close(self) -> None:
+        self._close_bar(is_done=False)
+
+    def _show(self, task: WatchedTask, now: float) -> None:
+        if self._bar is not None:
+            details = self._details(task) if now > self._started else []
+            self._bar.show(task.progress.step_in_phase, _title(task), self._left(task, now), details)
+
+    def _close_bar(self, *, is_done: bool) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with self._without_the_bar_where_it_fails():
+                bar.close(is_done=is_done)
+
+    @contextmanager
+    def _without_the_bar_where_it_fails(self) -> Iterator[None]:
+        """A terminal that is gone ends the bar, not the run."""
+        try:
+            yield
+        except OSError as error:
+            self._has_bar = False
+            with suppress(OSError):
+                self._close_bar(is_done=True)
+            log.warning("the bar is not shown any more (%s); the run goes on", error.strerror)
+
+    def _print(self, text: str) -> None:
         if not self._prints:
             return
         try:
-            print(line, flush=True)
+            say(text)
         except OSError as error:
             self._prints = False
             discard_output()
             log.warning("progress is not printed any more (%s); the run goes on", error.strerror)
 
-    def _text(self, task: WatchedTask, now: float) -> str:
+    def _details(self, task: WatchedTask) -> list[str]:
+        speed = [f"{task.samples_per_second:.1f} samples/s", f"data wait {task.data_wait:.0%}"]
+        return [f"loss {task.last_loss.item():.4f}", *speed] if task.progress.phase == "train" else speed
+
+    def _left(self, task: WatchedTask, now: float) -> str:
+        """The time left of the training; where none is left, of the test phase."""
         progress = task.progress
-        done = max(1, progress.step_in_phase - self._first_step)
+        done = progress.step_in_phase - self._first_step
+        seconds_per_step = (now - self._started) / done if done else None
         if progress.phase == "train":
-            self._train_seconds_per_step = (now - self._started) / done
-            left = task.num_epochs * task.steps_per_epoch - progress.step
+            self._train_seconds_per_step = seconds_per_step or self._train_seconds_per_step
+            steps = task.num_epochs * task.steps_per_epoch - progress.step
         else:
-            left = (task.num_epochs - progress.epoch) * task.steps_per_epoch
-        eta = timedelta(seconds=round(left * self._train_seconds_per_step))
-        speed = f"{task.samples_per_second:.1f} samples/s, data wait {task.data_wait:.0%}, training left {eta}"
-        return f"loss {task.last_loss.item():.4f}, {speed}" if progress.phase == "train" else speed
+            steps = (task.num_epochs - progress.epoch) * task.steps_per_epoch
+        if steps or progress.phase == "train":
+            return f"training left {_duration(steps, self._train_seconds_per_step)}"
+        return f"test left {_duration(task.num_batches - progress.step_in_phase, seconds_per_step)}"
 
 
 _UNSHOWN = ("samples_per_second", "data_wait")
+MAX_SECONDS = 1e12
+
+
+def _duration(steps: int, seconds_per_step: float | None) -> str:
+    """How long so many steps take, `?` before the first one was measured."""
+    return (
+        "?" if seconds_per_step is None else str(timedelta(seconds=round(min(steps * seconds_per_step, MAX_SECONDS))))
+    )
 
 
 def _title(task: WatchedTask) -> str:

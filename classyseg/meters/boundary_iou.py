@@ -69,6 +69,7 @@ class BoundaryIoUMeter(ClassyMeter):
 
     def compute(self) -> dict[str, Any]:
         both, true, found = sum_of_job(self.counts)
+        self.unseen_classes = [name for name, pixels in zip(self.classes, true, strict=True) if not pixels]
         values = class_values(self.classes, both, true + found - both)
         return {"mean_boundary_iou": mean_over_classes(values, self.absent), "boundary_iou": values}
 

@@ -32,6 +32,9 @@ class ClassyMeter(Configurable, ABC):
 
     A checkpoint can be best by one of them as `NAME/CLASS`. The log shows them after each test phase.
     """
+    unseen_classes: Sequence[str] = ()
+    """Set by `compute`: the classes that no mask of the whole job had, where the meter knows. The log tells them apart
+    from those that the model misses."""
     best_is: BestIs | Mapping[str, BestIs] | None = None
     """Which value of these numbers is best; by name where they differ. None: not declared, so that who uses one of
     them as `best` must say it."""

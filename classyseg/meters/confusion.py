@@ -100,7 +100,9 @@ class _ConfusionMeter(ClassyMeter):
 
     def total(self) -> Tensor:
         """The matrix of the whole job, on the host. Every process calls it."""
-        return sum_of_job(self.matrix)
+        matrix = sum_of_job(self.matrix)
+        self.unseen_classes = [name for name, true in zip(self.classes, matrix.sum(1), strict=True) if not true]
+        return matrix
 
 
 class _MeanOverClassesMeter(_ConfusionMeter):

@@ -106,24 +106,57 @@ class ClassyOptimizer(Configurable, ABC):
                         found[f"{name}/{key}"] = torch.as_tensor(value)
         return found
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `state()` gave. Raises: `ConfigError` for a parameter that this optimizer does not have."""
+    def load_state(self, state: Mapping[str, Tensor], num_steps: int | None = None) -> None:
+        """Takes what `state()` gave after `num_steps` steps.
+
+        Raises: `ConfigError` for what no such optimizer can remember: of another parameter, of another shape or type,
+            not finite, or of more steps.
+        """
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
             name, _, option = key.rpartition("/")
             by_name.setdefault(name, {})[option] = value
-        for names, group in zip(self.names, self.optimizer.param_groups, strict=True):
-            for name, parameter in zip(names, group["params"], strict=True):
-                options = by_name.pop(name, {})
-                # `step` is a count, which torch keeps on the host; the others are like the parameter.
-                self.optimizer.state[parameter] = {
-                    option: value.clone()
-                    if option == "step"
-                    else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                    for option, value in options.items()
-                }
-        if by_name:
-            raise ConfigError(f"optimizer: the saved state is of other parameters: {', '.join(sorted(by_name)[:5])}")
+        parameters = {
+            name: parameter
+            for names, group in zip(self.names, self.optimizer.param_groups, strict=True)
+            for name, parameter in zip(names, group["params"], strict=True)
+        }
+        if strangers := by_name.keys() - parameters.keys():
+            raise ConfigError(f"the saved state is of other parameters: {', '.join(sorted(strangers)[:5])}")
+        for names in self.names:
+            kinds = {", ".join(sorted(by_name[name])): name for name in names if name in by_name}
+            if len(kinds) > 1:
+                raise ConfigError(" and ".join(f"'{name}' has {options}" for options, name in list(kinds.items())[:2]))
+        for name, found in by_name.items():
+            for option, value in found.items():
+                if problem := self.problem_of_state(option, value, parameters[name], num_steps):
+                    raise ConfigError(f"'{name}/{option}': {problem}")
+        for name, parameter in parameters.items():
+            # `step` is a count, which torch keeps on the host; the others are like the parameter.
+            self.optimizer.state[parameter] = {
+                option: value.clone()
+                if option == "step"
+                else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                for option, value in by_name.get(name, {}).items()
+            }
+
+    def problem_of_state(self, option: str, value: Tensor, parameter: Tensor, num_steps: int | None) -> str | None:
+        """What is wrong with a value that is to be remembered of `parameter`; None where nothing is.
+
+        To be overridden for an optimizer that remembers what is not like the parameter.
+        """
+        if option == "step":
+            if value.dim() or value.dtype != torch.float32:
+                return f"found {list(value.shape)} of {value.dtype}; expected one number of torch.float32"
+            count = float(value)
+            if not count.is_integer() or count < 0 or (num_steps is not None and count > num_steps):
+                return f"found {count:g} after {num_steps} steps of the run"
+        elif value.shape != parameter.shape or value.dtype != parameter.dtype:
+            wanted = f"{list(parameter.shape)} of {parameter.dtype}"
+            return f"found {list(value.shape)} of {value.dtype}; expected {wanted}"
+        elif not bool(value.isfinite().all()):
+            return "holds numbers that are not finite"
+        return None
 
 
 def _split(

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -17,42 +17,27 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import (
+    NUM_TENSORS,
     Checkpoint,
     load_checkpoint,
     newest_checkpoint,
-    remove_leftovers,
     save_checkpoint,
     set_aside_newer,
     step_of,
 )
-from classyseg.config import ConfigError, Location, differences, dump_yaml, path_text
-from classyseg.datasets.bad_samples import LIST_FILE
+from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook
-from classyseg.io import append_json_line, json_line, read_json_lines, write_atomically
+from classyseg.io import append_json_line, write_atomically
 from classyseg.registry import ComponentConfig, Configurable
+from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
 from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.given import config_of, parts_in_python
+from classyseg.tasks.resume import cut_records, read_records, same_run, saved_loss_sum, saved_progress
 
 log = logging.getLogger(__name__)
 
 RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
 """What the record of every phase holds; the meters add to those of test phases."""
-
-FREE_ON_RESUME = (
-    "hooks",
-    "runtime.workers",
-    "runtime.device",
-    "runtime.compile",
-    "runtime.channels_last",
-    "runtime.eval_batch_size",
-    "runtime.deterministic",
-    "runtime.threads",
-    "runtime.cache_features",
-    "runtime.cache_gigabytes",
-    "dataset.train.cache_samples",
-    "dataset.test.cache_samples",
-)
-"""The keys that may differ between a run and its continuation."""
 
 
 class ClassyTask(Configurable, ABC):
@@ -77,6 +62,7 @@ class ClassyTask(Configurable, ABC):
         self.chosen: Mapping[str, Any] = {}
         """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
+        self.unseen_classes: Collection[str] = ()
         self.phase_files: dict[str, str] = {}
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.last_loss = torch.zeros(())
@@ -165,7 +151,9 @@ class ClassyTask(Configurable, ABC):
         """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
 
     def close(self) -> None:
-        """Ends the processes that load data; called when a run ends, however it ends."""
+        """Ends the processes that load data, and what the hooks hold; called when a run ends, however it ends."""
+        for hook in self.hooks:
+            hook.close()
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
@@ -181,15 +169,18 @@ class ClassyTask(Configurable, ABC):
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    remove_leftovers(run_folder / "checkpoints")
+                    remove_leftovers(run_folder / CHECKPOINTS)
+                    for name in FILES:
+                        remove_leftovers(run_folder, f"{name}.tmp-*")
+                    records = read_records(run_folder)
         if run_folder is None or not resume or not self._resume(run_folder):
             with distributed.failing_together():
                 self.load_initial_weights()
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    self._cut_records(run_folder)
-                    write_atomically(run_folder / "config.yaml", dump_yaml(self.config))
+                    cut_records(records, self.progress)
+                    write_atomically(run_folder / CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
 
@@ -268,7 +259,7 @@ class ClassyTask(Configurable, ABC):
             if self.run_folder is not None and distributed.is_primary():
                 for name, text in self.phase_files.items():
                     write_atomically(self.run_folder / name, text)
-                append_json_line(self.run_folder / "metrics.jsonl", record, durable=True)
+                append_json_line(self.run_folder / METRICS, record, durable=True)
         for hook in self.hooks:
             hook.on_phase_end(self)
 
@@ -281,8 +272,11 @@ class ClassyTask(Configurable, ABC):
         if now.phase == "test":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
-        tests = self.has_test and (epoch % self.test_every_epochs == 0 or epoch == self.num_epochs)
-        return Progress(epoch=epoch, phase="test" if tests else "train", step=now.step)
+        return Progress(epoch=epoch, phase="test" if self._is_tested(epoch) else "train", step=now.step)
+
+    def _is_tested(self, epoch: int) -> bool:
+        """Whether a test phase follows so many epochs."""
+        return self.has_test and (epoch == self.num_epochs or (epoch > 0 and epoch % self.test_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -322,18 +316,20 @@ class ClassyTask(Configurable, ABC):
         gathered = self.gather_state()
         if self.run_folder is None or not distributed.is_primary():
             return None
+        tensors = self.checkpoint_tensors()
         state = {
             "progress": asdict(self.progress),
             "loss_sum": loss_sum,
+            NUM_TENSORS: {name: len(group) for name, group in tensors.items()},
             "config": self.config,
             **gathered,
             **self.checkpoint_state(),
         }
-        return save_checkpoint(self.run_folder / "checkpoints", self.progress.step, self.checkpoint_tensors(), state)
+        return save_checkpoint(self.run_folder / CHECKPOINTS, self.progress.step, tensors, state)
 
     def _resume(self, run_folder: Path) -> bool:
         """Restores the newest checkpoint that verifies; False where there is none."""
-        root = run_folder / "checkpoints"
+        root = run_folder / CHECKPOINTS
         step = -1
         with distributed.failing_together():
             if distributed.is_primary():
@@ -349,49 +345,20 @@ class ClassyTask(Configurable, ABC):
             return False
         with distributed.failing_together():
             checkpoint = load_checkpoint(root / f"step-{step}")
-            self._check_same_run(checkpoint)
+            same_run(checkpoint, self.config)
+            progress = saved_progress(
+                checkpoint,
+                num_epochs=self.num_epochs,
+                steps_per_epoch=self.steps_per_epoch,
+                is_tested=self._is_tested,
+            )
+            loss_sum = saved_loss_sum(checkpoint)
             self.restore(checkpoint)
-        self.progress = Progress(**checkpoint.state["progress"])
-        self._loss_sum = torch.tensor(checkpoint.state["loss_sum"], dtype=torch.float64)
+        self.progress = progress
+        self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
         if distributed.is_primary():
             log.info("resumed %s", checkpoint.folder)
         return True
-
-    def _check_same_run(self, checkpoint: Checkpoint) -> None:
-        changed = [
-            f"{path_text(at)}: was {old!r}, now {new!r}"
-            for at, old, new in differences(checkpoint.state["config"], self.config)
-            if not path_text(at).startswith(FREE_ON_RESUME) and not _is_sample_cache(at)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{checkpoint.folder} belongs to another run; resuming it needs the same config, but these differ:\n"
-                + "\n".join(changed)
-                + f"\nFor a new run from its weights, set model.weights={checkpoint.folder} and another --output."
-            )
-
-    def _cut_records(self, run_folder: Path) -> None:
-        """Takes out of the records what comes after `progress`, which is about to be done again."""
-        now = self.progress
-
-        def is_past(record: Mapping[str, Any]) -> bool:
-            about_to_be_done = record["phase"] == "test" == now.phase and record["epoch"] == now.epoch
-            return record["epoch"] <= now.epoch and not about_to_be_done
-
-        kept: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-            "metrics.jsonl": is_past,
-            "steps.jsonl": lambda record: record["step"] <= now.step,
-            LIST_FILE: lambda record: True,  # but for a line that a crash cut short
-        }
-        for name, keep in kept.items():
-            path = run_folder / name
-            if path.exists():
-                write_atomically(path, "".join(json_line(record) for record in read_json_lines(path) if keep(record)))
-
-
-def _is_sample_cache(at: Location) -> bool:
-    """Also that of a data set within another one."""
-    return at[0] == "dataset" and str(at[-1]).startswith("cache_samples")
 
 
 def _require_finite(loss: float, where: str) -> None:

@@ -9,8 +9,9 @@ import torch
 from pydantic import Field
 
 from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text
-from classyseg.distributed import local_rank, world_size
+from classyseg.distributed import world_size
 from classyseg.foreign import instead_of_key
+from classyseg.launcher import local_rank
 
 Precision = Literal["float32", "bfloat16", "float16"]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
-from classyseg.checkpoint import Checkpoint
+from classyseg.checkpoint import Checkpoint, check_tensors, step_of
 from classyseg.config import MAX_SEED, ConfigError, ConfigRecord, user_path, within
 from classyseg.datasets import (
     BadSamples,
@@ -68,6 +68,7 @@ from classyseg.tasks.checks import (
 )
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.known import check_config, check_in_channels, seen_at_once
+from classyseg.tasks.resume import restore_optimizer, saved_scaler, whole_number
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
 log = logging.getLogger(__name__)
@@ -249,6 +250,7 @@ class SegmentationTask(ClassyTask):
         load_initial_weights(self.model, self._model_config)
 
     def close(self) -> None:
+        super().close()
         for loader in self._loaders.values():
             loader.close()
 
@@ -269,7 +271,9 @@ class SegmentationTask(ClassyTask):
         return 0.0 if self._optimizer_config is None else self.optimizer.current_lr
 
     def best_is(self, number: str) -> BestIs | None:
-        return self._numbers.best_is(number)
+        with contextlib.suppress(ConfigError):  # of a number that a plugin's meter gives and does not declare
+            return self._numbers.best_is(number)
+        return None
 
     def load_batches(self, start: int) -> Iterator[Sample]:
         if self.progress.phase == "train":
@@ -416,6 +420,7 @@ class SegmentationTask(ClassyTask):
         metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
         values = [meter.compute() for meter in self.meters]
         self.phase_files = joined_files(self.meters, values, self.model.main_head)
+        self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
         return metrics | joined_metrics(self.meters, values, self.model.main_head) | bad
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
@@ -442,15 +447,14 @@ class SegmentationTask(ClassyTask):
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        try:
-            self.model.load_state_dict(checkpoint.tensors["model"])
-        except RuntimeError as error:
-            raise ConfigError(f"checkpoint {checkpoint.folder}: {error}") from None
+        check_tensors(checkpoint, "model", self.model.state_dict())
+        scaler = saved_scaler(checkpoint, None if self.scaler is None else self.scaler.state_dict())
+        self.bad_samples.before = whole_number(checkpoint, "bad_samples", checkpoint.state.get("bad_samples", 0))
+        step = step_of(checkpoint.folder)
         if self._optimizer_config is not None:
-            self.optimizer.load_state(checkpoint.tensors.get("optimizer", {}))
-        last_step = checkpoint.state["progress"]["step"] - 1
-        if last_step >= 0:  # a test phase that comes first records the rate of that step
-            self.optimizer.set_progress(last_step / (self.num_epochs * self.steps_per_epoch))
-        self.bad_samples.before = checkpoint.state.get("bad_samples", 0)
-        if self.scaler is not None and checkpoint.state["scaler"] is not None:
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
+            restore_optimizer(self.optimizer, checkpoint, step)
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        if step > 0:  # a test phase that comes first records the rate of that step
+            self.optimizer.set_progress((step - 1) / (self.num_epochs * self.steps_per_epoch))
+        if self.scaler is not None and scaler is not None:
+            self.scaler.load_state_dict(scaler)

@@ -86,10 +86,19 @@ REFUSED_IMAGES = {
     "float.npy": (lambda path: np.save(path, COLORS.astype(np.float32)), r"an array of \(24, 40, 3\) float32"),
     "film.gif.png": (animated, r"several images in one file \(PNG\)"),
     "pages.tif": (animated, r"several images in one file \(TIFF\)"),
-    "deep.png": (save(VALUES.astype(np.uint16)), r"an image of mode I;16; accepted are images of 8 bits a channel"),
-    "deep_rgb.png": (deep_rgb, r"an image of mode RGB;16B; accepted are images of 8 bits"),
-    "int32.tif": (save(VALUES.astype(np.int32)), r"an image of mode I; accepted are images of 8 bits"),
-    "float.tif": (save(VALUES.astype(np.float32)), r"an image of mode F; accepted are images of 8 bits"),
+    "deep.png": (
+        save(VALUES.astype(np.uint16)),
+        r"a PNG of grey, 16 bits a channel; accepted are images of 8 bits a channel",
+    ),
+    "deep_rgb.png": (deep_rgb, r"a PNG of RGB, 16 bits a channel; accepted are images of 8 bits"),
+    "int32.tif": (
+        save(VALUES.astype(np.int32)),
+        r"a TIFF of grey, 32 bits a channel with signs; accepted are images of 8 bits",
+    ),
+    "float.tif": (
+        save(VALUES.astype(np.float32)),
+        r"a TIFF of grey, 32 bits a channel in floating point; accepted are images of 8 bits",
+    ),
     "turned.jpg": (turned, r"its EXIF orientation is 6: .* exif: rotate .* exif: ignore"),
     "turned.tif": (turned, r"its EXIF orientation is 6: .* exif: rotate"),
     "script.png": (save(COLORS, format="EPS"), r"no JPEG, PNG, TIFF, BMP, GIF, WEBP"),
@@ -101,9 +110,15 @@ REFUSED_MASKS = {
     "named.png": (save(LABELS, format="JPEG"), r"a mask stored as JPEG, which changes labels"),
     "jpeg.tif": (save(LABELS, compression="jpeg"), r"a mask stored as JPEG, which changes labels"),
     "j2k.png": (save(LABELS, format="JPEG2000", irreversible=True), r"no JPEG, PNG, TIFF, BMP, GIF, WEBP"),
-    "rgb.png": (save(COLORS), r"a mask of mode RGB; accepted are images of one channel"),
-    "alpha.png": (save(np.dstack([LABELS, LABELS])), r"a mask of mode LA; accepted are images of one channel"),
-    "float.tif": (save(LABELS.astype(np.float32)), r"a mask of mode F"),
+    "rgb.png": (save(COLORS), r"a mask that is a PNG of RGB, 8 bits a channel; accepted are images of one channel"),
+    "alpha.png": (
+        save(np.dstack([LABELS, LABELS])),
+        r"a mask that is a PNG of grey and alpha, 8 bits a channel; accepted are images of one channel",
+    ),
+    "float.tif": (
+        save(LABELS.astype(np.float32)),
+        r"a mask that is a TIFF of grey, 32 bits a channel in floating point",
+    ),
     "film.gif": (animated, r"several images in one file \(GIF\)"),
     "turned.png": (lambda path: turned(path, LABELS), r"a mask with the EXIF orientation 6"),
     "empty.png": (lambda path: path.write_bytes(b""), r"no JPEG, PNG, TIFF, BMP, GIF, WEBP; 0 bytes"),
@@ -198,7 +213,7 @@ def test_a_mask_of_one_bit_is_0_and_1_and_an_inverted_one_is_refused(tmp_path: P
     Image.fromarray(LABELS > 1).save(tmp_path / "bits.tif")
     assert np.array_equal(files.read_mask_values(tmp_path / "bits.tif"), LABELS > 1)
     Image.fromarray(LABELS > 1).save(tmp_path / "fax.tif", tiffinfo={262: 0})
-    with pytest.raises(DataError, match=r"fax.tif: a mask in which 0 means white, which Pillow inverts"):
+    with pytest.raises(DataError, match=r"fax.tif: a mask in which 0 means white"):
         files.read_mask_values(tmp_path / "fax.tif")
 
 
@@ -251,7 +266,9 @@ def test_four_channels_are_those_of_the_file(tmp_path: Path) -> None:
     four = np.dstack([COLORS, VALUES])
     assert np.array_equal(folder(tmp_path, four, ".png", channels=4)[0].image.permute(1, 2, 0).numpy(), four)
     save(COLORS)(tmp_path / "rgb.png")
-    with pytest.raises(DataError, match=r"rgb.png: an image of mode RGB, where the data set's `channels` says 4"):
+    with pytest.raises(
+        DataError, match=r"rgb.png: a PNG of RGB, 8 bits a channel, where the data set's `channels` says 4"
+    ):
         files.read_image(tmp_path / "rgb.png", channels=4)
 
 
@@ -269,7 +286,7 @@ def test_16_bits_travel_as_uint16_and_meet_the_mean_of_a_scale_to_1(tmp_path: Pa
 
 
 def test_a_data_set_of_16_bits_refuses_images_of_8(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.png: an image of 8 bits a channel, where the data set's `bits` says 16"):
+    with pytest.raises(DataError, match=r"a.png: a PNG of RGB, 8 bits a channel, where the data set's `bits` says 16"):
         folder(tmp_path, COLORS, ".png", bits=16)[0]
 
 

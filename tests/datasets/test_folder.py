@@ -262,18 +262,22 @@ def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
         data[0]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_a_colour_image_is_no_mask(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "found"), [("RGBA", "RGB and alpha"), ("LA", "grey and alpha")])
+def test_a_colour_image_is_no_mask(tmp_path: Path, mode: str, found: str) -> None:
     _, mask = pair(tmp_path)
     Image.new(mode, (WIDTH, HEIGHT)).save(mask)
-    with pytest.raises(DataError, match=rf"masks/a.png: a mask of mode {mode}; accepted are"):
+    with pytest.raises(
+        DataError, match=rf"masks/a.png: a mask that is a PNG of {found}, 8 bits a channel; accepted are"
+    ):
         folder(tmp_path)[0]
 
 
 def test_an_image_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
     image, _ = pair(tmp_path)
     write_mask(image, stripes(0, 1000), np.uint16)
-    with pytest.raises(DataError, match=r"images/a.png: an image of mode I;16; accepted are images of 8 bits"):
+    with pytest.raises(
+        DataError, match=r"images/a.png: a PNG of grey, 16 bits a channel; accepted are images of 8 bits"
+    ):
         folder(tmp_path)[0]
 
 
@@ -349,12 +353,12 @@ def test_a_table_of_several_splits_gives_the_named_one_and_never_all(tmp_path: P
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (["image", "a.png"], {}, r"pairs.csv: found the columns image; the first line must name image, mask"),
-        ([""], {}, r"pairs.csv: found the columns none"),
+        (["image", "a.png"], {}, r"pairs.csv: the first line must name the columns image, mask, .* found no mask"),
+        ([""], {}, r"pairs.csv: .* found no image, mask"),
         (
             ["image,mask", "ulm/a.png,ulm/a.png"],
             {"split": "val"},
-            r"the columns image, mask; .* image, mask, split",
+            r"the columns image, mask, split, .* found no split",
         ),
         (
             ["image,mask", "ulm/a.png,x.png", "y.png,ulm/a.png"],
@@ -400,7 +404,9 @@ def test_a_colour_that_the_map_does_not_know_is_named(tmp_path: Path) -> None:
 
 def test_a_mask_without_colours_is_refused_where_colours_are_expected(tmp_path: Path) -> None:
     pair(tmp_path)
-    with pytest.raises(DataError, match=r"masks/a.png: a mask of mode L; accepted here are masks of colours"):
+    with pytest.raises(
+        DataError, match=r"masks/a.png: a mask that is a PNG of grey, .*; accepted here are masks of colours"
+    ):
         folder(tmp_path, color_map=COLORS)[0]
 
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import select
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tqdm.notebook as tqdm_notebook
+from tqdm import tqdm
 
 import classyseg.hooks.progress_bar
 from classyseg.hooks import ProgressBarHook
+from classyseg.hooks.bar import MIN_BAR, Bar, bar_format
 from classyseg.structures import Progress
-from runs import FakeTask
+from classyseg.trainer import Stopped, Trainer
+from runs import FakeTask, SignalAt, tiny_task
 
 Clock = Callable[[float], None]
 
@@ -87,15 +96,53 @@ def test_every_phase_ends_with_a_line_of_its_results(advance: Clock, capsys: pyt
     assert capsys.readouterr().out == "epoch 1/2 train: loss 0.1235, lr 0.1\n"
 
 
+def test_a_test_phase_ends_with_what_was_measured_of_each_class(
+    advance: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hook, task = ProgressBarHook(), FakeTask()
+    hook.on_phase_start(task)
+    task.end_phase(hook, loss=0.5)
+    hook.on_phase_start(task)
+    task.unseen_classes = {"disc"}
+    capsys.readouterr()
+    task.end_phase(hook, mean_iou=0.25, iou={"sky": 0.5, "disc": 0.0})
+
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/2 test: mean_iou 0.25",
+        "       iou    class",
+        "    0.5000  0 sky",
+        "         0  1 disc (in no mask)",
+    ]
+
+
+def test_the_time_left_is_unknown_before_a_step_was_measured_and_that_of_the_test_phase_after_the_last_epoch(
+    advance: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hook, task = ProgressBarHook(seconds=1), FakeTask()
+    task.progress = Progress(epoch=1, phase="test", step=10)  # resumed in a test phase
+    hook.on_phase_start(task)
+    run_steps(hook, task, advance, 1)
+    assert capsys.readouterr().out.rstrip().endswith("training left ?")
+
+    task.progress = Progress(epoch=2, phase="test", step=20)
+    hook.on_phase_start(task)
+    run_steps(hook, task, advance, 4)
+    assert capsys.readouterr().out.rstrip().endswith("test left 0:00:12")
+
+
 @contextmanager
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 140) -> Iterator[Callable[..., str]]:
     """Makes standard error a pseudo-terminal; the call gives what is shown there, up to and with a text."""
     master, slave = os.openpty()
-    termios.tcsetwinsize(slave, (24, 140))
+    termios.tcsetwinsize(slave, (24, columns))
     with os.fdopen(master, "rb", 0) as screen, os.fdopen(slave, "w") as file, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", file)
+        patch.delenv("COLUMNS", raising=False)
 
-        def shown(until: str) -> str:
+        def shown(until: str, width: int | None = None) -> str:
+            if width is not None:
+                termios.tcsetwinsize(slave, (24, width))
+                return ""
             file.flush()
             text = ""
             while until not in text:
@@ -121,6 +168,138 @@ def test_a_terminal_shows_a_bar_that_is_gone_after_the_phase(
     assert "4/10" in during
     assert "loss 0.5000" in during
     assert capsys.readouterr().out == "epoch 1/2 train: loss 0.5\n"
+
+
+LEFT = "training left 1 day, 2:34:56"
+DETAILS = ["loss 0.1234", "1234.5 samples/s", "data wait 100%"]
+
+
+@pytest.mark.parametrize("columns", [1, 7, 20, 40, 60, 80, 100, 200])
+@pytest.mark.parametrize("title", ["epoch 1/2 train", "epoch 12345/100000 train"])
+@pytest.mark.parametrize("left", [LEFT, "training left 0:00:32", "test left ?"])
+def test_a_bar_fits_its_line_and_shows_the_time_left_at_every_width(columns: int, title: str, left: str) -> None:
+    line = bar_format(title, "123456/200000", left, DETAILS, columns)
+
+    time = left.partition(" left ")[2]
+    assert len(line.replace("{bar}", "=" * MIN_BAR)) <= columns
+    assert time in line or time.endswith(line)
+    assert left in line or columns < 80
+
+
+def test_more_is_shown_where_there_is_room() -> None:
+    lines = [bar_format("epoch 1/9 train", "1/20", "training left 0:00:32", DETAILS, c) for c in (77, 97, 117)]
+
+    assert lines == [
+        "epoch 1/9 train |{bar}| 1/20, training left 0:00:32, loss 0.1234",
+        "epoch 1/9 train |{bar}| 1/20, training left 0:00:32, loss 0.1234, 1234.5 samples/s",
+        "epoch 1/9 train |{bar}| 1/20, training left 0:00:32, loss 0.1234, 1234.5 samples/s, data wait 100%",
+    ]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100])
+def test_what_is_drawn_on_a_terminal_fits_it_also_after_it_was_made_smaller(
+    columns: int, monkeypatch: pytest.MonkeyPatch, advance: Clock
+) -> None:
+    hook, task = ProgressBarHook(), FakeTask()
+    with terminal(monkeypatch, columns) as shown:
+        hook.on_phase_start(task)
+        run_steps(hook, task, advance, 2)
+        before = shown("left 0:00:36")
+        shown("", width=columns - 5)
+        run_steps(hook, task, advance, 2)
+        after = shown("left 0:00:32")
+        task.end_phase(hook)
+
+    assert all(len(line) < columns for line in before.split("\r"))
+    assert max(len(line.rstrip()) for line in after.split("\r")) < columns - 5
+    assert "loss 0.5000" in after or columns == 40
+
+
+def test_what_is_logged_warned_of_or_printed_comes_above_the_bar_on_lines_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, advance: Clock
+) -> None:
+    hook, task = ProgressBarHook(), FakeTask()
+    with terminal(monkeypatch, 100) as shown:
+        handler = logging.StreamHandler(before := sys.stderr)
+        monkeypatch.setattr(logging.root, "handlers", [handler])
+        hook.on_phase_start(task)
+        run_steps(hook, task, advance, 1)
+        logging.getLogger("any").warning("checkpoint of step 3 not saved")
+        sys.stderr.write("a.py:1: UserWarning: deprecated\n  a = 1\n")
+        print("half", end=" ", file=sys.stderr)
+        print("a line", file=sys.stderr)
+        task.end_phase(hook)
+        assert (handler.stream, sys.stderr) == (before, before)
+        print("done", file=sys.stderr)
+        lines = [line.rpartition("\r")[2] for line in shown("done\r\n").split("\r\n")[:-1]]
+
+    assert [line.rstrip() for line in lines] == [
+        "checkpoint of step 3 not saved",
+        "a.py:1: UserWarning: deprecated",
+        "  a = 1",
+        "half a line",
+        "done",
+    ]
+
+
+def test_ctrl_c_leaves_the_bar_and_what_comes_begins_a_new_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = SignalAt("train", 1, 2, signal.SIGINT)
+    with terminal(monkeypatch, 80) as shown:
+        with pytest.raises(Stopped):
+            Trainer(tmp_path).train(tiny_task({"hooks": ["progress_bar"]}, stop))
+        print("stopped", file=sys.stderr)
+        *_, bar, message = shown("stopped").splitlines()
+
+    assert bar.rpartition("\r")[2].startswith("epoch 2/3 train")
+    assert message == "stopped"
+
+
+def test_a_terminal_that_is_gone_ends_the_bar_and_not_the_run(
+    advance: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hook, task = ProgressBarHook(seconds=1), FakeTask()
+    with terminal(monkeypatch):
+        hook.on_phase_start(task)
+
+        def gone(*arguments: object) -> None:
+            raise OSError(errno.EPIPE, "Broken pipe")
+
+        monkeypatch.setattr(Bar, "show", gone)
+        run_steps(hook, task, advance, 2)
+        task.end_phase(hook, loss=0.5)
+
+    assert "the bar is not shown any more (Broken pipe)" in caplog.text
+    assert capsys.readouterr().out.splitlines()[-1] == "epoch 1/2 train: loss 0.5"
+
+
+def test_a_notebook_has_a_notebooks_bar_and_without_ipywidgets_plain_lines(
+    advance: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[dict[str, Any]] = []
+
+    class NotebookBar(tqdm):
+        def refresh(self, *arguments: Any, **options: Any) -> bool:
+            drawn.append(self.format_dict)
+            return True
+
+    kernel = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setattr(tqdm_notebook, "tqdm_notebook", NotebookBar)
+    for progress in (object, None):
+        monkeypatch.setattr(tqdm_notebook, "IProgress", progress)
+        hook, task = ProgressBarHook(seconds=1), FakeTask()
+        hook.on_phase_start(task)
+        run_steps(hook, task, advance, 1)
+        hook.close()
+
+    assert [shown["n"] for shown in drawn] == [0, 1]
+    assert drawn[-1]["bar_format"].endswith("loss 0.5000, 20.0 samples/s, data wait 25%")
+    assert capsys.readouterr().out.startswith("epoch 1/2 train 1/10 loss")
 
 
 def test_only_the_first_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,18 @@ def test_a_meter_declares_its_numbers_of_each_class_and_which_values_are_best(na
     assert meter.best_is == "largest" or not (meter.numbers or meter.class_numbers)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if built(name).class_numbers])
+def test_a_meter_of_classes_knows_those_that_no_mask_of_the_job_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = counted(name, batches())
+    meter.compute()
+    assert list(meter.unseen_classes) == ["tree"]
+    (other,) = state(meter).values()
+    empty = counted(name, [])
+    monkeypatch.setattr("classyseg.meters.classy_meter.sum_over_processes", lambda tensor: tensor.add_(other))
+    empty.compute()
+    assert list(empty.unseen_classes) == ["tree"]
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if built(name).numbers])
 def test_right_predictions_are_better_than_wrong_ones_as_declared(name: str) -> None:
     target = torch.arange(4).repeat_interleave(24).view(1, 8, 12).expand(2, -1, -1)

@@ -69,12 +69,12 @@ def on(data: dict[str, Any]) -> dict[str, Any]:
             "in the same order",
         ),
         (
-            {**SINGLE, "model.heads.main": {"name": "psp", "blocks": ["stage4"]}},
+            {**SINGLE, "model.heads.main": {"name": "psp", "blocks": ["stage4"], "norm_image": True}},
             "batch_size: found 1 at once, of which model.heads.main.",
             "2 or more images at once",
         ),
         (
-            {**SINGLE, "model.heads.main": {"name": "deeplabv3", "blocks": ["stage4"]}},
+            {**SINGLE, "model.heads.main": {"name": "deeplabv3", "blocks": ["stage4"], "norm_image": True}},
             "batch_size: found 1 at once",
             "model.heads.main.norm: {name: group}",
         ),
@@ -83,7 +83,7 @@ def on(data: dict[str, Any]) -> dict[str, Any]:
                 **SINGLE,
                 "batch_size": 4,
                 "runtime.accumulate_steps": 4,
-                "model.heads.main": {"name": "psp", "blocks": ["stage4"]},
+                "model.heads.main": {"name": "psp", "blocks": ["stage4"], "norm_image": True},
             },
             "batch_size: found 1 at once",
             "runtime.accumulate_steps",
@@ -142,7 +142,11 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         {"batch_size": 1, "dataset.train.size": [64, 64]},
         {"batch_size": 1, "model.heads.main": {"name": "psp", "blocks": ["stage2"], "norm": {"name": "group"}}}
         | {"model.norm": {"name": "group"}},
-        {"batch_size": 1, "num_epochs": 0, "model.heads.main": {"name": "psp", "blocks": ["stage4"]}},
+        {
+            "batch_size": 1,
+            "num_epochs": 0,
+            "model.heads.main": {"name": "psp", "blocks": ["stage4"], "norm_image": True},
+        },
         {"batch_size": 1, "model.frozen": True, "model.frozen_norm": True},
         {**on({**FOLDER, "channels": 4}), "model.in_channels": 4, **FOUR},
     ],

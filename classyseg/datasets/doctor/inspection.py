@@ -20,11 +20,18 @@ from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import Clips
 from classyseg.datasets.composed import Composed
-from classyseg.datasets.files import COLOR_MODES, MASK_MODES, open_image, orientation, read_colors
+from classyseg.datasets.files import (
+    UnreadableError,
+    header_of,
+    holds_colors,
+    holds_labels,
+    read_colors,
+    read_mask_values,
+)
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.workers import WorkerError, deaths_are_found_in_turn
+from classyseg.datasets.workers import WorkerError, deaths_are_found_in_turn, warm_fork_server
 
 T = TypeVar("T")
 
@@ -86,6 +93,8 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
     Memory does not grow with their number; nothing is drawn from a global generator. Raises: `WorkerError` when a
     process is killed.
     """
+    if workers:
+        warm_fork_server()
     loader: DataLoader[Facts] = DataLoader(
         _Inspected(dataset),
         sampler=indices,
@@ -241,30 +250,35 @@ def _known_labels(facts: Facts, dataset: MaskFiles) -> Tensor | None:
 def _exif_orientation(path: Path) -> int:
     """1 where there is none, or none that can be read, which reading the pixels will tell."""
     try:
-        with open_image(path) as image:
-            return orientation(image)
-    except Exception:  # the reader of the pixels says what is wrong
+        return header_of(path)[1]
+    except DataError:  # the reader of the pixels says what is wrong
         return 1
 
 
 def _exif_that_fits(path: Path, mask: tuple[int, int]) -> str:
-    with open_image(path) as image:
-        stored = image.size
-    return {stored: "ignore", stored[::-1]: "rotate"}.get(mask, "") if stored[0] != stored[1] else ""
+    header, _ = header_of(path)
+    stored = (header.width, header.height)
+    fitting = {stored: "ignore", stored[::-1]: "rotate"}.get(mask, "") if stored[0] != stored[1] else ""
+    return "" if header.format == "TIFF" and fitting == "ignore" else fitting
 
 
 def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
-    """What tells more than that a mask cannot be read, where its file can be decoded; `colors` are expected, or not."""
+    """What tells more than that a mask cannot be read, where its header can; `colors` are expected, or not."""
     try:
-        with open_image(path) as image:
-            image.load()
-    except Exception:  # a broken file
+        header, _ = header_of(path)
+        if header.lossy:
+            return "lossy_mask"
+        if colors:
+            read_colors(path)
+        else:
+            read_mask_values(path)
+    except UnreadableError:
         return "mask_unreadable"
-    if image.format in ("JPEG", "MPO"):
-        return "lossy_mask"
+    except DataError:  # a whole file of another kind
+        pass
     if colors:
-        return "index_mask" if image.mode not in COLOR_MODES and image.mode in MASK_MODES else "mask_mode"
-    if image.mode in MASK_MODES:
+        return "index_mask" if holds_labels(header) and not holds_colors(header) else "mask_mode"
+    if holds_labels(header):
         return "mask_mode"
     try:
         found, counts = np.unique(read_colors(path), return_counts=True)

@@ -19,6 +19,12 @@ MARGIN, LINE = 8, 16
 OPACITY = 0.55
 IGNORED: Color = (255, 255, 255)
 UNKNOWN: Color = (255, 0, 255)
+INSTEAD: tuple[Color, ...] = ((140, 140, 140), (255, 240, 0), (0, 255, 255), (255, 140, 0))
+"""What stands for these two where a class has nearly the same colour."""
+NEARLY_BLACK = 48
+"""Colours whose channels are all below this cannot be seen on a dark image."""
+LIFT = (95, 115, 175)
+"""What is added to them on the sheet, so that they stay apart from each other."""
 TEXT: Color = (20, 20, 20)
 WRONG: Color = (190, 0, 0)
 
@@ -26,8 +32,10 @@ WRONG: Color = (190, 0, 0)
 def contact_sheet(dataset: ClassyDataset, indices: Sequence[int], *, columns: int = 3) -> Image.Image:
     """The samples `indices`, each as it is and under its mask, with a legend of the classes that occur in them.
 
-    Samples of one class have its name instead, clips their first and their last frame. Ignored pixels are white, labels
-    that no class has magenta. A sample that cannot be shown gives its error instead.
+    Samples of one class have its name instead, clips their first and their last frame. Classes have the colours of the
+    data set's palette, but those that are nearly black, as class 0 often is, a blue that can be seen on dark images.
+    Ignored pixels are white, labels that no class has magenta, unless a class has that colour. A sample that cannot be
+    shown gives its error instead.
     """
     cells, labels = [], set[int]()
     for index in indices:
@@ -97,9 +105,22 @@ def _picture(image: Tensor) -> Image.Image:
     return picture.resize(_size(picture.size), Image.Resampling.BILINEAR)
 
 
+def _colors(dataset: ClassyDataset) -> list[Color]:
+    """The colour of each class on the sheet, that of ignored pixels, and that of other labels."""
+    lifted = ((red + LIFT[0], green + LIFT[1], blue + LIFT[2]) for red, green, blue in dataset.palette)
+    colors = [new if max(old) < NEARLY_BLACK else old for old, new in zip(dataset.palette, lifted, strict=True)]
+    for color in (IGNORED, UNKNOWN):
+        colors.append(next((c for c in (color, *INSTEAD) if _distance(c, colors) >= NEARLY_BLACK), color))
+    return colors
+
+
+def _distance(color: Color, others: Sequence[Color]) -> float:
+    return min(max(abs(a - b) for a, b in zip(color, other, strict=True)) for other in others)
+
+
 def _painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
     """The image under the colours of its mask, each in the size of a cell, whatever sizes the two have."""
-    colors = np.array([*dataset.palette, IGNORED, UNKNOWN], np.uint8)
+    colors = np.array(_colors(dataset), np.uint8)
     labels = mask.long().numpy()  # the places of colours may be no bytes
     places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)
     places = np.where(labels == dataset.ignore_index, len(colors) - 2, places)
@@ -128,22 +149,30 @@ def _text_cell(name: str, text: str) -> Image.Image:
 
 
 def _legend(dataset: ClassyDataset, labels: set[int], width: int) -> Image.Image:
-    """A box of colour and the name for each of `labels`."""
+    """A box of colour and the name for each of `labels`; where the sheet lifts a colour, the palette's comes first."""
     known = range(dataset.num_classes)
-    entries = [(dataset.palette[i], f"{i} {dataset.classes[i]}") for i in sorted(labels) if i in known]
+    colors = _colors(dataset)
+    entries = [
+        (dict.fromkeys((dataset.palette[i], colors[i])), f"{i} {dataset.classes[i]}")
+        for i in sorted(labels)
+        if i in known
+    ]
     if dataset.ignore_index in labels:
-        entries.append((IGNORED, f"{dataset.ignore_index} ignored"))
+        entries.append(({colors[-2]: None}, f"{dataset.ignore_index} ignored"))
     strange = sorted(label for label in labels if label not in known and label != dataset.ignore_index)
     if strange:
-        entries.append((UNKNOWN, f"no class: {', '.join(map(str, strange[:5]))}{', ...' if len(strange) > 5 else ''}"))
-    step = max((int(_font().getlength(text)) for _, text in entries), default=0) + 3 * LINE
+        more = ", ..." if len(strange) > 5 else ""
+        entries.append(({colors[-1]: None}, f"no class: {', '.join(map(str, strange[:5]))}{more}"))
+    step = max((int(_font().getlength(text)) for _, text in entries), default=0) + 4 * LINE
     per_row = max(1, (width - MARGIN) // max(1, step))
     legend = Image.new("RGB", (width, (-(-len(entries) // per_row)) * (LINE + 4) + MARGIN), "white")
     draw = ImageDraw.Draw(legend)
-    for i, (color, text) in enumerate(entries):
+    for i, (boxes, text) in enumerate(entries):
         x, y = MARGIN + i % per_row * step, i // per_row * (LINE + 4)
-        draw.rectangle((x, y, x + LINE, y + LINE - 2), fill=color, outline=TEXT)
-        draw.text((x + LINE + 6, y), text, fill=TEXT, font=_font())
+        for color in boxes:
+            draw.rectangle((x, y, x + LINE, y + LINE - 2), fill=color, outline=TEXT)
+            x += LINE
+        draw.text((x + 6, y), text, fill=TEXT, font=_font())
     return legend
 
 

@@ -1,0 +1,96 @@
+"""Text for a terminal: how wide it is, what of it can be shown, printing where not all of it can."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import IO
+
+DEFAULT_WIDTH = 80
+JOINERS = "\u200c\u200d"
+"""Format characters that belong to words (of Persian, Hindi) and to emoji: they move nothing else on the line."""
+
+
+def terminal_width(stream: IO[str] | None = None) -> int:
+    """How many columns `stream` (standard output) shows; $COLUMNS, where it is less; 80 where nothing says."""
+    stream = sys.stdout if stream is None else stream
+    widths = []
+    with suppress(OSError, ValueError, AttributeError):  # no terminal, closed, or no file at all
+        widths.append(os.get_terminal_size(stream.fileno()).columns)
+    if (columns := os.environ.get("COLUMNS", "")).isdecimal():
+        widths.append(int(columns))
+    return min((width for width in widths if width > 0), default=DEFAULT_WIDTH)
+
+
+def printable(text: str) -> str:
+    """`text` with line breaks, control characters and marks of direction escaped, so that it stays on its line."""
+    return "".join(char if _is_plain(char) else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _is_plain(char: str) -> bool:
+    return (char.isascii() and char.isprintable()) or char in JOINERS or unicodedata.category(char) not in _ESCAPED
+
+
+_ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def columns_of(text: str) -> int:
+    """How many columns a terminal gives to `text`: two for Chinese signs and most emoji, none for combining ones."""
+    return sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    if char.isascii():
+        return 1
+    if unicodedata.category(char) in ("Mn", "Me", "Cf") or "\u1160" <= char <= "\u11ff":  # the last: vowels in Hangul
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def padded(text: str, columns: int, *, right: bool = False) -> str:
+    """`text` with blanks up to so many columns; `right` puts them before it."""
+    blanks = " " * max(0, columns - columns_of(text))
+    return blanks + text if right else text + blanks
+
+
+def shortened(text: str, columns: int) -> str:
+    """`text`, or as much of its beginning as fits into so many columns with three dots behind it."""
+    if columns_of(text) <= columns:
+        return text
+    found, room = "", columns - 3
+    for char in text:
+        room -= _columns(char)
+        if room < 0:
+            break
+        found += char
+    return found + "..."[: max(0, columns)]
+
+
+def wrapped(words: Iterable[str], columns: int, *, first: str, indent: str) -> list[str]:
+    """`words`, none of them split, in lines of so many columns that begin with `first`, the others with `indent`."""
+    lines = [first]
+    for word in words:
+        if columns_of(lines[-1]) + 1 + columns_of(word) > columns and lines[-1] not in (first, indent):
+            lines.append(indent)
+        lines[-1] += word if lines[-1] == indent else f" {word}"
+    return lines
+
+
+def say(text: str) -> None:
+    """Prints a line, whatever standard output can encode: what it cannot is escaped. Raises: `OSError`."""
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def accept_any_text() -> None:
+    """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

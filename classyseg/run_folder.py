@@ -1,0 +1,137 @@
+"""A run's folder may come from somebody else: no link is followed within it, and no pipe is waited for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from classyseg.config import ConfigError
+
+CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+LOCK = ".lock"
+METRICS = "metrics.jsonl"
+STEPS = "steps.jsonl"
+BAD_SAMPLES = "bad_samples.jsonl"
+FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES)
+LATEST = "LATEST"
+BEST = "BEST"
+CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+"""The folder of a checkpoint: its step, which fits into 64 bits."""
+LEFTOVER = "*.tmp-*"
+"""What files are called while they are written."""
+
+KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFREG: "a file",
+}
+
+
+def check_run_folder(folder: Path) -> None:
+    """Looks at what lies in the folder of a run before anything is opened in it. The folder itself may be a link.
+
+    Raises: `ConfigError` for a link, pipe, socket or device right in the folder, in `checkpoints` or in a checkpoint,
+        and for a folder where a run has a file or the other way round; for what cannot be looked at, too.
+    """
+    try:
+        for path in _plain_entries(folder):
+            if path.name in FILES:
+                require(path, "a file")
+        if (folder / LOCK).is_file() and (folder / LOCK).lstat().st_nlink > 1:
+            raise ConfigError(
+                f"{folder / LOCK}: has another name elsewhere (a hard link), and a run writes it; delete it"
+            )
+        root = folder / CHECKPOINTS
+        if not os.path.lexists(root):
+            return
+        require(root, "a folder")
+        for path in _plain_entries(root):
+            if path.name in (LATEST, BEST):
+                require(path, "a file")
+            if CHECKPOINT_NAME.fullmatch(path.name):
+                require(path, "a folder")
+                for _ in _plain_entries(path):
+                    pass
+    except OSError as error:
+        raise ConfigError(f"{error.filename or folder}: cannot be looked at ({error.strerror})") from None
+
+
+def _plain_entries(folder: Path) -> Iterator[Path]:
+    """What lies in `folder`, in order. Raises: `ConfigError` for what is neither a file nor a folder."""
+    for path in sorted(folder.iterdir()):
+        found = kind_of(path)
+        if found == "a link":
+            raise ConfigError(
+                f"{path}: found a link to {os.readlink(path)!r:.200}; no link is followed within a run's folder: put "
+                "the file or folder itself there, or remove the link"
+            )
+        if found not in ("a file", "a folder"):
+            raise ConfigError(f"{path}: found {found}; a run's folder holds files and folders only: remove it")
+        yield path
+
+
+def kind_of(path: Path) -> str:
+    """What `path` is, itself: `a file`, `a folder`, `a link`, `a pipe`, `a socket` or `a device`."""
+    return KINDS.get(stat.S_IFMT(path.lstat().st_mode), "something unknown")
+
+
+def require(path: Path, kind: str) -> None:
+    """Raises: `ConfigError` where `path`, which is there, is of another kind than `kind`."""
+    found = kind_of(path)
+    if found != kind:
+        raise ConfigError(f"{path}: found {found}; expected {kind}: move it away, or delete it")
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """A descriptor of the file at `path`, as `os.open` gives it. It never waits, and never leads through a link.
+
+    Raises: `ConfigError` for a link, and for what is no file; `OSError` as `os.open` does.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError:
+        if os.path.lexists(path):
+            require(path, "a file")
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        require(path, "a file")
+        raise ConfigError(f"{path}: changed its kind just now; expected a file")
+    return descriptor
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """The content of the file at `path`. Raises: as `open_plain`; `ConfigError` for more than `limit` bytes."""
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ConfigError(f"{path}: has more than {limit} bytes; no run writes so much there")
+    return content
+
+
+def remove_leftovers(folder: Path, pattern: str = LEFTOVER) -> None:
+    """Deletes what a killed process left half written in `folder`; of links themselves, not what they lead to."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob(pattern):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Raises: `OSError` where no file can be made in `folder`."""
+    descriptor, name = tempfile.mkstemp(prefix=".writable-", dir=folder)
+    os.close(descriptor)
+    os.unlink(name)

@@ -1,0 +1,80 @@
+"""What holds for a whole process, and must be after a run as it was before."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+VARIABLES = ("CUBLAS_WORKSPACE_CONFIG",)
+"""The environment variables that a run may set."""
+
+
+def _switches() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
+    """How each switch is read, and how it is set."""
+    yield torch.get_num_threads, torch.set_num_threads
+    yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    yield torch.get_default_dtype, torch.set_default_dtype
+    for name in ("enabled", "benchmark", "deterministic"):
+        yield (
+            lambda name=name: getattr(torch.backends.cudnn, name),  # type: ignore[misc]
+            lambda value, name=name: setattr(torch.backends.cudnn, name, value),  # type: ignore[misc]
+        )
+    if torch.cuda.is_initialized():
+        yield torch.cuda.current_device, torch.cuda.set_device
+    for name in VARIABLES:
+        yield lambda name=name: os.environ.get(name), lambda value, name=name: set_variable(name, value)  # type: ignore[misc]
+
+
+def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
+    """The same of the global random generators, whose states cannot be compared."""
+    yield random.getstate, random.setstate
+    yield np.random.get_state, np.random.set_state
+    yield torch.get_rng_state, torch.set_rng_state
+    if torch.cuda.is_initialized():
+        yield torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all
+
+
+def set_variable(name: str, value: str | None) -> None:
+    """Sets an environment variable; None takes it out."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+@contextmanager
+def variable(name: str, value: str | None) -> Iterator[None]:
+    """Sets an environment variable for the block, and gives it back; None leaves it as it is."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        set_variable(name, before)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Gives back, at the end of the block, what a run sets for the whole process, however it ends.
+
+    Those are torch's switches, the variables that it reads and the global random generators. A second run in the same
+    process then gives the numbers of a run in a process of its own.
+    """
+    switches = [(get, put, get()) for get, put in _switches()]
+    generators = [(put, get()) for get, put in _generators()]
+    try:
+        yield
+    finally:
+        for get, put, before in switches:
+            if get() != before:  # setting some of them has side effects
+                put(before)
+        for put, before in generators:
+            put(before)
