@@ -401,11 +401,12 @@ class ConfigRecord(BaseModel):
 
 
 class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit."""
+    """Where a model starts: `source` as `load_weights` takes it, and how it is fitted, as options of `load_weights`."""
 
     source: Text
     strict: Bool = True
     adapt_input: Bool = False
+    grid: tuple[Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]] | None = None
 
 
 def _weights_form(value: Any) -> str:

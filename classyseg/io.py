@@ -47,7 +47,7 @@ def data_path(path: str) -> Path:
     `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
     found = (data_root() / user_path(path)).absolute()
-    return found if str(found).isascii() or found.exists() else in_other_form(found) or found
+    return found if str(found).isascii() or os.path.exists(found) else in_other_form(found) or found
 
 
 def in_other_form(
@@ -61,7 +61,7 @@ def in_other_form(
     listings = {} if listings is None else listings
     found = folder if folder is not None and path.is_relative_to(folder) else Path(path.anchor)
     for part in path.relative_to(found).parts:
-        if (found / part).exists():
+        if os.path.exists(found / part):
             found /= part
             continue
         if found not in listings:

@@ -147,6 +147,11 @@ def visible(name: str) -> str:
     return name if name.isprintable() and normal(name) == name else ascii(name)[1:-1]
 
 
+def bare(word: str) -> str:
+    """What shows of a word, in small letters."""
+    return "".join(c for c in unicodedata.normalize("NFKC", word) if c.isprintable() and c != " ").casefold()
+
+
 def same_names(names: Iterable[str], known: Iterable[str], place: str) -> dict[str, str]:
     """Each of `names` with the one of `known` that is equal to it, else with one that differs in its form of Unicode.
 
@@ -181,9 +186,9 @@ def refuse_forms(place: object, names: Iterable[str]) -> NoReturn:
 def spellings(written: str) -> Iterator[str]:
     """What somebody may mean who wrote this for a path, in the order in which it is looked for."""
     yield written
-    bare = _stripped(written)
-    yield bare
-    slashes = bare.replace("\\", "/")  # as Windows writes it
+    inner = _stripped(written)
+    yield inner
+    slashes = inner.replace("\\", "/")  # as Windows writes it
     yield slashes
     yield PurePosixPath(slashes).as_posix()  # without ./ before it
 

@@ -14,6 +14,8 @@ from classyseg.datasets.files import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIX
 from classyseg.datasets.lists import (
     BLANKS,
     Files,
+    Row,
+    bare,
     cell,
     has_column,
     lines_of,
@@ -222,12 +224,7 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     has_splits = split is not None or has_column(table, "split")
     rows = read_table(table, ["image", "mask", *(["split"] if has_splits else [])])
     if has_splits:
-        splits = [cell(table, row, "split").strip(BLANKS) for row in rows]
-        known = sorted({*splits})
-        rows = [row for row, found in zip(rows, splits, strict=True) if found == split]
-        if not rows:
-            found = "nothing" if split is None else f"'{split}'"
-            raise ConfigError(f"split: found {found}, but {table} has the splits {', '.join(known)}; name one")
+        rows = _rows_of_split(table, rows, split)
     pairs: list[Pair] = []
     missing, twice = [], []
     seen: set[Pair] = set()
@@ -251,6 +248,23 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
         message = f"{table}: names {listed(twice, limit=5)} with the same mask more than once"
         report_fault("listed_twice", message, twice)
     return pairs
+
+
+def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[Row]:
+    splits = [cell(table, row, "split").strip(BLANKS) for row in rows]
+    alike = [other for other in {*splits} - {split} if split is not None and bare(other) == bare(split)]
+    if alike:
+        number, _ = rows[splits.index(alike[0])]
+        raise DataError(
+            f"{table}, line {number}: the split is {alike[0]!a}, where {split!a} is asked for; they differ in capitals "
+            "or in characters that do not show: write them alike"
+        )
+    chosen = [row for row, found in zip(rows, splits, strict=True) if found == split]
+    if not chosen:
+        found = "nothing" if split is None else f"'{split}'"
+        known = ", ".join(map(visible, sorted({*splits})))
+        raise ConfigError(f"split: found {found}, but {table} has the splits {known}; name one")
+    return chosen
 
 
 def files_by_name(

@@ -133,6 +133,14 @@ def test_splits_are_read_without_blanks_and_named_where_they_are_empty(tmp_path:
         with_table(tmp_path, "image,mask,split\n0.png,0.png,train\n1.png,1.png,\n", split="train")
 
 
+@pytest.mark.parametrize("written", ["Train", "train\xa0", "tr\u200bain", "\uff54rain"], ids=ascii)
+def test_a_split_that_looks_like_the_wanted_one_is_named(tmp_path: Path, written: str) -> None:
+    """Its rows would be left out, and nobody could see why."""
+    text = f"image,mask,split\n0.png,0.png,train\n1.png,1.png,{written}\n"
+    with pytest.raises(DataError, match=r"t.csv, line 3: the split is .*, where 'train' is asked for"):
+        with_table(tmp_path, text, split="train")
+
+
 def test_rows_of_other_splits_may_lack_a_mask(tmp_path: Path) -> None:
     text = "image,mask,split\n0.png,0.png,train\n1.png,,test\n"
     assert labels(with_table(tmp_path, text, split="train")) == [0]
