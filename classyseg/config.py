@@ -11,17 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     ModelWrapValidatorHandler,
     Strict,
-    Tag,
     ValidationError,
     model_validator,
 )
@@ -429,34 +427,6 @@ class ConfigRecord(BaseModel):
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return record
-
-
-class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how it is fitted, as options of `load_weights`."""
-
-    source: Text
-    strict: Bool = True
-    adapt_input: Bool = False
-    grid: tuple[Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]] | None = None
-
-
-def _weights_form(value: Any) -> str:
-    return "mapping" if isinstance(value, Mapping | WeightsConfig) else "source"
-
-
-WeightsOption = Annotated[
-    Annotated[Text, Tag("source")] | Annotated[WeightsConfig, Tag("mapping")], Discriminator(_weights_form)
-]
-"""A source alone, or a mapping with options."""
-
-DATASET_KEYS: dict[str, Any] = {
-    "exif": (Literal["refuse", "rotate", "ignore"], "refuse"),
-    "on_bad_sample": (Literal["error", "skip", "replace"], "error"),
-    "max_bad_samples": (Annotated[Float, Field(ge=0, le=1)], 0.01),
-    "cache_samples": (Annotated[Text, Field(min_length=1)] | None, None),
-    "cache_samples_gigabytes": (Annotated[Float, Field(gt=0, le=1e9)], 50.0),
-}
-"""The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
 
 
 def placed(place: str, error: ConfigError) -> ConfigError:

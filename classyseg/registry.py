@@ -15,14 +15,12 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
-    DATASET_KEYS,
     MAX_PROBLEMS,
     MAX_WORD,
     Bool,
     ConfigError,
     ConfigTree,
     Text,
-    WeightsOption,
     closest,
     explain,
     listed,
@@ -30,6 +28,7 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
+from classyseg.placement import DATASET_KEYS, WeightsOption
 from classyseg.signature import (
     MAX_COMPONENTS,
     ComponentConfig,

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from classyseg import __version__
-from classyseg.config import DATASET_KEYS, ConfigError, within
+from classyseg.config import ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
 from classyseg.datasets.sample_cache import SampleCache
 from classyseg.io import data_path
+from classyseg.placement import DATASET_KEYS
 from classyseg.registry import DATASETS, TRANSFORMS, ComponentConfig
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")

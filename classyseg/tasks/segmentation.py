@@ -7,7 +7,7 @@ import inspect
 import itertools
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -144,15 +144,7 @@ class SegmentationTask(ClassyTask):
         self.model: ClassyModel = build_model(model, self.described.num_classes, load=False)
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.described.ignore_index)
-        first, described = next(iter(self._data_sets().items()))
-        check_classes(first, getattr(dataset, first), described.classes, self.loss)
-        self.loss.check_num_classes(self.described.num_classes)
-        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
-        seen = seen_at_once(batch_size, self.runtime, dataset.train)
-        check_parts(
-            self.model, self.loss, meters, self.runtime, self.described.num_classes, trains=num_epochs > 0, seen=seen
-        )
-        check_in_channels(self.model, self._data_sets())
+        self._check_together(dataset, meters)
         warn_of_compression(self.model, self.runtime)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.described.classes, self.described.ignore_index
@@ -178,6 +170,17 @@ class SegmentationTask(ClassyTask):
     def _data_sets(self) -> dict[str, ClassyDataset]:
         found = {"train": self.train_set, "test": self.test_set}
         return {name: data for name, data in found.items() if data is not None}
+
+    def _check_together(self, dataset: DatasetsConfig, meters: Sequence[Any]) -> None:
+        """What model, loss, meters and data sets ask of each other; `check` asks it of the config alone."""
+        first, described = next(iter(self._data_sets().items()))
+        check_classes(first, getattr(dataset, first), described.classes, self.loss)
+        self.loss.check_num_classes(described.num_classes)
+        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
+        seen = seen_at_once(self.batch_size, self.runtime, dataset.train)
+        trains = self.num_epochs > 0
+        check_parts(self.model, self.loss, meters, self.runtime, described.num_classes, trains=trains, seen=seen)
+        check_in_channels(self.model, self._data_sets())
 
     def _check_data_sets(self) -> None:
         for name, dataset in self._data_sets().items():
