@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.yaml_text import as_yaml, eaten_color, wrong_line
+from classyseg.yaml_text import as_yaml, comment_in, eaten_color, wrong_line
 
 Location = tuple[str | int, ...]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -282,6 +282,8 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
                 hint = f"the shell splits at spaces, so quote what has some: '{key}={value_text} ...'"
                 raise ConfigError(f"{error}; {hint}") from None
             raise
+        if cut := comment_in(value_text):
+            raise ConfigError(f"override '{text}': {cut}")
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )
@@ -399,11 +401,12 @@ class ConfigRecord(BaseModel):
 
 
 class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit."""
+    """Where a model starts: `source` as `load_weights` takes it, and how it is fitted, as options of `load_weights`."""
 
     source: Text
     strict: Bool = True
     adapt_input: Bool = False
+    grid: tuple[Annotated[Int, Field(ge=1)], Annotated[Int, Field(ge=1)]] | None = None
 
 
 def _weights_form(value: Any) -> str:

@@ -331,6 +331,7 @@ _SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
 _REGNET = {"016": "1_6gf", "032": "3_2gf", "080": "8gf", "160": "16gf", "320": "32gf", "004": "400mf", "008": "800mf"}
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
 MODEL_RULES: tuple[_Rule, ...] = (
+    (r"(\w+)_tv", lambda m: f"{m[1]}_torchvision"),
     (r"(?:vit|deit3?|beit\w*?)_(tiny|small|base|large|huge)_patch(\d+)\w*", lambda m: f"vit_{_SIZES[m[1]]}_{m[2]}"),
     (r"swin(v2)?_(tiny|small|base)\w*", lambda m: f"swin_{'v2_' if m[1] else ''}{m[2][0]}"),
     (r"(?:resnet_?v1c|resnet_v1c)_?(\d+)|resnet_?(\d+)_?v1c", lambda m: f"resnet{m[1] or m[2]}s"),

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -47,32 +47,38 @@ def data_path(path: str) -> Path:
     `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
     found = (data_root() / user_path(path)).absolute()
-    return found if str(found).isascii() or found.exists() else in_other_form(found) or found
+    return found if str(found).isascii() or os.path.exists(found) else in_other_form(found) or found
 
 
-def in_other_form(path: Path, listings: dict[Path, Mapping[str, list[str]]] | None = None) -> Path | None:
+def in_other_form(
+    path: Path, folder: Path | None = None, listings: dict[Path, Mapping[str, list[str]]] | None = None
+) -> Path | None:
     """The path that exists and differs from `path` in its form of Unicode alone, as macOS and Linux write names.
 
-    `listings` keeps what folders hold, for whoever asks often. Raises: `ConfigError` where there are several.
+    `folder`, in which the path lies, is taken as it is. `listings` keeps what folders hold, for whoever asks often.
+    Raises: `ConfigError` where there are several.
     """
     listings = {} if listings is None else listings
-    found = Path(path.anchor)
-    for part in path.relative_to(path.anchor).parts:
-        if (found / part).exists():
+    found = folder if folder is not None and path.is_relative_to(folder) else Path(path.anchor)
+    for part in path.relative_to(found).parts:
+        if os.path.exists(found / part):
             found /= part
             continue
         if found not in listings:
             listings[found] = _by_form(found)
         same = listings[found].get(unicodedata.normalize("NFC", part), [])
         if len(same) > 1:
-            raise ConfigError(
-                f"{found}: {' and '.join(map(ascii, same))} differ in their form of Unicode alone; it is not clear "
-                "which one is meant, so rename one"
-            )
+            raise ConfigError(f"{found}: {told_apart(same)}")
         if not same:
             return None
         found /= same[0]
     return found
+
+
+def told_apart(names: Iterable[str]) -> str:
+    """What is wrong with names that look the same."""
+    shown = " and ".join(map(ascii, names))
+    return f"{shown} differ in their form of Unicode alone; it is not clear which one is meant, so rename one"
 
 
 def _by_form(folder: Path) -> Mapping[str, list[str]]:

@@ -73,6 +73,22 @@ def test_overrides_say_so_too(text: str) -> None:
         apply_overrides(ConfigTree({}, "task.yaml"), [text])
 
 
+@pytest.mark.parametrize("text", ["table=my #1.csv", "classes=[a, b] # two", "table=#1.csv", "a={b: c, #d\n}"])
+def test_an_override_that_yaml_would_cut_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)^override .* for a comment, and does not read it; put the value in quotes"):
+        apply_overrides(ConfigTree({}, "task.yaml"), [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a='my #1.csv'", "my #1.csv"), ('a="#1"', "#1"), ("a=b#1", "b#1"), ("a=['#1', \"b #2\"]", ["#1", "b #2"])],
+)
+def test_an_override_keeps_what_is_quoted(text: str, value: object) -> None:
+    tree = ConfigTree({}, "task.yaml")
+    apply_overrides(tree, [text])
+    assert tree.values == {"a": value}
+
+
 def test_colours_in_json_are_text() -> None:
     text = '{"color_map": {"#000000": 0}, "palette": ["#ff0000",\t"#00ff00"], "none": {}}'
     values = {"color_map": {"#000000": 0}, "palette": ["#ff0000", "#00ff00"], "none": {}}

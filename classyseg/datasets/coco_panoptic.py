@@ -14,6 +14,7 @@ from classyseg.datasets.coco import coco_folders
 from classyseg.datasets.coco_file import CocoFile, CocoImage, quoted, shown
 from classyseg.datasets.files import read_colors
 from classyseg.datasets.label_map import LabelMap, label_table
+from classyseg.datasets.lists import normal
 from classyseg.datasets.mask_files import MaskFiles
 from classyseg.datasets.pairs import pairs_by_name
 from classyseg.registry import DATASETS, TransformConfig
@@ -98,7 +99,7 @@ def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, 
         if number in found:
             file.refuse(f"the image {number} has two annotations; each has one, with all of its segments")
         name = file.stem(place, annotation, f"panoptic_{folder}")
-        if name != images[number].name:
+        if normal(name) != normal(images[number].name):
             file.refuse(
                 f"{place}: its file_name is {quoted(name)}, but that of the image {quoted(images[number].name)}"
             )

@@ -9,9 +9,10 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from classyseg.config import DataError, closest, user_path
-from classyseg.io import in_other_form
+from classyseg.io import in_other_form, told_apart
 
 Row = tuple[int, dict[str, str]]
 """The number of a line, and its cells by column."""
@@ -146,6 +147,11 @@ def visible(name: str) -> str:
     return name if name.isprintable() and normal(name) == name else ascii(name)[1:-1]
 
 
+def bare(word: str) -> str:
+    """What shows of a word, in small letters."""
+    return "".join(c for c in unicodedata.normalize("NFKC", word) if c.isprintable() and c != " ").casefold()
+
+
 def same_names(names: Iterable[str], known: Iterable[str], place: str) -> dict[str, str]:
     """Each of `names` with the one of `known` that is equal to it, else with one that differs in its form of Unicode.
 
@@ -166,21 +172,23 @@ def same_names(names: Iterable[str], known: Iterable[str], place: str) -> dict[s
         candidates = forms.get(normal(name), [])
         if len(candidates) > 1 or (candidates and taken.setdefault(candidates[0], name) != name):
             several = candidates if len(candidates) > 1 else [taken[candidates[0]], name]
-            raise DataError(
-                f"{place}: {' and '.join(map(ascii, several))} differ in their form of Unicode alone; it is not clear "
-                "which one is meant, so rename one"
-            )
+            refuse_forms(place, several)
         if candidates:
             found[name] = candidates[0]
     return {name: found[name] for name in names if name in found}
 
 
+def refuse_forms(place: object, names: Iterable[str]) -> NoReturn:
+    """Raises: `DataError` for names that nobody can tell apart."""
+    raise DataError(f"{place}: {told_apart(names)}")
+
+
 def spellings(written: str) -> Iterator[str]:
     """What somebody may mean who wrote this for a path, in the order in which it is looked for."""
     yield written
-    bare = _stripped(written)
-    yield bare
-    slashes = bare.replace("\\", "/")  # as Windows writes it
+    inner = _stripped(written)
+    yield inner
+    slashes = inner.replace("\\", "/")  # as Windows writes it
     yield slashes
     yield PurePosixPath(slashes).as_posix()  # without ./ before it
 
@@ -199,7 +207,7 @@ class Files:
             try:
                 if path.is_file():
                     return path
-                other = None if name.isascii() else in_other_form(path, self._listings)
+                other = None if name.isascii() else in_other_form(path, self.folder, self._listings)
             except OSError:  # a name that is too long
                 continue
             if other is not None and other.is_file():

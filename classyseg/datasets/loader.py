@@ -18,6 +18,7 @@ from classyseg.datasets.workers import (
     deaths,
     deaths_are_found_in_turn,
     start_worker,
+    warm_fork_server,
 )
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -158,6 +159,8 @@ def make_loader(
 ) -> Batches:
     """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
     source = ByKey(dataset, workers)
+    if workers:
+        warm_fork_server()
     loader = DataLoader(
         source,
         batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch

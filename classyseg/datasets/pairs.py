@@ -14,11 +14,14 @@ from classyseg.datasets.files import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIX
 from classyseg.datasets.lists import (
     BLANKS,
     Files,
+    Row,
+    bare,
     cell,
     has_column,
     lines_of,
     normal,
     read_table,
+    refuse_forms,
     same_names,
     spellings,
     visible,
@@ -157,10 +160,10 @@ def chosen_pairs(
             "" if not chosen else f": {listed([visible(line) for line in missing], limit=5)}"
         )  # else it may be any file
         report_fault(
-            "missing_image",
+            "missing_file",
             f"{names}: {images} has no image for {len(missing)} of its {len(lines)} lines{some}; a line is the name of "
             f"an image, such as {visible(next(iter(by_name)))}",
-            missing,
+            missing if chosen else [str(names)],
         )
     counts = Counter(chosen[line] for line in lines if line in chosen)
     twice = [name for name, count in counts.items() if count > 1]
@@ -182,20 +185,21 @@ def chosen_pairs(
 
 
 def _named(lines: Sequence[str], by_name: Mapping[str, Path], place: Path) -> dict[str, str]:
-    """The name of `by_name` that each line means; lines that mean none are left out."""
+    """The name of `by_name` that each line means; lines that mean none are left out. Raises: `DataError`."""
     full = {f"{name}{path.suffix}": name for name, path in by_name.items()}
-    keys = {**full, **{name: name for name in by_name}}  # a name without its suffix comes first
+    known = {**full, **{name: name for name in by_name}}  # a name without its suffix comes first
+    forms: dict[str, list[str]] = {}
+    for text in known:
+        forms.setdefault(normal(text), []).append(text)
     chosen: dict[str, str] = {}
     for line in dict.fromkeys(lines):
-        for spelling in spellings(line):
-            if spelling in keys:
-                chosen[line] = keys[spelling]
-                break
-    for line in [line for line in dict.fromkeys(lines) if line not in chosen and not line.isascii()]:
-        for spelling in spellings(line):
-            if found := same_names([spelling], keys, str(place)):
-                chosen[line] = keys[found[spelling]]
-                break
+        spelled = list(spellings(line))
+        exact = [text for text in spelled if text in known]
+        found = exact[:1] or next((forms[normal(text)] for text in spelled if normal(text) in forms), [])
+        if len(found) > 1:
+            refuse_forms(place, found)
+        if found:
+            chosen[line] = known[found[0]]
     return chosen
 
 
@@ -220,12 +224,7 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
     has_splits = split is not None or has_column(table, "split")
     rows = read_table(table, ["image", "mask", *(["split"] if has_splits else [])])
     if has_splits:
-        splits = [cell(table, row, "split").strip(BLANKS) for row in rows]
-        known = sorted({*splits})
-        rows = [row for row, found in zip(rows, splits, strict=True) if found == split]
-        if not rows:
-            found = "nothing" if split is None else f"'{split}'"
-            raise ConfigError(f"split: found {found}, but {table} has the splits {', '.join(known)}; name one")
+        rows = _rows_of_split(table, rows, split)
     pairs: list[Pair] = []
     missing, twice = [], []
     seen: set[Pair] = set()
@@ -249,6 +248,23 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
         message = f"{table}: names {listed(twice, limit=5)} with the same mask more than once"
         report_fault("listed_twice", message, twice)
     return pairs
+
+
+def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[Row]:
+    splits = [cell(table, row, "split").strip(BLANKS) for row in rows]
+    alike = [other for other in {*splits} - {split} if split is not None and bare(other) == bare(split)]
+    if alike:
+        number, _ = rows[splits.index(alike[0])]
+        raise DataError(
+            f"{table}, line {number}: the split is {alike[0]!a}, where {split!a} is asked for; they differ in capitals "
+            "or in characters that do not show: write them alike"
+        )
+    chosen = [row for row, found in zip(rows, splits, strict=True) if found == split]
+    if not chosen:
+        found = "nothing" if split is None else f"'{split}'"
+        known = ", ".join(map(visible, sorted({*splits})))
+        raise ConfigError(f"split: found {found}, but {table} has the splits {known}; name one")
+    return chosen
 
 
 def files_by_name(

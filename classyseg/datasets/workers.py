@@ -37,6 +37,12 @@ class WorkerError(ConfigError):
     exit_code = 1
 
 
+def warm_fork_server() -> None:
+    """Called before workers are made: where a fork server starts them, as in Python 3.14, it imports torch for all."""
+    if multiprocessing.get_start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", "classyseg.datasets"])
+
+
 def start_worker(worker: int) -> None:
     # A signal to the whole process group must not take the workers from under a main process that is about to save:
     # they leave when it says so, and by themselves only some time after SIGTERM.

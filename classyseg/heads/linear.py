@@ -48,11 +48,6 @@ class LinearHead(ClassyHead):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
 
-    @property
-    def layers(self) -> list[str]:
-        """The submodules with weights, as they are passed."""
-        return [name for name, module in self.named_modules() if isinstance(module, nn.LayerNorm | nn.Linear)]
-
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         pooled = torch.cat([x.flatten(2).mean(2) for x in features], 1)
         return self.fc(self.dropout(self.hidden(self.norm(pooled))))

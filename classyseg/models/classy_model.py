@@ -25,7 +25,7 @@ from classyseg.models.recompute import recomputed
 from classyseg.models.store import PublicWeights
 from classyseg.models.tap import Tap, Tapped
 from classyseg.registry import Configurable
-from classyseg.structures import BlockInfo
+from classyseg.structures import BlockInfo, PositionGrid
 
 PROBE_SIZE = 256
 """The side of the image on the `meta` device by which the stride of a submodule is found."""
@@ -124,8 +124,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
             )
         self._kept = [name for name in self._declared if name in names]
 
+    def position_grids(self) -> Mapping[str, PositionGrid]:
+        """The learned position embeddings by key, which the weight loader fits to those of other grids."""
+        return {}
+
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
-        """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
+        """A file's `tensor` for our `key`, changed where it may differ by design: a kernel for patches of another size.
 
         Called by the weight loader after the naming's own change of layout; what still does not fit is an error.
         """

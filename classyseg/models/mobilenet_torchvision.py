@@ -120,7 +120,7 @@ class MobileNetV2(MobileNet):
         return torchvision_weights(variant)
 
 
-@MODELS.register("mobilenet_v3_tv")
+@MODELS.register("mobilenet_v3_torchvision")
 class TorchvisionMobileNetV3(MobileNet):
     """MobileNetV3 as torchvision has it, which differs from PaddleSeg's: the same blocks, with torchvision's keys.
 
@@ -149,9 +149,10 @@ class TorchvisionMobileNetV3(MobileNet):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        return torchvision_weights(variant.removesuffix("_tv"))
+        return torchvision_weights(variant.removesuffix("_torchvision"))
 
 
 MODELS.variants(
-    TorchvisionMobileNetV3, {"mobilenet_v3_small_tv": {"size": "small"}, "mobilenet_v3_large_tv": {"size": "large"}}
+    TorchvisionMobileNetV3,
+    {"mobilenet_v3_small_torchvision": {"size": "small"}, "mobilenet_v3_large_torchvision": {"size": "large"}},
 )

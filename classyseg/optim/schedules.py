@@ -39,7 +39,8 @@ class ClassyScheduler(Configurable, ABC):
     ) -> None:
         if warmup_epochs >= num_epochs > 0:
             raise ConfigError(
-                f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs"
+                f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs, and the "
+                "warm-up takes fewer: shorten it, or write 0"
             )
         share = warmup_epochs / num_epochs if num_epochs else 0.0
         curve = self.curve()

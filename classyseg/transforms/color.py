@@ -35,7 +35,7 @@ def require_color(sample: Sample, transform: str) -> None:
     if len(image) != 3 or image.dtype != torch.uint8:
         raise ConfigError(
             f"{sample.name}: '{transform}' found an image of {len(image)} channels of {image.dtype}; it takes three "
-            "channels of 8 bits"
+            "channels of 8 bits: leave it out for such images"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,6 +101,18 @@ def test_masks_of_other_annotations_are_not_used(tmp_path: Path) -> None:
             coco(tmp_path)
     os.utime(instances(tmp_path, annotation(1)), ns=(1, 1))  # a copy
     assert len(coco(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_images_are_found_by_names_in_the_other_form_of_unicode(tmp_path: Path, forms: tuple[Any, Any]) -> None:
+    written, stored = (unicodedata.normalize(form, "Straße_Münster") for form in forms)
+    path = instances(tmp_path, annotation(1))
+    contents = json.loads(path.read_text("utf-8"))
+    contents["images"][0]["file_name"] = f"{written}.jpg"
+    path.write_text(json.dumps(contents), encoding="utf-8")
+    (tmp_path / "val2017" / f"{1:012d}.jpg").rename(tmp_path / "val2017" / f"{stored}.jpg")
+    data = coco(tmp_path)
+    assert [int(data[i].target.max()) for i, (path, _) in enumerate(data.pairs) if path.stem == stored] == [15]
 
 
 def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from label_trees import image, mask
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import build_dataset
+from classyseg.datasets.doctor import check_data
 from classyseg.io import data_folder, data_path
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Straße_Münster") for form in ("NFC", "NFD"))
@@ -132,6 +133,14 @@ def test_splits_are_read_without_blanks_and_named_where_they_are_empty(tmp_path:
         with_table(tmp_path, "image,mask,split\n0.png,0.png,train\n1.png,1.png,\n", split="train")
 
 
+@pytest.mark.parametrize("written", ["Train", "train\xa0", "tr\u200bain", "\uff54rain"], ids=ascii)
+def test_a_split_that_looks_like_the_wanted_one_is_named(tmp_path: Path, written: str) -> None:
+    """Its rows would be left out, and nobody could see why."""
+    text = f"image,mask,split\n0.png,0.png,train\n1.png,1.png,{written}\n"
+    with pytest.raises(DataError, match=r"t.csv, line 3: the split is .*, where 'train' is asked for"):
+        with_table(tmp_path, text, split="train")
+
+
 def test_rows_of_other_splits_may_lack_a_mask(tmp_path: Path) -> None:
     text = "image,mask,split\n0.png,0.png,train\n1.png,,test\n"
     assert labels(with_table(tmp_path, text, split="train")) == [0]
@@ -163,8 +172,10 @@ def test_a_file_that_is_no_list_is_not_shown(
     monkeypatch.setenv("CLASSYSEG_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
         build_dataset({"images": "images", "classes": ["x", "y"], **config})
-    assert str(tmp_path) in str(caught.value)
-    assert not [word for word in ("root:", "hunter2", "password") if word in str(caught.value)]
+    findings = check_data({"train": {"images": "images", "classes": ["x", "y"], **config}}).findings
+    told = str(caught.value) + str([finding.as_json() for finding in findings])
+    assert str(tmp_path) in told
+    assert not [word for word in ("root:", "hunter2", "password") if word in told]
 
 
 LISTS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -236,6 +237,17 @@ list(loader)
 print(multiprocessing.active_children()[0].pid, flush=True)
 signal.pause()
 """
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_fork_server_imports_torch_once_and_not_each_worker(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    preloaded: list[list[str]] = []
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    monkeypatch.setattr(multiprocessing, "set_forkserver_preload", preloaded.append)
+    make_loader(shapes(), EvalBatches(10, 4), workers=0)
+    assert not preloaded
+    make_loader(shapes(), EvalBatches(10, 4), workers=1)
+    assert preloaded == ([["__main__", "classyseg.datasets"]] if method == "forkserver" else [])
 
 
 def lives(pid: int) -> bool:

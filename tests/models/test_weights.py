@@ -165,7 +165,7 @@ def test_a_known_name_is_found_and_its_hash_checked(
     [
         (
             {"sorce": "w.pth"},
-            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, source, strict",
+            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, grid, source, strict",
         ),
         ({"strict": False}, r"weights\.source: missing"),
         ({"source": "w.pth", "strict": "no"}, r"weights\.strict: found 'no'; input should be a valid boolean"),
@@ -292,7 +292,7 @@ def test_a_classifier_of_several_layers_gives_the_reference_s_logits(tmp_path: P
     for keys in (list, sorted):
         state = {key: expected.state_dict()[key] for key in keys(expected.state_dict())}
         torch.save(state, tmp_path / "w.pth")
-        ours = "mobilenet_v3_small_tv" if name == "mobilenet_v3_small" else name
+        ours = "mobilenet_v3_small_torchvision" if name == "mobilenet_v3_small" else name
         model = create_backbone(ours, features_only=False, weights=str(tmp_path / "w.pth")).eval()
         torch.testing.assert_close(model(image)["main"], expected(image), rtol=1e-4, atol=1e-4)
 

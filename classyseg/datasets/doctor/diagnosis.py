@@ -80,7 +80,7 @@ PAIR_MENDS = {
     "missing_image": "add the images, or take the masks out",
     "same_name": "keep one of the files",
     "listed_twice": "take the second line out of the list",
-    "missing_file": "correct the paths in the table, or add the files",
+    "missing_file": "correct the names in the list or table, or add the files",
     "video_unreadable": "fetch the videos again, or take them out of the set",
     "empty_class": "add the files of the class, or remove its folder and name all classes in `classes`",
 }

@@ -31,7 +31,7 @@ from classyseg.datasets.files import (
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.workers import WorkerError, deaths_are_found_in_turn
+from classyseg.datasets.workers import WorkerError, deaths_are_found_in_turn, warm_fork_server
 
 T = TypeVar("T")
 
@@ -93,6 +93,8 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
     Memory does not grow with their number; nothing is drawn from a global generator. Raises: `WorkerError` when a
     process is killed.
     """
+    if workers:
+        warm_fork_server()
     loader: DataLoader[Facts] = DataLoader(
         _Inspected(dataset),
         sampler=indices,
