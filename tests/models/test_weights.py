@@ -73,6 +73,15 @@ def test_missing_unexpected_and_mismatched_keys_are_named_and_nothing_is_loaded(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [-1e-30, -1.0, float("-inf"), float("nan")])
+def test_a_variance_that_cannot_be_is_refused(value: float, tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    key = "layer2.0.bn1.running_var"
+    broken = reference[key].index_fill(0, torch.tensor([3]), value)
+    write(tmp_path / "w.pth", {**reference, key: broken})
+    with pytest.raises(ConfigError, match=r"1 tensors hold (a variance below 0|values that are not finite): layer2\.0"):
+        load_weights(create_backbone("resnet18"), str(tmp_path / "w.pth"))
+
+
 KEY = "conv1.weight"
 UNFIT: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "shape": (lambda value: value[:, :, :3], r"conv1\.weight is \(64, 3, 3, 7\), expected \(64, 3, 7, 7\)"),
