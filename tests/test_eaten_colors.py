@@ -75,7 +75,9 @@ def test_overrides_say_so_too(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["table=my #1.csv", "classes=[a, b] # two", "table=#1.csv", "a={b: c, #d\n}"])
 def test_an_override_that_yaml_would_cut_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)^override .* for a comment, and does not read it; put the value in quotes"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)^override .* for a comment, and does not read it; put the value in quotes"
+    ):
         apply_overrides(ConfigTree({}, "task.yaml"), [text])
 
 

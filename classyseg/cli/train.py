@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from classyseg.cli.output import complain, emit
+from classyseg.console import accept_any_text
+
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
 
@@ -59,7 +62,7 @@ def take_config(arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         if not words:
             arguments.wrong_use("the config is missing: write it first, then the overrides (CONFIG key=value ...)")
-        if "=" in words[0] and not Path(words[0]).is_file():
+        if "=" in words[0] and not _is_file(words[0]):
             arguments.wrong_use(
                 f"the config comes before the overrides (CONFIG key=value ...); found '{words[0]}' first"
             )
@@ -70,21 +73,34 @@ def take_config(arguments: argparse.Namespace) -> None:
 
 
 def _is_config(word: str) -> bool:
-    return Path(word).is_file() or ("=" not in word and word.endswith((".yaml", ".yml", ".json")))
+    return _is_file(word) or ("=" not in word and word.endswith((".yaml", ".yml", ".json")))
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a byte that none has
+        return False
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs `command`; turns what a user can mend into one message and the exit code 2, a diverged training into 1."""
     from classyseg.config import ConfigError
 
+    accept_any_text()
     try:
         return command()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        complain(f"error: {error.object!r} cannot be the name of a file in this locale; set PYTHONUTF8=1")
+        return 2
     except BrokenPipeError:
         from classyseg.io import discard_output
 
@@ -93,7 +109,7 @@ def guarded(command: Callable[[], int]) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS or error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        complain(f"error: {error.filename}: {error.strerror}")
         return 1
 
 
@@ -116,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
         config = checked_config(arguments.config, arguments.overrides)
         if arguments.check:
-            print(f"{arguments.config}: ok")
+            emit(f"{arguments.config}: ok")
             return 0
         with _logging(), switches.kept():
             return _run_processes(config, arguments)
@@ -169,7 +185,7 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
         trainer.train(task)
     except Stopped as stop:
         if distributed.is_primary():
-            print(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}", file=sys.stderr)
+            complain(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}")
         return stop.exit_code
     except DataError as error:
         if "classyseg data check" in str(error):
