@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FAULTS_FOUND = 2
 INTERRUPTED = 128 + signal.SIGINT
 MAX_WORKERS = 8
+"""As many start unless --workers says otherwise."""
+MAX_PROCESSES = 256
 MAX_ON_A_SHEET = 500
 
 
@@ -50,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("overrides", nargs="*", metavar="key=value")
     for command in (check, stats):
         command.add_argument("--json", action="store_true", help="print JSON")
-        command.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: one a core)")
+        command.add_argument(
+            "--workers", type=_workers_number, metavar="N", help="processes that read files (default: one a core)"
+        )
 
 
 def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -68,9 +72,15 @@ def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[ar
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}; 1 or more are accepted")
-    return number
+    if not text.isdecimal() or not 1 <= len(text) <= 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; 1 or more are accepted")
+    return int(text)
+
+
+def _workers_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"found {text}; 0 to {MAX_PROCESSES} are accepted, 0 for this process alone")
+    return int(text)
 
 
 def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -19,8 +19,21 @@ HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 OS2_V2 = 64
 RAW, RLE8, RLE4, BITFIELDS, ALPHA_BITFIELDS = 0, 1, 2, 3, 6
 COMPRESSIONS = {1: "run lengths", 2: "run lengths", 3: "bit fields", 4: "JPEG", 5: "PNG", 6: "bit fields"}
-PALETTE_BITS = (1, 2, 4, 8)
-FIVE_BITS = (0x7C00, 0x3E0, 0x1F, 0)
+PALETTE_BITS = (1, 4, 8)
+FIVE_BITS, SIX_BITS = (0x7C00, 0x3E0, 0x1F, 0), (0xF800, 0x7E0, 0x1F, 0)
+FIELDS = {
+    16: (FIVE_BITS, SIX_BITS),
+    32: (
+        (0xFF0000, 0xFF00, 0xFF, 0),
+        (0xFF0000, 0xFF00, 0xFF, 0xFF000000),
+        (0xFF, 0xFF00, 0xFF0000, 0xFF000000),
+        (0xFF000000, 0xFF0000, 0xFF00, 0),
+        (0xFF000000, 0xFF0000, 0xFF00, 0xFF),
+        (0xFF000000, 0xFF00, 0xFF, 0),
+        (0xFF000000, 0xFF00, 0xFF, 0xFF0000),
+    ),
+}
+"""The bits of red, green, blue and alpha that writers use, and that other readers know."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +73,12 @@ def bmp_header(file: BinaryIO) -> Bmp:
         raise HeaderError(
             f"a BMP of {bits} bits with {how}, which is not read; write it as PNG, or as a BMP without compression"
         )
+    if bits <= 8 and colors_used > 1 << bits:
+        raise HeaderError(f"a BMP with a palette of {colors_used} colours for {bits} bits")
     fields = _bit_fields(file, rest, size, bits, compression) if bits > 8 else ()
     palette = None
     if bits <= 8:
-        palette = _palette(file, offset, 14 + size, 3 if size == 12 else 4, min(colors_used or 1 << bits, 1 << bits))
+        palette = _palette(file, offset, 14 + size, 3 if size == 12 else 4, colors_used or 1 << bits)
     if offset < file.tell() or offset >= file.seek(0, os.SEEK_END):
         raise HeaderError(f"a BMP whose pixels begin at byte {offset}, in its header or behind its end")
     colors: Colors = "palette" if bits <= 8 else "RGB"
@@ -90,7 +105,7 @@ def _is_known(size: int, bits: int, compression: int) -> bool:
 
 
 def _bit_fields(file: BinaryIO, rest: bytes, size: int, bits: int, compression: int) -> tuple[int, ...]:
-    """The bits of a pixel that are red, green, blue and alpha. Raises: `HeaderError` for more than 8 of one colour."""
+    """The bits of a pixel that are red, green, blue and alpha. Raises: `HeaderError` for unusual ones."""
     if compression == RAW:
         return FIVE_BITS if bits == 16 else (0xFF0000, 0xFF00, 0xFF, 0)
     if size >= 52:
@@ -100,14 +115,9 @@ def _bit_fields(file: BinaryIO, rest: bytes, size: int, bits: int, compression: 
         fields = (*struct.unpack(f"<{count}I", read_exactly(file, 4 * count)), 0)[:4]
     if fields == (0, 0, 0, 0) and bits == 32:
         return (0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # what writers of such files mean
-    spans = [field // (field & -field) if field else 0 for field in fields]
-    apart = sum(fields) == fields[0] | fields[1] | fields[2] | fields[3]
-    if not all(fields[:3]) or not apart or any(span & span + 1 for span in spans) or max(fields) >> bits:
-        raise HeaderError(
-            f"a BMP with bit fields {', '.join(f'{field:#x}' for field in fields)}, which make no colours"
-        )
-    if max(spans) > 255:
-        raise HeaderError("a BMP of more than 8 bits a channel in bit fields; write it as .npy")
+    if fields not in FIELDS[bits]:
+        found = ", ".join(f"{field:#x}" for field in fields)
+        raise HeaderError(f"a BMP whose bit fields are {found}, which is not read; write it as PNG")
     return fields
 
 
@@ -121,11 +131,18 @@ def _palette(file: BinaryIO, offset: int, start: int, entry: int, count: int) ->
 
 def bmp_samples(file: BinaryIO, bmp: Bmp) -> npt.NDArray[Any]:
     """The samples (H, W, bands): indices into the palette, RGB or RGBA. Raises: `HeaderError` for a cut-off file."""
+    samples = _samples(file, bmp)
+    palette = bmp.header.palette
+    if palette is not None and int(samples.max()) >= len(palette):
+        raise HeaderError(f"its pixels take colour {int(samples.max())} of a palette of {len(palette)}")
+    return samples
+
+
+def _samples(file: BinaryIO, bmp: Bmp) -> npt.NDArray[Any]:
     header = bmp.header
-    if bmp.compression in (RLE8, RLE4):
-        file.seek(bmp.offset)
-        return _run_lengths(file, bmp)[::-1, :, None]
     file.seek(bmp.offset)
+    if bmp.compression in (RLE8, RLE4):
+        return _run_lengths(file, bmp)[::-1, :, None]
     needed = bmp.row_bytes * header.height
     last_row = bmp.row_bytes - (header.width * bmp.bits + 7) // 8  # some leave out the blank end of the last row
     data = file.read(needed)

@@ -44,7 +44,7 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"BM", "BMP"),
 )
 FOREIGN: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x93NUMPY", "an array of numpy, whose name must end in .npy"),
+    (0, b"\x93NUMPY", "an array of numpy: images of it end in .npy, masks of it are not read"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),

@@ -6,6 +6,10 @@ Which of the two reads a file depends on the file alone, never on what is instal
 from __future__ import annotations
 
 import importlib
+import lzma
+import zlib
+from collections.abc import Callable
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,7 +20,17 @@ from classyseg.datasets.image_headers import Header, HeaderError
 from classyseg.datasets.tiff_header import JPEG, NO_COMPRESSION, Tiff
 
 PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, *JPEG, 8, 32773, 32946, 34925, 50000, 50001)
-UPRIGHT = 1
+INFLATED: dict[int, Callable[[], Any]] = {
+    8: zlib.decompressobj,
+    32946: zlib.decompressobj,
+    34925: lzma.LZMADecompressor,
+}
+"""Compressions with a checksum, at which libtiff does not look."""
+PACKBITS = 32773
+CCITT = {2: "tiff_ccitt", 3: "group3", 4: "group4"}
+REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(-1, 8)[:, ::-1], axis=1)[:, 0]
+"""Each byte with its bits in reverse order."""
+END_OF_BLOCK = "000000000001" * 2
 
 
 def tiff_samples(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
@@ -25,9 +39,14 @@ def tiff_samples(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
     YCbCr comes as RGB. Raises: `HeaderError` for what is not read; whatever a broken file leads to.
     """
     header = tiff.header
+    if tiff.compression in (*INFLATED, PACKBITS):
+        _check_streams(file, tiff)
     file.seek(0)
     if _is_pillows(tiff):
-        return _by_pillow(file, tiff)
+        samples = _by_pillow(file, tiff)
+        if tiff.compression in CCITT:
+            _check_ccitt(file, tiff, samples)
+        return samples
     samples = _turned(_by_tifffile(file, tiff), header.turned)
     return ((1 << header.bits) - 1) - samples if header.colors == "grey with 0 as white" else samples
 
@@ -61,6 +80,68 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
         kind = np.dtype(f"{header.numbers}{header.bits // 8}")
         samples = samples.view(kind) if kind.itemsize == 1 else samples.astype(kind, copy=False)
     return samples.reshape(*samples.shape[:2], -1)
+
+
+def _check_streams(file: BinaryIO, tiff: Tiff) -> None:
+    """Raises: whatever a compressed strip or tile leads to that is damaged, too short or too long."""
+    pieces = tiff.pieces
+    for offset, size, needed in np.stack([pieces.offsets, pieces.sizes, pieces.needed], axis=1).tolist():
+        file.seek(offset)
+        data = file.read(size)
+        if tiff.reversed_bits:
+            data = REVERSED[np.frombuffer(data, np.uint8)].tobytes()
+        if tiff.compression == PACKBITS:
+            whole, found = True, _packbits_length(data, needed)
+        else:
+            stream = INFLATED[tiff.compression]()
+            found = len(stream.decompress(data, pieces.longest + 1))
+            whole = stream.eof
+        if not whole or not needed <= found <= pieces.longest:
+            raise HeaderError("a TIFF with compressed strips or tiles that are not as long as their pixels")
+
+
+def _packbits_length(data: bytes, needed: int) -> int:
+    """How many bytes the runs give, up to the one that reaches `needed`; -1 where the last one is cut off."""
+    place = found = 0
+    while place < len(data) and found < needed:
+        code = data[place]
+        if code < 128:
+            place, found = place + 2 + code, found + 1 + code
+        else:
+            place, found = place + (2 if code > 128 else 1), found + (257 - code if code > 128 else 0)
+    return found if place <= len(data) else -1
+
+
+def _check_ccitt(file: BinaryIO, tiff: Tiff, samples: npt.NDArray[Any]) -> None:
+    """Raises: `HeaderError` where the pixels, coded again, are not what the file holds.
+
+    The codes have no checksum, and readers go on behind a wrong one, each in its own way. An image has one code, by the
+    standards T.4 and T.6, so a file that was read right gives the same bits again.
+    """
+    if tiff.header.turned != 1 or tiff.tiled:
+        raise HeaderError(f"{tiff.header} with CCITT compression that is turned or in tiles, which is not read")
+    again = BytesIO()
+    tags = {262: tiff.photometric, 278: tiff.pieces.rows, 292: tiff.fax_options}
+    tags = {tag: value for tag, value in tags.items() if tag != 292 or tiff.compression == 3}
+    image = Image.fromarray(samples[..., 0].astype(bool))
+    image.save(again, "TIFF", compression=CCITT[tiff.compression], tiffinfo=tags)
+    with Image.open(again) as coded:
+        offsets, sizes = coded.tag_v2[273], coded.tag_v2[279]  # type: ignore[attr-defined]
+    if len(offsets) != len(tiff.pieces.offsets):
+        raise HeaderError("a TIFF with CCITT compression in strips that cannot be compared")
+    for offset, size, place, length in zip(
+        tiff.pieces.offsets.tolist(), tiff.pieces.sizes.tolist(), offsets, sizes, strict=True
+    ):
+        file.seek(offset)
+        stored = np.frombuffer(file.read(size), np.uint8)
+        expected = _bits(np.frombuffer(again.getbuffer()[place : place + length], np.uint8))
+        expected = expected.rstrip("0").removesuffix(END_OF_BLOCK.rstrip("0"))
+        if not _bits(REVERSED[stored] if tiff.reversed_bits else stored).startswith(expected):
+            raise HeaderError("a TIFF whose CCITT codes are damaged, or of an unusual writer; write it as PNG")
+
+
+def _bits(data: npt.NDArray[Any]) -> str:
+    return (np.unpackbits(data) + ord("0")).tobytes().decode("ascii")
 
 
 def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:

@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from classyseg.datasets.image_headers import NUM_COLORS, Colors, Extra, Header, HeaderError, check_size, read_exactly
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, STRIPS, ORIENTATION, BANDS, ROWS, STRIP_SIZES = 266, 270, 273, 274, 277, 278, 279
 PLANES, PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES = 284, 317, 320, 322, 323, 324, 325
-EXTRA, SAMPLE_FORMAT, DEPTH = 338, 339, 32997
+EXTRA, SAMPLE_FORMAT, DEPTH, FAX_OPTIONS = 338, 339, 32997, 292
 WANTED = {
     *(SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, DESCRIPTION, STRIPS),
     *(ORIENTATION, BANDS, ROWS, STRIP_SIZES, PLANES, PREDICTOR, COLOR_MAP, TILE_WIDTH, TILE_HEIGHT, TILES),
-    *(TILE_SIZES, EXTRA, SAMPLE_FORMAT, DEPTH),
+    *(TILE_SIZES, EXTRA, SAMPLE_FORMAT, DEPTH, FAX_OPTIONS),
 }
-TYPES = {1: "B", 2: "s", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+TYPES = {2: "s", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 REDUCED, MASK = 1, 4
 """Bits of NewSubfileType: a smaller copy of another page, and one that says where another page is transparent."""
 
@@ -59,10 +60,22 @@ MAX_PAGES = 1000
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """The strips or tiles: where each lies, how many bytes it has there, and how many without compression."""
+
+    offsets: npt.NDArray[Any]
+    sizes: npt.NDArray[Any]
+    needed: npt.NDArray[Any]
+    longest: int
+    rows: int
+
+
+@dataclass(frozen=True)
 class Tiff:
     """The page of a file that is its image.
 
     `index` is its place in the file, `big` says that it is a BigTIFF, `planar` that each band is apart.
+    `fax_options` are those of CCITT's group 3.
     """
 
     header: Header
@@ -73,6 +86,9 @@ class Tiff:
     predictor: int
     reversed_bits: bool
     tiled: bool
+    photometric: int
+    fax_options: int
+    pieces: Pieces
 
 
 def tiff_header(file: BinaryIO) -> Tiff:
@@ -116,7 +132,7 @@ def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict
     if not 0 < count <= 65535:
         raise HeaderError(f"a TIFF with a page of {count} entries")
     entries = read_exactly(file, count * entry)
-    following = file.read(8 if big else 4)  # which some writers leave out on the last page
+    (next_page,) = struct.unpack(f"{order}{'Q' if big else 'I'}", read_exactly(file, inline))
     tags: dict[int, Any] = {}
     for i in range(0, len(entries), entry):
         tag, kind = struct.unpack(f"{order}HH", entries[i : i + 4])
@@ -128,7 +144,6 @@ def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict
             raise HeaderError(f"a TIFF that holds its tag {tag} twice")
         (number,) = struct.unpack(f"{order}{'Q' if big else 'I'}", entries[i + 4 : i + entry - inline])
         tags[tag] = _values(file, tag, kind, number, entries[i + entry - inline : i + entry], order)
-    (next_page,) = struct.unpack(f"{order}{'Q' if big else 'I'}", following) if len(following) in (4, 8) else (0,)
     return tags, next_page
 
 
@@ -197,7 +212,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         images=images if images > 1 else _images_of_imagej(tags.get(DESCRIPTION, b"")),
         turned=turned if turned in range(1, 9) else 1,
     )
-    _check_pieces(file, tags, header, compression, planes=bands if planar == 2 else 1)
+    pieces = _pieces(file, tags, header, compression, planes=bands if planar == 2 else 1)
     return Tiff(
         header,
         index,
@@ -207,6 +222,9 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         predictor,
         fill_order == 2,
         TILES in tags,
+        one(PHOTOMETRIC),
+        one(FAX_OPTIONS, 0),
+        pieces,
     )
 
 
@@ -244,7 +262,7 @@ def _images_of_imagej(description: bytes) -> int:
     return max(1, int(found[1])) if found else 1
 
 
-def _check_pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: int, *, planes: int) -> None:
+def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: int, *, planes: int) -> Pieces:
     """Raises: `HeaderError` unless every strip or tile is there, within the file, and as long as it must be."""
     samples = header.bands // planes
     tiled = TILES in tags
@@ -269,9 +287,10 @@ def _check_pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compress
     end = os.fstat(file.fileno()).st_size
     if (offsets > end).any() or (sizes > end).any() or (offsets + sizes > end).any():
         raise HeaderError("the file is cut off, or truncated: strips or tiles lie behind its end")
-    if compression == NO_COMPRESSION and header.colors != "YCbCr":
-        rows = np.full(count, height)
-        if not tiled:
-            rows[down - 1 :: down] = header.height - height * (down - 1)
-        if (sizes < (rows * row).astype(np.uint64)).any():
-            raise HeaderError("a TIFF with strips or tiles that are shorter than their pixels")
+    rows = np.full(count, height)
+    if not tiled:
+        rows[down - 1 :: down] = header.height - height * (down - 1)
+    needed = (rows * row).astype(np.uint64)
+    if compression == NO_COMPRESSION and header.colors != "YCbCr" and (sizes < needed).any():
+        raise HeaderError("a TIFF with strips or tiles that are shorter than their pixels")
+    return Pieces(offsets, sizes, needed, row * height, height)
