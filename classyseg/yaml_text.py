@@ -57,14 +57,6 @@ def wrong_line(text: str) -> str | None:
     return None
 
 
-def comment_in(text: str) -> str | None:
-    """What is wrong with a value on a command line that YAML would cut: comments make no sense there."""
-    for line in text.split("\n"):
-        if comment := COMMENT.search(QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line)):
-            return f"YAML takes `{comment[0][:40]}` for a comment, and does not read it; put the value in quotes"
-    return None
-
-
 def _colors(comments: Iterator[str], *, expected: bool) -> Iterator[str]:
     """The comments that are colours."""
     for comment in comments:

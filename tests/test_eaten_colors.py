@@ -76,14 +76,6 @@ def test_overrides_say_so_too(text: str) -> None:
         apply_overrides(ConfigTree({}, "task.yaml"), [text])
 
 
-@pytest.mark.parametrize("text", ["table=my #1.csv", "classes=[a, b] # two", "table=#1.csv", "a={b: c, #d\n}"])
-def test_an_override_that_yaml_would_cut_is_refused(text: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"(?s)^override .* for a comment, and does not read it; put the value in quotes"
-    ):
-        apply_overrides(ConfigTree({}, "task.yaml"), [text])
-
-
 @pytest.mark.parametrize(
     ("text", "value"),
     [("a='my #1.csv'", "my #1.csv"), ('a="#1"', "#1"), ("a=b#1", "b#1"), ("a=['#1', \"b #2\"]", ["#1", "b #2"])],
