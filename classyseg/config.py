@@ -351,9 +351,9 @@ def _are_mappings(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """`values` as YAML that `parse_config` reads back to the same tree."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False) -> str:
+    """`values` as YAML that `parse_config` reads back to the same tree; `only_ascii` escapes all other characters."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
