@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.yaml_text import as_yaml, comment_in, eaten_color, wrong_line
+from classyseg.yaml_text import as_yaml, eaten_color, wrong_line
 
 Location = tuple[str | int, ...]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -282,8 +282,6 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
                 hint = f"the shell splits at spaces, so quote what has some: '{key}={shown_line(value_text)} ...'"
                 raise ConfigError(f"{error}; {hint}") from None
             raise
-        if cut := comment_in(value_text):
-            raise ConfigError(f"override '{text}': {cut}")
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )
