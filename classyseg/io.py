@@ -179,7 +179,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces `path` by `content` in one rename after the bytes are on the disk. Leaves nothing else when that fails."""
+    """Replaces `path` by `content` in one rename after the bytes are on the disk.
+
+    Leaves nothing else when that fails.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
     try:

@@ -126,7 +126,7 @@ def _reached(job: Job, clock: _Patience) -> dist.Store:
             wait_for_workers=False,
             multi_tenant=opens,
         )
-        # The launcher's own lives on when it restarts the job. What was said before must not count: torch does the same.
+        # The launcher's own lives on when it restarts the job, and what was said before must not count.
         return dist.PrefixStore(f"/worker/attempt_{_text('TORCHELASTIC_RESTART_COUNT') or 0}", store)
     except dist.DistError as error:
         what = "is in use" if "EADDRINUSE" in str(error) else "cannot be opened" if opens else "does not answer"

@@ -27,9 +27,9 @@ class RuntimeConfig(ConfigRecord):
     that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
     gives the same numbers on any number of processes. `sync_batch_norm` joins the statistics of processes.
     `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
-    threads. A worker may spend `worker_timeout` seconds on a sample; then the run ends with an error that names it. None
-    waits for ever. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it
-    may hold.
+    threads. A worker may spend `worker_timeout` seconds on a sample; then the run ends with an error that names it.
+    None waits for ever. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much
+    it may hold.
     """
 
     @classmethod
