@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from classyseg.cli.output import complain, emit
+from classyseg.console import accept_any_text
+
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
 
@@ -72,14 +75,20 @@ def guarded(command: Callable[[], int]) -> int:
     """Runs `command`; turns what a user can mend into one message and the exit code 2, a diverged training into 1."""
     from classyseg.config import ConfigError
 
+    accept_any_text()
     try:
         return command()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        complain(f"error: {error.object!r} cannot be the name of a file in this locale; set PYTHONUTF8=1")
+        return 2
     except BrokenPipeError:
         from classyseg.io import discard_output
 
@@ -106,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
         config = checked_config(arguments.config, arguments.overrides)
         if arguments.check:
-            print(f"{arguments.config}: ok")
+            emit(f"{arguments.config}: ok")
             return 0
         with _logging(), switches.kept():
             return _run_processes(config, arguments)
@@ -160,7 +169,7 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
         Trainer(output, resume=arguments.resume).train(task)
     except Stopped as stop:
         if distributed.is_primary():
-            print(f"{stop}; a checkpoint is saved, --resume continues", file=sys.stderr)
+            complain(f"{stop}; a checkpoint is saved, --resume continues")
         return stop.exit_code
     except DataError as error:
         if "classyseg data check" in str(error):

@@ -68,6 +68,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     on_bad_sample: Literal["error", "skip", "replace"] = "error"
     max_bad_samples: float = 0.01
     cache: SampleCache | None = None
+    channels: int | None = None
+    """How many channels the images have, which a config key of that name may say; None where only files know."""
     group_size: int = 1
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
     has_masks: bool = True
@@ -95,6 +97,17 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     @classmethod
     def group_size_of(cls, config: Any) -> int | None:
         """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
+        return None
+
+    @classmethod
+    def channels_of(cls, config: Any) -> int | None:
+        """The channels of the images of this class and `config`: a key of the config, else what the class says."""
+        found = getattr(config, "channels", None)
+        return found if isinstance(found, int) else cls.channels
+
+    @classmethod
+    def size_of(cls, config: Any) -> tuple[int, int] | None:
+        """Height and width of all images of this class and `config`, before transforms; None where unknown."""
         return None
 
     def unit_ends(self) -> Sequence[int]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from classyseg.config import ConfigError, within
+from classyseg.config import MAX_SEED, ConfigError, within
 from classyseg.datasets.build import build_dataset, build_datasets
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
@@ -150,7 +150,7 @@ class Subset(Composed):
         first: Annotated[int, Field(ge=1)] | None = None,
         every: Annotated[int, Field(ge=1)] | None = None,
         share: Annotated[float, Field(gt=0, le=1)] | None = None,
-        share_seed: int = 0,
+        share_seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] = 0,
         rest: bool = False,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError, within
+from classyseg.config import MAX_CHANNELS, ConfigError, within
 from classyseg.datasets.classy_dataset import Color, Palette, color_from, color_of
 from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
@@ -46,7 +46,7 @@ class Folder(MaskFiles):
         color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
         palette: Palette | None = None,
-        channels: Annotated[int, Field(ge=1)] = 3,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:

@@ -22,7 +22,8 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
     model's own, every one must fit, and what is beside them (classifiers, heads that the name does not bring,
     optimizers) is left out. The file's metadata tell the source's name and sha256, and whose names it used.
 
-    Raises: `ConfigError` as `load_weights` does, also for values that are not finite; for a target that exists, without `force`, or cannot be written.
+    Raises: `ConfigError` as `load_weights` does, also for values that are not finite; for a target that exists, without
+    `force`, or cannot be written.
     """
     target = user_path(target)
     if target.suffix != ".safetensors":

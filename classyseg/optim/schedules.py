@@ -80,7 +80,7 @@ class Polynomial(ClassyScheduler):
         self,
         num_epochs: float,
         *,
-        power: Annotated[float, Field(gt=0)] = 0.9,
+        power: Annotated[float, Field(gt=0, le=100)] = 0.9,
         warmup_epochs: Epochs = 0.0,
         warmup_factor: Factor = 0.001,
         interval_scaling: IntervalScaling = "rescaled",

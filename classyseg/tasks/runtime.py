@@ -6,9 +6,9 @@ import os
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, Strict
+from pydantic import Field
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, Int, Text
+from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text
 from classyseg.distributed import world_size
 from classyseg.foreign import instead_of_key
 from classyseg.launcher import local_rank
@@ -38,14 +38,14 @@ class RuntimeConfig(ConfigRecord):
     precision: Precision = "float32"
     compile: Bool = False
     channels_last: Bool = True
-    workers: Annotated[Int, Field(ge=0)] = 2
-    accumulate_steps: Annotated[Int, Field(ge=1)] = 1
-    eval_batch_size: Annotated[Int, Field(ge=1)] = 1
+    workers: Annotated[Int, Field(ge=0, le=256)] = 2
+    accumulate_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
+    eval_batch_size: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     sync_batch_norm: Bool = True
     deterministic: Bool = False
-    threads: Annotated[Int, Field(ge=1)] | None = None
+    threads: Annotated[Int, Field(ge=1, le=1024)] | None = None
     cache_features: Annotated[Text, Field(min_length=1)] | None = None
-    cache_gigabytes: Annotated[float, Strict(), Field(gt=0)] = 50.0
+    cache_gigabytes: Annotated[Float, Field(gt=0, le=1e9)] = 50.0
 
     def torch_device(self) -> torch.device:
         """This process's device. Raises: `ConfigError` for a GPU that is not there."""

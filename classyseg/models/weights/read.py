@@ -31,7 +31,7 @@ MAX_KEY = 500
 MAX_DEPTH = 20
 MAX_ITEMS = 200_000
 MAX_TENSORS = 50_000
-"""Some ten times as many as the largest models have with what their optimizers remember; a key takes time at each step."""
+"""Ten times as many as the largest models have with what their optimizers remember; a key takes time at each step."""
 MEMBER_SUFFIXES = (".pth", ".pt", ".bin", ".pdparams", ".safetensors", ".tar")
 EXPECTED = "expected safetensors, torch's .pth/.pt, Paddle's .pdparams, or a zip or tar archive with one of them"
 STRANGERS = (
