@@ -19,9 +19,13 @@ LOCK = ".lock"
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
-REPLACED = ".before"
+STARTED = ".started"
+"""When the run began, in seconds since 1970."""
+GIVEN = ".files"
+"""The names of the files that meters gave, one a line."""
+ASIDE = ".before"
 """How the names of folders begin where a run is put aside that another one replaces."""
-FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES)
+FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
 LATEST = "LATEST"
 BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
@@ -59,7 +63,7 @@ def _check(folder: Path) -> None:
             require(path, "a file")
         if path.name == LOCK and path.lstat().st_nlink > 1:
             raise ConfigError(f"{path}: has another name elsewhere (a hard link), and a run writes it; delete it")
-        if path.name.startswith(REPLACED):
+        if path.name.startswith(ASIDE):
             require(path, "a folder")
             _check(path)
     root = folder / CHECKPOINTS
