@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -33,7 +33,7 @@ class LinearHead(ClassyHead):
         *,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         layer_norm: bool = False,
-        hidden: Annotated[int, Field(ge=1)] | None = None,
+        hidden: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
         activation: Literal["relu", "hardswish", "gelu"] | None = None,
     ) -> None:
         super().__init__()

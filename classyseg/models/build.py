@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from classyseg.config import ConfigError, ConfigTree, WeightsConfig, explain, placed
+from classyseg.config import ConfigError, ConfigTree, explain, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
+from classyseg.placement import WeightsConfig
 from classyseg.registry import HEADS, MODELS, ComponentConfig
 from classyseg.structures import BlockInfo
 

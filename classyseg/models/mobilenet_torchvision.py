@@ -11,6 +11,7 @@ from torchvision.models import MobileNetV2 as ReferenceV2
 from torchvision.models import MobileNetV3 as ReferenceV3
 from torchvision.models import mobilenetv3
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
@@ -18,8 +19,8 @@ from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
-Width = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Width = Annotated[float, Field(gt=0, le=100)]
 OutputStride = Literal[8, 16, 32]
 
 BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import MLP
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.layers.resize import resample
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights.positions import resized_positions
@@ -20,7 +20,7 @@ from classyseg.structures import PositionGrid
 EPS = 1e-6
 PYRAMID_STRIDES = (4, 8, 16, 32)
 Classifier = Literal["token", "gap"]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 ImageSize = Count | tuple[Count, Count]
 """Height and width of images in pixels; one number is both."""
 

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from classyseg.checkpoint import save_checkpoint
-from classyseg.config import ConfigError, WeightsConfig
+from classyseg.config import ConfigError
 from classyseg.models import ResNet, build_model, create_backbone, create_model, load_weights
 from classyseg.models.convnext import ConvNeXt
 from classyseg.models.hrnet import HRNet
 from classyseg.models.store import PublicWeights
+from classyseg.placement import WeightsConfig
 from classyseg.registry import task_schema
 
 HEADS = {"main": {"name": "fcn", "blocks": ["stage4"]}}
@@ -70,6 +71,15 @@ def test_missing_unexpected_and_mismatched_keys_are_named_and_nothing_is_loaded(
     with pytest.raises(ConfigError):
         load_weights(model, str(tmp_path / "w.safetensors"))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [-1e-30, -1.0, float("-inf"), float("nan")])
+def test_a_variance_that_cannot_be_is_refused(value: float, tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    key = "layer2.0.bn1.running_var"
+    broken = reference[key].index_fill(0, torch.tensor([3]), value)
+    write(tmp_path / "w.pth", {**reference, key: broken})
+    with pytest.raises(ConfigError, match=r"1 tensors hold (a variance below 0|values that are not finite): layer2\.0"):
+        load_weights(create_backbone("resnet18"), str(tmp_path / "w.pth"))
 
 
 KEY = "conv1.weight"

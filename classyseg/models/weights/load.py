@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from classyseg.checkpoint import problem_of_values
 from classyseg.config import ConfigError, closest, user_path
 from classyseg.io import paths
 from classyseg.models.classy_model import ClassyModel
@@ -138,9 +139,7 @@ def load_weights(
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
         classes = len(model.state_dict()[f"heads.{classifier}.{linear_layers(model, str(classifier))[-1]}.weight"])
         log.warning("%s, of %d classes: it starts as it was initialised", text, classes)
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise ConfigError(f"{place}: {len(broken)} tensors hold values that are not finite: {_listed(broken)}")
+    require_sound(place, state)
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
@@ -148,6 +147,14 @@ def load_weights(
         log.log(logging.INFO if weights in known else logging.WARNING, "%s: %s", place, sentence)
     log.info("%s: %s", place, report.summary())
     return report
+
+
+def require_sound(place: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: `ConfigError` that names tensors with numbers that are not finite, or with a variance below 0."""
+    broken = {key: problem for key, value in tensors.items() if (problem := problem_of_values(key, value))}
+    for problem in dict.fromkeys(broken.values()):
+        keys = [key for key, found in broken.items() if found == problem]
+        raise ConfigError(f"{place}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
 
 
 def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: LoadedWeights) -> str:
@@ -248,7 +255,8 @@ def match(
     unexpected = [key for key in left_over if not COMPUTED.search(key) and not COUNTED.search(key)]
     absent = [(key, name) for key, name in theirs.items() if name not in tensors]
     missing = [name for key, name in absent if not COMPUTED.search(key) and not COUNTED.search(key)]
-    ignored = [key for key in others if key not in set(unexpected)]
+    told = set(unexpected)
+    ignored = [key for key in others if key not in told]
     new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
     lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
     return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))

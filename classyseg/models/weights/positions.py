@@ -73,7 +73,8 @@ def _grid(name: str, count: int, own: PositionGrid, told: Grid | None) -> tuple[
             f"grid: found [{told[0]}, {told[1]}], {math.prod(told)} positions; '{name}' has {_either(count, own)}"
         )
     raise UnplacedError(
-        f"'{name}' has {_either(count, own)}, no square number; {TELL}, such as {_example(count - own.num_extra, count)}"
+        f"'{name}' has {_either(count, own)}, no square number; {TELL}, such as "
+        f"{_example(count - own.num_extra, count)}"
     )
 
 
