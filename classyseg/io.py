@@ -49,8 +49,13 @@ def data_path(path: str) -> Path:
 
     `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
-    found = (data_root() / user_path(path)).absolute()
-    return found if str(found).isascii() or os.path.exists(found) else in_other_form(found) or found
+    return existing_path(data_root() / user_path(path)).absolute()
+
+
+def existing_path(path: str | Path) -> Path:
+    """A path of the user's; where only a path exists whose names have another form of Unicode, it is that."""
+    given = user_path(path)
+    return given if str(given).isascii() or os.path.exists(given) else in_other_form(given.absolute()) or given
 
 
 def in_other_form(
@@ -123,7 +128,7 @@ def find_task_config(path: str) -> Path:
 
     Raises: `ConfigError`, in one line, when neither exists: with the file that was probably meant.
     """
-    given, name = user_path(path), printable(path) or "''"
+    given, name = existing_path(path), printable(path) or "''"
     relative = given.as_posix().removeprefix(f"{CONFIGS}/")
     packaged = next((f for f in (package_folder() / CONFIGS, package_folder().parent / CONFIGS) if f.is_dir()), None)
     try:
