@@ -194,6 +194,8 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         raise HeaderError(f"a TIFF of compression {compression}, which is not read")
     if predictor != 1 and compression in LOSSLESS and compression not in PREDICTED:
         raise HeaderError(f"a TIFF with predictor {predictor} beside the compression {LOSSLESS[compression]}")
+    if predictor == 3 and kinds != 3:
+        raise HeaderError("a TIFF with the predictor of floating point, whose numbers are others")
     if one(DEPTH, 1) != 1:
         raise HeaderError("a TIFF of a volume; accepted are images")
     check_size(width, height, bands, bits)
@@ -218,7 +220,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         index,
         big,
         compression,
-        planar == 2 and bands > 1,
+        planar == 2,
         predictor,
         fill_order == 2,
         TILES in tags,
