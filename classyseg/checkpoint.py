@@ -24,6 +24,8 @@ FORMAT = 1
 MAX_MANIFEST = 2**20
 MAX_STATE = 2**26
 """Bytes: the config and the names of the classes are most of it."""
+VARIANCES = ("running_var", "_variance", "moving_var")
+"""How the names of running variances end: in torch, Paddle, TensorFlow and MXNet."""
 NUM_TENSORS = "num_tensors"
 """In the state: how many tensors each group has. A file that lacks some is told by it."""
 
@@ -219,10 +221,17 @@ def problem_of_tensor(key: str, found: Tensor, own: Tensor) -> str | None:
     if found.shape != own.shape or found.dtype != own.dtype:
         kinds = (f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}" for tensor in (found, own))
         return "'{}': found {}; expected {}".format(key, *kinds)
-    if not bool(found.isfinite().all()) and bool(own.isfinite().all()):
-        return f"'{key}' holds numbers that are not finite"
-    if key.endswith("running_var") and bool((found < 0).any()):
-        return f"'{key}': found a variance below 0"
+    problem = problem_of_values(key, found)
+    return f"'{key}' holds {problem}" if problem and problem_of_values(key, own) is None else None
+
+
+def problem_of_values(key: str, tensor: Tensor) -> str | None:
+    """What is wrong with the numbers of the tensor called `key`, of whichever library; None where nothing is."""
+    values = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # torch has no isfinite
+    if not bool(values.isfinite().all()):
+        return "values that are not finite"
+    if key.endswith(VARIANCES) and not values.is_complex() and bool((values < 0).any()):
+        return "a variance below 0"
     return None
 
 

@@ -11,23 +11,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     ModelWrapValidatorHandler,
     Strict,
-    Tag,
     ValidationError,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.yaml_text import as_yaml, comment_in, eaten_color, wrong_line
+from classyseg.yaml_text import as_yaml, eaten_color, wrong_line
 
 Location = tuple[str | int, ...]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -274,20 +272,41 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
     for text in overrides:
         key, equals, value_text = text.partition("=")
         if not equals or not re.fullmatch(r"[^\s.\[\]]+(?:\.[^\s.\[\]]+|\[\d+\])*", key):
-            raise ConfigError(f"override '{text}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]")
+            raise ConfigError(
+                f"override '{shown_line(text)}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]"
+            )
         try:
-            value = parse_config(f"value: {value_text}", source=f"override '{text}'").values["value"]
+            value = _override_value(value_text, f"override '{shown_line(text)}'")
         except ConfigError as error:
             if value_text[:1] in ("[", "{") and value_text[-1] not in "]}":
-                hint = f"the shell splits at spaces, so quote what has some: '{key}={value_text} ...'"
+                hint = f"the shell splits at spaces, so quote what has some: '{key}={shown_line(value_text)} ...'"
                 raise ConfigError(f"{error}; {hint}") from None
             raise
-        if cut := comment_in(value_text):
-            raise ConfigError(f"override '{text}': {cut}")
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )
-        _set(tree, location, value, f"override '{text}'")
+        _set(tree, location, value, f"override '{shown_line(text)}'")
+
+
+def shown_line(text: str) -> str:
+    """`text` cut to a length that a message can hold, its line breaks and the like escaped."""
+    text = text if len(text) <= MAX_WORD else f"{text[:MAX_WORD]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _override_value(text: str, source: str) -> Any:
+    """The value that `text` is as YAML. Raises: `ConfigError` for what YAML would leave out of it without a word."""
+    if len(text.splitlines()) > 1 or text.endswith(("\n", "\r")):
+        raise ConfigError(f"{source}: holds a line break; an override is one line, with lists as [a, b]")
+    values = parse_config(f"value: {text}", source=source).values
+    root = yaml.compose(f"value: {text}", Loader=_Loader)
+    left = f"value: {text}"[root.value[0][1].end_mark.index :].strip()  # type: ignore[union-attr]
+    if left:
+        raise ConfigError(
+            f"{source}: '{left}' would be left out, as YAML takes # after a blank for the begin of a comment; put the "
+            "value into quotes, within those of the shell: 'key=\"#804080\"'"
+        )
+    return values["value"]
 
 
 def _set(tree: ConfigTree, location: Location, value: Any, source: str) -> None:
@@ -332,9 +351,9 @@ def _are_mappings(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """`values` as YAML that `parse_config` reads back to the same tree."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False) -> str:
+    """`values` as YAML that `parse_config` reads back to the same tree; `only_ascii` escapes all other characters."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=110)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -347,8 +366,16 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-Int = Annotated[int, Strict()]
-Float = Annotated[float, Strict()]
+MAX_INT = 2**31 - 1
+MAX_FLOAT = 1e30
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 65_536
+MAX_CHANNELS = 65_536
+MAX_DEPTH = 1_000
+"""The largest numbers that configs hold: far beyond what anybody means, and within what the code can take."""
+
+Int = Annotated[int, Strict(), Field(ge=-MAX_INT, le=MAX_INT)]
+Float = Annotated[float, Strict(), Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 """Field types of a `ConfigRecord` that accept no look-alikes: no `"8"` for 8, no `yes` for true."""
@@ -398,33 +425,6 @@ class ConfigRecord(BaseModel):
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         return record
-
-
-class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how strictly it must fit."""
-
-    source: Text
-    strict: Bool = True
-    adapt_input: Bool = False
-
-
-def _weights_form(value: Any) -> str:
-    return "mapping" if isinstance(value, Mapping | WeightsConfig) else "source"
-
-
-WeightsOption = Annotated[
-    Annotated[Text, Tag("source")] | Annotated[WeightsConfig, Tag("mapping")], Discriminator(_weights_form)
-]
-"""A source alone, or a mapping with options."""
-
-DATASET_KEYS: dict[str, Any] = {
-    "exif": (Literal["refuse", "rotate", "ignore"], "refuse"),
-    "on_bad_sample": (Literal["error", "skip", "replace"], "error"),
-    "max_bad_samples": (Annotated[float, Strict(), Field(ge=0, le=1)], 0.01),
-    "cache_samples": (Annotated[Text, Field(min_length=1)] | None, None),
-    "cache_samples_gigabytes": (Annotated[float, Strict(), Field(gt=0)], 50.0),
-}
-"""The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
 
 
 def placed(place: str, error: ConfigError) -> ConfigError:

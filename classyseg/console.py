@@ -15,6 +15,14 @@ JOINERS = "\u200c\u200d"
 """Format characters that belong to words (of Persian, Hindi) and to emoji: they move nothing else on the line."""
 
 
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person looks at `stream`; not at one that is closed, which is None or cannot be asked."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
 def terminal_width(stream: IO[str] | None = None) -> int:
     """How many columns `stream` (standard output) shows; $COLUMNS, where it is less; 80 where nothing says."""
     stream = sys.stdout if stream is None else stream
@@ -90,7 +98,13 @@ def say(text: str) -> None:
 
 
 def accept_any_text() -> None:
-    """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale).
+
+    A closed one (`>&-`) takes everything and shows nothing: libraries write there without asking.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

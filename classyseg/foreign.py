@@ -86,7 +86,9 @@ KEYS: dict[str, str] = {
     "ann_dir mask_dir masks_dir label_dir labels_dir gt_dir seg_dir ann_file ann_path annotations annotation_dir "
     "mask_path labels_path seg_map_path seg_prefix seg_map_dir masks": _FOLDER_MASKS,
     "seg_map_suffix label_suffix ann_suffix mask_suffix": "dataset.train.mask_suffix, of {name: folder}",
-    "reduce_zero_label": "dataset.train.label_map, of {name: folder}, such as {0: 255, 1: 0, 2: 1}; ade20k does so itself",
+    "reduce_zero_label": (
+        "dataset.train.label_map, of {name: folder}, such as {0: 255, 1: 0, 2: 1}; ade20k does so itself"
+    ),
     "class_names class_list names labels metainfo classes": "dataset.train.classes, of {name: folder}",
     "num_classes n_classes nclass nclasses num_class number_of_classes classes_num": _CLASSES,
     "ignore_label ignore_value void_label ignore_idx ignore_lb ignore_id ignore_index": _IGNORE,
@@ -134,7 +136,7 @@ KEYS: dict[str, str] = {
     "warmup_epochs": "optimizer.schedule.warmup_epochs",
     "warmup_ratio start_factor warmup_start_factor warmup_factor": "optimizer.schedule.warmup_factor",
     "lr_power poly_power power": "optimizer.schedule.power, of {name: polynomial}",
-    "min_lr eta_min lr_min end_lr final_lr": "optimizer.schedule.end_factor, of {name: cosine}: a share of optimizer.lr",
+    "min_lr eta_min lr_min end_lr final_lr": "optimizer.schedule.end_factor, of {name: cosine}: a share of the lr",
     "lr_steps step_epochs milestones": "optimizer.schedule.milestones, of {name: multi_step}",
     "t_max t_initial": "nothing: a schedule takes the whole run",
     # measuring, hooks
@@ -164,7 +166,7 @@ AT: dict[str, dict[str, str]] = {
         "in_index in_features input_features feature_layers in_layers layers inputs from": "model.heads.main.blocks",
         "in_channels input_channels in_channel": "nothing: a head takes its channels from its blocks",
         "num_classes classes n_classes out_channels": _CLASSES,
-        "num_channels hidden_channels embed_dim embedding_dim mid_channels decoder_channels": "model.heads.main.channels",
+        "num_channels hidden_channels embed_dim mid_channels decoder_channels": "model.heads.main.channels",
         "dropout_ratio drop_rate dropout_p drop dropout_rate": "model.heads.main.dropout",
         "dilations atrous_rates aspp_dilations dilation": "model.heads.main.rates",
         "pool_scales pool_sizes pool_bins sizes": "model.heads.main.bins",
@@ -328,9 +330,11 @@ HEAD_BLOCKS = {
 """The blocks of a ResNet that a head reads, where it is not the deepest alone."""
 
 _SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
+_LETTERS = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
 _REGNET = {"016": "1_6gf", "032": "3_2gf", "080": "8gf", "160": "16gf", "320": "32gf", "004": "400mf", "008": "800mf"}
 _Rule = tuple[str, Callable[[re.Match[str]], str]]
 MODEL_RULES: tuple[_Rule, ...] = (
+    (r"(\w+)_tv", lambda m: f"{m[1]}_torchvision"),
     (r"(?:vit|deit3?|beit\w*?)_(tiny|small|base|large|huge)_patch(\d+)\w*", lambda m: f"vit_{_SIZES[m[1]]}_{m[2]}"),
     (r"swin(v2)?_(tiny|small|base)\w*", lambda m: f"swin_{'v2_' if m[1] else ''}{m[2][0]}"),
     (r"(?:resnet_?v1c|resnet_v1c)_?(\d+)|resnet_?(\d+)_?v1c", lambda m: f"resnet{m[1] or m[2]}s"),
@@ -340,7 +344,7 @@ MODEL_RULES: tuple[_Rule, ...] = (
     (r"mobilenet_?v2\w*", lambda m: "mobilenet_v2"),
     (r"mobilenet_?v3_(large|small)\w*", lambda m: f"mobilenet_v3_{m[1]}_x1_0"),
     (r"hrnet_?v?2?p?_?w?(\d+)\w*", lambda m: f"hrnet_w{m[1]}"),
-    (r"convnext_(t|s|b|l)", lambda m: f"convnext_{dict(t='tiny', s='small', b='base', l='large')[m[1]]}"),
+    (r"convnext_(t|s|b|l)", lambda m: f"convnext_{_LETTERS[m[1]]}"),
     (r"se_?resnet(\d+)", lambda m: f"resnet{m[1]}"),
     (r"res2net(\d+)\w*", lambda m: f"resnet{m[1]}"),
     (r"resnest_?(\d+)\w*", lambda m: f"resnest{m[1]}"),
@@ -376,7 +380,7 @@ _NAMES = {kind: _by_word(table) for kind, table in NAMES.items()}
 
 
 def instead_of_key(place: str, word: object, keys: Collection[str]) -> str:
-    """What to write instead of the unknown key `word` in a record at `place` with `keys`; empty where we do not know."""
+    """What to write instead of the unknown key `word` in a record at `place` with `keys`; empty where unknown."""
     own = same_word(word, keys)
     if own is not None:
         return f"did you mean '{own}'?"

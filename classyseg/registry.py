@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -10,18 +11,16 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, Strict, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.config import (
-    DATASET_KEYS,
     MAX_PROBLEMS,
     MAX_WORD,
     Bool,
     ConfigError,
     ConfigTree,
     Text,
-    WeightsOption,
     closest,
     explain,
     listed,
@@ -29,7 +28,16 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.signature import ComponentConfig, derive_config, in_python, own_parameters, qualified
+from classyseg.placement import DATASET_KEYS, WeightsOption
+from classyseg.signature import (
+    MAX_COMPONENTS,
+    ComponentConfig,
+    ComponentType,
+    derive_config,
+    in_python,
+    own_parameters,
+    qualified,
+)
 
 T = TypeVar("T", bound=type)
 
@@ -309,7 +317,7 @@ def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
     return offers
 
 
-class ComponentOf:
+class ComponentOf(ComponentType):
     """Marks a parameter that holds the config of another component: `Annotated[Any, ComponentOf("transforms")]`.
 
     The value that `__init__` receives is a checked `ComponentConfig` when it comes from a config file, or whatever a
@@ -392,7 +400,26 @@ ScheduleConfig = Annotated[Any, ComponentOf("schedulers")]
 HookConfig = Annotated[Any, ComponentOf("hooks")]
 """Types of parameters that hold the config of a component of another kind."""
 
-HeadName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+
+def head_name_problem(name: str) -> str:
+    """What is wrong with the name of a head, which is that of a torch module in a `ModuleDict`; empty where nothing."""
+    from torch import nn  # `classyseg --help` and the reading of a config do without torch
+
+    if not re.fullmatch(r"[A-Za-z_]\w*", name):
+        return "expected a word of letters, digits and underscores that begins with no digit, such as main"
+    if hasattr(nn.ModuleDict(), name):
+        return "torch's modules have an attribute of this name; choose another one, such as main"
+    return ""
+
+
+def _head_name(name: str) -> str:
+    problem = head_name_problem(name)
+    if problem:
+        raise PydanticCustomError("head_name", problem)
+    return name
+
+
+HeadName = Annotated[str, Field(max_length=100), AfterValidator(_head_name)]
 
 MODELS = Registry(
     "models",
@@ -400,7 +427,7 @@ MODELS = Registry(
     base="classyseg.models:ClassyModel",
     placement={
         "weights": (WeightsOption | None, None),
-        "heads": (dict[HeadName, HeadConfig], {}),
+        "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
         "frozen": (Bool | Text, False),
         "frozen_norm": (Bool, False),
         "activation_checkpointing": (Bool | list[Text], False),
@@ -412,8 +439,8 @@ HEADS = Registry(
     noun="head",
     base="classyseg.heads:ClassyHead",
     placement={
-        "blocks": (Annotated[list[Text], Field(min_length=1)], ...),
-        "train_only": (Annotated[bool, Strict()], False),
+        "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
+        "train_only": (Bool, False),
     },
 )
 LOSSES = Registry("losses", noun="loss", base="classyseg.losses:ClassyLoss")

@@ -7,9 +7,9 @@ import types
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import Strict, TypeAdapter, ValidationError, create_model
+from pydantic import Field, Strict, TypeAdapter, ValidationError, create_model
 
-from classyseg.config import ConfigRecord, ConfigTree, explain
+from classyseg.config import MAX_FLOAT, MAX_INT, ConfigRecord, ConfigTree, explain
 from classyseg.foreign import instead_of_key
 
 
@@ -75,8 +75,8 @@ def derive_config(
 ) -> type[ComponentConfig]:
     """The pydantic model with a field for each keyword-only parameter of `component` and each key of `placement`.
 
-    `kind` is that of its registry. `placement` holds annotations and defaults. `defaults` replace them and those of the signature, as the variants of
-    a class do.
+    `kind` is that of its registry. `placement` holds annotations and defaults. `defaults` replace them and those of the
+    signature, as the variants of a class do.
 
     Raises: `ConfigError` for what `defaults` give a key of `placement` and it does not accept; `TypeError` for a
     parameter without an annotation, and as `own_parameters`.
@@ -118,17 +118,51 @@ def _checked(annotation: Any, key: str, defaults: Mapping[str, Any], component: 
     return defaults[key]
 
 
-def _strict(annotation: Any) -> Any:
-    """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true)."""
+MAX_ITEMS = 65_536
+"""Of a list in a config; so many classes a data set may have, say."""
+MAX_COMPONENTS = 100
+"""Of a list of components, such as transforms."""
+
+
+def _strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
+    """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true).
+
+    Numbers and lists get bounds where `given`, what the annotation says beside its type, has none.
+    """
     if annotation in (int, float, str, bool):
-        return Annotated[annotation, Strict()]
+        return Annotated[annotation, Strict(), *_bounds(annotation, given)]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal:
         return annotation
     if origin is Annotated:
-        return Annotated[_strict(arguments[0]), *arguments[1:]]
+        return Annotated[_strict(arguments[0], arguments[1:]), *arguments[1:]]
     if origin in (Union, types.UnionType):
         return Union[tuple(_strict(argument) for argument in arguments)]  # noqa: UP007 (built at run time)
     if origin is dict:  # JSON writes every key as text
-        return dict.__class_getitem__((arguments[0], _strict(arguments[1])))
-    return origin[tuple(argument if argument is ... else _strict(argument) for argument in arguments)]
+        items: Any = dict.__class_getitem__((arguments[0], _strict(arguments[1])))
+    else:
+        items = origin[tuple(argument if argument is ... else _strict(argument) for argument in arguments)]
+    has_any_length = origin in (list, dict) or (origin is tuple and ... in arguments)
+    if not has_any_length or _says(given, "max_length"):
+        return items
+    holds_components = any(isinstance(part, ComponentType) for argument in arguments for part in get_args(argument))
+    return Annotated[items, Field(max_length=MAX_COMPONENTS if holds_components else MAX_ITEMS)]
+
+
+class ComponentType:
+    """The base of what marks a parameter as the config of another component."""
+
+
+def _bounds(number: type, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The bounds of a number on the sides where `given` has none."""
+    largest = {int: MAX_INT, float: MAX_FLOAT}.get(number)
+    if largest is None:
+        return ()
+    low = () if _says(given, "ge", "gt") else (Field(ge=-largest),)
+    high = () if _says(given, "le", "lt") else (Field(le=largest),)
+    return (*low, *high)
+
+
+def _says(given: tuple[Any, ...], *names: str) -> bool:
+    parts = [part for each in given for part in (each, *getattr(each, "metadata", ()))]
+    return any(hasattr(part, name) for part in parts for name in names)

@@ -24,6 +24,14 @@ class BlockInfo(NamedTuple):
     stride: int
 
 
+class PositionGrid(NamedTuple):
+    """What learned position embeddings (1, num_extra + rows x columns, C) are for: a grid, and tokens before it."""
+
+    rows: int
+    columns: int
+    num_extra: int = 0
+
+
 @dataclass(frozen=True)
 class Sample:
     """An image, or a clip of frames, with its label; or a batch of them.

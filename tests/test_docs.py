@@ -22,12 +22,13 @@ from classyseg import TASKS, load_config, parse_config
 from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.models import row
 from classyseg.cli.train import main as classy_train_main
-from classyseg.config import ConfigTree, WeightsConfig
+from classyseg.config import ConfigTree
 from classyseg.datasets import ClipConfig
 from classyseg.io import read_json_lines
 from classyseg.layers import NormalizeConfig, NormConfig
 from classyseg.models.vision_transformer import ConvStemLayer
 from classyseg.optim import ParameterGroup
+from classyseg.placement import WeightsConfig
 from classyseg.registry import REGISTRIES, PluginError
 from classyseg.signature import derive_config
 from classyseg.tasks import DatasetsConfig, RuntimeConfig

@@ -144,7 +144,18 @@ def test_every_name_that_is_answered_is_registered() -> None:
     assert [name for name in families if name not in MODELS] == []
 
 
-OF_PIXELS = ("fcn", "psp", "deeplabv3", "deeplabv3plus", "unet", "upernet", "segformer", "semantic_fpn", "fcfpn", "lraspp")
+OF_PIXELS = (
+    "fcn",
+    "psp",
+    "deeplabv3",
+    "deeplabv3plus",
+    "unet",
+    "upernet",
+    "segformer",
+    "semantic_fpn",
+    "fcfpn",
+    "lraspp",
+)
 
 
 @pytest.mark.parametrize("head", [*OF_PIXELS, "jpu", "ocr", "atten"])

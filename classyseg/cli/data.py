@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli import prepare
+from classyseg.cli.output import complain, emit, emit_json, in_columns
+from classyseg.console import printable
 
 if TYPE_CHECKING:
     from classyseg.datasets.classy_dataset import ClassyDataset
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FAULTS_FOUND = 2
 INTERRUPTED = 128 + signal.SIGINT
 MAX_WORKERS = 8
+"""As many start unless --workers says otherwise."""
+MAX_PROCESSES = 256
 MAX_ON_A_SHEET = 500
 
 
@@ -50,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("overrides", nargs="*", metavar="key=value")
     for command in (check, stats):
         command.add_argument("--json", action="store_true", help="print JSON")
-        command.add_argument("--workers", type=int, metavar="N", help="processes that read files (default: one a core)")
+        command.add_argument(
+            "--workers", type=_workers_number, metavar="N", help="processes that read files (default: one a core)"
+        )
 
 
 def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -61,16 +65,22 @@ def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[ar
         try:
             return command(arguments)
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
+            complain("stopped")
             return INTERRUPTED
 
     return run
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"found {text}; 1 or more are accepted")
-    return number
+    if not text.isdecimal() or not 1 <= len(text) <= 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; 1 or more are accepted")
+    return int(text)
+
+
+def _workers_number(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"found {text}; 0 to {MAX_PROCESSES} are accepted, 0 for this process alone")
+    return int(text)
 
 
 def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,16 +125,6 @@ def _workers(arguments: argparse.Namespace) -> int:
     return wanted if wanted > 1 else 0
 
 
-def _print(text: str) -> None:
-    """Bytes of names that are no text are escaped; a reader that has seen enough (`| head`) changes nothing."""
-    from classyseg.io import discard_output
-
-    try:
-        print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
-    except BrokenPipeError:
-        discard_output()
-
-
 # -- check ---------------------------------------------------------------------------------------------------------
 
 
@@ -135,9 +135,9 @@ def _check(arguments: argparse.Namespace) -> int:
         data_sets(arguments), workers=_workers(arguments), samples=arguments.samples, max_files=arguments.files
     )
     if arguments.json:
-        _print(json.dumps(_check_json(diagnosis), indent=2, ensure_ascii=False))
+        emit_json(_check_json(diagnosis))
     else:
-        _print("\n".join(_check_text(diagnosis)))
+        emit("\n".join(_check_text(diagnosis)))
     return FAULTS_FOUND if diagnosis.faults else 0
 
 
@@ -178,13 +178,7 @@ def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str
     for row in summary.class_rows():
         cells = [str(row["label"]), row["name"], f"{row[summary.counted]:,}", _percent(row["share"])]
         rows.append([*cells, *(f"{row[key]:,}" for key in more), *([_number(row["weight"])] if weights else [])])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        padded = [
-            cell.ljust(width) if i == 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        yield "  " + "  ".join(padded).rstrip()
+    yield from (f"  {line}" for line in in_columns(rows, right=[0, *range(2, len(rows[0]))], names=1))
 
 
 def _percent(share: float | None) -> str:
@@ -221,9 +215,9 @@ def _stats(arguments: argparse.Namespace) -> int:
             pass
         records[name] = _stats_json(summary) | {"left_out": left_out}
         if not arguments.json:
-            _print("\n".join([*_stats_text(summary, records[name]), ""]))
+            emit("\n".join([*_stats_text(summary, records[name]), ""]))
     if arguments.json:
-        _print(json.dumps(records, indent=2, ensure_ascii=False))
+        emit_json(records)
     return 0
 
 
@@ -288,5 +282,5 @@ def _sheet(arguments: argparse.Namespace) -> int:
             contact_sheet(dataset, spread(len(dataset), samples)).save(path)
         except OSError as error:
             raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
-        print(path)
+        emit(printable(str(path)))
     return 0

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from classyseg import __version__
-from classyseg.config import DATASET_KEYS, ConfigError, within
+from classyseg.config import ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
 from classyseg.datasets.sample_cache import SampleCache
 from classyseg.io import data_path
-from classyseg.registry import DATASETS, ComponentConfig
+from classyseg.placement import DATASET_KEYS
+from classyseg.registry import DATASETS, TRANSFORMS, ComponentConfig
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
 """The keys of a data set's config that leave what is read from its files as it is."""
@@ -49,6 +50,13 @@ def build_dataset(config: Any) -> ClassyDataset:
     return dataset
 
 
+def check_dataset_config(place: str, config: Any) -> None:
+    """Raises: `ConfigError`, with `place` before it, for what the config of a data set alone tells to be wrong."""
+    if isinstance(config, ComponentConfig):
+        with within(place):
+            _component(config).check_config(config)
+
+
 def innermost(config: Any) -> Any:
     """`config` (or a built data set), or the first one within it, whose samples are like those of the whole."""
     inner = _component(config).first_within(config) if isinstance(config, ComponentConfig) else None
@@ -65,6 +73,26 @@ def has_whole_images(config: Any) -> bool:
     """Whether the targets of a data set, or of the one that a config describes, are classes of whole images."""
     inner = innermost(config)
     return (_component(inner) if isinstance(inner, ComponentConfig) else inner).whole_images
+
+
+def known_channels(data: Any) -> int | None:
+    """The channels of the images of a data set, or what its config tells of them; None where only files know."""
+    inner = innermost(data)
+    return _component(inner).channels_of(inner) if isinstance(inner, ComponentConfig) else inner.channels
+
+
+def known_size(config: Any) -> tuple[int, int] | None:
+    """Height and width that the images of a data set's config have after its transforms; None where unknown."""
+    if not isinstance(config, ComponentConfig):
+        return None
+    inner = _component(config).first_within(config)
+    size = _component(config).size_of(config) if inner is None else known_size(inner)
+    for transform in getattr(config, "transforms", ()):
+        try:
+            size = TRANSFORMS.build(transform).size_after(size)
+        except ConfigError:  # which is told where the transforms are checked
+            return None
+    return size
 
 
 def _component(config: ComponentConfig) -> type[ClassyDataset]:

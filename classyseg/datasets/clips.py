@@ -23,7 +23,7 @@ from classyseg.structures import Sample
 Sampling = Literal["random", "even"]
 SAMPLING: dict[str, Sampling] = {"train": "random", "val": "even", "test": "even"}
 """How clips are sampled in each split of the public data sets."""
-Count = Annotated[int, Strict(), Field(ge=1)]
+Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
 
 CLIPS = -2
 """The third integer of the generator that draws the clips of a video, which no sample index equals."""

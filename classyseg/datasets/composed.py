@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from classyseg.config import ConfigError, within
-from classyseg.datasets.build import build_dataset, build_datasets
+from classyseg.config import MAX_SEED, ConfigError, within
+from classyseg.datasets.build import build_dataset, build_datasets, check_dataset_config
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
@@ -120,6 +120,11 @@ class Concat(Composed):
     def first_within(cls, config: Any) -> Any:
         return config.datasets[0]
 
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        for i, part in enumerate(config.datasets):
+            check_dataset_config(f"datasets[{i}]", part)
+
     def __len__(self) -> int:
         return self.ends[-1]
 
@@ -150,7 +155,7 @@ class Subset(Composed):
         first: Annotated[int, Field(ge=1)] | None = None,
         every: Annotated[int, Field(ge=1)] | None = None,
         share: Annotated[float, Field(gt=0, le=1)] | None = None,
-        share_seed: int = 0,
+        share_seed: Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)] = 0,
         rest: bool = False,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
@@ -182,6 +187,10 @@ class Subset(Composed):
     @classmethod
     def first_within(cls, config: Any) -> Any:
         return config.dataset
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        check_dataset_config("dataset", config.dataset)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import image_tensor
-from classyseg.datasets.synthetic_shapes import SPLITS
+from classyseg.datasets.synthetic_shapes import MAX_SAMPLES, SPLITS
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample
 
-Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Size = tuple[Side, Side]
 
 
 @DATASETS.register("synthetic_image")
@@ -33,7 +34,7 @@ class SyntheticImage(ClassificationDataset):
         self,
         *,
         split: Literal["train", "test"],
-        num_samples: Annotated[int, Field(ge=1)] = 512,
+        num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 512,
         size: Size = (64, 64),
         class_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5,
         transforms: tuple[TransformConfig, ...] = (),
@@ -66,7 +67,7 @@ class SyntheticImageStreaming(SyntheticImage):
         self,
         *,
         split: Literal["train", "test"],
-        num_samples: Annotated[int, Field(ge=1)] = 512,
+        num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 512,
         length: Annotated[int, Field(ge=1)] | None = None,
         size: Size = (64, 64),
         class_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5,

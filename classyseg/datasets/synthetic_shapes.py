@@ -10,12 +10,15 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
+from classyseg.config import MAX_SIDE
 from classyseg.datasets.classy_dataset import ClassyDataset, image_tensor
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample
 
 Array = npt.NDArray[Any]
+Side = Annotated[int, Field(ge=16, le=MAX_SIDE)]
+MAX_SAMPLES = 100_000_000
 SPLITS = {"train": 0, "test": 1}
 
 
@@ -33,16 +36,17 @@ class SyntheticShapes(ClassyDataset):
     """
 
     classes = ("background", "disc", "square", "triangle")
+    channels = 3
     palette = ((0, 0, 0), (220, 60, 60), (60, 180, 75), (0, 110, 220))
 
     def __init__(
         self,
         *,
         split: Literal["train", "test"],
-        num_samples: Annotated[int, Field(ge=1)] = 512,
-        size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (64, 64),
-        max_shapes: Annotated[int, Field(ge=1)] = 3,
-        border: Annotated[int, Field(ge=0)] = 3,
+        num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 512,
+        size: tuple[Side, Side] = (64, 64),
+        max_shapes: Annotated[int, Field(ge=1, le=1000)] = 3,
+        border: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 3,
         odd_colors: Annotated[float, Field(ge=0, le=1)] = 0.02,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
@@ -53,6 +57,10 @@ class SyntheticShapes(ClassyDataset):
         self.max_shapes = max_shapes
         self.border = border
         self.odd_colors = odd_colors
+
+    @classmethod
+    def size_of(cls, config: Any) -> tuple[int, int] | None:
+        return config.size
 
     def __len__(self) -> int:
         return self.num_samples

@@ -36,8 +36,8 @@ class SyntheticVideo(Clips):
         *,
         split: Literal["train", "test"],
         clips: ClipConfig,
-        num_videos: Annotated[int, Field(ge=1)] = 128,
-        video_frames: Annotated[int, Field(ge=1)] = 32,
+        num_videos: Annotated[int, Field(ge=1, le=1_000_000)] = 128,
+        video_frames: Annotated[int, Field(ge=1, le=1_000_000)] = 32,
         size: Size = (32, 32),
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:

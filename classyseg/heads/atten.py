@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks, refuse_unread
 from classyseg.heads.encnet import ENCODING_RULES, LateralFusion
 from classyseg.layers import ACFAttention, ContextEncoding, ImageMean, NormConfig
@@ -38,13 +38,13 @@ class AttenHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] | None = None,
-        num_heads: Annotated[int, Field(ge=1)] = 8,
-        num_mixtures: Annotated[int, Field(ge=1)] = 1,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
+        num_heads: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 8,
+        num_mixtures: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 1,
         with_global: bool = True,
         norm_image: bool = False,
         with_encoding: bool = True,
-        num_codes: Annotated[int, Field(ge=1)] = NUM_CODES,
+        num_codes: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = NUM_CODES,
         se_branch: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm: NormConfig = NormConfig(),

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.heads.classy_head import ClassyHead, only_block, refuse_unread
 from classyseg.layers import NormConfig, build_norm
 from classyseg.registry import HEADS
@@ -26,6 +26,9 @@ def pooled(x: Tensor, normalize: Literal["l2"] | None) -> Tensor:
     """The mean of a map (N, C, ...) over its positions, (N, C); of the length 1 with `l2`."""
     x = x.flatten(2).mean(2)
     return F.normalize(x, dim=1) if normalize == "l2" else x
+
+
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 @HEADS.register("fully_connected")
@@ -43,7 +46,7 @@ class FullyConnectedHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        conv_channels: Annotated[int, Field(ge=1)] | None = None,
+        conv_channels: Count | None = None,
         activation: Literal["relu", "silu"] = "relu",
         zero_init_bias: bool = False,
         normalize: Literal["l2"] | None = None,
@@ -86,7 +89,7 @@ class FullyConvolutionalLinearHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        pool_size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1, max_length=3)] | None = None,
+        pool_size: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)] | None = None,
         activation: Literal["softmax", "sigmoid", "identity"] = "softmax",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
@@ -132,7 +135,7 @@ class VisionTransformerHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        hidden_dim: Annotated[int, Field(ge=1)] | None = None,
+        hidden_dim: Count | None = None,
         normalize: Literal["l2"] | None = None,
     ) -> None:
         super().__init__()

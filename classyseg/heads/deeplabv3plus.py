@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ASPP, ConvNormAct, NormConfig, resize_logits, separable_conv
 from classyseg.registry import HEADS
@@ -34,9 +35,9 @@ class DeepLabV3PlusHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 256,
-        low_channels: Annotated[int, Field(ge=1)] = 48,
-        rates: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
+        low_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 48,
+        rates: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...], Field(min_length=1)] | None = None,
         separable: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,

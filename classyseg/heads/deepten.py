@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, only_block
 from classyseg.layers import Encoding, NormConfig, build_norm
 from classyseg.registry import HEADS
@@ -29,8 +30,8 @@ class DeepTENHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 128,
-        num_codes: Annotated[int, Field(ge=1)] = 32,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 128,
+        num_codes: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 32,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ContextEncoding, ConvNormAct, NormConfig, resize_logits
 from classyseg.registry import HEADS
@@ -67,8 +68,8 @@ class EncNetHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 512,
-        num_codes: Annotated[int, Field(ge=1)] = 32,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 512,
+        num_codes: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 32,
         se_branch: bool = True,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm: NormConfig = NormConfig(),

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, resize_logits
 from classyseg.registry import HEADS
@@ -80,8 +81,8 @@ class FCFPNHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 256,
-        fused_channels: Annotated[int, Field(ge=1)] = 512,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
+        fused_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 512,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         align_corners: bool = ALIGN_CORNERS,
         norm: NormConfig = NormConfig(),

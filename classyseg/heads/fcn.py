@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, refuse_unread
 from classyseg.heads.concatenation import Concatenation
 from classyseg.layers import ConvNormAct, ImageMean, NormConfig
@@ -33,7 +34,7 @@ class FCNHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] | None = None,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
         with_global: bool = False,
         norm_image: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import within
+from classyseg.config import MAX_CHANNELS, within
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import JPU, NormConfig
 from classyseg.registry import HEADS, InnerHeadConfig
@@ -34,7 +34,7 @@ class JPUHead(ClassyHead):
         num_classes: int,
         *,
         head: InnerHeadConfig = "fcn",
-        channels: Annotated[int, Field(ge=1)] = 512,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 512,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

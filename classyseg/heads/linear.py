@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -33,7 +33,7 @@ class LinearHead(ClassyHead):
         *,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         layer_norm: bool = False,
-        hidden: Annotated[int, Field(ge=1)] | None = None,
+        hidden: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
         activation: Literal["relu", "hardswish", "gelu"] | None = None,
     ) -> None:
         super().__init__()
@@ -47,11 +47,6 @@ class LinearHead(ClassyHead):
             channels = hidden
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
-
-    @property
-    def layers(self) -> list[str]:
-        """The submodules with weights, as they are passed."""
-        return [name for name, module in self.named_modules() if isinstance(module, nn.LayerNorm | nn.Linear)]
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         pooled = torch.cat([x.flatten(2).mean(2) for x in features], 1)

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig, resize_logits
 from classyseg.registry import HEADS
@@ -31,7 +32,7 @@ class LRASPPHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 128,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 128,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import LOGITS, ClassyHead
 from classyseg.heads.concatenation import Concatenation
 from classyseg.layers import ConvNormAct, NormConfig
@@ -60,8 +61,8 @@ class OCRHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 512,
-        key_channels: Annotated[int, Field(ge=1)] = 256,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 512,
+        key_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05,
         norm: NormConfig = NormConfig(),
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, within
+from classyseg.config import MAX_CHANNELS, ConfigError, within
 from classyseg.heads.classy_head import LOGITS, ClassyHead
 from classyseg.layers import cell_centres, resize_logits, values_at
 from classyseg.registry import HEADS, InnerHeadConfig
@@ -65,13 +65,13 @@ class PointRendHead(ClassyHead):
         num_classes: int,
         *,
         head: InnerHeadConfig = "fcn",
-        channels: Annotated[int, Field(ge=1)] = 256,
-        num_layers: Annotated[int, Field(ge=0)] = 3,
-        num_points: Annotated[int, Field(ge=1)] = 2048,
-        oversampling: Annotated[float, Field(ge=1)] = 3.0,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
+        num_layers: Annotated[int, Field(ge=0, le=100)] = 3,
+        num_points: Annotated[int, Field(ge=1, le=10_000_000)] = 2048,
+        oversampling: Annotated[float, Field(ge=1, le=1000)] = 3.0,
         uncertain_share: Annotated[float, Field(ge=0, le=1)] = 0.75,
-        num_subdivisions: Annotated[int, Field(ge=1)] | None = None,
-        num_refined: Annotated[int, Field(ge=1)] = 8192,
+        num_subdivisions: Annotated[int, Field(ge=1, le=20)] | None = None,
+        num_refined: Annotated[int, Field(ge=1, le=10_000_000)] = 8192,
     ) -> None:
         super().__init__()
         if len(blocks) < 2:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, only_block
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
 from classyseg.registry import HEADS
@@ -30,8 +31,8 @@ class PSPHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] | None = None,
-        bins: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 3, 6),
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
+        bins: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...], Field(min_length=1)] = (1, 2, 3, 6),
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,
         align_corners: bool = ALIGN_CORNERS,

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.heads.concatenation import Concatenation
 from classyseg.layers import ConvNormAct, NormConfig
@@ -31,7 +32,7 @@ class SegFormerHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 256,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm: NormConfig = NormConfig(),
     ) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig, resize_logits
 from classyseg.registry import HEADS
@@ -36,8 +37,8 @@ class SemanticFPNHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        pyramid_channels: Annotated[int, Field(ge=1)] = 256,
-        channels: Annotated[int, Field(ge=1)] = 128,
+        pyramid_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 128,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         norm: NormConfig = NormConfig(name="group"),
     ) -> None:

@@ -10,11 +10,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
+
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 
 @HEADS.register("unet")
@@ -36,7 +38,7 @@ class UNetHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | None = None,
+        channels: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         norm: NormConfig = NormConfig(),
     ) -> None:

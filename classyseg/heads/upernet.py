@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
 from classyseg.heads.fcfpn import PYRAMID_RULES, PyramidFusion
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
@@ -34,10 +35,10 @@ class UperNetHead(ClassyHead):
         blocks: Sequence[BlockInfo],
         num_classes: int,
         *,
-        channels: Annotated[int, Field(ge=1)] = 256,
-        fused_channels: Annotated[int, Field(ge=1)] = 512,
-        bins: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 2, 3, 6),
-        pool_channels: Annotated[int, Field(ge=1)] | None = None,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
+        fused_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 512,
+        bins: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...], Field(min_length=1)] = (1, 2, 3, 6),
+        pool_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         norm_image: bool = False,
         align_corners: bool = ALIGN_CORNERS,

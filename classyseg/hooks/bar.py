@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from classyseg.console import terminal_width
+from classyseg.console import is_terminal, terminal_width
 
 MIN_BAR = 8
 """A bar of fewer columns is left out."""
@@ -20,7 +20,7 @@ RESERVED = 3
 
 def open_bar(total: int, done: int) -> Bar | None:
     """A bar where there is somebody to see it: on a terminal (standard error), in a notebook with ipywidgets."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         return Bar(tqdm, total, done)
     notebook = _notebook_bar()
     return None if notebook is None else Bar(notebook, total, done, is_notebook=True)
@@ -121,7 +121,7 @@ class _AboveTheBar:
 
 def _redirect_output() -> list[tuple[Any, str, _AboveTheBar]]:
     """Puts a proxy before each stream that shares the terminal with the bar: (owner, attribute, proxy)."""
-    streams = [stream for stream in (sys.stderr, sys.stdout) if stream.isatty()]
+    streams = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {h: None for logger in loggers for h in getattr(logger, "handlers", ())}
     found: list[tuple[Any, str]] = [

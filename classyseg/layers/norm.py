@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, ConfigRecord, same_word
+from classyseg.config import MAX_CHANNELS, ConfigError, ConfigRecord, same_word
 
 NUM_GROUPS = 32
 
@@ -40,8 +40,8 @@ class NormConfig(ConfigRecord):
     """
 
     name: Annotated[Literal["batch", "group", "instance"], BeforeValidator(_known_norm)] = "batch"
-    groups: Annotated[int, Strict(), Field(ge=1)] | None = None
-    eps: Annotated[float, Strict(), Field(gt=0)] = 1e-5
+    groups: Annotated[int, Strict(), Field(ge=1, le=MAX_CHANNELS)] | None = None
+    eps: Annotated[float, Strict(), Field(gt=0, le=1)] = 1e-5
     momentum: Annotated[float, Strict(), Field(gt=0, le=1)] = 0.1
 
 

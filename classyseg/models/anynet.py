@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
@@ -21,8 +21,9 @@ from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Positive = Annotated[float, Field(gt=0, le=1000)]
 StemType = Literal["simple_stem_in", "res_stem_in", "res_stem_cifar"]
 BlockType = Literal["res_bottleneck_block", "res_bottleneck_linear_block", "res_basic_block", "vanilla_block"]
 Activation = Literal["relu", "silu"]
@@ -227,7 +228,7 @@ class AnyNet(_Staged):
     def __init__(
         self,
         *,
-        depths: tuple[Count, ...],
+        depths: tuple[Depth, ...],
         widths: tuple[Count, ...],
         group_widths: tuple[Count, ...],
         bottleneck_multipliers: tuple[Positive, ...],
@@ -296,10 +297,10 @@ class RegNet(_Staged):
     def __init__(
         self,
         *,
-        depth: Count,
-        w_0: Annotated[int, Field(ge=8, multiple_of=8)],
-        w_a: Annotated[float, Field(ge=0)],
-        w_m: Annotated[float, Field(gt=1)],
+        depth: Depth,
+        w_0: Annotated[int, Field(ge=8, multiple_of=8, le=MAX_CHANNELS)],
+        w_a: Annotated[float, Field(ge=0, le=MAX_CHANNELS)],
+        w_m: Annotated[float, Field(gt=1, le=1000)],
         group_width: Count,
         bottleneck_multiplier: Positive = 1.0,
         width_rounding: Literal["nearest", "torchvision"] = "nearest",

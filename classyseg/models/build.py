@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from classyseg.config import ConfigError, ConfigTree, WeightsConfig, explain, placed
+from classyseg.config import ConfigError, ConfigTree, explain, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.weights import load_weights
+from classyseg.placement import WeightsConfig
 from classyseg.registry import HEADS, MODELS, ComponentConfig
 from classyseg.structures import BlockInfo
 
@@ -77,9 +78,24 @@ def load_initial_weights(model: ClassyModel, config: Any) -> None:
         _load(model, checked.name, _weights_config(weights))
 
 
-def _load(model: ClassyModel, name: str, weights: WeightsConfig, classifier: str | None = None) -> None:
-    options = {"strict": weights.strict, "adapt_input": weights.adapt_input}
-    load_weights(model, weights.source, variant=name, classifier=classifier, **options)
+def _load(
+    model: ClassyModel,
+    name: str,
+    weights: WeightsConfig,
+    classifier: str | None = None,
+    *,
+    new_classifier: bool = False,
+) -> None:
+    load_weights(
+        model,
+        weights.source,
+        variant=name,
+        classifier=classifier,
+        new_classifier=new_classifier,
+        strict=weights.strict,
+        adapt_input=weights.adapt_input,
+        grid=weights.grid,
+    )
 
 
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
@@ -115,8 +131,8 @@ def create_backbone(
     `pretrained` takes the first of the public weights that the name knows; `weights` a name, a path or a URL,
     or a mapping as in a config: `{"source": "w.pth", "strict": False}`. `adapt_input` fits a first convolution for 3
     channels to `in_channels`. `output_indices` keeps some of the blocks, counted from the shallowest, negative ones
-    from the deepest. `features_only=False` attaches ImageNet's classifier as the head `main`, with its weights where
-    the file holds them. `output_stride`, `patch_size`, `hierarchical` and other keywords are the backbone's config, of
+    from the deepest. `features_only=False` attaches ImageNet's classifier as the head `main`, with its weights, which
+    the file must hold. `output_stride`, `patch_size`, `hierarchical` and other keywords are the backbone's config, of
     those that have them.
 
     Raises: `ConfigError`.
@@ -176,8 +192,8 @@ def create_model(
     if not checked.heads:
         model.attach_head("main", HEADS.build(model.classifier_head, [model.classifier_block], num_classes))
     if chosen is not None:
-        classifier = "main" if not checked.heads and num_classes == IMAGENET_CLASSES else None
-        _load(model, name, chosen, classifier)
+        classifier = None if checked.heads else "main"
+        _load(model, name, chosen, classifier, new_classifier=num_classes != IMAGENET_CLASSES)
     return model
 
 

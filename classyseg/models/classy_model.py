@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from classyseg.config import ConfigError, closest
+from classyseg.config import ConfigError, closest, shown
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.layers import tell_progress
 from classyseg.models.compress import Compression, compressed
@@ -24,8 +24,8 @@ from classyseg.models.published import published
 from classyseg.models.recompute import recomputed
 from classyseg.models.store import PublicWeights
 from classyseg.models.tap import Tap, Tapped
-from classyseg.registry import Configurable
-from classyseg.structures import BlockInfo
+from classyseg.registry import Configurable, head_name_problem
+from classyseg.structures import BlockInfo, PositionGrid
 
 PROBE_SIZE = 256
 """The side of the image on the `meta` device by which the stride of a submodule is found."""
@@ -124,8 +124,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
             )
         self._kept = [name for name in self._declared if name in names]
 
+    def position_grids(self) -> Mapping[str, PositionGrid]:
+        """The learned position embeddings by key, which the weight loader fits to those of other grids."""
+        return {}
+
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
-        """A file's `tensor` for our `key`, changed where it may differ by design: position embeddings of another grid.
+        """A file's `tensor` for our `key`, changed where it may differ by design: a kernel for patches of another size.
 
         Called by the weight loader after the naming's own change of layout; what still does not fit is an error.
         """
@@ -237,9 +241,13 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def attach_head(self, name: str, head: ClassyHead, *, train_only: bool = False) -> None:
         """Adds `head`, which will read the blocks that it was built with; `train_only` skips it in eval mode.
 
-        Raises: `ConfigError` for a name in use, an unknown block, a block whose channels are not those of
-        `head.blocks`, or blocks deep to shallow for a head that reads them shallow to deep. Nothing is changed then.
+        Raises: `ConfigError` for a name in use or that torch cannot hold, an unknown block, a block whose channels are
+        not those of `head.blocks`, or blocks deep to shallow for a head that reads them shallow to deep. Nothing is
+        changed then.
         """
+        problem = head_name_problem(name)
+        if problem:
+            raise ConfigError(f"heads.{name}: found the name {shown(name)}; {problem}")
         if name in self.heads:
             raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
         infos = [self.block(block.name) for block in head.blocks]

@@ -12,7 +12,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, user_path
 from classyseg.io import sha256_of
 from classyseg.models.build import build_model
-from classyseg.models.weights import find_weights, load_weights, read_tensors
+from classyseg.models.weights import find_weights, load_weights, read_tensors, require_sound
 
 
 def convert_weights(source: str, target: str | Path, *, model: str = "", force: bool = False) -> str:
@@ -22,7 +22,8 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
     model's own, every one must fit, and what is beside them (classifiers, heads that the name does not bring,
     optimizers) is left out. The file's metadata tell the source's name and sha256, and whose names it used.
 
-    Raises: `ConfigError` as `load_weights` does; for a target that exists, without `force`, or cannot be written.
+    Raises: `ConfigError` as `load_weights` does, also for values that are not finite; for a target that exists, without
+    `force`, or cannot be written.
     """
     target = user_path(target)
     if target.suffix != ".safetensors":
@@ -44,6 +45,7 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
         told = report.summary()
     else:
         tensors = read_tensors(path)
+        require_sound(f"{path}", tensors)
         told = f"{len(tensors)} tensors"
     _save(tensors, target, {key: value for key, value in metadata.items() if value})
     return f"{target}: {told}"
@@ -53,6 +55,7 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) ->
     """Writes beside `target` first, so that a crash leaves no half of a file."""
     part = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
+        part.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
         save_file(_separate(tensors), part, metadata)
         os.replace(part, target)
     except Exception as error:  # safetensors wraps what the disk said in an exception of its own

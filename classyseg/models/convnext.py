@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import convnext as reference
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
 from classyseg.models.naming import Naming
@@ -17,7 +18,7 @@ from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.models.transformer import channels_second
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 TIMM_RULES = (
     (r"^features\.0\.", "stem."),

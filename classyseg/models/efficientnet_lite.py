@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models._utils import _make_divisible
 from torchvision.ops import StochasticDepth
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.layers import NormConfig, build_norm
 from classyseg.layers.same import SameConv2d
 from classyseg.models.classy_model import ClassyModel
@@ -19,7 +20,7 @@ from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 """Not scaled, in any variant."""
 
@@ -91,8 +92,8 @@ class EfficientNetLite(ClassyModel):
     def __init__(
         self,
         *,
-        width: Annotated[float, Field(gt=0)] = 1.0,
-        depth: Annotated[float, Field(gt=0)] = 1.0,
+        width: Annotated[float, Field(gt=0, le=100)] = 1.0,
+        depth: Annotated[float, Field(gt=0, le=100)] = 1.0,
         stochastic_depth: Annotated[float, Field(ge=0, lt=1)] = 0.2,
         output_stride: Literal[8, 16, 32] = 32,
         in_channels: Count = 3,

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.layers import NormConfig, build_norm
 from classyseg.layers.same import SameConv2d
 from classyseg.models.classy_model import ClassyModel
@@ -19,7 +20,7 @@ from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
 from classyseg.models.residual import EXPANSION, KERNELS, ResidualBlock
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 PerStage = tuple[tuple[Count], tuple[Count, Count], tuple[Count, Count, Count], tuple[Count, Count, Count, Count]]
 Padding = Literal["same", "symmetric"]
 Upsampling = Literal["bilinear", "nearest"]

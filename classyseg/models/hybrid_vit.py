@@ -9,13 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import ConfigError
 from classyseg.models.naming import Naming
-from classyseg.models.transformer import Classifier, Encoder, TransformerModel, check_heads
+from classyseg.models.transformer import Classifier, Count, Encoder, ImageSize, TransformerModel, check_heads, grid_for
 from classyseg.models.vision_transformer import TIMM_RULES
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 STEM_CHANNELS = 64
@@ -91,7 +89,7 @@ class HybridViT(TransformerModel):
         self,
         *,
         depths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (3, 4, 9),
-        image_size: Count = 224,
+        image_size: ImageSize = 224,
         num_layers: Count = 12,
         num_heads: Count = 12,
         hidden_dim: Count = 768,
@@ -104,8 +102,7 @@ class HybridViT(TransformerModel):
         super().__init__()
         check_heads(hidden_dim, num_heads)
         stride = 2 ** (len(depths) + 1)
-        if image_size % stride:
-            raise ConfigError(f"image_size: found {image_size}, no multiple of the ResNet's stride {stride}")
+        grid = grid_for(image_size, stride, "the ResNet's stride")
         self.in_channels = in_channels
         self.cnn = nn.Module()
         self.cnn.stem = _with_norm(in_channels, STEM_CHANNELS, 7, 2)
@@ -124,7 +121,7 @@ class HybridViT(TransformerModel):
         nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / channels))
         nn.init.zeros_(self.conv_proj.bias)  # type: ignore[arg-type]
         encoder = Encoder(
-            (image_size // stride) ** 2 + (classifier == "token"),
+            math.prod(grid) + (classifier == "token"),
             num_layers,
             hidden_dim,
             num_heads,
@@ -132,7 +129,7 @@ class HybridViT(TransformerModel):
             dropout=dropout_rate,
             attention_dropout=attention_dropout_rate,
         )
-        self.add_encoder(encoder, image_size // stride, stride, classifier)
+        self.add_encoder(encoder, grid, stride, classifier)
         self.last = f"stage{len(depths) + 1}"
         layers = [f"encoder.layers.encoder_layer_{i}" for i in range(num_layers)]
         before = ("conv_proj", "class_token", "encoder.pos_embedding", "encoder.dropout")

@@ -11,6 +11,7 @@ from torchvision.models import MobileNetV2 as ReferenceV2
 from torchvision.models import MobileNetV3 as ReferenceV3
 from torchvision.models import mobilenetv3
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
@@ -18,8 +19,8 @@ from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
-Width = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Width = Annotated[float, Field(gt=0, le=100)]
 OutputStride = Literal[8, 16, 32]
 
 BLOCKS = ("stem", "stage1", "stage2", "stage3", "stage4")
@@ -120,7 +121,7 @@ class MobileNetV2(MobileNet):
         return torchvision_weights(variant)
 
 
-@MODELS.register("mobilenet_v3_tv")
+@MODELS.register("mobilenet_v3_torchvision")
 class TorchvisionMobileNetV3(MobileNet):
     """MobileNetV3 as torchvision has it, which differs from PaddleSeg's: the same blocks, with torchvision's keys.
 
@@ -149,9 +150,10 @@ class TorchvisionMobileNetV3(MobileNet):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        return torchvision_weights(variant.removesuffix("_tv"))
+        return torchvision_weights(variant.removesuffix("_torchvision"))
 
 
 MODELS.variants(
-    TorchvisionMobileNetV3, {"mobilenet_v3_small_tv": {"size": "small"}, "mobilenet_v3_large_tv": {"size": "large"}}
+    TorchvisionMobileNetV3,
+    {"mobilenet_v3_small_torchvision": {"size": "small"}, "mobilenet_v3_large_torchvision": {"size": "large"}},
 )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models._utils import _make_divisible
 
-from classyseg.config import Float
+from classyseg.config import MAX_CHANNELS, Float
 from classyseg.layers import NormConfig, build_norm
 from classyseg.layers.same import SameConv2d
 from classyseg.models.classy_model import ClassyModel
@@ -157,10 +157,10 @@ class MobileNetV3(ClassyModel):
         self,
         *,
         arch: Literal["large", "small"] = "large",
-        scale: Annotated[Float, Field(gt=0)] = 1.0,
+        scale: Annotated[Float, Field(gt=0, le=100)] = 1.0,
         variant: Variant = "v2.6",
         output_stride: Literal[2, 4, 8, 16, 32] = 32,
-        in_channels: Annotated[int, Field(ge=1)] = 3,
+        in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

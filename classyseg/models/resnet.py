@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
 from classyseg.layers import NormConfig
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.named import with_heads
@@ -57,20 +57,20 @@ class ResNet(ClassyModel):
         *,
         block: Literal["basic", "bottleneck"] = "bottleneck",
         depths: tuple[
-            Annotated[int, Field(ge=1)],
-            Annotated[int, Field(ge=1)],
-            Annotated[int, Field(ge=1)],
-            Annotated[int, Field(ge=1)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
+            Annotated[int, Field(ge=1, le=MAX_DEPTH)],
         ] = (3, 4, 6, 3),
-        groups: Annotated[int, Field(ge=1)] = 1,
-        width_per_group: Annotated[int, Field(ge=1)] = 64,
+        groups: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 1,
+        width_per_group: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 64,
         deep_stem: bool = False,
-        stem_width: Annotated[int, Field(ge=1)] = STEM_WIDTH,
+        stem_width: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = STEM_WIDTH,
         small_input: bool = False,
         avg_down: bool = False,
         avd: bool = False,
         avd_first: bool = False,
-        radix: Annotated[int, Field(ge=1)] = 1,
+        radix: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 1,
         rectified_conv: bool = False,
         rectify_avg: bool = False,
         dropblock: Annotated[float, Field(ge=0, lt=1)] = 0.0,
@@ -79,7 +79,7 @@ class ResNet(ClassyModel):
         last_gamma: bool = False,
         output_stride: Literal[8, 16, 32] = 32,
         multi_grid: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
-        in_channels: Annotated[int, Field(ge=1)] = 3,
+        in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

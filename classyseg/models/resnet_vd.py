@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.layers import CeilMeanPool2d, NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import PADDLE_LEAVES, Naming, paddle_tensor
@@ -16,7 +16,7 @@ from classyseg.models.paddle import initialise
 from classyseg.models.residual import EXPANSION, KERNELS, ResidualBlock
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 DILATIONS = {8: (1, 1, 2, 4), 16: (1, 1, 1, 2), 32: (1, 1, 1, 1)}
 """Of the four stages, by output stride."""
 WIDTHS = (64, 128, 256, 512)

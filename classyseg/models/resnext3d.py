@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.models.classy_model import ClassyModel
 from classyseg.registry import MODELS
 
@@ -24,7 +24,7 @@ Residual = Literal[
     "postactivated_bottleneck_transformation",
     "preactivated_bottleneck_transformation",
 ]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 PREACTIVATED = "preactivated_bottleneck_transformation"
 STEM_MIDDLE_CHANNELS = 45
 """Between the two convolutions of the (2+1)D stem, as published."""

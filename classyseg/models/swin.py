@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import swin_transformer as reference
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.models.transformer import channels_second, padded
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 PATCH_SIZE = 4
@@ -123,7 +123,7 @@ class SwinTransformer(ClassyModel):
         depths: tuple[Count, Count, Count, Count] = (2, 2, 6, 2),
         num_heads: tuple[Count, Count, Count, Count] = (3, 6, 12, 24),
         window_size: Annotated[int, Field(ge=2)] = 7,
-        mlp_ratio: Annotated[float, Field(gt=0)] = 4.0,
+        mlp_ratio: Annotated[float, Field(gt=0, le=1000)] = 4.0,
         dropout: Rate = 0.0,
         attention_dropout: Rate = 0.0,
         stochastic_depth: Rate = 0.1,

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import MLP
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.layers.resize import resample
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.weights.positions import resized_positions
+from classyseg.structures import PositionGrid
 
 EPS = 1e-6
 PYRAMID_STRIDES = (4, 8, 16, 32)
 Classifier = Literal["token", "gap"]
+Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+ImageSize = Count | tuple[Count, Count]
+"""Height and width of images in pixels; one number is both."""
 
 
 class SelfAttention(nn.Module):
@@ -98,10 +104,10 @@ class TransformerModel(ClassyModel):
 
     class_token: nn.Parameter | None
 
-    def add_encoder(self, encoder: Encoder, grid: int, stride: int, classifier: Classifier) -> None:
-        """Takes `encoder`, whose position embeddings are for `grid` x `grid` patches of `stride` pixels."""
+    def add_encoder(self, encoder: Encoder, grid: tuple[int, int], stride: int, classifier: Classifier) -> None:
+        """Takes `encoder`, whose position embeddings are for a `grid` (rows, columns) of patches of `stride` pixels."""
         channels = encoder.pos_embedding.shape[2]
-        self.grid = (grid, grid)
+        self.grid = grid
         self.class_token = nn.Parameter(torch.zeros(1, 1, channels)) if classifier == "token" else None
         self.encoder = encoder
         for i in range(1, len(encoder.layers) + 1):
@@ -132,36 +138,28 @@ class TransformerModel(ClassyModel):
             features["pre_logits"] = (x.mean(1) if self.class_token is None else x[:, 0])[:, :, None, None]
         return features
 
-    def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
-        """Position embeddings of another grid, or without a place for the class token, as this model's."""
-        expected = self.encoder.pos_embedding.shape
-        if key != "encoder.pos_embedding" or tensor.dim() != 3 or tensor.shape == expected:
-            return tensor
-        num_extra = 0 if self.class_token is None else 1
-        side, bare = math.isqrt(tensor.shape[1] - num_extra), math.isqrt(tensor.shape[1])
-        if bare * bare == tensor.shape[1] and num_extra:  # the class token of such files has no position
-            tensor, side = torch.cat([torch.zeros_like(tensor[:, :1]), tensor], 1), bare
-        if tensor.shape[2] != expected[2] or side * side != tensor.shape[1] - num_extra:
-            return tensor
-        return resized_positions(tensor, num_extra, (side, side), self.grid)
+    def position_grids(self) -> Mapping[str, PositionGrid]:
+        return {"encoder.pos_embedding": PositionGrid(*self.grid, 0 if self.class_token is None else 1)}
+
+
+def grid_for(image_size: ImageSize, stride: int, what: str) -> tuple[int, int]:
+    """The rows and columns of patches of `stride` pixels, called `what` in messages, that images of that size have.
+
+    Raises: `ConfigError` for a side that is no multiple of `stride`.
+    """
+    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    if height % stride or width % stride:
+        near = [max(1, round(side / stride)) * stride for side in (height, width)]
+        found = list(image_size) if isinstance(image_size, tuple) else image_size
+        raise ConfigError(
+            f"image_size: found {found}, no multiple of {what} {stride}; try {near if height != width else near[0]}"
+        )
+    return height // stride, width // stride
 
 
 def evenly(num_layers: int, num_stages: int) -> list[int]:
     """The layers, counted from 1, after which each of `num_stages` equal parts of `num_layers` layers ends."""
     return [num_layers * i // num_stages for i in range(1, num_stages + 1)]
-
-
-def resized_positions(positions: Tensor, num_extra: int, grid: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Position embeddings (1, num_extra + rows * columns, C) of `grid` as they are on a grid of `size`.
-
-    Bicubic, corner on corner, as torchvision and ClassyVision resize them when they load a file.
-    """
-    if not torch.compiler.is_compiling() and tuple(size) == tuple(grid):
-        return positions
-    extra, patches = positions[:, :num_extra], positions[:, num_extra:]
-    patches = patches.transpose(1, 2).unflatten(2, grid)
-    patches = F.interpolate(patches, tuple(size), mode="bicubic", align_corners=True)
-    return torch.cat([extra, patches.flatten(2).transpose(1, 2)], 1)
 
 
 def resized_kernel(kernel: Tensor, size: int) -> Tensor:

@@ -14,17 +14,19 @@ from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.models.transformer import (
     PYRAMID_STRIDES,
     Classifier,
+    Count,
     Encoder,
+    ImageSize,
     TransformerModel,
     check_heads,
     evenly,
+    grid_for,
     padded,
     resized_kernel,
     to_pyramid,
 )
 from classyseg.registry import MODELS
 
-Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 StemSize = Annotated[int, Strict(), Field(ge=1)]
 
@@ -62,8 +64,9 @@ class VisionTransformer(TransformerModel):
 
     They are maps of the patches, without the class token, at the stride `patch_size`; `hierarchical` resamples them to
     the strides 4, 8, 16 and 32, without parameters. Images of any size: they are padded to whole patches, and the
-    position embeddings, learned for `image_size`, are resized. The keys are torchvision's. `classifier: gap` has no
-    class token. `conv_stem_layers` take the place of the one convolution that embeds the patches.
+    position embeddings, learned for `image_size` (a side, or height and width), are resized. The keys are
+    torchvision's. `classifier: gap` has no class token. `conv_stem_layers` take the place of the one convolution that
+    embeds the patches.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; the stem: Xiao et al., "Early Convolutions
     Help Transformers See Better", NeurIPS 2021.
@@ -84,7 +87,7 @@ class VisionTransformer(TransformerModel):
     def __init__(
         self,
         *,
-        image_size: Count = 224,
+        image_size: ImageSize = 224,
         patch_size: Count = 16,
         num_layers: Annotated[int, Field(ge=4)] = 12,
         num_heads: Count = 12,
@@ -99,16 +102,13 @@ class VisionTransformer(TransformerModel):
     ) -> None:
         super().__init__()
         check_heads(hidden_dim, num_heads)
-        if image_size % patch_size:
-            near = round(image_size / patch_size) * patch_size or patch_size
-            raise ConfigError(f"image_size: found {image_size}, no multiple of patch_size {patch_size}; try {near}")
+        grid = grid_for(image_size, patch_size, "patch_size")
         self.in_channels = in_channels
         self.patch_size = patch_size
         self.hierarchical = hierarchical
         self.conv_proj = _embedding(in_channels, hidden_dim, patch_size, conv_stem_layers)
-        grid = image_size // patch_size
         encoder = Encoder(
-            grid**2 + (classifier == "token"),
+            math.prod(grid) + (classifier == "token"),
             num_layers,
             hidden_dim,
             num_heads,
@@ -134,11 +134,11 @@ class VisionTransformer(TransformerModel):
         return {**features, **to_pyramid(maps, self.patch_size, image)}
 
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:
-        """As `TransformerModel`, and a kernel for patches of another size."""
+        """A kernel for patches of another size."""
         is_kernel = key == "conv_proj.weight" and isinstance(self.conv_proj, nn.Conv2d) and tensor.dim() == 4
         if is_kernel and tensor.shape[2:] != (self.patch_size, self.patch_size):
             return resized_kernel(tensor, self.patch_size)
-        return super().fit_tensor(key, tensor)
+        return tensor
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS, MAX_DEPTH
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
 from classyseg.registry import MODELS
 
 SLOPE = 0.01
-Depth = Annotated[int, Field(ge=1)]
+Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -107,11 +108,11 @@ class WideResNet(ClassyModel):
         self,
         *,
         depths: tuple[Depth, Depth, Depth, Depth, Depth, Depth] = (3, 3, 6, 3, 1, 1),
-        width: Annotated[int, Field(ge=1)] = 64,
+        width: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 64,
         dropout: tuple[Dropout, Dropout] = (0.3, 0.5),
         output_stride: Literal[8, 16, 32] = 32,
         reference_eval: bool = False,
-        in_channels: Annotated[int, Field(ge=1)] = 3,
+        in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

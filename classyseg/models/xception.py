@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.registry import MODELS
@@ -36,7 +37,7 @@ class Xception(ClassyModel):
         *,
         layers: Literal[65, 71] = 65,
         output_stride: Literal[8, 16, 32] = 32,
-        in_channels: Annotated[int, Field(ge=1)] = 3,
+        in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()

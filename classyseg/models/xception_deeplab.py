@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.config import MAX_CHANNELS
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.dilation import replace_stride_with_dilation
@@ -110,7 +111,7 @@ class XceptionDeeplab(ClassyModel):
         depth: Literal[41, 65, 71] = 65,
         output_stride: Literal[8, 16, 32] = 16,
         reference_strides: bool = False,
-        in_channels: Annotated[int, Field(ge=1)] = 3,
+        in_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         norm: NormConfig = NormConfig(eps=1e-3, momentum=0.01),
     ) -> None:
         super().__init__()

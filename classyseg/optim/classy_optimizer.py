@@ -23,8 +23,8 @@ class ParameterGroup(ConfigRecord):
     """
 
     match: Text
-    lr_factor: Annotated[Float, Field(ge=0)] = 1.0
-    weight_decay_factor: Annotated[Float, Field(ge=0)] = 1.0
+    lr_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
+    weight_decay_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
 
 
 class ClassyOptimizer(Configurable, ABC):

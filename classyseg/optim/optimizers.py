@@ -13,8 +13,8 @@ from classyseg.config import ConfigError
 from classyseg.optim.classy_optimizer import ClassyOptimizer, ParameterGroup
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

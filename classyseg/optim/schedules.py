@@ -39,7 +39,8 @@ class ClassyScheduler(Configurable, ABC):
     ) -> None:
         if warmup_epochs >= num_epochs > 0:
             raise ConfigError(
-                f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs"
+                f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs, and the "
+                "warm-up takes fewer: shorten it, or write 0"
             )
         share = warmup_epochs / num_epochs if num_epochs else 0.0
         curve = self.curve()
@@ -79,7 +80,7 @@ class Polynomial(ClassyScheduler):
         self,
         num_epochs: float,
         *,
-        power: Annotated[float, Field(gt=0)] = 0.9,
+        power: Annotated[float, Field(gt=0, le=100)] = 0.9,
         warmup_epochs: Epochs = 0.0,
         warmup_factor: Factor = 0.001,
         interval_scaling: IntervalScaling = "rescaled",

@@ -105,3 +105,14 @@ def check_best(hooks: Iterable[Any], numbers: RecordNumbers) -> None:
                 f"hooks[{i}].best_is: missing; nothing says which value of '{hook.best}' is best: set it to largest or "
                 "smallest"
             )
+
+
+def check_measured(hooks: Iterable[Any], *, has_test: bool) -> None:
+    """Raises: `ConfigError` for a `best` where nothing is measured. Takes hooks, or their configs."""
+    for i, hook in enumerate(hooks):
+        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
+        if is_checkpoint and hook.best is not None and not has_test:
+            raise ConfigError(
+                f"hooks[{i}].best: found '{hook.best}', but there is no dataset.test by which to measure it; add one, "
+                "or leave best out"
+            )

@@ -6,35 +6,26 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any
-
-import torch
-from torch import Tensor
-from torch.func import functional_call
 
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
-from classyseg.datasets.build import has_whole_images
+from classyseg.datasets.build import check_dataset_config, has_whole_images
 from classyseg.datasets.doctor import Finding, check_data
 from classyseg.datasets.label_map import classes_line, with_more_classes
-from classyseg.heads.classy_head import HeadOutputError
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.models.feature_cache import check_frozen
 from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.tasks.outputs import SeenAtOnce, check_outputs, check_takes_images
 from classyseg.tasks.runtime import RuntimeConfig
 from classyseg.transforms import Normalize, PairTransform
 
 log = logging.getLogger(__name__)
 
 SHORT_LOOK = "a look at some samples; `classyseg data check CONFIG` looks at all"
-PROBE_SIZE = 256
-"""The side of the images on the `meta` device by which the shapes of logits are found."""
-
-
 NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
 
@@ -89,62 +80,6 @@ def _root(finding: Finding, places: Iterable[str]) -> str:
     return next(place for place in places if finding.place == place or finding.place.startswith(f"{place}."))
 
 
-def check_outputs(model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool) -> None:
-    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w); for outputs that the loss cannot
-    read; and, in a task that trains, for a head of which it reads nothing.
-
-    A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
-    """
-    outputs = _outputs_on_meta(model)
-    if outputs is None:
-        return
-    for name in model.heads:
-        found = outputs[name]
-        if found.dim() != 4:
-            raise ConfigError(
-                f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
-                "logits for each pixel, (N, num_classes, h, w)"
-            )
-        if found.shape[1] != num_classes:
-            raise ConfigError(
-                f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
-                f"{num_classes}"
-            )
-    target = torch.empty(2, PROBE_SIZE, PROBE_SIZE, dtype=torch.int64, device="meta")
-    read = {name.partition(".")[0] for name in loss.names_read(outputs, target)}
-    for name in model.heads if trains else ():
-        if name not in read:
-            raise ConfigError(
-                f"loss: reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
-                "loss.heads, or leave the head out"
-            )
-
-
-def _outputs_on_meta(model: ClassyModel) -> dict[str, Tensor] | None:
-    """What the model gives in training for two images, as shapes; None where it cannot run so."""
-    state = {
-        name: torch.empty_like(value, device="meta")
-        for name, value in chain(model.named_parameters(), model.named_buffers())
-    }
-    image = torch.empty(2, model.in_channels, PROBE_SIZE, PROBE_SIZE, device="meta")
-    training = model.training
-    model.train()  # else heads that only train are left out
-    try:
-        with torch.no_grad():
-            outputs: dict[str, Tensor] = functional_call(model, state, image)
-            return outputs
-    except HeadOutputError:
-        raise
-    except (RuntimeError, ValueError, AssertionError):
-        return None
-    finally:
-        model.train(training)
-
-
-def _shape(logits: Tensor) -> str:
-    return f"(N, {', '.join(map(str, logits.shape[1:]))})"
-
-
 def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
     """The mean and deviation that the published weights need which a model's config names; None for other weights."""
     if not isinstance(model_config, ComponentConfig):  # a model that Python code built
@@ -187,7 +122,8 @@ def applied_normalize(
 
 
 def check_masks(name: str, data: Any) -> None:
-    """Raises: `ConfigError` for a data set, or its config, without masks."""
+    """Raises: `ConfigError` for a data set, or its config, without masks or with options that exclude each other."""
+    check_dataset_config(f"dataset.{name}", data)
     if has_whole_images(data):
         raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
     if isinstance(data, ClassyDataset) and not data.has_masks:
@@ -309,15 +245,20 @@ def check_parts(
     num_classes: int,
     *,
     trains: bool,
+    seen: SeenAtOnce | None = None,
 ) -> None:
-    """What a model, a loss and meters ask of each other; tells the loss the main head."""
+    """What a model, a loss and meters ask of each other, and of the images that are seen at once in training.
+
+    It tells the loss the main head.
+    """
+    check_takes_images(model)
     _check_head_names(model, loss, meters)
     _check_extras(model, loss)
     check_compile(model, runtime)
     if runtime.cache_features is not None:
         check_frozen(model)
     loss.choose_main_head(model.main_head)
-    check_outputs(model, loss, num_classes, trains=trains)
+    check_outputs(model, loss, num_classes, trains=trains, seen=seen)
 
 
 def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any]) -> None:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint, check_tensors, step_of
-from classyseg.config import ConfigError, ConfigRecord, user_path, within
+from classyseg.config import MAX_SEED, ConfigError, ConfigRecord, user_path, within
 from classyseg.datasets import (
     BadSamples,
     Batches,
@@ -28,7 +28,6 @@ from classyseg.datasets import (
     build_dataset,
     make_loader,
 )
-from classyseg.datasets.build import innermost, known_group_size
 from classyseg.foreign import instead_of_key
 from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
 from classyseg.losses import ClassyLoss, build_loss
@@ -40,7 +39,6 @@ from classyseg.registry import (
     HOOKS,
     METERS,
     TASKS,
-    TRANSFORMS,
     ComponentConfig,
     DatasetConfig,
     HookConfig,
@@ -52,7 +50,7 @@ from classyseg.registry import (
 from classyseg.rng import seed_everything
 from classyseg.structures import BestIs, Sample
 from classyseg.tasks.accumulation import parts_of, whole_batch_step
-from classyseg.tasks.best import check_best, record_numbers
+from classyseg.tasks.best import check_best, check_measured, record_numbers
 from classyseg.tasks.checks import (
     applied_normalize,
     check_classes,
@@ -69,6 +67,7 @@ from classyseg.tasks.checks import (
     warn_of_compression,
 )
 from classyseg.tasks.classy_task import ClassyTask
+from classyseg.tasks.known import check_config, check_in_channels, seen_at_once
 from classyseg.tasks.resume import restore_optimizer, saved_scaler, whole_number
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -111,13 +110,13 @@ class SegmentationTask(ClassyTask):
     def __init__(
         self,
         *,
-        num_epochs: Annotated[int, Field(ge=0)],
-        batch_size: Annotated[int, Field(ge=1)],
+        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)],
+        batch_size: Annotated[int, Field(ge=1, le=1_000_000)],
         dataset: DatasetsConfig,
         model: ModelConfig,
         loss: LossConfig,
         optimizer: OptimizerConfig | None = None,
-        seed: Annotated[int, Field(ge=0)] = 0,
+        seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0,
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
@@ -145,11 +144,7 @@ class SegmentationTask(ClassyTask):
         self.model: ClassyModel = build_model(model, self.described.num_classes, load=False)
         with within("loss"):
             self.loss: ClassyLoss = build_loss(loss, self.described.ignore_index)
-        first, described = next(iter(self._data_sets().items()))
-        check_classes(first, getattr(dataset, first), described.classes, self.loss)
-        self.loss.check_num_classes(self.described.num_classes)
-        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
-        check_parts(self.model, self.loss, meters, self.runtime, self.described.num_classes, trains=num_epochs > 0)
+        self._check_together(dataset, meters)
         warn_of_compression(self.model, self.runtime)
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.described.classes, self.described.ignore_index
@@ -167,6 +162,7 @@ class SegmentationTask(ClassyTask):
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
+        check_measured(self.hooks, has_test=self.test_set is not None)
         check_best(self.hooks, self._numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
@@ -174,6 +170,17 @@ class SegmentationTask(ClassyTask):
     def _data_sets(self) -> dict[str, ClassyDataset]:
         found = {"train": self.train_set, "test": self.test_set}
         return {name: data for name, data in found.items() if data is not None}
+
+    def _check_together(self, dataset: DatasetsConfig, meters: Sequence[Any]) -> None:
+        """What model, loss, meters and data sets ask of each other; `check` asks it of the config alone."""
+        first, described = next(iter(self._data_sets().items()))
+        check_classes(first, getattr(dataset, first), described.classes, self.loss)
+        self.loss.check_num_classes(described.num_classes)
+        check_targets({name: data.transforms for name, data in self._data_sets().items()}, self.loss)
+        seen = seen_at_once(self.batch_size, self.runtime, dataset.train)
+        trains = self.num_epochs > 0
+        check_parts(self.model, self.loss, meters, self.runtime, described.num_classes, trains=trains, seen=seen)
+        check_in_channels(self.model, self._data_sets())
 
     def _check_data_sets(self) -> None:
         for name, dataset in self._data_sets().items():
@@ -198,41 +205,7 @@ class SegmentationTask(ClassyTask):
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
         check_complete(config.num_epochs, config.dataset, config.optimizer)  # type: ignore[attr-defined]
-        for name, data in config.dataset:  # type: ignore[attr-defined]
-            if data is not None:
-                check_masks(name, data)
-        model_config = config.model  # type: ignore[attr-defined]
-        try:
-            with torch.device("meta"):
-                model = build_model(model_config, 2, load=False)
-        except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
-            model = build_model(model_config, 2, load=False)
-        with within("loss"):
-            loss = build_loss(config.loss)  # type: ignore[attr-defined]
-        for name, data in config.dataset:  # type: ignore[attr-defined]
-            if (known := _known_classes(data)) is not None:
-                check_classes(name, data, known, loss)
-        classes = _known_classes(config.dataset.train or config.dataset.test)  # type: ignore[attr-defined]
-        if classes is not None:
-            loss.check_num_classes(len(classes))
-        check_parts(model, loss, config.meters, config.runtime, 2, trains=config.num_epochs > 0)  # type: ignore[attr-defined]
-        meters = config.meters  # type: ignore[attr-defined]
-        if classes is not None:
-            meters = METERS.build_each("meters", meters, classes, 255)
-        test = config.dataset.test  # type: ignore[attr-defined]
-        group_size = None if test is None else known_group_size(test)
-        clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)  # type: ignore[attr-defined]
-        check_best(config.hooks, record_numbers(cls.record_numbers, meters, model.main_head, classes))  # type: ignore[attr-defined]
-        transforms = {
-            name: TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(data, "transforms", ()))
-            for name, data in config.dataset  # type: ignore[attr-defined]
-            if data is not None
-        }
-        check_targets(transforms, loss)
-        applied_normalize(transforms, config.normalize, normalize_of_weights(model_config))  # type: ignore[attr-defined]
-        with within("optimizer"):
-            if config.optimizer is not None:  # type: ignore[attr-defined]
-                build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))  # type: ignore[attr-defined]
+        check_config(config, cls.record_numbers)
 
     # -- the parts at work -------------------------------------------------------------------------------------------
 
@@ -268,13 +241,13 @@ class SegmentationTask(ClassyTask):
             )
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
-        pin = self.device.type == "cuda"
+        loading = {**self.runtime.loading(self.device), "gives_up": lambda: self.gives_up()}
         for phase, dataset, order in (
             ("train", self.train_set, self._train_batches),
             ("test", self.test_set, self._test_batches),
         ):
             if dataset is not None and (phase == "test" or self.num_epochs):
-                self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
+                self._loaders[phase] = make_loader(dataset, order, **loading)
 
     def load_initial_weights(self) -> None:
         load_initial_weights(self.model, self._model_config)
@@ -488,13 +461,3 @@ class SegmentationTask(ClassyTask):
             self.optimizer.set_progress((step - 1) / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and scaler is not None:
             self.scaler.load_state_dict(scaler)
-
-
-def _known_classes(dataset: Any) -> Sequence[str] | None:
-    """What the config of a data set, or its class, says without a look at the data."""
-    dataset = innermost(dataset)
-    for source in (dataset, getattr(dataset, "component", None)):
-        classes = getattr(source, "classes", None)
-        if isinstance(classes, list | tuple):
-            return classes
-    return None

@@ -16,8 +16,17 @@ from classyseg.structures import Sample
 class ClassyTransform(Configurable, ABC):
     """Built as `Transform(ignore_index, *, options)`: the label of pixels that a transform adds to a mask."""
 
+    keeps_size: bool = False
+    """Whether images have the size after it that they had before."""
+    keeps_type: bool = False
+    """Whether images of integers stay so: in floating point, nobody normalises them any more."""
+
     def __init__(self, ignore_index: int = 255) -> None:
         self.ignore_index = ignore_index
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Height and width of every image after it, whose `size` before may be known; None where they are not."""
+        return size if self.keeps_size else None
 
     @abstractmethod
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:

@@ -24,7 +24,7 @@ from classyseg.transforms.pixels import Share, in_order
 GREY = (0.299, 0.587, 0.114)
 """How much of red, green and blue makes grey (ITU-R BT.601)."""
 
-Factor = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=0, le=1000)]
 
 
 def require_color(sample: Sample, transform: str) -> None:
@@ -35,7 +35,7 @@ def require_color(sample: Sample, transform: str) -> None:
     if len(image) != 3 or image.dtype != torch.uint8:
         raise ConfigError(
             f"{sample.name}: '{transform}' found an image of {len(image)} channels of {image.dtype}; it takes three "
-            "channels of 8 bits"
+            "channels of 8 bits: leave it out for such images"
         )
 
 
@@ -139,6 +139,9 @@ class ColorJitter(ClassyTransform):
     before they are normalised.
     """
 
+    keeps_size = True
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
@@ -175,6 +178,9 @@ class PhotometricDistortion(ClassyTransform):
 
     Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016.
     """
+
+    keeps_size = True
+    keeps_type = True
 
     def __init__(
         self,
@@ -220,6 +226,9 @@ class Lighting(ClassyTransform):
     are those that facebook's fb.resnet.torch published.
     """
 
+    keeps_size = True
+    keeps_type = True
+
     VALUES = (0.2175, 0.0188, 0.0045)
     VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
@@ -237,6 +246,9 @@ class Lighting(ClassyTransform):
 @TRANSFORMS.register("gaussian_blur")
 class GaussianBlur(ClassyTransform):
     """Blurs with a random standard deviation in pixels, with a probability."""
+
+    keeps_size = True
+    keeps_type = True
 
     def __init__(
         self,
@@ -271,6 +283,8 @@ class Normalize(ClassyTransform):
 
     Seldom needed: the task does the same on the device, where it is faster and a quarter of the bytes travel.
     """
+
+    keeps_size = True
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class RandomScaleCrop(ClassyTransform):
     anew, at the same scale, up to ten times, and so are those without a valid pixel; the last one is taken.
     """
 
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
@@ -63,6 +65,9 @@ class RandomScaleCrop(ClassyTransform):
         self.fitting = Fitting(fit, shorter_side, longer_side)
         self.max_class_fraction = max_class_fraction
         self.fill = fill
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return self.size
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_scale_crop")
@@ -115,10 +120,15 @@ class CenterCrop(ClassyTransform):
     To the pixel that of torchvision, and so of ClassyVision.
     """
 
+    keeps_type = True
+
     def __init__(self, ignore_index: int = 255, *, size: Box, fill: Grey = 0) -> None:
         super().__init__(ignore_index)
         self.size = height_and_width(size)
         self.fill = fill
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return self.size
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "center_crop")

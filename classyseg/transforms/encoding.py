@@ -58,6 +58,8 @@ class SyncResizeCrop(ClassyTransform):
     Source: zhanghang1989/PyTorch-Encoding, the data sets' `_sync_transform`.
     """
 
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
@@ -73,6 +75,9 @@ class SyncResizeCrop(ClassyTransform):
         self.scale = in_order("scale", scale)
         self.interpolation: Interpolation = interpolation
         self.fill = fill
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return self.crop_size, self.crop_size
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         return self.crop(sample, _GeneratorDraws(generator))
@@ -103,12 +108,17 @@ class ResizeCenterCrop(ClassyTransform):
     Source: zhanghang1989/PyTorch-Encoding, the data sets' `_val_sync_transform`.
     """
 
+    keeps_type = True
+
     def __init__(
         self, ignore_index: int = 255, *, crop_size: Side = 480, interpolation: Interpolation = "bilinear"
     ) -> None:
         super().__init__(ignore_index)
         self.crop_size = crop_size
         self.interpolation: Interpolation = interpolation
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return self.crop_size, self.crop_size
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "resize_center_crop")

@@ -28,12 +28,15 @@ class RandomErasing(ClassyTransform):
     DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
     """
 
+    keeps_size = True
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
         *,
         probability: Share = 0.5,
-        count: Annotated[int, Field(ge=1)] = 1,
+        count: Annotated[int, Field(ge=1, le=1000)] = 1,
         area: tuple[Share, Share] = (0.02, 0.33),
         ratio: tuple[Positive, Positive] = (0.3, 3.3),
         fill: Grey | Literal["noise"] = "noise",

@@ -9,7 +9,7 @@ from pydantic import Field
 from classyseg.config import ConfigError
 from classyseg.transforms.pixels import Side, height_and_width
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, le=10_000)]
 Box = tuple[Side, Side]
 
 

@@ -31,6 +31,8 @@ from classyseg.transforms.pixels import (
 
 
 class _Flip(ClassyTransform):
+    keeps_size = True
+    keeps_type = True
     axis: int
 
     def __init__(self, ignore_index: int = 255, *, probability: Share = 0.5) -> None:
@@ -69,6 +71,8 @@ class Resize(ClassyTransform):
     that crop or pad must come before it.
     """
 
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
@@ -88,6 +92,9 @@ class Resize(ClassyTransform):
         self.interpolation: Interpolation = interpolation
         self.image_only = image_only
 
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        return self.size
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         height, width = sample.image.shape[-2:]
         size = self.size or scaled(height, width, self.fitting.factor(height, width))
@@ -102,6 +109,8 @@ class RandomResize(ClassyTransform):
     `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
     with `resize`), else to its own. `shorter_side` may be a list, of which one is drawn; `scale` may then be left out.
     """
+
+    keeps_type = True
 
     def __init__(
         self,
@@ -141,6 +150,8 @@ class Pad(ClassyTransform):
     The border is `fill` in the image and ignored in the mask. An image larger than `size` is left as it is.
     """
 
+    keeps_type = True
+
     def __init__(
         self,
         ignore_index: int = 255,
@@ -155,6 +166,14 @@ class Pad(ClassyTransform):
         self.size = None if size is None else height_and_width(size)
         self.multiple = multiple
         self.fill = fill
+
+    def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is None:
+            return None
+        if self.multiple is not None:
+            return size[0] + -size[0] % self.multiple, size[1] + -size[1] % self.multiple
+        wanted = self.size or size
+        return max(size[0], wanted[0]), max(size[1], wanted[1])
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "pad")
@@ -176,6 +195,9 @@ class RandomRotation(ClassyTransform):
 
     What comes from outside is `fill` in the image and ignored in the mask.
     """
+
+    keeps_size = True
+    keeps_type = True
 
     def __init__(
         self,

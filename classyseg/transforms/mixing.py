@@ -92,6 +92,9 @@ class CutMix(PairTransform):
     2020.
     """
 
+    keeps_size = True
+    keeps_type = True
+
     def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 1.0, probability: Share = 0.5) -> None:
         super().__init__(ignore_index)
         self.alpha = alpha
@@ -141,6 +144,9 @@ class MixUp(PairTransform):
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
 
+    keeps_size = True
+    keeps_type = True
+
     def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 0.2, probability: Share = 1.0) -> None:
         super().__init__(ignore_index)
         self.alpha = alpha
@@ -171,6 +177,9 @@ class CopyPaste(PairTransform):
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
     """
+
+    keeps_size = True
+    keeps_type = True
 
     def __init__(
         self,

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 from torchvision.transforms.v2 import functional
 
-from classyseg.config import ConfigError
+from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.structures import Sample
 
-Side = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Grey = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interpolation = Literal["bilinear", "bicubic"]

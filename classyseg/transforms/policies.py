@@ -169,6 +169,9 @@ def apply_operation(sample: Sample, operation: str, level: float, fill: int, ign
 
 
 class _Policy(ClassyTransform):
+    keeps_size = True
+    keeps_type = True
+
     def __init__(self, ignore_index: int, name: str, fill: int) -> None:
         super().__init__(ignore_index)
         self.name, self.fill = name, fill
@@ -220,9 +223,9 @@ class RandAugment(_Policy):
         self,
         ignore_index: int = 255,
         *,
-        num_operations: Annotated[int, Field(ge=0)] = 2,
+        num_operations: Annotated[int, Field(ge=0, le=100)] = 2,
         magnitude: Annotated[int, Field(ge=0)] = 9,
-        num_levels: Annotated[int, Field(ge=2)] = 31,
+        num_levels: Annotated[int, Field(ge=2, le=10_000)] = 31,
         fill: Grey = 128,
     ) -> None:
         super().__init__(ignore_index, "rand_augment", fill)

@@ -135,6 +135,13 @@ def test_masks_of_0_and_255_are_found_whatever_the_number_of_classes(classes: li
     assert [(f.kind, f.severity, f.config) for f in findings] == [("values_0_255", "fault", "label_map: {255: 1}")] * 2
 
 
+def test_masks_that_are_mostly_255_may_be_inverted(drawn: Path) -> None:
+    changed_masks(drawn, lambda values: (1 - values) * 255)
+    (finding,) = check_data({"x": data_sets(drawn)["dataset.train"]}).findings
+    assert finding.config == "label_map: {255: 1}"
+    assert "if that is 'background', write label_map: {0: 1, 255: 0}" in finding.mend
+
+
 class TwoValues(ClassyDataset):
     """A plugin's, of masks of 0 and 255."""
 

@@ -43,6 +43,24 @@ def test_without_a_model_the_keys_stay(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == f"{tmp_path / 'o.safetensors'}: 5 tensors\n"
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "problem"),
+    [
+        ("net.a", [1.0, float("nan")], "values that are not finite: net.a"),
+        ("net.a", [float("inf"), 1.0], "values that are not finite: net.a"),
+        ("net.bn.running_var", [1.0, -0.5], "a variance below 0: net.bn.running_var"),
+        ("net.bn._variance", [1.0, -0.5], "a variance below 0: net.bn._variance"),
+    ],
+)
+def test_values_that_no_weights_have_are_not_written(
+    key: str, values: list[float], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write(tmp_path / "w.pth", torch_bytes({key: torch.tensor(values), "net.b": torch.ones(2)}))
+    assert main(["convert-weights", str(source), str(tmp_path / "o.safetensors")]) == 2
+    assert capsys.readouterr().err == f"error: {source}: 1 tensors hold {problem}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
 def test_with_a_model_the_keys_become_its_own_and_what_is_beside_is_left_out(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,7 +35,7 @@ TIMM = {
 }
 """The linear layers of the classifier by the start of the recorded name; others in timm have one of another kind."""
 RENAMED = {
-    "mobilenet_v3_large": "mobilenet_v3_large_tv",
+    "mobilenet_v3_large": "mobilenet_v3_large_torchvision",
     **{f"regnet_{name}": f"regnet_{name}_torchvision" for name in ("x_400mf", "x_32gf")},
     "swin_tiny_patch4_window7_224": "swin_t",
     "swin_small_patch4_window7_224": "swin_s",

@@ -47,7 +47,7 @@ SMALLEST = [
     "swin_v2_t",
     "convnext_tiny",
     "mobilenet_v2",
-    "mobilenet_v3_small_tv",
+    "mobilenet_v3_small_torchvision",
     "densenet121",
     "hrnet_w18_small_v1",
 ]

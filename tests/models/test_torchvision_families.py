@@ -28,19 +28,19 @@ PARAMETERS = {
     "convnext_base": 88_591_464 - 1_027_048,
     "convnext_large": 197_767_336 - 1_540_072,
     "mobilenet_v2": 2_223_872,
-    "mobilenet_v3_small_tv": 2_542_856 - 1_615_848,
-    "mobilenet_v3_large_tv": 2_971_952,
+    "mobilenet_v3_small_torchvision": 2_542_856 - 1_615_848,
+    "mobilenet_v3_large_torchvision": 2_971_952,
 }
 BLOCKS = {
     "convnext_tiny": ((1, 3, 5, 7), (96, 192, 384, 768)),
     "mobilenet_v2": ((1, 3, 6, 13, 17), (16, 24, 32, 96, 320)),
-    "mobilenet_v3_small_tv": ((0, 1, 3, 8, 11), (16, 16, 24, 48, 96)),
-    "mobilenet_v3_large_tv": ((1, 3, 6, 12, 15), (16, 24, 40, 112, 160)),
+    "mobilenet_v3_small_torchvision": ((0, 1, 3, 8, 11), (16, 16, 24, 48, 96)),
+    "mobilenet_v3_large_torchvision": ((1, 3, 6, 12, 15), (16, 24, 40, 112, 160)),
 }
 
 
 def reference(name: str) -> nn.Module:
-    return torchvision.models.get_model(name.removesuffix("_tv"))
+    return torchvision.models.get_model(name.removesuffix("_torchvision"))
 
 
 def randomised(model: Any) -> Any:
@@ -88,7 +88,7 @@ def test_features_are_torchvisions(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"), [("mobilenet_v2", "mobilenet_v2"), ("mobilenet_v3_large_tv", "mobilenet_v3_large")]
+    ("name", "theirs"), [("mobilenet_v2", "mobilenet_v2"), ("mobilenet_v3_large_torchvision", "mobilenet_v3_large")]
 )
 def test_features_are_those_recorded_of_torchvision(name: str, theirs: str) -> None:
     expected = golden("torchvision", theirs)
@@ -129,7 +129,7 @@ def without_means(model: ClassyModel) -> ClassyModel:
 
 @pytest.mark.parametrize("size", [256, 225])
 @pytest.mark.parametrize("output_stride", [16, 8])
-@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v2", "mobilenet_v3_small_tv"])
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v2", "mobilenet_v3_small_torchvision"])
 def test_a_dilated_network_holds_the_undilated_one_at_the_coarse_positions(
     name: str, output_stride: int, size: int
 ) -> None:
@@ -188,7 +188,7 @@ def test_a_width_multiplies_the_channels_as_torchvision_does(width: float) -> No
     assert {key: v.shape for key, v in model.state_dict().items()} == shapes
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v2", "mobilenet_v3_small_tv"])
+@pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v2", "mobilenet_v3_small_torchvision"])
 def test_images_may_have_any_number_of_channels(name: str) -> None:
     model = create_backbone(name, in_channels=5).eval()
     assert list(model(torch.randn(1, 5, 64, 64)).values())[-1].shape[2:] == (2, 2)
@@ -197,3 +197,9 @@ def test_images_may_have_any_number_of_channels(name: str) -> None:
 def test_a_width_of_nothing_is_an_error() -> None:
     with pytest.raises(ConfigError, match="width"):
         create_backbone("mobilenet_v2", width=0.0)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3", "mobilenet_v3_small", "mobilenet_v3_large"])
+def test_the_name_of_before_is_answered_with_the_one_of_now(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean '{name}_torchvision'"):
+        create_backbone(f"{name}_tv")

@@ -194,7 +194,10 @@ def test_position_embeddings_without_the_class_token_load() -> None:
 
 def test_position_embeddings_that_are_no_square_are_a_mismatch() -> None:
     state = {**tiny().state_dict(), "encoder.pos_embedding": torch.randn(1, 12, 32)}
-    assert match(tiny(), state)[1].mismatched == ("encoder.pos_embedding is (1, 12, 32), expected (1, 17, 32)",)
+    (found,) = match(tiny(), state)[1].mismatched
+    assert found.startswith("encoder.pos_embedding is (1, 12, 32), expected (1, 17, 32): ")
+    assert "12 positions (11 without the class token's), no square number; tell it" in found
+    assert "such as [3, 4]" in found
 
 
 @pytest.mark.parametrize("size", [16, 24, 32])

@@ -327,6 +327,10 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "deep_json": (safetensors_bytes(b'{"a":' + b"[" * 10**6, bytes(4)), "damaged"),
     "huge_header": (safetensors_bytes({"a": FLOAT}, bytes(4), length=2**40), "ends within the header of a safetensors"),
     "long_header": (safetensors_bytes(b"{" + b" " * 2**25), "its header has 33554433 bytes"),
+    "many_keys": (
+        safetensors_bytes({f"k{i}": {**FLOAT, "data_offsets": [0, 0], "shape": [0]} for i in range(50_001)}),
+        "it has more than 50000 tensors",
+    ),
     "trailing": (safetensors_bytes({"a": FLOAT}, bytes(400)), "damaged"),
 }  # fmt: skip
 

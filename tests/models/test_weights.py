@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from classyseg.checkpoint import save_checkpoint
-from classyseg.config import ConfigError, WeightsConfig
+from classyseg.config import ConfigError
 from classyseg.models import ResNet, build_model, create_backbone, create_model, load_weights
 from classyseg.models.convnext import ConvNeXt
 from classyseg.models.hrnet import HRNet
 from classyseg.models.store import PublicWeights
+from classyseg.placement import WeightsConfig
 from classyseg.registry import task_schema
 
 HEADS = {"main": {"name": "fcn", "blocks": ["stage4"]}}
@@ -70,6 +71,15 @@ def test_missing_unexpected_and_mismatched_keys_are_named_and_nothing_is_loaded(
     with pytest.raises(ConfigError):
         load_weights(model, str(tmp_path / "w.safetensors"))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [-1e-30, -1.0, float("-inf"), float("nan")])
+def test_a_variance_that_cannot_be_is_refused(value: float, tmp_path: Path, reference: dict[str, Tensor]) -> None:
+    key = "layer2.0.bn1.running_var"
+    broken = reference[key].index_fill(0, torch.tensor([3]), value)
+    write(tmp_path / "w.pth", {**reference, key: broken})
+    with pytest.raises(ConfigError, match=r"1 tensors hold (a variance below 0|values that are not finite): layer2\.0"):
+        load_weights(create_backbone("resnet18"), str(tmp_path / "w.pth"))
 
 
 KEY = "conv1.weight"
@@ -156,7 +166,7 @@ def test_a_known_name_is_found_and_its_hash_checked(
     [
         (
             {"sorce": "w.pth"},
-            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, source, strict",
+            r"weights\.sorce: unknown key; did you mean 'source'\? Known: adapt_input, grid, source, strict",
         ),
         ({"strict": False}, r"weights\.source: missing"),
         ({"source": "w.pth", "strict": "no"}, r"weights\.strict: found 'no'; input should be a valid boolean"),
@@ -283,7 +293,7 @@ def test_a_classifier_of_several_layers_gives_the_reference_s_logits(tmp_path: P
     for keys in (list, sorted):
         state = {key: expected.state_dict()[key] for key in keys(expected.state_dict())}
         torch.save(state, tmp_path / "w.pth")
-        ours = "mobilenet_v3_small_tv" if name == "mobilenet_v3_small" else name
+        ours = "mobilenet_v3_small_torchvision" if name == "mobilenet_v3_small" else name
         model = create_backbone(ours, features_only=False, weights=str(tmp_path / "w.pth")).eval()
         torch.testing.assert_close(model(image)["main"], expected(image), rtol=1e-4, atol=1e-4)
 

@@ -64,8 +64,12 @@ TORCHVISION = [
     *_torchvision("efficientnet_v2_s", (*_FLAT[:4], "features.6")),
     *_torchvision("efficientnet_v2_m efficientnet_v2_l", _FLAT),
     *_torchvision("mobilenet_v2", [f"features.{i}" for i in (1, 3, 6, 13, 17)]),
-    *_torchvision({"mobilenet_v3_small_tv": "mobilenet_v3_small"}, [f"features.{i}" for i in (0, 1, 3, 8, 11)]),
-    *_torchvision({"mobilenet_v3_large_tv": "mobilenet_v3_large"}, [f"features.{i}" for i in (1, 3, 6, 12, 15)]),
+    *_torchvision(
+        {"mobilenet_v3_small_torchvision": "mobilenet_v3_small"}, [f"features.{i}" for i in (0, 1, 3, 8, 11)]
+    ),
+    *_torchvision(
+        {"mobilenet_v3_large_torchvision": "mobilenet_v3_large"}, [f"features.{i}" for i in (1, 3, 6, 12, 15)]
+    ),
     *_torchvision(numbered("regnet_x_{}", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf"), REGNET),
     *_torchvision(numbered("regnet_y_{}", "400mf", "1_6gf", "3_2gf", "16gf", "32gf", "128gf"), REGNET),
     *_torchvision(_OTHER_REGNETS, REGNET),

@@ -143,13 +143,13 @@ def with_tensors(**groups: dict[str, Tensor]) -> Checkpoint:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("0.weight", torch.full((2, 3), float("nan")), "'0.weight' holds numbers that are not finite"),
-        ("1.running_mean", torch.tensor([0.0, float("inf")]), "'1.running_mean' holds numbers that are not finite"),
+        ("0.weight", torch.full((2, 3), float("nan")), "'0.weight' holds values that are not finite"),
+        ("1.running_mean", torch.tensor([0.0, float("inf")]), "'1.running_mean' holds values that are not finite"),
         ("0.weight", torch.zeros(3, 2), r"'0.weight': found \[3, 2\] of float32; expected \[2, 3\] of float32"),
         ("0.weight", torch.zeros(2, 3).double(), "found .* of float64; expected .* of float32"),
         ("0.weight", torch.zeros(2, 3).half(), "found .* of float16"),
         ("1.num_batches_tracked", torch.tensor(1.5), "found .* of float32; expected .* of int64"),
-        ("1.running_var", torch.tensor([1.0, -1e-3]), "'1.running_var': found a variance below 0"),
+        ("1.running_var", torch.tensor([1.0, -1e-3]), "'1.running_var' holds a variance below 0"),
         ("0.bias", None, "lacks '0.bias'"),
         ("more", torch.zeros(1), "holds 'more', which the model has not"),
     ],

@@ -144,9 +144,10 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
 
 
 class SmallVideos(SyntheticVideo):
-    """With masks as far as anybody asks, so that the task takes it."""
+    """With masks and the classes of shapes as far as anybody asks, so that the task takes it."""
 
     whole_images = False
+    classes = SyntheticShapes.classes
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> Non
 
     for part in (data, {"name": "concat", "datasets": [{"name": "subset", "dataset": data, "first": 1}]}):
         with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
-            check({"dataset.train": part, "loss.class_weights": [1.0, 2.0]})
+            check({"dataset.train": part, "dataset.test": part, "loss.class_weights": [1.0, 2.0]})
 
 
 POINT_REND = {"name": "point_rend", "blocks": ["stage1", "stage4"], "num_points": 64}

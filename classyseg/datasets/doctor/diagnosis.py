@@ -25,6 +25,8 @@ from classyseg.datasets.pairs import PairFault, collecting_pair_faults
 Severity = Literal["fault", "warning"]
 """A fault spoils a training or stops it; a warning may be meant so."""
 MAX_FILES = 5
+LONG_SECONDS = 3
+"""A look at masks before a training shows a bar only if it takes longer."""
 
 PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "image_unreadable": (
@@ -190,14 +192,15 @@ def _seen_in_all(pattern: Pattern, summary: DataSummary, part: DataSummary) -> P
     """
     dataset, ignored = part.dataset, part.dataset.ignore_index
     others = {*range(dataset.num_classes)} - {*part.held_classes}
-    for place, _, indices in parts_of(summary.name, summary.dataset, range(len(summary.dataset))):
-        for index in indices if place == part.name else ():
-            found = labels_of_sample(dataset, index)
-            if not found & others:
-                continue
-            if pattern.kind != "values_0_255" or dataset.num_classes != 2 or ignored in found:
-                return None
-            return mixed_values(part, f"{part.masks_with_ignored.count} of {part.num_masks} masks that were looked at")
+    places = parts_of(summary.name, summary.dataset, range(len(summary.dataset)))
+    indices = next(inner for place, _, inner in places if place == part.name)
+    for index in tqdm(indices, desc=f"{part.name}: masks", delay=LONG_SECONDS, leave=False):
+        found = labels_of_sample(dataset, index)
+        if not found & others:
+            continue
+        if pattern.kind != "values_0_255" or dataset.num_classes != 2 or ignored in found:
+            return None
+        return mixed_values(part, f"{part.masks_with_ignored.count} of {part.num_masks} masks that were looked at")
     return pattern
 
 

@@ -92,11 +92,17 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
         other = 1 - min(only, 1)
         names = f"'{dataset.classes[other]}'" if two else f"of another class than '{dataset.classes[only]}'"
         what = ("the second class" if only == 0 else "the first class") if two else "one of the other classes"
+        turned = ""
+        if two and only == 0 and summary.pixels[ignored] > summary.pixels[0]:
+            shown = _map({**labels, 0: 1, ignored: 0})
+            turned = f" (most pixels are {ignored}: if that is '{dataset.classes[0]}', write {shown})"
         meant = f"; if {ignored} really stands for pixels without a label, say so: {_map({**labels, ignored: ignored})}"
         return Pattern(
             "values_0_255" if (only, ignored) == (0, 255) else "values_and_ignored",
             f"every mask holds {only} and {ignored} only, and {ignored} is ignored: no pixel is {names}",
-            f"{ignored} is {what}: map it{meant}" if isinstance(dataset, Folder) else _not_a_folder(dataset, ignored),
+            f"{ignored} is {what}: map it{turned}{meant}"
+            if isinstance(dataset, Folder)
+            else _not_a_folder(dataset, ignored),
             _map({**labels, ignored: other}) if isinstance(dataset, Folder) else "",
             silent=True,
         )

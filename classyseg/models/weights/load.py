@@ -13,11 +13,14 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
+from classyseg.checkpoint import problem_of_values
 from classyseg.config import ConfigError, closest, user_path
 from classyseg.io import paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, fetch
+from classyseg.models.weights.classifier import classifier_keys, linear_layers, starts_of_classifier
+from classyseg.models.weights.positions import Grid, UnplacedError, grid_of, image_size_of_run, placed
 from classyseg.models.weights.read import read_tensors
 
 MAX_LISTED = 8
@@ -38,7 +41,9 @@ class LoadedWeights:
     """What became of a file's tensors.
 
     `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
-    empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers.
+    empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
+    the model's heads of which nothing was loaded: they are as they were initialised. `assumed` says in sentences what
+    the file does not tell and was taken for granted.
     """
 
     library: str
@@ -48,6 +53,8 @@ class LoadedWeights:
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
     ignored: tuple[str, ...]
+    new_heads: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     def problems(self) -> str:
         """The missing, unexpected and mismatched keys in one line; empty where there are none."""
@@ -63,7 +70,8 @@ class LoadedWeights:
         counts = Counter(key.partition(".")[0] for key in self.ignored)
         beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
         more = f"; ignored: {beside}" if beside else ""
-        return f"{len(self.loaded)} tensors loaded{_as(self)}{more}"
+        new = f"; new, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
+        return f"{len(self.loaded)} tensors loaded{_as(self)}{more}{new}"
 
 
 def load_weights(
@@ -72,22 +80,27 @@ def load_weights(
     *,
     variant: str = "",
     classifier: str | None = None,
+    new_classifier: bool = False,
     strict: bool = True,
     adapt_input: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> LoadedWeights:
     """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
 
     The file may use the model's own names or those of a library in `model.namings`, under any prefix: the one under
     which most keys fit, the first of equals. It gives the backbone; the whole model when both hold `heads.*`, or when
     the file is one of PyTorch-Encoding's with heads, and PyTorch-Encoding has all of the model's heads. Every tensor
-    must fit: the reference's own classifier may be left over, unless `classifier` names the linear head that
-    takes it. `strict=False` loads what fits and reports the
-    rest; `adapt_input` fits a first convolution for 3 channels to the model's: every colour's weights are
-    shared by the channels that take it, so that a grey image gives what it gave before.
+    must fit: the reference's own classifier may be left over, unless `classifier` names the head that takes it, whose
+    layers with weights are linear ones and layer norms alone. Then the file must have one; with `new_classifier`, one
+    of another number of classes, or none, leaves the head as it was initialised, with a warning.
+
+    `strict=False` loads what fits and reports the rest; `adapt_input` fits a first convolution for 3 channels to the
+    model's: every colour's weights are shared by the channels that take it, so that a grey image gives what it gave
+    before. `grid` (rows, columns) is that of the file's position embeddings, where it is no square.
 
     Raises: `ConfigError` listing the missing, unexpected and mismatched keys; for a file that cannot be read, or that
-    holds values that are not finite; for a name that does not exist; for a download whose hash is wrong. The model is
-    unchanged then.
+    holds values that are not finite; for a name that does not exist; for a download whose hash is wrong; for a head
+    that cannot take a classifier; for position embeddings of a grid that nobody tells. The model is unchanged then.
     """
     place = f"model.weights: '{weights}'"
     known = model.known_weights(variant)
@@ -96,28 +109,52 @@ def load_weights(
             found = getattr(model, key)
             raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
     try:
-        tensors = read_tensors(find_weights(weights, known))
+        path = find_weights(weights, known)
+        tensors = read_tensors(path)
+        image_size = image_size_of_run(path) if path.is_dir() else None
     except ConfigError as error:
         raise ConfigError(f"model.weights: {error}") from None
-    state, report = match(model, tensors, classifier=classifier, adapt_input=adapt_input)
+    state, report = match(
+        model,
+        tensors,
+        classifier=classifier,
+        new_classifier=new_classifier,
+        adapt_input=adapt_input,
+        grid=grid,
+        image_size=image_size,
+    )
+    name = variant or type(model).__name__
     if not report.loaded:
         raise ConfigError(
-            f"{place} has no tensor of {variant or type(model).__name__}: found keys such as "
+            f"{place} has no tensor of {name}: found keys such as "
             f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}"
         )
     if strict and report.problems():
         raise ConfigError(
-            f"{place} does not fit {variant or type(model).__name__}{_as(report)}: {report.problems()}"
-            f"{_other_classes(model, state, report)}"
+            f"{place} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}"
         )
-    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise ConfigError(f"{place}: {len(broken)} tensors hold values that are not finite: {_listed(broken)}")
+    if classifier in report.new_heads:
+        text = f"{place} holds no classifier for the head '{classifier}' of {name}"
+        if strict and not new_classifier:
+            raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
+        classes = len(model.state_dict()[f"heads.{classifier}.{linear_layers(model, str(classifier))[-1]}.weight"])
+        log.warning("%s, of %d classes: it starts as it was initialised", text, classes)
+    require_sound(place, state)
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
+    for sentence in report.assumed:
+        log.log(logging.INFO if weights in known else logging.WARNING, "%s: %s", place, sentence)
     log.info("%s: %s", place, report.summary())
     return report
+
+
+def require_sound(place: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: `ConfigError` that names tensors with numbers that are not finite, or with a variance below 0."""
+    broken = {key: problem for key, value in tensors.items() if (problem := problem_of_values(key, value))}
+    for problem in dict.fromkeys(broken.values()):
+        keys = [key for key, found in broken.items() if found == problem]
+        raise ConfigError(f"{place}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
 
 
 def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: LoadedWeights) -> str:
@@ -128,6 +165,16 @@ def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: Load
     return (
         "; if these heads are for another number of classes, weights: {source: ..., strict: false} loads all the rest, "
         "or give the model the file's number"
+    )
+
+
+def _no_classifier(model: ClassyModel, head: str) -> str:
+    """What to do, where a classifier is wanted and the file has none."""
+    looked = ", ".join(f"{start}*" for start in model.classifier_prefixes)
+    where = f"keys such as {looked}" if looked else f"nothing, as {type(model).__name__} names no classifier_prefixes"
+    return (
+        f" (looked for {where}). With weights={{'source': ..., 'strict': False}} heads.{head} starts as it was "
+        "initialised; create_backbone loads the backbone alone"
     )
 
 
@@ -159,9 +206,23 @@ def _local(uri: str) -> Path:
 
 
 def match(
-    model: ClassyModel, tensors: Mapping[str, Tensor], *, classifier: str | None = None, adapt_input: bool = False
+    model: ClassyModel,
+    tensors: Mapping[str, Tensor],
+    *,
+    classifier: str | None = None,
+    new_classifier: bool = False,
+    adapt_input: bool = False,
+    grid: Grid | None = None,
+    image_size: Grid | None = None,
 ) -> tuple[dict[str, Tensor], LoadedWeights]:
-    """Those of `tensors` that fit `model`, by the model's keys, and what became of all of them."""
+    """Those of `tensors` that fit `model`, by the model's keys, and what became of all of them.
+
+    `image_size` is that of the model whose tensors they are, where it is known; the others are those of `load_weights`.
+    """
+    if grid is not None and not model.position_grids():
+        raise ConfigError(
+            f"weights.grid: found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
+        )
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
     naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
@@ -177,22 +238,14 @@ def match(
     head_names = encoding_names(model) if of_head else {}
     theirs |= {key: outer + name for key, name in head_names.items()}
     if classifier is not None:
-        theirs |= _classifier_keys(classifier, model, tuple(prefix + start for start in naming.classifier), tensors)
-    if head_names or classifier is not None:
-        expected |= {key: everything[key] for key in theirs if key not in expected}
-    state: dict[str, Tensor] = {}
-    mismatched = []
-    for key, name in theirs.items():
-        if name not in tensors or COMPUTED.search(key):
-            continue
-        found = model.fit_tensor(key, naming.tensor(key, tensors[name]))
-        found = _fitted(found, expected[key], adapt_input, model.in_channels)
-        if found.shape != expected[key].shape or found.is_floating_point() != expected[key].is_floating_point():
-            of = "" if found.is_floating_point() == expected[key].is_floating_point() else f" of {found.dtype}"
-            hint = ", which adapt_input: true fits" if _is_first(found, expected[key], model.in_channels) else ""
-            mismatched.append(f"{name} is {tuple(found.shape)}{of}, expected {tuple(expected[key].shape)}{hint}")
-        else:
-            state[key] = found.to(expected[key].dtype)
+        keys = classifier_keys(classifier, model, starts_of_classifier(naming.classifier, prefix), tensors)
+        if not new_classifier or _has_classes_of(keys, tensors, everything):
+            theirs |= keys
+    expected |= {key: everything[key] for key in theirs if key not in expected}
+    fit = _Fit(model, adapt_input, grid, image_size)
+    state = fit.tensors(
+        {key: (name, naming.tensor(key, tensors[name])) for key, name in theirs.items() if name in tensors}
+    )
     names = set(theirs.values())
     others = [key for key in tensors if key not in names]
     left_over = [key for key in others if key.startswith(prefix) and not key.startswith(ignorable)]
@@ -202,9 +255,59 @@ def match(
     unexpected = [key for key in left_over if not COMPUTED.search(key) and not COUNTED.search(key)]
     absent = [(key, name) for key, name in theirs.items() if name not in tensors]
     missing = [name for key, name in absent if not COMPUTED.search(key) and not COUNTED.search(key)]
-    ignored = [key for key in others if key not in set(unexpected)]
-    lists = (list(state), missing, unexpected, mismatched, ignored)
+    told = set(unexpected)
+    ignored = [key for key in others if key not in told]
+    new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
+    lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
     return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
+
+
+def _has_classes_of(keys: Mapping[str, str], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the file's classifier has as many classes as the head; `keys` are the file's by ours."""
+    weights = [(ours, theirs) for ours, theirs in keys.items() if ours.endswith(".weight")]
+    return bool(weights) and len(tensors[weights[-1][1]]) == len(own[weights[-1][0]])
+
+
+class _Fit:
+    """A file's tensors as the model's: what does not fit is `mismatched`, what was taken for granted `assumed`."""
+
+    def __init__(self, model: ClassyModel, adapt_input: bool, grid: Grid | None, image_size: Grid | None) -> None:
+        self.model = model
+        self.expected = model.state_dict()
+        self.positions = model.position_grids()
+        self.adapt_input, self.grid, self.image_size = adapt_input, grid, image_size
+        self.mismatched: list[str] = []
+        self.assumed: list[str] = []
+
+    def tensors(self, found: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Of `found`, which are names in the file and tensors by our keys, those that fit."""
+        state = {}
+        for key, (name, tensor) in found.items():
+            expected = self.expected[key]
+            if COMPUTED.search(key):
+                if "relative_position_index" in key and tensor.numel() != expected.numel():
+                    self.mismatched.append(f"{name} is of other windows: {tuple(tensor.shape)}")
+                continue
+            try:
+                tensor = self._fitted(key, name, tensor)
+            except UnplacedError as error:
+                self.mismatched.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected.shape)}: {error}")
+                continue
+            if tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point():
+                state[key] = tensor.to(expected.dtype)
+                continue
+            of = "" if tensor.is_floating_point() == expected.is_floating_point() else f" of {tensor.dtype}"
+            hint = ", which adapt_input: true fits" if _is_first(tensor, expected, self.model.in_channels) else ""
+            self.mismatched.append(f"{name} is {tuple(tensor.shape)}{of}, expected {tuple(expected.shape)}{hint}")
+        return state
+
+    def _fitted(self, key: str, name: str, tensor: Tensor) -> Tensor:
+        expected = self.expected[key]
+        if key in self.positions:
+            told = self.grid or grid_of(self.image_size, self.positions[key], tensor)
+            tensor, assumed = placed(name, tensor, tuple(expected.shape), self.positions[key], told)
+            self.assumed += [assumed] if assumed else []
+        return _fitted(self.model.fit_tensor(key, tensor), expected, self.adapt_input, self.model.in_channels)
 
 
 def encoding_names(model: ClassyModel) -> dict[str, str]:
@@ -244,22 +347,6 @@ def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[
             if count > best_count:
                 best, best_count = (naming, prefix), count
     return best
-
-
-def _classifier_keys(
-    head: str, model: ClassyModel, starts: tuple[str, ...], tensors: Mapping[str, Tensor]
-) -> dict[str, str]:
-    """The keys of the linear head `head` with those of the file's classifier, whose keys have one of `starts`."""
-    weights = [key for key in tensors if key.startswith(starts) and key.endswith(".weight")]
-    weights.sort(key=lambda key: tensors[key].dim() > 1)  # a norm comes first, whatever its name
-    layers: list[str] = model.heads[head].layers  # type: ignore[assignment]
-    if len(weights) not in (0, len(layers)):
-        raise ConfigError(
-            f"the classifier of this file has {len(weights)} layers ({_listed(weights)}), that of "
-            f"{type(model).__name__} {len(layers)}; load the backbone alone (features_only=True)"
-        )
-    pairs = [(layer, key.removesuffix("weight")) for layer, key in zip(layers, weights, strict=False)]
-    return {f"heads.{head}.{layer}.{leaf}": start + leaf for layer, start in pairs for leaf in ("weight", "bias")}
 
 
 def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:

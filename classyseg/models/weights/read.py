@@ -30,6 +30,8 @@ MAX_CLAIMED = 4
 MAX_KEY = 500
 MAX_DEPTH = 20
 MAX_ITEMS = 200_000
+MAX_TENSORS = 50_000
+"""Ten times as many as the largest models have with what their optimizers remember; a key takes time at each step."""
 MEMBER_SUFFIXES = (".pth", ".pt", ".bin", ".pdparams", ".safetensors", ".tar")
 EXPECTED = "expected safetensors, torch's .pth/.pt, Paddle's .pdparams, or a zip or tar archive with one of them"
 STRANGERS = (
@@ -103,12 +105,19 @@ def _read(file: IO[bytes], size: int, max_steps: int, path: Path | None = None) 
 
 
 def _check_header(file: IO[bytes]) -> None:
-    """What safetensors itself does not refuse in its header: excessive length, and keys written twice."""
+    """What safetensors itself does not refuse in its header: excessive length, many tensors, and keys written twice."""
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_SMALL:
         raise UnreadableError(f"its header has {length} bytes; no weights have so many keys")
-    json.loads(file.read(length), object_pairs_hook=dict_of)
+    header = file.read(length)
+    _check_count(header.count(b'"data_offsets"'))
+    json.loads(header, object_pairs_hook=dict_of)
     file.seek(0)
+
+
+def _check_count(number: int) -> None:
+    if number > MAX_TENSORS:
+        raise UnreadableError(f"it has more than {MAX_TENSORS} tensors; no weights have so many")
 
 
 def _from_pickle(file: IO[bytes], size: int, max_steps: int) -> dict[str, Tensor]:
@@ -211,6 +220,7 @@ def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
             continue
         if key in found:
             raise UnreadableError(f"found the key '{key}' twice")
+        _check_count(len(found) + 1)
         claimed += value.nbytes if isinstance(value, Tensor) else value.num_bytes
         if claimed > max(MAX_SMALL, MAX_CLAIMED * size):
             raise UnreadableError(f"its tensors say that they have more than {claimed} bytes; it has {size}")

@@ -1,0 +1,75 @@
+"""A file's classifier, the reference's own, as the linear layers of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError, unknown
+from classyseg.heads.classy_head import ClassyHead
+from classyseg.models.classy_model import ClassyModel
+
+CLASSYVISION_TRUNK = "trunk."
+"""What ClassyVision's checkpoints call the backbone; heads stand beside it, as `heads.BLOCK.ID.`."""
+
+
+def starts_of_classifier(own: Sequence[str], prefix: str) -> tuple[str, ...]:
+    """How the keys of a file's classifier begin: `own` behind `prefix`, and ClassyVision's heads beside its trunk."""
+    starts = tuple(prefix + start for start in own)
+    outer = prefix.removesuffix(CLASSYVISION_TRUNK)
+    return starts if outer == prefix else (*starts, f"{outer}heads.")
+
+
+def linear_layers(model: ClassyModel, name: str) -> list[str]:
+    """The layers of the head `name` that take a classifier, as they are passed: layer norms and linear ones.
+
+    Raises: `ConfigError` for a head that is not there, and for one that has other layers with weights, or none.
+    """
+    if name not in model.heads:
+        raise ConfigError(f"classifier: '{name}': {unknown('head', name, model.heads)}")
+    head: ClassyHead = model.heads[name]  # type: ignore[assignment]
+    layers = {
+        key: layer for key, layer in head.named_modules() if next(layer.parameters(recurse=False), None) is not None
+    }
+    others = [
+        key or "its own parameters" for key, layer in layers.items() if not isinstance(layer, nn.Linear | nn.LayerNorm)
+    ]
+    if others or not layers:
+        found = f"layers of other kinds ({', '.join(others[:3])})" if others else "no layer with weights"
+        raise ConfigError(
+            f"classifier: the head '{name}' ({type(head).__name__}) has {found}; a file's classifier goes into a head "
+            "whose layers with weights are linear ones and layer norms alone, such as 'linear', 'fully_connected' or "
+            "'vision_transformer'"
+        )
+    return list(layers)
+
+
+def classifier_keys(
+    name: str, model: ClassyModel, starts: tuple[str, ...], tensors: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """The keys of the head `name` with those of the file's classifier, whose keys have one of `starts`; may be empty.
+
+    Raises: `ConfigError` as `linear_layers`; for a classifier of another number of layers, or with a bias that the head
+    has no place for.
+    """
+    layers = linear_layers(model, name)
+    weights = [key for key in tensors if starts and key.startswith(starts) and key.endswith(".weight")]
+    weights.sort(key=lambda key: tensors[key].dim() > 1)  # a norm comes first, whatever its name
+    if not weights:
+        return {}
+    if len(weights) != len(layers):
+        raise ConfigError(
+            f"the classifier of this file has {len(weights)} layers ({', '.join(weights[:8])}), that of "
+            f"{type(model).__name__} {len(layers)}; load the backbone alone (features_only=True)"
+        )
+    state, keys = model.state_dict(), {}
+    for layer, weight in zip(layers, weights, strict=True):
+        start = weight.removesuffix("weight")
+        for leaf in ("weight", "bias"):
+            key = f"heads.{name}.{layer}.{leaf}"
+            if key in state:
+                keys[key] = start + leaf
+            elif start + leaf in tensors:
+                raise ConfigError(f"classifier: this file has {start}{leaf}, and heads.{name}.{layer} has no {leaf}")
+    return keys

@@ -1,0 +1,205 @@
+"""Shapes without values: modules on torch's `meta` device, within bounds, in a part of torch's time for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
+
+from classyseg.config import ConfigError
+
+MIN_VALUES = 2
+"""So many values of each channel a batch norm needs in training."""
+
+
+MAX_MODULES = 8_000
+MAX_PARAMETERS = 10**10
+MAX_REAL_PARAMETERS = 250_000_000
+
+
+@contextmanager
+def bounded(*, real: bool = False) -> Iterator[None]:
+    """Within it, a model of more layers or parameters than anybody means is refused while it is built.
+
+    With `real`, where parameters take memory, so are more than a gigabyte of them. Raises: `ConfigError`.
+    """
+    modules, parameters = 0, 0
+    most = MAX_REAL_PARAMETERS if real else MAX_PARAMETERS
+
+    def count_module(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > MAX_MODULES:
+            raise ConfigError(f"a model of more than {MAX_MODULES} layers; choose smaller depths, or fewer blocks")
+
+    def count_parameters(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal parameters
+        parameters += 0 if parameter is None else parameter.numel()
+        if parameters > most:
+            raise ConfigError(f"a model of more than {most:.0e} parameters; choose smaller widths, or fewer blocks")
+
+    hooks = [
+        register_module_module_registration_hook(count_module),
+        register_module_parameter_registration_hook(count_parameters),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _conv2d(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    if isinstance(padding, str) or image.dim() != 4 or weight.dim() != 4 or image.dtype != weight.dtype:
+        return None
+    if image.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        return None
+    size = [
+        (image.shape[2 + i] + 2 * _pair(padding)[i] - _pair(dilation)[i] * (weight.shape[2 + i] - 1) - 1)
+        // _pair(stride)[i]
+        + 1
+        for i in range(2)
+    ]
+    return image.new_empty(image.shape[0], weight.shape[0], *size) if min(size) > 0 else None
+
+
+def _as_it_is(image: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    return image.new_empty(image.shape)
+
+
+def _batch_norm(
+    image: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor | None:
+    known = next((value for value in (weight, running_mean) if value is not None), None)
+    few = training and image.numel() < MIN_VALUES * image.shape[1]  # of which torch tells more
+    return None if few or known is None or known.shape[0] != image.shape[1] else image.new_empty(image.shape)
+
+
+def _interpolate(image: Tensor, size: Any = None, scale_factor: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
+    if size is None or image.dim() != 4 or min(image.shape) < 1 or min(_pair(size)) < 1:
+        return None
+    return image.new_empty(*image.shape[:2], *_pair(size))
+
+
+def _adaptive_pool(image: Tensor, output_size: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    size = _pair(output_size)
+    if image.dim() != 4 or None in size or min(image.shape) < 1:
+        return None
+    return image.new_empty(*image.shape[:2], *size)
+
+
+def _max_pool2d(
+    image: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | None:
+    if ceil_mode or return_indices or image.dim() != 4:
+        return None
+    kernel, step = _pair(kernel_size), _pair(stride or kernel_size)
+    size = [
+        (image.shape[2 + i] + 2 * _pair(padding)[i] - _pair(dilation)[i] * (kernel[i] - 1) - 1) // step[i] + 1
+        for i in range(2)
+    ]
+    return image.new_empty(*image.shape[:2], *size) if min(size) > 0 else None
+
+
+def _elementwise(first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    if not isinstance(first, Tensor) or not first.is_floating_point() or kwargs:
+        return None
+    if isinstance(second, int | float):
+        return first.new_empty(first.shape)
+    if not isinstance(second, Tensor) or second.dtype != first.dtype or second.dim() != first.dim():
+        return None
+    pairs = list(zip(first.shape, second.shape, strict=True))
+    fits = all(a == b or 1 in (a, b) for a, b in pairs)
+    return first.new_empty([max(pair) if min(pair) else 0 for pair in pairs]) if fits else None
+
+
+def _cat(parts: Any, dim: int = 0) -> Tensor | None:
+    first = parts[0]
+    shapes = [list(part.shape) for part in parts]
+    joined = shapes[0]
+    for part, shape in zip(parts[1:], shapes[1:], strict=True):
+        if part.dtype != first.dtype or len(shape) != len(joined):
+            return None
+        if any(a != b for i, (a, b) in enumerate(zip(joined, shape, strict=True)) if i != dim % len(joined)):
+            return None
+        joined[dim] += shape[dim]
+    return first.new_empty(joined)
+
+
+def _mean(image: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
+    if dim is None or kwargs or not image.is_floating_point():
+        return None
+    dims = {number % image.dim() for number in ((dim,) if isinstance(dim, int) else dim)}
+    kept = [1 if i in dims else side for i, side in enumerate(image.shape) if keepdim or i not in dims]
+    return image.new_empty(kept)
+
+
+_SHAPES: dict[Any, Callable[..., Tensor | None]] = {
+    torch.conv2d: _conv2d,
+    F.relu: _as_it_is,
+    F.relu_: _as_it_is,
+    F.batch_norm: _batch_norm,
+    F.interpolate: _interpolate,
+    F.adaptive_avg_pool2d: _adaptive_pool,
+    F.max_pool2d: _max_pool2d,
+    F.dropout: _as_it_is,
+    F.dropout2d: _as_it_is,
+    torch.sigmoid: _as_it_is,
+    Tensor.sigmoid: _as_it_is,
+    torch.cat: _cat,
+    torch.mean: _mean,
+    Tensor.mean: _mean,
+    **dict.fromkeys((torch.add, torch.mul, torch.sub), _elementwise),
+    **{getattr(Tensor, name): _elementwise for name in ("add", "mul", "sub", "__add__", "__mul__", "__sub__")},
+}
+
+
+class Shapes(TorchFunctionMode):
+    """Within it, the functions of which most convolutional networks are made give empty tensors of the right shape.
+
+    On the `meta` device torch runs them in Python, for which it first imports its compiler and sympy: a second of
+    processor time. What is not plainly right goes to torch, whose errors say what is wrong.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        shape = _SHAPES.get(func)
+        if shape is not None and args:
+            first = args[0][0] if func is torch.cat and args[0] else args[0]
+            found = shape(*args, **(kwargs or {})) if isinstance(first, Tensor) and first.is_meta else None
+            if found is not None:
+                return found
+        return func(*args, **(kwargs or {}))

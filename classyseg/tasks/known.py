@@ -1,0 +1,251 @@
+"""What the config of a segmentation task tells before any file is opened: all that is wrong with it, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from classyseg.config import ConfigError, within
+from classyseg.datasets.build import innermost, known_channels, known_group_size, known_size
+from classyseg.distributed import world_size
+from classyseg.layers import ImageNormalizer, NormalizeConfig
+from classyseg.losses import ClassyLoss, build_loss
+from classyseg.models import ClassyModel, build_model
+from classyseg.optim import build_optimizer
+from classyseg.registry import METERS, TRANSFORMS
+from classyseg.shapes import bounded
+from classyseg.structures import BestIs
+from classyseg.tasks.best import check_best, check_measured, record_numbers
+from classyseg.tasks.checks import (
+    applied_normalize,
+    check_classes,
+    check_masks,
+    check_parts,
+    check_targets,
+    clips_in_a_batch,
+    normalize_of_weights,
+)
+from classyseg.tasks.outputs import SeenAtOnce
+from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
+from classyseg.transforms import Normalize
+
+
+class Problems:
+    """Collects errors of parts that do not depend on each other, and tells all of them at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            self.found.append(str(error))
+
+    def tell(self) -> None:
+        """Raises: `ConfigError` with all that was found, a line each."""
+        if self.found:
+            raise ConfigError("\n".join(dict.fromkeys(self.found)))
+
+
+def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
+    """Raises: `ConfigError` with all that is wrong with the checked `config` of a segmentation task."""
+    problems = Problems()
+    data = {name: part for name, part in config.dataset if part is not None}
+    with problems.collected():
+        check_batch_size(config.batch_size, config.runtime.accumulate_steps)
+    for name, part in data.items():
+        with problems.collected():
+            check_masks(name, part)
+    with problems.collected():
+        check_same_classes(data)
+    loss: ClassyLoss | None = None
+    with problems.collected(), within("loss"):
+        loss = build_loss(config.loss)
+    classes = known_classes(next(iter(data.values())))
+    if loss is not None:
+        _check_loss(problems, loss, data, classes)
+    transforms: dict[str, Sequence[Any]] = {}
+    for name, part in data.items():
+        with problems.collected():
+            transforms[name] = TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(part, "transforms", ()))
+    if loss is not None:
+        with problems.collected():
+            check_targets(transforms, loss)
+    model: ClassyModel | None = None
+    with problems.collected():
+        model = model_without_values(config.model)
+    normalize: NormalizeConfig | None = None
+    with problems.collected():
+        normalize = applied_normalize(transforms, config.normalize, normalize_of_weights(config.model))
+    if model is not None:
+        _check_model(problems, model, loss, config, data)
+        with problems.collected():
+            check_in_channels(model, data)
+    if normalize is not None:
+        in_channels = None if model is None else model.in_channels
+        with problems.collected():
+            check_normalize(normalize, data, transforms, in_channels, given=config.normalize is not None)
+    _check_measuring(problems, config, model, classes, own_numbers)
+    problems.tell()
+
+
+def _check_loss(problems: Problems, loss: ClassyLoss, data: Mapping[str, Any], classes: Sequence[str] | None) -> None:
+    for name, part in data.items():
+        known = known_classes(part)
+        if known is not None:
+            with problems.collected():
+                check_classes(name, part, known, loss)
+    if classes is not None:
+        with problems.collected():
+            loss.check_num_classes(len(classes))
+
+
+def _check_model(
+    problems: Problems, model: ClassyModel, loss: ClassyLoss | None, config: Any, data: Mapping[str, Any]
+) -> None:
+    trains = config.num_epochs > 0
+    if loss is not None:
+        seen = seen_at_once(config.batch_size, config.runtime, data.get("train"))
+        with problems.collected():
+            check_parts(model, loss, config.meters, config.runtime, 2, trains=trains, seen=seen)
+    if config.optimizer is not None:
+        with problems.collected(), within("optimizer"):
+            build_optimizer(config.optimizer, model.named_parameters(), float(config.num_epochs))
+
+
+def _check_measuring(
+    problems: Problems,
+    config: Any,
+    model: ClassyModel | None,
+    classes: Sequence[str] | None,
+    own_numbers: Mapping[str, BestIs],
+) -> None:
+    """What meters and hooks ask of the test set, and of each other."""
+    meters, test = config.meters, config.dataset.test
+    with problems.collected():
+        check_measured(config.hooks, has_test=test is not None)
+    with problems.collected():
+        if classes is not None:
+            with torch.device("meta"):  # a confusion matrix of many classes takes gigabytes
+                meters = METERS.build_each("meters", meters, classes, 255)
+        group_size = None if test is None else known_group_size(test)
+        clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)
+        if model is not None and test is not None and set(model.heads) - model.train_only_heads:
+            check_best(config.hooks, record_numbers(own_numbers, meters, model.main_head, classes))
+
+
+def model_without_values(config: Any) -> ClassyModel:
+    """The model that `config` describes, on the `meta` device, with heads for two classes.
+
+    Raises: `ConfigError` for one that cannot be built, or is larger than anybody means.
+    """
+    try:
+        with torch.device("meta"), bounded():
+            return build_model(config, 2, load=False)
+    except ConfigError:
+        raise
+    except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
+        pass
+    except (ArithmeticError, AssertionError, MemoryError, ValueError) as error:
+        raise _not_built(error) from error
+    try:
+        with bounded(real=True):
+            return build_model(config, 2, load=False)
+    except ConfigError:
+        raise
+    except (ArithmeticError, AssertionError, MemoryError, RuntimeError, ValueError) as error:
+        raise _not_built(error) from error
+
+
+def _not_built(error: Exception) -> ConfigError:
+    reason = str(error).partition("\n")[0]
+    return ConfigError(f"model: cannot be built with these options ({type(error).__name__}: {reason}); choose others")
+
+
+def seen_at_once(batch_size: int, runtime: RuntimeConfig, train: Any) -> SeenAtOnce:
+    """What the batch norms of a process see at once; `train` is the training set's config, where there is one."""
+    joined = 1 if runtime.sync_batch_norm else world_size()
+    images = batch_size // (runtime.accumulate_steps * joined)
+    return SeenAtOnce(max(1, images), known_size(train))
+
+
+def known_classes(dataset: Any) -> Sequence[str] | None:
+    """What the config of a data set, or its class, says without a look at the data."""
+    dataset = innermost(dataset)
+    for source in (dataset, getattr(dataset, "component", None)):
+        classes = getattr(source, "classes", None)
+        if isinstance(classes, list | tuple):
+            return classes
+    return None
+
+
+def check_same_classes(data: Mapping[str, Any]) -> None:
+    """Raises: `ConfigError` for configs of data sets whose classes, or channels, are known and differ."""
+    known = {name: known_classes(part) for name, part in data.items()}
+    (first, wanted), *others = known.items()
+    for name, found in others:
+        if found is not None and wanted is not None and list(found) != list(wanted):
+            raise ConfigError(
+                f"dataset.{name}: its classes {list(found)!s:.300} are not those of dataset.{first}, "
+                f"{list(wanted)!s:.300}; give both the same, in the same order"
+            )
+
+
+def check_in_channels(model: ClassyModel, data: Mapping[str, Any]) -> None:
+    """Raises: `ConfigError` for data sets whose channels are known and not those of each other and of the model."""
+    known = {name: channels for name, part in data.items() if (channels := known_channels(part)) is not None}
+    first, wanted = next(iter(known.items()), ("", None))
+    for name, channels in known.items():
+        if channels != wanted:
+            raise ConfigError(
+                f"dataset.{name}: its images have {channels} channels, those of dataset.{first} {wanted}; accepted are "
+                "data sets of the same channels"
+            )
+    for name, channels in known.items():
+        if channels != model.in_channels:
+            raise ConfigError(
+                f"model.in_channels: found {model.in_channels}, but the images of dataset.{name} have {channels} "
+                f"channels; write model.in_channels: {channels}, or data of {model.in_channels} channels"
+            )
+
+
+def check_normalize(
+    normalize: NormalizeConfig,
+    data: Mapping[str, Any],
+    transforms: Mapping[str, Sequence[Any]],
+    in_channels: int | None,
+    *,
+    given: bool,
+) -> None:
+    """Raises: `ConfigError` for as many means and deviations as the images do not have channels.
+
+    `given` says that the task's config has a `normalize`. Images of transforms that may give floating point, which
+    nobody normalises, are left to the first step, unless somebody wrote means for them.
+    """
+    ImageNormalizer(normalize)  # which wants as many means as deviations
+    known = next((found for part in data.values() if (found := known_channels(part)) is not None), None)
+    by_transform = {
+        f"dataset.{name}.transforms[{i}].mean": step
+        for name, steps in transforms.items()
+        for i, step in enumerate(steps)
+        if isinstance(step, Normalize)
+    }
+    is_written = given or bool(by_transform)
+    if not is_written and not all(step.keeps_type for steps in transforms.values() for step in steps):
+        return
+    channels = known if known is not None or not is_written else in_channels
+    if channels is None or len(normalize.mean) == channels:
+        return
+    place = next(iter(by_transform), "normalize.mean" if given else "normalize")
+    what = "" if is_written else " by default"
+    means = ", ".join(["0.5"] * min(channels, 5)) + (", ..." if channels > 5 else "")
+    raise ConfigError(
+        f"{place}: found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "
+        f"one std for each, such as normalize: {{mean: [{means}], std: [{means.replace('0.5', '0.25')}]}}; "
+        "`classyseg data stats CONFIG` measures them"
+    )

@@ -1,0 +1,150 @@
+"""What a model gives in training, found on the `meta` device with the batch that a process sees at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from classyseg.config import ConfigError
+from classyseg.heads.classy_head import HeadOutputError
+from classyseg.layers import BATCH_NORMS
+from classyseg.losses import ClassyLoss
+from classyseg.models import ClassyModel
+from classyseg.shapes import MIN_VALUES, Shapes
+
+PROBE_SIZE = 256
+"""The side of the images by which shapes are found where the config does not tell it."""
+
+
+@dataclass(frozen=True)
+class SeenAtOnce:
+    """The images that a network and its norms see at once in training: how many, and their size where it is known."""
+
+    images: int = 2
+    size: tuple[int, int] | None = None
+
+
+class _FewValuesError(ConfigError):
+    """A batch norm sees a single value of each channel in training."""
+
+
+def check_takes_images(model: ClassyModel) -> None:
+    """Raises: `ConfigError` for a model of clips or of vectors."""
+    found = len(model.input_shape(PROBE_SIZE, PROBE_SIZE))
+    if found != 3:
+        what = "clips (C, frames, H, W)" if found == 4 else f"inputs of {found} dimensions"
+        raise ConfigError(
+            f"model.name: {type(model).__name__} takes {what}; this task gives it images (C, H, W): choose a model of "
+            "images, such as resnet50"
+        )
+
+
+def check_outputs(
+    model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool, seen: SeenAtOnce | None = None
+) -> None:
+    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w); for outputs that the loss cannot
+    read; and, in a task that trains, for a head of which it reads nothing, and for a batch of which a norm has no more
+    than one value.
+
+    A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
+    """
+    seen = seen if trains and seen is not None else SeenAtOnce()
+    outputs = _outputs_on_meta(model, seen)
+    if outputs is None:
+        return
+    for name in model.heads:
+        found = outputs[name]
+        if found.dim() != 4:
+            raise ConfigError(
+                f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
+                "logits for each pixel, (N, num_classes, h, w)"
+            )
+        if found.shape[1] != num_classes:
+            raise ConfigError(
+                f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
+                f"{num_classes}"
+            )
+    size = seen.size or (PROBE_SIZE, PROBE_SIZE)
+    target = torch.empty(seen.images, *size, dtype=torch.int64, device="meta")
+    read = {name.partition(".")[0] for name in loss.names_read(outputs, target)}
+    for name in model.heads if trains else ():
+        if name not in read:
+            raise ConfigError(
+                f"loss: reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
+                "loss.heads, or leave the head out"
+            )
+
+
+def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] | None:
+    """What the model gives in training for the images that it sees at once; None where it cannot run without values.
+
+    Raises: `ConfigError` where it can run, but not on these.
+    """
+    usual = SeenAtOnce()
+    try:
+        return _run(model, seen.images, seen.size or (PROBE_SIZE, PROBE_SIZE))
+    except (HeadOutputError, _FewValuesError):
+        raise
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if seen == usual or (isinstance(error, ConfigError) and seen.size is None):
+            return None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+    try:
+        outputs = _run(model, usual.images, (PROBE_SIZE, PROBE_SIZE))
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+    if seen.size is None:
+        return outputs
+    height, width = seen.size
+    raise ConfigError(
+        f"model: cannot take {seen.images} images of {height} x {width} pixels at once, as dataset.train gives them: "
+        f"{reason}"
+    )
+
+
+def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Tensor]:
+    state = {
+        name: value if value.is_meta else torch.empty_like(value, device="meta")
+        for name, value in chain(model.named_parameters(), model.named_buffers())
+    }
+    image = torch.empty(images, model.in_channels, *size, device="meta")
+    training = model.training
+    model.train()  # else heads that only train are left out
+    with ExitStack() as stack:
+        stack.callback(model.train, training)
+        for name, module in model.named_modules():
+            if isinstance(module, BATCH_NORMS):
+                stack.callback(module.register_forward_pre_hook(_refuse_few(name, images)).remove)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(Shapes())
+        outputs: dict[str, Tensor] = functional_call(model, state, image)
+        return outputs
+
+
+def _refuse_few(name: str, images: int) -> Callable[[nn.Module, Any], None]:
+    """A hook that refuses the input of a batch norm of which there is one value of each channel in training."""
+
+    def refuse(module: nn.Module, inputs: Any) -> None:
+        (values,) = inputs
+        if not module.training or values.numel() >= MIN_VALUES * values.shape[1]:
+            return
+        head = name.split(".")[1] if name.startswith("heads.") else ""
+        place = f"model.heads.{head}.norm" if head else "model.norm"
+        raise _FewValuesError(
+            f"batch_size: found {images} at once, of which model.{name} sees {tuple(values.shape)}: one value of each "
+            "channel, which has no variance in training. Accepted: 2 or more images at once (batch_size / "
+            f"runtime.accumulate_steps / processes), or {place}: {{name: group}}"
+        )
+
+    return refuse
+
+
+def _shape(logits: Tensor) -> str:
+    return f"(N, {', '.join(map(str, logits.shape[1:]))})"

@@ -1,0 +1,318 @@
+"""What `config check` refuses of a config alone: all at once, each with its path and what to do."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from classyseg.config import ConfigError
+from classyseg.datasets import SyntheticShapes
+from classyseg.models import ClassyModel, create_backbone
+from classyseg.registry import DATASETS, HEADS, MODELS, TASKS, head_name_problem
+from classyseg.tasks import SegmentationTask
+from classyseg.tasks.known import known_size, seen_at_once
+from classyseg.tasks.outputs import SeenAtOnce
+from classyseg.tasks.runtime import RuntimeConfig
+from runs import tiny_config, tiny_task
+
+FOLDER = {"name": "folder", "images": "images", "masks": "masks", "classes": ["ground", "crop"]}
+BEST = [{"name": "checkpoint", "best": "mean_iou"}]
+FOUR = {"normalize": {"mean": [0.5] * 4, "std": [0.2] * 4}}
+SINGLE = {"batch_size": 1, "dataset.train.size": [96, 96]}
+FCN = {"name": "fcn", "blocks": ["stage4"]}
+
+
+def check(changes: dict[str, Any]) -> None:
+    SegmentationTask.check(TASKS.validate(tiny_config(changes)))
+
+
+def refusal(changes: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check(changes)
+    return str(caught.value)
+
+
+def on(data: dict[str, Any]) -> dict[str, Any]:
+    return {"dataset.train": data, "dataset.test": data}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "mend"),
+    [
+        ({**on({**FOLDER, "channels": 4}), **FOUR}, "model.in_channels: found 3", "write model.in_channels: 4"),
+        ({"model.in_channels": 5}, "model.in_channels: found 5", "write model.in_channels: 3"),
+        (
+            {**on({**FOLDER, "channels": 4}), "model.in_channels": 4},
+            "normalize: found 3 means by default",
+            "normalize: {mean: [0.5, 0.5, 0.5, 0.5], std: [0.25,",
+        ),
+        ({"normalize": {"mean": [0.5], "std": [0.2]}}, "normalize.mean: found 1 means", "the images have 3 channels"),
+        ({"normalize": {"mean": [0.5] * 3, "std": [0.2]}}, "normalize: found 3 means and 1 standard", ""),
+        (
+            {"dataset.train.transforms": [{"name": "normalize", "mean": [0.5], "std": [0.2]}], "dataset.test": None},
+            "dataset.train.transforms[0].mean: found 1 means",
+            "one mean and one std",
+        ),
+        (
+            {"dataset.train": {**FOLDER, "channels": 4}, "dataset.test": FOLDER, **FOUR},
+            "dataset.test: its images have 3 channels, those of dataset.train 4",
+            "same channels",
+        ),
+        (
+            {"dataset.train": FOLDER, "dataset.test": {**FOLDER, "classes": ["crop", "ground"]}},
+            "dataset.test: its classes ['crop', 'ground'] are not those of dataset.train",
+            "in the same order",
+        ),
+        (
+            {**SINGLE, "model.heads.main": {"name": "psp", "blocks": ["stage4"], "norm_image": True}},
+            "batch_size: found 1 at once, of which model.heads.main.",
+            "2 or more images at once",
+        ),
+        (
+            {**SINGLE, "model.heads.main": {"name": "deeplabv3", "blocks": ["stage4"], "norm_image": True}},
+            "batch_size: found 1 at once",
+            "model.heads.main.norm: {name: group}",
+        ),
+        (
+            {
+                **SINGLE,
+                "batch_size": 4,
+                "runtime.accumulate_steps": 4,
+                "model.heads.main": {"name": "psp", "blocks": ["stage4"], "norm_image": True},
+            },
+            "batch_size: found 1 at once",
+            "runtime.accumulate_steps",
+        ),
+        ({"batch_size": 1}, "batch_size: found 1 at once, of which model.layer4", "model.norm: {name: group}"),
+        ({"batch_size": 9, "runtime.accumulate_steps": 2}, "batch_size: found 9", "8 or 10"),
+        (
+            {"model": {"name": "resnext3d_18", "heads": {"main": FCN}}},
+            "model.name: ResNeXt3D takes clips",
+            "choose a model of images",
+        ),
+        (
+            {"model.heads.main": {"name": "linear", "blocks": ["stage4"]}},
+            "model.heads.main: its logits (N, 2) are of whole images",
+            "needs a head with logits for each pixel",
+        ),
+        ({"dataset.test": None, "hooks": BEST}, "hooks[0].best: found 'mean_iou'", "there is no dataset.test"),
+    ],
+)
+def test_what_the_config_tells_is_refused_before_any_file_is_opened(
+    changes: dict[str, Any], place: str, mend: str
+) -> None:
+    message = refusal(changes)
+    assert len(message.splitlines()) == 1
+    assert message.startswith(place)
+    assert mend in message
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    message = refusal(
+        {
+            **on({**FOLDER, "channels": 4}),
+            "dataset.test": {**FOLDER, "classes": ["a", "b"]},
+            "loss.class_weights": [1.0],
+            "optimizer.groups": [{"match": "nothing.*"}],
+            "batch_size": 7,
+            "runtime.accumulate_steps": 2,
+            "meters": [{"name": "accuracy", "topk": [9]}],
+        }
+    )
+    places = [line.partition(":")[0] for line in message.splitlines()]
+    assert places == [
+        "batch_size",
+        "dataset.test",
+        "loss.class_weights",
+        "optimizer.groups[0].match",
+        "dataset.test",
+        "normalize",
+        "meters[0].topk",
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 1, "dataset.train.size": [64, 64]},
+        {"batch_size": 1, "model.heads.main": {"name": "psp", "blocks": ["stage2"], "norm": {"name": "group"}}}
+        | {"model.norm": {"name": "group"}},
+        {
+            "batch_size": 1,
+            "num_epochs": 0,
+            "model.heads.main": {"name": "psp", "blocks": ["stage4"], "norm_image": True},
+        },
+        {"batch_size": 1, "model.frozen": True, "model.frozen_norm": True},
+        {**on({**FOLDER, "channels": 4}), "model.in_channels": 4, **FOUR},
+    ],
+)
+def test_what_can_be_trained_is_accepted(changes: dict[str, Any]) -> None:
+    check(changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 1}, {"model.in_channels": 4}, {"model": {"name": "resnext3d_18", "heads": {"main": FCN}}}],
+)
+def test_a_task_that_python_builds_is_refused_for_the_same(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        tiny_task(changes)
+    assert str(caught.value) in refusal(changes).splitlines()
+
+
+class Spectra(SyntheticShapes):
+    """A plugin's data set of 7 channels, which the class says."""
+
+    channels = 7
+
+
+def test_a_plugins_data_set_says_its_channels_in_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+    DATASETS.register("spectra")(Spectra)
+    message = refusal({"dataset.train.name": "spectra", "dataset.test.name": "spectra"})
+    assert message.splitlines()[0].startswith("model.in_channels: found 3, but the images of dataset.train have 7")
+
+
+@pytest.mark.parametrize(
+    ("transforms", "size"),
+    [
+        ([], (32, 32)),
+        (["horizontal_flip", "color_jitter"], (32, 32)),
+        ([{"name": "random_scale_crop", "size": [48, 64]}, "normalize"], (48, 64)),
+        ([{"name": "random_scale_crop", "size": [48, 64]}, {"name": "pad", "multiple": 60}], (60, 120)),
+        ([{"name": "pad", "size": [40, 16]}], (40, 32)),
+        ([{"name": "sync_resize_crop", "crop_size": 24}], (24, 24)),
+        ([{"name": "resize", "shorter_side": 20}], None),
+        ([{"name": "random_resize", "scale": [0.5, 2.0]}], None),
+        ([{"name": "random_resize", "scale": [0.5, 2.0]}, {"name": "center_crop", "size": [8, 8]}], (8, 8)),
+    ],
+)
+def test_the_size_of_training_images_is_known_where_transforms_fix_it(transforms: Any, size: Any) -> None:
+    train = TASKS.validate(tiny_config({"dataset.train.transforms": transforms})).dataset.train
+    assert known_size(train) == size
+    built = SyntheticShapes.from_config({"split": "train", "size": [32, 32], "transforms": transforms})
+    if size is not None:
+        assert tuple(built[0].image.shape[-2:]) == size
+
+
+def test_a_norm_sees_the_batch_of_the_job_where_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classyseg.tasks.known.world_size", lambda: 4)
+    for joined, images in ((True, 4), (False, 1)):
+        runtime = RuntimeConfig(accumulate_steps=2, sync_batch_norm=joined)
+        assert seen_at_once(8, runtime, None) == SeenAtOnce(images, None)
+
+
+# -- heads that torch cannot hold --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "forward", "training", "a.b", "", "1st", "items", "_modules", "a b"])
+def test_a_head_cannot_be_called_what_torch_cannot_hold(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.heads\."):
+        TASKS.validate(tiny_config({"model.heads": {name: FCN}}))
+    model = create_backbone("resnet18", depths=[1, 1, 1, 1])
+    head = HEADS.build({"name": "fcn"}, [model.block("stage4")], 2)
+    with pytest.raises(ConfigError, match=r"heads\."):
+        model.attach_head(name, head)
+    assert list(model.heads) == []
+
+
+def test_names_that_torch_holds_are_names_of_heads() -> None:
+    heads = nn.ModuleDict()
+    for name in ("main", "aux", "Head_2", "größe", "logits"):
+        assert head_name_problem(name) == ""
+        heads[name] = nn.Identity()
+
+
+# -- numbers that nobody means -----------------------------------------------------------------------------------------
+
+WHOLE_MODEL = {"heads": {"main": FCN}}
+NUMBERS: list[dict[str, Any]] = [
+    {"seed": 2**63},
+    {"num_epochs": 10**400},
+    {"batch_size": 10**30},
+    {"runtime.threads": 10**8},
+    {"runtime.workers": 10**6},
+    {"dataset.train.num_samples": 10**13},
+    {"dataset.train.size": [10**9, 10**9]},
+    {"optimizer.lr": 1e300},
+    {"optimizer.schedule": {"name": "polynomial", "power": 1e300}},
+    {"model.in_channels": 2**63},
+    {"model.stem_width": 10**9},
+    {"model.depths": [10**4] * 4},
+    {"model.depths": [1000] * 4},
+    {"model": {"name": "hrnet", "num_modules": [256, 256, 256], **WHOLE_MODEL}},
+    {
+        "model": {
+            "name": "anynet",
+            "depths": [1000] * 40,
+            "widths": [8] * 40,
+            "group_widths": [8] * 40,
+            "bottleneck_multipliers": [1.0] * 40,
+            "strides": [1] * 40,
+            **WHOLE_MODEL,
+        }
+    },
+    {"model": {"name": "regnet", "depth": 10, "w_0": 8, "w_a": 1e300, "w_m": 2.0, "group_width": 8, **WHOLE_MODEL}},
+    {"model": {"name": "convnext", "widths": [60_000] * 4, **WHOLE_MODEL}},
+    {
+        "model": {
+            "name": "mlp",
+            "input_dim": 10**9,
+            "output_dim": 10**9,
+            "heads": {"main": {**FCN, "blocks": ["output"]}},
+        }
+    },
+    {"model.heads.main": {"name": "psp", "blocks": ["stage4"], "bins": [1] * 60_000}},
+    {"model.heads": {f"h{i}": FCN for i in range(5000)}},
+    {"hooks": ["log"] * 5000},
+    {"normalize": {"mean": [1e300] * 3, "std": [1e-300] * 3}},
+    {f"unknown{i}": i for i in range(50_000)},
+]
+
+
+@pytest.mark.parametrize("changes", NUMBERS, ids=lambda changes: f"{next(iter(changes))}-{len(changes)}")
+def test_numbers_that_nobody_means_are_refused_in_little_time_and_memory(changes: dict[str, Any]) -> None:
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refusal(changes)
+    assert len(message.splitlines()) <= 42
+    assert max(map(len, message.splitlines())) < 1200
+    assert time.process_time() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000
+
+
+def test_meters_of_many_classes_take_no_memory_in_a_check() -> None:
+    many = {**FOLDER, "classes": [f"class {i}" for i in range(20_000)]}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    check(on(many))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # a confusion matrix has 3.2 GB
+
+
+class Values(ClassyModel):
+    """A plugin's model that computes with values while it is built, and may ask for much."""
+
+    def __init__(self, *, width: int = 8) -> None:
+        super().__init__()
+        self.rates = [float(rate) for rate in torch.linspace(0, 0.1, 4)]
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.add_block("stage4", width, 1)
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        return {"stage4": self.conv(image)}
+
+
+@pytest.mark.parametrize(("width", "problem"), [(8, ""), (10_000_000, "model: a model of more than 2e+08 parameters")])
+def test_a_model_that_needs_values_is_built_for_real_within_bounds(
+    width: int, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    MODELS.register("values")(Values)
+    config = {"model": {"name": "values", "width": width, "heads": {"main": {**FCN, "channels": 4}}}}
+    if problem:
+        assert refusal(config).startswith(problem)
+    else:
+        check(config)
