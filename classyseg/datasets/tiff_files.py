@@ -74,6 +74,8 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
     header = tiff.header
     with Image.open(file, formats=["TIFF"]) as image:
         image.seek(tiff.index)
+        if not tiff.tags <= set(image.tag_v2):  # type: ignore[attr-defined]  # Pillow stops at a tag that is damaged
+            raise HeaderError("a TIFF with damaged tags")
         image.info.pop("xmp", None)  # whose orientation Pillow would follow, too
         samples = np.asarray(image)
     if header.bits < 8 and header.colors != "palette":

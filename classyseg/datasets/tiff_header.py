@@ -75,7 +75,7 @@ class Tiff:
     """The page of a file that is its image.
 
     `index` is its place in the file, `big` says that it is a BigTIFF, `planar` that each band is apart.
-    `fax_options` are those of CCITT's group 3.
+    `fax_options` are those of CCITT's group 3. `tags` are those that say how to read the pixels.
     """
 
     header: Header
@@ -89,6 +89,7 @@ class Tiff:
     photometric: int
     fax_options: int
     pieces: Pieces
+    tags: frozenset[int]
 
 
 def tiff_header(file: BinaryIO) -> Tiff:
@@ -227,6 +228,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         one(PHOTOMETRIC),
         one(FAX_OPTIONS, 0),
         pieces,
+        frozenset(tags) - {DESCRIPTION},
     )
 
 
@@ -274,6 +276,8 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
             raise HeaderError(f"a TIFF with tiles of {width} x {height} pixels, or with strips, too")
         check_size(width, height, samples, header.bits)
         across, down = math.ceil(header.width / width), math.ceil(header.height / height)
+    elif TILE_WIDTH in tags or TILE_HEIGHT in tags:
+        raise HeaderError("a TIFF with strips that says how large its tiles are")
     else:
         width, height = header.width, max(1, min(tags.get(ROWS, (header.height,))[0], header.height))
         across, down = 1, math.ceil(header.height / height)
