@@ -93,8 +93,9 @@ def bar_format(title: str, count: str, left: str, more: Sequence[str], columns: 
 class _AboveTheBar:
     """A stream whose whole lines are written above the bar; half ones wait for their end."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, bar_stream: Any) -> None:
         self.stream = stream
+        self._bar_stream = bar_stream
         self._process = os.getpid()
         self._rest = ""
 
@@ -104,7 +105,7 @@ class _AboveTheBar:
             return len(text)
         lines, end, self._rest = (self._rest + text).rpartition("\n")
         if end:
-            with tqdm.external_write_mode(file=self.stream):
+            with tqdm.external_write_mode(file=self._bar_stream):
                 self.stream.write(lines + end)
                 self.stream.flush()
         return len(text)
@@ -127,11 +128,11 @@ def _redirect_output() -> list[tuple[Any, str, _AboveTheBar]]:
     found: list[tuple[Any, str]] = [
         (handler, "stream") for handler in handlers if isinstance(handler, logging.StreamHandler)
     ]
-    redirected = []
+    redirected, bar_stream = [], sys.stderr
     for owner, name in [*found, (sys, "stderr"), (sys, "stdout")]:
         stream = getattr(owner, name)
         if any(stream is known for known in streams):
-            proxy = _AboveTheBar(stream)
+            proxy = _AboveTheBar(stream, bar_stream)
             setattr(owner, name, proxy)
             redirected.append((owner, name, proxy))
     return redirected

@@ -243,13 +243,15 @@ def test_what_is_logged_warned_of_or_printed_comes_above_the_bar_on_lines_of_its
     with terminal(monkeypatch, 100) as shown:
         handler = logging.StreamHandler(before := sys.stderr)
         monkeypatch.setattr(logging.root, "handlers", [handler])
+        monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(before.fileno()), "w"))
         hook.on_phase_start(task)
         run_steps(hook, task, advance, 1)
         logging.getLogger("any").warning("checkpoint of step 3 not saved")
         sys.stderr.write("a.py:1: UserWarning: deprecated\n  a = 1\n")
         print("half", end=" ", file=sys.stderr)
         print("a line", file=sys.stderr)
-        task.end_phase(hook)
+        print("printed")
+        task.end_phase(hook, loss=0.5)
         assert (handler.stream, sys.stderr) == (before, before)
         print("done", file=sys.stderr)
         lines = [line.rpartition("\r")[2] for line in shown("done\r\n").split("\r\n")[:-1]]
@@ -259,6 +261,8 @@ def test_what_is_logged_warned_of_or_printed_comes_above_the_bar_on_lines_of_its
         "a.py:1: UserWarning: deprecated",
         "  a = 1",
         "half a line",
+        "printed",
+        "epoch 1/2 train: loss 0.5",
         "done",
     ]
 

@@ -40,6 +40,14 @@ def test_a_best_that_is_never_measured_is_found_before_the_run(
         find({"hooks": [{"name": "checkpoint", "best": best}]})
 
 
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_two_hooks_cannot_both_name_the_best_checkpoint(find: Callable[[Any], object]) -> None:
+    both = [{"name": "checkpoint", "best": best} for best in ("mean_iou", "loss")]
+    with pytest.raises(ConfigError, match=r"^hooks\[1\]\.best: hooks\[0\] has one already"):
+        find({"hooks": both})
+    find({"hooks": [both[0], {"name": "checkpoint", "every_steps": 5}]})
+
+
 class UndeclaredMeter(MeanIoUMeter):
     """A plugin's meter, which does not say what it computes."""
 
