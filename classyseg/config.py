@@ -35,6 +35,8 @@ MAX_WORD = 200
 """So many letters of a word are compared with what is known."""
 MAX_PROBLEMS = 40
 """So many problems of a config are told, and how many more there are."""
+MAX_UNKNOWN = 20
+"""So many of them are unknown keys of one mapping."""
 MAX_NAME_BYTES = 255
 """Of a file's or folder's name, on every file system that is in use."""
 PLAIN_TAGS = {
@@ -412,10 +414,10 @@ class ConfigRecord(BaseModel):
                 loc=(key,),
                 input=data[key],
             )
-            for key in strange[:MAX_PROBLEMS]
+            for key in strange[:MAX_UNKNOWN]
         ]
-        if len(strange) > MAX_PROBLEMS:
-            more = f"and {len(strange) - MAX_PROBLEMS} more unknown keys"
+        if len(strange) > MAX_UNKNOWN:
+            more = f"and {len(strange) - MAX_UNKNOWN} more unknown keys"
             errors.append(InitErrorDetails(type=PydanticCustomError("unknown_key", more), loc=(), input=None))
         try:
             record = handler({key: value for key, value in data.items() if key in cls.model_fields})
