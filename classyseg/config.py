@@ -463,7 +463,8 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
             left += 1
     lines = []
     for at, sentences in problems.items():
-        place = f"{tree.place(at)}: {path_text(at)}" if at else tree.place(at)
+        path = path_text(tuple(part if isinstance(part, int) else shown_line(str(part)) for part in at))
+        place = f"{tree.place(at)}: {path}" if at else tree.place(at)
         lines.append(f"{place}: {' / or '.join(dict.fromkeys(sentences))}")
     if left:
         lines.append(f"... and {left} more of the kind")
