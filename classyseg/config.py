@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.yaml_text import as_yaml, comment_in, eaten_color, wrong_line
+from classyseg.yaml_text import as_yaml, eaten_color, wrong_line
 
 Location = tuple[str | int, ...]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
@@ -284,8 +284,6 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
                 hint = f"the shell splits at spaces, so quote what has some: '{key}={shown_line(value_text)} ...'"
                 raise ConfigError(f"{error}; {hint}") from None
             raise
-        if cut := comment_in(value_text):
-            raise ConfigError(f"override '{text}': {cut}")
         location: Location = tuple(
             int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
         )
@@ -355,9 +353,9 @@ def _are_mappings(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """`values` as YAML that `parse_config` reads back to the same tree."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False) -> str:
+    """`values` as YAML that `parse_config` reads back to the same tree; `only_ascii` escapes all other characters."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=110)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -90,7 +90,13 @@ def say(text: str) -> None:
 
 
 def accept_any_text() -> None:
-    """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale).
+
+    A closed one (`>&-`) takes everything and shows nothing: libraries write there without asking.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process lives)
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -178,17 +178,22 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by `text` in one rename after the bytes are on the disk. Leaves nothing else when that fails."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces `path` by `content` in one rename after the bytes are on the disk.
+
+    Leaves nothing else when that fails.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # which the message then names
         with suppress(OSError):
             temporary.unlink()
         raise
@@ -286,8 +291,8 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         check_run_folder(folder)
-        path = folder / LOCK
-        self._file: IO[bytes] = open(open_plain(path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)  # noqa: SIM115
+        self.path = folder / LOCK
+        self._file: IO[bytes] = open(open_plain(self.path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -295,11 +300,21 @@ class FolderLock:
             self._file.close()
             owner = "".join(c if c.isprintable() else "?" for c in told) or "another process"
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
+        if not self.is_in_place():  # a start that failed has just taken it away
+            self._file.close()
+            raise ConfigError(f"{folder}: another process has just left it; try again")
         with suppress(OSError):  # of a full disk: the lock holds without the name of its owner
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         # A worker that outlives its killed parent for some seconds must not hold the folder against --resume.
         os.register_at_fork(after_in_child=self._file.close)
+
+    def is_in_place(self) -> bool:
+        """Whether the folder still has the file that is locked: nobody deleted or replaced it."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except OSError:
+            return False
 
     def release(self) -> None:
         self._file.close()

@@ -8,6 +8,7 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -109,7 +110,7 @@ def meet(job: Job, timeout: timedelta) -> dist.Store:
     return store
 
 
-def _reached(job: Job, clock: _Patience) -> dist.TCPStore:
+def _reached(job: Job, clock: _Patience) -> dist.Store:
     """The store at the job's address, which process 0 opens unless the launcher has."""
     opens = job.rank == 0 and _text("TORCHELASTIC_USE_AGENT_STORE") != "True"
     while not opens and not _answers(job):  # torch's own tries print a page of addresses each
@@ -117,7 +118,7 @@ def _reached(job: Job, clock: _Patience) -> dist.TCPStore:
         if clock.is_time_to_speak():
             clock.speak([0], aloud=True)
     try:
-        return dist.TCPStore(
+        store = dist.TCPStore(
             job.host,
             job.port,
             is_master=opens,
@@ -125,6 +126,8 @@ def _reached(job: Job, clock: _Patience) -> dist.TCPStore:
             wait_for_workers=False,
             multi_tenant=opens,
         )
+        # The launcher's own lives on when it restarts the job, and what was said before must not count.
+        return dist.PrefixStore(f"/worker/attempt_{_text('TORCHELASTIC_RESTART_COUNT') or 0}", store)
     except dist.DistError as error:
         what = "is in use" if "EADDRINUSE" in str(error) else "cannot be opened" if opens else "does not answer"
         raise ConfigError(
@@ -179,3 +182,29 @@ class _Patience:
     def _described(self, missing: list[int]) -> str:
         shown = ", ".join(map(str, missing[:8])) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
         return f"{'process' if len(missing) == 1 else 'processes'} {shown} of {self._job.world_size}"
+
+
+def restarted_job_began() -> float | None:
+    """When the job began that `torchrun` has restarted this process of, in seconds since 1970.
+
+    None in a process that was not restarted, and where it cannot be told (outside Linux).
+    """
+    if not _integer("TORCHELASTIC_RESTART_COUNT"):
+        return None
+    try:
+        process = os.getpid()
+        while _knows_of_restarts(process):  # the first one that does not is the launcher
+            process = int(_stat(process)[1])
+        ticks = int(_stat(process)[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def _stat(process: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the program's name, which may hold anything."""
+    return Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+
+
+def _knows_of_restarts(process: int) -> bool:
+    return b"\0TORCHELASTIC_RESTART_COUNT=" in b"\0" + Path(f"/proc/{process}/environ").read_bytes()

@@ -18,7 +18,11 @@ LOCK = ".lock"
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
-FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES)
+STARTED = ".started"
+"""When the run began, in seconds since 1970."""
+GIVEN = ".files"
+"""The names of the files that meters gave, one a line."""
+FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
 LATEST = "LATEST"
 BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")

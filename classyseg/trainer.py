@@ -4,95 +4,105 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from classyseg import distributed, switches
+from classyseg.claims import RunFolder, check_free
 from classyseg.config import user_path
-from classyseg.io import FolderLock
+from classyseg.records import WriteError
+from classyseg.stopping import Stopped, StopRequests, WaitEnded
 
 if TYPE_CHECKING:
     from classyseg.tasks import ClassyTask
 
-
-class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
-    """A signal ended the run after a checkpoint was saved; `exit_code` is 128 + the signal's number."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.exit_code = 128 + signal_number
+__all__ = ["Stopped", "Trainer"]
 
 
 class Trainer:
     """Trains a task, in this process and those that `torchrun` started beside it.
 
-    `output` is the run's folder, or None to write nothing; `resume` continues what lies there. The loop:
+    `output` is the run's folder, or None to write nothing; `resume` continues what lies there, `overwrite` replaces it.
+    They are the options of the command, and a folder that holds a run is refused without one of them. A run that
+    `torchrun` restarts continues by itself. The loop:
 
         while the task has a phase:
             for each batch: one step; asked to stop? save, and raise `Stopped`
+
+    A run that ends before its first step leaves the folder as it was.
     """
 
-    def __init__(self, output: str | Path | None = None, *, resume: bool = False) -> None:
+    def __init__(self, output: str | Path | None = None, *, resume: bool = False, overwrite: bool = False) -> None:
         self.output = None if output is None else user_path(output)
         self.resume = resume
+        self.overwrite = overwrite
+
+    def check_output(self) -> None:
+        """Looks whether the run may start, before the work of building a task; changes nothing. Every process calls it.
+
+        Raises: `ConfigError` for a folder that holds a run, and for one that cannot be written.
+        """
+        with distributed.failing_together():
+            if self.output is not None and distributed.is_primary():
+                check_free(self.output, resume=self.resume, overwrite=self.overwrite)
 
     def train(self, task: ClassyTask) -> None:
         """Runs `task` to its end. Raises: `Stopped` after SIGTERM or SIGINT; `ConfigError` for what a user wrote,
         and `PeerError` for an error of another process.
         """
-        with switches.kept():
-            self._train(task)
+        alone = distributed.world_size() == 1  # several processes must leave the start together
+        with switches.kept(), StopRequests(at_once=alone) as requests:
+            folder = self._folder()
+            try:
+                resumes = folder.resumes if folder is not None else self.resume
+                self._run(task, requests, folder, resume=bool(distributed.integer_from_primary(int(resumes))))
+            finally:
+                requests.at_once = False
+                with requests.holding():
+                    task.close()
+                    if folder is not None:
+                        folder.close()
 
-    def _train(self, task: ClassyTask) -> None:
-        lock = None
+    def _folder(self) -> RunFolder | None:
         with distributed.failing_together():
             if self.output is not None and distributed.is_primary():
-                self.output.mkdir(parents=True, exist_ok=True)
-                lock = FolderLock(self.output)
-        try:
-            with _Signals() as signals:
-                task.start(self.output, resume=self.resume)
-                while task.start_phase():
-                    for batch in task.batches():
-                        task.step(batch)
-                        if task.agree_to_stop(signals.received is not None):
-                            # Together, else torchrun, seeing one process gone, ends the one that saves.
-                            with distributed.failing_together():
-                                task.save_checkpoint()
-                            raise Stopped(signals.received or signal.SIGTERM)
-                    task.end_phase()
-                task.end()
-        finally:
-            task.close()
-            if lock is not None:
-                lock.release()
+                return RunFolder(self.output, resume=self.resume, overwrite=self.overwrite)
+        return None
 
-
-class _Signals:
-    """Remembers the first SIGTERM or SIGINT; a second one acts as it would without us."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def _run(self, task: ClassyTask, requests: StopRequests, folder: RunFolder | None, *, resume: bool) -> None:
+        has_begun = False
+        task.gives_up = requests.gives_up
+        task.start(self.output, resume=resume, in_place=folder.is_in_place if folder is not None else lambda: True)
+        if distributed.any_process(requests.received is not None):
+            raise Stopped(requests.received or signal.SIGTERM, saved=False)
+        while task.start_phase():
             try:
-                self._before[number] = signal.signal(number, self._receive)
-            except ValueError:  # not in the main thread, where Python delivers signals: nothing to remember
-                break
-        return self
+                for batch in requests.waiting(task.batches()):
+                    requests.at_once = False
+                    task.step(batch)
+                    if not has_begun and folder is not None:
+                        folder.keep()
+                    has_begun = True
+                    if task.agree_to_stop(requests.received is not None):
+                        self._stop(task, requests)
+            except (WaitEnded, distributed.PeerError) as ended:
+                if ended.exit_code != WaitEnded.exit_code:
+                    raise
+                if not has_begun or not getattr(ended, "together", True):
+                    raise Stopped(requests.received or signal.SIGTERM, saved=False) from None
+                self._stop(task, requests)
+            task.end_phase()
+        task.end()
+        if folder is not None:
+            folder.keep()
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before = {}
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._restore()
+    def _stop(self, task: ClassyTask, requests: StopRequests) -> None:
+        """Saves, together: else torchrun, seeing one process gone, ends the one that saves. Raises: `Stopped`."""
+        with requests.holding(), distributed.failing_together():
+            try:
+                task.save_checkpoint()
+            except WriteError:
+                raise
+            except OSError as error:
+                raise WriteError(f"asked to stop, but the checkpoint cannot be saved: {error}") from error
+            task.records.finish()
+        raise Stopped(requests.received or signal.SIGTERM) from None

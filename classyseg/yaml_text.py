@@ -15,7 +15,8 @@ PAIR = re.compile(rf"{HEX}{{3,8}}\s*:(?:\s|$)")
 SHORT = re.compile(rf"{HEX}{{3,4}}(?![\w-])")
 """A colour only where one is expected: `#add` begins many a comment."""
 OF_COLORS = re.compile(r"colou?r|palette", re.IGNORECASE)
-QUOTED = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\n]|'')*'")
+QUOTED = re.compile(r"(?:(?<=[\s\[{,:])|^)(?:\"(?:[^\"\\]|\\.)*+(?:\"|$)|'(?:[^']|'')*+(?:'|$))")
+"""To its end, or that of the line: nothing is looked at twice, however many quotes a line has."""
 COMMENT = re.compile(r"(?:(?<=[\s\[{,])|^)#.*")
 BREAKS = re.compile("[\u2028\u2029\x85]")
 NEXT_LINE = re.compile("\x85")
@@ -56,14 +57,6 @@ def wrong_line(text: str) -> str | None:
     return None
 
 
-def comment_in(text: str) -> str | None:
-    """What is wrong with a value on a command line that YAML would cut: comments make no sense there."""
-    for line in text.split("\n"):
-        if comment := COMMENT.search(QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line)):
-            return f"YAML takes `{comment[0][:40]}` for a comment, and does not read it; put the value in quotes"
-    return None
-
-
 def _colors(comments: Iterator[str], *, expected: bool) -> Iterator[str]:
     """The comments that are colours."""
     for comment in comments:
@@ -75,12 +68,16 @@ def _colors(comments: Iterator[str], *, expected: bool) -> Iterator[str]:
 
 def _comments_after(text: str, place: int) -> Iterator[str]:
     """The comments from `place` on, until something else than a comment comes."""
-    for line in text[place:].rstrip("\0").split("\n"):
-        rest = line.strip()
-        if rest.startswith("#"):
-            yield rest
-        elif rest:
+    while True:
+        while text[place : place + 1] in (" ", "\t", "\r", "\n"):
+            place += 1
+        if text[place : place + 1] != "#":
             return
+        end = text.find("\n", place)
+        yield text[place : end if end >= 0 else len(text)].rstrip("\0\r \t")
+        if end < 0:
+            return
+        place = end
 
 
 def _comments_within(text: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ import torch
 from classyseg.checkpoint import save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
+from classyseg.records import RunRecords
 from classyseg.structures import BestIs, Progress
 from classyseg.tasks import SegmentationTask, build_task
 
@@ -103,6 +104,7 @@ class FakeTask:
         self.progress = Progress()
         self.num_epochs = 2
         self.run_folder = run_folder
+        self.records = RunRecords(run_folder)
         self.last_loss = torch.tensor(0.5)
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()

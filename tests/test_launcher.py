@@ -132,7 +132,7 @@ def test_a_port_that_is_in_use_is_named() -> None:
 def test_two_processes_of_one_rank_are_an_error() -> None:
     port = free_port()
     store = launcher.dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    store.add("classyseg/came/1", 1)
+    store.add("/worker/attempt_0/classyseg/came/1", 1)
 
     with pytest.raises(ConfigError, match="RANK: found 1 in two processes"):
         launcher.meet(launcher.Job(3, 1, "127.0.0.1", port), timedelta(seconds=5))

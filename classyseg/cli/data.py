@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli import prepare
+from classyseg.cli.output import complain, emit, emit_json, in_columns
+from classyseg.console import printable
 
 if TYPE_CHECKING:
     from classyseg.datasets.classy_dataset import ClassyDataset
@@ -65,7 +65,7 @@ def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[ar
         try:
             return command(arguments)
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
+            complain("stopped")
             return INTERRUPTED
 
     return run
@@ -125,16 +125,6 @@ def _workers(arguments: argparse.Namespace) -> int:
     return wanted if wanted > 1 else 0
 
 
-def _print(text: str) -> None:
-    """Bytes of names that are no text are escaped; a reader that has seen enough (`| head`) changes nothing."""
-    from classyseg.io import discard_output
-
-    try:
-        print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)
-    except BrokenPipeError:
-        discard_output()
-
-
 # -- check ---------------------------------------------------------------------------------------------------------
 
 
@@ -145,9 +135,9 @@ def _check(arguments: argparse.Namespace) -> int:
         data_sets(arguments), workers=_workers(arguments), samples=arguments.samples, max_files=arguments.files
     )
     if arguments.json:
-        _print(json.dumps(_check_json(diagnosis), indent=2, ensure_ascii=False))
+        emit_json(_check_json(diagnosis))
     else:
-        _print("\n".join(_check_text(diagnosis)))
+        emit("\n".join(_check_text(diagnosis)))
     return FAULTS_FOUND if diagnosis.faults else 0
 
 
@@ -188,13 +178,7 @@ def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str
     for row in summary.class_rows():
         cells = [str(row["label"]), row["name"], f"{row[summary.counted]:,}", _percent(row["share"])]
         rows.append([*cells, *(f"{row[key]:,}" for key in more), *([_number(row["weight"])] if weights else [])])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        padded = [
-            cell.ljust(width) if i == 1 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        yield "  " + "  ".join(padded).rstrip()
+    yield from (f"  {line}" for line in in_columns(rows, right=[0, *range(2, len(rows[0]))], names=1))
 
 
 def _percent(share: float | None) -> str:
@@ -231,9 +215,9 @@ def _stats(arguments: argparse.Namespace) -> int:
             pass
         records[name] = _stats_json(summary) | {"left_out": left_out}
         if not arguments.json:
-            _print("\n".join([*_stats_text(summary, records[name]), ""]))
+            emit("\n".join([*_stats_text(summary, records[name]), ""]))
     if arguments.json:
-        _print(json.dumps(records, indent=2, ensure_ascii=False))
+        emit_json(records)
     return 0
 
 
@@ -298,5 +282,5 @@ def _sheet(arguments: argparse.Namespace) -> int:
             contact_sheet(dataset, spread(len(dataset), samples)).save(path)
         except OSError as error:
             raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
-        print(path)
+        emit(printable(str(path)))
     return 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from classyseg.cli import data, models, train
+from classyseg.cli.output import can_be_printed, emit, in_columns
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     listing = commands.add_parser("models", help="list the models, plugins' included")
     models.add_arguments(listing)
-    listing.set_defaults(run=_listing(models.run))
+    listing.set_defaults(run=models.run)
     weights = commands.add_parser("weights", help="list the public weights that models know")
     weights.add_argument("pattern", nargs="?", default="*", help="of the models, such as 'resnet*'")
     weights.set_defaults(run=_weights)
@@ -57,47 +56,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return train.guarded(lambda: parsed.run(parsed))
 
 
-def _listing(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """`command`, which only prints: a reader that has seen enough of it (`| head`) is no error."""
-
-    @functools.wraps(command)
-    def run(arguments: argparse.Namespace) -> int:
-        try:
-            code = command(arguments)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            from classyseg.io import discard_output
-
-            discard_output()
-            return 0
-        return code
-
-    return run
-
-
 def _check(arguments: argparse.Namespace) -> int:
     train.checked_config(arguments.config, arguments.overrides)
-    print(f"{arguments.config}: ok")
+    emit(f"{arguments.config}: ok")
     return 0
 
 
-@_listing
 def _show(arguments: argparse.Namespace) -> int:
     from classyseg.config import dump_yaml
 
-    print(dump_yaml(train.checked_config(arguments.config, arguments.overrides).resolved()), end="")
+    values = train.checked_config(arguments.config, arguments.overrides).resolved()
+    text = dump_yaml(values)
+    emit((text if can_be_printed(text) else dump_yaml(values, only_ascii=True)).removesuffix("\n"))
     return 0
 
 
-@_listing
 def _schema(arguments: argparse.Namespace) -> int:
     from classyseg.registry import task_schema
 
-    print(json.dumps(task_schema(), indent=2))
+    emit(json.dumps(task_schema(), indent=2))
     return 0
 
 
-@_listing
 def _weights(arguments: argparse.Namespace) -> int:
     from classyseg.config import ConfigError
     from classyseg.registry import MODELS, PluginError
@@ -111,18 +91,17 @@ def _weights(arguments: argparse.Namespace) -> int:
         rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]
     if len(rows) == 1:
         raise ConfigError(f"no public weights are known of models that match '{arguments.pattern}'")
-    _print_table(rows)
+    emit("\n".join(in_columns(rows)))
     return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
     from classyseg.models.convert import convert_weights
 
-    print(convert_weights(arguments.source, arguments.target, model=arguments.model, force=arguments.force))
+    emit(convert_weights(arguments.source, arguments.target, model=arguments.model, force=arguments.force))
     return 0
 
 
-@_listing
 def _plugins(arguments: argparse.Namespace) -> int:
     from classyseg.registry import REGISTRIES
 
@@ -131,12 +110,5 @@ def _plugins(arguments: argparse.Namespace) -> int:
         for offer, problem in registry.plugins():
             distribution = (offer.dist.name, offer.dist.version) if offer.dist else ("?", "?")
             rows.append((*distribution, registry.kind, offer.name, problem or "ok"))
-    _print_table(rows)
+    emit("\n".join(in_columns(rows)))
     return 0
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns under each other, the last as it is."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import Any, get_args, get_type_hints
 
+from classyseg.cli.output import emit
+
 TABLE_SIZE = 224
 HEADS_COLUMNS = ("name", "10⁶ parameters", "classes", "data set", "backbone", "heads: of blocks", "weights")
 HEADS_TEXT = """\
@@ -28,8 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"'{arguments.pattern}' matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
         )
-    for line in table(names) if arguments.table else names:
-        print(line)
+    for line in table(names) if arguments.table else ["\n".join(names)]:
+        if not emit(line):  # nobody reads: what is left need not be built
+            break
     return 0
 
 

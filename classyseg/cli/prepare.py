@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from classyseg.cli.output import emit
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -30,5 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root = (user_path(arguments.data_root) if arguments.data_root else data_root()).absolute()
     prepare(arguments.name, root, keep=arguments.keep)
-    print(f"{arguments.name}: ready in {root}")
+    emit(f"{arguments.name}: ready in {root}")
     return 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from classyseg.cli.output import complain, emit
+from classyseg.console import accept_any_text
+
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Where the disk is at fault, one line says more than a traceback."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="CONFIG", help="the task config, where it does not stand in first place")
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that the folder holds")
     parser.add_argument("--check", action="store_true", help="check the config and stop")
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
@@ -54,7 +62,7 @@ def take_config(arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         if not words:
             arguments.wrong_use("the config is missing: write it first, then the overrides (CONFIG key=value ...)")
-        if "=" in words[0] and not Path(words[0]).is_file():
+        if "=" in words[0] and not _is_file(words[0]):
             arguments.wrong_use(
                 f"the config comes before the overrides (CONFIG key=value ...); found '{words[0]}' first"
             )
@@ -65,26 +73,44 @@ def take_config(arguments: argparse.Namespace) -> None:
 
 
 def _is_config(word: str) -> bool:
-    return Path(word).is_file() or ("=" not in word and word.endswith((".yaml", ".yml", ".json")))
+    return _is_file(word) or ("=" not in word and word.endswith((".yaml", ".yml", ".json")))
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a byte that none has
+        return False
 
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs `command`; turns what a user can mend into one message and the exit code 2, a diverged training into 1."""
     from classyseg.config import ConfigError
 
+    accept_any_text()
     try:
         return command()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        complain(f"error: {error.object!r} cannot be the name of a file in this locale; set PYTHONUTF8=1")
+        return 2
     except BrokenPipeError:
         from classyseg.io import discard_output
 
         discard_output()  # else the flush at exit fails, too, and changes the exit code
         raise
+    except OSError as error:
+        if error.errno not in DISK_ERRORS or error.filename is None:
+            raise
+        complain(f"error: {error.filename}: {error.strerror}")
+        return 1
 
 
 def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
@@ -106,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
         config = checked_config(arguments.config, arguments.overrides)
         if arguments.check:
-            print(f"{arguments.config}: ok")
+            emit(f"{arguments.config}: ok")
             return 0
         with _logging(), switches.kept():
             return _run_processes(config, arguments)
@@ -151,16 +177,15 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg.tasks import build_task
     from classyseg.trainer import Stopped, Trainer
 
+    trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite)
     try:
-        with distributed.failing_together():
-            if distributed.is_primary():
-                claim_folder(output, resume=arguments.resume)
+        trainer.check_output()
         with distributed.failing_together():
             task = build_task(config)
-        Trainer(output, resume=arguments.resume).train(task)
+        trainer.train(task)
     except Stopped as stop:
         if distributed.is_primary():
-            print(f"{stop}; a checkpoint is saved, --resume continues", file=sys.stderr)
+            complain(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}")
         return stop.exit_code
     except DataError as error:
         if "classyseg data check" in str(error):
@@ -177,19 +202,3 @@ def _doctor(arguments: argparse.Namespace) -> str:
     root = [] if arguments.data_root is None else ["--data-root", arguments.data_root]
     overrides = [text for text in arguments.overrides if text.startswith("dataset")]
     return shlex.join(["classyseg", "data", "check", arguments.config, *root, *overrides])
-
-
-def claim_folder(output: Path, *, resume: bool) -> None:
-    """Makes the run's folder. Raises: `ConfigError` when it holds a run already, or cannot be written."""
-    from classyseg.config import ConfigError
-    from classyseg.run_folder import CHECKPOINTS, CONFIG, METRICS, require_writable
-
-    if not resume and any(os.path.lexists(output / name) for name in (CONFIG, CHECKPOINTS, METRICS)):
-        raise ConfigError(
-            f"--output {output}: holds a run already; continue it with --resume, or choose another folder"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        require_writable(output)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from None

@@ -50,6 +50,13 @@ def build_dataset(config: Any) -> ClassyDataset:
     return dataset
 
 
+def check_dataset_config(place: str, config: Any) -> None:
+    """Raises: `ConfigError`, with `place` before it, for what the config of a data set alone tells to be wrong."""
+    if isinstance(config, ComponentConfig):
+        with within(place):
+            _component(config).check_config(config)
+
+
 def innermost(config: Any) -> Any:
     """`config` (or a built data set), or the first one within it, whose samples are like those of the whole."""
     inner = _component(config).first_within(config) if isinstance(config, ComponentConfig) else None

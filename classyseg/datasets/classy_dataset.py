@@ -80,10 +80,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
         self.palette = self.palette or tuple(_voc_color(i) for i in range(len(self.classes)))
-        if len(self.palette) != len(self.classes):
-            raise ConfigError(
-                f"palette: found {len(self.palette)} colours for {len(self.classes)} classes; expected one for each"
-            )
+        check_palette(self.palette, self.classes)
 
     @property
     def num_classes(self) -> int:
@@ -98,6 +95,13 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def group_size_of(cls, config: Any) -> int | None:
         """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
         return None
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        """Called with a config of this class before any file is opened.
+
+        Raises: `ConfigError` for options that do not fit each other.
+        """
 
     @classmethod
     def channels_of(cls, config: Any) -> int | None:
@@ -234,6 +238,12 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def _label_hint(self, values: list[int]) -> str:
         """What the author of the config may do about wrong labels; data sets with a label map say so."""
         return ""
+
+
+def check_palette(palette: Sequence[Any], classes: Sequence[str]) -> None:
+    """Raises: `ConfigError` for another number of colours than of classes."""
+    if len(palette) != len(classes):
+        raise ConfigError(f"palette: found {len(palette)} colours for {len(classes)} classes; expected one for each")
 
 
 def color_of(text: str) -> Color:

@@ -16,6 +16,8 @@ Outline = npt.NDArray[np.float64]
 EXPECTED = "polygons such as [[x, y, x, y, x, y]], or run lengths {counts: ..., size: [height, width]}"
 POINTS_PER_PIXEL = 5
 """COCO draws outlines on a grid that is five times as fine, and keeps the crossings of the pixels' centre lines."""
+MAX_BITS = 60
+"""Of a run length."""
 MAX_SIZES_AWAY = 10
 """Points further away are mistakes, whose outline might not fit into memory."""
 
@@ -92,7 +94,7 @@ def _counts_of(segmentation: dict[str, Any], height: int, width: int) -> list[in
         raise DataError(f"its run lengths are of the size {found}; the image's is [{height}, {width}], rows first")
     if isinstance(counts, str):
         return decoded_counts(counts)
-    if not isinstance(counts, list) or any(type(count) is not int for count in counts):
+    if not isinstance(counts, list) or any(type(count) is not int or not finite(count) for count in counts):
         raise DataError("its run lengths, 'counts', are neither a list of whole numbers nor COCO's text")
     return counts
 
@@ -110,6 +112,8 @@ def decoded_counts(text: str) -> list[int]:
             raise DataError(f"its run lengths are a text with {character!a} in it, which COCO's texts never have")
         value |= (bits & 0x1F) << shift
         shift += 5
+        if shift > MAX_BITS:
+            raise DataError("its run lengths are a text with a number that no image has pixels for")
         if bits & 0x20:
             continue
         if bits & 0x10:

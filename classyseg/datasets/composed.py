@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from classyseg.config import MAX_SEED, ConfigError, within
-from classyseg.datasets.build import build_dataset, build_datasets
+from classyseg.datasets.build import build_dataset, build_datasets, check_dataset_config
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
@@ -120,6 +120,11 @@ class Concat(Composed):
     def first_within(cls, config: Any) -> Any:
         return config.datasets[0]
 
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        for i, part in enumerate(config.datasets):
+            check_dataset_config(f"datasets[{i}]", part)
+
     def __len__(self) -> int:
         return self.ends[-1]
 
@@ -182,6 +187,10 @@ class Subset(Composed):
     @classmethod
     def first_within(cls, config: Any) -> Any:
         return config.dataset
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        check_dataset_config("dataset", config.dataset)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import MAX_CHANNELS, ConfigError, within
-from classyseg.datasets.classy_dataset import Color, Palette, color_from, color_of
+from classyseg.datasets.classy_dataset import Color, Palette, check_palette, color_from, color_of
 from classyseg.datasets.files import Bits, read_colors
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
 from classyseg.datasets.mask_files import MaskFiles
@@ -50,15 +50,8 @@ class Folder(MaskFiles):
         bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
-        if 0 <= ignore_index < len(classes):
-            raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
-        if palette is not None and not palette:
-            raise ConfigError(
-                f"palette: found no colour for {len(classes)} classes; give one for each, or leave it out"
-            )
-        labels_of(classes)  # which refuses a name that comes twice
-        if label_map and color_map:
-            raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
+        _check_labels(classes, ignore_index, palette, label_map, color_map)
+        _check_names(masks, mask_suffix, nested, list, table, split)
         self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.channels = channels
@@ -71,6 +64,13 @@ class Folder(MaskFiles):
             self.palette = tuple(map(color_from, palette))
         super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
 
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        if cls.__init__ is not Folder.__init__:  # a subclass with options of its own
+            return
+        _check_labels(config.classes, config.ignore_index, config.palette, config.label_map, config.color_map)
+        _check_names(config.masks, config.mask_suffix, config.nested, config.list, config.table, config.split)
+
     def read_labels(self, path: Path) -> Tensor:
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
 
@@ -82,6 +82,39 @@ class Folder(MaskFiles):
         return "; a label_map: {found: class} in the data set's config maps values to classes"
 
 
+def _check_labels(
+    classes: tuple[str, ...],
+    ignore_index: int,
+    palette: Palette | None,
+    label_map: dict[int, int] | None,
+    color_map: dict[str, int] | None,
+) -> None:
+    """Raises: `ConfigError` for options that do not fit the classes, or each other."""
+    if 0 <= ignore_index < len(classes):
+        raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
+    if palette is not None:
+        check_palette(palette, classes)
+    labels_of(classes)  # which refuses a name that comes twice
+    if label_map and color_map:
+        raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
+    if color_map is not None:
+        _color_label_map(color_map)
+
+
+def _check_names(
+    masks: str | None, mask_suffix: str, nested: bool, list: str | None, table: str | None, split: str | None
+) -> None:
+    """Raises: `ConfigError` for options that exclude each other."""
+    if table is not None and (mask_suffix or nested):
+        raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
+    if list is not None and table is not None:
+        raise ConfigError("list: names images, as table does beside it; leave one of them out")
+    if split is not None and table is None:
+        raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
+    if masks is None and (table is not None or mask_suffix):
+        raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
+
+
 def _pairs(
     images: str,
     masks: str | None,
@@ -91,15 +124,7 @@ def _pairs(
     table: str | None,
     split: str | None,
 ) -> Sequence[ImageAndMask]:
-    """The files that these options of `Folder` name. Raises: `ConfigError` for options that exclude each other."""
-    if table is not None and (mask_suffix or nested):
-        raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
-    if list is not None and table is not None:
-        raise ConfigError("list: names images, as table does beside it; leave one of them out")
-    if split is not None and table is None:
-        raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
-    if masks is None and (table is not None or mask_suffix):
-        raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
+    """The files that these options of `Folder` name."""
     with within("images"):
         image_folder = data_folder(images)
     with within("masks"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -12,15 +13,20 @@ from classyseg.config import ConfigError
 from classyseg.datasets.bad_samples import BadSample, ByKey, Failure, Key, Loaded
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.workers import (
+    LEAVE_SECONDS,
+    POLL_SECONDS,
     PREFETCH,
+    Watch,
     WorkerError,
     check_limits,
     deaths,
     deaths_are_found_in_turn,
+    killed_unless_they_leave,
     start_worker,
     warm_fork_server,
 )
 from classyseg.rng import generator_for
+from classyseg.stopping import WaitEnded
 from classyseg.structures import Sample
 
 PERMUTATION = -1
@@ -121,13 +127,24 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
 class Batches:
     """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
 
-    `close` ends its workers.
+    `close` ends its workers. A worker that hangs is a `WorkerError` after `worker_timeout` seconds. While a batch does
+    not come, `gives_up` is asked whether to wait on; `WaitEnded` is raised where not.
 
     `bad` are the samples that others stand in for in the batch that came last.
     """
 
-    def __init__(self, loader: DataLoader[Loaded | Failure], source: ByKey, order: TrainBatches | EvalBatches) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Loaded | Failure],
+        source: ByKey,
+        order: TrainBatches | EvalBatches,
+        *,
+        worker_timeout: float | None = None,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._loader, self._source, self._order = loader, source, order
+        self._worker_timeout, self._gives_up = worker_timeout, gives_up
+        self._hangs = False
         self.bad: tuple[BadSample, ...] = ()
 
     def __iter__(self) -> Iterator[Sample]:
@@ -136,26 +153,51 @@ class Batches:
         try:
             with deaths_are_found_in_turn():
                 batches = iter(self._loader)
-            for batch in batches:
+            while (batch := self._next(batches)) is not None:
                 if isinstance(batch, Failure):
                     raise batch.kind(batch.message)
                 self.bad = batch.bad
                 yield batch.sample
         except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most
-            dead = list(deaths(self._source, getattr(self._loader._iterator, "_workers", ())))
+            dead = list(deaths(self._source, self._workers()))
             if dead:
                 raise WorkerError("; ".join(dead)) from error
             raise
 
+    def _next(self, batches: Iterator[Loaded | Failure]) -> Loaded | Failure | None:
+        watch = Watch(self._source, self._worker_timeout)
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):  # after POLL_SECONDS; one may ask again
+                    raise
+            self._hangs = True
+            if self._gives_up():
+                raise WaitEnded
+            watch.look(self._workers())
+            self._hangs = False
+
+    def _workers(self) -> Sequence[Any]:
+        return getattr(self._loader._iterator, "_workers", ())
+
     def close(self) -> None:
-        workers = self._loader._iterator  # torch offers no public way to end persistent workers
-        if workers is not None:
-            workers._shutdown_workers()  # type: ignore[attr-defined]
+        loading = self._loader._iterator  # torch offers no public way to end persistent workers
+        if loading is not None:
+            with killed_unless_they_leave(self._workers(), 0 if self._hangs else LEAVE_SECONDS):
+                loading._shutdown_workers()  # type: ignore[attr-defined]
             self._loader._iterator = None
+            self._hangs = False
 
 
 def make_loader(
-    dataset: ClassyDataset, batches: TrainBatches | EvalBatches, *, workers: int, pin_memory: bool = False
+    dataset: ClassyDataset,
+    batches: TrainBatches | EvalBatches,
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    worker_timeout: float | None = None,
+    gives_up: Callable[[], bool] = lambda: False,
 ) -> Batches:
     """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
     source = ByKey(dataset, workers)
@@ -166,10 +208,11 @@ def make_loader(
         batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
+        timeout=POLL_SECONDS if workers else 0,
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else each iteration would draw from the global one
     )
-    return Batches(loader, source, batches)
+    return Batches(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)

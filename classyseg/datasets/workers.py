@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -29,10 +30,14 @@ FILES_OF_A_BATCH = 2
 FILES_OF_A_WORKER = 8
 SPARE_FILES = 64
 DEATH_SECONDS = 2
+POLL_SECONDS = 1
+"""How often somebody who waits for a batch looks whether he still should."""
+LEAVE_SECONDS = 4
+"""How long workers may take to leave when the run ends; one that hangs is killed then."""
 
 
 class WorkerError(ConfigError):
-    """A process that loads data died; the message names the sample that it was at."""
+    """A process that loads data died, or hangs; the message names the sample that it was at."""
 
     exit_code = 1
 
@@ -113,6 +118,65 @@ def deaths_are_found_in_turn() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
+def _sample(source: ByKey, epoch: int, index: int) -> str:
+    return f"loading {source.dataset.described(index)}, epoch {epoch}"
+
+
+class Watch:
+    """Whether workers move on while somebody waits for a batch: each may take `limit` seconds for a sample."""
+
+    def __init__(self, source: ByKey, limit: float | None) -> None:
+        self._source, self._limit = source, limit
+        self._at = source.at.clone()
+        self._seconds = [0.0] * len(self._at)
+        self._last = time.monotonic()
+
+    def look(self, workers: Sequence[Any]) -> None:
+        """Raises: `WorkerError` naming the sample at which a worker has been for too long."""
+        now, at = time.monotonic(), self._source.at.clone()
+        # Of a process that was stopped and continued, not all the time counts.
+        passed, self._last = min(now - self._last, 2.0 * POLL_SECONDS), now
+        for i in range(len(at)):
+            self._seconds[i] = self._seconds[i] + passed if torch.equal(at[i], self._at[i]) else 0.0
+        self._at = at
+        if self._limit is None:
+            return
+        late = [i for i, seconds in enumerate(self._seconds) if seconds > self._limit]
+        busy = [i for i in late if at[i, 1] != NOTHING]
+        if busy:
+            names = "; ".join(
+                f"data worker {i} (process {workers[i].pid}) has been {_sample(self._source, *at[i].tolist())}"
+                for i in busy[:4]
+            )
+            raise WorkerError(
+                f"{names}, for more than runtime.worker_timeout, {self._limit:g} seconds; a disk that does not answer, "
+                "or a transform that hangs? Set runtime.worker_timeout higher, or to null, where a sample takes so long"
+            )
+        if len(late) == len(at):
+            raise WorkerError(
+                f"the data workers have sent no batch and begun no sample for more than runtime.worker_timeout, "
+                f"{self._limit:g} seconds; runtime.workers: 0 shows where it hangs"
+            )
+
+
+@contextmanager
+def killed_unless_they_leave(workers: Sequence[Any], seconds: float) -> Iterator[None]:
+    """Kills, `seconds` after the block has begun, those of `workers` that are still there: what hangs heeds nobody."""
+
+    def kill() -> None:
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:
     """For each worker that was killed or left: how, and at which sample."""
     ending = wait([worker.sentinel for worker in workers], DEATH_SECONDS) if workers else []  # its pipes break first
@@ -122,7 +186,7 @@ def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:
         if worker.exitcode in (None, 0):
             continue
         epoch, index = source.at[i].tolist()
-        at = "between two samples" if index == NOTHING else f"loading {source.dataset.described(index)}, epoch {epoch}"
+        at = "between two samples" if index == NOTHING else _sample(source, epoch, index)
         how = f"ended with code {worker.exitcode}"
         if worker.exitcode < 0:
             how = f"was killed by {signal.Signals(-worker.exitcode).name}"

@@ -20,10 +20,18 @@ RESERVED = 3
 
 def open_bar(total: int, done: int) -> Bar | None:
     """A bar where there is somebody to see it: on a terminal (standard error), in a notebook with ipywidgets."""
-    if sys.stderr.isatty():
+    if _is_terminal(sys.stderr):
         return Bar(tqdm, total, done)
     notebook = _notebook_bar()
     return None if notebook is None else Bar(notebook, total, done, is_notebook=True)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Also of no stream: a closed standard error is None, or cannot be asked."""
+    try:
+        return bool(stream is not None and stream.isatty())
+    except ValueError:
+        return False
 
 
 def _notebook_bar() -> Any:
@@ -121,7 +129,7 @@ class _AboveTheBar:
 
 def _redirect_output() -> list[tuple[Any, str, _AboveTheBar]]:
     """Puts a proxy before each stream that shares the terminal with the bar: (owner, attribute, proxy)."""
-    streams = [stream for stream in (sys.stderr, sys.stdout) if stream.isatty()]
+    streams = [stream for stream in (sys.stderr, sys.stdout) if _is_terminal(stream)]
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {h: None for logger in loggers for h in getattr(logger, "handlers", ())}
     found: list[tuple[Any, str]] = [

@@ -16,6 +16,7 @@ from classyseg.config import ConfigError, listed, within
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import read_json_lines, write_atomically
+from classyseg.records import WriteError
 from classyseg.registry import HOOKS
 from classyseg.run_folder import BEST, CHECKPOINTS, LATEST, METRICS
 from classyseg.structures import BestIs
@@ -50,6 +51,7 @@ class CheckpointHook(ClassyHook):
         self.best = best
         self.best_is = best_is
         self.failures = 0
+        self._saved: Path | None = None
         self._values: dict[str, float] = {}
         """The number of each test phase so far, by the name of the checkpoint that it measured."""
 
@@ -96,15 +98,33 @@ class CheckpointHook(ClassyHook):
     def _save_if_possible(self, task: WatchedTask) -> None:
         try:
             folder = task.save_checkpoint()
+        except WriteError:  # the run's folder is gone
+            raise
         except OSError as error:
             self.failures += 1
             if self.failures >= MAX_FAILURES:
-                raise
+                raise _not_saved(task, error) from error
             log.warning("checkpoint of step %d not saved: %s; training goes on", task.progress.step, error)
             return
         self.failures = 0
+        self._saved = folder
         if folder is not None and is_primary():
             prune(folder, self.keep, _named_best(folder.parent))
+
+    def on_end(self, task: WatchedTask) -> None:
+        """Tries the last checkpoint once more, where it could not be saved or is gone.
+
+        Raises: `WriteError` where it still cannot be.
+        """
+        is_lost = self.failures > 0 or (self._saved is not None and not self._saved.is_dir())
+        if integer_from_primary(int(is_lost)):
+            with failing_together():
+                try:
+                    task.save_checkpoint()
+                except WriteError:
+                    raise
+                except OSError as error:
+                    raise _not_saved(task, error) from error
 
     # -- the best one --------------------------------------------------------------------------------------------------
 
@@ -154,6 +174,16 @@ class CheckpointHook(ClassyHook):
                 write_atomically(root / BEST, f"{name} {self._values[name]!r}\n")
         except OSError as error:  # the former one stays, and is still named
             log.warning("%s: not written (%s); training goes on", root / BEST, error.strerror)
+
+
+def _not_saved(task: WatchedTask, error: OSError) -> WriteError:
+    root = (task.run_folder or Path()) / CHECKPOINTS
+    newest = _newest(root)
+    kept = "there is none" if newest is None else f"the newest is {newest.name}"
+    return WriteError(
+        f"{root}: the checkpoint of step {task.progress.step} cannot be saved ({type(error).__name__}: {error}); "
+        f"{kept}. Mend the disk, and continue with --resume"
+    )
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from classyseg.records import RunRecords
 from classyseg.registry import Configurable
 from classyseg.structures import BestIs, Progress
 
@@ -18,6 +19,8 @@ class WatchedTask(Protocol):
     progress: Progress
     num_epochs: int
     run_folder: Path | None
+    records: RunRecords
+    """Writes files into the run's folder, where the process is to."""
     last_loss: Tensor
     """The loss of the last step in this process, on the device: reading it waits for the device."""
     metrics: dict[str, Any]

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.distributed import is_primary
+from classyseg.distributed import failing_together
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
-from classyseg.io import append_json_line
 from classyseg.registry import HOOKS
+from classyseg.run_folder import STEPS
 
 
 @HOOKS.register("log")
@@ -29,13 +29,13 @@ class LogHook(ClassyHook):
         if progress.phase != "train" or progress.step % self.every:
             return
         loss = task.step_loss()  # every process takes part
-        if task.run_folder is not None and is_primary():
-            record = {
-                "step": progress.step,
-                "epoch": progress.epoch + 1,
-                "loss": loss,
-                "lr": task.lr,
-                "samples_per_second": task.samples_per_second,
-                "data_wait": task.data_wait,
-            }
-            append_json_line(task.run_folder / "steps.jsonl", record)
+        record = {
+            "step": progress.step,
+            "epoch": progress.epoch + 1,
+            "loss": loss,
+            "lr": task.lr,
+            "samples_per_second": task.samples_per_second,
+            "data_wait": task.data_wait,
+        }
+        with failing_together():
+            task.records.append(STEPS, record)

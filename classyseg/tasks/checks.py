@@ -10,7 +10,7 @@ from typing import Any
 
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
-from classyseg.datasets.build import has_whole_images
+from classyseg.datasets.build import check_dataset_config, has_whole_images
 from classyseg.datasets.doctor import Finding, check_data
 from classyseg.datasets.label_map import classes_line, with_more_classes
 from classyseg.layers import NormalizeConfig
@@ -122,7 +122,8 @@ def applied_normalize(
 
 
 def check_masks(name: str, data: Any) -> None:
-    """Raises: `ConfigError` for a data set, or its config, without masks."""
+    """Raises: `ConfigError` for a data set, or its config, without masks or with options that exclude each other."""
+    check_dataset_config(f"dataset.{name}", data)
     if has_whole_images(data):
         raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
     if isinstance(data, ClassyDataset) and not data.has_masks:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +27,10 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook
-from classyseg.io import append_json_line, write_atomically
+from classyseg.records import RunRecords
 from classyseg.registry import ComponentConfig, Configurable
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
+from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.given import config_of, parts_in_python
 from classyseg.tasks.resume import cut_records, read_records, same_run, saved_loss_sum, saved_progress
@@ -63,8 +64,12 @@ class ClassyTask(Configurable, ABC):
         """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()
+        self.records = RunRecords(None)
+        """What the run's folder gets; of the primary process."""
         self.phase_files: dict[str, str] = {}
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
+        self.gives_up: Callable[[], bool] = lambda: False
+        """Whether the run was asked to stop, and is not to wait for data any longer."""
         self.last_loss = torch.zeros(())
         self._loss_sum = torch.zeros((), dtype=torch.float64)
         self._samples = 0
@@ -161,9 +166,15 @@ class ClassyTask(Configurable, ABC):
 
     # -- the life of a run, called by the trainer --------------------------------------------------------------------
 
-    def start(self, run_folder: Path | None, *, resume: bool = False) -> None:
-        """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any."""
+    def start(
+        self, run_folder: Path | None, *, resume: bool = False, in_place: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any.
+
+        `in_place` tells whether the folder is still the run's; only the primary process asks.
+        """
         self.run_folder = run_folder
+        self.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
         self._tell_what_is_not_written()
         self.prepare()
         if run_folder is not None:
@@ -180,7 +191,7 @@ class ClassyTask(Configurable, ABC):
             with distributed.failing_together():
                 if distributed.is_primary():
                     cut_records(records, self.progress)
-                    write_atomically(run_folder / CONFIG, dump_yaml(self.config))
+                    self.records.replace(CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
 
@@ -213,9 +224,13 @@ class ClassyTask(Configurable, ABC):
             asked = time.perf_counter()
             # A process may have one test batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
-            with distributed.failing_together() if all_load else contextlib.nullcontext():
-                batch = next(batches, None)
-                self._waited += time.perf_counter() - asked
+            try:
+                with distributed.failing_together() if all_load else contextlib.nullcontext():
+                    batch = next(batches, None)
+                    self._waited += time.perf_counter() - asked
+            except WaitEnded as ended:
+                ended.together = all_load
+                raise
             if batch is None:
                 return
             yield batch
@@ -258,14 +273,16 @@ class ClassyTask(Configurable, ABC):
                 _require_finite(record["loss"], f"epoch {record['epoch']}")
             if self.run_folder is not None and distributed.is_primary():
                 for name, text in self.phase_files.items():
-                    write_atomically(self.run_folder / name, text)
-                append_json_line(self.run_folder / METRICS, record, durable=True)
+                    self.records.give(name, text)
+                self.records.append(METRICS, record, durable=True)
         for hook in self.hooks:
             hook.on_phase_end(self)
 
     def end(self) -> None:
         for hook in self.hooks:
             hook.on_end(self)
+        with distributed.failing_together():
+            self.records.finish()
 
     def _next_progress(self) -> Progress:
         now = self.progress
@@ -309,13 +326,14 @@ class ClassyTask(Configurable, ABC):
         Every process calls it, within `failing_together`: what cannot be written fails in the primary alone.
 
         Raises: `FloatingPointError` when a training loss of this phase was not finite: such weights are worth nothing;
-            `OSError` when something cannot be written.
+            `OSError` when something cannot be written; `WriteError` where the run's folder is gone.
         """
         loss_sum = self._mean_over_processes(self._loss_sum)
         _require_finite(loss_sum, f"the steps up to {self.progress.step}")
         gathered = self.gather_state()
         if self.run_folder is None or not distributed.is_primary():
             return None
+        self.records.write()  # a checkpoint tells nothing of what is not on the disk
         tensors = self.checkpoint_tensors()
         state = {
             "progress": asdict(self.progress),

@@ -18,6 +18,7 @@ MAX_DIFFERENCES = 20
 FREE_ON_RESUME = (
     "hooks",
     "runtime.workers",
+    "runtime.worker_timeout",
     "runtime.device",
     "runtime.compile",
     "runtime.channels_last",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -27,7 +27,9 @@ class RuntimeConfig(ConfigRecord):
     that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
     gives the same numbers on any number of processes. `sync_batch_norm` joins the statistics of processes.
     `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
-    threads. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it may hold.
+    threads. A worker may spend `worker_timeout` seconds on a sample; then the run ends with an error that names it.
+    None waits for ever. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much
+    it may hold.
     """
 
     @classmethod
@@ -39,6 +41,7 @@ class RuntimeConfig(ConfigRecord):
     compile: Bool = False
     channels_last: Bool = True
     workers: Annotated[Int, Field(ge=0, le=256)] = 2
+    worker_timeout: Annotated[Float, Field(gt=0, le=1e9)] | None = 600.0
     accumulate_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     eval_batch_size: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     sync_batch_norm: Bool = True
@@ -61,6 +64,11 @@ class RuntimeConfig(ConfigRecord):
 
     def dtype(self) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+
+    def loading(self, device: torch.device) -> dict[str, Any]:
+        """How batches for `device` are loaded."""
+        on_gpu = device.type == "cuda"
+        return {"workers": self.workers, "worker_timeout": self.worker_timeout, "pin_memory": on_gpu}
 
     def apply(self) -> None:
         """Sets the process-wide switches of torch."""

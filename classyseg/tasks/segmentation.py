@@ -241,13 +241,13 @@ class SegmentationTask(ClassyTask):
             )
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
-        pin = self.device.type == "cuda"
+        loading = {**self.runtime.loading(self.device), "gives_up": lambda: self.gives_up()}
         for phase, dataset, order in (
             ("train", self.train_set, self._train_batches),
             ("test", self.test_set, self._test_batches),
         ):
             if dataset is not None and (phase == "test" or self.num_epochs):
-                self._loaders[phase] = make_loader(dataset, order, workers=self.runtime.workers, pin_memory=pin)
+                self._loaders[phase] = make_loader(dataset, order, **loading)
 
     def load_initial_weights(self) -> None:
         load_initial_weights(self.model, self._model_config)

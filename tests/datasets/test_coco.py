@@ -136,6 +136,8 @@ def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:
         ({"counts": [-1, 49], "size": [6, 8]}, r"run lengths are of 48 pixels"),
         ({"counts": [48], "size": [6, 8]}, r"run lengths cover no pixel"),
         ({"counts": "63j", "size": [6, 8]}, r"a text that was cut off"),
+        ({"counts": "o" * 100_000, "size": [6, 8]}, r"a text with a number that no image has pixels for"),
+        ({"counts": [10**400], "size": [6, 8]}, r"neither a list of whole numbers nor COCO's text"),
         ({"counts": "6 j2", "size": [6, 8]}, r"a text with ' ' in it"),
         ({"counts": "\u00e9", "size": [6, 8]}, r"a text with '\\xe9' in it"),
         ({}, r"run lengths are of the size null"),

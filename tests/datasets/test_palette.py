@@ -43,7 +43,7 @@ def test_classes_have_the_colours_of_the_palette(palette: Any, tmp_path: Path) -
     [
         (["#000000"], r"^palette: found 1 colours for 2 classes; expected one for each$"),
         (["#000000"] * 3, r"^palette: found 3 colours for 2 classes"),
-        ([], r"^palette: found no colour for 2 classes"),
+        ([], r"^palette: found 0 colours for 2 classes"),
         (["#000000", "red"], r"palette\[1\]: found 'red'; accepted are \"#ff0000\", in quotes, and \[255, 0, 0\]"),
         (["#000000", "ff0000"], r"palette\[1\]: found 'ff0000'"),
         (["#000000", "#f00"], r"palette\[1\]: found '#f00'"),

@@ -72,7 +72,7 @@ def check(changes: dict[str, Any]) -> None:
 
 def test_one_class_of_the_test_set_alone_is_named(tmp_path: Path) -> None:
     sets = data_sets(tmp_path) | {"dataset.test": one_class(tmp_path)["dataset.test"]}
-    with pytest.raises(ConfigError, match=r"^dataset\.test\.classes: found one class"):
+    with pytest.raises(ConfigError, match=r"(?m)^dataset\.test\.classes: found one class"):
         check(sets)
 
 

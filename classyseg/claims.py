@@ -1,0 +1,232 @@
+"""The folder of a run: who may start in it, what belongs to a run, and how a start that fails leaves it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from classyseg import launcher
+from classyseg.config import ConfigError, listed
+from classyseg.io import FolderLock, write_atomically
+from classyseg.records import MAX_GIVEN
+from classyseg.run_folder import (
+    BAD_SAMPLES,
+    CHECKPOINTS,
+    CONFIG,
+    GIVEN,
+    LOCK,
+    METRICS,
+    STARTED,
+    STEPS,
+    read_plain,
+)
+
+RECORDS = (CONFIG, METRICS, STEPS, BAD_SAMPLES)
+SIGNS = (*RECORDS, CHECKPOINTS)
+"""A folder with one of these holds a run, or something that a run would spoil."""
+MOVING, BEFORE, REPLACED = ".before-moving", ".before", ".replaced"
+"""The run that `overwrite` replaces: while it is put aside, until the new one has done a step, and after that."""
+
+CHECKPOINT = re.compile(r"step-\d+(\.damaged|\.tmp-.*)?|(LATEST|BEST)(\.tmp-.*)?")
+"""What a run has in its folder of checkpoints."""
+
+log = logging.getLogger(__name__)
+
+
+def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Looks whether a run may start in `folder`, and changes nothing.
+
+    Raises: `ConfigError` when it holds a run and neither `resume` nor `overwrite` is asked for, when it holds something
+    else that `overwrite` would replace, or when it cannot be written.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite: found both; one continues the run in a folder, one replaces it")
+    try:
+        names = _names(folder)
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot be written ({error.strerror})") from None
+    above = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        problem = "Permission denied" if above.is_dir() else "Not a directory"
+        raise ConfigError(f"--output {folder}: cannot be written ({problem})")
+    if overwrite:
+        _check_is_a_run(folder, names)
+    elif not resume and names & {*SIGNS} and not is_of_this_job(folder):
+        raise ConfigError(
+            f"--output {folder}: holds a run already; continue it with --resume, or choose another folder, or replace "
+            "it with --overwrite"
+        )
+
+
+def _names(folder: Path) -> set[str]:
+    """What `folder` holds; where a start was killed before its first step, what it held before that."""
+    if not os.path.lexists(folder):
+        return set()
+    names = {path.name for path in folder.iterdir()}
+    folders = [folder / name for name in (BEFORE, MOVING) if name in names and not (folder / name).is_symlink()]
+    aside = {path.name for kept in folders for path in kept.iterdir()}
+    if BEFORE in names:
+        names -= {*SIGNS}
+    return (names | aside) - {BEFORE, MOVING, REPLACED, STARTED, GIVEN}
+
+
+def _check_is_a_run(folder: Path, names: set[str]) -> None:
+    """Raises: `ConfigError` for a folder of which `--overwrite` must not delete anything."""
+    was_run = LOCK in names or any((folder / CHECKPOINTS).glob("step-*/manifest.json"))
+    if names - {LOCK} and not (was_run and CONFIG in names):
+        raise ConfigError(
+            f"--output {folder}: --overwrite replaces a run, but this folder holds none (a run has {CONFIG} and "
+            f"{LOCK}); found {listed(sorted(names), limit=5)}; choose another folder"
+        )
+
+
+def is_of_this_job(folder: Path) -> bool:
+    """Whether `torchrun` has restarted this process, and the run in `folder` is the one of before."""
+    began = launcher.restarted_job_began()
+    try:
+        return began is not None and float(read_plain(folder / STARTED, 100)) >= began
+    except (OSError, ValueError):  # it began before there were such files; or it is somebody else's
+        return False
+
+
+class RunFolder:
+    """A run's folder, held by this process. Until `keep`, `close` leaves it as it was before the start.
+
+    Raises: `ConfigError` as `check_free` does, and when another run is at work in it.
+    """
+
+    def __init__(self, folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        check_free(folder, resume=resume, overwrite=overwrite)
+        self.folder = folder
+        self._kept = False
+        self._lock: FolderLock | None = None
+        self._made = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+        self._had_lock = os.path.lexists(folder / LOCK)
+        self._contents: dict[str, bytes] = {}
+        self._undoes = False
+        try:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = FolderLock(folder)
+                self._take(resume=resume, overwrite=overwrite)
+            except OSError as error:
+                raise ConfigError(f"--output {folder}: cannot be written ({error.strerror})") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self, *, resume: bool, overwrite: bool) -> None:
+        self._finish_what_was_begun()
+        check_free(self.folder, resume=resume, overwrite=overwrite)  # nobody else can change the answer now
+        self.resumes = resume or is_of_this_job(self.folder)
+        self._is_new = not (self.resumes and any(os.path.lexists(self.folder / name) for name in SIGNS))
+        self._undoes = True
+        if self._is_new:
+            self._put_aside()
+            write_atomically(self.folder / STARTED, f"{time.time()!r}\n")
+        else:
+            paths = [self.folder / name for name in RECORDS]
+            self._contents = {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+    def is_in_place(self) -> bool:
+        """Whether the folder is still the one that was claimed."""
+        return self._lock is not None and self._lock.is_in_place()
+
+    def keep(self) -> None:
+        """The run has done a step: what it replaces goes."""
+        if self._kept:
+            return
+        self._kept = True
+        self._contents = {}
+        if (self.folder / BEFORE).is_dir():
+            os.rename(self.folder / BEFORE, self.folder / REPLACED)
+            _remove(self.folder / REPLACED)
+
+    def close(self) -> None:
+        """Frees the folder. Unless the run was kept, it is then as before the start; not there if the start made it."""
+        if not self._kept:
+            try:
+                self._undo()
+            except OSError as error:  # the error that ended the start matters more
+                log.warning("%s: not as before the start (%s)", self.folder, error)
+        if self._lock is not None:
+            self._lock.release()
+
+    def _undo(self) -> None:
+        if self._made:
+            if self._lock is not None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self._made:
+                _remove_if_empty(path)
+            return
+        if self._undoes and self._is_new:
+            self._finish_what_was_begun()
+        elif self._undoes:
+            for name in RECORDS:
+                path, content = self.folder / name, self._contents.get(name)
+                if content is None:
+                    path.unlink(missing_ok=True)
+                elif path.read_bytes() != content:
+                    write_atomically(path, content)
+        if self._lock is not None and not self._had_lock:
+            (self.folder / LOCK).unlink(missing_ok=True)
+
+    # -- the run that is replaced ------------------------------------------------------------------------------------
+
+    def _finish_what_was_begun(self) -> None:
+        """Ends what a start had begun with the run that it was to replace: once more the one or the other is there."""
+        before, moving, replaced = (self.folder / name for name in (BEFORE, MOVING, REPLACED))
+        if replaced.is_dir():
+            _remove(replaced)
+        if before.is_dir():
+            for path in _own(self.folder):
+                _remove(path)
+            _remove_if_empty(self.folder / CHECKPOINTS)
+            os.rename(before, moving)
+        if moving.is_dir():
+            _move(_own(moving), moving, self.folder)
+            moving.rmdir()
+
+    def _put_aside(self) -> None:
+        """Takes what is a run's out of the way; an empty folder stands for none."""
+        (self.folder / MOVING).mkdir()
+        _move(_own(self.folder), self.folder, self.folder / MOVING)
+        os.rename(self.folder / MOVING, self.folder / BEFORE)
+
+
+def _own(folder: Path) -> list[Path]:
+    """What is a run's in `folder`; the rest is somebody else's. Of a link, the link."""
+    given = folder / GIVEN
+    of_meters = read_plain(given, MAX_GIVEN).decode("utf-8", "replace").splitlines() if os.path.lexists(given) else []
+    names = {*RECORDS, STARTED, GIVEN, *of_meters}
+    own = [path for path in folder.iterdir() if path.name in names or path.name.partition(".tmp-")[0] in names]
+    checkpoints = folder / CHECKPOINTS
+    if checkpoints.is_dir():
+        own += [path for path in checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name)]
+    return own
+
+
+def _move(paths: list[Path], source: Path, target: Path) -> None:
+    for path in paths:
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        os.rename(path, place)
+    _remove_if_empty(source / CHECKPOINTS)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file or a folder; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not there, or holds something of somebody else's
+        folder.rmdir()

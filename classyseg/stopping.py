@@ -1,0 +1,120 @@
+"""How a run is asked to stop: the signals SIGTERM and SIGINT, and what becomes of them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Self, TypeVar
+
+Batch = TypeVar("Batch")
+
+PATIENCE_SECONDS = 2.0
+"""How long a run that was asked to stop waits for the batch that it is about to get; it can do without."""
+
+
+class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
+    """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, *, saved: bool = True) -> None:
+        how = "" if saved else " before its first step: nothing was saved"
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}{how}")
+        self.exit_code = 128 + signal_number
+        self.saved = saved
+
+
+class WaitEnded(Exception):  # noqa: N818 (an outcome, not an error)
+    """The run was asked to stop while it waited for data, which may never come.
+
+    `together`: all processes of the job know of it, so that they can save the same step.
+    """
+
+    exit_code = 128 + signal.SIGTERM
+
+    def __init__(self) -> None:
+        super().__init__("asked to stop while waiting for data")
+        self.together = True
+
+
+class StopRequests:
+    """Remembers SIGTERM and SIGINT for the loop, which obeys between two batches.
+
+    Within a step a second signal acts at once, as it would without us. While the loop waits for data, or saves, a
+    second one only ends the wait: the run must not be lost to somebody who is impatient, or to a launcher that passes a
+    signal on. The third one acts at once. With `at_once` the first signal ends the run where it is, by `Stopped`.
+    """
+
+    def __init__(self, *, at_once: bool) -> None:
+        self.at_once = at_once
+        self.received: int | None = None
+        self._since = 0.0
+        self._insists = False
+        self._holds = False
+        self._before: dict[int, object] = {}
+        self._catches = False
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:  # not in the main thread, where Python delivers signals: nothing to remember
+                break
+            self._catches = True
+        return self
+
+    def gives_up(self) -> bool:
+        """Whether the loop shall not wait for its data any longer."""
+        return self.received is not None and (self._insists or time.monotonic() - self._since > PATIENCE_SECONDS)
+
+    def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """`batches`, where signals that come while the next one is awaited end the wait at most."""
+        while True:
+            with self.holding():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Within the block, a second signal does not end the process."""
+        self._holds = True
+        self._catch(self._receive)
+        try:
+            yield
+        finally:
+            self._holds = False
+            if self.received is not None:
+                self._catch(None)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        first = self.received is None
+        if first:
+            self.received, self._since = number, time.monotonic()
+        if first and self.at_once:
+            self._catch(None)
+            raise Stopped(number, saved=False)
+        if first and self._holds:
+            return
+        if first:
+            self._catch(None)
+        elif self._holds and not self._insists:
+            self._insists = True
+        else:
+            self._catch(None)
+            signal.raise_signal(number)
+
+    def _catch(self, handler: Callable[[int, FrameType | None], None] | None) -> None:
+        """Lets `handler` take the signals; None: whoever took them before."""
+        if self._catches == (handler is not None):
+            return
+        self._catches = handler is not None
+        for number, before in self._before.items():
+            signal.signal(number, before if handler is None else handler)  # type: ignore[arg-type]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._catch(None)

@@ -1,0 +1,252 @@
+"""Runs that are stopped, hang or are restarted: nothing that was learnt is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from classyseg.checkpoint import newest_checkpoint
+from classyseg.datasets import SyntheticShapes, TrainBatches, make_loader
+from classyseg.datasets.workers import WorkerError
+from classyseg.stopping import Stopped, StopRequests, WaitEnded
+from classyseg.structures import Sample
+from runs import LIMIT, read_records, start_job, write_config
+
+SAMPLES, BATCH = 32, 8
+HANGING = list(TrainBatches(SAMPLES, BATCH, seed=0))[-1][0][1]
+"""A sample of the last batch of the first epoch."""
+PLUGIN = """
+import ctypes, os, signal, sys, time
+from classyseg.cli.train import main
+from classyseg.registry import HOOKS, TRANSFORMS
+from classyseg.hooks import ClassyHook
+from classyseg.transforms import ClassyTransform
+
+@TRANSFORMS.register("hangs")
+class Hangs(ClassyTransform):
+    def __init__(self, ignore_index: int = 255, *, at: int, hard: bool = False) -> None:
+        self.at, self.hard = at, hard
+    def __call__(self, sample, generator):
+        if sample.name.endswith(f" {self.at}") and os.environ.get("RANK", "0") == "0":
+            if self.hard:
+                ctypes.PyDLL(None).sleep(1000)  # keeps the interpreter: no handler of a signal runs
+            time.sleep(1000)
+        return sample
+
+@HOOKS.register("dies_once")
+class DiesOnce(ClassyHook):
+    def on_step(self, task):
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and task.progress.step == 5 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.exit(main())
+"""
+CHANGES: dict[str, Any] = {
+    "num_epochs": 2,
+    "batch_size": BATCH,
+    "dataset.train.num_samples": SAMPLES,
+    "dataset.test": None,
+    "hooks": [{"name": "log", "every": 1}],
+}
+
+
+def hanging(hard: bool) -> dict[str, Any]:
+    transforms = [{"name": "hangs", "at": HANGING, "hard": hard}]
+    return {**CHANGES, "dataset.train.transforms": transforms, "runtime.workers": 2}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(PLUGIN, encoding="utf-8")
+    return path
+
+
+def start(arguments: Sequence[object], folder: Path, processes: int) -> list[subprocess.Popen[bytes]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in range(processes):
+        more = {} if processes == 1 else {name: str(value) for name, value in {**job, "RANK": rank}.items()}
+        with (folder / f"log{rank}").open("wb") as log:
+            command = [sys.executable, *map(str, arguments)]
+            started.append(subprocess.Popen(command, env={**os.environ, **more}, stdout=log, stderr=log))
+    return started
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "signals", "hard"),
+    [(1, [signal.SIGTERM], False), (1, [signal.SIGINT, signal.SIGINT], True), (2, [signal.SIGTERM], True)],
+    ids=["a signal", "two signals, and a worker that no signal reaches", "two processes"],
+)
+def test_a_worker_that_hangs_does_not_hold_up_a_signal(
+    processes: int, signals: list[signal.Signals], hard: bool, script: Path, tmp_path: Path
+) -> None:
+    job = start([script, write_config(tmp_path, hanging(hard)), "--output", tmp_path / "run"], tmp_path, processes)
+    steps = tmp_path / "run/steps.jsonl"
+    done = 0
+    while not done or len(read_records(steps)) > done:  # until the next batch does not come
+        assert job[0].poll() is None, (tmp_path / "log0").read_text()
+        done = len(read_records(steps)) if steps.exists() else 0
+        time.sleep(1.5)
+
+    for number in signals:
+        for process in job:
+            process.send_signal(number)
+        time.sleep(0.2)
+
+    assert [process.wait(60) for process in job] == [128 + signals[0]] * processes, (tmp_path / "log0").read_text()
+    assert newest_checkpoint(tmp_path / "run/checkpoints") == (tmp_path / f"run/checkpoints/step-{done}", [])
+    assert done < 4
+    assert "a checkpoint is saved" in (tmp_path / "log0").read_text()
+
+
+class Hanging(SyntheticShapes):
+    """Its last sample never comes."""
+
+    def load(self, index: int) -> Sample:
+        if index == len(self) - 1:
+            time.sleep(1000)
+        return super().load(index)
+
+
+@pytest.fixture
+def batches() -> TrainBatches:
+    return TrainBatches(4, 2, seed=0)
+
+
+def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: TrainBatches) -> None:
+    dataset = Hanging(split="train", num_samples=4, size=(32, 32))
+    loader = make_loader(dataset, batches, workers=1, worker_timeout=1.5)
+
+    with pytest.raises(WorkerError, match=r"data worker 0 .*sample 3, epoch 0, .* runtime\.worker_timeout, 1\.5 sec"):
+        list(loader)
+    children = multiprocessing.active_children()
+    loader.close()
+
+    assert children
+    assert not any(child.is_alive() for child in children)
+
+
+def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(batches: TrainBatches) -> None:
+    asked: list[bool] = []
+
+    def gives_up() -> bool:
+        asked.append(True)
+        return len(asked) == 3
+
+    dataset = Hanging(split="train", num_samples=4, size=(32, 32))
+    loader = make_loader(dataset, batches, workers=1, gives_up=gives_up)
+
+    with pytest.raises(WaitEnded):
+        list(loader)
+
+    loader.close()
+    assert len(asked) == 3
+
+
+class Slow(SyntheticShapes):
+    """Every sample takes longer than a look at the workers."""
+
+    def load(self, index: int) -> Sample:
+        time.sleep(1.2)
+        return super().load(index)
+
+
+def test_workers_that_are_slow_but_move_on_are_waited_for(batches: TrainBatches) -> None:
+    slow = make_loader(Slow(split="train", num_samples=4, size=(32, 32)), batches, workers=1, worker_timeout=2.0)
+    fast = make_loader(SyntheticShapes(split="train", num_samples=4, size=(32, 32)), batches, workers=0)
+
+    found, expected = list(slow), list(fast)
+    slow.close()
+
+    assert [batch.name for batch in found] == [batch.name for batch in expected]
+
+
+@pytest.fixture
+def handlers() -> Iterator[list[int]]:
+    """The signals that reach whoever handled them before."""
+    reached: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: reached.append(number))
+    yield reached
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_in_a_step_the_second_signal_acts_at_once_and_in_a_wait_or_a_save_the_third(handlers: list[int]) -> None:
+    with StopRequests(at_once=False) as requests:
+        signal.raise_signal(signal.SIGTERM)
+        assert requests.received == signal.SIGTERM
+        assert handlers == []
+        signal.raise_signal(signal.SIGTERM)
+        assert len(handlers) == 1
+    handlers.clear()
+    with StopRequests(at_once=False) as requests, requests.holding():
+        signal.raise_signal(signal.SIGTERM)
+        assert not requests.gives_up()
+        signal.raise_signal(signal.SIGTERM)
+        assert requests.gives_up()
+        assert handlers == []
+        signal.raise_signal(signal.SIGTERM)
+        assert len(handlers) == 1
+    handlers.clear()
+    with StopRequests(at_once=False) as requests:
+        signal.raise_signal(signal.SIGTERM)
+        with requests.holding():  # the checkpoint
+            signal.raise_signal(signal.SIGTERM)
+        assert handlers == []
+        signal.raise_signal(signal.SIGTERM)
+        assert len(handlers) == 1
+
+
+def test_before_the_first_step_a_signal_ends_the_run_at_once(handlers: list[int]) -> None:
+    with pytest.raises(Stopped) as stopped, StopRequests(at_once=True):
+        signal.raise_signal(signal.SIGTERM)
+    assert (stopped.value.exit_code, stopped.value.saved) == (143, False)
+    assert "nothing was saved" in str(stopped.value)
+
+
+def launch(script: Path, config: Path, run: Path, log: Path) -> int:
+    """A real torchrun of two processes, which may start them once more."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+    with log.open("wb") as file:
+        command = [sys.executable, *torchrun, str(script), str(config), "--output", str(run)]
+        return subprocess.run(command, stdout=file, stderr=file, timeout=2 * LIMIT, check=False).returncode
+
+
+@pytest.mark.slow
+def test_a_run_that_torchrun_restarts_continues_and_one_that_it_refused_is_not_taken_for_it(
+    script: Path, tmp_path: Path
+) -> None:
+    hooks = [{"name": "checkpoint", "every_steps": 2}, {"name": "log", "every": 1}]
+    (tmp_path / "whole").mkdir()
+    whole = write_config(tmp_path / "whole", {**CHANGES, "hooks": hooks})
+    job = start_job([whole, "--output", tmp_path / "whole/run"], tmp_path / "whole")
+    assert [command.wait() for command in job] == [0, 0]
+    config = write_config(tmp_path, {**CHANGES, "hooks": [*hooks, "dies_once"]})
+    run = tmp_path / "run"
+
+    assert launch(script, config, run, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+
+    assert f"resumed {run / 'checkpoints/step-4'}" in (tmp_path / "log").read_text()
+    assert read_records(run / "metrics.jsonl") == read_records(tmp_path / "whole/run/metrics.jsonl")
+    name = "checkpoints/step-8/model.safetensors"
+    assert (run / name).read_bytes() == (tmp_path / "whole/run" / name).read_bytes()
+
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert launch(script, config, run, tmp_path / "log") != 0
+    assert (tmp_path / "log").read_text().count("holds a run already") == 2  # of the first start, and of its restart
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
