@@ -33,10 +33,8 @@ MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
 MAX_WORD = 200
 """So many letters of a word are compared with what is known."""
-MAX_PROBLEMS = 40
-"""So many problems of a config are told, and how many more there are."""
-MAX_UNKNOWN = 20
-"""So many of them are unknown keys of one mapping."""
+MAX_PROBLEMS, MAX_UNKNOWN = 40, 20
+"""So many problems of a config are told, so many of them unknown keys of one mapping, and how many more there are."""
 MAX_NAME_BYTES = 255
 """Of a file's or folder's name, on every file system that is in use."""
 PLAIN_TAGS = {
