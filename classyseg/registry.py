@@ -210,15 +210,16 @@ class Registry:
     def _import_builtins(self, name: str | None = None) -> None:
         """Registers the built-in components; with `name`, of those that are left for later only what may be it."""
         importlib.import_module(self.package)
-        for module, patterns in self._later.items():
-            if name is not None and not any(fnmatchcase(name, pattern) for pattern in patterns):
-                continue
+        for module in self._later if name is None else self._later_modules(name):
             if module not in self._brought:
                 before = set(self._entries)
                 importlib.import_module(module)
                 self._brought[module] = [entry for key, entry in self._entries.items() if key not in before]
             for entry in self._brought[module]:
                 self._entries.setdefault(entry.name, entry)
+
+    def _later_modules(self, name: str) -> list[str]:
+        return [module for module, patterns in self._later.items() if any(fnmatchcase(name, p) for p in patterns)]
 
     def _offers(self) -> dict[str, list[EntryPoint]]:
         return _entry_points_of(self.group)
