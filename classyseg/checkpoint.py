@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from classyseg.config import ConfigError
-from classyseg.io import fsync_folder, sha256_of, write_atomically
+from classyseg.console import printable
+from classyseg.io import fsync_folder, sha256_of, shown, write_atomically
 from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 1
 MAX_MANIFEST = 2**20
-MAX_STATE = 2**26
+MAX_STATE = 2**24
 """Bytes: the config and the names of the classes are most of it."""
 VARIANCES = ("running_var", "_variance", "moving_var")
 """How the names of running variances end: in torch, Paddle, TensorFlow and MXNet."""
@@ -102,12 +103,12 @@ def problem_of(folder: Path) -> str | None:
         files = _read_json(manifest, MAX_MANIFEST)["files"]
         for name, expected in files.items():
             path = folder / name
-            if Path(name).name != name:
-                return f"{manifest}: names '{name}', which is not in the folder"
+            if Path(name).name != name or not name.isprintable():
+                return f"{manifest}: names {name!r:.200}, which is not in the folder"
             if not path.is_file():
                 return f"{path}: missing"
             if path.stat().st_size != expected["size"]:
-                return f"{path}: {path.stat().st_size} bytes, expected {expected['size']}"
+                return f"{path}: {path.stat().st_size} bytes, expected {shown(expected['size'])}"
             if sha256_of(path) != expected["sha256"]:
                 return f"{path}: its sha256 is not the manifest's"
         missing = {STATE, "model.safetensors"} - files.keys()
@@ -183,13 +184,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     for name, values in ((STATE, state), (MANIFEST, manifest)):
         found = values.get("format")
         if type(found) is not int or found != FORMAT:
-            raise ConfigError(f"{folder / name}: format {found!r:.40}; this version reads format {FORMAT}")
+            raise ConfigError(f"{folder / name}: format {shown(found)}; this version reads format {FORMAT}")
     tensors = {}
     for path in sorted(folder / name for name in manifest["files"] if name.endswith(".safetensors")):
         try:
             tensors[path.stem] = load_file(path)
-        except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({error})") from None
+        except Exception as error:  # a file from somebody else may fail in any way
+            raise ConfigError(f"{path}: cannot be read ({printable(str(error))[:200]})") from None
     return Checkpoint(folder, tensors, state)
 
 

@@ -15,6 +15,14 @@ JOINERS = "\u200c\u200d"
 """Format characters that belong to words (of Persian, Hindi) and to emoji: they move nothing else on the line."""
 
 
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether a person looks at `stream`; not at one that is closed, which is None or cannot be asked."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
 def terminal_width(stream: IO[str] | None = None) -> int:
     """How many columns `stream` (standard output) shows; $COLUMNS, where it is less; 80 where nothing says."""
     stream = sys.stdout if stream is None else stream

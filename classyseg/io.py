@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import reprlib
 import socket
 import sys
 import unicodedata
@@ -25,6 +26,8 @@ MAX_OWNER = 200
 """How much of a lock's file is shown: a line of ours is shorter."""
 MAX_DIGITS = 19
 """Of integers in records: they fit into 64 bits."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 80, 4
 NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
@@ -46,8 +49,13 @@ def data_path(path: str) -> Path:
 
     `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
     """
-    found = (data_root() / user_path(path)).absolute()
-    return found if str(found).isascii() or os.path.exists(found) else in_other_form(found) or found
+    return existing_path(data_root() / user_path(path)).absolute()
+
+
+def existing_path(path: str | Path) -> Path:
+    """A path of the user's; where only a path exists whose names have another form of Unicode, it is that."""
+    given = user_path(path)
+    return given if str(given).isascii() or os.path.exists(given) else in_other_form(given.absolute()) or given
 
 
 def in_other_form(
@@ -120,7 +128,7 @@ def find_task_config(path: str) -> Path:
 
     Raises: `ConfigError`, in one line, when neither exists: with the file that was probably meant.
     """
-    given, name = user_path(path), printable(path) or "''"
+    given, name = existing_path(path), printable(path) or "''"
     relative = given.as_posix().removeprefix(f"{CONFIGS}/")
     packaged = next((f for f in (package_folder() / CONFIGS, package_folder().parent / CONFIGS) if f.is_dir()), None)
     try:
@@ -259,9 +267,14 @@ def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, 
         raise ConfigError(f"{place}: found no record in JSON; mend the line, or delete it")
     for key, kind in required.items():
         if type(record.get(key)) is not kind:
-            found = repr(record[key]) if key in record else "nothing"
-            raise ConfigError(f"{place}: {key}: found {found:.80}; expected {NAMES_OF_KINDS[kind]}; mend or delete it")
+            found = shown(record[key]) if key in record else "nothing"
+            raise ConfigError(f"{place}: {key}: found {found}; expected {NAMES_OF_KINDS[kind]}; mend or delete it")
     return record
+
+
+def shown(value: Any) -> str:
+    """A value from a file of somebody else's as a message shows it: on one line, short, and however deep it nests."""
+    return printable(_SHORT.repr(value))
 
 
 def _int(digits: str) -> int:

@@ -71,7 +71,9 @@ class RunRecords:
         """`replace` of a file that only its author knows: its name is noted, for whoever deletes the run."""
         if self.folder is not None:
             noted = self.folder / GIVEN
-            names = read_plain(noted, MAX_GIVEN).decode().splitlines() if os.path.lexists(noted) else []
+            names = (
+                read_plain(noted, MAX_GIVEN).decode("utf-8", "replace").splitlines() if os.path.lexists(noted) else []
+            )
             if name not in names:
                 self.replace(GIVEN, "".join(f"{known}\n" for known in [*names, name]))
         self.replace(name, text)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from classyseg.config import ConfigError
+from classyseg.console import printable
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
@@ -22,6 +23,8 @@ STARTED = ".started"
 """When the run began, in seconds since 1970."""
 GIVEN = ".files"
 """The names of the files that meters gave, one a line."""
+ASIDE = ".before"
+"""How the names of folders begin where a run is put aside that another one replaces."""
 FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
 LATEST = "LATEST"
 BEST = "BEST"
@@ -44,30 +47,36 @@ KINDS = {
 def check_run_folder(folder: Path) -> None:
     """Looks at what lies in the folder of a run before anything is opened in it. The folder itself may be a link.
 
-    Raises: `ConfigError` for a link, pipe, socket or device right in the folder, in `checkpoints` or in a checkpoint,
-        and for a folder where a run has a file or the other way round; for what cannot be looked at, too.
+    Raises: `ConfigError` for a link, pipe, socket or device right in the folder, in `checkpoints`, in a checkpoint or
+        in a run that is put aside; for a folder where a run has a file, or the other way round; for what cannot be
+        looked at.
     """
     try:
-        for path in _plain_entries(folder):
-            if path.name in FILES:
-                require(path, "a file")
-        if (folder / LOCK).is_file() and (folder / LOCK).lstat().st_nlink > 1:
-            raise ConfigError(
-                f"{folder / LOCK}: has another name elsewhere (a hard link), and a run writes it; delete it"
-            )
-        root = folder / CHECKPOINTS
-        if not os.path.lexists(root):
-            return
-        require(root, "a folder")
-        for path in _plain_entries(root):
-            if path.name in (LATEST, BEST):
-                require(path, "a file")
-            if CHECKPOINT_NAME.fullmatch(path.name):
-                require(path, "a folder")
-                for _ in _plain_entries(path):
-                    pass
+        _check(folder)
     except OSError as error:
-        raise ConfigError(f"{error.filename or folder}: cannot be looked at ({error.strerror})") from None
+        raise ConfigError(f"{_told(Path(error.filename or folder))}: cannot be looked at ({error.strerror})") from None
+
+
+def _check(folder: Path) -> None:
+    for path in _plain_entries(folder):
+        if path.name in FILES:
+            require(path, "a file")
+        if path.name == LOCK and path.lstat().st_nlink > 1:
+            raise ConfigError(f"{path}: has another name elsewhere (a hard link), and a run writes it; delete it")
+        if path.name.startswith(ASIDE):
+            require(path, "a folder")
+            _check(path)
+    root = folder / CHECKPOINTS
+    if not os.path.lexists(root):
+        return
+    require(root, "a folder")
+    for path in _plain_entries(root):
+        if path.name in (LATEST, BEST):
+            require(path, "a file")
+        if CHECKPOINT_NAME.fullmatch(path.name):
+            require(path, "a folder")
+            for _ in _plain_entries(path):
+                pass
 
 
 def _plain_entries(folder: Path) -> Iterator[Path]:
@@ -75,13 +84,19 @@ def _plain_entries(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         found = kind_of(path)
         if found == "a link":
+            target = printable(os.readlink(path))[:200]
             raise ConfigError(
-                f"{path}: found a link to {os.readlink(path)!r:.200}; no link is followed within a run's folder: put "
-                "the file or folder itself there, or remove the link"
+                f"{_told(path)}: found a link to '{target}'; no link is followed within a run's folder: put the file "
+                "or folder itself there, or remove the link"
             )
         if found not in ("a file", "a folder"):
-            raise ConfigError(f"{path}: found {found}; a run's folder holds files and folders only: remove it")
+            raise ConfigError(f"{_told(path)}: found {found}; a run's folder holds files and folders only: remove it")
         yield path
+
+
+def _told(path: Path) -> str:
+    """On one line: names may be of somebody else's making."""
+    return printable(str(path))
 
 
 def kind_of(path: Path) -> str:
@@ -93,7 +108,7 @@ def require(path: Path, kind: str) -> None:
     """Raises: `ConfigError` where `path`, which is there, is of another kind than `kind`."""
     found = kind_of(path)
     if found != kind:
-        raise ConfigError(f"{path}: found {found}; expected {kind}: move it away, or delete it")
+        raise ConfigError(f"{_told(path)}: found {found}; expected {kind}: move it away, or delete it")
 
 
 def open_plain(path: Path, flags: int) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from classyseg import distributed, switches
 from classyseg.claims import RunFolder, check_free
-from classyseg.config import user_path
+from classyseg.io import existing_path
 from classyseg.records import WriteError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 
@@ -32,7 +32,7 @@ class Trainer:
     """
 
     def __init__(self, output: str | Path | None = None, *, resume: bool = False, overwrite: bool = False) -> None:
-        self.output = None if output is None else user_path(output)
+        self.output = None if output is None else existing_path(output)
         self.resume = resume
         self.overwrite = overwrite
 

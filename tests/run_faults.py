@@ -47,7 +47,10 @@ CHANGES: dict[str, Any] = {
 LAST_STEP = 8
 SECONDS = 120
 """After so long a resumed run counts as hanging."""
-TOP = ("config.yaml", "metrics.jsonl", "steps.jsonl", ".lock", "confusion_matrix.csv", "bad_samples.jsonl")
+TOP = (
+    *("config.yaml", "metrics.jsonl", "steps.jsonl", ".lock", "confusion_matrix.csv", "bad_samples.jsonl"),
+    *(".started", ".files", ".before", ".before-moving", ".replaced"),
+)
 POINTERS = ("checkpoints/LATEST", "checkpoints/BEST")
 
 Mutation = Callable[[Path, random.Random], str]
@@ -240,7 +243,7 @@ def mutate_tree(tree: Any, generator: random.Random, at: tuple[Any, ...] | None 
 
 
 def state_with_valid_hashes(folder: Path, generator: random.Random) -> str:
-    step = generator.choice(steps_of(folder)[-2:])
+    step = generator.choice([*steps_of(folder)[-2:], steps_of(folder)[-1]])
     if generator.random() < 0.15:
         text = generator.choice(
             ["[]", "null", "", "{", "[" * 100_000, '{"format": 1}', "7" * 6000, '{"progress": NaN}']
@@ -259,7 +262,7 @@ def state_with_valid_hashes(folder: Path, generator: random.Random) -> str:
 
 
 def manifest(folder: Path, generator: random.Random) -> str:
-    step = generator.choice(steps_of(folder)[-2:])
+    step = generator.choice([*steps_of(folder)[-2:], steps_of(folder)[-1]])
     tree = json.loads((step / "manifest.json").read_text())
     told = mutate_tree(tree, generator)
     (step / "manifest.json").write_text(json.dumps(tree))
@@ -267,7 +270,7 @@ def manifest(folder: Path, generator: random.Random) -> str:
 
 
 def tensors_with_valid_hashes(folder: Path, generator: random.Random) -> str:
-    step = generator.choice(steps_of(folder)[-2:])
+    step = generator.choice([*steps_of(folder)[-2:], steps_of(folder)[-1]])
     path = step / f"{generator.choice(['model', 'optimizer'])}.safetensors"
     tensors: dict[str, Tensor] = load_file(path)
     key = generator.choice(sorted(tensors))
@@ -374,7 +377,7 @@ TEXTS = (
 
 
 def pointers(folder: Path, generator: random.Random) -> str:
-    path = folder / generator.choice([*POINTERS, ".lock", "config.yaml", "confusion_matrix.csv"])
+    path = folder / generator.choice([*POINTERS, ".lock", "config.yaml", "confusion_matrix.csv", ".files", ".started"])
     text = generator.choice(TEXTS)
     path.write_bytes(generator.choice([text.encode(), text.encode() + b"\xff\xfe"]))
     return f"{path.name}: {text!r:.40}"

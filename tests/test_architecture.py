@@ -51,6 +51,7 @@ SAME_FLOOR = {
     ("io", "run_folder"),
     ("locks", "run_folder"),
     ("run_folder", "config"),
+    ("run_folder", "console"),
     ("io", "console"),
     ("config", "yaml_text"),
     ("downloads", "config"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from classyseg.cli.main import main
 from classyseg.config import ConfigError, ConfigTree, apply_overrides, parse_config
 
 EATEN = {
@@ -84,6 +85,20 @@ def test_an_override_keeps_what_is_quoted(text: str, value: object) -> None:
     tree = ConfigTree({}, "task.yaml")
     apply_overrides(tree, [text])
     assert tree.values == {"a": value}
+
+
+def test_a_command_names_the_key_whose_colours_have_no_quotes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "task.yaml"
+    config.write_text(
+        "name: segmentation\ndataset:\n  train:\n    name: folder\n    images: images\n    masks: masks\n"
+        "    classes: [bg, fg]\n    color_map:\n      #000000: 0\n      #ff0000: 1\n",
+        encoding="utf-8",
+    )
+    for command in (["train", str(config)], ["config", "check", str(config)], ["data", "check", str(config)]):
+        assert main(command) == 2
+        assert "task.yaml, line 8: dataset.train.color_map: found nothing" in capsys.readouterr().err
 
 
 def test_colours_in_json_are_text() -> None:

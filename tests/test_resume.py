@@ -199,8 +199,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
 
 def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_set_aside(tmp_path: Path) -> None:
     hooks = [{"name": "checkpoint", "keep": 1, "best": "mean_iou"}]
-    (tmp_path / "checkpoints/step-9.damaged").mkdir(parents=True)  # of an earlier time
     stop({"hooks": hooks}, tmp_path, "train", 1, 1)
+    (tmp_path / "checkpoints/step-9.damaged").mkdir()  # of an earlier time
     shutil.copytree(tmp_path / "checkpoints/step-7", tmp_path / "checkpoints/step-9")
     (tmp_path / "checkpoints/step-9/state.json").unlink()
     (tmp_path / "checkpoints/BEST").write_text("step-9 2.0\n", encoding="utf-8")

@@ -28,6 +28,7 @@ NAMES = [
     ),
     *("checkpoints/LATEST", "checkpoints/BEST", "checkpoints/step-4", "checkpoints/step-4.damaged", "checkpoints/new"),
     *("checkpoints/step-2/state.json", "checkpoints/step-2/model.safetensors", "checkpoints/step-2/more"),
+    *(".before", ".before-moving/checkpoints", ".before/metrics.jsonl", ".before/checkpoints/step-2"),
 ]
 
 
@@ -85,6 +86,7 @@ def test_what_is_no_file_and_no_folder_is_refused_by_name_before_anything_is_ope
     if name == "checkpoints":
         (run / "checkpoints/step-2").rmdir()
         (run / "checkpoints").rmdir()
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
     make(run / name, outside)
     before = picture(outside)
     with pytest.raises(ConfigError) as refused:

@@ -22,6 +22,10 @@ from runs import SignalAt, read_records, tiny_task, write_config
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 1}
 
 
+DIVERGES = {"optimizer.lr": 1e6, "optimizer.weight_decay": 1e6}
+"""Each step multiplies the weights by some -1e12."""
+
+
 class Recorder(ClassyHook):
     """Writes down every event."""
 
@@ -157,7 +161,7 @@ def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_its_weights_are_saved(tmp_path: Path) -> None:
-    changes = {**SMALL, "optimizer.lr": 1e30, "dataset.train.num_samples": 32, "hooks": ["checkpoint"]}
+    changes = {**SMALL, **DIVERGES, "dataset.train.num_samples": 32, "hooks": ["checkpoint"]}
 
     with pytest.raises(FloatingPointError, match=r"loss of epoch 1 is .*optimizer\.lr"):
         Trainer(tmp_path).train(tiny_task(changes))
@@ -168,7 +172,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_its_weights_are_saved(tmp_
 
 def test_weights_of_a_loss_that_is_no_number_are_not_saved_within_an_epoch_either(tmp_path: Path) -> None:
     hook = {"name": "checkpoint", "every_steps": 1}
-    changes = {**SMALL, "optimizer.lr": 1e30, "dataset.train.num_samples": 32, "hooks": [hook]}
+    changes = {**SMALL, **DIVERGES, "dataset.train.num_samples": 32, "hooks": [hook]}
 
     with pytest.raises(FloatingPointError, match=r"loss of the steps up to \d is .*optimizer\.lr"):
         Trainer(tmp_path).train(tiny_task(changes))

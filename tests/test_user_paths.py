@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,19 @@ def test_features_of_a_frozen_backbone_are_kept_in_the_home_folder(home: Path, c
 def test_what_no_path_can_be_is_refused(call: Callable[[str], Any], path: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call(path)
+
+
+def test_a_config_a_run_and_weights_are_found_by_names_in_another_form_of_unicode(home: Path, config: Path) -> None:
+    written, stored = (unicodedata.normalize(form, "M\u00fcnster") for form in ("NFC", "NFD"))
+    (home / stored).mkdir()
+    config.rename(home / stored / f"{stored}.yaml")
+    Trainer(home / stored / "run").train(build_task(load_config(home / stored / f"{stored}.yaml")))
+    again = ["train", f"~/{written}/{written}.yaml", f"--output=~/{written}/run"]
+    assert main(again) == 2  # there is a run already
+    assert main([*again, "--resume"]) == 0
+    save_file(create_backbone("resnet18").state_dict(), home / stored / "w.safetensors")
+    create_backbone("resnet18", weights=f"~/{written}/w.safetensors")
+    assert [path.name for path in home.iterdir()] == [stored]
 
 
 def test_an_output_of_an_unknown_user_is_one_error(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

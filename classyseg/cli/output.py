@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-from classyseg.console import columns_of, padded, printable, say, shortened, terminal_width
+from classyseg.console import columns_of, is_terminal, padded, printable, say, shortened, terminal_width
 
 MIN_NAME = 12
 """So many columns of a name are shown in any case."""
@@ -63,7 +63,7 @@ def in_columns(rows: Sequence[Sequence[str]], right: Collection[int] = (), *, na
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     last = len(widths) - 1
-    if names is not None and sys.stdout.isatty():
+    if names is not None and is_terminal(sys.stdout):
         others = sum(widths) - widths[names] + 2 * last
         widths[names] = min(widths[names], max(MIN_NAME, terminal_width() - MARGIN - others))
         rows = [[shortened(cell, widths[i]) if i == names else cell for i, cell in enumerate(row)] for row in rows]

@@ -140,13 +140,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_processes(config: ComponentConfig, arguments: argparse.Namespace) -> int:
     from classyseg import distributed
-    from classyseg.config import user_path
+    from classyseg.io import existing_path
 
     runtime = config.runtime  # type: ignore[attr-defined]
     distributed.start_processes(runtime.torch_device().type)
     if not distributed.is_primary():
         logging.getLogger().setLevel(logging.ERROR)
-    output = user_path(arguments.output or Path("runs") / Path(arguments.config).stem)
+    output = existing_path(arguments.output or Path("runs") / Path(arguments.config).stem)
     try:
         return guarded(lambda: _train(config, output, arguments))
     finally:

@@ -36,10 +36,13 @@ class ObjectAttention(nn.Module):
         self.output = unit(channels, in_channels)
 
     def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
-        query = self.query(pixels).flatten(2).transpose(1, 2)
-        key = self.key(regions).flatten(2).transpose(1, 2)
-        value = self.value(regions).flatten(2).transpose(1, 2)
-        context = F.scaled_dot_product_attention(query, key, value)
+        query, key, value = (
+            x.flatten(2)
+            .transpose(1, 2)
+            .unsqueeze(1)  # one head: torch's ONNX exporter takes attention of four axes alone
+            for x in (self.query(pixels), self.key(regions), self.value(regions))
+        )
+        context = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         return self.output(context.transpose(1, 2).contiguous().unflatten(2, pixels.shape[2:]))
 
 

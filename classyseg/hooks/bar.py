@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from classyseg.console import terminal_width
+from classyseg.console import is_terminal, terminal_width
 
 MIN_BAR = 8
 """A bar of fewer columns is left out."""
@@ -20,18 +20,10 @@ RESERVED = 3
 
 def open_bar(total: int, done: int) -> Bar | None:
     """A bar where there is somebody to see it: on a terminal (standard error), in a notebook with ipywidgets."""
-    if _is_terminal(sys.stderr):
+    if is_terminal(sys.stderr):
         return Bar(tqdm, total, done)
     notebook = _notebook_bar()
     return None if notebook is None else Bar(notebook, total, done, is_notebook=True)
-
-
-def _is_terminal(stream: Any) -> bool:
-    """Also of no stream: a closed standard error is None, or cannot be asked."""
-    try:
-        return bool(stream is not None and stream.isatty())
-    except ValueError:
-        return False
 
 
 def _notebook_bar() -> Any:
@@ -101,8 +93,9 @@ def bar_format(title: str, count: str, left: str, more: Sequence[str], columns: 
 class _AboveTheBar:
     """A stream whose whole lines are written above the bar; half ones wait for their end."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, bar_stream: Any) -> None:
         self.stream = stream
+        self._bar_stream = bar_stream
         self._process = os.getpid()
         self._rest = ""
 
@@ -112,7 +105,7 @@ class _AboveTheBar:
             return len(text)
         lines, end, self._rest = (self._rest + text).rpartition("\n")
         if end:
-            with tqdm.external_write_mode(file=self.stream):
+            with tqdm.external_write_mode(file=self._bar_stream):
                 self.stream.write(lines + end)
                 self.stream.flush()
         return len(text)
@@ -129,17 +122,17 @@ class _AboveTheBar:
 
 def _redirect_output() -> list[tuple[Any, str, _AboveTheBar]]:
     """Puts a proxy before each stream that shares the terminal with the bar: (owner, attribute, proxy)."""
-    streams = [stream for stream in (sys.stderr, sys.stdout) if _is_terminal(stream)]
+    streams = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {h: None for logger in loggers for h in getattr(logger, "handlers", ())}
     found: list[tuple[Any, str]] = [
         (handler, "stream") for handler in handlers if isinstance(handler, logging.StreamHandler)
     ]
-    redirected = []
+    redirected, bar_stream = [], sys.stderr
     for owner, name in [*found, (sys, "stderr"), (sys, "stdout")]:
         stream = getattr(owner, name)
         if any(stream is known for known in streams):
-            proxy = _AboveTheBar(stream)
+            proxy = _AboveTheBar(stream, bar_stream)
             setattr(owner, name, proxy)
             redirected.append((owner, name, proxy))
     return redirected

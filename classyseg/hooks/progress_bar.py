@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,7 +12,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.console import say, terminal_width
+from classyseg.console import is_terminal, say, terminal_width, wrapped
 from classyseg.distributed import is_primary
 from classyseg.hooks.bar import Bar, open_bar
 from classyseg.hooks.class_table import class_table
@@ -69,7 +70,10 @@ class ProgressBarHook(ClassyHook):
         shown = [
             f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float) and key not in _UNSHOWN
         ]
-        lines = [f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}: {', '.join(shown)}"]
+        title = f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}:"
+        # Broken between two results on a terminal; in a file it is one line, to be searched.
+        columns = terminal_width() if is_terminal(sys.stdout) else sys.maxsize
+        lines = wrapped([*(f"{text}," for text in shown[:-1]), *shown[-1:]], columns, first=title, indent="    ")
         if record["phase"] == "test":
             lines += class_table(record, task.best_is, task.unseen_classes, terminal_width())
         self._print("\n".join(lines))

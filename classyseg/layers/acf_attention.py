@@ -92,6 +92,7 @@ def half_means(x: Tensor) -> Tensor:
     # position; a single one comes twice, which attention does not notice.
     rows, columns = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
     index = torch.arange(torch.sym_max(rows * columns, 2), device=x.device).clamp(max=rows * columns - 1)
-    position = index // columns * 2 * x.shape[3] + index % columns * 2
+    row = index // columns
+    position = row * 2 * x.shape[3] + (index - row * columns) * 2  # a remainder by a free size has no form in ONNX
     means = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     return means.flatten(2).index_select(2, position).unsqueeze(3)

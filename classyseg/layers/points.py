@@ -37,5 +37,6 @@ def pixels_at(mask: Tensor, coordinates: Tensor) -> Tensor:
 
 def cell_centres(index: Tensor, height: int, width: int) -> Tensor:
     """The coordinates (N, P, 2) of the centres of the cells `index` (N, P) of a map of `height` rows, row by row."""
-    column, row = index % width, index // width
+    row = index // width
+    column = index - row * width  # a remainder by a free size has no form in ONNX
     return torch.stack([(column.float() + 0.5) / width, (row.float() + 0.5) / height], 2)

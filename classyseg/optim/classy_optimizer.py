@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
+from classyseg.console import printable
 from classyseg.optim.schedules import ClassyScheduler
 from classyseg.registry import SCHEDULERS, Configurable
 
@@ -133,15 +134,17 @@ class ClassyOptimizer(Configurable, ABC):
             for name, parameter in zip(names, group["params"], strict=True)
         }
         if strangers := by_name.keys() - parameters.keys():
-            raise ConfigError(f"the saved state is of other parameters: {', '.join(sorted(strangers)[:5])}")
+            listed = ", ".join(printable(name)[:200] for name in sorted(strangers)[:5])
+            raise ConfigError(f"the saved state is of other parameters: {listed}")
         for names in self.names:
             kinds = {", ".join(sorted(by_name[name])): name for name in names if name in by_name}
             if len(kinds) > 1:
-                raise ConfigError(" and ".join(f"'{name}' has {options}" for options, name in list(kinds.items())[:2]))
+                told = [f"'{name}' has {options!r:.200}" for options, name in list(kinds.items())[:2]]
+                raise ConfigError(" and ".join(told))
         for name, found in by_name.items():
             for option, value in found.items():
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
-                    raise ConfigError(f"'{name}/{option}': {problem}")
+                    raise ConfigError(f"{f'{name}/{option}'!r}: {problem}")
         for name, parameter in parameters.items():
             # `step` is a count, which torch keeps on the host; the others are like the parameter.
             self.optimizer.state[parameter] = {

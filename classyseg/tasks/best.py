@@ -92,9 +92,13 @@ def check_best(hooks: Iterable[Any], numbers: RecordNumbers) -> None:
 
     Takes hooks, or their configs.
     """
+    first: int | None = None
     for i, hook in enumerate(hooks):
         if not issubclass(getattr(hook, "component", type(hook)), CheckpointHook) or hook.best is None:
             continue
+        if first is not None:
+            raise ConfigError(f"hooks[{i}].best: hooks[{first}] has one already; a run has one best checkpoint")
+        first = i
         try:
             best_is = numbers.best_is(hook.best)
         except ConfigError as error:

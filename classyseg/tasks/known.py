@@ -74,6 +74,8 @@ def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
     for name, part in data.items():
         with problems.collected():
             transforms[name] = TRANSFORMS.build_each(f"dataset.{name}.transforms", getattr(part, "transforms", ()))
+    with problems.collected():
+        check_colors(data, transforms)
     if loss is not None:
         with problems.collected():
             check_targets(transforms, loss)
@@ -204,6 +206,20 @@ def check_same_classes(data: Mapping[str, Any]) -> None:
                 f"dataset.{name}: its classes {list(found)!s:.300} are not those of dataset.{first}, "
                 f"{list(wanted)!s:.300}; give both the same, in the same order"
             )
+
+
+def check_colors(data: Mapping[str, Any], transforms: Mapping[str, Sequence[Any]]) -> None:
+    """Raises: `ConfigError` for transforms of colours where the images have other than three channels."""
+    for name, steps in transforms.items():
+        channels = known_channels(data[name])
+        for i, step in enumerate(steps):
+            if channels in (None, 3) or not step.keeps_type:  # which may change the channels
+                break
+            if step.needs_color:
+                raise ConfigError(
+                    f"dataset.{name}.transforms[{i}]: {type(step).__name__} takes images of three channels, those of "
+                    f"dataset.{name} have {channels}; leave it out"
+                )
 
 
 def check_in_channels(model: ClassyModel, data: Mapping[str, Any]) -> None:

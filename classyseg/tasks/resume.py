@@ -9,7 +9,8 @@ from typing import Any
 
 from classyseg.checkpoint import MANIFEST, NUM_TENSORS, STATE, Checkpoint, step_of
 from classyseg.config import ConfigError, Location, differences, path_text
-from classyseg.io import json_line, read_json_lines, write_atomically
+from classyseg.console import printable
+from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
 from classyseg.run_folder import BAD_SAMPLES, METRICS, STEPS
 from classyseg.structures import Progress
@@ -44,7 +45,7 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
         raise _wrong(checkpoint, "config", saved, "the run's config")
     try:
         changed = [
-            f"{path_text(at)}: was {old!r:.300}, now {new!r:.300}"
+            f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
             for at, old, new in differences(saved, config)
             if not path_text(at).startswith(FREE_ON_RESUME) and not _is_sample_cache(at)
         ]
@@ -156,7 +157,7 @@ def _is_finite(number: float) -> bool:
 
 def _wrong(checkpoint: Checkpoint, key: str, found: Any, expected: str) -> ConfigError:
     return ConfigError(
-        f"{checkpoint.folder / STATE}: {key}: found {found!r:.200}; expected {expected}; to go on from an earlier "
+        f"{checkpoint.folder / STATE}: {key}: found {shown(found)}; expected {expected}; to go on from an earlier "
         f"checkpoint, delete {checkpoint.folder}"
     )
 

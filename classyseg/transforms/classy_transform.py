@@ -20,6 +20,8 @@ class ClassyTransform(Configurable, ABC):
     """Whether images have the size after it that they had before."""
     keeps_type: bool = False
     """Whether images of integers stay so: in floating point, nobody normalises them any more."""
+    needs_color: bool = False
+    """Whether it takes images of three channels of 8 bits alone."""
 
     def __init__(self, ignore_index: int = 255) -> None:
         self.ignore_index = ignore_index

@@ -141,6 +141,7 @@ class ColorJitter(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    needs_color = True
 
     def __init__(
         self,
@@ -181,6 +182,7 @@ class PhotometricDistortion(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    needs_color = True
 
     def __init__(
         self,
@@ -228,6 +230,7 @@ class Lighting(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    needs_color = True
 
     VALUES = (0.2175, 0.0188, 0.0045)
     VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))

@@ -177,6 +177,7 @@ def apply_operation(sample: Sample, operation: str, level: float, fill: int, ign
 class _Policy(ClassyTransform):
     keeps_size = True
     keeps_type = True
+    needs_color = True
 
     def __init__(self, ignore_index: int, name: str, fill: int) -> None:
         super().__init__(ignore_index)

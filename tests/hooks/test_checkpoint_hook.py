@@ -189,7 +189,7 @@ def test_an_unknown_best_value_is_an_error_that_lists_the_numbers(tmp_path: Path
         run(CheckpointHook(best="miou"), FakeTask(tmp_path))
 
 
-@pytest.mark.parametrize("nothing", [None, float("nan")])
+@pytest.mark.parametrize("nothing", [None, float("nan"), float("inf")])
 def test_a_phase_that_measured_nothing_is_not_the_best(nothing: float | None, tmp_path: Path) -> None:
     run(CheckpointHook(best="mean_iou"), FakeTask(tmp_path), [nothing])
     assert not (tmp_path / "checkpoints/BEST").exists()

@@ -96,6 +96,27 @@ def test_every_phase_ends_with_a_line_of_its_results(advance: Clock, capsys: pyt
     assert capsys.readouterr().out == "epoch 1/2 train: loss 0.1235, lr 0.1\n"
 
 
+def test_the_line_of_results_is_broken_between_two_of_them_on_a_terminal_alone(
+    advance: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {"loss": 1.0, "mean_iou": 0.5, "pixel_accuracy": 0.25, "mean_class_accuracy": 0.125}
+    whole = "epoch 1/2 train: loss 1, mean_iou 0.5, pixel_accuracy 0.25, mean_class_accuracy 0.125"
+    monkeypatch.setenv("COLUMNS", "50")
+    hook, task = ProgressBarHook(), FakeTask()
+    hook.on_phase_start(task)
+    task.end_phase(hook, **results)
+    assert capsys.readouterr().out == f"{whole}\n"
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    task = FakeTask()
+    hook.on_phase_start(task)
+    task.end_phase(hook, **results)
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/2 train: loss 1, mean_iou 0.5,",
+        "    pixel_accuracy 0.25, mean_class_accuracy 0.125",
+    ]
+
+
 def test_a_test_phase_ends_with_what_was_measured_of_each_class(
     advance: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,13 +243,15 @@ def test_what_is_logged_warned_of_or_printed_comes_above_the_bar_on_lines_of_its
     with terminal(monkeypatch, 100) as shown:
         handler = logging.StreamHandler(before := sys.stderr)
         monkeypatch.setattr(logging.root, "handlers", [handler])
+        monkeypatch.setattr(sys, "stdout", os.fdopen(os.dup(before.fileno()), "w"))
         hook.on_phase_start(task)
         run_steps(hook, task, advance, 1)
         logging.getLogger("any").warning("checkpoint of step 3 not saved")
         sys.stderr.write("a.py:1: UserWarning: deprecated\n  a = 1\n")
         print("half", end=" ", file=sys.stderr)
         print("a line", file=sys.stderr)
-        task.end_phase(hook)
+        print("printed")
+        task.end_phase(hook, loss=0.5)
         assert (handler.stream, sys.stderr) == (before, before)
         print("done", file=sys.stderr)
         lines = [line.rpartition("\r")[2] for line in shown("done\r\n").split("\r\n")[:-1]]
@@ -238,6 +261,8 @@ def test_what_is_logged_warned_of_or_printed_comes_above_the_bar_on_lines_of_its
         "a.py:1: UserWarning: deprecated",
         "  a = 1",
         "half a line",
+        "printed",
+        "epoch 1/2 train: loss 0.5",
         "done",
     ]
 

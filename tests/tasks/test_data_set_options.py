@@ -51,6 +51,17 @@ def test_options_that_exclude_each_other_are_named_with_their_place(
         check(data)
 
 
+@pytest.mark.parametrize("name", ["color_jitter", "photometric_distortion", "lighting", "rand_augment"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_transforms_of_colours_are_refused_where_the_images_have_none(name: str, channels: int) -> None:
+    data = folder(channels=channels, transforms=["horizontal_flip", name])
+    with pytest.raises(
+        ConfigError, match=rf"dataset\.train\.transforms\[1\]: .* those of dataset.train have {channels}; leave"
+    ):
+        check(data)
+    check(folder(transforms=["horizontal_flip", name]))
+
+
 def test_a_plugins_folder_with_options_of_its_own_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(Folder):
         classes = ("a", "b")

@@ -198,8 +198,8 @@ def with_optimizer(state: dict[str, Tensor], told: int | None = None) -> Checkpo
         ("adamw", "0.weight/step", torch.tensor(float("nan")), "found nan"),
         ("adamw", "0.weight/step", torch.tensor(3), "int64"),
         ("adamw", "0.weight/step", torch.full((2, 3), 3.0), r"found \[2, 3\]"),
-        ("adamw", "0.bias/exp_avg", None, "'0.bias' has exp_avg_sq, step"),
-        ("adamw", "0.bias/more", torch.zeros(2), "'0.bias' has exp_avg, exp_avg_sq, more, step"),
+        ("adamw", "0.bias/exp_avg", None, "'0.bias' has 'exp_avg_sq, step'"),
+        ("adamw", "0.bias/more", torch.zeros(2), "'0.bias' has 'exp_avg, exp_avg_sq, more, step'"),
     ],
 )
 def test_what_no_such_optimizer_remembers_is_named(name: str, key: str, value: Tensor | None, message: str) -> None:
@@ -220,3 +220,11 @@ def test_an_optimizer_that_is_missing_or_not_whole_is_named() -> None:
         restore_optimizer(optimizer, Checkpoint(Path("run/step-3"), {}, {}), 3)
     with pytest.raises(ConfigError, match=r"run/step-3/state\.json: num_tensors: found .*expected 0 of optimizer"):
         restore_optimizer(optimizer, with_optimizer({}, told=len(state)), 3)
+
+
+@pytest.mark.parametrize("value", [{"a\n\x1b[2J": 1}, "x" * 10**6, [[[[[[[[1]]]]]]]], DEEP])
+def test_what_a_message_shows_of_a_strange_value_is_short_and_on_one_line(value: Any) -> None:
+    for check in (progress_of, lambda found: same_run(found, CONFIG)):
+        with pytest.raises(ConfigError) as told:
+            check(checkpoint(progress=value, config=value))
+        assert all(line.isprintable() and len(line) < 1000 for line in str(told.value).split("\n"))

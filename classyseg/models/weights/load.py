@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from classyseg.checkpoint import problem_of_values
-from classyseg.config import ConfigError, closest, user_path
-from classyseg.io import paths
+from classyseg.config import ConfigError, closest
+from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.naming import Naming
 from classyseg.models.store import PublicWeights, fetch
@@ -184,7 +184,7 @@ def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
         return fetch(known[weights].url, known[weights].digest)
     if urlparse(weights).scheme in ("http", "https", "file"):
         return fetch(weights)
-    path = _local(weights) if "://" in weights else user_path(weights)
+    path = _local(weights) if "://" in weights else existing_path(weights)
     if not weights or not path.exists():
         near = closest(weights, known)
         raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from classyseg.checkpoint import MAX_STATE, STATE
 from classyseg.structures import PositionGrid
 
 Grid = tuple[int, int]
@@ -92,12 +93,15 @@ def _example(*counts: int) -> str:
 
 def image_size_of_run(folder: Path) -> Grid | None:
     """What the config in a checkpoint folder of classyseg says of the images that the model was made for."""
+    path = folder / STATE
     try:
-        size = json.loads((folder / "state.json").read_text(encoding="utf-8"))["config"]["model"]["image_size"]
-    except (OSError, ValueError, KeyError, TypeError):
+        if not path.is_file() or path.stat().st_size > MAX_STATE:  # a pipe would be waited for
+            return None
+        size = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]["image_size"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return (height, width) if type(height) is int and type(width) is int and height > 0 and width > 0 else None
 
 
 def grid_of(image_size: Grid | None, own: PositionGrid, tensor: Tensor) -> Grid | None:
