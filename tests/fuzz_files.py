@@ -233,7 +233,8 @@ def fuzz(count: int, folder: Path, seed: int = 0) -> tuple[Counter[str], list[st
     whole = [case for case in all_cases().values() if case.images or case.mask is not REFUSED]
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    for library in ("tifffile", "imagecodecs"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number in range(count):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import tifffile
 from format_cases import (
@@ -264,3 +265,52 @@ add("hand-thumbnail-alone.tif", hand(GREY.tobytes(), t254=(1,)), grey_images(GRE
 add("hand-upright.tif", hand(GREY.tobytes(), t274=(1,)), grey_images(GREY), GREY)
 add("hand-turned.tif", hand(GREY.tobytes(), t274=(6,)))
 add("hand-alpha-first-of-two.tif", hand(RGBA.tobytes(), t258=(8,) * 4, t277=(4,), t338=(2, 0, 0)), {(4, 8): RGBA})
+
+
+# One band that is said to lie in a plane of its own, as GDAL's INTERLEAVE=BAND writes it
+
+
+for bits in (1, 2, 4, 8, 16):
+    data = values(1, "u2" if bits == 16 else "u1", top=(1 << bits) - 1)[..., 0]
+    rows = data.astype("<u2").tobytes() if bits == 16 else packed(data, bits)
+    shown = data if bits == 16 else data * np.uint8(255 // ((1 << bits) - 1))
+    add(f"one-plane-{bits}.tif", hand(rows, t258=(bits,), t284=(2,)), grey_images(shown, max(bits, 8)), data)
+table = PALETTE[:16].T.astype(int).ravel() * 257
+few_rows = hand(packed(FEW, 4), t258=(4,), t262=(3,), t284=(2,), t320=tuple(table))
+palette_case("one-plane-palette.tif", few_rows, FEW)
+negative = values(1, "i2")[..., 0]
+add("one-plane-signed.tif", hand(negative.tobytes(), t258=(16,), t284=(2,), t339=(2,)), mask=negative)
+
+
+def as_jpeg(array: np.ndarray) -> np.ndarray:
+    return imagecodecs.jpeg8_decode(imagecodecs.jpeg8_encode(array, level=95))
+
+
+planes = {
+    "photometric": "minisblack",
+    "planarconfig": "separate",
+    "compression": "jpeg",
+    "compressionargs": {"level": 95},
+}
+five = values(5)
+lossy = np.dstack([as_jpeg(np.ascontiguousarray(five[..., i])) for i in range(5)])
+add("jpeg-planes.tif", tif(np.moveaxis(five, -1, 0), **planes), {(5, 8): lossy})
+exact = {"compression": "webp", "compressionargs": {"lossless": True}}
+add("webp.tif", tif(RGB, photometric="rgb", **exact), rgb_images(RGB))
+
+
+# Labels in floating point, as programs for maps write them
+
+
+for kind in ("f2", "f4", "f8"):
+    whole = (values(1, "u1")[..., 0].astype(int) - 20).astype(kind)
+    for order in "<>":
+        add(
+            f"{kind}-whole{'-be' if order == '>' else ''}.tif", tif(whole, byteorder=order), mask=whole.astype(np.int64)
+        )
+    add(f"{kind}-whole-deflate.tif", tif(whole, compression="deflate", predictor=True), mask=whole.astype(np.int64))
+    for name, value in {"missing": np.nan, "infinite": np.inf}.items():
+        hole = whole.copy()
+        hole[3, 4] = value
+        add(f"{kind}-{name}.tif", tif(hole))
+add("f4-too-large.tif", tif(np.full((HEIGHT, WIDTH), 1e20, np.float32)))

@@ -46,6 +46,8 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
 SHOWN_BITS = (1, 2, 4, 8)
 """Of a grey level that is scaled to 0..255, as viewers do."""
+MAX_WHOLE = 2**53
+"""Beyond it, floating point leaves whole numbers out."""
 START = 160
 """How many bytes of a file tell its format."""
 
@@ -223,17 +225,31 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
         if not holds_labels(header):
             raise DataError(
                 f"{path}: a mask that is {header}; accepted are images of one channel or with a palette, whose values "
-                "are class indices, integers"
+                "are class indices"
             )
         values = stored.samples()[..., 0]
+        if values.dtype.kind == "f":
+            return _whole_numbers(path, values)
         if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
             raise DataError(f"{path}: a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1")
         return values
 
 
+def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Class indices that a program for maps wrote in floating point. Raises: `DataError` for anything between."""
+    values = values.astype(np.float64)
+    whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # neither is true of NaN
+    if not whole.all():
+        raise DataError(
+            f"{path}: a mask in floating point with {int((~whole).sum())} pixels that are no whole number, such as "
+            f"{values[~whole][0]}; accepted are class indices; save it as integers"
+        )
+    return values.astype(np.int64)
+
+
 def holds_labels(header: Header) -> bool:
     """Whether a file is of numbers that may be labels."""
-    return header.bands == 1 and header.numbers in "ui" and header.colors in ("grey", "palette")
+    return header.bands == 1 and header.numbers in "uif" and header.colors in ("grey", "palette")
 
 
 def holds_colors(header: Header) -> bool:

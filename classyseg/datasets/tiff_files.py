@@ -19,7 +19,7 @@ from PIL import Image
 from classyseg.datasets.image_headers import Header, HeaderError
 from classyseg.datasets.tiff_header import JPEG, NO_COMPRESSION, Tiff
 
-PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, *JPEG, 8, 32773, 32946, 34925, 50000, 50001)
+PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, *JPEG, 8, 32773, 32946, 34925, 50000)
 INFLATED: dict[int, Callable[[], Any]] = {
     8: zlib.decompressobj,
     32946: zlib.decompressobj,
@@ -54,7 +54,7 @@ def tiff_samples(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
 def _is_pillows(tiff: Tiff) -> bool:
     """Whether Pillow gives every sample of the file as it is stored."""
     header, plain = tiff.header, not tiff.reversed_bits
-    if tiff.compression not in PILLOW_COMPRESSIONS or tiff.big:
+    if tiff.compression not in PILLOW_COMPRESSIONS or tiff.big or (tiff.planar and header.bands == 1):
         return False
     if header.colors == "YCbCr":
         return header.bands == 3 and header.bits == 8 and plain and tiff.compression != NO_COMPRESSION
@@ -63,6 +63,8 @@ def _is_pillows(tiff: Tiff) -> bool:
         return (header.bits in (1, 2, 4, 8) and known) or (header.bits == 16 and header.colors == "grey" and plain)
     if header.bands == 1 and header.numbers == "i" and header.colors == "grey" and plain:
         return header.bits in (8, 16, 32)
+    if header.bands == 1 and header.numbers == "f" and header.colors == "grey" and plain:
+        return header.bits == 32
     whole = header.bits == 8 and header.numbers == "u" and plain and not (tiff.planar and tiff.tiled)
     known = header.extra == () or (header.extra == ("alpha",) and header.colors in ("grey", "RGB") and not tiff.planar)
     return whole and known and header.colors in ("grey", "RGB", "CMYK")
@@ -72,6 +74,8 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
     header = tiff.header
     with Image.open(file, formats=["TIFF"]) as image:
         image.seek(tiff.index)
+        if not tiff.tags <= set(image.tag_v2):  # type: ignore[attr-defined]  # Pillow stops at a tag that is damaged
+            raise HeaderError("a TIFF with damaged tags")
         image.info.pop("xmp", None)  # whose orientation Pillow would follow, too
         samples = np.asarray(image)
     if header.bits < 8 and header.colors != "palette":
@@ -162,9 +166,10 @@ def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
             if tiff.planar
             else np.zeros((1, header.height, header.width, header.bands), kind)
         )
+        decode, tables = page.decode, page.jpegtables  # which read the file when they are first asked for
         for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
             file.seek(offset)
-            piece, place, _ = page.decode(file.read(size), i, jpegtables=page.jpegtables)
+            piece, place, _ = decode(file.read(size), i, jpegtables=tables)
             if piece is None or piece.dtype not in (kind, np.bool_):
                 raise HeaderError("a TIFF whose pieces are of another type than its header says")
             _put(samples, piece, place)

@@ -75,7 +75,7 @@ class Tiff:
     """The page of a file that is its image.
 
     `index` is its place in the file, `big` says that it is a BigTIFF, `planar` that each band is apart.
-    `fax_options` are those of CCITT's group 3.
+    `fax_options` are those of CCITT's group 3. `tags` are those that say how to read the pixels.
     """
 
     header: Header
@@ -89,6 +89,7 @@ class Tiff:
     photometric: int
     fax_options: int
     pieces: Pieces
+    tags: frozenset[int]
 
 
 def tiff_header(file: BinaryIO) -> Tiff:
@@ -194,6 +195,8 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         raise HeaderError(f"a TIFF of compression {compression}, which is not read")
     if predictor != 1 and compression in LOSSLESS and compression not in PREDICTED:
         raise HeaderError(f"a TIFF with predictor {predictor} beside the compression {LOSSLESS[compression]}")
+    if predictor == 3 and kinds != 3:
+        raise HeaderError("a TIFF with the predictor of floating point, whose numbers are others")
     if one(DEPTH, 1) != 1:
         raise HeaderError("a TIFF of a volume; accepted are images")
     check_size(width, height, bands, bits)
@@ -218,13 +221,14 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         index,
         big,
         compression,
-        planar == 2 and bands > 1,
+        planar == 2,
         predictor,
         fill_order == 2,
         TILES in tags,
         one(PHOTOMETRIC),
         one(FAX_OPTIONS, 0),
         pieces,
+        frozenset(tags) - {DESCRIPTION},
     )
 
 
@@ -272,6 +276,8 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
             raise HeaderError(f"a TIFF with tiles of {width} x {height} pixels, or with strips, too")
         check_size(width, height, samples, header.bits)
         across, down = math.ceil(header.width / width), math.ceil(header.height / height)
+    elif TILE_WIDTH in tags or TILE_HEIGHT in tags:
+        raise HeaderError("a TIFF with strips that says how large its tiles are")
     else:
         width, height = header.width, max(1, min(tags.get(ROWS, (header.height,))[0], header.height))
         across, down = 1, math.ceil(header.height / height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from pydantic import ValidationError
 
 from classyseg.config import ConfigError, ConfigTree, explain, placed
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.weights import load_weights
+from classyseg.models.weights import LoadedWeights, load_weights
 from classyseg.placement import WeightsConfig
 from classyseg.registry import HEADS, MODELS, ComponentConfig
 from classyseg.structures import BlockInfo
+
+log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 WeightsForm = str | Path | Mapping[str, Any] | WeightsConfig
@@ -85,8 +88,8 @@ def _load(
     classifier: str | None = None,
     *,
     new_classifier: bool = False,
-) -> None:
-    load_weights(
+) -> LoadedWeights:
+    return load_weights(
         model,
         weights.source,
         variant=name,
@@ -193,7 +196,10 @@ def create_model(
         model.attach_head("main", HEADS.build(model.classifier_head, [model.classifier_block], num_classes))
     if chosen is not None:
         classifier = None if checked.heads else "main"
-        _load(model, name, chosen, classifier, new_classifier=num_classes != IMAGENET_CLASSES)
+        report = _load(model, name, chosen, classifier, new_classifier=num_classes != IMAGENET_CLASSES)
+        if classifier is None and heads is None and report.new_heads:
+            new = ", ".join(f"heads.{head}" for head in report.new_heads)
+            log.warning("model.weights: '%s' holds nothing of %s: as initialised", chosen.source, new)
     return model
 
 

@@ -116,8 +116,8 @@ REFUSED_MASKS = {
         r"a mask that is a PNG of grey and alpha, 8 bits a channel; accepted are images of one channel",
     ),
     "float.tif": (
-        save(LABELS.astype(np.float32)),
-        r"a mask that is a TIFF of grey, 32 bits a channel in floating point",
+        save(LABELS.astype(np.float32) / 2),
+        r"a mask in floating point with 480 pixels that are no whole number, such as 0.5",
     ),
     "film.gif": (animated, r"several images in one file \(GIF\)"),
     "turned.png": (lambda path: turned(path, LABELS), r"a mask with the EXIF orientation 6"),
@@ -183,6 +183,7 @@ def bits(path: Path, depth: int) -> None:
         ("four_bits.png", lambda path: bits(path, 4)),
         ("sixteen_bits.png", save(LABELS.astype(np.uint16))),
         ("int32.tif", save(LABELS.astype(np.int32))),
+        ("whole.tif", save(LABELS.astype(np.float32))),
         ("packed.tif", save(LABELS, compression="tiff_lzw")),
         ("grey.bmp", save(LABELS)),
         ("grey.gif", save(LABELS)),

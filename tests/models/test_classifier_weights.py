@@ -202,3 +202,12 @@ def test_heads_of_which_the_file_holds_nothing_are_told(tmp_path: Path) -> None:
     report = load_weights(model, str(tmp_path / "w.safetensors"))
     assert report.new_heads == ("main",)
     assert report.summary().endswith("; new, as initialised: heads.main")
+
+
+def test_the_heads_that_a_name_brings_are_told_where_the_file_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = {"depths": (1, 1, 1, 1)}
+    torch.save(create_backbone("fcn_resnet50s_ade", **small).state_dict(), tmp_path / "w.pth")
+    create_model("fcn_resnet50s_ade", weights=tmp_path / "w.pth", **small)
+    assert "w.pth' holds nothing of heads.main, heads.aux: as initialised" in caplog.text

@@ -32,10 +32,15 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "image_unreadable": (
         "fault",
         "images that cannot be read",
-        "set channels or bits in the config where the files are whole but of another kind; else fetch them again, or "
-        "take them out of the set",
+        "do what the message says where the files are whole but of another kind (channels or bits in the config, "
+        "classyseg[tiff], .npy); else fetch them again, or take them out of the set",
     ),
-    "mask_unreadable": ("fault", "masks that cannot be read", "fetch the files again, or take them out of the set"),
+    "mask_unreadable": (
+        "fault",
+        "masks that cannot be read",
+        "do what the message says where the files are whole but of another kind; else fetch them again, or take them "
+        "out of the set",
+    ),
     "sample_unreadable": ("fault", "samples that cannot be read", "mend what the message names"),
     "exif_rotation": (
         "fault",
