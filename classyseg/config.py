@@ -33,8 +33,8 @@ MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
 MAX_WORD = 200
 """So many letters of a word are compared with what is known."""
-MAX_PROBLEMS = 40
-"""So many problems of a config are told, and how many more there are."""
+MAX_PROBLEMS, MAX_UNKNOWN = 40, 20
+"""So many problems of a config are told, so many of them unknown keys of one mapping, and how many more there are."""
 MAX_NAME_BYTES = 255
 """Of a file's or folder's name, on every file system that is in use."""
 PLAIN_TAGS = {
@@ -410,10 +410,10 @@ class ConfigRecord(BaseModel):
                 loc=(key,),
                 input=data[key],
             )
-            for key in strange[:MAX_PROBLEMS]
+            for key in strange[:MAX_UNKNOWN]
         ]
-        if len(strange) > MAX_PROBLEMS:
-            more = f"and {len(strange) - MAX_PROBLEMS} more unknown keys"
+        if len(strange) > MAX_UNKNOWN:
+            more = f"and {len(strange) - MAX_UNKNOWN} more unknown keys"
             errors.append(InitErrorDetails(type=PydanticCustomError("unknown_key", more), loc=(), input=None))
         try:
             record = handler({key: value for key, value in data.items() if key in cls.model_fields})
@@ -459,7 +459,8 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
             left += 1
     lines = []
     for at, sentences in problems.items():
-        place = f"{tree.place(at)}: {path_text(at)}" if at else tree.place(at)
+        path = path_text(tuple(part if isinstance(part, int) else shown_line(str(part)) for part in at))
+        place = f"{tree.place(at)}: {path}" if at else tree.place(at)
         lines.append(f"{place}: {' / or '.join(dict.fromkeys(sentences))}")
     if left:
         lines.append(f"... and {left} more of the kind")

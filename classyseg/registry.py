@@ -87,6 +87,8 @@ class Registry:
         self._base_name = base.partition(":")[2]
         self._entries: dict[str, Entry] = {}
         self._loading: EntryPoint | None = None
+        self._later: dict[str, tuple[str, ...]] = {}
+        self._brought: dict[str, list[Entry]] = {}
 
     # -- registering ---------------------------------------------------------------------------------------------------
 
@@ -110,6 +112,13 @@ class Registry:
         """
         for name, defaults in table.items():
             self._add(Entry(name, component, dict(defaults), self._distribution(component)))
+
+    def later(self, module: str, *patterns: str) -> None:
+        """Leaves `module` of the package, which registers names that match `patterns`, until one of them is asked for.
+
+        For modules that import what takes long.
+        """
+        self._later[module] = patterns
 
     def _add(self, entry: Entry) -> None:
         if not entry.component.__module__.startswith(self.package):
@@ -144,7 +153,7 @@ class Registry:
         return sorted(name for name in {*self._entries, *self._offers()} if fnmatchcase(name, pattern))
 
     def __contains__(self, name: str) -> bool:
-        self._import_builtins()
+        self._import_builtins(name)
         return name in self._entries or name in self._offers()
 
     def entry(self, name: str) -> Entry:
@@ -153,7 +162,7 @@ class Registry:
         Raises: `ConfigError` for an unknown name, with the closest ones; `PluginError` for a plugin that cannot be
         loaded or a name that is offered twice.
         """
-        self._import_builtins()
+        self._import_builtins(name)
         offers = self._offers().get(name, [])
         known = self._entries.get(name)
         givers = sorted(_distribution_text(offer) for offer in offers)
@@ -198,8 +207,19 @@ class Registry:
                 except ConfigError as error:
                     yield offer, str(error)
 
-    def _import_builtins(self) -> None:
+    def _import_builtins(self, name: str | None = None) -> None:
+        """Registers the built-in components; with `name`, of those that are left for later only what may be it."""
         importlib.import_module(self.package)
+        for module in self._later if name is None else self._later_modules(name):
+            if module not in self._brought:
+                before = set(self._entries)
+                importlib.import_module(module)
+                self._brought[module] = [entry for key, entry in self._entries.items() if key not in before]
+            for entry in self._brought[module]:
+                self._entries.setdefault(entry.name, entry)
+
+    def _later_modules(self, name: str) -> list[str]:
+        return [module for module, patterns in self._later.items() if any(fnmatchcase(name, p) for p in patterns)]
 
     def _offers(self) -> dict[str, list[EntryPoint]]:
         return _entry_points_of(self.group)

@@ -88,6 +88,15 @@ def _as_it_is(image: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     return image.new_empty(image.shape)
 
 
+def _in_place(values: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    return values
+
+
+def _add_in_place(first: Tensor, second: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    found = _elementwise(first, second, *args, **kwargs)
+    return first if found is not None and found.shape == first.shape else None
+
+
 def _batch_norm(
     image: Tensor,
     running_mean: Tensor | None,
@@ -180,6 +189,8 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
     F.dropout2d: _as_it_is,
     torch.sigmoid: _as_it_is,
     Tensor.sigmoid: _as_it_is,
+    **dict.fromkeys((Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_), _in_place),
+    **{getattr(Tensor, name): _add_in_place for name in ("add_", "mul_", "__iadd__", "__imul__")},
     torch.cat: _cat,
     torch.mean: _mean,
     Tensor.mean: _mean,
@@ -189,7 +200,7 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
 
 
 class Shapes(TorchFunctionMode):
-    """Within it, the functions of which most convolutional networks are made give empty tensors of the right shape.
+    """Within it, the functions of which most convolutional networks are made give tensors of the right shape.
 
     On the `meta` device torch runs them in Python, for which it first imports its compiler and sympy: a second of
     processor time. What is not plainly right goes to torch, whose errors say what is wrong.

@@ -12,6 +12,7 @@ from classyseg.config import (
     MAX_BYTES,
     ConfigError,
     DataError,
+    apply_overrides,
     closest,
     differences,
     dump_yaml,
@@ -21,6 +22,7 @@ from classyseg.config import (
     unknown,
     within,
 )
+from classyseg.registry import TASKS
 
 
 def value_of(text: str, **options: Any) -> Any:
@@ -438,3 +440,36 @@ def test_the_error_of_a_part_gets_the_path_of_the_part_once(
 
 def test_a_path_is_written_as_overrides_take_it() -> None:
     assert path_text(("heads", "main", "blocks", 0, "x")) == "heads.main.blocks[0].x"
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\nseed: 3", "\x85seed: 3", "\u2028seed: 3", "\n  more"])
+def test_an_override_with_a_line_break_is_refused_not_cut(ending: str) -> None:
+    tree = parse_config("seed: 1", source="c.yaml")
+    with pytest.raises(ConfigError, match="holds a line break"):
+        apply_overrides(tree, [f"seed=2{ending}"])
+    assert tree.values == {"seed": 1}
+
+
+@pytest.mark.parametrize("text", ["#ff0000", "a #ff0000", "[a] # b", "3 #"])
+def test_what_yaml_would_leave_out_of_an_override_is_an_error(text: str) -> None:
+    tree = parse_config("color: x", source="c.yaml")
+    with pytest.raises(ConfigError, match="quotes"):
+        apply_overrides(tree, [f"color={text}"])
+    apply_overrides(tree, [f'color="{text}"'])
+    assert tree.values == {"color": text}
+
+
+def test_a_long_override_is_told_in_a_line_of_its_beginning() -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(parse_config("seed: 1", source="c.yaml"), [f"a b{'c' * 10**5}\n=3"])
+    assert len(str(caught.value)) < 500
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_many_problems_are_told_in_few_lines() -> None:
+    tree = parse_config("name: segmentation\n" + "".join(f"key{i}: 1\n" for i in range(5000)), source="c.yaml")
+    with pytest.raises(ConfigError) as caught:
+        TASKS.validate(tree)
+    lines = str(caught.value).splitlines()
+    assert len(lines) < 50
+    assert any("4980 more unknown keys" in line for line in lines)

@@ -324,3 +324,14 @@ def test_a_sheet_shows_the_largest_value_of_16_bits_as_white(tree: Path) -> None
     height = CELL * shape[0] // shape[1]
     corners = [sheet[10, 10, 0], sheet[10, CELL - 10, 0], sheet[height - 10, 10, 0], sheet[height - 10, CELL - 10, 0]]
     assert corners == [127, 255, 0, 0]
+
+
+@pytest.mark.parametrize("workers", ["-5", "1000000", "two", "1.5", ""])
+@pytest.mark.parametrize("action", ["check", "stats"])
+def test_a_number_of_workers_that_cannot_be_is_refused(
+    action: str, workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["data", action, "task_configs/quickstart.yaml", f"--workers={workers}"])
+    assert caught.value.code == 2
+    assert f"found {workers}; 0 to 256 are accepted" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -42,10 +43,16 @@ class WorkerError(ConfigError):
     exit_code = 1
 
 
+TRANSFORMS_OF_WORKERS = "torchvision.transforms.v2"
+"""What transforms import when they are used: here once, for all workers."""
+
+
 def warm_fork_server() -> None:
     """Called before workers are made: where a fork server starts them, as in Python 3.14, it imports torch for all."""
     if multiprocessing.get_start_method() == "forkserver":
-        multiprocessing.set_forkserver_preload(["__main__", "classyseg.datasets"])
+        multiprocessing.set_forkserver_preload(["__main__", "classyseg.datasets", TRANSFORMS_OF_WORKERS])
+    else:
+        importlib.import_module(TRANSFORMS_OF_WORKERS)
 
 
 def start_worker(worker: int) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
-from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.layers import BATCH_NORMS, DropBlock2d
@@ -132,6 +131,8 @@ def _differs_in_training(module: nn.Module) -> bool:
     if isinstance(module, _NormBase):
         return isinstance(module, _BatchNorm) or module.running_mean is not None
     rates = [getattr(module, key, 0) for key in ("dropout", "attention_dropout")]  # of attention, as plain numbers
+    from torchvision.ops import StochasticDepth  # whose import takes a second
+
     if isinstance(module, _DropoutNd | StochasticDepth):
         rates.append(module.p)
     if isinstance(module, DropBlock2d):

@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
 from classyseg.layers import NormConfig
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.named import with_heads
 from classyseg.models.naming import Naming
-from classyseg.models.resnet_blocks import EXPANSION, BlockOptions, build_stage
+from classyseg.models.resnet_blocks import EXPANSION, BasicBlock, BlockOptions, Bottleneck, build_stage
 from classyseg.models.store import PublicWeights, torchvision_weights
 from classyseg.registry import MODELS
 
@@ -165,8 +164,8 @@ class ResNet(ClassyModel):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif last_gamma and isinstance(module, BasicBlock | Bottleneck):
-                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
-                nn.init.zeros_(last.weight)
+                last = "bn2" if isinstance(module, BasicBlock) else "bn3"
+                nn.init.zeros_(module.get_parameter(f"{last}.weight"))
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         features = {}

@@ -8,13 +8,11 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import SqueezeExcitation
 
 from classyseg.config import ConfigError
 from classyseg.layers import CeilMeanPool2d, DropBlock2d, NormConfig, RectifiedConv2d, SplitAttentionConv2d, build_norm
 
-EXPANSION = {"basic": BasicBlock.expansion, "bottleneck": Bottleneck.expansion}
+EXPANSION = {"basic": 1, "bottleneck": 4}
 DROP_SIZE = 3
 NOT_OF_BASIC_BLOCKS = ("groups", "width_per_group", "avd", "radix", "rectified_conv", "dropblock")
 NEEDS = {"avd_first": "avd", "rectify_avg": "rectified_conv", "dropblock_ramp": "dropblock"}
@@ -71,6 +69,8 @@ class BlockOptions:
     def build_excitation(self, channels: int) -> nn.Module:
         if self.se_reduction is None:
             return nn.Identity()
+        from torchvision.ops import SqueezeExcitation  # whose import takes a second
+
         return SqueezeExcitation(channels, max(1, channels // self.se_reduction))
 
 
@@ -92,11 +92,10 @@ def build_stage(
             block = _basic_block(options, in_channels, width, stride, shortcut)
             set_dilation(block.conv1, dilation)
             set_dilation(block.conv2, base_dilation)
+            blocks.append(block)
         else:
-            block = _bottleneck(
-                options, in_channels, width, stride, dilation, shortcut, pool=options.avd and not blocks
-            )
-        blocks.append(block)
+            pool = options.avd and not blocks
+            blocks.append(_bottleneck(options, in_channels, width, stride, dilation, shortcut, pool=pool))
         in_channels, stride = out_channels, 1
     return nn.Sequential(*blocks)
 
@@ -120,7 +119,7 @@ def _basic_block(
 ) -> BasicBlock:
     if options.se_reduction is not None:
         return ExcitedBasicBlock(options, in_channels, width, stride, shortcut)
-    return BasicBlock(in_channels, width, stride, shortcut, norm_layer=options.build_norm)
+    return BasicBlock(options, in_channels, width, stride, shortcut)
 
 
 def _bottleneck(
@@ -135,17 +134,71 @@ def _bottleneck(
 ) -> Bottleneck:
     if options.needs_own_block:
         return SwitchedBottleneck(options, in_channels, width, stride, dilation, shortcut, pool=pool)
-    shape = (options.groups, options.width_per_group, dilation)
-    return Bottleneck(in_channels, width, stride, shortcut, *shape, norm_layer=options.build_norm)
+    return Bottleneck(options, in_channels, width, stride, dilation, shortcut)
 
 
-class ExcitedBasicBlock(BasicBlock):
-    """torchvision's basic block with squeeze and excitation before the sum."""
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, with torchvision's keys and its order of draws."""
 
     def __init__(
         self, options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
     ) -> None:
-        super().__init__(in_channels, width, stride, shortcut, norm_layer=options.build_norm)
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        self.bn1 = options.build_norm(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = options.build_norm(width)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        x += identity
+        return self.relu(x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride and the groups, 1x1, beside a shortcut; torchvision's keys and its order of draws."""
+
+    def __init__(
+        self,
+        options: BlockOptions,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        shortcut: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        inner = int(width * (options.width_per_group / 64)) * options.groups
+        out_channels = width * EXPANSION["bottleneck"]
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = options.build_norm(inner)
+        self.conv2: nn.Module = nn.Conv2d(inner, inner, 3, stride, dilation, dilation, options.groups, bias=False)
+        self.bn2 = options.build_norm(inner)
+        self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
+        self.bn3 = options.build_norm(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += identity
+        return self.relu(x)
+
+
+class ExcitedBasicBlock(BasicBlock):
+    """The basic block with squeeze and excitation before the sum."""
+
+    def __init__(
+        self, options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
+    ) -> None:
+        super().__init__(options, in_channels, width, stride, shortcut)
         self.se = options.build_excitation(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +210,7 @@ class ExcitedBasicBlock(BasicBlock):
 
 
 class SwitchedBottleneck(Bottleneck):
-    """torchvision's bottleneck with split attention, rectified convolutions, dropped squares, squeeze and excitation.
+    """The bottleneck with split attention, rectified convolutions, dropped squares, squeeze and excitation.
 
     With `pool`, an average pool after the 3x3 convolution (or before it: `avd_first`) has the stride in its place.
     """
@@ -173,12 +226,11 @@ class SwitchedBottleneck(Bottleneck):
         *,
         pool: bool,
     ) -> None:
-        shape = (options.groups, options.width_per_group, dilation)
-        super().__init__(in_channels, width, stride, shortcut, *shape, norm_layer=options.build_norm)
+        super().__init__(options, in_channels, width, stride, dilation, shortcut)
         self.radix = options.radix
         self.pool_first = nn.AvgPool2d(3, stride, padding=1) if pool and options.avd_first else nn.Identity()
         self.pool_last = nn.AvgPool2d(3, stride, padding=1) if pool and not options.avd_first else nn.Identity()
-        self.conv2: nn.Module = _second_conv(options, self.get_submodule("conv2"), 1 if pool else stride)
+        self.conv2 = _second_conv(options, self.get_submodule("conv2"), 1 if pool else stride)
         self.drop1 = options.build_drop()
         if self.radix > 1:
             del self.bn2

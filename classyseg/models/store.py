@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import torchvision
-
 from classyseg.config import ConfigError, user_path
 from classyseg.downloads import download, file_name, hash_problem
 
@@ -57,6 +55,8 @@ class PublicWeights:
 
 def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
     """The weights that torchvision publishes for the model that it calls `variant`, its default first; may be empty."""
+    import torchvision  # which takes a second, and which few need
+
     if variant not in torchvision.models.list_models(torchvision.models):
         return {}
     found: dict[str, PublicWeights] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -51,6 +52,7 @@ class ClassyOptimizer(Configurable, ABC):
         self.lr = lr
         self.clip_norm = clip_norm
         self.schedule: ClassyScheduler = SCHEDULERS.build(schedule, num_epochs)
+        self.current_lr = lr * self.schedule(0.0)
         parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         if not parameters:
             raise ConfigError("optimizer: found no parameter that needs a gradient")
@@ -65,8 +67,19 @@ class ClassyOptimizer(Configurable, ABC):
                     torch_groups.append({"params": [parameters[name] for name in chosen], "weight_decay": decay})
                     self.names.append(chosen)
                     self.lr_factors.append(group.lr_factor)
-        self.optimizer = self.torch_optimizer(torch_groups)
-        self.set_progress(0.0)
+        self._torch_groups = torch_groups
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """torch's own, made at its first use: torch imports its compiler for it, which a check can do without."""
+        optimizer = self.torch_optimizer(self._torch_groups)
+        self._set_rates(optimizer, 0.0)
+        return optimizer
+
+    def _set_rates(self, optimizer: torch.optim.Optimizer, where: float) -> None:
+        self.current_lr = self.lr * self.schedule(where)
+        for group, factor in zip(optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = self.current_lr * factor
 
     @abstractmethod
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -74,9 +87,7 @@ class ClassyOptimizer(Configurable, ABC):
 
     def set_progress(self, where: float) -> None:
         """Sets the learning rates for a step that is taken when the share `where` of the run, in [0, 1), is done."""
-        self.current_lr = self.lr * self.schedule(where)
-        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
-            group["lr"] = self.current_lr * factor
+        self._set_rates(self.optimizer, where)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

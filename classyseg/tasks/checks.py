@@ -86,6 +86,8 @@ def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
         return None
     weights = getattr(model_config, "weights", None)
     source = getattr(weights, "source", weights)
+    if source is None:
+        return None
     known = model_config.component.known_weights(model_config.name)  # type: ignore[attr-defined]
     return NormalizeConfig(mean=known[source].mean, std=known[source].std) if source in known else None
 

@@ -16,7 +16,7 @@ from classyseg.losses import ClassyLoss, build_loss
 from classyseg.models import ClassyModel, build_model
 from classyseg.optim import build_optimizer
 from classyseg.registry import METERS, TRANSFORMS
-from classyseg.shapes import bounded
+from classyseg.shapes import Shapes, bounded
 from classyseg.structures import BestIs
 from classyseg.tasks.best import check_best, check_measured, record_numbers
 from classyseg.tasks.checks import (
@@ -27,6 +27,7 @@ from classyseg.tasks.checks import (
     check_targets,
     clips_in_a_batch,
     normalize_of_weights,
+    normalizes,
 )
 from classyseg.tasks.outputs import SeenAtOnce
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
@@ -83,7 +84,7 @@ def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
         model = model_without_values(config.model)
     normalize: NormalizeConfig | None = None
     with problems.collected():
-        normalize = applied_normalize(transforms, config.normalize, normalize_of_weights(config.model))
+        normalize = applied_normalize(transforms, config.normalize, _of_weights(config.model, transforms))
     if model is not None:
         _check_model(problems, model, loss, config, data)
         with problems.collected():
@@ -94,6 +95,15 @@ def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
             check_normalize(normalize, data, transforms, in_channels, given=config.normalize is not None)
     _check_measuring(problems, config, model, classes, own_numbers)
     problems.tell()
+
+
+def _of_weights(model_config: Any, transforms: Mapping[str, Sequence[Any]]) -> NormalizeConfig | None:
+    """What published weights need, where that matters: looking them up imports torchvision, which takes a second.
+
+    It is compared with a data set's own `normalize` where another one has none; there are always three means.
+    """
+    own = [normalizes(steps) for steps in transforms.values()]
+    return normalize_of_weights(model_config) if any(own) and not all(own) else None
 
 
 def _check_loss(problems: Problems, loss: ClassyLoss, data: Mapping[str, Any], classes: Sequence[str] | None) -> None:
@@ -147,7 +157,7 @@ def model_without_values(config: Any) -> ClassyModel:
     Raises: `ConfigError` for one that cannot be built, or is larger than anybody means.
     """
     try:
-        with torch.device("meta"), bounded():
+        with torch.device("meta"), Shapes(), bounded():
             return build_model(config, 2, load=False)
     except ConfigError:
         raise

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
-import torchvision
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -436,6 +435,8 @@ class SegmentationTask(ClassyTask):
         return {"bad_samples": self.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
+        import torchvision  # whose import takes a second
+
         return {
             "classes": list(self.described.classes),
             "palette": [list(color) for color in self.described.palette],

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
-from torchvision.transforms.v2 import functional
 
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.structures import Sample
@@ -113,6 +112,8 @@ def fill_of(sample: Sample, fill: int) -> int:
 
 def pad_sample(sample: Sample, left: int, top: int, right: int, bottom: int, fill: int, ignore_index: int) -> Sample:
     """`sample` with a border: `fill` in the image, `ignore_index` in the mask."""
+    from torchvision.transforms.v2 import functional  # whose import takes a second
+
     if not (left or top or right or bottom):
         return sample
     border = [left, top, right, bottom]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
@@ -109,17 +108,24 @@ POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
 # fmt: on
 POLICY_LEVELS = 10
 
+
+def _functional() -> Any:
+    from torchvision.transforms.v2 import functional  # whose import takes a second
+
+    return functional
+
+
 VALUES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "AutoContrast": lambda image, level: functional.autocontrast(image),
-    "Brightness": lambda image, level: functional.adjust_brightness(image, 1 + level),
-    "Color": lambda image, level: functional.adjust_saturation(image, 1 + level),
-    "Contrast": lambda image, level: functional.adjust_contrast(image, 1 + level),
-    "Equalize": lambda image, level: functional.equalize(image),
+    "AutoContrast": lambda image, level: _functional().autocontrast(image),
+    "Brightness": lambda image, level: _functional().adjust_brightness(image, 1 + level),
+    "Color": lambda image, level: _functional().adjust_saturation(image, 1 + level),
+    "Contrast": lambda image, level: _functional().adjust_contrast(image, 1 + level),
+    "Equalize": lambda image, level: _functional().equalize(image),
     "Identity": lambda image, level: image,
-    "Invert": lambda image, level: functional.invert(image),
-    "Posterize": lambda image, level: functional.posterize(image, int(level)),
-    "Sharpness": lambda image, level: functional.adjust_sharpness(image, 1 + level),
-    "Solarize": lambda image, level: functional.solarize(image, 255 * level),
+    "Invert": lambda image, level: _functional().invert(image),
+    "Posterize": lambda image, level: _functional().posterize(image, int(level)),
+    "Sharpness": lambda image, level: _functional().adjust_sharpness(image, 1 + level),
+    "Solarize": lambda image, level: _functional().solarize(image, 255 * level),
 }
 MOVES: dict[str, Callable[[float, int, int], tuple[Matrix, tuple[float, float]]]] = {
     "Rotate": lambda level, height, width: (_rotation(level), (0.0, 0.0)),

@@ -6,11 +6,9 @@ import inspect
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from classyseg.config import ConfigError, Text, unknown
 from classyseg.registry import TRANSFORMS
@@ -18,6 +16,9 @@ from classyseg.rng import randint
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
 from classyseg.transforms.pixels import require_aligned
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 INSTEAD = {
     "AugMix": "rand_augment, which moves the mask, too",
@@ -42,6 +43,8 @@ LARGEST_SEED = 2**53
 
 def known_transforms() -> dict[str, type[v2.Transform]]:
     """torchvision's transforms that take an image, and its mask along, by the names of their classes."""
+    from torchvision.transforms import v2  # whose import takes a second
+
     found = {}
     for name, value in vars(v2).items():
         is_transform = inspect.isclass(value) and issubclass(value, v2.Transform) and not inspect.isabstract(value)
@@ -94,6 +97,8 @@ class TorchvisionTransform(ClassyTransform):
             fill = arguments.get("fill", 0)
             if isinstance(fill, dict):
                 raise ConfigError(f"arguments.fill: found {fill!r}; accepted are a number, or one for each channel")
+            from torchvision import tv_tensors
+
             arguments["fill"] = {tv_tensors.Image: fill, tv_tensors.Mask: self.ignore_index}
         if isinstance(arguments.get("interpolation"), str):  # which older versions take as a member only
             arguments["interpolation"] = self._interpolation(arguments["interpolation"])
@@ -104,6 +109,8 @@ class TorchvisionTransform(ClassyTransform):
 
     @staticmethod
     def _interpolation(name: str) -> v2.InterpolationMode:
+        from torchvision.transforms import v2  # whose import takes a second
+
         modes = {str(mode.value): mode for mode in v2.InterpolationMode}
         if name not in modes:
             raise ConfigError(f"arguments.interpolation: '{name}': {unknown('interpolation', name, modes)}")
@@ -111,6 +118,8 @@ class TorchvisionTransform(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "torchvision")
+        from torchvision import tv_tensors
+
         given = tv_tensors.Image(sample.image), tv_tensors.Mask(sample.target)
         try:
             with seeded(generator):
