@@ -112,8 +112,8 @@ def _refusal(header: Header, channels: int, bits: int) -> str:
         return f"{header}, where the data set's `channels` says {channels}; accepted are {_accepted(header, channels)}"
     if "unnamed" in header.extra:
         return (
-            f"{header}, where the data set reads {channels}: nothing tells whether the rest is needed; write `channels: "
-            f"{header.bands}` (a key of `folder`), or take the rest out of the files"
+            f"{header}, where the data set reads {channels}: nothing tells whether the rest is needed; write "
+            f"`channels: {header.bands}` (a key of `folder`), or take the rest out of the files"
         )
     return ""
 
