@@ -495,5 +495,7 @@ def _sentence(detail: Any) -> str:
     message = detail["msg"]
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
+    if "tuple" in detail["type"] or detail["type"] in ("too_short", "too_long"):  # to an author of YAML, it is a list
+        message = re.sub("[Tt]uple", "list", message).replace(" after validation", "")
     found = shown(detail["input"])
     return f"found {found}; {message[:1].lower()}{message[1:]}"
