@@ -36,7 +36,7 @@ def state() -> dict[str, Any]:
         "tf32": (torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision),
         "anomaly": torch.is_anomaly_enabled(),
         "dtype": torch.get_default_dtype(),
-        "environment": dict(os.environ),
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")},
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
         "logging": (root.level, list(root.handlers)),
         "random": (torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()),
