@@ -13,7 +13,6 @@ from pathlib import Path
 from classyseg import launcher
 from classyseg.config import ConfigError, listed
 from classyseg.io import FolderLock, write_atomically
-from classyseg.records import MAX_GIVEN
 from classyseg.run_folder import (
     BAD_SAMPLES,
     CHECKPOINTS,
@@ -23,6 +22,7 @@ from classyseg.run_folder import (
     METRICS,
     STARTED,
     STEPS,
+    given_files,
     read_plain,
 )
 
@@ -201,9 +201,7 @@ class RunFolder:
 
 def _own(folder: Path) -> list[Path]:
     """What is a run's in `folder`; the rest is somebody else's. Of a link, the link."""
-    given = folder / GIVEN
-    of_meters = read_plain(given, MAX_GIVEN).decode("utf-8", "replace").splitlines() if os.path.lexists(given) else []
-    names = {*RECORDS, STARTED, GIVEN, *of_meters}
+    names = {*RECORDS, STARTED, GIVEN, *given_files(folder)}
     own = [path for path in folder.iterdir() if path.name in names or path.name.partition(".tmp-")[0] in names]
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir():

@@ -387,8 +387,8 @@ class ConfigRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @classmethod
-    def instead_of(cls, key: object) -> str:
-        """What to write instead of an unknown key, where that is known; else nothing, and the closest key is named."""
+    def instead_of(cls, key: object, value: object) -> str:
+        """What to write instead of an unknown key and its value; empty, and the closest key is named, if unknown."""
         return ""
 
     @model_validator(mode="wrap")
@@ -405,7 +405,7 @@ class ConfigRecord(BaseModel):
         errors = [
             InitErrorDetails(
                 type=PydanticCustomError(
-                    "unknown_key", unknown("key", key, cls.model_fields, instead=cls.instead_of(key))
+                    "unknown_key", unknown("key", key, cls.model_fields, instead=cls.instead_of(key, data[key]))
                 ),
                 loc=(key,),
                 input=data[key],

@@ -11,9 +11,8 @@ from typing import Any
 
 from classyseg.config import ConfigError
 from classyseg.io import append_json_line, write_atomically
-from classyseg.run_folder import GIVEN, read_plain
+from classyseg.run_folder import GIVEN, given_files
 
-MAX_GIVEN = 2**20
 log = logging.getLogger(__name__)
 
 
@@ -70,10 +69,7 @@ class RunRecords:
     def give(self, name: str, text: str) -> None:
         """`replace` of a file that only its author knows: its name is noted, for whoever deletes the run."""
         if self.folder is not None:
-            noted = self.folder / GIVEN
-            names = (
-                read_plain(noted, MAX_GIVEN).decode("utf-8", "replace").splitlines() if os.path.lexists(noted) else []
-            )
+            names = given_files(self.folder)
             if name not in names:
                 self.replace(GIVEN, "".join(f"{known}\n" for known in [*names, name]))
         self.replace(name, text)

@@ -25,6 +25,7 @@ GIVEN = ".files"
 """The names of the files that meters gave, one a line."""
 ASIDE = ".before"
 """How the names of folders begin where a run is put aside that another one replaces."""
+MAX_GIVEN = 2**20
 FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
 LATEST = "LATEST"
 BEST = "BEST"
@@ -58,8 +59,9 @@ def check_run_folder(folder: Path) -> None:
 
 
 def _check(folder: Path) -> None:
+    files = {*FILES, *given_files(folder)}
     for path in _plain_entries(folder):
-        if path.name in FILES:
+        if path.name in files:
             require(path, "a file")
         if path.name == LOCK and path.lstat().st_nlink > 1:
             raise ConfigError(f"{path}: has another name elsewhere (a hard link), and a run writes it; delete it")
@@ -77,6 +79,14 @@ def _check(folder: Path) -> None:
             require(path, "a folder")
             for _ in _plain_entries(path):
                 pass
+
+
+def given_files(folder: Path) -> list[str]:
+    """The names of the files that meters gave the run in `folder`. Raises: `ConfigError` as `read_plain`."""
+    noted = folder / GIVEN
+    if not os.path.lexists(noted):
+        return []
+    return read_plain(noted, MAX_GIVEN).decode("utf-8", "replace").splitlines()
 
 
 def _plain_entries(folder: Path) -> Iterator[Path]:

@@ -23,8 +23,8 @@ class ComponentConfig(ConfigRecord):
     name: str
 
     @classmethod
-    def instead_of(cls, key: object) -> str:
-        return instead_of_key(cls.kind, key, cls.model_fields)
+    def instead_of(cls, key: object, value: object) -> str:
+        return instead_of_key(cls.kind, key, cls.model_fields, value)
 
     def options(self) -> dict[str, Any]:
         """The keyword arguments for the component's `__init__`."""

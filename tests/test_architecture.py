@@ -32,6 +32,7 @@ FLOORS = (
             "rng",
             "switches",
             "stopping",
+            "foreign_words",
         ),
         *("pickled", "pickled_arrays"),
     },

@@ -21,7 +21,7 @@ from classyseg.config import Location, dump_yaml, load_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "task_configs").rglob("*.yaml"))
-NUMBER = int(os.environ.get("CLASSYSEG_FUZZ", "120"))
+NUMBER = int(os.environ.get("CLASSYSEG_FUZZ", "300"))
 SECONDS = 20
 KILOBYTES = 2_000_000
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -162,17 +163,17 @@ def test_a_function_that_changes_its_argument_would_be_found(monkeypatch: pytest
         call_all(tmp_path)
 
 
+COLLECTIVE = re.compile(r"^_?(all_)?(reduce|gather|broadcast|scatter|to_all|coalesced)")
+
+
 def collective_calls(tree: ast.AST) -> list[str]:
-    """The imports of torch's own collectives in a module."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Attribute):
-            found.append(ast.unparse(node))
-    return [name for name in found if name.startswith("torch.distributed")]
+    """The names of torch's own collectives in a module that imports `torch.distributed`."""
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    if not any("torch.distributed" in ast.unparse(node) for node in imported):
+        return []
+    names = [alias.name for node in imported for alias in node.names]
+    names += [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return [name for name in names if COLLECTIVE.match(name)]
 
 
 def test_only_one_module_calls_torchs_own_collectives_which_change_their_argument() -> None:

@@ -199,3 +199,10 @@ def test_damaged_and_hostile_folders_end_in_one_sentence_or_in_the_same_run(tmp_
     """`CLASSYSEG_RUN_FAULTS=300` makes so many; `python tests/run_faults.py 300` says what came of them."""
     count = int(os.environ.get("CLASSYSEG_RUN_FAULTS", "24"))
     assert run_all(count, tmp_path, told=lambda line: None) == []
+
+
+def test_a_folder_where_a_meter_has_its_file_is_named_at_the_start(run: Path) -> None:
+    (run / ".files").write_text("confusion_matrix.csv\n")
+    (run / "confusion_matrix.csv").mkdir()
+    with pytest.raises(ConfigError, match=r"confusion_matrix\.csv: found a folder; expected a file"):
+        check_run_folder(run)

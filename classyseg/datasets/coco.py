@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.coco_file import CocoFile, finite, quoted, shown
-from classyseg.datasets.coco_masks import Outline, annotation_mask, area, extent, is_flat, outline_mask
+from classyseg.datasets.coco_masks import Drawn, Outline, annotation_mask, area, extent, is_flat
 from classyseg.datasets.label_map import label_table
 from classyseg.datasets.pairs import listed_pairs
 from classyseg.datasets.pascal_voc import CLASSES, VOCMasks
@@ -38,8 +38,6 @@ for _category, _label in CLASS_OF_CATEGORY.items():
 INDEX = "index.json"
 RULES = 2
 """Counts the changes of what is drawn: masks that were drawn by other rules are not read."""
-SURELY_DRAWN = 50.0
-"""An outline of a smaller area, in pixels, is looked at once more: it may be too thin to cover one."""
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +68,8 @@ class Coco(VOCMasks):
             annotations = folder / "annotations" / f"instances_{split}2017.json"
         masks = prepared_masks(annotations, data_path(cache) / f"{split}2017_crowd_{crowd}", crowd)
         pixels = _read_index(masks, annotations)
+        if not pixels:
+            raise DataError(f"{annotations}: its list 'images' is empty")
         names = sorted(name for name, count in pixels.items() if count >= min_pixels)
         if not names:
             raise ConfigError(f"min_pixels: found {min_pixels}; no image of {annotations} has so many")
@@ -155,30 +155,31 @@ def draw(mask: npt.NDArray[np.uint8], annotation: Mapping[str, Any], crowd: str)
     height, width = mask.shape
     if "segmentation" not in annotation:
         raise DataError("it has no segmentation; draw its outline, or take the annotation out")
-    region, polygons = annotation_mask(annotation["segmentation"], height, width)
-    if not polygons and not region.any() and annotation.get("area") != 0:
+    drawn = annotation_mask(annotation["segmentation"], height, width)
+    if not drawn.polygons and not drawn.mask.any() and annotation.get("area") != 0:
         raise DataError("its run lengths cover no pixel, which its area denies; mend it, or take the annotation out")
-    _check_outlines(annotation, polygons, height, width)
+    _check_outlines(annotation, drawn, height, width)
     ignored = crowd == "ignore" and annotation.get("iscrowd")
-    mask[region & (mask == 0)] = VOCMasks.ignore_index if ignored else CLASS_OF_CATEGORY[annotation["category_id"]]
-    return bool(region.any())
+    mask[drawn.mask & (mask == 0)] = VOCMasks.ignore_index if ignored else CLASS_OF_CATEGORY[annotation["category_id"]]
+    return bool(drawn.mask.any())
 
 
-def _check_outlines(annotation: Mapping[str, Any], polygons: Sequence[Outline], height: int, width: int) -> None:
-    """Raises: `DataError` for an outline that is lost: outside the image, flat, or too thin to cover a pixel.
+def _check_outlines(annotation: Mapping[str, Any], drawn: Drawn, height: int, width: int) -> None:
+    """Raises: `DataError` for an outline that is lost: outside the image, flat, or without a pixel that it covers.
 
     COCO's own files hold some of an area of 0 (the annotations 918 and 2206849), and say so. Such are taken: those
-    whose `area` and `bbox` are exactly the ones of the outlines.
+    whose `area` and `bbox` are exactly the ones of the outlines, and which end at most a pixel outside the image.
     """
-    for i, points in enumerate(polygons):
+    for i, points in enumerate(drawn.polygons):
         left, top, wide, high = extent(points)
         if left > width or top > height or left + wide < 0 or top + high < 0:
             raise DataError(f"its polygon {i} lies outside the image of {width} x {height} pixels")
-        if area(points) >= SURELY_DRAWN:
+        flat = area(points) < 1 and is_flat(points)
+        if not flat and i not in drawn.missed:
             continue
-        flat = is_flat(points)
-        if (flat or not outline_mask(points, height, width).any()) and not _knows_its_outlines(annotation, polygons):
-            what = "is flat: its points lie on one line" if flat else "is too thin to cover a pixel"
+        inside = min(left, top) >= -1 and left + wide <= width + 1 and top + high <= height + 1
+        if not inside or not _knows_its_outlines(annotation, drawn.polygons):
+            what = "is flat: its points lie on one line" if flat else "covers no pixel of the image"
             raise DataError(f"its polygon {i} {what}; mend it, or take it out")
 
 

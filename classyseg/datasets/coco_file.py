@@ -106,7 +106,10 @@ class CocoFile:
         written = self.text(place, entry, "file_name")
         path = Path(written)
         if str(path.parent) not in (".", folder) or "\\" in written or not path.suffix:
-            self.refuse(f"{place}: its file_name is {quoted(written)}; expected a file right in the folder {folder}")
+            self.refuse(
+                f"{place}: its file_name is {quoted(written)}; expected a name with its suffix, of a file "
+                f"right in the folder {folder}"
+            )
         try:
             long = len(os.fsencode(path.stem)) > MAX_NAME
         except UnicodeEncodeError:

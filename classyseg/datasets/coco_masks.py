@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +22,31 @@ MAX_SIZES_AWAY = 10
 """Points further away are mistakes, whose outline might not fit into memory."""
 
 
-def annotation_mask(segmentation: Any, height: int, width: int) -> tuple[Mask, list[Outline]]:
-    """The pixels (height, width) of a `segmentation`, and its polygons; those of run lengths are none.
+class Drawn(NamedTuple):
+    """The pixels (height, width) of a `segmentation`, its polygons, and the numbers of those that cover no pixel.
 
-    Run lengths are a list, or COCO's text. Raises: `DataError` for anything else, which the caller completes with the
-    file and the annotation.
+    Run lengths have no polygons.
+    """
+
+    mask: Mask
+    polygons: list[Outline]
+    missed: list[int]
+
+
+def annotation_mask(segmentation: Any, height: int, width: int) -> Drawn:
+    """Draws a `segmentation`: polygons, or run lengths as a list or as COCO's text.
+
+    Raises: `DataError` for anything else, which the caller completes with the file and the annotation.
     """
     if isinstance(segmentation, dict):
-        return run_length_mask(_counts_of(segmentation, height, width), height, width), []
+        return Drawn(run_length_mask(_counts_of(segmentation, height, width), height, width), [], [])
     mask = np.zeros((height, width), dtype=bool)
-    polygons = outlines(segmentation, height, width)
-    for outline in polygons:
-        mask |= outline_mask(outline, height, width)
-    return mask, polygons
+    polygons, missed = outlines(segmentation, height, width), []
+    for i, outline in enumerate(polygons):
+        covered = outline_mask(outline, height, width)
+        missed += [] if covered.any() else [i]
+        mask |= covered
+    return Drawn(mask, polygons, missed)
 
 
 def outlines(segmentation: Any, height: int, width: int) -> list[Outline]:

@@ -104,6 +104,8 @@ def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, 
                 f"{place}: its file_name is {quoted(name)}, but that of the image {quoted(images[number].name)}"
             )
         found[number] = annotation["file_name"], images[number], _segments_of(file, place, annotation, known)
+    if not found:
+        file.refuse("its list 'annotations' is empty")
     rows = sorted(found.values(), key=lambda row: row[0])
     segments = [segment for *_, inner in rows for segment in inner]
     ids = np.array([number for number, _ in segments], dtype=np.int32)

@@ -96,6 +96,11 @@ def _refusal(header: Header, channels: int, bits: int) -> str:
     if bits == 32:
         return refusal_of_numbers(header, channels)
     deep = header.bits > 8 and header.colors != "palette"
+    if deep and header.bands > 1 and header.format == "PNG":  # also of 8 `bits`, where 16 would be no mend
+        return (
+            f"{header}, of which Pillow keeps 8 bits; write it as PNG of 8 bits, or with `bits: 16` as TIFF "
+            "(pip install 'classyseg[tiff]') or .npy"
+        )
     if header.numbers != "u" or (deep and header.bits > 16):
         accepted = "8 bits a channel (with `bits: 16`, of 16)" if bits == 8 else "16 bits a channel without signs"
         known = not refusal_of_numbers(header, header.bands)
@@ -105,8 +110,6 @@ def _refusal(header: Header, channels: int, bits: int) -> str:
         return f"{header}; accepted are images of 8 bits a channel (with `bits: 16`, of 16)"
     if bits == 16 and not deep:
         return f"{header}, where the data set's `bits` says 16"
-    if deep and header.bands > 1 and header.format == "PNG":
-        return f"{header}, of which Pillow keeps 8 bits; write it as TIFF (pip install 'classyseg[tiff]') or .npy"
     if header.colors == "CIELab" or (header.bits not in SHOWN_BITS and not deep and header.colors != "palette"):
         return f"{header}; accepted are grey, palettes, RGB, CMYK, YCbCr and bands, of 8 or 16 bits; write it as RGB"
     if header.bands > 1 and (header.colors in ("palette", "grey with 0 as white") or header.bits < 8):
@@ -368,9 +371,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _several(header: Header) -> str:
-    more = " (smaller copies and masks of transparency, which name themselves so, are no others)"
-    return f"several images in one file ({header.format}); accepted are files of one" + (
-        more if header.format == "TIFF" else ""
+    more = " (smaller copies and masks of transparency that name themselves so do not count)"
+    return (
+        f"several images in one file ({header.format}); accepted are files of one{more * (header.format == 'TIFF')}; "
+        "write each image into a file of its own"
     )
 
 

@@ -129,9 +129,9 @@ def _checked_rows(path: Path, text: str, separator: str, columns: Sequence[str])
 
 
 def has_column(path: Path, column: str) -> bool:
-    """Whether the first line of a table names `column`."""
+    """Whether the first line of a table names `column`, in small letters or others (which `read_table` refuses)."""
     text = read_text(path)
-    return any(column in map(_stripped, row) for s in SEPARATORS for _, row in islice(_rows(text, s), 1))
+    return any(column in map(bare, row) for s in SEPARATORS for _, row in islice(_rows(text, s), 1))
 
 
 # -- names of files ----------------------------------------------------------------------------------------------------

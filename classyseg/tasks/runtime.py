@@ -33,7 +33,7 @@ class RuntimeConfig(ConfigRecord):
     """
 
     @classmethod
-    def instead_of(cls, key: object) -> str:
+    def instead_of(cls, key: object, value: object) -> str:
         return instead_of_key("runtime", key, cls.model_fields)
 
     device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"

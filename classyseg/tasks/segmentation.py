@@ -90,7 +90,7 @@ class DatasetsConfig(ConfigRecord):
     test: DatasetConfig | None = None
 
     @classmethod
-    def instead_of(cls, key: object) -> str:
+    def instead_of(cls, key: object, value: object) -> str:
         return instead_of_key("dataset", key, cls.model_fields)
 
 

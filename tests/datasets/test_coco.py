@@ -160,7 +160,10 @@ def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:
         ([[0, 0, 4, 3, 8, 6]], r"polygon 0 is flat"),
         ([[3, 3, 3, 3, 3, 3]], r"polygon 0 is flat"),
         ([LEFT, [1, 1, 5, 1, 3, 1]], r"polygon 1 is flat"),
-        ([[0, 0.1, 8, 0.1, 8, 0.12, 0, 0.12]], r"polygon 0 is too thin to cover a pixel"),
+        ([[0, 0.1, 8, 0.1, 8, 0.12, 0, 0.12]], r"polygon 0 covers no pixel"),  # too thin
+        ([[8, 0, 30, 0, 30, 6, 8, 6]], r"polygon 0 covers no pixel"),  # begins where the image ends
+        ([LEFT, [-20, 0, 0.2, 0, 0.2, 6, -20, 6]], r"polygon 1 covers no pixel"),
+        ([[-9, -9, -1, -9, -1, 9, 12, 9, 12, 12, -9, 12]], r"polygon 0 covers no pixel"),  # around the image
         ([[10, 0, 14, 0, 14, 6, 10, 6]], r"polygon 0 lies outside the image of 8 x 6 pixels"),
         ([LEFT, [0, -9, 4, -9, 4, -3]], r"polygon 1 lies outside the image"),
     ],
@@ -239,8 +242,9 @@ WRONG_ENTRIES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (in_image(file_name=f"val2017/{NAME_1}.jpg"), r"the images 1 and 2 have one file"),
     (
         in_image(file_name="other/2.jpg"),
-        r"image 2: its file_name is 'other/2.jpg'; expected a file right in the folder",
+        r"image 2: its file_name is 'other/2.jpg'; expected a name with its suffix, of a file right in",
     ),
+    (in_image(file_name="2"), r"image 2: its file_name is '2'; expected a name with its suffix"),
     (in_image(file_name="../2.jpg"), r"image 2: its file_name is '../2.jpg'"),
     (in_image(file_name="val2017\\2.jpg"), r"image 2: its file_name is"),
     (in_image(file_name=2), r"image 2: its file_name is 2; a text is expected"),
@@ -282,6 +286,7 @@ WRONG_ENTRIES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda contents: contents.pop("annotations"), r"it has no list 'annotations'"),
     (lambda contents: contents.update(images={"1": {}}), r"its 'images' is a mapping, not a list"),
     (lambda contents: contents.update(annotations=None), r"its 'annotations' is null, not a list"),
+    (lambda contents: contents.update(images=[], annotations=[]), r"its list 'images' is empty"),
     (lambda contents: contents["annotations"].append([1]), r"annotations\[2\] is a list; expected a mapping"),
     (lambda contents: contents["images"].append("a.jpg"), r"images\[2\] is the text 'a.jpg'; expected a mapping"),
 ]
@@ -382,15 +387,15 @@ POLYGONS = [
 
 @pytest.mark.parametrize(("polygon", "text", "area"), POLYGONS)
 def test_polygons_are_drawn_as_cocos_tools_draw_them(polygon: list[float], text: str, area: int) -> None:
-    drawn, _ = annotation_mask([polygon], 9, 11)
+    drawn = annotation_mask([polygon], 9, 11).mask
     assert drawn.sum() == area
-    assert np.array_equal(drawn, annotation_mask({"counts": text, "size": [9, 11]}, 9, 11)[0])
+    assert np.array_equal(drawn, annotation_mask({"counts": text, "size": [9, 11]}, 9, 11).mask)
 
 
 def test_the_polygons_of_an_annotation_are_joined() -> None:
     (first, *_), (second, *_) = POLYGONS[0], POLYGONS[2]
-    joined, _ = annotation_mask([first, second], 9, 11)
-    assert np.array_equal(joined, annotation_mask([first], 9, 11)[0] | annotation_mask([second], 9, 11)[0])
+    joined = annotation_mask([first, second], 9, 11).mask
+    assert np.array_equal(joined, annotation_mask([first], 9, 11).mask | annotation_mask([second], 9, 11).mask)
 
 
 def test_run_lengths_are_read_from_text() -> None:

@@ -104,6 +104,14 @@ def test_a_map_that_ignores_the_second_class_is_not_taken_for_masks_of_0_and_255
     assert [(finding.kind, finding.config) for finding in findings] == [("absent_class", "")] * 2
 
 
+@pytest.mark.parametrize("options", [{"label_map": {1: 0}}, {"color_map": {"#000000": 1, "#ff0000": 1}}])
+def test_a_map_that_gives_every_pixel_one_class_is_a_fault(options: dict[str, Any], drawn: Path) -> None:
+    if "color_map" in options:
+        FAULTS["masks_of_colours"].plant(drawn)
+    faults = check_data(data_sets(drawn, **options)).faults
+    assert [(fault.kind, fault.count) for fault in faults] == [("mapped_to_one", 12), ("mapped_to_one", 4)]
+
+
 def test_ignored_borders_of_the_second_class_are_no_masks_of_0_and_255(drawn: Path) -> None:
     FAULTS["a_mask_of_ignored_pixels"].plant(drawn)
     for number, row in ((0, slice(0, 3)), (1, slice(18, 20))):  # of the background; through the second class
@@ -384,7 +392,7 @@ def test_the_page_of_the_doctor_lists_every_kind_of_finding() -> None:
     planted = {fault.kind: fault.severity for fault in FAULTS.values()}
     others = {"missing_file", "listed_twice", "sample_unreadable", "other_classes"}
     others |= {"video_unreadable", "unknown_classes", "empty_class"}  # of images and clips with one class
-    others |= {"no_labels"}
+    others |= {"no_labels", "mapped_to_one"}
     warnings = {"no_class", "short_video"}
     assert documented == planted | dict.fromkeys(others, "fault") | dict.fromkeys(warnings, "warning")
     assert documented.keys() >= PROBLEMS.keys() | PAIR_MENDS.keys()

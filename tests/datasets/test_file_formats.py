@@ -101,8 +101,15 @@ def test_the_fuzz_sees_a_wrong_array(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("name", "channels", "bits"),
-    [("u1x5.tif", 5, 8), ("u2x3-planes-big.tif", 3, 16), ("u1-rgb-unspecified.tif", 4, 8), ("u2x6-tiles.tif", 6, 16)]
-    + [("f4x5.tif", 5, 32), ("i2x4-planes.tif", 4, 32), ("u4x1.tif", 1, 32)],
+    [
+        ("u1x5.tif", 5, 8),
+        ("u2x3-planes-big.tif", 3, 16),
+        ("u1-rgb-unspecified.tif", 4, 8),
+        ("u2x6-tiles.tif", 6, 16),
+        ("f4x5.tif", 5, 32),
+        ("i2x4-planes.tif", 4, 32),
+        ("f4x1-big-be.tif", 1, 32),
+    ],
 )
 def test_without_tifffile_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, channels: int, bits: int

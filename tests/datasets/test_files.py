@@ -90,7 +90,10 @@ REFUSED_IMAGES = {
         save(VALUES.astype(np.uint16)),
         r"a PNG of grey, 16 bits a channel; accepted are images of 8 bits a channel",
     ),
-    "deep_rgb.png": (deep_rgb, r"a PNG of RGB, 16 bits a channel; accepted are images of 8 bits"),
+    "deep_rgb.png": (
+        deep_rgb,
+        r"a PNG of RGB, 16 bits a channel, of which Pillow keeps 8 bits; .* with `bits: 16` as TIFF",
+    ),
     "int32.tif": (
         save(VALUES.astype(np.int32)),
         r"a TIFF of grey, 32 bits a channel with signs; accepted are images of 8 bits",

@@ -124,6 +124,12 @@ def test_a_wrong_table_names_the_line(tmp_path: Path, text: str | bytes, message
         with_table(tmp_path, text)
 
 
+@pytest.mark.parametrize("options", [{}, {"split": "val"}])
+def test_splits_under_a_name_in_capitals_are_not_mixed(tmp_path: Path, options: dict[str, str]) -> None:
+    with pytest.raises(DataError, match=r"found no split \(is it 'Split' for split\?\)"):
+        with_table(tmp_path, "image,mask,Split\n0.png,0.png,train\n1.png,1.png,val\n", **options)
+
+
 def test_splits_are_read_without_blanks_and_named_where_they_are_empty(tmp_path: Path) -> None:
     text = "image;mask;split\n0.png;0.png; train\n1.png;1.png;val \n"
     assert labels(with_table(tmp_path, text, split="val")) == [1]

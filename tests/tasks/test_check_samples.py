@@ -115,6 +115,17 @@ def test_a_part_of_a_data_set_with_masks_of_0_and_255_ends_a_training(tmp_path: 
     check_samples({"train": build_dataset({"name": "concat", "datasets": sets})})
 
 
+def test_a_map_that_leaves_one_class_ends_a_training_unless_a_mask_or_a_part_has_another(tmp_path: Path) -> None:
+    sets = {name: data_sets(drawn_tree(tmp_path / name))["dataset.train"] | {"label_map": {255: 0}} for name in "ab"}
+    set_masks(tmp_path / "a", {}, [0, 255])
+    train = build_dataset(sets["a"])
+    with pytest.raises(DataError, match=r"dataset\.train: with its label_map, every mask holds class 0, 'background'"):
+        check_samples({"train": train})
+    check_samples({"train": build_dataset({"name": "concat", "datasets": [*sets.values()]}), "test": train})
+    set_masks(tmp_path / "a", {1: [1]}, [0, 255])  # which is none of the masks that are looked at first
+    check_samples({"train": train})
+
+
 def test_a_few_samples_are_read_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     load = SyntheticShapes.load

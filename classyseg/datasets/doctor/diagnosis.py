@@ -176,6 +176,8 @@ def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whol
         yield from sample_findings(part)
         yield from _short_videos(part)
         pattern = label_pattern(part)
+        if pattern is not None and pattern.kind == "mapped_to_one" and len(summary.held_classes) > 1:
+            continue  # other parts have the other classes
         if pattern is not None and pattern.silent and pattern.sure and not whole:
             pattern = _seen_in_all(pattern, summary, part)
         if pattern is not None:
@@ -332,7 +334,7 @@ def label_finding(summary: DataSummary, pattern: Pattern) -> Finding:
     count, files = summary.strange_masks.count, tuple(_value_places(summary))
     if not summary.strange:
         tally = summary.masks_with_ignored if pattern.sure else summary.masks_without_second
-        count, files = (tally.count if pattern.silent else summary.num_masks), tuple(tally.places)
+        count, files = (pattern.silent and tally.count) or summary.num_masks, tuple(tally.places)
     return Finding(
         pattern.kind,
         severity,

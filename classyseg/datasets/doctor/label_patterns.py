@@ -76,13 +76,15 @@ def _one_class(summary: DataSummary) -> Pattern:
 
 
 def _silent_pattern(summary: DataSummary) -> Pattern | None:
-    """Masks of 0 and 255 where 255 is ignored: no error ever tells that the second class is nowhere, or missing."""
+    """Masks of one class, or of 0 and 255 where 255 is ignored: no error ever tells that a class is missing."""
     dataset, ignored, held = summary.dataset, summary.dataset.ignore_index, summary.held_classes
-    if summary.whole or not summary.pixels[ignored]:
+    if summary.whole:
         return None
-    if not held:
+    if not held and summary.pixels[ignored]:
         found = f"no mask holds a class: every pixel is {ignored}, ignored"
         return Pattern("no_labels", found, "label the images, or map the masks' values to classes", silent=True)
+    if not summary.pixels[ignored]:
+        return _mapped_to_one(summary)
     if _is_mapped(dataset, ignored):
         return None  # what the files hold is another thing, or it is ignored on purpose
     labels = dataset.label_map.labels if isinstance(dataset, Folder) else {}
@@ -110,6 +112,22 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
     if ignored != 255 or not masks or summary.masks_with_second_and_ignored or not isinstance(dataset, Folder):
         return None
     return mixed_values(summary, f"{masks} of {summary.num_masks} masks")
+
+
+def _mapped_to_one(summary: DataSummary) -> Pattern | None:
+    """Of a folder whose map gives all pixels one class. Without a map, such masks may be of rare objects."""
+    dataset, held = summary.dataset, summary.held_classes
+    if not isinstance(dataset, Folder) or len(held) != 1 or dataset.num_classes == 1:
+        return None
+    if not dataset.has_label_map and dataset.color_map is None:
+        return None
+    key = "label_map" if dataset.color_map is None else "color_map"
+    return Pattern(
+        "mapped_to_one",
+        f"with its {key}, every mask holds class {held[0]}, '{dataset.classes[held[0]]}', alone: nothing can be learnt",
+        f"let {key} give each class a number of its own, as in `classes`",
+        silent=True,
+    )
 
 
 def mixed_values(summary: DataSummary, masks: str) -> Pattern:
