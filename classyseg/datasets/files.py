@@ -47,6 +47,7 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
 SHOWN_BITS = (1, 2, 4, 8)
 """Of a grey level that is scaled to 0..255, as viewers do."""
+OF_8_BITS = "images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`)"
 MAX_WHOLE = 2**53
 """Beyond it, floating point leaves whole numbers out."""
 START = 160
@@ -102,14 +103,14 @@ def _refusal(header: Header, channels: int, bits: int) -> str:
             "(pip install 'classyseg[tiff]') or .npy"
         )
     if header.numbers != "u" or (deep and header.bits > 16):
-        accepted = "8 bits a channel (with `bits: 16`, of 16)" if bits == 8 else "16 bits a channel without signs"
         known = not refusal_of_numbers(header, header.bands)
         mend = f"`bits: 32` takes its numbers as they are, `channels: {header.bands}`" if known else "write it as .npy"
-        return f"{header}; accepted are images of {accepted}; {mend}"
+        accepted = OF_8_BITS if bits == 8 else "images of 16 bits a channel without signs"
+        return f"{header}; accepted are {accepted}; {mend}"
     if bits == 8 and deep:
-        return f"{header}; accepted are images of 8 bits a channel (with `bits: 16`, of 16)"
+        return f"{header}; accepted are {OF_8_BITS}"
     if bits == 16 and not deep:
-        return f"{header}, where the data set's `bits` says 16"
+        return f"{header}, where the data set's `bits` says 16; leave it out, or put files of 16 bits apart from others"
     if header.colors == "CIELab" or (header.bits not in SHOWN_BITS and not deep and header.colors != "palette"):
         return f"{header}; accepted are grey, palettes, RGB, CMYK, YCbCr and bands, of 8 or 16 bits; write it as RGB"
     if header.bands > 1 and (header.colors in ("palette", "grey with 0 as white") or header.bits < 8):
@@ -120,8 +121,8 @@ def _refusal(header: Header, channels: int, bits: int) -> str:
         return f"{header}, where the data set's `channels` says {channels}; accepted are {_accepted(header, channels)}"
     if "unnamed" in header.extra:
         return (
-            f"{header}, where the data set's `channels` says {channels}: nothing tells whether what is left over is "
-            f"needed; write `channels: {header.bands}`, or take it out of the files"
+            f"{header}, where the data set reads {channels}: nothing tells whether the rest is needed; write "
+            f"`channels: {header.bands}` (a key of `folder`), or take the rest out of the files"
         )
     return ""
 
@@ -232,7 +233,7 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
         if header.colors == "grey with 0 as white":
             raise DataError(
                 f"{path}: a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
-                "accepted: 0 means black (PhotometricInterpretation 1)"
+                "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG"
             )
         if not holds_labels(header):
             raise DataError(

@@ -277,6 +277,16 @@ def test_four_channels_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+def test_a_band_without_a_name_is_not_dropped_and_the_key_that_takes_it_is_named(tmp_path: Path, channels: int) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    four = np.dstack([COLORS, VALUES])
+    tifffile.imwrite(tmp_path / "a.tif", four, photometric="rgb", extrasamples=["unspecified"])
+    with pytest.raises(DataError, match=r"a.tif: a TIFF of RGB and 1 band .*; write `channels: 4` \(a key of `folder`"):
+        files.read_image(tmp_path / "a.tif", channels=channels)
+    assert np.array_equal(files.read_image(tmp_path / "a.tif", channels=4).permute(1, 2, 0).numpy(), four)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 def test_16_bits_travel_as_uint16_and_meet_the_mean_of_a_scale_to_1(tmp_path: Path, channels: int) -> None:
     deep = (VALUES.astype(np.uint16) * 257)[:HEIGHT]
     crop = {"name": "random_scale_crop", "size": [8, 8]}
