@@ -37,7 +37,7 @@ class Sample:
     """An image, or a clip of frames, with its label; or a batch of them.
 
     `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...); uint8 in 0..255, uint16 in 0..65535 from files of
-    16 bits, or floating point when a transform normalised it.
+    16 bits, or floating point: from a data set of `bits: 32`, or when a transform normalised it.
     `target`: a mask (H, W) or (N, H, W) of class indices, uint8 or int64, or shares of the classes in floating point,
     as mix-up makes them: (num_classes, H, W) or (N, num_classes, H, W). Of whole images and clips, without H and W.
     Compute with bytes after `.long()` alone: torch wraps what is no byte around. `name` is the file (or the number)

@@ -17,6 +17,8 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -168,7 +170,8 @@ READERS: dict[str, tuple[Callable[[Path], Iterator[Array]], ...]] = {
 
 
 def same(found: Array, other: Array, bits: int) -> bool:
-    """Whether what we read, (H, W, channels) as shown, is what another reader shows."""
+    """Whether what we read, (H, W, channels) as shown, is what another reader shows; of 32 `bits`, as float32."""
+    other = other.astype(np.float32) if bits == 32 else other
     other = other[..., None] if other.ndim == 2 else other
     if other.shape[:2] != found.shape[:2] or other.ndim != 3:
         return False
@@ -196,10 +199,24 @@ def mask_as_shown(path: Path, values: Array) -> Array:
     return values[..., None]
 
 
+@cache
+def requests(name: str) -> list[Any]:
+    """What the whole file gives: an image of so many (channels, bits), a mask."""
+    case = all_cases()[name]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        case.write(path)
+        numbers = []
+        with suppress(DataError):
+            channels = np.load(path).shape[-1] if path.suffix == ".npy" else files.header_of(path)[0].bands
+            files.read_image(path, channels=channels, bits=32)
+            numbers = [(channels, 32)]
+    return [*case.images, *numbers, *(["mask"] if case.mask is not REFUSED else [])]
+
+
 def read(path: Path, case: Case, random_: random.Random) -> tuple[Array, int]:
     """One of the things that the whole file gives, as shown."""
-    wanted = [*case.images, *(["mask"] if case.mask is not REFUSED else [])]
-    request: Any = random_.choice(wanted)
+    request: Any = random_.choice(requests(case.name))
     if request == "mask":
         return mask_as_shown(path, files.read_mask_values(path)), 8
     channels, bits = request
@@ -230,7 +247,7 @@ def outcome(path: Path, case: Case, random_: random.Random) -> str:
 def fuzz(count: int, folder: Path, seed: int = 0) -> tuple[Counter[str], list[str]]:
     """The outcomes of `count` damaged files, and those that are wrong."""
     random_ = random.Random(seed)
-    whole = [case for case in all_cases().values() if case.images or case.mask is not REFUSED]
+    whole = [case for case in all_cases().values() if requests(case.name)]
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
     for library in ("tifffile", "imagecodecs"):

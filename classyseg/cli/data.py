@@ -189,6 +189,13 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _significant(value: float) -> str:
+    """As many digits as float32 has, without an exponent, which YAML takes for text."""
+    import numpy as np
+
+    return np.format_float_positional(value, precision=8, fractional=False, trim="0")
+
+
 # -- stats ---------------------------------------------------------------------------------------------------------
 
 
@@ -240,10 +247,9 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     if record["left_out"]:
         yield f"  {record['left_out']:,} files more are left out, as they have no partner: see `classyseg data check`"
     yield from _class_table(summary, weights=True)
-    mean, std, weights = (
-        ", ".join(_number(value) for value in values)
-        for values in (record["mean"], record["std"], [row["weight"] for row in record["classes"][:-1]])
-    )
+    as_text = _significant if summary.in_own_unit else _number
+    mean, std = (", ".join(map(as_text, record[key])) for key in ("mean", "std"))
+    weights = ", ".join(_number(row["weight"]) for row in record["classes"][:-1])
     for_config = summary.name != "dataset.test"  # what a training is told comes from its training set
     if for_config and (mean or summary.labelled_pixels):
         yield "  config lines:"

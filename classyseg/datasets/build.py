@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from classyseg import __version__
@@ -13,6 +13,7 @@ from classyseg.datasets.sample_cache import SampleCache
 from classyseg.io import data_path
 from classyseg.placement import DATASET_KEYS
 from classyseg.registry import DATASETS, TRANSFORMS, ComponentConfig
+from classyseg.transforms.classy_transform import check_numbers
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
 """The keys of a data set's config that leave what is read from its files as it is."""
@@ -55,6 +56,12 @@ def check_dataset_config(place: str, config: Any) -> None:
     if isinstance(config, ComponentConfig):
         with within(place):
             _component(config).check_config(config)
+            if known_bits(config) == 32:
+                try:
+                    transforms = TRANSFORMS.build_each("transforms", getattr(config, "transforms", ()))
+                except ConfigError:  # which is told where the transforms are checked
+                    return
+                check_numbers(transforms, 32)
 
 
 def innermost(config: Any) -> Any:
@@ -79,6 +86,23 @@ def known_channels(data: Any) -> int | None:
     """The channels of the images of a data set, or what its config tells of them; None where only files know."""
     inner = innermost(data)
     return _component(inner).channels_of(inner) if isinstance(inner, ComponentConfig) else inner.channels
+
+
+def known_bits(data: Any) -> int | None:
+    """The bits of a channel of a data set, or what its config tells of them; None where only files know."""
+    inner = innermost(data)
+    return _component(inner).bits_of(inner) if isinstance(inner, ComponentConfig) else inner.bits
+
+
+def check_same_unit(data: Mapping[str, Any]) -> None:
+    """Raises: `ConfigError` where some data sets (or configs), by their places, are of `bits: 32` and others not."""
+    numbers = [place for place, part in data.items() if known_bits(part) == 32]
+    for place in data if numbers else ():
+        if place not in numbers:
+            raise ConfigError(
+                f"{place}: its images are not of `bits: 32`, as those of {numbers[0]} are, numbers in a unit of their "
+                "own; give both the same `bits`"
+            )
 
 
 def known_size(config: Any) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from classyseg.datasets.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import apply_transforms
+from classyseg.transforms.classy_transform import apply_transforms, check_numbers
 
 Color = tuple[int, int, int]
 
@@ -70,6 +70,11 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     cache: SampleCache | None = None
     channels: int | None = None
     """How many channels the images have, which a config key of that name may say; None where only files know."""
+    bits: int | None = None
+    """Of a channel, which a config key of that name may say; 32 are numbers in a unit of their own, in floating point.
+
+    Nothing scales these, and the task's `normalize` is in their unit. Other images in floating point are normalised.
+    """
     group_size: int = 1
     """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
     has_masks: bool = True
@@ -81,6 +86,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
         self.palette = self.palette or tuple(_voc_color(i) for i in range(len(self.classes)))
         check_palette(self.palette, self.classes)
+        check_numbers(self.transforms, self.bits)
 
     @property
     def num_classes(self) -> int:
@@ -110,6 +116,12 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         return found if isinstance(found, int) else cls.channels
 
     @classmethod
+    def bits_of(cls, config: Any) -> int | None:
+        """The bits of a channel of this class and `config`: a key of the config, else what the class says."""
+        found = getattr(config, "bits", None)
+        return found if isinstance(found, int) else cls.bits
+
+    @classmethod
     def size_of(cls, config: Any) -> tuple[int, int] | None:
         """Height and width of all images of this class and `config`, before transforms; None where unknown."""
         return None
@@ -123,7 +135,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """The stored sample: image (C, H, W) uint8 or uint16, mask (H, W) of any integers.
+        """The stored sample: image (C, H, W) uint8, uint16 or, of `bits` 32, float32, mask (H, W) of any integers.
 
         Raises: `DataError`, naming the file.
         """

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from classyseg.config import MAX_SEED, ConfigError, within
-from classyseg.datasets.build import build_dataset, build_datasets, check_dataset_config
+from classyseg.datasets.build import build_dataset, build_datasets, check_dataset_config, check_same_unit
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
@@ -33,7 +33,7 @@ class Composed(ClassyDataset):
         first = parts[0]
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
-        self.whole_images, self.has_masks = first.whole_images, first.has_masks
+        self.whole_images, self.has_masks, self.bits = first.whole_images, first.has_masks, first.bits
         self.parts = list(parts)
         self.seed = 0
         super().__init__(transforms)
@@ -106,6 +106,7 @@ class Concat(Composed):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
+        check_same_unit({f"datasets[{i}]": part for i, part in enumerate(parts)})
         for i, part in enumerate(parts):
             for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images", "has_masks"):
                 found, wanted = getattr(part, what), getattr(parts[0], what)
@@ -124,6 +125,7 @@ class Concat(Composed):
     def check_config(cls, config: Any) -> None:
         for i, part in enumerate(config.datasets):
             check_dataset_config(f"datasets[{i}]", part)
+        check_same_unit({f"datasets[{i}]": part for i, part in enumerate(config.datasets)})
 
     def __len__(self) -> int:
         return self.ends[-1]

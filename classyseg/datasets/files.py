@@ -24,6 +24,7 @@ from torch import Tensor
 from classyseg.config import DataError
 from classyseg.datasets.bmp_files import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.classy_dataset import image_tensor
+from classyseg.datasets.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
 from classyseg.datasets.image_headers import (
     Header,
     check_file_size,
@@ -38,7 +39,7 @@ from classyseg.datasets.tiff_files import tiff_samples
 from classyseg.datasets.tiff_header import Tiff, tiff_header
 
 Exif = Literal["refuse", "rotate", "ignore"]
-Bits = Literal[8, 16]
+Bits = Literal[8, 16, 32]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
@@ -46,6 +47,7 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
 SHOWN_BITS = (1, 2, 4, 8)
 """Of a grey level that is scaled to 0..255, as viewers do."""
+OF_8_BITS = "images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`)"
 MAX_WHOLE = 2**53
 """Beyond it, floating point leaves whole numbers out."""
 START = 160
@@ -57,14 +59,15 @@ class UnreadableError(DataError):
 
 
 def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "refuse") -> Tensor:
-    """The image as (channels, H, W), uint8 or, of 16 `bits`, uint16.
+    """The image as (channels, H, W), uint8 or, of 16 `bits`, uint16, or, of 32, the numbers of the file as float32.
 
     A file of as many bands as `channels` is read as it is stored. For 3 channels and 1, other kinds become RGB or grey,
     without their alpha; a band that the file does not name is never left out. `.npy`, an array (H, W) or (H, W, C), has
     any number. An image that carries an EXIF orientation is refused, rotated as viewers show it, or taken as its pixels
-    are stored.
+    are stored. Of 32 bits, TIFF and `.npy` are read, nothing is converted, and a file has as many bands as `channels`.
 
-    Raises: `DataError` for unreadable files, for another number of bits or channels, and for several images in a file.
+    Raises: `DataError` for unreadable files, for another number of bits or channels, for several images in a file, and
+    for numbers that are no float32.
     """
     if path.suffix.lower() == ".npy":
         return image_tensor(_read_array(path, channels, bits))
@@ -79,6 +82,8 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
         image = stored.image
         if image is None:
             samples = stored.samples()
+            if bits == 32:
+                return image_tensor(np.ascontiguousarray(as_float32(path, samples)))
             return image_tensor(np.ascontiguousarray(_converted(samples, header, channels)))
         if stored.turned != 1 and exif == "rotate":
             image = ImageOps.exif_transpose(image)
@@ -89,17 +94,21 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
 
 def _refusal(header: Header, channels: int, bits: int) -> str:
     """Why the image is not what the data set says; nothing where it is."""
+    if bits == 32:
+        return refusal_of_numbers(header, channels)
     deep = header.bits > 8 and header.colors != "palette"
     if deep and header.bands > 1 and header.format == "PNG":  # also of 8 `bits`, where 16 would be no mend
         return (
             f"{header}, of which Pillow keeps 8 bits; write it as PNG of 8 bits, or with `bits: 16` as TIFF "
             "(pip install 'classyseg[tiff]') or .npy"
         )
-    if bits == 8 and (deep or header.numbers != "u"):
-        most = ", or scale it and write .npy" if header.bits > 16 or header.numbers != "u" else ""
-        return f"{header}; accepted are images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`){most}"
     if header.numbers != "u" or (deep and header.bits > 16):
-        return f"{header}; accepted are images of 16 bits a channel without signs; scale it and write .npy"
+        known = not refusal_of_numbers(header, header.bands)
+        mend = f"`bits: 32` takes its numbers as they are, `channels: {header.bands}`" if known else "write it as .npy"
+        accepted = OF_8_BITS if bits == 8 else "images of 16 bits a channel without signs"
+        return f"{header}; accepted are {accepted}; {mend}"
+    if bits == 8 and deep:
+        return f"{header}; accepted are {OF_8_BITS}"
     if bits == 16 and not deep:
         return f"{header}, where the data set's `bits` says 16; leave it out, or put files of 16 bits apart from others"
     if header.colors == "CIELab" or (header.bits not in SHOWN_BITS and not deep and header.colors != "palette"):
@@ -175,16 +184,17 @@ def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
         )  # mapped: a header may promise any size; never unpickled
     if array.ndim == 2:
         array = array[..., None]
-    if (
-        array.ndim != 3
-        or array.shape[2] != channels
-        or array.dtype.newbyteorder("=") != DTYPES[bits]
-        or 0 in array.shape
-    ):
+    kind = array.dtype.newbyteorder("=")
+    is_known = kind in NUMBER_TYPES if bits == 32 else kind == DTYPES[bits]
+    if array.ndim != 3 or array.shape[2] != channels or not is_known or 0 in array.shape:
+        accepted = NUMBERS if bits == 32 else DTYPES[bits].__name__
+        as_they_are = "; `bits: 32` takes its numbers as they are" if bits != 32 and kind in NUMBER_TYPES else ""
         raise DataError(
-            f"{path}: an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {DTYPES[bits].__name__}, "
-            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say"
+            f"{path}: an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {accepted}, "
+            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say{as_they_are}"
         )
+    if bits == 32:
+        return as_float32(path, array)
     return array.astype(DTYPES[bits])  # in this machine's byte order
 
 

@@ -52,7 +52,7 @@ class MaskFiles(ClassyDataset):
         return mask
 
     def read_image(self, path: Path) -> Tensor:
-        """An image file, (C, H, W) uint8 or uint16. Raises: `DataError`, naming the file."""
+        """An image file, (C, H, W) uint8, uint16 or float32. Raises: `DataError`, naming the file."""
         return read_image(path, channels=self.channels, bits=self.bits, exif=self.exif)
 
     def labels(self, index: int) -> Tensor:

@@ -61,10 +61,10 @@ def _is_pillows(tiff: Tiff) -> bool:
     if header.bands == 1 and header.numbers == "u" and header.colors in ("grey", "grey with 0 as white", "palette"):
         known = plain or header.colors != "palette"
         return (header.bits in (1, 2, 4, 8) and known) or (header.bits == 16 and header.colors == "grey" and plain)
-    if header.bands == 1 and header.numbers == "i" and header.colors == "grey" and plain:
-        return header.bits in (8, 16, 32)
-    if header.bands == 1 and header.numbers == "f" and header.colors == "grey" and plain:
-        return header.bits == 32
+    if header.bands == 1 and header.numbers in "if" and header.colors == "grey" and plain:
+        known = header.bits in (8, 16, 32) if header.numbers == "i" else header.bits == 32
+        # libtiff has put the bytes of what it decompresses into this machine's order, and Pillow turns them once more
+        return known and (header.bits == 8 or not tiff.swapped or tiff.compression == NO_COMPRESSION)
     whole = header.bits == 8 and header.numbers == "u" and plain and not (tiff.planar and tiff.tiled)
     known = header.extra == () or (header.extra == ("alpha",) and header.colors in ("grey", "RGB") and not tiff.planar)
     return whole and known and header.colors in ("grey", "RGB", "CMYK")

@@ -74,13 +74,15 @@ class Pieces:
 class Tiff:
     """The page of a file that is its image.
 
-    `index` is its place in the file, `big` says that it is a BigTIFF, `planar` that each band is apart.
+    `index` is its place in the file, `big` says that it is a BigTIFF, `swapped` that the first byte of a number is the
+    highest, `planar` that each band is apart.
     `fax_options` are those of CCITT's group 3. `tags` are those that say how to read the pixels.
     """
 
     header: Header
     index: int
     big: bool
+    swapped: bool
     compression: int
     planar: bool
     predictor: int
@@ -122,7 +124,7 @@ def tiff_header(file: BinaryIO) -> Tiff:
     if not pages:
         raise HeaderError("a TIFF without a page")
     index, tags = pages[0]
-    return _page(file, tags, index, len(pages), big=big)
+    return _page(file, tags, index, len(pages), big=big, swapped=order == ">")
 
 
 def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict[int, Any], int]:
@@ -170,7 +172,7 @@ def _values(file: BinaryIO, tag: int, kind: int, number: int, inline: bytes, ord
     return struct.unpack(f"{order}{number}{letter}", inline[:size])
 
 
-def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big: bool) -> Tiff:
+def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big: bool, swapped: bool) -> Tiff:
     def one(tag: int, default: int | None = None) -> int:
         values = tags.get(tag, () if default is None else (default,))
         if len(values) != 1:
@@ -220,6 +222,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         header,
         index,
         big,
+        swapped,
         compression,
         planar == 2,
         predictor,

@@ -1,4 +1,4 @@
-"""From images of 8 or 16 bits to what a network expects, on the device."""
+"""From images of 8, 16 or 32 bits to what a network expects, on the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Positive = Annotated[Float, Field(gt=0)]
 
 
 class NormalizeConfig(ConfigRecord):
-    """Mean and standard deviation per channel, of images scaled to 0..1; the default is ImageNet's."""
+    """Mean and standard deviation per channel; the default is ImageNet's.
+
+    They are those of images scaled to 0..1; of data sets of `bits: 32`, those of the numbers as they are.
+    """
 
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
@@ -23,34 +26,42 @@ class NormalizeConfig(ConfigRecord):
 class ImageNormalizer(nn.Module):
     """Maps images (N, C, H, W) or clips (N, C, T, H, W) to `(image / 255 - mean) / std`; uint16 is divided by 65535.
 
-    Images in floating point pass as they are.
+    Images in floating point pass as they are. With `own_unit`, those of a data set of `bits: 32`, they become
+    `(image - mean) / std`.
 
-    Raises: `ConfigError` when the images have another number of channels than `mean` and `std`.
+    Raises: `ConfigError` when the images have another number of channels than `mean` and `std`, or are bytes where
+    numbers in their `own_unit` are expected.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, normalize: NormalizeConfig) -> None:
+    def __init__(self, normalize: NormalizeConfig, *, own_unit: bool = False) -> None:
         super().__init__()
+        self.own_unit = own_unit
         if len(normalize.mean) != len(normalize.std):
             raise ConfigError(
                 f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations"
             )
-        self.register_buffer("mean", 255 * torch.tensor(normalize.mean), persistent=False)
-        scale = 1 / (255 * torch.tensor(normalize.std, dtype=torch.float64))
+        white = 1 if own_unit else 255
+        self.register_buffer("mean", white * torch.tensor(normalize.mean), persistent=False)
+        scale = 1 / (white * torch.tensor(normalize.std, dtype=torch.float64))
         self.register_buffer("scale", scale.float(), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.is_floating_point():
+        if image.is_floating_point() and not self.own_unit:
             return image
+        if self.own_unit and not image.is_floating_point():
+            raise ConfigError(f"normalize: found images of {image.dtype}, where the data set says `bits: 32`")
         if image.shape[1] != len(self.mean):
             raise ConfigError(
                 f"normalize: found images of {image.shape[1]} channels and {len(self.mean)} means; "
                 "give `normalize` (and the model's in_channels) one mean and one std per channel"
             )
+        shape = (-1, *[1] * (image.dim() - 2))  # channels are the second axis, whatever follows it
         values = image.float()
+        if self.own_unit:
+            return values.sub(self.mean.view(shape)).mul_(self.scale.view(shape))  # the batch itself stays as it is
         if image.dtype == torch.uint16:
             values /= 257  # 65535 / 255
-        shape = (-1, *[1] * (image.dim() - 2))  # channels are the second axis, whatever follows it
         return values.sub_(self.mean.view(shape)).mul_(self.scale.view(shape))  # in half the time of a division

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from classyseg.config import ConfigError, within
-from classyseg.datasets.build import innermost, known_channels, known_group_size, known_size
+from classyseg.datasets.build import (
+    check_same_unit,
+    innermost,
+    known_bits,
+    known_channels,
+    known_group_size,
+    known_size,
+)
 from classyseg.distributed import world_size
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
@@ -79,12 +86,15 @@ def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
     if loss is not None:
         with problems.collected():
             check_targets(transforms, loss)
+    with problems.collected():
+        check_unit(data, config.normalize)
     model: ClassyModel | None = None
     with problems.collected():
         model = model_without_values(config.model)
     normalize: NormalizeConfig | None = None
-    with problems.collected():
-        normalize = applied_normalize(transforms, config.normalize, _of_weights(config.model, transforms))
+    if config.normalize is not None or not in_own_unit(data):  # else `check_unit` tells that nothing can stand for it
+        with problems.collected():
+            normalize = applied_normalize(transforms, config.normalize, _of_weights(config.model, transforms))
     if model is not None:
         _check_model(problems, model, loss, config, data)
         with problems.collected():
@@ -240,6 +250,21 @@ def check_in_channels(model: ClassyModel, data: Mapping[str, Any]) -> None:
             )
 
 
+def in_own_unit(data: Mapping[str, Any]) -> bool:
+    """Whether the images of data sets, or of their configs, are numbers in a unit of their own."""
+    return any(known_bits(part) == 32 for part in data.values())
+
+
+def check_unit(data: Mapping[str, Any], normalize: NormalizeConfig | None) -> None:
+    """Raises: `ConfigError` for data sets of `bits: 32` beside others, or without a `normalize` of the task."""
+    check_same_unit({f"dataset.{name}": part for name, part in data.items()})
+    if in_own_unit(data) and normalize is None:
+        raise ConfigError(
+            "normalize: missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
+            "else knows: `classyseg data stats CONFIG` prints the line to write"
+        )
+
+
 def check_normalize(
     normalize: NormalizeConfig,
     data: Mapping[str, Any],
@@ -269,6 +294,11 @@ def check_normalize(
         return
     place = next(iter(by_transform), "normalize.mean" if given else "normalize")
     what = "" if is_written else " by default"
+    if in_own_unit(data):
+        raise ConfigError(
+            f"{place}: found {len(normalize.mean)} means, but the images have {channels} channels; give one mean and "
+            "one std for each, in their unit; `classyseg data stats CONFIG` measures them"
+        )
     means = ", ".join(["0.5"] * min(channels, 5)) + (", ..." if channels > 5 else "")
     raise ConfigError(
         f"{place}: found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "

@@ -66,7 +66,7 @@ from classyseg.tasks.checks import (
     warn_of_compression,
 )
 from classyseg.tasks.classy_task import ClassyTask
-from classyseg.tasks.known import check_config, check_in_channels, seen_at_once
+from classyseg.tasks.known import check_config, check_in_channels, check_unit, in_own_unit, seen_at_once
 from classyseg.tasks.resume import restore_optimizer, saved_scaler, whole_number
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -135,8 +135,10 @@ class SegmentationTask(ClassyTask):
             self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
         self.described: ClassyDataset = next(iter(self._data_sets().values()))
         self._check_data_sets()
+        own_unit = in_own_unit(self._data_sets())
+        check_unit(self._data_sets(), normalize)
         self.normalize = self._chosen_normalize(model, normalize)
-        self.normalizer = ImageNormalizer(self.normalize)
+        self.normalizer = ImageNormalizer(self.normalize, own_unit=own_unit)
 
         seed_everything(seed)
         self._model_config = model
@@ -362,11 +364,12 @@ class SegmentationTask(ClassyTask):
         """Once, and not before the weights are final: they are part of its keys."""
         if self.runtime.cache_features is None or self._feature_cache is not None:
             return
+        unit = " of numbers" if self.normalizer.own_unit else ""
         with distributed.failing_together():
             self._feature_cache = FeatureCache(
                 user_path(self.runtime.cache_features),
                 self.model,
-                settings=f"{self.normalize} {self.runtime.precision} {self._backbone_config()}",
+                settings=f"{self.normalize}{unit} {self.runtime.precision} {self._backbone_config()}",
                 gigabytes=self.runtime.cache_gigabytes,
             )
 

@@ -22,6 +22,8 @@ class ClassyTransform(Configurable, ABC):
     """Whether images of integers stay so: in floating point, nobody normalises them any more."""
     needs_color: bool = False
     """Whether it takes images of three channels of 8 bits alone."""
+    fill: int = 0
+    """The grey level, of 8 bits, that it writes into images."""
 
     def __init__(self, ignore_index: int = 255) -> None:
         self.ignore_index = ignore_index
@@ -30,9 +32,21 @@ class ClassyTransform(Configurable, ABC):
         """Height and width of every image after it, whose `size` before may be known; None where they are not."""
         return size if self.keeps_size else None
 
+    def refusal_of_numbers(self) -> str:
+        """Why it cannot take images of `bits: 32`, which have a unit of their own; nothing where it can."""
+        if self.needs_color:
+            return "takes images of three channels of 8 bits alone; leave it out"
+        if not self.keeps_type:
+            return "does not say that images keep their type (keeps_type), so their unit may be another behind it"
+        if self.fill:
+            return f"fills with {self.fill}, a grey level of 8 bits; accepted is fill: 0, the number"
+        return ""
+
     @abstractmethod
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """The transformed `sample`: image (C, H, W) uint8 or uint16, mask (H, W) uint8, or int64 for larger labels.
+        """The transformed `sample`: image (C, H, W) of the type it had, mask (H, W) uint8, or int64 for larger labels.
+
+        Types are uint8, uint16, and float32 of `bits: 32` or behind `normalize`.
 
         Whatever is random is drawn from `generator`, which depends on (seed, epoch, index) alone, and from nothing
         else.
@@ -60,6 +74,16 @@ class PairTransform(ClassyTransform):
     @abstractmethod
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         """`sample` with something of the one that `draw` gives, which is called only if it is needed."""
+
+
+def check_numbers(transforms: Sequence[ClassyTransform], bits: int | None) -> None:
+    """Raises: `ConfigError` for transforms that cannot take images of `bits: 32`, where these are such."""
+    for i, transform in enumerate(transforms if bits == 32 else ()):
+        if refusal := transform.refusal_of_numbers():
+            raise ConfigError(
+                f"transforms[{i}]: found {type(transform).__name__} for images of `bits: 32`, which are numbers in a "
+                f"unit of their own; it {refusal}"
+            )
 
 
 def apply_transforms(

@@ -303,6 +303,9 @@ class Normalize(ClassyTransform):
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
 
+    def refusal_of_numbers(self) -> str:
+        return "divides by 255; leave it out, and give the task a `normalize` in the unit of the images"
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         if sample.image.is_floating_point():
             raise ConfigError(f"{sample.name}: normalised already; use the transform 'normalize' once")

@@ -47,21 +47,27 @@ class RandomErasing(ClassyTransform):
         self.count = count
         self.area = in_order("area", area)
         self.ratio = in_order("ratio", ratio)
-        self.fill = fill
+        self.noise = isinstance(fill, str)
+        self.fill = 0 if isinstance(fill, str) else fill
         self.ignore = ignore
+
+    def refusal_of_numbers(self) -> str:
+        if self.noise:
+            return "fills with noise of all grey levels, which nobody knows of them; write fill: 0"
+        return super().refusal_of_numbers()
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_erasing")
         if uniform(generator, 0, 1) >= self.probability:
             return sample
-        if sample.image.is_floating_point():
+        if self.noise and sample.image.is_floating_point():
             raise ConfigError(f"{sample.name}: 'random_erasing' found a normalised image; put it before 'normalize'")
         image, mask = sample.image.clone(), sample.target.clone()
         levels = 65536 if image.dtype == torch.uint16 else 256
         for _ in range(self.count):
             rows, columns = self._rectangle(generator, *mask.shape)
             erased = image[:, rows, columns]
-            if self.fill == "noise":
+            if self.noise:
                 erased.copy_(torch.randint(0, levels, erased.shape, generator=generator))
             else:
                 erased.fill_(fill_of(sample, self.fill))

@@ -39,6 +39,12 @@ NOT_FOR_SAMPLES = {
     *("ConvertImageDtype", "PILToTensor", "ToDtype", "ToImage", "ToPILImage", "ToPureTensor", "ToTensor"),
 }
 LARGEST_SEED = 2**53
+ANY_NUMBERS = (
+    *("CenterCrop", "ElasticTransform", "GaussianBlur", "Pad", "RandomAffine", "RandomCrop", "RandomHorizontalFlip"),
+    *("RandomPerspective", "RandomResize", "RandomResizedCrop", "RandomRotation", "RandomShortestSize"),
+    *("RandomVerticalFlip", "RandomZoomOut", "Resize", "ScaleJitter"),
+)
+"""Those that move, or average, numbers of whatever unit; others take floating point for colours from 0 to 1."""
 
 
 def known_transforms() -> dict[str, type[v2.Transform]]:
@@ -84,6 +90,14 @@ class TorchvisionTransform(ClassyTransform):
             raise ConfigError(f"transform: '{transform}': {unknown('torchvision transform', transform, known)}")
         self.transform_name = transform
         self.transform = self._made(known[transform], dict(arguments or {}))
+
+    def refusal_of_numbers(self) -> str:
+        if self.transform_name in ANY_NUMBERS:
+            return ""
+        return (
+            f"is torchvision's {self.transform_name}, which takes them for colours from 0 to 1; leave it out, or use "
+            f"one of {', '.join(ANY_NUMBERS)}"
+        )
 
     def _made(self, kind: type[v2.Transform], arguments: dict[str, Any]) -> v2.Transform:
         parameters = inspect.signature(kind).parameters

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 from format_cases import REFUSED, Case, all_cases, values
-from fuzz_files import fuzz
+from fuzz_files import by_tifffile, fuzz
 from memory import memory_within
 from PIL import Image, ImageOps
 from tiff_cases import raw_tiff
@@ -62,6 +62,29 @@ def test_a_file_is_read_as_the_array_it_was_made_of_or_refused_by_name(tmp_path:
             check(read_mask(path), expected)
 
 
+def test_the_numbers_of_a_tiff_are_those_that_tifffile_reads_or_refused_by_name(tmp_path: Path) -> None:
+    """With `bits: 32`, of any number of channels that the data set says."""
+    read, refused = [], []
+    for case in CASES.values():
+        path = tmp_path / case.name
+        case.write(path)
+        for channels in range(1, 7):
+            try:
+                found = image(path, channels, 32)
+            except DataError as error:
+                refused.append(str(error).startswith(f"{path}: "))
+                continue
+            assert path.suffix in (".tif", ".npy")
+            assert found.dtype == np.float32
+            stored = np.load(path) if path.suffix == ".npy" else list(by_tifffile(path))[-1]
+            stored = stored if stored.ndim == 3 else stored[..., None]
+            assert np.array_equal(found, stored.astype(np.float32)), case.name
+            assert stored.dtype == np.float64 or np.array_equal(found, stored), case.name
+            read.append(case.name)
+    assert all(refused)
+    assert len(read) == len(set(read)) >= 100
+
+
 def test_a_damaged_file_is_refused_or_read_as_another_reader_reads_it(tmp_path: Path) -> None:
     """2,000 of them; `python tests/fuzz_files.py COUNT SEED` tries others."""
     outcomes, wrong = fuzz(2000, tmp_path)
@@ -78,7 +101,15 @@ def test_the_fuzz_sees_a_wrong_array(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("name", "channels", "bits"),
-    [("u1x5.tif", 5, 8), ("u2x3-planes-big.tif", 3, 16), ("u1-rgb-unspecified.tif", 4, 8), ("u2x6-tiles.tif", 6, 16)],
+    [
+        ("u1x5.tif", 5, 8),
+        ("u2x3-planes-big.tif", 3, 16),
+        ("u1-rgb-unspecified.tif", 4, 8),
+        ("u2x6-tiles.tif", 6, 16),
+        ("f4x5.tif", 5, 32),
+        ("i2x4-planes.tif", 4, 32),
+        ("f4x1-big-be.tif", 1, 32),
+    ],
 )
 def test_without_tifffile_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, channels: int, bits: int

@@ -95,12 +95,17 @@ def _class_text(dataset: ClassyDataset, target: Tensor) -> str:
 def _picture(image: Tensor) -> Image.Image:
     """An image (C, H, W) in the size of a cell; the first three channels, or the first alone.
 
-    Of 16 bits, its largest value is white: many cameras fill but 10 or 12 of them.
+    Of 16 bits, its largest value is white: many cameras fill but 10 or 12 of them. In floating point, each channel goes
+    from its smallest number, black, to its largest.
     """
     channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     if image.dtype == torch.uint16:
         channels = channels.float()
         channels = channels * (255 / channels.max().clamp(min=1))
+    if image.is_floating_point():
+        low, high = (bound.double() for bound in channels.aminmax(dim=-1))
+        low, high = low.amin(1)[:, None, None], high.amax(1)[:, None, None]
+        channels = (channels - low) * (255 / (high - low).clamp(min=1e-300))
     picture = Image.fromarray(channels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
     return picture.resize(_size(picture.size), Image.Resampling.BILINEAR)
 

@@ -166,8 +166,13 @@ class DataSummary:
         return sum(self.pixels[label] for label in range(self.dataset.num_classes))
 
     @property
+    def in_own_unit(self) -> bool:
+        """Whether mean and deviation are those of the numbers as they are, in floating point."""
+        return self._scale == 1
+
+    @property
     def mean(self) -> list[float]:
-        """Of each channel, of images scaled to 0..1, over all pixels."""
+        """Of each channel over all pixels, of images scaled to 0..1, or `in_own_unit`."""
         return [total / self._area / self._scale for total in self._sums]
 
     @property
