@@ -492,10 +492,8 @@ def shown(value: object) -> str:
 def _sentence(detail: Any) -> str:
     if detail["type"] == "missing":
         return "missing; this key is required"
-    message = detail["msg"]
+    message = re.sub("[Tt]uple", "list", detail["msg"]).replace(" after validation", "")  # YAML has no tuples
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
-    if "tuple" in detail["type"] or detail["type"] in ("too_short", "too_long"):  # to an author of YAML, it is a list
-        message = re.sub("[Tt]uple", "list", message).replace(" after validation", "")
     found = shown(detail["input"])
     return f"found {found}; {message[:1].lower()}{message[1:]}"

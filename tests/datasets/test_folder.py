@@ -109,6 +109,14 @@ def test_a_map_to_a_number_that_is_no_class_is_refused_before_a_file_is_read(
         Folder(images=str(tmp_path / "none"), masks=str(tmp_path / "none"), classes=("a", "b"), **options)
 
 
+@pytest.mark.parametrize("classes", [[], "road"])
+def test_what_is_no_list_of_classes_is_told_in_the_words_of_a_config(classes: object) -> None:
+    with pytest.raises(
+        ConfigError, match=r"classes: found .*; (list should have at least 1 item, not 0|.* valid list)$"
+    ):
+        build_dataset({"name": "folder", "images": "a", "masks": "b", "classes": classes})
+
+
 def test_a_label_map_takes_values_beyond_the_classes(tmp_path: Path) -> None:
     _, mask = pair(tmp_path)
     write_mask(mask, stripes(0, 255))
