@@ -94,29 +94,6 @@ def test_a_label_map_replaces_all_values_at_once(tmp_path: Path) -> None:
     assert torch.equal(folder(tmp_path, label_map={0: 1, 1: 0})[0].target, torch.from_numpy(stripes()))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"label_map": {255: 2}}, r"^label_map: maps 255 to 2, which is no class; accepted: 0 to 1, and 255 to ignore"),
-        ({"label_map": {3: -1}}, r"^label_map: maps 3 to -1, which is no class"),
-        ({"color_map": {"#000000": 0, "#ff0000": 9}}, r"^color_map: maps #ff0000 to 9, which is no class"),
-    ],
-)
-def test_a_map_to_a_number_that_is_no_class_is_refused_before_a_file_is_read(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Folder(images=str(tmp_path / "none"), masks=str(tmp_path / "none"), classes=("a", "b"), **options)
-
-
-@pytest.mark.parametrize("classes", [[], "road"])
-def test_what_is_no_list_of_classes_is_told_in_the_words_of_a_config(classes: object) -> None:
-    with pytest.raises(
-        ConfigError, match=r"classes: found .*; (list should have at least 1 item, not 0|.* valid list)$"
-    ):
-        build_dataset({"name": "folder", "images": "a", "masks": "b", "classes": classes})
-
-
 def test_a_label_map_takes_values_beyond_the_classes(tmp_path: Path) -> None:
     _, mask = pair(tmp_path)
     write_mask(mask, stripes(0, 255))
