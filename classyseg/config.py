@@ -176,7 +176,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     tree = parse_config(text, source=str(path), is_json=path.suffix == ".json")
     apply_overrides(tree, overrides)
     return tree
