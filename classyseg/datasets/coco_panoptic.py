@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from classyseg.config import DataError, within
+from classyseg.config import DataError, listed, within
 from classyseg.datasets.coco import coco_folders
 from classyseg.datasets.coco_file import CocoFile, CocoImage, quoted, shown
 from classyseg.datasets.files import read_colors
@@ -23,6 +24,8 @@ CATEGORY_IDS, CLASSES, PALETTE = label_table("coco_panoptic")
 Array = npt.NDArray[Any]
 PANOPTIC = "coco_panoptic"
 LABELS = {category: i for i, category in enumerate(CATEGORY_IDS)}
+
+log = logging.getLogger(__name__)
 
 
 @DATASETS.register("coco_panoptic")
@@ -106,6 +109,9 @@ def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, 
         found[number] = annotation["file_name"], images[number], _segments_of(file, place, annotation, known)
     if not found:
         file.refuse("its list 'annotations' is empty")
+    if left := [str(number) for number in images if number not in found]:
+        counted = f"{len(left)} of {len(images)} images"
+        log.warning("%s: %s have no annotation, and are left out: %s", path, counted, listed(left, limit=10))
     rows = sorted(found.values(), key=lambda row: row[0])
     segments = [segment for *_, inner in rows for segment in inner]
     ids = np.array([number for number, _ in segments], dtype=np.int32)

@@ -44,6 +44,12 @@ def test_segments_become_their_categories(tmp_path: Path) -> None:
     assert data.submission(torch.tensor([0, 132])).tolist() == [1, 200]
 
 
+def test_an_image_without_an_annotation_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    more = {"id": 5, "file_name": "b.jpg", "height": 6, "width": 8}
+    assert len(panoptic(tmp_path, (7, 1), (66051, 200), change=lambda contents: contents["images"].append(more))) == 1
+    assert "1 of 2 images have no annotation, and are left out: 5" in caplog.text
+
+
 def test_a_segment_without_a_category_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"panoptic_val2017/a.png: .*the values 66051 \(16 pixels\).*known: 0, 7$"):
         panoptic(tmp_path, (7, 1))[0]
