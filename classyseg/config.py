@@ -492,7 +492,7 @@ def shown(value: object) -> str:
 def _sentence(detail: Any) -> str:
     if detail["type"] == "missing":
         return "missing; this key is required"
-    message = detail["msg"]
+    message = re.sub("[Tt]uple", "list", detail["msg"]).replace(" after validation", "")  # YAML has no tuples
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
     found = shown(detail["input"])

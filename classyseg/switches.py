@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,40 @@ def _switches() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
     """How each switch is read, and how it is set."""
     yield torch.get_num_threads, torch.set_num_threads
     yield torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode
-    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+    yield float32_matmul_precision, _if_known(torch.set_float32_matmul_precision)
+    yield _cudnn_allows_tf32, _if_known(partial(setattr, torch.backends.cudnn, "allow_tf32"))
+    for backend in (torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, name) for name in ("conv", "rnn"))):
+        yield partial(getattr, backend, "fp32_precision"), partial(setattr, backend, "fp32_precision")
     yield torch.get_default_dtype, torch.set_default_dtype
+    yield torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly
     for name in ("enabled", "benchmark", "deterministic"):
-        yield (
-            lambda name=name: getattr(torch.backends.cudnn, name),  # type: ignore[misc]
-            lambda value, name=name: setattr(torch.backends.cudnn, name, value),  # type: ignore[misc]
-        )
+        yield partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name)
     if torch.cuda.is_initialized():
         yield torch.cuda.current_device, torch.cuda.set_device
     for name in VARIABLES:
         yield lambda name=name: os.environ.get(name), lambda value, name=name: set_variable(name, value)  # type: ignore[misc]
+
+
+def float32_matmul_precision() -> str | None:
+    """torch's precision of matrix products by its older name; None where only the newer ones tell it.
+
+    Whoever sets `torch.backends.cuda.matmul.fp32_precision` may not ask by the older name: torch raises an error.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _cudnn_allows_tf32() -> bool | None:
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
+
+
+def _if_known(put: Callable[[Any], object]) -> Callable[[Any], object]:
+    return lambda value: None if value is None else put(value)
 
 
 def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:

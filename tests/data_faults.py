@@ -364,16 +364,6 @@ def a_value_of_32_bits(root: Path) -> str:
     return path.with_suffix(".tif").name
 
 
-@fault("label_map_beyond", options={"label_map": {1: 2}})
-def a_label_map_to_a_class_that_is_not_there(root: Path) -> str:
-    return ""
-
-
-@fault("color_map_beyond", options={"color_map": {"#000000": 0, "#ff0000": 2}})
-def a_color_map_to_a_class_that_is_not_there(root: Path) -> str:
-    return masks_of_colours(root)
-
-
 @fault("interpolated_masks")
 def masks_that_were_smoothed(root: Path) -> str:
     return changed_masks(root, lambda values: Image.fromarray(values * 255).filter(ImageFilter.GaussianBlur(1)))

@@ -32,9 +32,11 @@ def state() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.get_deterministic_debug_mode(),
         "cudnn": (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
-        "matmul": torch.get_float32_matmul_precision(),
+        "precision": (switches.float32_matmul_precision(), torch.backends.cuda.matmul.fp32_precision),
+        "tf32": (torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision),
+        "anomaly": torch.is_anomaly_enabled(),
         "dtype": torch.get_default_dtype(),
-        "environment": dict(os.environ),
+        "environment": {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")},
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)],
         "logging": (root.level, list(root.handlers)),
         "random": (torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()),
@@ -51,6 +53,8 @@ class Switches(ClassyHook):
         torch.set_float32_matmul_precision("medium")
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False
+        torch.autograd.set_detect_anomaly(True)
         if self.fails:
             raise RuntimeError("as asked")
 
@@ -82,6 +86,21 @@ def test_a_run_leaves_the_switches_as_they_were_however_it_ends(run: Callable[[]
     after = state()
     assert {name: after[name] for name in before} == before
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "ohem_cross_entropy"])
+def test_a_process_that_sets_precision_by_the_newer_names_trains(loss: str) -> None:
+    """torch refuses the older names then, also to whoever only asks."""
+    backends = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend, precision in zip(backends, ("tf32", "ieee"), strict=True):
+            backend.fp32_precision = precision
+        Trainer().train(tiny_task({**SMALL, "loss": {"name": loss}}))
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "ieee"]
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def test_the_commands_leave_the_switches_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

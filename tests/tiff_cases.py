@@ -148,7 +148,7 @@ def pages(path: Path, *more: Any) -> None:
     """An image and others: (array, NewSubfileType)."""
     with tifffile.TiffWriter(path) as file:
         for array, subfile in more:
-            kind = "minisblack" if array.ndim == 2 else "rgb"
+            kind = "mask" if subfile & 4 else "minisblack" if array.ndim == 2 else "rgb"
             file.write(array, subfiletype=subfile, photometric=kind, metadata=None)
 
 
@@ -165,6 +165,7 @@ add(
     colors=RGB,
 )
 add("thumbnail-first.tif", lambda path: pages(path, (GREY[::2, ::2], 1), (GREY, 0)), grey_images(GREY), GREY)
+add("mask-page-first.tif", lambda path: pages(path, (GREY > 99, 4), (GREY, 0)), grey_images(GREY), GREY)
 add("one-page-of-many.tif", lambda path: pages(path, (GREY, 2)), grey_images(GREY), GREY)
 add("two-pages.tif", lambda path: pages(path, (GREY, 0), (GREY, 0)))
 add("two-pages-and-a-copy.tif", lambda path: pages(path, (RGB, 0), (GREY, 1), (RGB, 2)))

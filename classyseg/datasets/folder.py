@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +100,19 @@ def _check_labels(
         raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
     if color_map is not None:
         _color_label_map(color_map)
+    if len(classes) > 1:  # of a single class, more is wrong: see `check_classes` of tasks, and the doctor
+        _check_targets("label_map", label_map or {}, len(classes), ignore_index)
+        _check_targets("color_map", color_map or {}, len(classes), ignore_index)
+
+
+def _check_targets(key: str, labels: Mapping[Any, int], num_classes: int, ignore_index: int) -> None:
+    """Raises: `ConfigError` for a map to a number that is no class."""
+    for value, label in labels.items():
+        if not 0 <= label < num_classes and label != ignore_index:
+            raise ConfigError(
+                f"{key}: maps {value} to {label}, which is no class; accepted: 0 to {num_classes - 1}, and "
+                f"{ignore_index} to ignore a value"
+            )
 
 
 def _check_names(

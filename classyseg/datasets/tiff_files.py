@@ -56,6 +56,8 @@ def _is_pillows(tiff: Tiff) -> bool:
     header, plain = tiff.header, not tiff.reversed_bits
     if tiff.compression not in PILLOW_COMPRESSIONS or tiff.big or (tiff.planar and header.bands == 1):
         return False
+    if tiff.index:  # Pillow opens no file whose first page is a mask of transparency
+        return False
     if header.colors == "YCbCr":
         return header.bands == 3 and header.bits == 8 and plain and tiff.compression != NO_COMPRESSION
     if header.bands == 1 and header.numbers == "u" and header.colors in ("grey", "grey with 0 as white", "palette"):
@@ -73,7 +75,6 @@ def _is_pillows(tiff: Tiff) -> bool:
 def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
     header = tiff.header
     with Image.open(file, formats=["TIFF"]) as image:
-        image.seek(tiff.index)
         if not tiff.tags <= set(image.tag_v2):  # type: ignore[attr-defined]  # Pillow stops at a tag that is damaged
             raise HeaderError("a TIFF with damaged tags")
         image.info.pop("xmp", None)  # whose orientation Pillow would follow, too

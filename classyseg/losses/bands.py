@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from classyseg.layers import interpolation_matrix, row_tap_range
+from classyseg.switches import float32_matmul_precision
 
 CHUNK_BYTES = {"cpu": 4_000_000}
 DEFAULT_CHUNK_BYTES = 128_000_000
@@ -144,14 +146,17 @@ class _WithGradient(torch.autograd.Function):
 @contextmanager
 def full_precision_products(like: Tensor) -> Iterator[None]:
     """Keeps TF32 and autocast away from the interpolation, whose error would become an error of the loss."""
-    precision = torch.get_float32_matmul_precision()
-    if precision == "highest" or like.device.type != "cuda":
-        with torch.autocast(like.device.type, enabled=False):
+    precision, matmul = float32_matmul_precision(), torch.backends.cuda.matmul
+    with torch.autocast(like.device.type, enabled=False):
+        if precision == "highest" or like.device.type != "cuda":
             yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(like.device.type, enabled=False):
+            return
+        if precision is not None:
+            exact, put = "highest", torch.set_float32_matmul_precision
+        else:  # it is set by torch's newer names
+            exact, precision, put = "ieee", matmul.fp32_precision, partial(setattr, matmul, "fp32_precision")
+        put(exact)
+        try:
             yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+        finally:
+            put(precision)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from classyseg.config import DataError
-from classyseg.datasets import LabelMap, SyntheticShapes
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets import Folder, LabelMap, SyntheticShapes, build_dataset
 from classyseg.datasets.label_map import color_text, label_table, spans
 
 MAP = {0: 255, 3: 0, 7: 1, 300: 2}
@@ -89,3 +90,26 @@ def test_a_prediction_that_is_no_class_is_refused() -> None:
     for wrong in (-1, 4):
         with pytest.raises(ValueError, match=rf"found a prediction of .*{wrong}.*; accepted are class indices, 0 to 3"):
             data.submission(torch.tensor([[0, wrong]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_map": {255: 2}}, r"^label_map: maps 255 to 2, which is no class; accepted: 0 to 1, and 255 to ignore"),
+        ({"label_map": {3: -1}}, r"^label_map: maps 3 to -1, which is no class"),
+        ({"color_map": {"#000000": 0, "#ff0000": 9}}, r"^color_map: maps #ff0000 to 9, which is no class"),
+    ],
+)
+def test_a_map_to_a_number_that_is_no_class_is_refused_before_a_file_is_read(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Folder(images=str(tmp_path / "none"), masks=str(tmp_path / "none"), classes=("a", "b"), **options)
+
+
+@pytest.mark.parametrize("classes", [[], "road"])
+def test_what_is_no_list_of_classes_is_told_in_the_words_of_a_config(classes: object) -> None:
+    with pytest.raises(
+        ConfigError, match=r"classes: found .*; (list should have at least 1 item, not 0|.* valid list)$"
+    ):
+        build_dataset({"name": "folder", "images": "a", "masks": "b", "classes": classes})

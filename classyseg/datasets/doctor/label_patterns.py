@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.doctor.summary import DataSummary
 from classyseg.datasets.folder import Folder
-from classyseg.datasets.label_map import classes_line, color_text, spans, with_more_classes
+from classyseg.datasets.label_map import classes_line, spans, with_more_classes
 from classyseg.datasets.mask_files import MaskFiles
 
 MANY = 8
@@ -46,14 +46,10 @@ def label_pattern(summary: DataSummary) -> Pattern | None:
         return _no_classes(summary)
     if not isinstance(dataset, Folder):
         return _foreign(summary)
-    labels = (dataset.color_map or dataset.label_map).labels
-    given = sorted(set(summary.strange) & set(labels.values()))
-    if given:
-        return _beyond(summary, labels, given, "label_map" if dataset.color_map is None else "color_map")
     if dataset.color_map is not None:
         return _colors_beside(summary)
     if dataset.has_label_map:
-        return _beside_label_map(summary, labels)
+        return _beside_label_map(summary, dataset.label_map.labels)
     return _numbers(summary)
 
 
@@ -245,16 +241,6 @@ def _guessed_labels(summary: DataSummary) -> dict[int, int]:
         free = []
     values = sorted(summary.strange)[:MANY] if free else list(summary.strange)[:MANY]
     return {value: free.pop(0) if free else ignored for value in values}
-
-
-def _beyond(summary: DataSummary, labels: Mapping[int, int], given: list[int], key: str) -> Pattern:
-    """Of a folder whose map gives numbers that are no class."""
-    classes, ignored = summary.dataset.num_classes, summary.dataset.ignore_index
-    sources = [value for value, label in labels.items() if label in given]
-    shown = spans(sources) if key == "label_map" else ", ".join(map(color_text, sources))
-    found = f"{key} maps {shown} to {spans(given)}, the classes are 0 to {classes - 1}"
-    mend = f"map to 0 to {classes - 1}, or to {ignored} to ignore a value"
-    return Pattern(f"{key}_beyond", found, mend)
 
 
 def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
