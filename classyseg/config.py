@@ -176,7 +176,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     tree = parse_config(text, source=str(path), is_json=path.suffix == ".json")
     apply_overrides(tree, overrides)
     return tree
@@ -451,7 +451,9 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     """
     problems: dict[Location, list[str]] = {}
     left = 0
-    for detail in error.errors(include_url=False, include_context=False):
+    details = error.errors(include_url=False, include_context=False)
+    outer = {detail["loc"][:-1] for detail in details}  # pydantic counts no item that is wrong
+    for detail in (one for one in details if one["type"] != "too_short" or one["loc"] not in outer):
         location = _location_in(tree.values, detail["loc"], detail["type"] in ("missing", "missing_name"))
         if location in problems or len(problems) < MAX_PROBLEMS:
             problems.setdefault(location, []).append(_sentence(detail))
@@ -460,8 +462,7 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     lines = []
     for at, sentences in problems.items():
         path = path_text(tuple(part if isinstance(part, int) else shown_line(str(part)) for part in at))
-        place = f"{tree.place(at)}: {path}" if at else tree.place(at)
-        lines.append(f"{place}: {' / or '.join(dict.fromkeys(sentences))}")
+        lines.append(": ".join(filter(None, (tree.place(at), path, " / or ".join(dict.fromkeys(sentences))))))
     if left:
         lines.append(f"... and {left} more of the kind")
     return ConfigError("\n".join(lines))

@@ -82,11 +82,15 @@ def _check(folder: Path) -> None:
 
 
 def given_files(folder: Path) -> list[str]:
-    """The names of the files that meters gave the run in `folder`. Raises: `ConfigError` as `read_plain`."""
+    """The names of the files that meters gave the run in `folder`; never those that every run has.
+
+    Raises: `ConfigError` as `read_plain`.
+    """
     noted = folder / GIVEN
     if not os.path.lexists(noted):
         return []
-    return read_plain(noted, MAX_GIVEN).decode("utf-8", "replace").splitlines()
+    names = read_plain(noted, MAX_GIVEN).decode("utf-8", "replace").splitlines()
+    return [name for name in names if name not in FILES]
 
 
 def _plain_entries(folder: Path) -> Iterator[Path]:

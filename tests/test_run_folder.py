@@ -13,7 +13,7 @@ import pytest
 from classyseg.config import ConfigError
 from classyseg.io import FolderLock, append_json_line, read_json_lines, write_atomically
 from classyseg.locks import alone
-from classyseg.run_folder import check_run_folder, remove_leftovers, require_writable
+from classyseg.run_folder import check_run_folder, given_files, remove_leftovers, require_writable
 from run_faults import picture, run_all
 
 NAMES = [
@@ -202,7 +202,8 @@ def test_damaged_and_hostile_folders_end_in_one_sentence_or_in_the_same_run(tmp_
 
 
 def test_a_folder_where_a_meter_has_its_file_is_named_at_the_start(run: Path) -> None:
-    (run / ".files").write_text("confusion_matrix.csv\n")
+    (run / ".files").write_text("confusion_matrix.csv\n.lock\n")
+    assert given_files(run) == ["confusion_matrix.csv"]
     (run / "confusion_matrix.csv").mkdir()
     with pytest.raises(ConfigError, match=r"confusion_matrix\.csv: found a folder; expected a file"):
         check_run_folder(run)

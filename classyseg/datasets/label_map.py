@@ -112,7 +112,12 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def labels_of(classes: Sequence[str]) -> dict[str, int]:
-    """The label of each name. Raises: `ConfigError` for one that comes twice, also in another form of Unicode."""
+    """The label of each name.
+
+    Raises: `ConfigError` for an empty one, and for one that comes twice, also in another form of Unicode.
+    """
+    if not all(name.strip() for name in classes):
+        raise ConfigError(f"classes: found an empty name in {list(classes)}")
     if len({*map(normal, classes)}) != len(classes):
         raise ConfigError(f"classes: found one name twice in {list(classes)}")
     return {name: i for i, name in enumerate(classes)}

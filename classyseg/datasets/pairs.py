@@ -89,21 +89,30 @@ def matched_pairs(
     """
     by_name = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
     masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
-    partners = same_names(by_name, masks_by_name, str(masks))
-    alone = [str(path) for name, path in by_name.items() if name not in partners]
-    if alone:
-        report_fault(
-            "missing_mask",
-            f"{masks}: no mask for {len(alone)} of {len(by_name)} images: {listed(alone, limit=5)}; the mask of "
-            f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png (or another lossless format, not JPEG)",
-            alone,
-        )
+    partners = _partners(by_name, masks_by_name, masks, f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png")
     used = {*partners.values()}
     unused = [str(path) for name, path in masks_by_name.items() if name not in used]
     if unused:
         message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {listed(unused, limit=5)}"
         report_fault("missing_image", message, unused)
     return [(by_name[name], masks_by_name[partner]) for name, partner in partners.items()]
+
+
+def _partners(images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, rule: str) -> dict[str, str]:
+    """The name of the mask in `folder` of each image, both by name; `rule` says which masks belong to which images.
+
+    Raises: `DataError` for images without one.
+    """
+    partners = same_names(images, masks, str(folder))
+    alone = [str(path) for name, path in images.items() if name not in partners]
+    if alone:
+        report_fault(
+            "missing_mask",
+            f"{folder}: no mask for {len(alone)} of {len(images)} images: {listed(alone, limit=5)}; the mask of {rule} "
+            "(or another lossless format, not JPEG)",
+            alone,
+        )
+    return partners
 
 
 def images_alone(images: Path, *, image_suffix: str = "", nested: bool = False) -> list[ImageAndMask]:
@@ -172,15 +181,8 @@ def chosen_pairs(
     if masks is None:
         return [(by_name[name], None) for name in counts]
     masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
-    partners = same_names(counts, masks_by_name, str(masks))
-    alone = [str(by_name[name]) for name in counts if name not in partners]
-    if alone:
-        report_fault(
-            "missing_mask",
-            f"{masks}: no mask for {len(alone)} of {len(counts)} images: {listed(alone, limit=5)}; the mask of "
-            f"NAME.jpg is NAME{mask_suffix}.png (or another lossless format, not JPEG)",
-            alone,
-        )
+    taken = {name: by_name[name] for name in counts}
+    partners = _partners(taken, masks_by_name, masks, f"NAME.jpg is NAME{mask_suffix}.png")
     return [(by_name[name], masks_by_name[partners[name]]) for name in counts if name in partners]
 
 

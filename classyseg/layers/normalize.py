@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from classyseg.config import ConfigError, ConfigRecord, Float
 
-Positive = Annotated[Float, Field(gt=0)]
+Deviation = Annotated[Float, Field(ge=1e-30)]
+"""A quotient by less would overflow float32."""
 
 
 class NormalizeConfig(ConfigRecord):
@@ -20,7 +21,7 @@ class NormalizeConfig(ConfigRecord):
     """
 
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, ...] = (0.229, 0.224, 0.225)
 
 
 class ImageNormalizer(nn.Module):

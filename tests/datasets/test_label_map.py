@@ -113,3 +113,9 @@ def test_what_is_no_list_of_classes_is_told_in_the_words_of_a_config(classes: ob
         ConfigError, match=r"classes: found .*; (list should have at least 1 item, not 0|.* valid list)$"
     ):
         build_dataset({"name": "folder", "images": "a", "masks": "b", "classes": classes})
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_class_without_a_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^classes: found an empty name in \['road', ' ?'\]"):
+        Folder(images="none", masks="none", classes=("road", name))

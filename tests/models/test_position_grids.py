@@ -68,14 +68,20 @@ def test_a_square_number_is_taken_for_a_square_and_that_is_told(
     assert "resized to 8 x 8; if theirs is another grid, tell it: weights: {source: ..., grid" in record.message
 
 
-def test_as_many_positions_as_the_model_has_load_without_a_word(
+def test_as_many_positions_as_the_model_has_load_without_a_word_but_where_two_oblong_grids_have_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    positions = table(4, 4)
+    positions, oblong = table(4, 4), table(2, 3)
     assert torch.equal(loaded(tiny("vision_transformer", 64), positions, tmp_path / "w.pth"), positions)
-    oblong = table(2, 3)
-    assert torch.equal(loaded(tiny("vision_transformer", (32, 48)), oblong, tmp_path / "w.pth"), oblong)
+    lying, standing = tiny("vision_transformer", (32, 48)), tiny("vision_transformer", (48, 32))
+    assert torch.equal(loaded(lying, oblong, tmp_path / "w.pth", grid=(2, 3)), oblong)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+    assert torch.equal(loaded(lying, oblong, tmp_path / "w.pth"), oblong)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "are taken for a grid of 2 x 3, as this model has; if theirs is another grid, tell it" in record.message
+    turned = loaded(standing, oblong, tmp_path / "w.pth", grid=(2, 3))
+    torch.testing.assert_close(turned, resized(oblong, (2, 3), (3, 2)))
 
 
 @pytest.mark.parametrize(

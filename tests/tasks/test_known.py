@@ -233,6 +233,7 @@ def test_names_that_torch_holds_are_names_of_heads() -> None:
 WHOLE_MODEL = {"heads": {"main": FCN}}
 NUMBERS: list[dict[str, Any]] = [
     {"seed": 2**63},
+    {"normalize": {"mean": [0.5] * 3, "std": [1e-300, 0.2, 0.2]}},
     {"num_epochs": 10**400},
     {"batch_size": 10**30},
     {"runtime.threads": 10**8},
@@ -283,6 +284,13 @@ def test_numbers_that_nobody_means_are_refused_in_little_time_and_memory(changes
     assert max(map(len, message.splitlines())) < 1200
     assert time.process_time() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000
+
+
+def test_a_list_whose_items_are_wrong_is_not_called_too_short_as_well() -> None:
+    message = refusal({"model.heads.main": {"name": "psp", "blocks": ["stage4"], "bins": [10**6]}})
+    assert "bins[0]: found 1000000" in message
+    assert "at least 1 item" not in message
+    assert "at least 1 item" in refusal({"model.heads.main": {"name": "psp", "blocks": ["stage4"], "bins": []}})
 
 
 def test_meters_of_many_classes_take_no_memory_in_a_check() -> None:

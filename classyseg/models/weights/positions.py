@@ -42,12 +42,16 @@ def placed(
     if num_extra < own.num_extra:  # the class token of such files has no position
         missing = own.num_extra - num_extra
         tensor = torch.cat([torch.zeros_like(tensor[:, :1]).expand(-1, missing, -1), tensor[:, num_extra:]], 1)
-    if grid == (own.rows, own.columns):
+    is_own = grid == (own.rows, own.columns)
+    if is_own and (told or own.rows == own.columns):
         return tensor, ""
     assumed = (
-        f"the {math.prod(grid)} position embeddings '{name}' are taken for a grid of {grid[0]} x {grid[1]}, and "
-        f"resized to {own.rows} x {own.columns}; if theirs is another grid, {TELL}"
+        f"the {math.prod(grid)} position embeddings '{name}' are taken for a grid of {grid[0]} x {grid[1]}, "
+        f"{'as this model has' if is_own else f'and resized to {own.rows} x {own.columns}'}; "
+        f"if theirs is another grid, {TELL}"
     )
+    if is_own:  # of 12 x 24 and 24 x 12, the number does not tell which
+        return tensor, assumed
     return resized_positions(tensor, own.num_extra, grid, (own.rows, own.columns)), "" if told else assumed
 
 
