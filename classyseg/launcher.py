@@ -22,6 +22,8 @@ SAY_SECONDS = 5.0
 """How long a process waits for the others before it says for whom; then twice as long, and so on."""
 TRY_SECONDS = 5.0
 """How long one try to reach process 0 takes."""
+NAME_SECONDS = 30.0
+"""How long the name of process 0's machine may be unknown to itself: those of a cluster come late."""
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +40,9 @@ class Job:
 def described_job(device_type: str) -> Job | None:
     """The job that the environment describes; None where this process is alone.
 
-    `WORLD_SIZE=1` without the rest, as schedulers leave it behind, is one process. Raises: `ConfigError` for a
-    description that is not whole, or that makes no sense.
+    `WORLD_SIZE=1` is one process, whatever the rest says: schedulers leave behind the addresses of other jobs.
+
+    Raises: `ConfigError` for a description that is not whole, or that makes no sense.
     """
     world_size = _integer("WORLD_SIZE", low=1, high=MAX_PROCESSES)
     if world_size is None:
@@ -47,12 +50,12 @@ def described_job(device_type: str) -> Job | None:
     rank = _integer("RANK", high=world_size - 1)
     _integer("LOCAL_RANK")
     host, port = _text("MASTER_ADDR"), _integer("MASTER_PORT", low=1, high=65535)
-    missing = [name for name in (*ADDRESS, "LOCAL_RANK") if _text(name) is None]
-    needed = {*ADDRESS, *(["LOCAL_RANK"] if device_type == "cuda" else [])}
-    if rank is not None and host is not None and port is not None and (world_size == 1 or not needed & {*missing}):
-        return Job(world_size, rank, host, port)
     if world_size == 1:
         return None
+    missing = [name for name in (*ADDRESS, "LOCAL_RANK") if _text(name) is None]
+    needed = {*ADDRESS, *(["LOCAL_RANK"] if device_type == "cuda" else [])}
+    if rank is not None and host is not None and port is not None and not needed & {*missing}:
+        return Job(world_size, rank, host, port)
     raise ConfigError(
         f"environment: WORLD_SIZE is {world_size}, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
         f"set; start the {world_size} processes with torchrun, which sets them all, or unset WORLD_SIZE to train in "
@@ -113,6 +116,8 @@ def meet(job: Job, timeout: timedelta) -> dist.Store:
 def _reached(job: Job, clock: _Patience) -> dist.Store:
     """The store at the job's address, which process 0 opens unless the launcher has."""
     opens = job.rank == 0 and _text("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if opens:
+        _require_known(job.host)
     while not opens and not _answers(job):  # torch's own tries print a page of addresses each
         time.sleep(0.2)
         if clock.is_time_to_speak():
@@ -138,9 +143,26 @@ def _reached(job: Job, clock: _Patience) -> dist.Store:
 def _answers(job: Job) -> bool:
     try:
         socket.create_connection((job.host, job.port), timeout=TRY_SECONDS).close()
-    except OSError:  # nobody listens yet, or the name is not known yet
+    except (OSError, UnicodeError):  # nobody listens yet, or the name is not known yet
         return False
     return True
+
+
+def _require_known(host: str) -> None:
+    """Raises: `ConfigError` for a name that has no address: torch would ask for it again and again for many minutes."""
+    end = time.monotonic() + NAME_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() >= end:
+                raise ConfigError(
+                    f"environment: MASTER_ADDR: found '{host}', which has no address here; expected the name or "
+                    "address of the machine of process 0"
+                ) from error
+            time.sleep(0.5)
+        else:
+            return
 
 
 class _Patience:

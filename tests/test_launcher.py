@@ -45,7 +45,7 @@ def free_port() -> int:
         {"WORLD_SIZE": "1"},
         {"WORLD_SIZE": ""},
         {"WORLD_SIZE": "1", "RANK": "0"},
-        {"WORLD_SIZE": "1", "MASTER_ADDR": "node1"},
+        {**WHOLE, "WORLD_SIZE": "1", "MASTER_ADDR": "node1.invalid"},
         {"RANK": "1", "MASTER_ADDR": "node1"},
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
     ],
@@ -118,6 +118,17 @@ def test_a_process_says_for_whom_it_waits_and_at_last_gives_up(
 
     assert f"waiting for {missing} at 127.0.0.1:{port}" in caplog.text
     assert len(caplog.records) < 5
+
+
+@pytest.mark.parametrize("host", ["node1.invalid", "a..b"])
+def test_a_machine_that_has_no_address_is_named(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "NAME_SECONDS", 0.0)
+    monkeypatch.setattr(launcher, "SAY_SECONDS", 0.1)
+
+    with pytest.raises(ConfigError, match=f"MASTER_ADDR: found '{host}', which has no address here"):
+        launcher.meet(launcher.Job(2, 0, host, 29500), timedelta(seconds=5))
+    with pytest.raises(ConfigError, match=f"process 0 of 2 did not come to {host}:29500"):
+        launcher.meet(launcher.Job(2, 1, host, 29500), timedelta(seconds=0.2))
 
 
 def test_a_port_that_is_in_use_is_named() -> None:
