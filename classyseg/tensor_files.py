@@ -83,9 +83,7 @@ class TensorFiles:
             if not self._reserve(len(data) - _size(path)):
                 self._stop_storing(f"it may hold {self.limit / GIGABYTE:g} gigabytes, see {self.limit_option}")
                 return
-            temporary.unlink(
-                missing_ok=True
-            )  # of an earlier process with this number; or a link, which is not followed
+            temporary.unlink(missing_ok=True)  # an earlier process's of this number, or a link: it is not followed
             with open(temporary, "xb") as file:
                 file.write(data)
             os.replace(temporary, path)

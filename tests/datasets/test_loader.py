@@ -17,6 +17,7 @@ import torch
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassyDataset, EvalBatches, SyntheticShapes, TrainBatches, make_loader
+from classyseg.datasets.workers import TRANSFORMS_OF_WORKERS
 from classyseg.structures import Sample
 
 SAMPLES, BATCH = 22, 4
@@ -247,7 +248,7 @@ def test_a_fork_server_imports_torch_once_and_not_each_worker(method: str, monke
     make_loader(shapes(), EvalBatches(10, 4), workers=0)
     assert not preloaded
     make_loader(shapes(), EvalBatches(10, 4), workers=1)
-    assert preloaded == ([["__main__", "classyseg.datasets"]] if method == "forkserver" else [])
+    assert preloaded == ([["__main__", "classyseg.datasets", TRANSFORMS_OF_WORKERS]] if method == "forkserver" else [])
 
 
 def lives(pid: int) -> bool:

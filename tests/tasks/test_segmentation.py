@@ -314,7 +314,9 @@ def test_wrong_data_ends_the_run_naming_the_file(
 
 
 def test_images_with_other_channels_than_the_model_are_refused_naming_both() -> None:
-    with pytest.raises(ConfigError, match=r"model\.in_channels: found 1, but the images have 3 channels"):
+    with pytest.raises(
+        ConfigError, match=r"model\.in_channels: found 1, but the images of dataset\.train have 3 channels"
+    ):
         Trainer().train(tiny_task({**SMALL, "model.in_channels": 1}))
 
 

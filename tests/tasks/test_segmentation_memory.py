@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +166,17 @@ def held_bytes(folder: Path) -> int:
 
 
 def test_a_disk_that_takes_no_more_ends_the_storing_with_one_warning_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def write_half(path: Path, data: bytes) -> int:
-        with open(path, "wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     cache, images = opened(tmp_path), drawn_images(3)
-    monkeypatch.setattr(Path, "write_bytes", write_half)
-    assert len(cache.features(cache.keys(images), images)["stage4"]) == 3
-    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["[Errno 28] No space left on device"]
+    keys = cache.keys(images)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # a write stops in the middle, as on a full disk
+        assert len(cache.features(keys, images)["stage4"]) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["[Errno 27] File too large"]
     assert held_bytes(tmp_path) == 0
 
 
