@@ -104,6 +104,13 @@ def test_a_map_that_ignores_the_second_class_is_not_taken_for_masks_of_0_and_255
     assert [(finding.kind, finding.config) for finding in findings] == [("absent_class", "")] * 2
 
 
+def test_a_colour_that_is_missing_is_guessed_to_be_the_class_without_one(drawn: Path) -> None:
+    FAULTS["masks_of_colours"].plant(drawn)
+    for color_map, line in (({"#000000": 0}, '"#ff0000": 1'), ({"#ff0000": 1}, '"#000000": 0')):
+        findings = check_data(data_sets(drawn, color_map=color_map)).faults
+        assert [line in finding.mend for finding in findings] == [True, True]
+
+
 @pytest.mark.parametrize("options", [{"label_map": {1: 0}}, {"color_map": {"#000000": 1, "#ff0000": 1}}])
 def test_a_map_that_gives_every_pixel_one_class_is_a_fault(options: dict[str, Any], drawn: Path) -> None:
     if "color_map" in options:

@@ -234,9 +234,10 @@ def _one_is_between(summary: DataSummary, real: list[int]) -> bool:
 
 
 def _guessed_labels(summary: DataSummary) -> dict[int, int]:
-    """For each strange value a class that no mask holds, or the ignored label where there is none, or it is a slip."""
-    ignored = summary.dataset.ignore_index
-    free = [label for label in range(summary.dataset.num_classes) if not summary.pixels[label]]
+    """For each strange value a class that has none yet, or the ignored label where there is none, or it is a slip."""
+    dataset, ignored = summary.dataset, summary.dataset.ignore_index
+    mapped = (dataset.color_map or dataset.label_map).labels.values() if isinstance(dataset, Folder) else ()
+    free = [label for label in range(dataset.num_classes) if not summary.pixels[label] and label not in mapped]
     if summary.strange_masks.count < COMMON * summary.num_masks:
         free = []
     values = sorted(summary.strange)[:MANY] if free else list(summary.strange)[:MANY]
@@ -259,8 +260,9 @@ def _colors_beside(summary: DataSummary) -> Pattern:
     return Pattern(
         "unknown_colors",
         f"the masks hold {len(summary.strange)} colours that color_map does not name",
-        f"add them to color_map with their class, such as {shown} ({summary.dataset.ignore_index} to ignore one); many "
-        "colours at borders come from smoothing: write such masks again without it",
+        f"add them to color_map with their class, in quotes, such as {shown} "
+        f"({summary.dataset.ignore_index} to ignore one); many colours at borders come from "
+        "smoothing: write such masks again without it",
     )
 
 

@@ -121,7 +121,8 @@ class DataSummary:
         for value, count in strange.items():
             if value not in self.strange and len(self.strange) >= MAX_VALUES:
                 continue
-            self.pixels[value] += count
+            if not self._has_colors:  # the number of a colour may be that of a class, too
+                self.pixels[value] += count
             self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
 
     def _add_ignored(self, facts: Facts) -> None:
@@ -140,9 +141,12 @@ class DataSummary:
 
     def value_text(self, value: int) -> str:
         """A value of a mask file as its data set writes it: a number, or a colour."""
-        color_map = self.dataset.color_map if isinstance(self.dataset, Folder) else None
-        is_color = color_map is not None and value not in color_map.labels.values()
-        return color_text(value) if is_color else str(value)
+        return color_text(value) if self._has_colors else str(value)
+
+    @property
+    def _has_colors(self) -> bool:
+        """Whether the values in mask files are colours."""
+        return isinstance(self.dataset, Folder) and self.dataset.color_map is not None
 
     # -- what the sums say -------------------------------------------------------------------------------------------
 
