@@ -113,11 +113,11 @@ def test_a_process_says_for_whom_it_waits_and_at_last_gives_up(
     monkeypatch.setattr(launcher, "SAY_SECONDS", 0.1)
     port = free_port()
 
-    with pytest.raises(ConfigError, match=rf"{missing} did not come to 127\.0\.0\.1:{port} within 1 s"):
-        launcher.meet(launcher.Job(3, rank, "127.0.0.1", port), timedelta(seconds=0.6))
+    with pytest.raises(ConfigError, match=rf"{missing} did not come to 127\.0\.0\.1:{port} within 2 s"):
+        launcher.meet(launcher.Job(3, rank, "127.0.0.1", port), timedelta(seconds=2.2))
 
     assert f"waiting for {missing} at 127.0.0.1:{port}" in caplog.text
-    assert len(caplog.records) < 5
+    assert len(caplog.records) < 8  # ever more rarely
 
 
 @pytest.mark.parametrize("host", ["node1.invalid", "a..b"])
