@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from classyseg.config import same_word, squashed
+from classyseg.config import closest, same_word, squashed
 from classyseg.foreign_words import AT, KEYS, NAMES, NOTHING
 
 PLACES = {
@@ -114,7 +114,8 @@ def instead_of_key(place: str, word: object, keys: Collection[str], value: objec
                 return f"write {answer}."
         elif path != here:
             return f"write {answer}." if parent else f"write at the top of the config: {answer}."
-    inner = list(_answers_within(value)) if place == "tasks" else []
+    is_section = place == "tasks" and closest(word, keys) is None  # `optimzer: {lr: 0.1}` is none
+    inner = list(_answers_within(value)) if is_section else []
     return f"{'; '.join(inner[:4])}." if inner else ""
 
 
