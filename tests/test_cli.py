@@ -194,6 +194,13 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, capsys: pytest.Cap
         assert [path.name for path in folder.iterdir()] == [name]
 
 
+def test_an_output_without_a_name_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        classy_train_main([str(runs.write_config(tmp_path)), "--output", ""])
+    assert ended.value.code == 2
+    assert "argument --output: found ''; name a folder" in capsys.readouterr().err
+
+
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = runs.write_config(tmp_path)
     for output in (config, config / "below"):

@@ -129,6 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.io import DATA_ROOT_VARIABLE
 
     take_config(arguments)
+    if arguments.output == "":  # of a variable of the shell that is not set
+        arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
         config = checked_config(arguments.config, arguments.overrides)
         if arguments.check:
