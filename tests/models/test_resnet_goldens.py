@@ -36,7 +36,8 @@ TIMM = {
 }
 """timm's names that we do not have, and what they are here."""
 DEEP = ("resnest200", "resnest269e")
-"""With the recorded weights, timm's own float32 outputs of these differ by 4e-4 between one thread and two."""
+"""Float32 outputs of these differ by up to 7e-3 between processors and numbers of threads, timm's own, too. So ours are
+computed in float64; the recorded ones are within 1e-3 of them."""
 SLOW = ("wide_resnet101_2", "resnest269e", "resnext101_32x8d", "resnest200")
 
 
@@ -63,7 +64,7 @@ def tolerance(name: str) -> float:
 
 def run_at(model: ClassyModel, height: int, width: int) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        return model(drawn_input(height, width))
+        return model(drawn_input(height, width).to(next(model.parameters()).dtype))
 
 
 @pytest.mark.parametrize("name", names("timm"))
@@ -80,7 +81,7 @@ def test_blocks_are_timms_and_torchvisions(name: str) -> None:
         assert parameters(model) == network["params"]["trainable_params"]
         blocks = model.blocks.values()
         assert [[b.channels for b in blocks], [b.stride for b in blocks]] == [network["channels"], network["reduction"]]
-        found = list(run_at(model, 224, 224).values())
+        found = list(run_at(model.double() if name.startswith(DEEP) else model, 224, 224).values())
         assert [list(feature.shape) for feature in found] == network["shapes"]
         same = 5 if output_stride == 32 or not name.endswith(("d", "e")) else 2 + output_stride // 8
         for feature, fingerprint in zip(found[:same], network["fingerprint"][:same], strict=True):
@@ -111,6 +112,6 @@ def test_values_at_224_pixels_are_pytorch_encodings(name: str) -> None:
     variant, _, dilated = name.partition("/dilated=")
     model = load_reference(create_backbone(variant, output_stride=8 if dilated == "True" else 32))
     assert parameters(model) == expected["params_without_fc"]
-    found = run_at(model, 224, 224)
+    found = run_at(model.double() if name.startswith(DEEP) else model, 224, 224)
     assert [list(found[stage].shape) for stage in STAGES] == expected["shapes_224"]
     assert_fingerprint(found["stage4"], expected["last_fingerprint"], tolerance(name))
