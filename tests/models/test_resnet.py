@@ -113,3 +113,20 @@ def test_the_norm_is_chosen_by_name() -> None:
 def test_an_output_stride_that_resnet_has_not_is_an_error_that_lists_them() -> None:
     with pytest.raises(ConfigError, match=r"output_stride: found 4; input should be 8, 16 or 32"):
         create_backbone("resnet18", output_stride=4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_gradients_are_torchvisions_to_the_last_bit(name: str) -> None:
+    """Also where a stage is read beside the next one: three gradients are added there, in torchvision's order."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name)
+    ours = create_backbone(name)
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    image = torch.randn(2, 3, 64, 64)
+    found = ours.train()(image)
+    (found["stage2"].sin().sum() + found["stage4"].sin().sum()).backward()
+    layers = torchvision.models._utils.IntermediateLayerGetter(theirs.train(), {"layer2": "stage2", "layer4": "stage4"})
+    wanted = layers(image)
+    (wanted["stage2"].sin().sum() + wanted["stage4"].sin().sum()).backward()
+    expected = dict(theirs.named_parameters())
+    assert [key for key, own in ours.named_parameters() if not torch.equal(own.grad, expected[key].grad)] == []
