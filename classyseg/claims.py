@@ -76,7 +76,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _check_is_a_run(folder: Path, names: set[str]) -> None:
-    """Raises: `ConfigError` for a folder of which `--overwrite` must not delete anything."""
+    """Raises: `ConfigError` for a folder in which `--overwrite` must delete nothing."""
     was_run = LOCK in names or any((folder / CHECKPOINTS).glob("step-*/manifest.json"))
     if names - {LOCK} and not (was_run and CONFIG in names):
         raise ConfigError(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from classyseg.config import ConfigError
 
 ADDRESS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a process of a job must be told beside `WORLD_SIZE`; with a GPU, `LOCAL_RANK`, too."""
+"""What a process of a job must know in addition to `WORLD_SIZE`; with a GPU, `LOCAL_RANK`, too."""
 MAX_PROCESSES = 1_000_000
 SAY_SECONDS = 5.0
 """How long a process waits for the others before it says for whom; then twice as long, and so on."""

@@ -1,4 +1,4 @@
-"""What a run writes into its folder beside its checkpoints; what a full disk does not take is written later."""
+"""What a run writes into its folder, without its checkpoints. What a full disk does not take is written later."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class RunRecords:
             )
 
     def finish(self) -> None:
-        """Raises: `WriteError` that names the files of which something could not be written to the end."""
+        """Raises: `WriteError` that names the files that could not be written whole."""
         self.write()
         lost = [
             f"{self.folder}/{name}: cannot be written ({self._errors[name].strerror}), {len(items)} "

@@ -65,7 +65,7 @@ class StopRequests:
         return self
 
     def gives_up(self) -> bool:
-        """Whether the loop shall not wait for its data any longer."""
+        """Whether the loop must stop waiting for its data."""
         return self.received is not None and (self._insists or time.monotonic() - self._since > PATIENCE_SECONDS)
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:

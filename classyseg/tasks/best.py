@@ -9,7 +9,6 @@ from typing import Any
 from classyseg.config import ConfigError, closest, listed, unknown
 from classyseg.hooks import CheckpointHook
 from classyseg.hooks.checkpoint import same_text
-from classyseg.meters import ClassyMeter
 from classyseg.structures import BestIs
 from classyseg.tasks.checks import joined_metrics
 
@@ -63,8 +62,12 @@ def record_numbers(
     meters: Sequence[Any],
     main_head: str,
     classes: Sequence[str] | None,
+    *,
+    are_built: bool,
 ) -> RecordNumbers:
-    """The numbers that a task has of its `own` and those that its `meters`, or their configs, declare.
+    """The numbers that a task has of its `own` and those that its `meters` declare.
+
+    `are_built` says that they are meters, not configs of meters.
 
     Raises: `ConfigError` for a name that two of them give.
     """
@@ -78,7 +81,7 @@ def record_numbers(
         by_class=joined_metrics(meters, by_class, main_head),
         classes=classes,
         is_whole=all(meter.numbers is not None for meter in declared),
-        are_built=all(isinstance(meter, ClassyMeter) for meter in meters),
+        are_built=are_built,
     )
 
 

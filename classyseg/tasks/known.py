@@ -158,7 +158,8 @@ def _check_measuring(
         group_size = None if test is None else known_group_size(test)
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)
         if model is not None and test is not None and set(model.heads) - model.train_only_heads:
-            check_best(config.hooks, record_numbers(own_numbers, meters, model.main_head, classes))
+            built = classes is not None
+            check_best(config.hooks, record_numbers(own_numbers, meters, model.main_head, classes, are_built=built))
 
 
 def model_without_values(config: Any) -> ClassyModel:
@@ -256,7 +257,7 @@ def in_own_unit(data: Mapping[str, Any]) -> bool:
 
 
 def check_unit(data: Mapping[str, Any], normalize: NormalizeConfig | None) -> None:
-    """Raises: `ConfigError` for data sets of `bits: 32` beside others, or without a `normalize` of the task."""
+    """Raises: `ConfigError` where only some data sets have `bits: 32`, or without a `normalize` of the task."""
     check_same_unit({f"dataset.{name}": part for name, part in data.items()})
     if in_own_unit(data) and normalize is None:
         raise ConfigError(

@@ -104,7 +104,7 @@ class SegmentationTask(ClassyTask):
     """
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
-    """The numbers of a test record beside those of the meters, by which a checkpoint can be best; which value is."""
+    """The task's own numbers of a test record, and which of their values is best. The meters add theirs."""
 
     def __init__(
         self,
@@ -150,7 +150,9 @@ class SegmentationTask(ClassyTask):
         self.meters: list[ClassyMeter] = METERS.build_each(
             "meters", meters, self.described.classes, self.described.ignore_index
         )
-        self._numbers = record_numbers(self.record_numbers, self.meters, self.model.main_head, self.described.classes)
+        self._numbers = record_numbers(
+            self.record_numbers, self.meters, self.model.main_head, self.described.classes, are_built=True
+        )
         self._optimizer_config = optimizer
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         num_train = len(self.train_set or ()) if num_epochs else batch_size  # else none of it is read
@@ -392,7 +394,7 @@ class SegmentationTask(ClassyTask):
         return self._feature_cache.features(own, images)
 
     def _no_sync(self, *, unless: bool) -> contextlib.AbstractContextManager[None]:
-        """Keeps the gradients of what is inside to this process, `unless` they shall be exchanged."""
+        """Keeps the gradients of what is inside to this process, `unless` processes must exchange them."""
         together = unless or distributed.world_size() == 1
         return contextlib.nullcontext() if together else self.network.no_sync()  # type: ignore[operator]
 

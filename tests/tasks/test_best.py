@@ -103,9 +103,12 @@ def test_a_class_may_be_written_in_the_other_form_of_unicode() -> None:
 
 def test_a_number_that_a_meter_declares_when_it_is_built_is_left_to_the_build_where_classes_are_unknown() -> None:
     hook = CheckpointHook(best="accuracy_top_1")
-    check_best([hook], record_numbers({"loss": "smallest"}, [METERS.validate({"name": "accuracy"})], "main", None))
+    check_best(
+        [hook],
+        record_numbers({"loss": "smallest"}, [METERS.validate({"name": "accuracy"})], "main", None, are_built=False),
+    )
     meter = build_meter({"name": "accuracy"}, CLASSES, 255)
-    numbers = record_numbers({"loss": "smallest"}, [meter], "main", CLASSES)
+    numbers = record_numbers({"loss": "smallest"}, [meter], "main", CLASSES, are_built=True)
     check_best([hook], numbers)
     assert numbers.best_is("accuracy_top_1") == "largest"
 

@@ -11,11 +11,11 @@ from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.classy_model import ClassyModel
 
 CLASSYVISION_TRUNK = "trunk."
-"""What ClassyVision's checkpoints call the backbone; heads stand beside it, as `heads.BLOCK.ID.`."""
+"""What ClassyVision's checkpoints call the backbone; heads stand outside it, as `heads.BLOCK.ID.`."""
 
 
 def starts_of_classifier(own: Sequence[str], prefix: str) -> tuple[str, ...]:
-    """How the keys of a file's classifier begin: `own` behind `prefix`, and ClassyVision's heads beside its trunk."""
+    """How the keys of a file's classifier begin: `own` behind `prefix`, and ClassyVision's heads outside its trunk."""
     starts = tuple(prefix + start for start in own)
     outer = prefix.removesuffix(CLASSYVISION_TRUNK)
     return starts if outer == prefix else (*starts, f"{outer}heads.")

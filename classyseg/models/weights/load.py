@@ -42,7 +42,7 @@ class LoadedWeights:
 
     `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
     empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
-    the model's heads of which nothing was loaded: they are as they were initialised. `assumed` says in sentences what
+    the model's heads that the file has nothing for: they are as they were initialised. `assumed` says in sentences what
     the file does not tell and was taken for granted.
     """
 
