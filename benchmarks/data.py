@@ -28,9 +28,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from classyseg.datasets import make_loader
 from classyseg.datasets.build import build_dataset
-from classyseg.datasets.loader import TrainBatches
-from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.pairs import Pair
+from classyseg.datasets.files.masks import MaskFiles
+from classyseg.datasets.files.pairs import Pair
+from classyseg.datasets.loading.loader import TrainBatches
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.rng import generator_for
 from classyseg.structures import Sample

@@ -30,7 +30,7 @@ from format_cases import REFUSED, Case, all_cases
 from PIL import Image
 
 from classyseg.config import DataError
-from classyseg.datasets import files
+from classyseg.datasets.files import images as files
 
 Array = np.ndarray
 

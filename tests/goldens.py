@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
-from classyseg.models.weights.load import encoding_names
+from classyseg.models.load_weights import encoding_names, match
 from classyseg.registry import HEADS
 
 REFERENCE = Path(__file__).parents[1] / "../shared/reference"

@@ -38,13 +38,14 @@ FLOORS = (
     },
     {
         *("registry", "signature", "foreign", "placement", "shapes", "layers", "checkpoint", "claims", "records"),
-        *("tensor_files", "complexity"),
+        *("tensor_files", "complexity", "weights"),
     },
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
-    {"models"},
-    {"inference", "export", "report"},
+    {"models", "doctor"},
+    {"inference", "export"},
+    {"evaluation", "engine"},
     {"tasks"},
-    {"trainer"},
+    {"trainer", "report", "serve"},
     {"cli", "__main__", "__init__"},
 )
 SAME_FLOOR = {

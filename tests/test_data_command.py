@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classyseg import doctor
 from classyseg.cli.main import main
 from classyseg.config import parse_config
-from classyseg.datasets import build_dataset, doctor
-from classyseg.datasets.doctor.sheet import CELL, IGNORED, LINE, MARGIN, OPACITY, UNKNOWN, contact_sheet
+from classyseg.datasets import build_dataset
+from classyseg.doctor.sheet import CELL, IGNORED, LINE, MARGIN, OPACITY, UNKNOWN, contact_sheet
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import build_loss
 from classyseg.registry import TASKS, DatasetConfig

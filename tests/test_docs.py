@@ -26,7 +26,7 @@ from classyseg.config import ConfigTree
 from classyseg.datasets import ClipConfig
 from classyseg.io import read_json_lines
 from classyseg.layers import NormalizeConfig, NormConfig
-from classyseg.models.vision_transformer import ConvStemLayer
+from classyseg.models.backbones.vision_transformer import ConvStemLayer
 from classyseg.optim import ParameterGroup
 from classyseg.placement import WeightsConfig
 from classyseg.registry import REGISTRIES, PluginError

@@ -17,7 +17,7 @@ import pytest
 
 from classyseg.checkpoint import newest_checkpoint
 from classyseg.datasets import SyntheticShapes, TrainBatches, make_loader
-from classyseg.datasets.workers import WorkerError
+from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
 from runs import LIMIT, read_records, start_job, write_config

@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from classyseg import Trainer, build_dataset, build_task, create_backbone, load_config
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, user_path
-from classyseg.datasets.prepare import prepare
+from classyseg.datasets.download.prepare import prepare
 from classyseg.io import data_folder, data_root
-from classyseg.models.convert import convert_weights
-from classyseg.models.store import cache_folder, fetch
-from classyseg.models.weights import load_weights
-from classyseg.models.weights.read import read_tensors
+from classyseg.models.convert_weights import convert_weights
+from classyseg.models.load_weights import load_weights
+from classyseg.weights.cache import cache_folder, fetch
+from classyseg.weights.read import read_tensors
 
 TINY = """
 name: segmentation
@@ -186,7 +186,7 @@ def test_the_cache_of_weights_is_expanded(home: Path, monkeypatch: pytest.Monkey
 
 def test_public_data_sets_are_prepared_in_the_home_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
-    monkeypatch.setattr("classyseg.datasets.prepare._missing", lambda source, root: seen.append(root) or [])
+    monkeypatch.setattr("classyseg.datasets.download.prepare._missing", lambda source, root: seen.append(root) or [])
     prepare("camvid", "~/data")
     assert main(["data", "prepare", "camvid", "--data-root=~/data"]) == 0
     assert {*seen} == {home / "data"}

@@ -15,8 +15,8 @@ from classyseg.console import printable
 
 if TYPE_CHECKING:
     from classyseg.datasets.classy_dataset import ClassyDataset
-    from classyseg.datasets.doctor import Diagnosis
-    from classyseg.datasets.doctor.summary import DataSummary
+    from classyseg.doctor import Diagnosis
+    from classyseg.doctor.summary import DataSummary
 
 FAULTS_FOUND = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -129,7 +129,7 @@ def _workers(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from classyseg.datasets.doctor import check_data
+    from classyseg.doctor import check_data
 
     diagnosis = check_data(
         data_sets(arguments), workers=_workers(arguments), samples=arguments.samples, max_files=arguments.files
@@ -202,7 +202,7 @@ def _significant(value: float) -> str:
 def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
     """The data set, and how many files are left out for want of a partner. Raises: `DataError` for an empty one."""
     from classyseg.config import DataError
-    from classyseg.datasets.doctor.diagnosis import built
+    from classyseg.doctor.diagnosis import built
 
     dataset, findings = built(name, config)
     if dataset is None or not len(dataset):
@@ -211,8 +211,8 @@ def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from classyseg.datasets.doctor.diagnosis import looked_at
-    from classyseg.datasets.doctor.summary import DataSummary
+    from classyseg.doctor.diagnosis import looked_at
+    from classyseg.doctor.summary import DataSummary
 
     records: dict[str, Mapping[str, Any]] = {}
     for name, config in data_sets(arguments).items():
@@ -272,8 +272,8 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
 
 def _sheet(arguments: argparse.Namespace) -> int:
     from classyseg.config import ConfigError, user_path
-    from classyseg.datasets.doctor.diagnosis import spread
-    from classyseg.datasets.doctor.sheet import contact_sheet
+    from classyseg.doctor.diagnosis import spread
+    from classyseg.doctor.sheet import contact_sheet
 
     found = data_sets(arguments)
     output = user_path(arguments.output)

@@ -96,7 +96,7 @@ def _weights(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from classyseg.models.convert import convert_weights
+    from classyseg.models.convert_weights import convert_weights
 
     emit(convert_weights(arguments.source, arguments.target, model=arguments.model, force=arguments.force))
     return 0

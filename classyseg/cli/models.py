@@ -101,7 +101,7 @@ def _whole_model(name: str) -> tuple[str, ...]:
     import torch
 
     from classyseg.models import create_model
-    from classyseg.models.named import NAMED
+    from classyseg.models.encoding_models import NAMED
     from classyseg.registry import MODELS
 
     config: Any = MODELS.validate(name, placed=True)

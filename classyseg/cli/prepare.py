@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     import logging
 
     from classyseg.config import user_path
-    from classyseg.datasets.prepare import prepare
+    from classyseg.datasets.download.prepare import prepare
     from classyseg.io import data_root
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -1,32 +1,32 @@
 """Data sets: the registered names, the base to write one, and the loaders that a task uses."""
 
-from classyseg.datasets.ade20k import ADE20K
-from classyseg.datasets.bad_samples import BadSamples
 from classyseg.datasets.build import build_dataset
-from classyseg.datasets.camvid import CamVid
-from classyseg.datasets.cifar import Cifar10, Cifar100
-from classyseg.datasets.cityscapes import Cityscapes
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import ClipConfig, Clips
-from classyseg.datasets.coco import Coco
-from classyseg.datasets.coco_panoptic import CocoPanoptic
-from classyseg.datasets.coco_stuff import CocoStuff
 from classyseg.datasets.composed import Concat, Subset
+from classyseg.datasets.drawn.synthetic_images import SyntheticImage, SyntheticImageStreaming
+from classyseg.datasets.drawn.synthetic_shapes import SyntheticShapes
+from classyseg.datasets.drawn.synthetic_video import SyntheticVideo
+from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.image_folder import ImageFolder
 from classyseg.datasets.image_paths import ImagePaths
-from classyseg.datasets.imagenet import ImageNet
 from classyseg.datasets.label_map import LabelMap
-from classyseg.datasets.loader import Batches, EvalBatches, TrainBatches, make_loader
-from classyseg.datasets.mask_files import MaskFiles
-from classyseg.datasets.minc import MINC
-from classyseg.datasets.pascal_context import PascalContext
-from classyseg.datasets.pascal_voc import PascalAug, PascalVOC
-from classyseg.datasets.synthetic_images import SyntheticImage, SyntheticImageStreaming
-from classyseg.datasets.synthetic_shapes import SyntheticShapes
-from classyseg.datasets.synthetic_video import SyntheticVideo
-from classyseg.datasets.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.loading.bad_samples import BadSamples
+from classyseg.datasets.loading.loader import Batches, EvalBatches, TrainBatches, make_loader
+from classyseg.datasets.named.ade20k import ADE20K
+from classyseg.datasets.named.camvid import CamVid
+from classyseg.datasets.named.cifar import Cifar10, Cifar100
+from classyseg.datasets.named.cityscapes import Cityscapes
+from classyseg.datasets.named.coco import Coco
+from classyseg.datasets.named.coco_panoptic import CocoPanoptic
+from classyseg.datasets.named.coco_stuff import CocoStuff
+from classyseg.datasets.named.imagenet import ImageNet
+from classyseg.datasets.named.minc import MINC
+from classyseg.datasets.named.pascal_context import PascalContext
+from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
+from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
 from classyseg.registry import DATASETS
 
 register_dataset = DATASETS.register

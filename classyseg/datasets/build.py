@@ -8,8 +8,8 @@ from typing import Any
 from classyseg import __version__
 from classyseg.config import ConfigError, within
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.pairs import faults_within
-from classyseg.datasets.sample_cache import SampleCache
+from classyseg.datasets.files.pairs import faults_within
+from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.io import data_path
 from classyseg.placement import DATASET_KEYS
 from classyseg.registry import DATASETS, TRANSFORMS, ComponentConfig

@@ -11,8 +11,8 @@ import torch
 
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.files import read_image
-from classyseg.datasets.texts import Texts
+from classyseg.datasets.files.images import read_image
+from classyseg.datasets.files.texts import Texts
 from classyseg.structures import Sample
 
 NO_CLASS = -1

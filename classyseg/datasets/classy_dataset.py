@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from torch.utils.data import Dataset
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets.sample_cache import SampleCache
+from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
 from classyseg.structures import Sample

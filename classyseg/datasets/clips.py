@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, ConfigRecord
 from classyseg.datasets.classification_dataset import ClassificationDataset
-from classyseg.datasets.video_files import VideoInfo
+from classyseg.datasets.files.videos import VideoInfo
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from classyseg.config import MAX_SEED, ConfigError, within
 from classyseg.datasets.build import build_dataset, build_datasets, check_dataset_config, check_same_unit
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.pairs import faults_within
+from classyseg.datasets.files.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample

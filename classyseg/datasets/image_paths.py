@@ -9,9 +9,9 @@ from pydantic import Field
 
 from classyseg.config import ConfigError, DataError, listed, within
 from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.files.lists import BLANKS, cell, lines_of, normal, read_table, visible, words_of
+from classyseg.datasets.files.pairs import existing_files
 from classyseg.datasets.label_map import labels_of
-from classyseg.datasets.lists import BLANKS, cell, lines_of, normal, read_table, visible, words_of
-from classyseg.datasets.pairs import existing_files
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 

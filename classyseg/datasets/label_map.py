@@ -15,7 +15,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, Color, color_of
-from classyseg.datasets.lists import normal
+from classyseg.datasets.files.lists import normal
 
 Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min

@@ -3,34 +3,34 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from classyseg.models.backbones.hrnet import HRNet
+from classyseg.models.backbones.mlp import MLP
+from classyseg.models.backbones.resnet import ResNet
+from classyseg.models.backbones.resnet_vd import ResNetVd
+from classyseg.models.backbones.resnext3d import ResNeXt3D
+from classyseg.models.backbones.wide_resnet import WideResNet
+from classyseg.models.backbones.xception import Xception
+from classyseg.models.backbones.xception_deeplab import XceptionDeeplab
 from classyseg.models.build import build_model, create_backbone, create_model, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.features import FeaturePyramid, FeatureSelector
-from classyseg.models.fuse import fuse
-from classyseg.models.hrnet import HRNet
-from classyseg.models.mlp import MLP
-from classyseg.models.naming import Naming
-from classyseg.models.resnet import ResNet
-from classyseg.models.resnet_vd import ResNetVd
-from classyseg.models.resnext3d import ResNeXt3D
-from classyseg.models.store import PublicWeights
-from classyseg.models.weights import LoadedWeights, load_weights
-from classyseg.models.wide_resnet import WideResNet
-from classyseg.models.xception import Xception
-from classyseg.models.xception_deeplab import XceptionDeeplab
+from classyseg.models.load_weights import LoadedWeights, load_weights
+from classyseg.models.memory.fuse import fuse
 from classyseg.registry import MODELS
+from classyseg.weights.cache import PublicWeights
+from classyseg.weights.key_maps import Naming
 
 if TYPE_CHECKING:
-    from classyseg.models.anynet import AnyNet, RegNet
-    from classyseg.models.convnext import ConvNeXt
-    from classyseg.models.densenet import DenseNet
-    from classyseg.models.efficientnet import EfficientNet, EfficientNetV2
-    from classyseg.models.efficientnet_lite import EfficientNetLite
-    from classyseg.models.hybrid_vit import HybridViT
-    from classyseg.models.mobilenet_torchvision import MobileNetV2, TorchvisionMobileNetV3
-    from classyseg.models.mobilenet_v3 import MobileNetV3
-    from classyseg.models.swin import SwinTransformer
-    from classyseg.models.vision_transformer import VisionTransformer
+    from classyseg.models.backbones.anynet import AnyNet, RegNet
+    from classyseg.models.backbones.convnext import ConvNeXt
+    from classyseg.models.backbones.densenet import DenseNet
+    from classyseg.models.backbones.efficientnet import EfficientNet, EfficientNetV2
+    from classyseg.models.backbones.efficientnet_lite import EfficientNetLite
+    from classyseg.models.backbones.hybrid_vit import HybridViT
+    from classyseg.models.backbones.mobilenet_torchvision import MobileNetV2, TorchvisionMobileNetV3
+    from classyseg.models.backbones.mobilenet_v3 import MobileNetV3
+    from classyseg.models.backbones.swin import SwinTransformer
+    from classyseg.models.backbones.vision_transformer import VisionTransformer
 
 LATER = {
     "anynet": (("AnyNet", "RegNet"), ("anynet", "regnet*")),
@@ -46,7 +46,7 @@ LATER = {
 }
 """Modules that import torchvision, which takes a second: their classes, and the names that they register."""
 for _module, (_, _patterns) in LATER.items():
-    MODELS.later(f"classyseg.models.{_module}", *_patterns)
+    MODELS.later(f"classyseg.models.backbones.{_module}", *_patterns)
 
 register_model = MODELS.register
 
@@ -92,5 +92,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for module, (classes, _) in LATER.items():
         if name in classes:
-            return getattr(importlib.import_module(f"classyseg.models.{module}"), name)
+            return getattr(importlib.import_module(f"classyseg.models.backbones.{module}"), name)
     raise AttributeError(f"module 'classyseg.models' has no attribute '{name}'")

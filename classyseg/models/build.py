@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from classyseg.config import ConfigError, ConfigTree, explain, placed
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.weights import LoadedWeights, load_weights
+from classyseg.models.load_weights import LoadedWeights, load_weights
 from classyseg.placement import WeightsConfig
 from classyseg.registry import HEADS, MODELS, ComponentConfig
 from classyseg.structures import BlockInfo

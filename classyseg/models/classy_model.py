@@ -17,15 +17,15 @@ from torch.func import functional_call
 from classyseg.config import ConfigError, closest, shown
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.layers import tell_progress
-from classyseg.models.compress import Compression, compressed
-from classyseg.models.named import NAMED
-from classyseg.models.naming import Naming
-from classyseg.models.published import published
-from classyseg.models.recompute import recomputed
-from classyseg.models.store import PublicWeights
+from classyseg.models.encoding_models import NAMED, WEIGHTS
+from classyseg.models.memory.compress import Compression, compressed
+from classyseg.models.memory.recompute import recomputed
 from classyseg.models.tap import Tap, Tapped
 from classyseg.registry import Configurable, head_name_problem
 from classyseg.structures import BlockInfo, PositionGrid
+from classyseg.weights.cache import PublicWeights
+from classyseg.weights.catalogue import published
+from classyseg.weights.key_maps import Naming
 
 PROBE_SIZE = 256
 """The side of the image on the `meta` device by which the stride of a submodule is found."""
@@ -146,7 +146,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         A name with heads also knows those of its backbone.
         """
         backbone = NAMED[variant].backbone if variant in NAMED else ""
-        return published(variant) | (cls.known_weights(backbone) if backbone else {})
+        return published(variant) | WEIGHTS.get(variant, {}) | (cls.known_weights(backbone) if backbone else {})
 
     @classmethod
     def default_num_classes(cls, variant: str) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classyseg.models.recompute import is_recomputing
+from classyseg.models.memory.recompute import is_recomputing
 from classyseg.structures import BlockInfo
 
 

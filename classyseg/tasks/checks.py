@@ -11,12 +11,12 @@ from typing import Any
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import check_dataset_config, has_whole_images
-from classyseg.datasets.doctor import Finding, check_data
 from classyseg.datasets.label_map import classes_line, with_more_classes
+from classyseg.doctor import Finding, check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
-from classyseg.models.feature_cache import check_frozen
+from classyseg.models.memory.feature_cache import check_frozen
 from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.tasks.outputs import SeenAtOnce, check_outputs, check_takes_images

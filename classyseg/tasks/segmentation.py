@@ -32,7 +32,7 @@ from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchr
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
-from classyseg.models.feature_cache import FeatureCache
+from classyseg.models.memory.feature_cache import FeatureCache
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import (
     HOOKS,

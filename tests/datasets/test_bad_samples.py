@@ -30,7 +30,7 @@ from classyseg.datasets import (
     make_loader,
     workers,
 )
-from classyseg.datasets.bad_samples import BadSample
+from classyseg.datasets.loading.bad_samples import BadSample
 from classyseg.io import append_json_line, read_json_lines
 from classyseg.structures import Sample
 from classyseg.trainer import Stopped, Trainer

@@ -13,11 +13,11 @@ from torch import nn
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
-from classyseg.datasets.class_folders import class_names, labelled_files
 from classyseg.datasets.classification_dataset import LabelledFiles
-from classyseg.datasets.imagenet import _images_in
-from classyseg.datasets.pairs import collecting_pair_faults
-from classyseg.datasets.texts import Texts
+from classyseg.datasets.files.class_folders import class_names, labelled_files
+from classyseg.datasets.files.pairs import collecting_pair_faults
+from classyseg.datasets.files.texts import Texts
+from classyseg.datasets.named.imagenet import _images_in
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
 

@@ -23,9 +23,10 @@ from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader, video_files
+from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader
 from classyseg.datasets.build import known_group_size
-from classyseg.datasets.video_files import VideoInfo, read_frames, video_infos, videos_in
+from classyseg.datasets.files import videos as video_files
+from classyseg.datasets.files.videos import VideoInfo, read_frames, video_infos, videos_in
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
 

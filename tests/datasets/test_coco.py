@@ -17,9 +17,9 @@ from label_trees import image, mask, rows
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import Coco, CocoStuff
-from classyseg.datasets.coco import CATEGORY_IDS, CLASS_OF_CATEGORY
-from classyseg.datasets.coco_masks import annotation_mask, decoded_counts
+from classyseg.datasets.files.outlines import annotation_mask, decoded_counts
 from classyseg.datasets.label_map import label_table
+from classyseg.datasets.named.coco import CATEGORY_IDS, CLASS_OF_CATEGORY
 
 CATEGORIES = [{"id": number, "name": name} for number, name in zip(*label_table("coco_panoptic")[:2], strict=True)][:80]
 """As in COCO's own files."""

@@ -13,8 +13,8 @@ from label_trees import colors, image, real, rows
 
 from classyseg.config import DataError
 from classyseg.datasets import CocoPanoptic
-from classyseg.datasets.coco_panoptic import segment_ids
 from classyseg.datasets.label_map import label_table
+from classyseg.datasets.named.coco_panoptic import segment_ids
 
 NUMBER = "a whole number of up to 18 digits is expected"
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import ClassyDataset, build_dataset
-from classyseg.datasets.doctor.diagnosis import PAIR_MENDS, PROBLEMS, check_data, spread
-from classyseg.datasets.doctor.inspection import inspect
-from classyseg.datasets.pairs import collecting_pair_faults
-from classyseg.datasets.workers import WorkerError
+from classyseg.datasets.files.pairs import collecting_pair_faults
+from classyseg.datasets.loading.workers import WorkerError
+from classyseg.doctor.diagnosis import PAIR_MENDS, PROBLEMS, check_data, spread
+from classyseg.doctor.inspection import inspect
 from classyseg.structures import Sample
 from data_faults import FAULTS, Fault
 from data_trees import CLASSES, changed_masks, data_sets, drawn_tree, nuclei_tree, pairs

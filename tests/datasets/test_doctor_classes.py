@@ -16,8 +16,8 @@ from PIL import Image
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassificationDataset, build_dataset
-from classyseg.datasets.doctor import Finding, check_data
-from classyseg.datasets.doctor.sheet import CELL, LINE, MARGIN, OPACITY, _painted, contact_sheet
+from classyseg.doctor import Finding, check_data
+from classyseg.doctor.sheet import CELL, LINE, MARGIN, OPACITY, _painted, contact_sheet
 from classyseg.registry import TASKS, DatasetConfig
 from classyseg.structures import Sample
 from classyseg.tasks import ClassyTask

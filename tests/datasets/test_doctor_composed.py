@@ -14,8 +14,8 @@ from PIL import Image
 from classyseg.cli.main import main
 from classyseg.config import DataError
 from classyseg.datasets import build_dataset
-from classyseg.datasets.doctor import check_data
-from classyseg.datasets.doctor.sheet import contact_sheet
+from classyseg.doctor import check_data
+from classyseg.doctor.sheet import contact_sheet
 from classyseg.tasks.checks import check_samples
 from data_faults import FAULTS
 from data_trees import data_sets, drawn_tree, pairs
@@ -122,7 +122,7 @@ def test_a_class_is_absent_only_where_no_part_has_it(tree: Path) -> None:
 
 def test_a_sheet_names_the_files_of_a_composed_set(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    monkeypatch.setattr("classyseg.datasets.doctor.sheet._fitting", lambda text, width: written.append(text) or text)
+    monkeypatch.setattr("classyseg.doctor.sheet._fitting", lambda text, width: written.append(text) or text)
     contact_sheet(build_dataset(composed(tree)["dataset.train"]), [0, 6])
     assert written == ["train00.jpg", "train01.jpg"]
 

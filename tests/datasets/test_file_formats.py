@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from tiff_cases import raw_tiff
 
 from classyseg.config import DataError
-from classyseg.datasets import files
+from classyseg.datasets.files import images as files
 
 CASES = all_cases()
 SPECS = [(channels, bits) for channels in (1, 2, 3, 4, 5, 6) for bits in (8, 16)]

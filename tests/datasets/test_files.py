@@ -16,7 +16,8 @@ from memory import memory_within
 from PIL import Image
 
 from classyseg.config import DataError
-from classyseg.datasets import Folder, build_dataset, files
+from classyseg.datasets import Folder, build_dataset
+from classyseg.datasets.files import images as files
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 
 HEIGHT, WIDTH = 24, 40

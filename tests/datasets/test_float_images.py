@@ -15,8 +15,9 @@ from PIL import Image
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError, parse_config
-from classyseg.datasets import EvalBatches, build_dataset, files, make_loader
-from classyseg.datasets.doctor.sheet import CELL, LINE, MARGIN, contact_sheet
+from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets.files import images as files
+from classyseg.doctor.sheet import CELL, LINE, MARGIN, contact_sheet
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.registry import TASKS
 from classyseg.structures import Sample

@@ -12,7 +12,7 @@ from label_trees import image, mask
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import build_dataset
-from classyseg.datasets.doctor import check_data
+from classyseg.doctor import check_data
 from classyseg.io import data_folder, data_path
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Straße_Münster") for form in ("NFC", "NFD"))

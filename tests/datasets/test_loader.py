@@ -17,7 +17,7 @@ import torch
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassyDataset, EvalBatches, SyntheticShapes, TrainBatches, make_loader
-from classyseg.datasets.workers import TRANSFORMS_OF_WORKERS
+from classyseg.datasets.loading.workers import TRANSFORMS_OF_WORKERS
 from classyseg.structures import Sample
 
 SAMPLES, BATCH = 22, 4

@@ -11,7 +11,7 @@ from PIL import Image
 
 from classyseg.config import ConfigError
 from classyseg.datasets import ClassyDataset, Folder, build_dataset
-from classyseg.datasets.doctor.sheet import CELL, LINE, MARGIN, contact_sheet
+from classyseg.doctor.sheet import CELL, LINE, MARGIN, contact_sheet
 from classyseg.structures import Sample
 
 

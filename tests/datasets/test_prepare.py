@@ -20,10 +20,10 @@ from memory import memory_within
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import archives
-from classyseg.datasets import prepare as recipes
-from classyseg.datasets.archives import MAX_DIRECTORY, unpack
-from classyseg.datasets.prepare import RECIPES, Source, prepare
+from classyseg.datasets.download import archives
+from classyseg.datasets.download import prepare as recipes
+from classyseg.datasets.download.archives import MAX_DIRECTORY, unpack
+from classyseg.datasets.download.prepare import RECIPES, Source, prepare
 from classyseg.registry import DATASETS
 from local_server import Server, serving, sha256
 

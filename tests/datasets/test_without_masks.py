@@ -15,8 +15,8 @@ from label_trees import HEIGHT, WIDTH, image, mask
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import EvalBatches, build_dataset, make_loader
-from classyseg.datasets.doctor import check_data
-from classyseg.datasets.doctor.sheet import contact_sheet
+from classyseg.doctor import check_data
+from classyseg.doctor.sheet import contact_sheet
 from runs import tiny_config, tiny_task
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from classyseg.models import ClassyModel, build_model
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 ENTRIES = [entry for entry in goldens("float64").get("segmentation", ()) if "params" in entry]
 NUMERIC = [entry for entry in ENTRIES if "numeric" in entry]

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from classyseg.layers import SyncBatchNorm, synchronize_batch_norm
 from classyseg.layers.sync_batch_norm import _job_statistics, _Normalize
 from classyseg.models import build_model
-from classyseg.models.recompute import recomputed
+from classyseg.models.memory.recompute import recomputed
 
 CPU = torch.device("cpu")
 KINDS: dict[int, type[nn.Module]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

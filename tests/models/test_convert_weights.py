@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classyseg.cli.main import main
 from classyseg.models import Naming, ResNet, create_backbone, create_model, load_weights
-from classyseg.models.naming import PADDLE_LEAVES
+from classyseg.weights.key_maps import PADDLE_LEAVES
 from weight_files import as_arrays, paddle_bytes, torch_bytes, write
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation
 
 from classyseg.models import create_backbone
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "densenet121": 7_978_856,

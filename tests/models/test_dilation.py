@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.models import ClassyModel
-from classyseg.models.dilation import replace_stride_with_dilation
+from classyseg.models.backbones.dilation import replace_stride_with_dilation
 
 
 class Toy(ClassyModel):

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from classyseg.models import create_backbone
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "efficientnet_b0": 5_288_548,

@@ -15,13 +15,13 @@ from torchvision.transforms.v2 import functional
 
 from classyseg.config import ConfigError
 from classyseg.datasets import ClassyDataset
-from classyseg.datasets.files import read_image
-from classyseg.datasets.loader import EvalBatches, make_loader
+from classyseg.datasets.files.images import read_image
+from classyseg.datasets.loading.loader import EvalBatches, make_loader
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel, PublicWeights, create_backbone
-from classyseg.models.store import fetch
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform
+from classyseg.weights.cache import fetch
 
 SAMPLE = Path(__file__).parents[2] / "../shared/data/imagenet_sample"
 TOP1 = 0.877

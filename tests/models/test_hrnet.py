@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from classyseg.config import ConfigError
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models import ClassyModel, HRNet, create_backbone, list_models
-from classyseg.models.residual import ResidualBlock
+from classyseg.models.backbones.residual import ResidualBlock
 
 PARAMETERS = {
     "hrnet_w18_small_v1": 1_477_920,

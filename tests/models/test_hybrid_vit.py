@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from classyseg.config import ConfigError
 from classyseg.models import create_backbone
-from classyseg.models.hybrid_vit import StandardizedConv2d, same_padded
+from classyseg.models.backbones.hybrid_vit import StandardizedConv2d, same_padded
 from tests.goldens import assert_fingerprint, drawn, drawn_input, golden, load_reference, parameters
 
 PARAMETERS = {"vit_small_r26_s32": 36_431_912 - 385_000, "vit_base_r50_s16": 97_890_112}

@@ -10,7 +10,7 @@ import torch
 from goldens import assert_fingerprint, drawn, drawn_input, golden, golden_names, reference_state
 
 from classyseg.models import create_backbone, list_models
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 TORCHVISION = {
     "resne": ["fc"],

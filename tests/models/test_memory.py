@@ -14,7 +14,7 @@ from classyseg.config import ConfigError
 from classyseg.heads import FCNHead
 from classyseg.layers import synchronize_batch_norm
 from classyseg.models import ClassyModel, FeatureSelector, build_model, create_backbone, fuse
-from classyseg.models.compress import Compression, _Packed, _Packer
+from classyseg.models.memory.compress import Compression, _Packed, _Packer
 from classyseg.registry import MODELS
 
 IMAGE = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))

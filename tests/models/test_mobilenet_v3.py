@@ -11,8 +11,8 @@ from paddleseg_goldens import assert_golden, entries, initial_deviations
 from torch import nn
 
 from classyseg.models import ClassyModel, create_backbone, list_models
-from classyseg.models.mobilenet_v3 import Gate
-from classyseg.models.weights import match
+from classyseg.models.backbones.mobilenet_v3 import Gate
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "small": [122_154, 238_496, 509_178, 865_230, 1_336_930],

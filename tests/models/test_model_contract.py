@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, build_model, fuse, list_models
-from classyseg.models.named import NAMED
+from classyseg.models.encoding_models import NAMED
 from classyseg.registry import HEADS, MODELS
 from classyseg.structures import BlockInfo
 

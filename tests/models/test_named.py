@@ -16,9 +16,9 @@ from torch import Tensor
 from classyseg.config import ConfigError
 from classyseg.datasets import ade20k, pascal_context, pascal_voc
 from classyseg.models import ClassyModel, build_model, create_backbone, create_model, list_models, load_weights
-from classyseg.models.named import NAMED, NUM_CLASSES
-from classyseg.models.published import PUBLISHED
+from classyseg.models.encoding_models import NAMED, NUM_CLASSES
 from classyseg.registry import MODELS
+from classyseg.weights.catalogue import PUBLISHED
 
 CLASSIFIER = 2048 * 1000 + 1000
 """PyTorch-Encoding's DeepTEN keeps ImageNet's classifier, and does not use it."""

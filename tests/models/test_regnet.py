@@ -22,7 +22,7 @@ from torchvision.ops import SqueezeExcitation
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone, list_models
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "regnet_x_400mf": 5_157_512,

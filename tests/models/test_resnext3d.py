@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone, load_weights
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 NAMES = {
     "cv/resnext3d/r3d18-basic": "resnext3d_18",

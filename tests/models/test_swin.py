@@ -24,7 +24,7 @@ from torchvision.models import swin_transformer
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "swin_t": 28_288_354 - 769_000,

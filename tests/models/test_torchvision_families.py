@@ -20,7 +20,7 @@ from torch import nn
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "convnext_tiny": 28_589_128 - 770_536,

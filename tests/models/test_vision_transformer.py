@@ -24,8 +24,8 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.transformer import resized_kernel
-from classyseg.models.weights import match
+from classyseg.models.backbones.transformer import resized_kernel
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "vit_b_16": 86_567_656 - 769_000,

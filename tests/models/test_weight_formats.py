@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.heads import LinearHead
 from classyseg.models import LoadedWeights, Naming, ResNet, build_model, create_backbone, load_weights
-from classyseg.models.weights import read_tensors
+from classyseg.weights.read import read_tensors
 from weight_files import (
     as_arrays,
     call,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from classyseg.config import ConfigError
-from classyseg.models.weights import read_tensors
+from classyseg.weights.read import read_tensors
 from weight_files import (
     call,
     dictionary,

@@ -17,10 +17,11 @@ import torch
 
 from classyseg import downloads
 from classyseg.config import ConfigError
-from classyseg.models import ResNet, create_backbone, list_models, store
-from classyseg.models.published import PUBLISHED
-from classyseg.models.store import HASH_IN_NAME, cache_folder, fetch, torchvision_weights
+from classyseg.models import ResNet, create_backbone, list_models
 from classyseg.registry import MODELS
+from classyseg.weights import cache as store
+from classyseg.weights.cache import HASH_IN_NAME, cache_folder, fetch, torchvision_weights
+from classyseg.weights.catalogue import PUBLISHED
 from local_server import CONTENT, Server, serving, sha256
 
 OTHER = CONTENT[::-1]

@@ -19,11 +19,11 @@ from torch import Tensor
 from classyseg.checkpoint import save_checkpoint
 from classyseg.config import ConfigError
 from classyseg.models import ResNet, build_model, create_backbone, create_model, load_weights
-from classyseg.models.convnext import ConvNeXt
-from classyseg.models.hrnet import HRNet
-from classyseg.models.store import PublicWeights
+from classyseg.models.backbones.convnext import ConvNeXt
+from classyseg.models.backbones.hrnet import HRNet
 from classyseg.placement import WeightsConfig
 from classyseg.registry import task_schema
+from classyseg.weights.cache import PublicWeights
 
 HEADS = {"main": {"name": "fcn", "blocks": ["stage4"]}}
 

@@ -20,7 +20,7 @@ from paddleseg_goldens import assert_golden, entries, initial_deviations
 from torch import Tensor, nn
 
 from classyseg.models import ClassyModel, create_backbone, list_models
-from classyseg.models.weights import match
+from classyseg.models.load_weights import match
 
 PARAMETERS = {
     "xception41_deeplab": 24_920_560,

@@ -27,8 +27,7 @@ from cases import CASES
 from references import Case
 
 from classyseg.models import ClassyModel, create_backbone
-from classyseg.models.weights import match
-from classyseg.models.weights.load import COMPUTED
+from classyseg.models.load_weights import COMPUTED, match
 
 LIMIT = 1e-5
 MARKER = "<!-- the rest is written by tests/parity/compare.py -->"

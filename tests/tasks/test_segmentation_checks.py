@@ -15,13 +15,13 @@ from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import SyntheticShapes, SyntheticVideo
 from classyseg.heads import LinearHead
 from classyseg.meters import build_meter
-from classyseg.models.resnet import ResNet
-from classyseg.models.store import PublicWeights
+from classyseg.models.backbones.resnet import ResNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
 from classyseg.tasks.checks import check_outputs, joined_metrics
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.trainer import Trainer
+from classyseg.weights.cache import PublicWeights
 from runs import tiny_config, tiny_task
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}

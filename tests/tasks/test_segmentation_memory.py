@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.layers import DropBlock2d, synchronize_batch_norm
-from classyseg.models.feature_cache import FeatureCache, check_frozen
+from classyseg.models.memory.feature_cache import FeatureCache, check_frozen
 from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Trainer
@@ -213,7 +213,7 @@ def test_the_limit_holds_for_all_processes_and_headers_and_leftovers_count(tmp_p
 def test_the_log_tells_what_was_read_and_one_warning_that_the_cache_is_of_no_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="classyseg.models.feature_cache")
+    caplog.set_level("INFO", logger="classyseg.models.memory.feature_cache")
     cached_run(tmp_path, {"dataset.test": None})
     assert [r.message for r in caplog.records] == [
         f"feature cache: {read} of 48 images read in this train phase" for read in (0, 48)

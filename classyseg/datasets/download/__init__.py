@@ -1,0 +1,1 @@
+"""Fetching public data sets and unpacking their archives."""

@@ -1,0 +1,393 @@
+"""Reading images and masks from files, so that a wrong file is named with what was found in it.
+
+What a file holds is read from its header (`image_headers`, `tiff_header`, `bmp_files`). It is read right, or refused by
+name. Pillow decodes most files. simplejpeg, where it is installed (`classyseg[fast]`), decodes JPEG to the same pixels.
+tifffile (`classyseg[tiff]`) decodes the TIFF that Pillow would change. Masks are numbers as the file holds them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from classyseg.config import DataError
+from classyseg.datasets.classy_dataset import image_tensor
+from classyseg.datasets.files.bmp import Bmp, bmp_header, bmp_samples
+from classyseg.datasets.files.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
+from classyseg.datasets.files.headers import (
+    Header,
+    check_file_size,
+    gif_header,
+    jpeg_header,
+    known_format,
+    png_header,
+    webp_header,
+)
+from classyseg.datasets.files.matlab import read_mat
+from classyseg.datasets.files.tiff import tiff_samples
+from classyseg.datasets.files.tiff_header import Tiff, tiff_header
+
+Exif = Literal["refuse", "rotate", "ignore"]
+Bits = Literal[8, 16, 32]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
+SHOWN_BITS = (1, 2, 4, 8)
+"""Of a grey level that is scaled to 0..255, as viewers do."""
+OF_8_BITS = "images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`)"
+MAX_WHOLE = 2**53
+"""Beyond it, floating point leaves whole numbers out."""
+START = 160
+"""How many bytes of a file tell its format."""
+
+
+class UnreadableError(DataError):
+    """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
+
+
+def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "refuse") -> Tensor:
+    """The image as (channels, H, W), uint8 or, of 16 `bits`, uint16, or, of 32, the numbers of the file as float32.
+
+    A file of as many bands as `channels` is read as it is stored. For 3 channels and 1, other kinds become RGB or grey,
+    without their alpha; a band that the file does not name is never left out. `.npy`, an array (H, W) or (H, W, C), has
+    any number. An image that carries an EXIF orientation is refused, rotated as viewers show it, or taken as its pixels
+    are stored. Of 32 bits, TIFF and `.npy` are read, nothing is converted, and a file has as many bands as `channels`.
+
+    Raises: `DataError` for unreadable files, for another number of bits or channels, for several images in a file, and
+    for numbers that are no float32.
+    """
+    if path.suffix.lower() == ".npy":
+        return image_tensor(_read_array(path, channels, bits))
+    with _opened(path) as stored:
+        header = stored.header
+        if header.images > 1:
+            raise DataError(f"{path}: {_several(header)}")
+        if refusal := _refusal(header, channels, bits):
+            raise DataError(f"{path}: {refusal}")
+        if stored.turned != 1 and (exif == "refuse" or (exif == "ignore" and header.format == "TIFF")):
+            raise DataError(f"{path}: {_turned(header, stored.turned)}")
+        image = stored.image
+        if image is None:
+            samples = stored.samples()
+            if bits == 32:
+                return image_tensor(np.ascontiguousarray(as_float32(path, samples)))
+            return image_tensor(np.ascontiguousarray(_converted(samples, header, channels)))
+        if stored.turned != 1 and exif == "rotate":
+            image = ImageOps.exif_transpose(image)
+        elif channels == 3 and (pixels := _fast_jpeg(stored.file, image)) is not None:
+            return image_tensor(pixels)
+        return image_tensor(_pixels(image, header, channels))
+
+
+def _refusal(header: Header, channels: int, bits: int) -> str:
+    """Why the image is not what the data set says; nothing where it is."""
+    if bits == 32:
+        return refusal_of_numbers(header, channels)
+    deep = header.bits > 8 and header.colors != "palette"
+    if deep and header.bands > 1 and header.format == "PNG":  # also of 8 `bits`, where 16 would be no mend
+        return (
+            f"{header}, of which Pillow keeps 8 bits; write it as PNG of 8 bits, or with `bits: 16` as TIFF "
+            "(pip install 'classyseg[tiff]') or .npy"
+        )
+    if header.numbers != "u" or (deep and header.bits > 16):
+        known = not refusal_of_numbers(header, header.bands)
+        mend = f"`bits: 32` takes its numbers as they are, `channels: {header.bands}`" if known else "write it as .npy"
+        accepted = OF_8_BITS if bits == 8 else "images of 16 bits a channel without signs"
+        return f"{header}; accepted are {accepted}; {mend}"
+    if bits == 8 and deep:
+        return f"{header}; accepted are {OF_8_BITS}"
+    if bits == 16 and not deep:
+        return f"{header}, where the data set's `bits` says 16; leave it out, or put files of 16 bits apart from others"
+    if header.colors == "CIELab" or (header.bits not in SHOWN_BITS and not deep and header.colors != "palette"):
+        return f"{header}; accepted are grey, palettes, RGB, CMYK, YCbCr and bands, of 8 or 16 bits; write it as RGB"
+    if header.bands > 1 and (header.colors in ("palette", "grey with 0 as white") or header.bits < 8):
+        return f"{header}, which nobody knows how to show; write it as RGB, or as .npy"
+    if channels == header.bands and header.colors != "palette":
+        return ""
+    if channels not in (1, 3) or (header.bands > 1 and deep and channels == 1) or (deep and header.colors == "CMYK"):
+        return f"{header}, where the data set's `channels` says {channels}; accepted are {_accepted(header, channels)}"
+    if "unnamed" in header.extra:
+        return (
+            f"{header}, where the data set reads {channels}: nothing tells whether the rest is needed; write "
+            f"`channels: {header.bands}` (a key of `folder`), or take the rest out of the files"
+        )
+    return ""
+
+
+def _accepted(header: Header, channels: int) -> str:
+    own = "" if header.colors == "palette" else f"its own, `channels: {header.bands}`, "
+    return f"{own}or files that hold {channels}, such as arrays (H, W, {channels}) as .npy"
+
+
+def _converted(samples: npt.NDArray[Any], header: Header, channels: int) -> npt.NDArray[Any]:
+    """Stored samples (H, W, bands), YCbCr as RGB, as (H, W, channels)."""
+    if header.colors == "palette":
+        samples = _looked_up(samples[..., 0], header)
+    elif header.bits < 8:
+        samples = samples * np.uint8(255 // ((1 << header.bits) - 1))
+    if channels == samples.shape[2] and header.colors != "palette":
+        return samples
+    if header.colors == "CMYK":
+        inks = np.ascontiguousarray(samples[..., :4])
+        samples = np.asarray(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
+    elif header.colors.startswith("grey"):
+        return np.repeat(samples[..., :1], channels, axis=2)
+    samples = np.ascontiguousarray(samples[..., :3])
+    return samples if channels == 3 else np.asarray(Image.fromarray(samples).convert("L"))[..., None]
+
+
+def _looked_up(indices: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
+    """The colours (H, W, 3) of indices into the palette. Raises: `ValueError` for those beyond its end."""
+    palette = np.zeros((0, 3), np.uint8) if header.palette is None else header.palette
+    if int(indices.max(initial=0)) >= len(palette):
+        raise ValueError(f"its pixels take colour {int(indices.max())} of a palette of {len(palette)}")
+    if indices.dtype != np.uint8:
+        return palette[indices]
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())  # in a fifth of numpy's time
+    image.putpalette(palette.tobytes())
+    return np.asarray(image.convert("RGB"))
+
+
+def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[Any]:
+    """(H, W, channels) of what Pillow reads as it is stored."""
+    if header.colors == "palette":
+        return _converted(np.asarray(image)[..., None].astype(np.uint8), header, channels)
+    if header.bits == 16:
+        return np.repeat(np.asarray(image).astype(np.uint16)[..., None], channels, axis=2)
+    if channels in (1, 3):
+        mode = "RGB" if channels == 3 else "L"
+        array = np.asarray(image if image.mode == mode else image.convert(mode))  # which else would copy, too
+        return array.reshape(*array.shape[:2], channels)
+    array = np.asarray(image)
+    if array.shape[2:] != (channels,):
+        raise ValueError(f"Pillow reads {image.mode} where the header says {header}")
+    return array
+
+
+def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
+    with _naming(path):
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(
+            path, mode="r"
+        )  # mapped: a header may promise any size; never unpickled
+    if array.ndim == 2:
+        array = array[..., None]
+    kind = array.dtype.newbyteorder("=")
+    is_known = kind in NUMBER_TYPES if bits == 32 else kind == DTYPES[bits]
+    if array.ndim != 3 or array.shape[2] != channels or not is_known or 0 in array.shape:
+        accepted = NUMBERS if bits == 32 else DTYPES[bits].__name__
+        as_they_are = "; `bits: 32` takes its numbers as they are" if bits != 32 and kind in NUMBER_TYPES else ""
+        raise DataError(
+            f"{path}: an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {accepted}, "
+            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say{as_they_are}"
+        )
+    if bits == 32:
+        return as_float32(path, array)
+    return array.astype(DTYPES[bits])  # in this machine's byte order
+
+
+def _fast_jpeg(file: BinaryIO, image: Image.Image) -> npt.NDArray[np.uint8] | None:
+    """The pixels (H, W, 3) by simplejpeg; None where that is not installed, or Pillow shall decide."""
+    decoder = _simplejpeg()
+    if decoder is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        file.seek(0)
+        pixels = decoder.decode_jpeg(file.read(), "RGB")
+    except ValueError:  # something is wrong with the file: what becomes of it must not depend on what is installed
+        return None
+    return pixels if pixels.shape[:2] == (image.height, image.width) else None
+
+
+@cache
+def _simplejpeg() -> Any:
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
+
+
+def read_mask_values(path: Path) -> npt.NDArray[Any]:
+    """The mask's values, or the indices into its palette, as (H, W) integers of the file's type; never rescaled.
+
+    A `.mat` file of Pascal's extensions is read, too, where scipy is installed. Raises: `DataError` for unreadable
+    files, for colour images, for JPEG, which does not keep labels, and for what viewers turn or invert.
+    """
+    if path.suffix == ".mat":
+        return read_mat(path)
+    with _opened(path) as stored:
+        header = stored.header
+        _check_mask(path, stored)
+        if header.colors == "grey with 0 as white":
+            raise DataError(
+                f"{path}: a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
+                "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG"
+            )
+        if not holds_labels(header):
+            raise DataError(
+                f"{path}: a mask that is {header}; accepted are images of one channel or with a palette, whose values "
+                "are class indices"
+            )
+        values = stored.samples()[..., 0]
+        if values.dtype.kind == "f":
+            return _whole_numbers(path, values)
+        if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
+            raise DataError(f"{path}: a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1")
+        return values
+
+
+def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Class indices that a program for maps wrote in floating point. Raises: `DataError` for anything between."""
+    values = values.astype(np.float64)
+    whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # neither is true of NaN
+    if not whole.all():
+        raise DataError(
+            f"{path}: a mask in floating point with {int((~whole).sum())} pixels that are no whole number, such as "
+            f"{values[~whole][0]}; accepted are class indices; save it as integers"
+        )
+    return values.astype(np.int64)
+
+
+def holds_labels(header: Header) -> bool:
+    """Whether a file is of numbers that may be labels."""
+    return header.bands == 1 and header.numbers in "uif" and header.colors in ("grey", "palette")
+
+
+def holds_colors(header: Header) -> bool:
+    """Whether a file is of colours of 8 bits as they are stored: RGB, with or without alpha, or a palette."""
+    if header.colors == "palette":
+        return header.bands == 1
+    return header.colors == "RGB" and header.bits == 8 and header.numbers == "u" and header.extra in ((), ("alpha",))
+
+
+def read_colors(path: Path) -> npt.NDArray[np.int32]:
+    """The colours of a mask as (H, W) numbers, 65536 R + 256 G + B; transparency is left out.
+
+    Raises: `DataError` for unreadable files, for JPEG, which changes colours, and for images without colours of 8 bits.
+    """
+    with _opened(path) as stored:
+        _check_mask(path, stored)
+        if not holds_colors(stored.header):
+            raise DataError(
+                f"{path}: a mask that is {stored.header}; accepted here are masks of colours (RGB of 8 bits a channel, "
+                "or a palette)"
+            )
+        if stored.image is None:
+            channels = _converted(stored.samples(), stored.header, 3).astype(np.int32)
+        else:
+            channels = _pixels(stored.image, stored.header, 3).astype(np.int32)
+    return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+
+
+def _check_mask(path: Path, stored: _Stored) -> None:
+    if stored.header.lossy:
+        raise DataError(
+            f"{path}: a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
+            "images, such as PNG"
+        )
+    if stored.header.images > 1:
+        raise DataError(f"{path}: {_several(stored.header)}")
+    if stored.turned != 1:
+        raise DataError(f"{path}: a mask with the EXIF orientation {stored.turned}; save it upright, without one")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An open file: its `header`, the orientation in which viewers show it, and what its pixels are read by.
+
+    Pillow's `image` is None for TIFF and BMP, whose `samples` are read as their `details` say.
+    """
+
+    header: Header
+    turned: int
+    image: Image.Image | None
+    file: BinaryIO
+    details: Tiff | Bmp | None = None
+
+    def samples(self) -> npt.NDArray[Any]:
+        """The stored samples (H, W, bands), of the file's type; those of Pillow for one band alone."""
+        if isinstance(self.details, Tiff):
+            return tiff_samples(self.file, self.details)
+        if isinstance(self.details, Bmp):
+            return bmp_samples(self.file, self.details)
+        values = np.asarray(self.image)
+        bits = self.header.bits
+        if self.header.colors == "grey" and bits in (2, 4):  # which Pillow scales to 0..255
+            values = values // np.uint8(255 // ((1 << bits) - 1))
+        return values.astype(np.uint16 if bits == 16 else np.uint8, copy=False)[..., None]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Stored]:
+    """The file, its header read. Raises: `DataError` that names it, for whatever goes wrong inside, too."""
+    with _naming(path), path.open("rb") as file:
+        found = known_format(file.read(START))
+        if found == "TIFF":
+            tiff = tiff_header(file)
+            yield _Stored(tiff.header, tiff.header.turned, None, file, tiff)
+        elif found == "BMP":
+            bmp = bmp_header(file)
+            yield _Stored(bmp.header, 1, None, file, bmp)
+        else:
+            read = {"PNG": png_header, "JPEG": jpeg_header, "GIF": gif_header, "WEBP": webp_header}[found]
+            check_file_size(file)
+            file.seek(0)
+            content = BytesIO(file.read())
+            header = read(content)
+            content.seek(0)
+            with Image.open(content, formats=[found]) as image:
+                yield _Stored(header, orientation(image), image, content)
+
+
+def header_of(path: Path) -> tuple[Header, int]:
+    """What is stored in a file, and the orientation in which viewers show it. Raises: `DataError`, naming the file."""
+    with _opened(path) as stored:
+        return stored.header, stored.turned
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file in whatever a reader raises inside. Raises: `UnreadableError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise UnreadableError(f"{path}: no such file") from None
+    except Exception as error:  # readers raise whatever a broken file leads to
+        kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadableError(f"{path}: cannot be read ({kind}; {path.stat().st_size} bytes)") from None
+
+
+def _several(header: Header) -> str:
+    more = " (smaller copies and masks of transparency that name themselves so do not count)"
+    return (
+        f"several images in one file ({header.format}); accepted are files of one{more * (header.format == 'TIFF')}; "
+        "write each image into a file of its own"
+    )
+
+
+def orientation(image: Image.Image) -> int:
+    """How viewers turn an image, by EXIF's numbers; 1, upright, where it does not say, or nothing that is known."""
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _turned(header: Header, turned: int) -> str:
+    return (
+        f"its EXIF orientation is {turned}: viewers show it turned, whether its mask is, too, nobody knows. In "
+        "the data set's config, exif: rotate is right for masks that fit the image as it is shown"
+        + ("" if header.format == "TIFF" else ", exif: ignore for those that fit the pixels as they are stored")
+    )

@@ -1,0 +1,194 @@
+"""Videos as files, which PyAV decodes, or as folders of frames, which need nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classyseg.config import ConfigError, DataError
+from classyseg.datasets.files.class_folders import files_below
+from classyseg.datasets.files.images import IMAGE_SUFFIXES, Exif, read_image
+from classyseg.datasets.files.pairs import report_fault
+from classyseg.io import write_atomically
+from classyseg.locks import alone
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg")
+THREADS = 8
+
+
+class VideoInfo(NamedTuple):
+    """How many frames a video has, and how many a second; a folder of frames has no rate."""
+
+    num_frames: int
+    rate: float | None
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """The videos right in `folder`, in the order of their names: files, and folders of frames.
+
+    Where a folder of frames has the name of a file, it stands in its place. Raises: `DataError`.
+    """
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    files = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
+    found = {entry.stem: entry for entry in files}
+    twins = [entry.name for entry in files if found[entry.stem] != entry]
+    if twins:
+        other = found[Path(twins[0]).stem].name
+        raise DataError(f"{folder}: two videos of one name: {twins[0]} and {other}; keep one of them")
+    found |= {entry.name: entry for entry in entries if entry.suffix.lower() not in VIDEO_SUFFIXES and entry.is_dir()}
+    if not found:
+        raise DataError(f"{folder}: found no video; accepted: {', '.join(VIDEO_SUFFIXES)}, and folders of frames")
+    return [found[name] for name in sorted(found)]
+
+
+def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | None]:
+    """What each video has; looked up in, and added to, the JSON file `index`, which other processes wait for.
+
+    A file whose size has changed is looked at again. Raises: `DataError` for videos that cannot be read (None where
+    somebody collects such faults), `ConfigError` for an index that cannot be used.
+    """
+    if index is None:
+        return _probe(videos)
+    keys = [_key(video) for video in videos]
+    known = _read_index(index)
+    if not known.keys() >= set(keys):
+        try:
+            with alone(index.with_name(f"{index.name}.lock")):
+                known = _read_index(index)  # another process may have added them meanwhile
+                missing = [i for i, key in enumerate(keys) if key not in known]
+                infos = _probe([videos[i] for i in missing])
+                known |= {keys[i]: info for i, info in zip(missing, infos, strict=True) if info is not None}
+                write_atomically(index, json.dumps(known, indent=0))
+        except OSError as error:
+            raise ConfigError(f"index: {index} cannot be written ({error.strerror})") from None
+    return [known.get(key) for key in keys]
+
+
+def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") -> Tensor:
+    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8; `exif` is of those that are image files.
+
+    Raises: `DataError`, naming the file.
+    """
+    if not path.is_dir():
+        return _decoded(path, numbers)
+    files = _frame_files(path)
+    if numbers[-1] >= len(files):
+        raise DataError(f"{path}: has {len(files)} frames; it had more when it was looked at first")
+    frames = [read_image(Path(files[number]), exif=exif) for number in numbers]
+    for number, frame in zip(numbers, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            raise DataError(
+                f"{files[number]}: a frame of {frame.shape[2]} x {frame.shape[1]} pixels in a video of "
+                f"{frames[0].shape[2]} x {frames[0].shape[1]}"
+            )
+    return torch.stack(frames, 1)
+
+
+def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:
+    """What each video has; None for those that cannot be read, which are one fault."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(_info_or_error, videos))
+    errors = {str(video): str(info) for video, info in zip(videos, found, strict=True) if isinstance(info, DataError)}
+    if errors:
+        first = next(iter(errors.values()))
+        more = f"; {len(errors)} of {len(videos)} videos cannot be used" if len(errors) > 1 else ""
+        report_fault("video_unreadable", f"{first}{more}", [*errors])
+    return [None if isinstance(info, DataError) else info for info in found]
+
+
+def _info_or_error(path: Path) -> VideoInfo | DataError:
+    try:
+        return _info(path)
+    except DataError as error:
+        return error
+
+
+def _info(path: Path) -> VideoInfo:
+    if path.is_dir():
+        files = _frame_files(path)
+        if not files:
+            raise DataError(f"{path}: found no frame; accepted: {', '.join(IMAGE_SUFFIXES)}")
+        return VideoInfo(len(files), None)
+    with _opened(path) as (container, stream):
+        # Old DivX files pack two frames into a packet, and an empty one after it.
+        packed = b"DivX" in bytes(stream.codec_context.extradata or b"")
+        frames = container.decode(stream) if packed else (p for p in container.demux(stream) if p.size)
+        return VideoInfo(sum(1 for _ in frames), float(stream.average_rate) if stream.average_rate else None)
+
+
+def _decoded(path: Path, numbers: Sequence[int]) -> Tensor:
+    wanted, found = set(numbers), []
+    number = -1
+    with _opened(path) as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
+            if number in wanted:
+                found.append(frame.to_ndarray(format="rgb24"))
+            if number == numbers[-1]:
+                break
+    if len(found) < len(numbers):
+        raise DataError(f"{path}: ends after {number + 1} frames; {numbers[-1] + 1} were expected")
+    if any(frame.shape != found[0].shape for frame in found):
+        raise DataError(f"{path}: its frames change their size between {numbers[0]} and {numbers[-1]}")
+    return torch.from_numpy(np.stack(found)).permute(3, 0, 1, 2).contiguous()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A video and its first stream of frames. Raises: `DataError` for whatever goes wrong in it, naming the file."""
+    try:
+        import av
+    except ImportError:
+        raise ConfigError(
+            f"{path}: a video, which PyAV reads: install classyseg[video], or store its frames as images in a folder "
+            f"{path.with_suffix('')}"
+        ) from None
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: holds no video")
+            yield container, container.streams.video[0]
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise DataError(f"{path}: cannot be read as a video ({error})") from None
+
+
+def _frame_files(folder: Path) -> list[str]:
+    """The images of a folder, in the order of the numbers in their names: 2.jpg before 10.jpg."""
+    return sorted(files_below(folder, IMAGE_SUFFIXES), key=_by_number)
+
+
+def _by_number(name: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
+
+
+# -- the index ---------------------------------------------------------------------------------------------------------
+
+
+def _key(video: Path) -> str:
+    """A video's place and size; that of a folder, whose frames are counted by listing it, is the time of its change."""
+    status = video.stat()
+    return f"{video} {status.st_mtime_ns if video.is_dir() else status.st_size}"
+
+
+def _read_index(index: Path) -> dict[str, VideoInfo]:
+    try:
+        return {key: VideoInfo(int(count), rate) for key, (count, rate) in json.loads(index.read_text("utf-8")).items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise ConfigError(f"index: {index} cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"index: {index} is no index of videos ({error}); delete it, or name another file") from None

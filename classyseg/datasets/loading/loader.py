@@ -1,0 +1,218 @@
+"""From a data set to batches: whose order depends on (seed, epoch) alone, and which start anywhere at no cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from classyseg.config import ConfigError
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.loading.bad_samples import BadSample, ByKey, Failure, Key, Loaded
+from classyseg.datasets.loading.workers import (
+    LEAVE_SECONDS,
+    POLL_SECONDS,
+    PREFETCH,
+    Watch,
+    WorkerError,
+    check_limits,
+    deaths,
+    deaths_are_found_in_turn,
+    killed_unless_they_leave,
+    start_worker,
+    warm_fork_server,
+)
+from classyseg.rng import generator_for
+from classyseg.stopping import WaitEnded
+from classyseg.structures import Sample
+
+PERMUTATION = -1
+"""The third integer of the permutation's generator, which no sample index equals."""
+
+
+class TrainBatches:
+    """The batches of one epoch as this process's share of each: shuffled by (seed, epoch), the short last one dropped.
+
+    `batch_size` is the whole job's; process `rank` of `world_size` takes every `world_size`-th sample of a batch. Set
+    `epoch` and `start` (the first batch) before iterating.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if num_samples < batch_size:
+            raise ConfigError(f"batch_size: found {batch_size}, but dataset.train has only {num_samples} samples")
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        """How many batches an epoch has, wherever it starts."""
+        return self.num_samples // self.batch_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, PERMUTATION))
+        for batch in range(self.start, len(self)):
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
+
+
+class EvalBatches:
+    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
+
+    `together` samples that follow each other stay in one batch; shares then differ by as many.
+
+    Raises: `ValueError` where the other numbers are no multiples of `together`.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, together: int = 1
+    ) -> None:
+        if num_samples % together or batch_size % together:
+            raise ValueError(
+                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {together}"
+            )
+        self.num_groups, self.groups_per_batch, self.together = (
+            num_samples // together,
+            batch_size // together,
+            together,
+        )
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(range(self.rank, self.num_groups, self.world_size)) // self.groups_per_batch)
+
+    @property
+    def common_batches(self) -> int:
+        """How many batches every process has at least: until then, they can agree on something."""
+        return -(-(self.num_groups // self.world_size) // self.groups_per_batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        mine = range(self.rank, self.num_groups, self.world_size)
+        for first in range(0, len(mine), self.groups_per_batch):
+            groups = mine[first : first + self.groups_per_batch]
+            yield [(0, group * self.together + i) for group in groups for i in range(self.together)]
+
+
+def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
+    """A batch, or the first failure in it."""
+    for sample in samples:
+        if isinstance(sample, Failure):
+            return sample
+    loaded = [sample for sample in samples if isinstance(sample, Loaded)]
+    whole = [item.sample for item in loaded]
+    for kind, tensors in (("images", [s.image for s in whole]), ("masks", [s.target for s in whole])):
+        shapes = {tuple(tensor.shape): sample.name for tensor, sample in zip(tensors, whole, strict=True)}
+        if len(shapes) > 1:
+            found = " and ".join(f"{shape} ({name})" for shape, name in list(shapes.items())[:2])
+            return Failure(
+                f"a batch of {kind} of different shapes: {found}; add a transform that gives one size, such as "
+                "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
+            )
+    images, targets = (torch.stack(tensors) for tensors in ([s.image for s in whole], [s.target for s in whole]))
+    if get_worker_info() is not None:
+        try:  # here, as the thread that sends it would only print what goes wrong, and the main process would wait on
+            images.share_memory_()
+            targets.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return Failure(
+                f"runtime.workers: a batch does not fit into shared memory ({error}); make room there, take fewer "
+                "workers or a smaller batch, or set runtime.workers: 0"
+            )
+    batch = Sample(images, targets, tuple(str(s.name) for s in whole))
+    return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
+
+
+class Batches:
+    """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
+
+    `close` ends its workers. A worker that hangs is a `WorkerError` after `worker_timeout` seconds. While a batch does
+    not come, `gives_up` is asked whether to wait on; `WaitEnded` is raised where not.
+
+    `bad` are the samples that others stand in for in the batch that came last.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Loaded | Failure],
+        source: ByKey,
+        order: TrainBatches | EvalBatches,
+        *,
+        worker_timeout: float | None = None,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._loader, self._source, self._order = loader, source, order
+        self._worker_timeout, self._gives_up = worker_timeout, gives_up
+        self._hangs = False
+        self.bad: tuple[BadSample, ...] = ()
+
+    def __iter__(self) -> Iterator[Sample]:
+        if self._loader.num_workers and self._loader._iterator is None:
+            check_limits(self._source, next(iter(self._order), []), self._loader.num_workers)
+        try:
+            with deaths_are_found_in_turn():
+                batches = iter(self._loader)
+            while (batch := self._next(batches)) is not None:
+                if isinstance(batch, Failure):
+                    raise batch.kind(batch.message)
+                self.bad = batch.bad
+                yield batch.sample
+        except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most
+            dead = list(deaths(self._source, self._workers()))
+            if dead:
+                raise WorkerError("; ".join(dead)) from error
+            raise
+
+    def _next(self, batches: Iterator[Loaded | Failure]) -> Loaded | Failure | None:
+        watch = Watch(self._source, self._worker_timeout)
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):  # after POLL_SECONDS; one may ask again
+                    raise
+            self._hangs = True
+            if self._gives_up():
+                raise WaitEnded
+            watch.look(self._workers())
+            self._hangs = False
+
+    def _workers(self) -> Sequence[Any]:
+        return getattr(self._loader._iterator, "_workers", ())
+
+    def close(self) -> None:
+        loading = self._loader._iterator  # torch offers no public way to end persistent workers
+        if loading is not None:
+            with killed_unless_they_leave(self._workers(), 0 if self._hangs else LEAVE_SECONDS):
+                loading._shutdown_workers()  # type: ignore[attr-defined]
+            self._loader._iterator = None
+            self._hangs = False
+
+
+def make_loader(
+    dataset: ClassyDataset,
+    batches: TrainBatches | EvalBatches,
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    worker_timeout: float | None = None,
+    gives_up: Callable[[], bool] = lambda: False,
+) -> Batches:
+    """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
+    source = ByKey(dataset, workers)
+    if workers:
+        warm_fork_server()
+    loader = DataLoader(
+        source,
+        batch_sampler=batches,  # type: ignore[arg-type]  # torch asks for indices; ours carry the epoch
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        timeout=POLL_SECONDS if workers else 0,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=start_worker,
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # else each iteration would draw from the global one
+    )
+    return Batches(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)

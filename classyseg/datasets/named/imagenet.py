@@ -1,0 +1,101 @@
+"""ImageNet-1k: 1000 classes in folders that are named after WordNet's synsets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Set
+from pathlib import Path
+from typing import Literal
+
+from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.files.class_folders import labelled_files
+from classyseg.datasets.files.images import IMAGE_SUFFIXES
+from classyseg.datasets.files.lists import BLANKS, lines_of, visible
+from classyseg.datasets.files.pairs import report_fault
+from classyseg.datasets.label_map import label_table
+from classyseg.io import data_folder, data_path
+from classyseg.registry import DATASETS, TransformConfig
+
+SYNSETS, CLASSES, _ = label_table("imagenet")
+LABELS = {f"n{number:08}": label for label, number in enumerate(SYNSETS)}
+
+TABLE = "lines such as NAME.JPEG n01440764, or LOC_val_solution.csv, whose columns are ImageId and PredictionString"
+
+
+@DATASETS.register("imagenet")
+class ImageNet(LabelledFiles):
+    """`root/train/n01440764/*.JPEG` and so on, and `root/val/n01440764/*.JPEG`.
+
+    Where the images of a split lie in one folder, as those of `val` are distributed, `table` names the class of each: a
+    text file of lines `NAME.JPEG n01440764`, or the `LOC_val_solution.csv` of Kaggle's distribution.
+
+    A class has the same label where some folders are missing: that of the 1000 in the order of their synsets, which
+    published weights have.
+
+    Source: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015.
+    """
+
+    classes = CLASSES
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "val"],
+        root: str = "imagenet",
+        table: str | None = None,
+        transforms: tuple[TransformConfig, ...] = (),
+    ) -> None:
+        with within("root"):
+            folder = data_folder(str(data_folder(root) / split))
+            images = _images_in(folder)
+            if images and table is None:
+                raise ConfigError(
+                    f"{folder}: holds {len(images)} images and no folder of a class; set table to a list of their "
+                    f"classes ({TABLE}), or sort them into folders such as n01440764"
+                )
+            files = [] if images else labelled_files(folder, LABELS)
+        if table is not None:
+            if not images:
+                raise ConfigError(f"table: found '{table}', but {folder} has folders of classes; leave it out")
+            files = _listed_files(data_path(table), folder, images)
+        super().__init__(files, transforms)
+
+
+def _images_in(folder: Path) -> set[str]:
+    """The names of the images right in a folder; none where it holds folders, too."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+    if any(entry.is_dir() for entry in entries):
+        return set()
+    return {entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)}
+
+
+def _listed_files(table: Path, folder: Path, images: Set[str]) -> list[tuple[str, int]]:
+    """The files and labels of a list. Raises: `DataError` for one that is not so, or names files that are missing."""
+    labels: dict[str, int] = {}
+    twice = []
+    lines = lines_of(table)
+    is_solution = bool(lines) and lines[0][1].split(",")[0].strip(BLANKS) == "ImageId"
+    for number, line in lines[is_solution:]:
+        words = [word for word in re.split(r"[ \t,]+", line) if word] or [""]
+        name = f"{words[0]}.JPEG" if is_solution else words[0]
+        classes = {word for word in words[1:] if word.startswith("n")} if is_solution else {*words[1:]}
+        if len(classes) != 1 or not classes <= LABELS.keys():
+            # A line about none of the images may be one of any file of the machine, and is not told.
+            found = f"'{visible(line.strip(BLANKS))[:80]}'" if name in images else f"{len(words)} words"
+            raise DataError(f"{table}, line {number}: found {found}; expected {TABLE}")
+        twice += [name] if name in labels else []
+        labels[name] = LABELS[classes.pop()]
+    if not labels:
+        raise DataError(f"{table}: an empty list; expected {TABLE}")
+    if twice:
+        report_fault("listed_twice", f"{table}: names {listed(twice, limit=5)} more than once", twice)
+    missing = [name for name in labels if name not in images]
+    if missing:
+        message = f"{table}: names {len(missing)} of {len(labels)} files not in {folder}: {listed(missing, limit=5)}"
+        report_fault("missing_file", message, [str(folder / name) for name in missing])
+    return [(str(folder / name), label) for name, label in labels.items() if name in images]

@@ -1,0 +1,374 @@
+"""What every stored sample of a data set shows when it is looked at alone: the facts behind `classyseg data`."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from classyseg.config import DataError
+from classyseg.datasets.classification_dataset import LabelledFiles
+from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.clips import Clips
+from classyseg.datasets.composed import Composed
+from classyseg.datasets.files.images import (
+    UnreadableError,
+    header_of,
+    holds_colors,
+    holds_labels,
+    read_colors,
+    read_mask_values,
+)
+from classyseg.datasets.files.masks import MaskFiles
+from classyseg.datasets.folder import Folder
+from classyseg.datasets.label_map import UnknownValueError
+from classyseg.datasets.loading.workers import WorkerError, deaths_are_found_in_turn, warm_fork_server
+
+T = TypeVar("T")
+
+SWAPPING = range(5, 9)
+"""Orientations that swap width and height."""
+MAX_COLORS = 64
+MAX_BINS = 1 << 16
+MAX_VALUES = 10_000
+"""How many values of one mask that are no label are counted; one of 32 bits may hold millions."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one file: its `kind`, the file, and a text that tells what was found."""
+
+    kind: str
+    file: str
+    text: str
+
+
+@dataclass
+class Facts:
+    """One sample: its files, what is wrong with it, and numbers to add up.
+
+    `size` is (width, height), `area` the number of values of one channel, `scale` what stands for white; `sums` and
+    `squares` are of each channel's values. `pixels` counts the pixels of each label, `unknown` those of values that the
+    label map does not know, `colors` those of a mask's colours where it holds colours by mistake. `image_digest` and
+    `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as numbers
+    of objects are. `exif_that_fits` is how an image that viewers turn is to be read to have the size of its mask, where
+    that tells. The classes of a `whole` image count as one pixel each. `video` is the file of a clip.
+    """
+
+    index: int
+    image: str = ""
+    mask: str = ""
+    problems: list[Problem] = field(default_factory=list)
+    size: tuple[int, int] | None = None
+    area: int = 0
+    scale: int = 255
+    sums: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
+    image_digest: bytes | None = None
+    mask_digest: bytes | None = None
+    pixels: dict[int, int] = field(default_factory=dict)
+    unknown: dict[int, int] = field(default_factory=dict)
+    colors: dict[int, int] = field(default_factory=dict)
+    counts_up: bool = False
+    whole: bool = False
+    video: str = ""
+    exif_that_fits: str = ""
+
+    def add(self, kind: str, file: str, text: str) -> None:
+        self.problems.append(Problem(kind, file, text))
+
+
+def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int) -> Iterator[Facts]:
+    """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
+
+    Memory does not grow with their number; nothing is drawn from a global generator. Raises: `WorkerError` when a
+    process is killed.
+    """
+    if workers:
+        warm_fork_server()
+    loader: DataLoader[Facts] = DataLoader(
+        _Inspected(dataset),
+        sampler=indices,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_start,
+        generator=torch.Generator(),
+    )
+    try:
+        with deaths_are_found_in_turn():
+            samples = iter(loader)
+        yield from samples
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerError(
+            f"{error}: a process that looks at samples; the kernel kills one when memory runs out: fewer --workers "
+            "need less"
+        ) from None
+
+
+class _Inspected(Dataset[Facts]):
+    def __init__(self, dataset: ClassyDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Facts:
+        return inspect(self.dataset, index)
+
+
+def _start(worker: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
+
+
+def _unchanged(facts: Any) -> Any:
+    return facts
+
+
+def inspect(dataset: ClassyDataset, index: int) -> Facts:
+    """What sample `index` shows. Raises nothing that the sample is to blame for: that is one of its `problems`."""
+    facts = Facts(index)
+    facts.image, facts.mask = sample_names(dataset, index)
+    if isinstance(dataset, MaskFiles):
+        image, labels = _read_pair(facts, dataset)
+    elif isinstance(dataset, LabelledFiles):
+        path, label = dataset.paths[index], int(dataset.labels[index])
+        image, labels = _read_image(facts, dataset, Path(path)), torch.tensor(label)
+    else:
+        image, labels = _load(facts, dataset)
+    _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, labels))
+    if isinstance(dataset, Clips):
+        facts.video = facts.image
+        if dataset.video_of(index)[1] or image is None:  # the other clips of a video are no copies of it
+            facts.image_digest = None
+        else:
+            found = _guarded(facts, "video_unreadable", facts.image, lambda: video_digest(facts.image))
+            facts.image_digest = found or facts.image_digest
+    return facts
+
+
+def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Tensor | None) -> None:
+    if image is not None:
+        _look_at_image(facts, image)
+    if labels is not None:
+        _look_at_labels(facts, labels, dataset)
+    if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape:
+        _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
+
+
+def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
+    """The files of the image and the mask, or the number of the sample where the data set does not tell files."""
+    if isinstance(dataset, Composed):
+        part, inner = dataset.locate(index)
+        return sample_names(dataset.parts[part], inner)
+    if isinstance(dataset, MaskFiles):
+        image, mask = dataset.pairs[index]
+        return str(image), str(mask or image)
+    if isinstance(dataset, LabelledFiles):
+        return dataset.paths[index], dataset.paths[index]
+    if isinstance(dataset, Clips):
+        name = dataset.videos[dataset.video_of(index)[0]][0]
+        return name, name
+    return f"sample {index}", f"sample {index}"
+
+
+def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
+    """The labels that the mask of sample `index` holds; none where it cannot be read, which its own turn will tell."""
+    try:
+        labels = dataset.labels(index) if isinstance(dataset, MaskFiles) else dataset.load(index).target
+        return set(labels.unique().tolist())
+    except Exception:  # plugins raise what they like
+        return set()
+
+
+def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | None:
+    """What `read` gives; None, and a problem of that kind, where it fails."""
+    try:
+        return read()
+    except DataError as error:
+        facts.add(kind, file, str(error).removeprefix(f"{file}: "))
+    except Exception as error:  # decoders and plugins raise what they like; the other samples are to be looked at, too
+        facts.add(kind, file, f"cannot be read ({type(error).__name__}: {error})")
+    return None
+
+
+def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
+    is_clip = isinstance(dataset, Clips)
+    kind = "video_unreadable" if is_clip else "sample_unreadable"
+    sample = _guarded(facts, kind, facts.image, lambda: dataset.load(facts.index))
+    if sample is None:
+        return None, None
+    if not is_clip:
+        facts.image = facts.mask = str(sample.name or facts.image)
+    return sample.image, sample.target
+
+
+def _read_image(facts: Facts, dataset: MaskFiles | LabelledFiles, path: Path) -> Tensor | None:
+    turned = _exif_orientation(path)
+    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.read_image(path))
+    if turned != 1 and dataset.exif == "refuse":
+        facts.problems = [problem for problem in facts.problems if "EXIF" not in problem.text]  # said once
+        stored = "its pixels are" if dataset.whole_images else "its pixels and its mask are"
+        text = f"EXIF orientation {turned}: viewers turn it, {stored} read as they are stored"
+        facts.add("exif_rotation", facts.image, text)
+    return image
+
+
+def _read_pair(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor | None]:
+    image_path, mask_path = dataset.pairs[facts.index]
+    image = _read_image(facts, dataset, image_path)
+    if mask_path is None:
+        return image, None
+    labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
+    if image is None and labels is not None and _exif_orientation(image_path) in SWAPPING:
+        facts.exif_that_fits = _exif_that_fits(image_path, (labels.shape[-1], labels.shape[-2]))
+    if facts.problems and facts.problems[-1].kind == "mask_unreadable":
+        kind = _kind_of_wrong_mask(
+            facts, mask_path, colors=isinstance(dataset, Folder) and dataset.color_map is not None
+        )
+        facts.problems[-1] = replace(facts.problems[-1], kind=kind)
+    return image, labels
+
+
+def _known_labels(facts: Facts, dataset: MaskFiles) -> Tensor | None:
+    try:
+        return dataset.labels(facts.index)
+    except UnknownValueError as error:
+        facts.unknown = dict(islice(error.pixels.items(), MAX_VALUES))
+        return None
+
+
+def _exif_orientation(path: Path) -> int:
+    """1 where there is none, or none that can be read, which reading the pixels will tell."""
+    try:
+        return header_of(path)[1]
+    except DataError:  # the reader of the pixels says what is wrong
+        return 1
+
+
+def _exif_that_fits(path: Path, mask: tuple[int, int]) -> str:
+    header, _ = header_of(path)
+    stored = (header.width, header.height)
+    fitting = {stored: "ignore", stored[::-1]: "rotate"}.get(mask, "") if stored[0] != stored[1] else ""
+    return "" if header.format == "TIFF" and fitting == "ignore" else fitting
+
+
+def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
+    """What tells more than that a mask cannot be read, where its header can; `colors` are expected, or not."""
+    try:
+        header, _ = header_of(path)
+        if header.lossy:
+            return "lossy_mask"
+        if colors:
+            read_colors(path)
+        else:
+            read_mask_values(path)
+    except UnreadableError:
+        return "mask_unreadable"
+    except DataError:  # a whole file of another kind
+        pass
+    if colors:
+        return "index_mask" if holds_labels(header) and not holds_colors(header) else "mask_mode"
+    if holds_labels(header):
+        return "mask_mode"
+    try:
+        found, counts = np.unique(read_colors(path), return_counts=True)
+    except DataError:  # no colours, or turned ones
+        return "mask_mode"
+    most = counts.argsort()[::-1][:MAX_COLORS]
+    facts.colors = dict(zip(found[most].tolist(), counts[most].tolist(), strict=True))
+    return "color_mask"
+
+
+def _look_at_image(facts: Facts, image: Tensor) -> None:
+    values = image.contiguous().numpy()
+    facts.size = (image.shape[-1], image.shape[-2])
+    flat = values.reshape(len(values), -1)
+    kind = np.int64 if flat.dtype.kind in "ui" else np.float64
+    facts.area = flat.shape[1]
+    facts.scale = np.iinfo(flat.dtype).max if flat.dtype.kind in "ui" else 1
+    facts.sums = flat.sum(1, dtype=kind).tolist()
+    facts.squares = np.einsum("ij,ij->i", flat, flat, dtype=kind, casting="unsafe").tolist()
+    facts.image_digest = _digest(values)
+    if facts.area > 1 and np.array_equal(flat.min(1), flat.max(1)):
+        facts.add("blank_image", facts.image, f"every pixel is {flat[:, 0].tolist()}")
+
+
+def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> None:
+    if labels.dim() < 2:
+        _look_at_class(facts, labels, dataset)
+        return
+    if dataset.whole_images:
+        raise DataError(f"its target has the shape {tuple(labels.shape)}; expected one class, ()")
+    facts.pixels = _count(labels, (*range(dataset.num_classes), dataset.ignore_index))
+    facts.mask_digest = _digest(labels.contiguous().numpy())
+    found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
+    numbers = {*found, dataset.ignore_index}
+    facts.counts_up = len(found) > dataset.num_classes and found[0] == 0 and found[-1] <= len(found)  # may be 2**31
+    facts.counts_up = facts.counts_up and all(number in numbers for number in range(found[-1]))
+    if not found:
+        facts.add("unlabelled", facts.mask, f"every pixel is {dataset.ignore_index}, ignored")
+    elif len(facts.pixels) == 1 and labels.numel() > 1 and found[0] in range(dataset.num_classes):
+        facts.add("blank_mask", facts.mask, f"every pixel is {found[0]}, '{dataset.classes[found[0]]}'")
+
+
+def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None:
+    """The class of a whole image, (), or its flags or shares of all classes, (num_classes,)."""
+    flags = target.reshape(-1).tolist()
+    found = [i for i, flag in enumerate(flags) if flag > 0 and flag != dataset.ignore_index] if target.dim() else flags
+    facts.whole = True
+    facts.pixels = dict.fromkeys(found or [dataset.ignore_index], 1)
+    facts.mask_digest = _digest(target.contiguous().numpy())
+    if [*facts.pixels] == [dataset.ignore_index]:
+        facts.add("no_class", facts.image, f"its class is {dataset.ignore_index}, unknown")
+
+
+def _compare_sizes(facts: Facts, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    swapped = image == mask[::-1]
+    text = f"the image is {image[0]} x {image[1]} pixels, its mask {mask[0]} x {mask[1]}"
+    facts.add("size_swapped" if swapped else "size_mismatch", facts.image, text)
+
+
+def _count(labels: Tensor, known: Sequence[int]) -> dict[int, int]:
+    """How many pixels each label has: those that are `known`, and `MAX_VALUES` others."""
+    flat = labels.reshape(-1)
+    if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < MAX_BINS:
+        counts = torch.bincount(flat)
+        found = counts.nonzero().flatten()
+        counted = counts[found]
+    else:
+        found, counted = flat.unique(return_counts=True)
+    if len(found) > MAX_VALUES:
+        kept = torch.isin(found, torch.tensor(known))
+        kept |= (~kept).cumsum(0) <= MAX_VALUES
+        found, counted = found[kept], counted[kept]
+    return dict(zip(found.tolist(), counted.tolist(), strict=True))
+
+
+def video_digest(name: str) -> bytes | None:
+    """16 bytes that depend on what a video file, or a folder of frames, holds; None where there is none."""
+    path = Path(name)
+    if not path.exists():
+        return None
+    state = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as content:
+                state.update(hashlib.file_digest(content, "blake2b").digest())
+    return state.digest()
+
+
+def _digest(values: Any) -> bytes:
+    """16 bytes that depend on the shape, the type and all values of an array."""
+    state = hashlib.blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
+    state.update(np.ascontiguousarray(values).data)
+    return state.digest()

@@ -1,0 +1,380 @@
+"""Public and saved weights into a model: recognised, renamed, strictly, with every difference named."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from classyseg.checkpoint import problem_of_values
+from classyseg.config import ConfigError, closest
+from classyseg.io import existing_path, paths
+from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
+from classyseg.models.classy_model import ClassyModel
+from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, placed
+from classyseg.weights.cache import PublicWeights, fetch
+from classyseg.weights.key_maps import Naming
+from classyseg.weights.read import read_tensors
+
+MAX_LISTED = 8
+MAX_PREFIX = 20
+COMPUTED = re.compile(r"(relative_position_index|relative_coords_table|attn_mask)$")
+"""Buffers that the model computes itself; files may have them, and nothing is read from them."""
+COUNTED = re.compile(r"num_batches_tracked$")
+"""What files from before batch norm counted batches lack, and those of other libraries."""
+OWN = "classyseg"
+ENCODING_BACKBONE = "pretrained."
+"""What PyTorch-Encoding's models with heads call the backbone."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What became of a file's tensors.
+
+    `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
+    empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
+    the model's heads that the file has nothing for: they are as they were initialised. `assumed` says in sentences what
+    the file does not tell and was taken for granted.
+    """
+
+    library: str
+    prefix: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    ignored: tuple[str, ...]
+    new_heads: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    def problems(self) -> str:
+        """The missing, unexpected and mismatched keys in one line; empty where there are none."""
+        groups = (
+            ("missing keys", self.missing),
+            ("unexpected keys", self.unexpected),
+            ("other shapes or types", self.mismatched),
+        )
+        return "; ".join(f"{len(keys)} {title}: {_listed(keys)}" for title, keys in groups if keys)
+
+    def summary(self) -> str:
+        """How much was loaded from where, and how much was beside it, in one line."""
+        counts = Counter(key.partition(".")[0] for key in self.ignored)
+        beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
+        more = f"; ignored: {beside}" if beside else ""
+        new = f"; new, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
+        return f"{len(self.loaded)} tensors loaded{_as(self)}{more}{new}"
+
+
+def load_weights(
+    model: ClassyModel,
+    weights: str,
+    *,
+    variant: str = "",
+    classifier: str | None = None,
+    new_classifier: bool = False,
+    strict: bool = True,
+    adapt_input: bool = False,
+    grid: tuple[int, int] | None = None,
+) -> LoadedWeights:
+    """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
+
+    The file may use the model's own names or those of a library in `model.namings`, under any prefix: the one under
+    which most keys fit, the first of equals. It gives the backbone; the whole model when both hold `heads.*`, or when
+    the file is one of PyTorch-Encoding's with heads, and PyTorch-Encoding has all of the model's heads. Every tensor
+    must fit: the reference's own classifier may be left over, unless `classifier` names the head that takes it, whose
+    layers with weights are linear ones and layer norms alone. Then the file must have one; with `new_classifier`, one
+    of another number of classes, or none, leaves the head as it was initialised, with a warning.
+
+    `strict=False` loads what fits and reports the rest; `adapt_input` fits a first convolution for 3 channels to the
+    model's: every colour's weights are shared by the channels that take it, so that a grey image gives what it gave
+    before. `grid` (rows, columns) is that of the file's position embeddings, where it is no square.
+
+    Raises: `ConfigError` listing the missing, unexpected and mismatched keys; for a file that cannot be read, or that
+    holds values that are not finite; for a name that does not exist; for a download whose hash is wrong; for a head
+    that cannot take a classifier; for position embeddings of a grid that nobody tells. The model is unchanged then.
+    """
+    place = f"model.weights: '{weights}'"
+    known = model.known_weights(variant)
+    for key, wanted in known[weights].config if weights in known else ():
+        if getattr(model, key, wanted) != wanted:
+            found = getattr(model, key)
+            raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
+    try:
+        path = find_weights(weights, known)
+        tensors = read_tensors(path)
+        image_size = image_size_of_run(path) if path.is_dir() else None
+    except ConfigError as error:
+        raise ConfigError(f"model.weights: {error}") from None
+    state, report = match(
+        model,
+        tensors,
+        classifier=classifier,
+        new_classifier=new_classifier,
+        adapt_input=adapt_input,
+        grid=grid,
+        image_size=image_size,
+    )
+    name = variant or type(model).__name__
+    if not report.loaded:
+        raise ConfigError(
+            f"{place} has no tensor of {name}: found keys such as "
+            f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}"
+        )
+    if strict and report.problems():
+        raise ConfigError(
+            f"{place} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}"
+        )
+    if classifier in report.new_heads:
+        text = f"{place} holds no classifier for the head '{classifier}' of {name}"
+        if strict and not new_classifier:
+            raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
+        classes = len(model.state_dict()[f"heads.{classifier}.{linear_layers(model, str(classifier))[-1]}.weight"])
+        log.warning("%s, of %d classes: it starts as it was initialised", text, classes)
+    require_sound(place, state)
+    model.load_state_dict(state, strict=False)
+    if report.problems():
+        log.warning("%s was loaded in part: %s", place, report.problems())
+    for sentence in report.assumed:
+        log.log(logging.INFO if weights in known else logging.WARNING, "%s: %s", place, sentence)
+    log.info("%s: %s", place, report.summary())
+    return report
+
+
+def require_sound(place: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: `ConfigError` that names tensors with numbers that are not finite, or with a variance below 0."""
+    broken = {key: problem for key, value in tensors.items() if (problem := problem_of_values(key, value))}
+    for problem in dict.fromkeys(broken.values()):
+        keys = [key for key, found in broken.items() if found == problem]
+        raise ConfigError(f"{place}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
+
+
+def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: LoadedWeights) -> str:
+    """What to do, where nothing but sizes of the heads' tensors is in the way."""
+    left = [key for key in model.state_dict() if key not in state and not (COMPUTED.search(key) or COUNTED.search(key))]
+    if report.missing or report.unexpected or not all(key.startswith("heads.") for key in left):
+        return ""
+    return (
+        "; if these heads are for another number of classes, weights: {source: ..., strict: false} loads all the rest, "
+        "or give the model the file's number"
+    )
+
+
+def _no_classifier(model: ClassyModel, head: str) -> str:
+    """What to do, where a classifier is wanted and the file has none."""
+    looked = ", ".join(f"{start}*" for start in model.classifier_prefixes)
+    where = f"keys such as {looked}" if looked else f"nothing, as {type(model).__name__} names no classifier_prefixes"
+    return (
+        f" (looked for {where}). With weights={{'source': ..., 'strict': False}} heads.{head} starts as it was "
+        "initialised; create_backbone loads the backbone alone"
+    )
+
+
+def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
+    """The file or folder that `weights` means: a name of `known`, a path, or a URL, which is downloaded."""
+    if weights in known:
+        return fetch(known[weights].url, known[weights].digest)
+    if urlparse(weights).scheme in ("http", "https", "file"):
+        return fetch(weights)
+    path = _local(weights) if "://" in weights else existing_path(weights)
+    if not weights or not path.exists():
+        near = closest(weights, known)
+        raise ConfigError(
+            f"found '{weights}', which is no file and no known name{f'; did you mean {near!r}?' if near else '.'} "
+            f"Known: {', '.join(known) or 'none'}"
+        )
+    return path
+
+
+def _local(uri: str) -> Path:
+    """A local copy of what one of iopath's handlers, which plugins may register, finds at `uri`."""
+    try:
+        return Path(paths.get_local_path(uri))
+    except Exception as error:  # of the handler's own kind
+        raise ConfigError(f"{uri} could not be fetched: {type(error).__name__}: {error}") from None
+
+
+# -- matching --------------------------------------------------------------------------------------------------------
+
+
+def match(
+    model: ClassyModel,
+    tensors: Mapping[str, Tensor],
+    *,
+    classifier: str | None = None,
+    new_classifier: bool = False,
+    adapt_input: bool = False,
+    grid: Grid | None = None,
+    image_size: Grid | None = None,
+) -> tuple[dict[str, Tensor], LoadedWeights]:
+    """Those of `tensors` that fit `model`, by the model's keys, and what became of all of them.
+
+    `image_size` is that of the model whose tensors they are, where it is known; the others are those of `load_weights`.
+    """
+    if grid is not None and not model.position_grids():
+        raise ConfigError(
+            f"weights.grid: found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
+        )
+    everything = model.state_dict()
+    expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
+    naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
+    tensors = naming.join(tensors)
+    ignorable = tuple(prefix + start for start in naming.classifier)
+    heads = [k for k in tensors if k.startswith(f"{prefix}heads.") and not k.startswith(ignorable)]
+    if naming.library == OWN and heads:
+        expected = everything
+        ignorable = ignorable if model.heads else (*ignorable, f"{prefix}heads.")
+    theirs = {key: prefix + naming.key(key) for key in expected}
+    outer = prefix.removesuffix(ENCODING_BACKBONE)
+    of_head = [key for key in tensors if key.startswith(f"{outer}head.") and prefix != outer]
+    head_names = encoding_names(model) if of_head else {}
+    theirs |= {key: outer + name for key, name in head_names.items()}
+    if classifier is not None:
+        keys = classifier_keys(classifier, model, starts_of_classifier(naming.classifier, prefix), tensors)
+        if not new_classifier or _has_classes_of(keys, tensors, everything):
+            theirs |= keys
+    expected |= {key: everything[key] for key in theirs if key not in expected}
+    fit = _Fit(model, adapt_input, grid, image_size)
+    state = fit.tensors(
+        {key: (name, naming.tensor(key, tensors[name])) for key, name in theirs.items() if name in tensors}
+    )
+    names = set(theirs.values())
+    others = [key for key in tensors if key not in names]
+    left_over = [key for key in others if key.startswith(prefix) and not key.startswith(ignorable)]
+    if head_names:
+        aliases = model.heads[model.main_head].pytorch_encoding_keys().aliases  # type: ignore[operator, union-attr]
+        left_over += [k for k in of_head if k not in names and not re.search(aliases, k.removeprefix(f"{outer}head."))]
+    unexpected = [key for key in left_over if not COMPUTED.search(key) and not COUNTED.search(key)]
+    absent = [(key, name) for key, name in theirs.items() if name not in tensors]
+    missing = [name for key, name in absent if not COMPUTED.search(key) and not COUNTED.search(key)]
+    told = set(unexpected)
+    ignored = [key for key in others if key not in told]
+    new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
+    lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
+    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
+
+
+def _has_classes_of(keys: Mapping[str, str], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
+    """Whether the file's classifier has as many classes as the head; `keys` are the file's by ours."""
+    weights = [(ours, theirs) for ours, theirs in keys.items() if ours.endswith(".weight")]
+    return bool(weights) and len(tensors[weights[-1][1]]) == len(own[weights[-1][0]])
+
+
+class _Fit:
+    """A file's tensors as the model's: what does not fit is `mismatched`, what was taken for granted `assumed`."""
+
+    def __init__(self, model: ClassyModel, adapt_input: bool, grid: Grid | None, image_size: Grid | None) -> None:
+        self.model = model
+        self.expected = model.state_dict()
+        self.positions = model.position_grids()
+        self.adapt_input, self.grid, self.image_size = adapt_input, grid, image_size
+        self.mismatched: list[str] = []
+        self.assumed: list[str] = []
+
+    def tensors(self, found: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
+        """Of `found`, which are names in the file and tensors by our keys, those that fit."""
+        state = {}
+        for key, (name, tensor) in found.items():
+            expected = self.expected[key]
+            if COMPUTED.search(key):
+                if "relative_position_index" in key and tensor.numel() != expected.numel():
+                    self.mismatched.append(f"{name} is of other windows: {tuple(tensor.shape)}")
+                continue
+            try:
+                tensor = self._fitted(key, name, tensor)
+            except UnplacedError as error:
+                self.mismatched.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected.shape)}: {error}")
+                continue
+            if tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point():
+                state[key] = tensor.to(expected.dtype)
+                continue
+            of = "" if tensor.is_floating_point() == expected.is_floating_point() else f" of {tensor.dtype}"
+            hint = ", which adapt_input: true fits" if _is_first(tensor, expected, self.model.in_channels) else ""
+            self.mismatched.append(f"{name} is {tuple(tensor.shape)}{of}, expected {tuple(expected.shape)}{hint}")
+        return state
+
+    def _fitted(self, key: str, name: str, tensor: Tensor) -> Tensor:
+        expected = self.expected[key]
+        if key in self.positions:
+            told = self.grid or grid_of(self.image_size, self.positions[key], tensor)
+            tensor, assumed = placed(name, tensor, tuple(expected.shape), self.positions[key], told)
+            self.assumed += [assumed] if assumed else []
+        return _fitted(self.model.fit_tensor(key, tensor), expected, self.adapt_input, self.model.in_channels)
+
+
+def encoding_names(model: ClassyModel) -> dict[str, str]:
+    """PyTorch-Encoding's names of the keys of its heads by ours: the main head, and the one that only trains.
+
+    Empty where it does not have one of the model's heads.
+    """
+    aux = [name for name in model.heads if name in model.train_only_heads]
+    places = dict.fromkeys(aux[:1], "auxlayer.")
+    if len(aux) < len(model.heads):
+        places[model.main_head] = "head."
+    names: dict[str, str] = {}
+    for name, head in model.heads.items():
+        keys = head.pytorch_encoding_keys()  # type: ignore[operator]
+        if keys is None or name not in places:
+            return {}
+        naming = Naming("pytorch_encoding", keys.rules)
+        names |= {f"heads.{name}.{key}": places[name] + naming.key(key) for key in head.state_dict()}
+    return names
+
+
+def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
+    """The naming and the prefix under which most of the expected keys are in the file; the first of equals."""
+    ours = [key for key in expected if not COMPUTED.search(key) and not COUNTED.search(key)]
+    best, best_count = (namings[0], ""), 0
+    for naming in namings:
+        names = {naming.key(key) for key in ours}
+        counts: Counter[str] = Counter()
+        for key in tensors:
+            parts = key.split(".")
+            counts.update(
+                prefix
+                for i in range(min(len(parts), MAX_PREFIX))
+                if key.removeprefix(prefix := "".join(f"{part}." for part in parts[:i])) in names
+            )
+        for prefix, count in counts.items():
+            if count > best_count:
+                best, best_count = (naming, prefix), count
+    return best
+
+
+def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:
+    """`found`, changed to the expected channels of a first convolution where that is asked for.
+
+    Over all channels the weights add up to what they did before: one or two channels share the sum of the three
+    colours; of more, channel i takes the colour i % 3, whose weights are divided by how many channels take it.
+    """
+    if not adapt_input or not _is_first(found, expected, in_channels):
+        return found
+    if in_channels < 3:
+        return torch.cat([found.sum(1, keepdim=True) / in_channels] * in_channels, 1)
+    colours = torch.arange(in_channels) % 3
+    shares = colours.bincount()[colours].to(found.dtype)
+    return found[:, colours] / shares.view(-1, *[1] * (found.dim() - 2))
+
+
+def _is_first(found: Tensor, expected: Tensor, in_channels: int) -> bool:
+    """Whether `found` is a first convolution for 3 channels where one for another number is `expected`."""
+    others = found.shape[:1] == expected.shape[:1] and found.shape[2:] == expected.shape[2:]
+    return found.dim() >= 4 and others and found.shape[1] == 3 != in_channels == expected.shape[1]
+
+
+def _as(report: LoadedWeights) -> str:
+    names = "" if report.library == OWN else f" with the names of {report.library}"
+    return f"{names} under '{report.prefix}'" if report.prefix else names
+
+
+def _listed(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")
