@@ -23,7 +23,7 @@ from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform
 from classyseg.weights.cache import fetch
 
-SAMPLE = Path(__file__).parents[2] / "../shared/data/imagenet_sample"
+SAMPLE = Path(__file__).parents[3] / "../shared/data/imagenet_sample"
 TOP1 = 0.877
 """Of lite0 on those images, as their README has it."""
 VARIANTS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")

@@ -262,7 +262,7 @@ def lives(pid: int) -> bool:
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_workers_end_when_the_main_process_is_killed(method: str) -> None:
     command = [sys.executable, "-c", KEPT_WORKER.format(method=method)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
         assert process.stdout is not None
         worker = int(process.stdout.readline())
         assert lives(worker)

@@ -128,7 +128,7 @@ def test_what_is_prepared_is_read_by_the_data_set_with_its_defaults(
 
 
 def test_the_numbers_of_files_are_those_of_the_docs() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
     wanted = {name: {n for source in sources for n in source.holds.values()} for name, sources in RECIPES.items()}
     for name in ("ade20k", "coco_stuff", "coco_panoptic", "camvid", "pascal_voc", "pascal_context"):
         (row,) = re.findall(rf"^\| `{name}` \|.*", text, re.MULTILINE)

@@ -13,7 +13,7 @@ from PIL import Image
 from classyseg.config import ConfigError
 from classyseg.datasets import CamVid
 
-REAL = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[2] / "../shared/data") / "camvid"
+REAL = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[3] / "../shared/data") / "camvid"
 
 
 def test_a_split_is_a_folder_and_its_annotations(tmp_path: Path) -> None:
