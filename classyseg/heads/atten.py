@@ -72,7 +72,7 @@ class AttenHead(ClassyHead):
         channels *= 1 + with_global
         self.context = ContextEncoding(channels, num_codes, norm) if with_encoding else None
         self.presence = nn.Linear(channels, num_classes) if se_branch else None
-        self.extras = ("se",) if se_branch else ()
+        self.output_names = (LOGITS, "se") if se_branch else (LOGITS,)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
@@ -95,6 +95,6 @@ class AttenHead(ClassyHead):
         if self.context is not None:
             x, context = self.context(x)
         logits = self.classifier(self.dropout(x))
-        if self.presence is None or not self.training:
+        if self.presence is None or context is None:
             return logits
         return {LOGITS: logits, "se": self.presence(context)}

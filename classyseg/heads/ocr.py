@@ -50,14 +50,13 @@ class ObjectAttention(nn.Module):
 class OCRHead(ClassyHead):
     """A coarse prediction, each class's mean feature weighted by it, and each pixel's attention to these regions.
 
-    Several blocks are brought to the finest one's size and concatenated, as HRNet's branches are for HRNet-OCR. In
-    training the coarse prediction is the extra `coarse` (N, num_classes, h, w), with a loss of its own (0.4 in the
-    paper).
+    Several blocks are brought to the finest one's size and concatenated, as HRNet's branches are for HRNet-OCR. The
+    coarse prediction is the output `coarse` (N, num_classes, h, w), with a loss of its own (0.4 in the paper).
 
     Source: Yuan et al., "Object-Contextual Representations for Semantic Segmentation", ECCV 2020.
     """
 
-    extras = ("coarse",)
+    output_names = (LOGITS, "coarse")
 
     def __init__(
         self,
@@ -81,7 +80,7 @@ class OCRHead(ClassyHead):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
+    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
         x = self.concatenation(features)
         coarse = self.coarse(x)
         pixels = self.conv(x)
@@ -89,4 +88,4 @@ class OCRHead(ClassyHead):
         regions = torch.matmul(pixels.flatten(2), shares.transpose(1, 2)).unsqueeze(3)
         x = self.fuse(torch.cat([self.attention(pixels, regions), pixels], 1))
         logits = self.classifier(self.dropout(x))
-        return {LOGITS: logits, "coarse": coarse} if self.training else logits
+        return {LOGITS: logits, "coarse": coarse}

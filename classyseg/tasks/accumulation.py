@@ -8,23 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.distributed import sum_over_processes
-from classyseg.losses import ClassyLoss
 from classyseg.structures import Sample
 
 Outputs = Mapping[str, Tensor]
 
 
-def parts_of(batch: Sample, loss: ClassyLoss, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
-    """Of each part of a batch: images, target, shares of the counts of the loss's terms, and whether it is the last."""
-    if num_parts == 1:
-        yield batch.image, batch.target, 1.0, True
-        return
+def parts_of(batch: Sample, num_parts: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Of each part of a batch: images, target, and whether it is the last."""
     images, targets = batch.image.chunk(num_parts), batch.target.chunk(num_parts)
-    counts = sum_over_processes(torch.stack([loss.counts(target) for target in targets]))
-    shares = (counts / counts.sum(0).clamp(min=1e-12)).float()
     for i in range(num_parts):
-        yield images[i], targets[i], shares[i], i == num_parts - 1
+        yield images[i], targets[i], i == num_parts - 1
 
 
 def whole_batch_step(

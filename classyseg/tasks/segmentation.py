@@ -28,8 +28,9 @@ from classyseg.datasets import (
     make_loader,
 )
 from classyseg.foreign import instead_of_key
-from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
-from classyseg.losses import ClassyLoss, build_loss
+from classyseg.heads.classy_head import LOGITS, outputs_of
+from classyseg.layers import ImageNormalizer, NormalizeConfig, synchronize_batch_norm
+from classyseg.losses import ClassyLoss, LossSum, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
 from classyseg.models.memory.feature_cache import FeatureCache
@@ -67,6 +68,7 @@ from classyseg.tasks.checks import (
 )
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.known import check_config, check_in_channels, check_unit, in_own_unit, seen_at_once
+from classyseg.tasks.outputs import prediction
 from classyseg.tasks.resume import restore_optimizer, saved_scaler, whole_number
 from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
@@ -303,7 +305,7 @@ class SegmentationTask(ClassyTask):
             torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
         for meter in self.meters:
             meter.reset()
-        self._test_loss = torch.zeros(2, self.loss.num_terms, dtype=torch.float64, device=self.device)
+        self._test_loss = LossSum()
 
     def _on_device(self, batch: Sample) -> Sample:
         if batch.image.shape[1] != self.model.in_channels:
@@ -336,11 +338,17 @@ class SegmentationTask(ClassyTask):
     def _added_parts(self, batch: Sample, keys: list[str]) -> Tensor:
         """The batch's loss, whose gradients are the sums of those of its parts."""
         total: Tensor | float = 0.0
-        for image, target, share, is_last in parts_of(batch, self.loss, self.runtime.accumulate_steps):
+        counts: Tensor | None = None
+        steps = self.runtime.accumulate_steps
+        for image, target, is_last in parts_of(batch, steps):
             with self._no_sync(unless=is_last):
                 with self._autocast():
-                    logits = self.network(self._cached(image, keys))
-                loss = (self.loss.terms(logits, target) * share).sum()
+                    outputs = self.network(self._cached(image, keys))
+                terms = self.loss.terms(outputs, target)
+                if counts is None:
+                    own = terms.counts if steps == 1 else self.loss.counts(outputs, batch.target)
+                    counts = distributed.sum_over_processes(own)
+                loss = terms.divided(counts, float(distributed.world_size()))
                 self._backward(loss)
             total = total + loss.detach()
         return torch.as_tensor(total)
@@ -356,7 +364,7 @@ class SegmentationTask(ClassyTask):
                 return self.network(inputs[i])
 
         return whole_batch_step(
-            self.network, run, steps, lambda outputs: self.loss.terms(outputs, batch.target).sum(), self._backward
+            self.network, run, steps, lambda outputs: self.loss(outputs, batch.target), self._backward
         )
 
     def _backward(self, loss: Tensor) -> None:
@@ -403,16 +411,16 @@ class SegmentationTask(ClassyTask):
         keys = self._cache_keys(batch)
         batch = self._on_device(batch)
         with self._autocast():
-            logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
-        if self.loss.names_read(logits, batch.target):  # else the record has no loss
-            counts = self.loss.counts(batch.target)
-            self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
-        labels: dict[str, Tensor] = {}
+            outputs: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
+        self._test_loss.add(self.loss.terms(outputs, batch.target))
+        made: dict[tuple[str, str], Any] = {}
         for meter in self.meters:
-            head = meter.head or self.model.main_head
-            if meter.reads_labels and head not in labels:
-                labels[head] = argmax_at(logits[head], batch.target.shape[1:])
-            meter.update(labels[head] if meter.reads_labels else logits[head], batch.target)
+            name = meter.head or self.model.main_head
+            own = outputs_of(outputs, name)
+            reads = "logits" if meter.takes_logits and LOGITS in own else meter.reads
+            if (name, reads) not in made:
+                made[name, reads] = prediction(self.model.head(name), own, batch.target.shape[1:], reads)
+            meter.update(made[name, reads], batch.target)
 
     def phase_metrics(self) -> dict[str, Any]:
         if self._feature_cache is not None:
@@ -422,9 +430,7 @@ class SegmentationTask(ClassyTask):
         bad = self.bad_samples.end_phase(self.progress.phase)
         if self.progress.phase == "train":
             return dict(bad)
-        totals, counts = distributed.sum_over_processes(self._test_loss.cpu())
-        loss = (totals / counts.clamp(min=1e-12)).sum().item()
-        metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
+        metrics: dict[str, Any] = {"loss": self._test_loss.value()}
         values = [meter.compute() for meter in self.meters]
         self.phase_files = joined_files(self.meters, values, self.model.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
