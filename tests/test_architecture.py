@@ -33,6 +33,7 @@ FLOORS = (
             "switches",
             "stopping",
             "foreign_words",
+            "documented",
         ),
         *("pickled", "pickled_arrays"),
     },
