@@ -61,6 +61,8 @@ def features_on_meta(model: ClassyModel, size: int) -> dict[str, Tensor]:
 class _Calls(nn.Module):
     """Has the model's tensors as its own, and any function as its forward: what `functional_call` takes."""
 
+    call: Callable[[Tensor], Any]
+
     def __init__(self, model: nn.Module, call: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.model = model
