@@ -23,20 +23,6 @@ class WeightsConfig(ConfigRecord):
     normalize: {mean: [0.485, 0.456, 0.406, 0.5], std: [0.229, 0.224, 0.225, 0.25]}
     ```
 
-    Args: source: The name, path or URL. strict: false loads the tensors that fit, and warns of the others in one line.
-    adapt_input: Fits a first convolution for 3 channels to `in_channels`. grid: `[rows, columns]` of the source's
-    position embeddings, where they are of no square; see weights.md.
-
-    ```yaml
-    dataset: {train: {name: folder, images: fields/images, masks: fields/masks, classes: [soil, crop], channels: 4}}
-    model:
-      name: resnet50
-      in_channels: 4
-      weights: {source: imagenet1k_v2, adapt_input: true}
-      heads: {main: {name: fcn, blocks: [stage4]}}
-    normalize: {mean: [0.485, 0.456, 0.406, 0.5], std: [0.229, 0.224, 0.225, 0.25]}
-    ```
-
     Args:
         source: The name, path or URL.
         strict: false loads the tensors that fit, and warns of the others in one line.
