@@ -23,6 +23,9 @@ class PresenceLoss(ClassWeightedLoss):
     divided by them.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
+
+    Args:
+        class_weights: Factors of the classes' terms; the mean is not divided by them.
     """
 
     needs = "this loss needs logits (N, C), of the classes that an image holds, such as the output `se` of encnet"
