@@ -17,6 +17,8 @@ from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.models.memory.feature_cache import check_frozen
+from classyseg.models.memory.recompute import recomputes
+from classyseg.models.public_weights import public_weights
 from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.tasks.outputs import SeenAtOnce, check_outputs, check_takes_images
@@ -89,8 +91,9 @@ def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
     source = getattr(weights, "source", weights)
     if source is None:
         return None
-    known = model_config.component.known_weights(model_config.name)  # type: ignore[attr-defined]
-    return NormalizeConfig(mean=known[source].mean, std=known[source].std) if source in known else None
+    component: Any = model_config.component
+    known = public_weights(component, model_config.name).get(source)
+    return NormalizeConfig(mean=known.mean, std=known.std) if known else None
 
 
 def applied_normalize(
@@ -170,7 +173,7 @@ def normalizes(transforms: Iterable[Any]) -> bool:
 
 def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
-    if runtime.compile and model.keeps_less:
+    if runtime.compile and (recomputes(model) or model.activation_compression != "none"):
         raise ConfigError(
             "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
             "the compiler cannot take; it computes activations again by itself. Keep one of them"

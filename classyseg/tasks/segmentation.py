@@ -28,7 +28,7 @@ from classyseg.datasets import (
     make_loader,
 )
 from classyseg.foreign import instead_of_key
-from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm
+from classyseg.layers import ImageNormalizer, NormalizeConfig, argmax_at, synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
@@ -324,7 +324,7 @@ class SegmentationTask(ClassyTask):
         keys = self._cache_keys(batch)
         batch = self._on_device(batch)
         progress = step / (self.num_epochs * self.steps_per_epoch)
-        self.model.set_progress(progress)
+        tell_progress(self.model, progress)
         self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
         if self.runtime.accumulate_steps > 1 and not self.loss.is_additive:
