@@ -476,5 +476,17 @@ TASKS = Registry("tasks", noun="task", base="classyseg.tasks:ClassyTask")
 
 REGISTRIES = {
     registry.kind: registry
-    for registry in (MODELS, HEADS, LOSSES, METERS, DATASETS, TRANSFORMS, PROTOCOLS, OPTIMIZERS, SCHEDULERS, HOOKS, TASKS)
+    for registry in (
+        MODELS,
+        HEADS,
+        LOSSES,
+        METERS,
+        DATASETS,
+        TRANSFORMS,
+        PROTOCOLS,
+        OPTIMIZERS,
+        SCHEDULERS,
+        HOOKS,
+        TASKS,
+    )
 }

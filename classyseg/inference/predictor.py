@@ -18,7 +18,7 @@ from classyseg.inference.description import Card, Description, architecture
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
-from classyseg.inference.preparation import Preparation, Prepared, preparation_from
+from classyseg.inference.preparation import Preparation, Prepared
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
@@ -93,14 +93,13 @@ class Predictor:
         **options: Any,
     ) -> Predictor:
         """A predictor of `model` by what a file says of it. Raises: `ConfigError`."""
-        preparation = {**description.preparation, "channels": model.in_channels}
         return cls(
             model,
             classes=description.classes,
             palette=description.palette,
             ignore_index=description.ignore_index,
             normalize=description.normalize,
-            preparation=preparation_from(preparation),
+            preparation=Preparation.of(description.preparation, model.in_channels),
             protocol=description.protocol if protocol is None else protocol,
             precision=precision or description.precision,
             channels_last=description.channels_last,
@@ -186,9 +185,9 @@ class Predictor:
         if budget is not None and budget <= 0:
             raise BudgetError("the image itself", self.max_memory or 0, 2 * taken)
         wanted = Wanted(self.head, kind)
-        found: Tensor = self.protocol(
-            self.network, self.normalized(images), prepared[0].output_size, [wanted], budget
-        )[wanted]
+        found: Tensor = self.protocol(self.network, self.normalized(images), prepared[0].output_size, [wanted], budget)[
+            wanted
+        ]
         return found
 
     def normalized(self, images: Tensor) -> Tensor:
@@ -270,10 +269,11 @@ def _alike(first: Prepared, second: Prepared) -> bool:
 def _shown(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
-    array: npt.NDArray[np.float32] = values.float().permute(1, 2, 0).numpy()
+    array = values.float().permute(1, 2, 0).numpy()
     if image.dtype == torch.uint16:
-        return array / 257
-    if image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
+        array = array / 257
+    elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
         low, high = float(array.min()), float(array.max())
-        return (array - low) * (255 / (high - low) if high > low else 0.0)
-    return array
+        array = (array - low) * (255 / (high - low) if high > low else 0.0)
+    shown: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return shown

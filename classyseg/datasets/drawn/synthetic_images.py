@@ -10,8 +10,8 @@ from pydantic import Field
 
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.datasets.classification_dataset import ClassificationDataset
-from classyseg.datasets.files.arrays import image_tensor
 from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS
+from classyseg.datasets.files.arrays import image_tensor
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample
