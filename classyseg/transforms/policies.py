@@ -14,7 +14,7 @@ from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.classy_transform import ClassyTransform, Region
 from classyseg.transforms.color import require_color
 from classyseg.transforms.pixels import Grey, Matrix, require_aligned, warp_sample
 
@@ -183,6 +183,9 @@ class _Policy(ClassyTransform):
         super().__init__(ignore_index)
         self.name, self.fill = name, fill
 
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        return None
+
     def check(self, sample: Sample) -> None:
         require_aligned(sample, self.name)
         require_color(sample, self.name)
@@ -198,7 +201,13 @@ class _Policy(ClassyTransform):
 class AutoAugment(_Policy):
     """One of 25 pairs of operations, each with its own probability and strength, which a search found.
 
+    Turns, shears and shifts move the mask alike; what they bring from outside is ignored.
+
     Source: Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data", CVPR 2019.
+
+    Args:
+        policy: On what the pairs were searched: or `cifar10`, `svhn`.
+        fill: What comes from outside, in the image.
     """
 
     def __init__(
@@ -224,6 +233,12 @@ class RandAugment(_Policy):
     """`num_operations` of 14 operations, drawn anew for each image, all of one strength.
 
     Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2020.
+
+    Args:
+        num_operations: How many.
+        magnitude: The strength, from 0 to `num_levels` - 1.
+        num_levels: What the strength counts in.
+        fill: What comes from outside, in the image.
     """
 
     def __init__(
