@@ -21,6 +21,7 @@ FLOORS = (
         *(
             "structures",
             "config",
+            "problems",
             "console",
             "yaml_text",
             "io",
@@ -56,6 +57,7 @@ SAME_FLOOR = {
     ("run_folder", "console"),
     ("io", "console"),
     ("config", "yaml_text"),
+    ("problems", "config"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("launcher", "config"),

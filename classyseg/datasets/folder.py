@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from classyseg.config import MAX_CHANNELS, ConfigError, within
 from classyseg.datasets.classy_dataset import Color, Palette, check_palette, color_from, color_of
+from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, read_colors
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
@@ -57,13 +59,17 @@ class Folder(MaskFiles):
         self.ignore_index = ignore_index
         self.channels = channels
         self.bits = bits
-        self.has_label_map = bool(label_map)
         self.color_map = None if color_map is None else _color_label_map(color_map)
         self.label_map = LabelMap(label_map or {}, others_stay=True)
         self.palette = _colors_of_map(color_map or {}, len(classes))
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
         super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
+
+    @classmethod
+    def facts_of(cls, config: Any) -> DataFacts:
+        masks = getattr(config, "masks", "")  # which a subclass may not have
+        return replace(super().facts_of(config), has_masks=None if masks is not None else False)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -76,7 +82,7 @@ class Folder(MaskFiles):
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
 
     def _label_hint(self, values: list[int]) -> str:
-        if self.has_label_map or self.color_map:
+        if self.label_map.labels or self.color_map:
             return ""
         if self.num_classes == 2 and values == [255]:
             return "; for masks of 0 and 255, set label_map: {255: 1}"

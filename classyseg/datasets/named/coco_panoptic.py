@@ -60,7 +60,7 @@ class CocoPanoptic(MaskFiles):
     def files(self, index: int) -> tuple[Path, ...]:
         return (*super().files(index), self._source)
 
-    def labels(self, index: int) -> Tensor:
+    def load_target(self, index: int) -> Tensor:
         mask, row = self.mask_path(index), self._rows[index]
         mine = slice(self._ends[row], self._ends[row + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))
