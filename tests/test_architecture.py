@@ -34,6 +34,7 @@ FLOORS = (
             "switches",
             "stopping",
             "foreign_words",
+            "documented",
         ),
         *("pickled", "pickled_arrays"),
     },

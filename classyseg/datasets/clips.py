@@ -34,6 +34,15 @@ class ClipConfig(ConfigRecord):
     """Which clips a video gives: `frames` that follow each other at `frame_rate`, `per_video` of all that there are.
 
     Clips begin at every `step`-th frame. Without a `frame_rate`, frames are taken as they come.
+
+    Which frames become samples, of those data sets.
+
+    Args:
+        frames: Frames of a clip.
+        per_video: Random: up to so many different clips of a video in an epoch. Even: so many, from the first to the
+            last.
+        step: A clip may begin at every so many-th frame.
+        frame_rate: Take frames at this rate a second; null: all.
     """
 
     frames: Count

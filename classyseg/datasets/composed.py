@@ -111,6 +111,12 @@ class Concat(Composed):
     """All samples of `datasets`, which have the same classes, one data set after the other.
 
     A data set that is named twice counts twice, and is augmented in two ways.
+
+    Several data sets as one; they have the same classes and ignored label.
+
+    Args:
+        datasets: A list of data sets. One that is named twice counts twice.
+        transforms: Transforms, after those of the data sets within.
     """
 
     def __init__(
@@ -167,6 +173,17 @@ class Subset(Composed):
 
     With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
     the smaller one. Clips of one video count as one, and stay together, however they are sampled.
+
+    Of data sets that give several clips of a video, videos are counted, and stay whole.
+
+    Args:
+        dataset: The data set.
+        first: The first so many.
+        every: Every so many-th, beginning with the first.
+        share: A random share, above 0 and up to 1.
+        share_seed: Another seed, another share.
+        rest: All the others instead, such as what a held-out part leaves for training.
+        transforms: Transforms, after those of the data sets within.
     """
 
     def __init__(

@@ -29,6 +29,11 @@ class DatasetsConfig(ConfigRecord):
     """The data sets of a task; without `test`, nothing is measured but the training loss.
 
     A task that trains needs `train`.
+
+    Args:
+        train: A data set; required unless `num_epochs` is 0. Classes, palette and ignored label come from here, or from
+            `test` where there is no `train`.
+        test: A data set with the same classes; null: only the training loss is recorded.
     """
 
     train: DatasetConfig | None = None

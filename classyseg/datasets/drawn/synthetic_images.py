@@ -28,6 +28,13 @@ class SyntheticImage(ClassificationDataset):
 
     `class_ratio` is the share of green images. Sample `index` of a `split` is drawn from `(split, index)`: nothing is
     stored.
+
+    Args:
+        split: `train` or `test`: different images.
+        num_samples: How many.
+        size: Height and width.
+        class_ratio: The share of green ones.
+        transforms: Transforms.
     """
 
     classes = ("red", "green")
@@ -70,6 +77,14 @@ class SyntheticImageStreaming(SyntheticImage):
     """`synthetic_image` as a stream: an epoch takes the next `num_samples` images of `length`, then it starts anew.
 
     Without a `length`, the stream is one epoch long, as in ClassyVision. An evaluation takes the first ones.
+
+    Args:
+        split: `train` or `test`: different images.
+        num_samples: How many in one epoch.
+        length: How many in all; null: as many as in one epoch.
+        size: Height and width.
+        class_ratio: The share of green ones.
+        transforms: Transforms.
     """
 
     def __init__(

@@ -32,9 +32,18 @@ HUES = {1: 0.0, 2: 0.33, 3: 0.6}
 class SyntheticShapes(ClassyDataset):
     """Discs, squares and triangles of any place, size and turn, before a noisy background crossed by coloured lines.
 
-    A shape's hue hints at its class, but `odd_colors` of them have any hue, as the lines do; shapes hide each other;
-    a line of `border` pixels around each is ignored, as in Pascal VOC. Sample `index` of a `split` is drawn from
-    `(split, index)`: nothing is stored.
+    A shape's hue hints at its class, but `odd_colors` of them have any hue, as the lines do; shapes hide each other; a
+    line of `border` pixels around each is ignored, as in Pascal VOC. Sample `index` of a `split` is drawn from `(split,
+    index)`: nothing is stored.
+
+    Args:
+        split: `train` or `test`: different scenes.
+        num_samples: How many.
+        size: Height and width, 16 or more.
+        max_shapes: Each scene has 1 to so many.
+        border: Width in pixels of the ignored line around each shape.
+        odd_colors: Share of shapes whose colour says nothing about their class.
+        transforms: Transforms.
     """
 
     classes = ("background", "disc", "square", "triangle")

@@ -29,6 +29,16 @@ class SyntheticVideo(Clips):
     """Noise that moves by a pixel each frame, round the edges: the class is where to, which no single frame shows.
 
     Video `i` of a `split` is drawn from `(split, i)`: nothing is stored. Its clips are sampled as those of files are.
+
+    Clips are random in `train`, even in `test`.
+
+    Args:
+        split: `train` or `test`: different videos.
+        clips: Which clips.
+        num_videos: How many videos.
+        video_frames: How many frames each has, 25 a second.
+        size: Height and width.
+        transforms: Transforms; all frames of a clip with the same draws.
     """
 
     classes = CLASSES

@@ -35,7 +35,14 @@ class CocoPanoptic(MaskFiles):
     A pixel's colour is the number of its segment, R + 256 G + 65536 B; the JSON gives the category of each segment. 0
     is ignored. Predictions are submitted as category numbers.
 
+    COCO's panoptic annotations as 133 classes.
+
     Source: Kirillov et al., "Panoptic Segmentation", CVPR 2019.
+
+    Args:
+        split: `train` or `val`.
+        root: The folder.
+        transforms: Transforms.
     """
 
     classes = CLASSES
