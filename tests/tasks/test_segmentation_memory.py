@@ -72,13 +72,13 @@ FROZEN = {"model.frozen": True, "dataset.train.transforms": [], "num_epochs": 2}
 def cached_run(folder: Path, changes: dict[str, Any]) -> SegmentationTask:
     task = tiny_task({**FROZEN, "runtime.cache_features": str(folder), **changes})
     Trainer().train(task)
-    assert task._feature_cache is not None
+    assert task.features.cache is not None
     return task
 
 
 def counts(task: SegmentationTask) -> tuple[int, int]:
-    assert task._feature_cache is not None
-    return task._feature_cache.hits, task._feature_cache.misses
+    assert task.features.cache is not None
+    return task.features.cache.hits, task.features.cache.misses
 
 
 def test_each_image_is_computed_once_and_the_run_is_the_same(tmp_path: Path) -> None:
