@@ -26,7 +26,7 @@ class AttenHead(ClassyHead):
     Reads the last block; others are laterals into it. `channels` are a quarter of the last block's by default, rounded
     up to a multiple of `num_heads`. `with_global` stands the image's mean beside the attention, with a norm with
     `norm_image` (batch norm then needs two images at once); `with_encoding` weights the channels by the context, and
-    gives the extra `se` in training with `se_branch` (see the head `encnet`).
+    gives the output `se` with `se_branch` (see the head `encnet`).
 
     Blocks as of `encnet`.
 

@@ -39,6 +39,14 @@ class Terms(NamedTuple):
         factors = torch.where(counts > 0, share / counts, 0.0)
         return self._weighted(self.sums * factors.to(self.sums.dtype)).sum()
 
+    def of_job(self) -> Tensor:
+        """The loss of a training step from this process's share of the batch; every process calls it.
+
+        Scaled so that the mean over processes, which is what distributed training forms of the gradients, is the loss
+        of the whole batch.
+        """
+        return self.divided(sum_over_processes(self.counts), float(world_size()))
+
     def _weighted(self, values: Tensor) -> Tensor:
         if not self.weights:
             return values
@@ -75,9 +83,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     any other output of its own. `target` (N, H, W) holds class indices and `ignore_index`, and gives the full size;
     (N,) means classification. Nothing valid gives zero, not NaN.
 
-    In training, processes agree on how much counted, and the result is scaled so that the mean over processes, which
-    is what distributed training forms of the gradients, is the loss of the whole batch. In eval mode there is no talk
-    between processes.
+    In training, processes agree on how much counted in the whole job. In eval mode there is no talk between them.
 
     A subclass gives `terms`. One that compares each output with the target by itself is a `PerOutputLoss`.
     """
@@ -153,9 +159,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         """The loss, a scalar; labels of any integer type, as data sets give them."""
         target = target if target.is_floating_point() else target.long()
         terms = self.terms(outputs, target)  # type: ignore[arg-type]
-        if not self.training:
-            return terms.divided(terms.counts)
-        return terms.divided(sum_over_processes(terms.counts), float(world_size()))
+        return terms.of_job() if self.training else terms.divided(terms.counts)
 
 
 class PerOutputLoss(ClassyLoss):

@@ -65,7 +65,7 @@ class CrossEntropyLoss(ClassWeightedLoss):
     here.)
 
     A batch without a valid pixel has the loss 0. `loss` in a test record sums the heads that are computed in
-    evaluation: no `train_only` ones, and no extras; it is null where the loss reads nothing else.
+    evaluation: no `train_only` ones; it is null where the loss reads nothing else.
 
     Args:
         class_weights: One per class, 0 or more. As in torch, the result is the weighted mean: the sum of weight x loss

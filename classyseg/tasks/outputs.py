@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -106,15 +106,6 @@ def _check_head(
             f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
             f"{num_classes}"
         )
-
-
-def prediction(head: ClassyHead, own: Mapping[str, Tensor], size: Sequence[int], reads: str) -> Any:
-    """What a meter that `reads` it is given of a head's own outputs, at `size` (H, W)."""
-    if reads == "logits":
-        return own[LOGITS]
-    if reads == "outputs":
-        return own
-    return head.labels(own, size) if reads == "labels" else head.scores(own, size)
 
 
 def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] | None:

@@ -1,23 +1,15 @@
-"""A batch in parts, whose gradients add up to those of the whole; also of losses that must see all outputs at once."""
+"""A batch in parts, under a loss that must see the outputs of all of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.structures import Sample
 
 Outputs = Mapping[str, Tensor]
-
-
-def parts_of(batch: Sample, num_parts: int) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Of each part of a batch: images, target, and whether it is the last."""
-    images, targets = batch.image.chunk(num_parts), batch.target.chunk(num_parts)
-    for i in range(num_parts):
-        yield images[i], targets[i], i == num_parts - 1
 
 
 def whole_batch_step(

@@ -1,0 +1,74 @@
+"""One training step: the gradients of a batch, whole or in parts, of a loss that may need all parts at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from classyseg.distributed import sum_over_processes, world_size
+from classyseg.engine.accumulation import whole_batch_step
+from classyseg.engine.precision import Precision
+from classyseg.engine.replication import no_sync
+from classyseg.losses import ClassyLoss, Terms
+from classyseg.structures import Sample
+
+
+class Computed(NamedTuple):
+    """What a batch gives: the outputs of the network by name, and the terms of the loss."""
+
+    outputs: Mapping[str, Tensor]
+    terms: Terms
+
+
+class Work(Protocol):
+    """What a step is handed: how images become outputs, and outputs the terms of a loss."""
+
+    def complete(self, batch: Sample) -> Sample:
+        """The batch with what is read or computed once, however often `outputs` is called."""
+
+    def outputs(self, batch: Sample) -> Mapping[str, Tensor]: ...
+
+    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms: ...
+
+    def compute(self, batch: Sample) -> Computed: ...
+
+
+def gradients(
+    batch: Sample, work: Work, network: nn.Module, loss: ClassyLoss, precision: Precision, num_parts: int
+) -> Tensor:
+    """Adds the gradients of the batch's loss to those of `network`; gives the loss, on the device.
+
+    The batch is computed in `num_parts` parts, one after the other, which takes the memory of one.
+    """
+    if num_parts > 1 and not loss.is_additive:
+        return _of_whole_batch(batch, work, network, precision, num_parts)
+    total: Tensor | float = 0.0
+    counts: Tensor | None = None
+    for i, part in enumerate(batch.chunk(num_parts)):
+        with no_sync(network, unless=i == num_parts - 1):
+            outputs, terms = work.compute(work.complete(part))
+            if counts is None:
+                counts = terms.counts if num_parts == 1 else loss.counts(outputs, batch.target)
+                counts = sum_over_processes(counts)
+            value = terms.divided(counts, float(world_size()))
+            precision.backward(value)
+        total = total + value.detach()
+    return torch.as_tensor(total)
+
+
+def _of_whole_batch(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
+    """Of a loss that must see the outputs of all parts at once."""
+    parts = [work.complete(part) for part in batch.chunk(num_parts)]
+    passes = itertools.count(1)
+
+    def run(i: int) -> Mapping[str, Tensor]:
+        with no_sync(network, unless=next(passes) == 2 * num_parts):
+            return work.outputs(parts[i])
+
+    return whole_batch_step(
+        network, run, num_parts, lambda outputs: work.terms(outputs, batch).of_job(), precision.backward
+    )
