@@ -12,6 +12,18 @@ Phase = Literal["train", "test"]
 BestIs = Literal["largest", "smallest"]
 """Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
 
+Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255 each."""
+
+
+def default_color(index: int) -> Color:
+    """The colour of a class in the palette of Pascal VOC: the bits of the index, spread over the channels."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return color[0], color[1], color[2]
+
 
 class BlockInfo(NamedTuple):
     """A named output of a backbone.

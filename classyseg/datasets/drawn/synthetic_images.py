@@ -10,7 +10,7 @@ from pydantic import Field
 
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.datasets.classification_dataset import ClassificationDataset
-from classyseg.datasets.classy_dataset import image_tensor
+from classyseg.datasets.files.arrays import image_tensor
 from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
