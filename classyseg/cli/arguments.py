@@ -50,7 +50,7 @@ def predictor_of(arguments: argparse.Namespace) -> Predictor:
     from classyseg.inference import load
 
     return load(
-        arguments.run,
+        arguments.model,
         device=arguments.device or "auto",
         protocol=protocol_of(arguments.protocol),
         max_memory=arguments.max_memory,

@@ -56,7 +56,7 @@ def find_inputs(words: Sequence[str], output: Path) -> Inputs:
     found = Inputs()
     search = _Search(found, os.path.realpath(output))
     for word in words:
-        before = len(search.seen)
+        before = search.count
         path = _existing(word)
         if path is not None:
             search.add(path, Path(path.name))
@@ -64,7 +64,7 @@ def find_inputs(words: Sequence[str], output: Path) -> Inputs:
             search.add_pattern(word)
         else:
             raise ConfigError(_nothing(word))
-        if len(search.seen) == before:
+        if search.count == before:
             skipped = f"; skipped: {_counted(found.skipped)}" if found.skipped else ""
             raise ConfigError(
                 f"{printable(word)}: found no image and no video{skipped}; accepted in folders: {', '.join(SUFFIXES)}"
@@ -104,12 +104,12 @@ def _counted(skipped: Mapping[str, int]) -> str:
 
 
 class _Search:
-    """Adds what it finds to `found`, each file once."""
+    """Adds what it finds to `found`, and counts it."""
 
     def __init__(self, found: Inputs, output: str) -> None:
         self.found = found
         self.output = output
-        self.seen: set[str] = set()
+        self.count = 0
 
     def add(self, path: Path, name: Path) -> None:
         """A path that the user named: a file whatever its name, or a folder, below which names begin anew."""
@@ -174,7 +174,7 @@ class _Search:
             self._take(path, name)
 
     def _take(self, path: Path, name: Path) -> None:
-        self.seen.add(str(path))
+        self.count += 1
         try:
             kind = KINDS.get(os.stat(path).st_mode & 0o170000, "something unknown")
             problem = "" if kind == "a file" else f"is {kind}; accepted are files"

@@ -22,7 +22,7 @@ MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
+    parser.add_argument("model", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="files, folders with all below them, patterns such as 'a/**/*.jpg'"
     )
@@ -122,7 +122,7 @@ def _summary(
     pixels = {name: sum(record["pixels"].get(name, 0) for record in files) for name in predictor.classes}
     images = {name: sum(record.get("class") == name for record in files) for name in predictor.classes}
     return {
-        "run": arguments.run,
+        "run": arguments.model,
         "model": description.model["name"],
         "protocol": description.protocol,
         "precision": description.precision,
