@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
+import mixed_files
 import runs
 from classyseg.cli import prediction
 from classyseg.cli.main import main
@@ -428,3 +429,9 @@ def test_help_imports_nothing_heavy() -> None:
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
         assert not imported & {"torch", "numpy", "pydantic", "yaml", "PIL"}
         assert "RUN" in done.stdout
+
+
+def test_a_folder_of_mixed_files_goes_through(trained: Path, tmp_path: Path) -> None:
+    expected = mixed_files.make(tmp_path / "in", 140)
+    assert predict(trained, tmp_path / "in", "--output", tmp_path / "out") == 1
+    assert mixed_files.problems(tmp_path / "in", tmp_path / "out", expected) == []
