@@ -39,10 +39,16 @@ def positive(text: str) -> int:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """How a trained model is run."""
     parser.add_argument(
-        "--protocol", metavar="P", help="a name such as sliding_window, or a mapping {name: ..., ...} (default: the run's)"
+        "--protocol",
+        metavar="P",
+        help="a name such as sliding_window, or a mapping {name: ..., ...} (default: the run's)",
     )
-    parser.add_argument("--max-memory", metavar="SIZE", help="what predicting an image may take above the model, such as 2G")
-    parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)")
+    parser.add_argument(
+        "--max-memory", metavar="SIZE", help="what predicting an image may take above the model, such as 2G"
+    )
+    parser.add_argument(
+        "--device", metavar="D", help="auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)"
+    )
 
 
 def predictor_of(arguments: argparse.Namespace) -> Predictor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from classyseg.cli import prepare
 from classyseg.cli.arguments import interruptible, positive
-from classyseg.cli.output import complain, emit, emit_json, in_columns
+from classyseg.cli.output import emit, emit_json, in_columns
 from classyseg.console import printable
 
 if TYPE_CHECKING:

@@ -218,7 +218,7 @@ def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) 
             inside = next((folders[folder] for folder in path.parents if folder in folders), None)
             if other is not None or inside is not None:
                 raise ConfigError(
-                    f"{given.path} and {other or inside and inside.path} would both write {path}; predict them into two "
+                    f"{given.path} and {other or (inside and inside.path)} would both write {path}; predict them into two "
                     "folders, or rename one"
                 )
             writers[path] = str(given.path)

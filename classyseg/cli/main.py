@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from classyseg.cli import data, evaluate, models, predict, train
+from classyseg.cli import data, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 
 
@@ -22,11 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(
             "predict",
             help="label images, folders and videos with a trained model",
-            epilog="Exit codes: 0 done; 1 some files could not be predicted; 2 something you wrote is wrong; 1 else.",
+            epilog="Exit codes: 0 done; 1 some files could not be predicted, or else; 2 something you wrote is wrong.",
         )
-    )
-    evaluate.add_arguments(
-        commands.add_parser("evaluate", help="measure a trained model on a data set: tables, worst images, submissions")
     )
 
     config = commands.add_parser("config", help="check, show or describe task configs")
@@ -40,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("overrides", nargs="*", metavar="key=value")
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
+    described = actions.add_parser("keys", help="print what a component takes: keys, defaults, meaning")
+    keys.add_arguments(described)
+    described.set_defaults(run=keys.run)
 
     data.add_arguments(commands.add_parser("data", help="get public data sets; check, count, show those of configs"))
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--alpha", type=_share, default=0.5, metavar="A", help="how much colours cover, 0 to 1 (0.5)")
     parser.add_argument("--scores", action="store_true", help="also write the probabilities of the classes, as .npy")
     parser.add_argument("--scores-type", choices=("float32", "float16"), default="float32", help="(float32)")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images of one size at once (8)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="images of one size at once (8; on a CPU 1)")
     add_model_arguments(parser)
     parser.set_defaults(run=interruptible(run))
 
@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     output = user_path(arguments.output)
     inputs = find_inputs(arguments.inputs, output)
     predictor = predictor_of(arguments)
+    if arguments.batch_size is not None:
+        predictor.batch_size = arguments.batch_size
     gives_maps = predictor.network.gives_maps(predictor.head)
     if arguments.overlay and not gives_maps:
         raise ConfigError("--overlay: this model classifies whole images, which leaves nothing to draw; leave it out")
@@ -71,7 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
     job = Job(
         predictor,
         plans,
-        batch_size=arguments.batch_size,
         alpha=arguments.alpha,
         scores=arguments.scores_type if arguments.scores else None,
         problems=inputs.problems,

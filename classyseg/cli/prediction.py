@@ -56,13 +56,12 @@ class Job:
         predictor: Predictor,
         plans: Mapping[Input, Plan],
         *,
-        batch_size: int,
         alpha: float,
         scores: str | None,
         problems: Mapping[Path, str],
     ) -> None:
         self.predictor, self.plans = predictor, plans
-        self.batch_size, self.alpha, self.scores = batch_size, alpha, scores
+        self.alpha, self.scores = alpha, scores
         self.records: dict[Path, dict[str, Any]] = {}
         self.failures: dict[Path, str] = dict(problems)
         self._writing: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
@@ -72,7 +71,7 @@ class Job:
         with Progress(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
             try:
                 images = [given for given in self.plans if not given.is_video]
-                for batch in same_size(self._read_ahead(images), self.batch_size):
+                for batch in same_size(self._read_ahead(images), self.predictor.batch_size):
                     self._predict(batch)
                 for given in self.plans:
                     if given.is_video:
@@ -151,7 +150,7 @@ class Job:
                 frames = each_frame(given.path)
                 first = next(frames)
                 add = stack.enter_context(overlay_video(plan.overlay, first[1])) if plan.overlay is not None else None
-                at_once = most_at_once(first[0], self.batch_size)
+                at_once = most_at_once(first[0], self.predictor.batch_size)
                 frames = chain([first], frames)
                 while part := [frame for frame, _ in islice(frames, at_once)]:
                     for frame, (labels, scores) in zip(part, self._found(part), strict=True):

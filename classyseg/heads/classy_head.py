@@ -71,8 +71,7 @@ class ClassyHead(nn.Module, Configurable, ABC):
         return logits.argmax(1) if logits.dim() == 2 else argmax_at(logits, size)
 
     def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        """The probability of each class at each pixel, (N, num_classes, H, W) float32; whole images: (N, num_classes).
-        """
+        """The probabilities at `size` (H, W), (N, num_classes, H, W) float32; of whole images (N, num_classes)."""
         logits = outputs[LOGITS].float()
         return (logits if logits.dim() == 2 else resize_logits(logits, size)).softmax(1)
 

@@ -31,8 +31,8 @@ Found = Mapping[Wanted, Any]
 class ClassyProtocol(Configurable, ABC):
     """How a network is run on images: as they are, in windows, at several scales.
 
-    A protocol keeps each of its options as an attribute of that name, and nothing else between two calls. It is part of a task's config (`protocol:`), of a model's folder, and of
-    `classyseg evaluate --protocol`.
+    A protocol keeps each of its options as an attribute of that name, and nothing else between two calls. It is part of
+    a task's config (`protocol:`), of a model's folder, and of `classyseg evaluate --protocol`.
     """
 
     gives_outputs: ClassVar[bool] = False

@@ -10,9 +10,10 @@ from pydantic import Field, ValidationError
 
 from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
 from classyseg.inference.network import Precision
+from classyseg.inference.preparation import PreparationConfig
 from classyseg.layers import NormalizeConfig
+from classyseg.registry import ProtocolConfig
 
-FORMAT = 1
 NOT_OF_PREDICTION = (
     "weights",
     "frozen",
@@ -22,7 +23,9 @@ NOT_OF_PREDICTION = (
 )
 """The keys of a model's config that say how it is trained; `weights` may be a path."""
 
-Color = tuple[Annotated[Int, Field(ge=0, le=255)], Annotated[Int, Field(ge=0, le=255)], Annotated[Int, Field(ge=0, le=255)]]
+Color = tuple[
+    Annotated[Int, Field(ge=0, le=255)], Annotated[Int, Field(ge=0, le=255)], Annotated[Int, Field(ge=0, le=255)]
+]
 
 
 class Description(ConfigRecord):
@@ -31,14 +34,14 @@ class Description(ConfigRecord):
     No training, no paths. `precision` and `channels_last` are those under which the model was measured.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     model: dict[Text, Any]
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=65_536)]
     palette: tuple[Color, ...]
     ignore_index: Int = 255
     normalize: NormalizeConfig = NormalizeConfig()
-    preparation: dict[Text, Any] = Field(default_factory=dict)
-    protocol: dict[Text, Any] | Text = "whole"
+    preparation: PreparationConfig = PreparationConfig()
+    protocol: ProtocolConfig = "whole"
     precision: Precision = "float32"
     channels_last: Bool = True
     versions: dict[Text, Any] = Field(default_factory=dict)
@@ -89,7 +92,7 @@ def of_state(state: Mapping[str, Any], source: str) -> Description:
     values = {
         "model": architecture(config["model"]),
         **{key: state[key] for key in ("classes", "palette", "ignore_index", "normalize") if key in state},
-        "preparation": state.get("preparation", _preparation_of(config)),
+        "preparation": state["preparation"] if "preparation" in state else _preparation_of(config),
         "protocol": config.get("protocol", "whole"),
         **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
         "versions": state.get("versions", {}),

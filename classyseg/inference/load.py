@@ -125,8 +125,7 @@ def _built(description: Description) -> ClassyModel:
     if getattr(config, "weights", None) is not None:
         raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
     with bounded(real=True):
-        model = build_model(config, len(description.classes), load=False)
-    return model
+        return build_model(config, len(description.classes), load=False)
 
 
 def _fill(model: ClassyModel, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -73,6 +73,7 @@ def _check_replaceable(folder: Path) -> None:
 
 def card_text(description: Description, card: Card) -> str:
     """The README of a model's folder: what it is, how it was measured, how to use it."""
+    written = description.model_dump(mode="json")
     heads = description.model.get("heads", {})
     shown = ", ".join(f"{name} ({head.get('name')})" for name, head in heads.items()) or "none"
     lines = [
@@ -89,7 +90,7 @@ def card_text(description: Description, card: Card) -> str:
         "```",
         "",
         f"Images are normalised by mean {list(description.normalize.mean)} and std {list(description.normalize.std)} "
-        f"(of 0 to 1); protocol `{_short(description.protocol)}`, precision {description.precision}.",
+        f"(of 0 to 1); protocol `{_short(written['protocol'])}`, precision {description.precision}.",
         "",
     ]
     for name, record in card.records.items():

@@ -8,8 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from classyseg.heads.classy_head import ClassyHead, outputs_of
+from classyseg.heads.classy_head import LOGITS, ClassyHead, outputs_of
 from classyseg.models import ClassyModel
+from classyseg.models.classy_model import PROBE_SIZE
+from classyseg.models.meta import run_on_meta
+from classyseg.shapes import Shapes
 
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,6 +38,7 @@ class Network:
         self.precision = precision
         self.black = torch.zeros(model.in_channels) if black is None else black
         self._forward: Callable[[Tensor], Any] = model if forward is None else forward
+        self._maps: dict[str, bool] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -47,8 +51,20 @@ class Network:
         return found  # type: ignore[no-any-return]
 
     def gives_maps(self, head: str) -> bool:
-        """Whether the outputs of a head are maps, with a class for each pixel; else a class for each image."""
-        return not self.head(head).whole_images
+        """Whether a head gives a class of each pixel, else one of each image; found by a run on the `meta` device."""
+        if head not in self._maps:
+            self._maps[head] = self._probed(head)
+        return self._maps[head]
+
+    def _probed(self, head: str) -> bool:
+        try:
+            with Shapes():
+                outputs = run_on_meta(self.model, (1, *self.model.input_shape(PROBE_SIZE, PROBE_SIZE)))
+            own = self.outputs_of(outputs, head)
+            # Of a head without logits, only its own scores tell; on `meta` these may need values.
+            return (own[LOGITS] if LOGITS in own else self.head(head).scores(own, (8, 8))).dim() > 2
+        except Exception:  # a plugin's model may fail in any way without values: then it is taken for what most are
+            return True
 
     def outputs_of(self, outputs: Outputs, head: str) -> Outputs:
         """Those of one head, by the head's own names."""

