@@ -130,7 +130,7 @@ OTHER = (written(".txt", b"notes"), written(".csv", b"a,b"), written("", b"READM
 
 
 def make(folder: Path, count: int, *, large: int = 0) -> dict[Path, Size | str]:
-    """Makes `count` files in subfolders, `large` of them large. Gives what must become of each: its size, or why not."""
+    """Makes `count` files in subfolders, `large` of them large; gives the size of each, or why it has none."""
     expected: dict[Path, Size | str] = {}
     for i in range(count):
         place = folder / f"part{i % 7}" / ("deeper" if i % 3 == 0 else "")

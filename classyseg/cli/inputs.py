@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from classyseg.config import ConfigError, closest, listed, user_path
 from classyseg.console import printable
@@ -188,11 +189,15 @@ class _Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """The files that are written of an input; of a video, `labels` and `scores` are the folder of its frames."""
+    """The files that are written of an input; of a video, `labels` and `scores` are the folder of its frames.
+
+    `geo` are the tags that place a GeoTIFF on the earth, and its labels with it.
+    """
 
     labels: Path | None = None
     overlay: Path | None = None
     scores: Path | None = None
+    geo: Mapping[int, Any] = field(default_factory=dict)
 
     def paths(self) -> set[Path]:
         return {path for path in (self.labels, self.overlay, self.scores) if path is not None}
@@ -217,9 +222,9 @@ def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) 
             other = writers.get(path)
             inside = next((folders[folder] for folder in path.parents if folder in folders), None)
             if other is not None or inside is not None:
+                others = other or (inside and inside.path)
                 raise ConfigError(
-                    f"{given.path} and {other or (inside and inside.path)} would both write {path}; predict them into two "
-                    "folders, or rename one"
+                    f"{given.path} and {others} would both write {path}; predict them into two folders, or rename one"
                 )
             writers[path] = str(given.path)
             if os.path.realpath(path) in sources:

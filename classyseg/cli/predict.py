@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import INTERRUPTED, add_model_arguments, interruptible, positive, predictor_of
 from classyseg.cli.output import complain, emit, in_columns, json_text
+from classyseg.console import printable
 
 if TYPE_CHECKING:
     from classyseg.cli.inputs import Input, Inputs, Plan
@@ -101,15 +102,17 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_ma
     from classyseg.cli.prediction_files import geo_tags
 
     place, stem = output / given.name.parent, given.name.stem
+    geo = geo_tags(given.path) if gives_maps and not given.is_video else {}
     if given.is_video:
         labels, scores, form = place / stem, place / stem, "mp4"
     else:
-        labels = place / (given.name.name if geo_tags(given.path) else f"{stem}.png")
+        labels = place / (given.name.name if geo else f"{stem}.png")
         scores, form = place / f"{stem}.npy", arguments.overlay_format
     return Plan(
         labels=labels if gives_maps else None,
         overlay=place / f"{stem}_overlay.{form}" if arguments.overlay and gives_maps else None,
         scores=scores if arguments.scores else None,
+        geo=geo,
     )
 
 
@@ -118,15 +121,15 @@ def _summary(
 ) -> dict[str, Any]:
     """What `predictions.json` holds; files stand in the order in which they were found."""
     predictor = job.predictor
-    description = predictor.description()
+    description = predictor.description().model_dump(mode="json")
     files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]
     pixels = {name: sum(record["pixels"].get(name, 0) for record in files) for name in predictor.classes}
     images = {name: sum(record.get("class") == name for record in files) for name in predictor.classes}
     return {
         "run": arguments.model,
-        "model": description.model["name"],
-        "protocol": description.protocol,
-        "precision": description.precision,
+        "model": description["model"]["name"],
+        "protocol": description["protocol"],
+        "precision": description["precision"],
         "classes": list(predictor.classes),
         "is_complete": is_complete,
         "files": files,
@@ -155,5 +158,6 @@ def _report(summary: Mapping[str, Any], output: Path) -> Iterator[str]:
     if totals["skipped"]:
         kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in summary["skipped"].items())
         yield f"skipped, as their names are not those of images: {kinds}"
-    failed = f", {totals['failed']} failed" if totals["failed"] else ""
-    yield f"{totals['files']} of {totals['files'] + totals['failed']} files in {totals['seconds']:.1f} s{failed}: {output}"
+    done, failed = totals["files"], totals["failed"]
+    told = f", {failed} failed" if failed else ""
+    yield f"{done} of {done + failed} files in {totals['seconds']:.1f} s{told}: {printable(str(output))}"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from classyseg.cli.inputs import Input, Plan
 from classyseg.cli.output import DISK_ERRORS, Progress
-from classyseg.cli.prediction_files import geo_tags, overlay_video, write_labels, write_overlay, write_scores
+from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
 from classyseg.config import ConfigError
 from classyseg.datasets.files.videos import each_frame
 from classyseg.inference import Predictor
@@ -169,7 +169,7 @@ class Job:
         started = time.perf_counter()
         plan = self.plans[read.given]
         if plan.labels is not None:
-            write_labels(plan.labels, labels, self.predictor.palette, geo_tags(read.given.path))
+            write_labels(plan.labels, labels, self.predictor.palette, plan.geo)
         if plan.overlay is not None:
             write_overlay(plan.overlay, self.predictor.overlay(read.image, self.alpha, labels))
         if plan.scores is not None and scores is not None:

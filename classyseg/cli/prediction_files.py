@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,8 @@ FRAMES_A_SECOND = 25
 def geo_tags(path: Path) -> dict[int, Any]:
     """The tags that place a TIFF on the earth; none for other files, and for those that cannot be read."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are cut off
             start = file.read(16)
             if not start.startswith(TIFF_STARTS):
                 return {}
@@ -63,7 +65,7 @@ def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Ma
 
 
 def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
-    """Labels (H, W) as an image of bytes with the palette, or of 16 bits where the palette has more than 256 colours."""
+    """Labels (H, W) as an image with the palette; of 16 bits where it has more than 256 colours."""
     if len(palette) > 2**16:
         raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
     if len(palette) > 256:

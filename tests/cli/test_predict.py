@@ -436,6 +436,6 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_folder_of_mixed_files_goes_through(trained: Path, tmp_path: Path) -> None:
-    expected = mixed_files.make(tmp_path / "in", 140)
+    expected = mixed_files.make(tmp_path / "in", 110)
     assert predict(trained, tmp_path / "in", "--output", tmp_path / "out") == 1
     assert mixed_files.problems(tmp_path / "in", tmp_path / "out", expected) == []
