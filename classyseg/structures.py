@@ -65,6 +65,18 @@ class Sample:
             self, image=self.image if image is None else image, target=self.target if target is None else target
         )
 
+    def chunk(self, num_parts: int) -> list[Self]:
+        """A batch in parts of one size, in its order."""
+        if num_parts == 1:
+            return [self]
+        size = -(-len(self.image) // num_parts)
+        return [
+            replace(
+                self, image=self.image[i : i + size], target=self.target[i : i + size], name=self.name[i : i + size]
+            )
+            for i in range(0, len(self.image), size)
+        ]
+
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
         """The sample on `device`; targets, which travel as bytes where all labels of their data set are, become int64.
 

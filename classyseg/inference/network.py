@@ -12,8 +12,7 @@ from torch import Tensor
 from classyseg.heads.classy_head import LOGITS, ClassyHead, outputs_of
 from classyseg.inference.memory import BASE, WORKSPACE, LiveTensors
 from classyseg.models import ClassyModel
-from classyseg.models.classy_model import PROBE_SIZE
-from classyseg.models.meta import run_on_meta
+from classyseg.models.meta import PROBE_SIZE, run_on_meta
 from classyseg.shapes import Shapes
 
 Precision = Literal["float32", "bfloat16", "float16"]
