@@ -154,9 +154,13 @@ def _class_chunks(logits: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 @lru_cache(maxsize=64)
-def _taps(in_size: int, out_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def taps(in_size: int, out_size: int, align_corners: bool = ALIGN_CORNERS) -> tuple[Tensor, Tensor, Tensor]:
     """For each output position: the two input positions that it mixes, and the share of the second (float64)."""
-    position = (torch.arange(out_size, dtype=torch.float64) + 0.5) * (in_size / out_size) - 0.5
+    position = torch.arange(out_size, dtype=torch.float64)
+    if align_corners:
+        position *= (in_size - 1) / max(1, out_size - 1)
+    else:
+        position = (position + 0.5) * (in_size / out_size) - 0.5
     position = position.clamp(0, in_size - 1)
     low = position.floor().long()
     return low, (low + 1).clamp(max=in_size - 1), position - low
@@ -167,7 +171,7 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
 
     Its transpose is the resize's gradient.
     """
-    low, high, share = _taps(in_size, out_size)
+    low, high, share = taps(in_size, out_size)
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     rows = torch.arange(out_size)
     matrix[rows, low] += 1 - share
@@ -177,5 +181,5 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
 
 def row_tap_range(in_size: int, out_size: int, start: int, stop: int) -> tuple[int, int]:
     """The input positions [first, last) that the output positions [start, stop) mix."""
-    low, high, _ = _taps(in_size, out_size)
+    low, high, _ = taps(in_size, out_size)
     return int(low[start]), int(high[stop - 1]) + 1
