@@ -36,8 +36,8 @@ def check_complete(num_epochs: int, dataset: Any, optimizer: Any) -> None:
     if num_epochs and any(missing.values()):
         wanted = "missing; a task that trains has one, and only num_epochs: 0 needs none"
         raise ConfigError("\n".join(f"{key}: {wanted}" for key in missing if missing[key]))
-    if dataset.train is None and dataset.test is None:
-        raise ConfigError("dataset: found neither train nor test; give the data set to measure under test")
+    if dataset.train is None and dataset.val is None:
+        raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
 
 
 def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
@@ -101,7 +101,7 @@ def applied_normalize(
     """The mean and deviation that the images of every data set meet.
 
     A transform's, else the task's own `normalize`, else what the weights need (`of_weights`), else ImageNet's.
-    `transforms` are the built ones of each data set, by `train` and `test`. Raises: `ConfigError` when images would be
+    `transforms` are the built ones of each data set, by `train` and `val`. Raises: `ConfigError` when images would be
     normalised twice, or those of one data set otherwise than those of the other.
     """
     applied: dict[str, NormalizeConfig] = {}
@@ -158,7 +158,7 @@ def check_targets(transforms: Mapping[str, Sequence[Any]], loss: ClassyLoss, *, 
             if not isinstance(step, PairTransform) or not step.gives_shares(whole_images):
                 continue
             place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
-            if name == "test":
+            if name == "val":
                 raise ConfigError(f"{place}, which meters cannot count; leave it out")
             if not loss.takes_shares:
                 raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
@@ -190,28 +190,28 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
 def clips_in_a_batch(
     meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None, group_size: int | None = None
 ) -> int:
-    """How many test samples that follow each other must stay together for all `meters`, or their configs.
+    """How many samples of the validation set that follow each other must stay together for all `meters`, or their configs.
 
-    `group_size` is how many belong together in the test set, where that is known. Raises: `ConfigError` where a meter
-    takes others for a video, and where batches, or the `num_samples` of the test set, would cut one.
+    `group_size` is how many belong together in that set, where it is known. Raises: `ConfigError` where a meter takes
+    others for a video, and where batches, or the `num_samples` of the set, would cut one.
     """
     for i, meter in enumerate(meters):
         clips = getattr(meter, "clips_per_video", 1)
         if group_size is not None and vars(meter).get("clips_per_video", group_size) != group_size:
             raise ConfigError(
                 f"meters[{i}].clips_per_video: found {clips}; accepted: {group_size}, the number of samples of "
-                "dataset.test that are clips of one video and follow each other (its clips.per_video, sampled evenly)"
+                "dataset.val that are clips of one video and follow each other (its clips.per_video, sampled evenly)"
             )
         place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
         if eval_batch_size % clips:
             raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")
         if num_samples is not None and num_samples % clips:
-            raise ConfigError(f"dataset.test: found {num_samples} samples; {place}")
+            raise ConfigError(f"dataset.val: found {num_samples} samples; {place}")
     return math.lcm(*(getattr(meter, "clips_per_video", 1) for meter in meters))
 
 
 def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
-    """The `values` of all meters as a test record holds them: those of another head than `main_head` as `HEAD/NAME`.
+    """The `values` of all meters as a val record holds them: those of another head than `main_head` as `HEAD/NAME`.
 
     Raises: `ConfigError` for a name that two meters give, or that every record has.
     """

@@ -38,25 +38,25 @@ from classyseg.tasks.resume import cut_records, read_records, same_run, saved_lo
 log = logging.getLogger(__name__)
 
 RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
-"""What the record of every phase holds; the meters add to those of test phases."""
+"""What the record of every phase holds; the meters add to those of val phases."""
 
 
 class ClassyTask(Configurable, ABC):
     """A run's parts and its steps; `Trainer` is the loop around it.
 
-    A run is a sequence of phases: one over the training set an epoch, one over the test set after every
-    `test_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
+    A run is a sequence of phases: one over the training set an epoch, one over the validation set after every
+    `val_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
     `checkpoint_tensors` all that a continued run needs. A subclass calls `super().__init__` and gives the abstract
     methods.
     """
 
     _given: Mapping[str, Any]
 
-    def __init__(self, *, num_epochs: int, test_every_epochs: int, has_test: bool) -> None:
+    def __init__(self, *, num_epochs: int, val_every_epochs: int, has_val: bool) -> None:
         self.num_epochs = num_epochs
-        self.test_every_epochs = test_every_epochs
-        self.has_test = has_test
-        self.progress = Progress(phase="train" if num_epochs else "test")
+        self.val_every_epochs = val_every_epochs
+        self.has_val = has_val
+        self.progress = Progress(phase="train" if num_epochs else "val")
         self.hooks: Sequence[ClassyHook] = ()
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
@@ -184,13 +184,14 @@ class ClassyTask(Configurable, ABC):
                     for name in FILES:
                         remove_leftovers(run_folder, f"{name}.tmp-*")
                     records = read_records(run_folder)
-        if run_folder is None or not resume or not self._resume(run_folder):
+        checkpoint = self._resume(run_folder) if run_folder is not None and resume else None
+        if checkpoint is None:
             with distributed.failing_together():
                 self.load_initial_weights()
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    cut_records(records, self.progress)
+                    cut_records(records, self.progress, checkpoint)
                     self.records.replace(CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
@@ -209,7 +210,7 @@ class ClassyTask(Configurable, ABC):
         done = self.progress.epoch >= self.num_epochs
         if self.progress.phase == "train" and done:
             return False
-        if self.progress.phase == "test" and not self.has_test:
+        if self.progress.phase == "val" and not self.has_val:
             return False
         self._samples, self._waited, self._phase_started = 0, 0.0, time.perf_counter()
         self.begin_phase()
@@ -222,7 +223,7 @@ class ClassyTask(Configurable, ABC):
         batches = iter(self.load_batches(self.progress.step_in_phase))
         while True:
             asked = time.perf_counter()
-            # A process may have one test batch more than another: the other's vote is then that its batches are over.
+            # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
                 with distributed.failing_together() if all_load else contextlib.nullcontext():
@@ -286,14 +287,14 @@ class ClassyTask(Configurable, ABC):
 
     def _next_progress(self) -> Progress:
         now = self.progress
-        if now.phase == "test":
+        if now.phase == "val":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
-        return Progress(epoch=epoch, phase="test" if self._is_tested(epoch) else "train", step=now.step)
+        return Progress(epoch=epoch, phase="val" if self._is_measured(epoch) else "train", step=now.step)
 
-    def _is_tested(self, epoch: int) -> bool:
-        """Whether a test phase follows so many epochs."""
-        return self.has_test and (epoch == self.num_epochs or (epoch > 0 and epoch % self.test_every_epochs == 0))
+    def _is_measured(self, epoch: int) -> bool:
+        """Whether a val phase follows so many epochs."""
+        return self.has_val and (epoch == self.num_epochs or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -312,7 +313,7 @@ class ClassyTask(Configurable, ABC):
         return self._mean_over_processes(self.last_loss)
 
     def best_is(self, number: str) -> BestIs | None:
-        """Which value of a number of the test record is best; None: nothing says, and a `best` must say it itself."""
+        """Which value of a number of the val record is best; None: nothing says, and a `best` must say it itself."""
         return "smallest" if number == "loss" else None
 
     def _mean_over_processes(self, value: Tensor) -> float:
@@ -345,8 +346,8 @@ class ClassyTask(Configurable, ABC):
         }
         return save_checkpoint(self.run_folder / CHECKPOINTS, self.progress.step, tensors, state)
 
-    def _resume(self, run_folder: Path) -> bool:
-        """Restores the newest checkpoint that verifies; False where there is none."""
+    def _resume(self, run_folder: Path) -> Checkpoint | None:
+        """Restores the newest checkpoint that verifies, and gives it; None where there is none."""
         root = run_folder / CHECKPOINTS
         step = -1
         with distributed.failing_together():
@@ -360,7 +361,7 @@ class ClassyTask(Configurable, ABC):
         if step < 0:
             if distributed.is_primary():
                 log.info("%s: no checkpoint to resume; starting from the beginning", root)
-            return False
+            return None
         with distributed.failing_together():
             checkpoint = load_checkpoint(root / f"step-{step}")
             same_run(checkpoint, self.config)
@@ -368,7 +369,7 @@ class ClassyTask(Configurable, ABC):
                 checkpoint,
                 num_epochs=self.num_epochs,
                 steps_per_epoch=self.steps_per_epoch,
-                is_tested=self._is_tested,
+                is_measured=self._is_measured,
             )
             loss_sum = saved_loss_sum(checkpoint)
             self.restore(checkpoint)
@@ -376,7 +377,7 @@ class ClassyTask(Configurable, ABC):
         self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
         if distributed.is_primary():
             log.info("resumed %s", checkpoint.folder)
-        return True
+        return checkpoint
 
 
 def _require_finite(loss: float, where: str) -> None:

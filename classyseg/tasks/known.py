@@ -147,17 +147,17 @@ def _check_measuring(
     classes: Sequence[str] | None,
     own_numbers: Mapping[str, BestIs],
 ) -> None:
-    """What meters and hooks ask of the test set, and of each other."""
-    meters, test = config.meters, config.dataset.test
+    """What meters and hooks ask of the validation set, and of each other."""
+    meters, val = config.meters, config.dataset.val
     with problems.collected():
-        check_measured(config.hooks, has_test=test is not None)
+        check_measured(config.hooks, has_val=val is not None)
     with problems.collected():
         if classes is not None:
             with torch.device("meta"):  # a confusion matrix of many classes takes gigabytes
                 meters = METERS.build_each("meters", meters, classes, 255)
-        group_size = None if test is None else known_group_size(test)
+        group_size = None if val is None else known_group_size(val)
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)
-        if model is not None and test is not None and set(model.heads) - model.train_only_heads:
+        if model is not None and val is not None and set(model.heads) - model.train_only_heads:
             built = classes is not None
             check_best(config.hooks, record_numbers(own_numbers, meters, model.main_head, classes, are_built=built))
 

@@ -1,4 +1,4 @@
-"""Semantic segmentation: one model with heads, one loss, a training and a test set of masks."""
+"""Semantic segmentation: one model with heads, one loss, a training and a validation set of masks."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 
 log = logging.getLogger(__name__)
 
-# Each process has running statistics of its own until a test phase takes the primary's. torch renamed the switch.
+# Each process has running statistics of its own until a val phase takes the primary's. torch renamed the switch.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else "broadcast_buffers": False}
 
@@ -81,13 +81,13 @@ NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_chec
 
 
 class DatasetsConfig(ConfigRecord):
-    """The data sets of a task; without `test`, nothing is measured but the training loss.
+    """The data sets of a task; without `val`, nothing is measured but the training loss.
 
     A task that trains needs `train`.
     """
 
     train: DatasetConfig | None = None
-    test: DatasetConfig | None = None
+    val: DatasetConfig | None = None
 
     @classmethod
     def instead_of(cls, key: object, value: object) -> str:
@@ -96,15 +96,15 @@ class DatasetsConfig(ConfigRecord):
 
 @TASKS.register("segmentation")
 class SegmentationTask(ClassyTask):
-    """Trains a model with its heads on masks and measures it on a test set.
+    """Trains a model with its heads on masks and measures it on a validation set.
 
-    Classes, palette and ignored label come from the training set, or from the test set where there is no other. Every
-    step draws its randomness from `(seed, step, process)`. `num_epochs: 0` only measures: it needs neither a training
-    set nor an optimizer.
+    Classes, palette and ignored label come from the training set, or from the validation set where there is no other.
+    Every step draws its randomness from `(seed, step, process)`. `num_epochs: 0` only measures: it needs neither a
+    training set nor an optimizer.
     """
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
-    """The task's own numbers of a test record, and which of their values is best. The meters add theirs."""
+    """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
 
     def __init__(
         self,
@@ -119,11 +119,11 @@ class SegmentationTask(ClassyTask):
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
-        test_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        val_every_epochs: Annotated[int, Field(ge=1)] = 1,
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         dataset = DatasetsConfig.model_validate(dataset)
-        super().__init__(num_epochs=num_epochs, test_every_epochs=test_every_epochs, has_test=dataset.test is not None)
+        super().__init__(num_epochs=num_epochs, val_every_epochs=val_every_epochs, has_val=dataset.val is not None)
         check_complete(num_epochs, dataset, optimizer)
         self.seed = seed
         self.batch_size = batch_size
@@ -131,8 +131,8 @@ class SegmentationTask(ClassyTask):
         check_batch_size(batch_size, self.runtime.accumulate_steps)
         with within("dataset.train"):
             self.train_set: ClassyDataset | None = None if dataset.train is None else build_dataset(dataset.train)
-        with within("dataset.test"):
-            self.test_set: ClassyDataset | None = None if dataset.test is None else build_dataset(dataset.test)
+        with within("dataset.val"):
+            self.val_set: ClassyDataset | None = None if dataset.val is None else build_dataset(dataset.val)
         self.described: ClassyDataset = next(iter(self._data_sets().values()))
         self._check_data_sets()
         own_unit = in_own_unit(self._data_sets())
@@ -157,21 +157,21 @@ class SegmentationTask(ClassyTask):
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         num_train = len(self.train_set or ()) if num_epochs else batch_size  # else none of it is read
         self._train_batches = TrainBatches(num_train, batch_size, seed=seed, **process)
-        num_test, eval_batch_size = len(self.test_set or ()), self.runtime.eval_batch_size
-        group_size = None if self.test_set is None else self.test_set.group_size
-        together = clips_in_a_batch(self.meters, eval_batch_size, num_test, group_size)
-        self._test_batches = EvalBatches(num_test, eval_batch_size, together=together, **process)
+        num_val, eval_batch_size = len(self.val_set or ()), self.runtime.eval_batch_size
+        group_size = None if self.val_set is None else self.val_set.group_size
+        together = clips_in_a_batch(self.meters, eval_batch_size, num_val, group_size)
+        self._val_batches = EvalBatches(num_val, eval_batch_size, together=together, **process)
         self._loaders: dict[str, Batches] = {}
         self.bad_samples = BadSamples(self._data_sets())
         self._feature_cache: FeatureCache | None = None
         self.hooks = HOOKS.build_each("hooks", hooks)
-        check_measured(self.hooks, has_test=self.test_set is not None)
+        check_measured(self.hooks, has_val=self.val_set is not None)
         check_best(self.hooks, self._numbers)
 
     # -- checks that need several parts ------------------------------------------------------------------------------
 
     def _data_sets(self) -> dict[str, ClassyDataset]:
-        found = {"train": self.train_set, "test": self.test_set}
+        found = {"train": self.train_set, "val": self.val_set}
         return {name: data for name, data in found.items() if data is not None}
 
     def _check_together(self, dataset: DatasetsConfig, meters: Sequence[Any]) -> None:
@@ -247,9 +247,9 @@ class SegmentationTask(ClassyTask):
         loading = {**self.runtime.loading(self.device), "gives_up": lambda: self.gives_up()}
         for phase, dataset, order in (
             ("train", self.train_set, self._train_batches),
-            ("test", self.test_set, self._test_batches),
+            ("val", self.val_set, self._val_batches),
         ):
-            if dataset is not None and (phase == "test" or self.num_epochs):
+            if dataset is not None and (phase == "val" or self.num_epochs):
                 self._loaders[phase] = make_loader(dataset, order, **loading)
 
     def load_initial_weights(self) -> None:
@@ -266,11 +266,11 @@ class SegmentationTask(ClassyTask):
 
     @property
     def num_batches(self) -> int:
-        return len(self._train_batches if self.progress.phase == "train" else self._test_batches)
+        return len(self._train_batches if self.progress.phase == "train" else self._val_batches)
 
     @property
     def common_batches(self) -> int:
-        return len(self._train_batches) if self.progress.phase == "train" else self._test_batches.common_batches
+        return len(self._train_batches) if self.progress.phase == "train" else self._val_batches.common_batches
 
     @property
     def lr(self) -> float:
@@ -303,7 +303,7 @@ class SegmentationTask(ClassyTask):
             torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
         for meter in self.meters:
             meter.reset()
-        self._test_loss = torch.zeros(2, self.loss.num_terms, dtype=torch.float64, device=self.device)
+        self._val_loss = torch.zeros(2, self.loss.num_terms, dtype=torch.float64, device=self.device)
 
     def _on_device(self, batch: Sample) -> Sample:
         if batch.image.shape[1] != self.model.in_channels:
@@ -406,7 +406,7 @@ class SegmentationTask(ClassyTask):
             logits: Mapping[str, Tensor] = self.model(self._cached(batch.image, keys))
         if self.loss.names_read(logits, batch.target):  # else the record has no loss
             counts = self.loss.counts(batch.target)
-            self._test_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
+            self._val_loss += torch.stack([self.loss.terms(logits, batch.target).double() * counts, counts])
         labels: dict[str, Tensor] = {}
         for meter in self.meters:
             head = meter.head or self.model.main_head
@@ -422,7 +422,7 @@ class SegmentationTask(ClassyTask):
         bad = self.bad_samples.end_phase(self.progress.phase)
         if self.progress.phase == "train":
             return dict(bad)
-        totals, counts = distributed.sum_over_processes(self._test_loss.cpu())
+        totals, counts = distributed.sum_over_processes(self._val_loss.cpu())
         loss = (totals / counts.clamp(min=1e-12)).sum().item()
         metrics: dict[str, Any] = {"loss": loss if counts.any() else None}
         values = [meter.compute() for meter in self.meters]
@@ -463,7 +463,7 @@ class SegmentationTask(ClassyTask):
         if self._optimizer_config is not None:
             restore_optimizer(self.optimizer, checkpoint, step)
         self.model.load_state_dict(checkpoint.tensors["model"])
-        if step > 0:  # a test phase that comes first records the rate of that step
+        if step > 0:  # a val phase that comes first records the rate of that step
             self.optimizer.set_progress((step - 1) / (self.num_epochs * self.steps_per_epoch))
         if self.scaler is not None and scaler is not None:
             self.scaler.load_state_dict(scaler)
