@@ -7,6 +7,7 @@ from torch import nn
 
 from classyseg.complexity import complexity
 from classyseg.models import create_backbone
+from classyseg.models.meta import features_on_meta
 
 
 def test_a_dilated_strided_and_grouped_convolution_is_counted_by_hand() -> None:
@@ -19,7 +20,7 @@ def test_a_dilated_strided_and_grouped_convolution_is_counted_by_hand() -> None:
 def test_resnet50_costs_what_its_paper_says_without_its_classifier() -> None:
     with torch.device("meta"):
         model = create_backbone("resnet50").eval()
-    cost = complexity(model, lambda: model.run_on_meta(224))
+    cost = complexity(model, lambda: features_on_meta(model, 224))
     assert (cost.parameters, cost.multiply_adds) == (23_508_032, 4_089_184_256 - 2_048_000)
 
 

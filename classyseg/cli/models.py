@@ -84,11 +84,12 @@ def _backbone(name: str) -> tuple[str, ...]:
 
     from classyseg.complexity import complexity
     from classyseg.models import create_backbone
+    from classyseg.models.meta import features_on_meta
     from classyseg.registry import MODELS
 
     with torch.device("meta"):
         model = create_backbone(name).eval()
-    cost = complexity(model, lambda: model.run_on_meta(TABLE_SIZE))
+    cost = complexity(model, lambda: features_on_meta(model, TABLE_SIZE))
     blocks = ", ".join(f"`{block.name}`: {block.channels} / {block.stride}" for block in model.blocks.values())
     hints = get_type_hints(MODELS.entry(name).component.__init__)  # type: ignore[misc]
     strides = ", ".join(str(value) for value in get_args(hints.get("output_stride")) if value is not None)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from classyseg.config import ConfigError, closest, shown
 from classyseg.heads.classy_head import ClassyHead
@@ -20,6 +19,7 @@ from classyseg.layers import tell_progress
 from classyseg.models.encoding_models import NAMED, WEIGHTS
 from classyseg.models.memory.compress import Compression, compressed
 from classyseg.models.memory.recompute import recomputed
+from classyseg.models.meta import features_on_meta
 from classyseg.models.tap import Tap, Tapped
 from classyseg.registry import Configurable, head_name_problem
 from classyseg.structures import BlockInfo, PositionGrid
@@ -199,7 +199,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         self._probed = name
         try:
-            self.run_on_meta(PROBE_SIZE)
+            features_on_meta(self, PROBE_SIZE)
         finally:
             self._probed = None
             handle.remove()
@@ -211,30 +211,6 @@ class ClassyModel(nn.Module, Configurable, ABC):
             found = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
             raise ConfigError(f"blocks: '{name}' puts out {found}; a head needs a feature map (N, C, h, w)")
         return BlockInfo(name, outputs[0].shape[1], round(PROBE_SIZE / outputs[0].shape[2]))
-
-    def run_on_meta(self, size: int) -> dict[str, Tensor]:
-        """The features of one input of `size` x `size` on the `meta` device, in eval mode: shapes without values.
-
-        Raises: `ConfigError` for a backbone that cannot do that.
-        """
-        training = self.training
-        run = _Backbone(self.eval())
-        state = {key: torch.empty_like(value, device="meta") for key, value in run.state_dict(keep_vars=True).items()}
-        for key, value in run.named_buffers():
-            state[key] = torch.empty_like(value, device="meta")
-        dtype = next((value.dtype for value in state.values() if value.is_floating_point()), None)
-        try:
-            with torch.no_grad():
-                image = torch.empty(1, *self.input_shape(size, size), device="meta", dtype=dtype)
-                return functional_call(run, state, image)
-        except Exception as error:  # a plugin may need values, or images of one size
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ConfigError(
-                f"{type(self).__name__} cannot be run on torch's meta device with {size} x {size} pixels, which tells "
-                f"the shapes of what it computes: {reason}"
-            ) from error
-        finally:
-            self.train(training)
 
     # -- heads -------------------------------------------------------------------------------------------------------
 
@@ -379,7 +355,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             return
         self._ran = []
         try:
-            self.run_on_meta(PROBE_SIZE)
+            features_on_meta(self, PROBE_SIZE)
             able = [block for block in self._declared if any(layer in self._ran for layer in self.layers_of(block))]
             layers = list(self._ran)
         finally:
@@ -471,14 +447,3 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]
-
-
-class _Backbone(nn.Module):
-    """Runs `extract_features` as a module's forward, which is what `functional_call` takes."""
-
-    def __init__(self, model: ClassyModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.model.extract_features(image)

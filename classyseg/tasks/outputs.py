@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from classyseg.config import ConfigError
 from classyseg.heads.classy_head import HeadOutputError
 from classyseg.layers import BATCH_NORMS
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
+from classyseg.models.meta import run_on_meta
 from classyseg.shapes import MIN_VALUES, Shapes
 
 PROBE_SIZE = 256
@@ -110,21 +109,13 @@ def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] 
 
 
 def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Tensor]:
-    state = {
-        name: value if value.is_meta else torch.empty_like(value, device="meta")
-        for name, value in chain(model.named_parameters(), model.named_buffers())
-    }
-    image = torch.empty(images, model.in_channels, *size, device="meta")
-    training = model.training
-    model.train()  # else heads that only train are left out
     with ExitStack() as stack:
-        stack.callback(model.train, training)
         for name, module in model.named_modules():
             if isinstance(module, BATCH_NORMS):
                 stack.callback(module.register_forward_pre_hook(_refuse_few(name, images)).remove)
-        stack.enter_context(torch.no_grad())
         stack.enter_context(Shapes())
-        outputs: dict[str, Tensor] = functional_call(model, state, image)
+        # In training, else heads that only train are left out.
+        outputs: dict[str, Tensor] = run_on_meta(model, (images, model.in_channels, *size), training=True)
         return outputs
 
 

@@ -17,6 +17,7 @@ from classyseg.config import ConfigError
 from classyseg.datasets import ade20k, pascal_context, pascal_voc
 from classyseg.models import ClassyModel, build_model, create_backbone, create_model, list_models, load_weights
 from classyseg.models.encoding_models import NAMED, NUM_CLASSES
+from classyseg.models.meta import features_on_meta
 from classyseg.registry import MODELS
 from classyseg.weights.catalogue import PUBLISHED
 
@@ -260,7 +261,7 @@ def test_classes_heads_and_options_may_be_given() -> None:
     assert model.heads["aux"].classifier.out_channels == 7  # type: ignore[union-attr]
     assert model.blocks["stage4"].stride == 16
     assert list(other.heads) == ["lr"]
-    assert other.run_on_meta(64)["stage4"].shape[1] == 2048
+    assert features_on_meta(other, 64)["stage4"].shape[1] == 2048
     assert bare.heads["main"].fc.out_features == 1000  # type: ignore[union-attr]
 
 

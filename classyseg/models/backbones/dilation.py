@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.meta import features_on_meta
 
 PROBE_SIZE = 512
 
@@ -131,7 +132,7 @@ def _input_strides(model: ClassyModel) -> dict[str, int]:
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, Strided)]
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in layers]
     try:
-        model.run_on_meta(PROBE_SIZE)
+        features_on_meta(model, PROBE_SIZE)
     finally:
         for handle in handles:
             handle.remove()
