@@ -52,7 +52,7 @@ dataset:
     num_samples: 24
     size: [48, 48]
     transforms: [{name: random_scale_crop, size: [40, 40]}, horizontal_flip, color_jitter]
-  val: {name: synthetic_shapes, split: test, num_samples: 5, size: [48, 48]}
+  test: {name: synthetic_shapes, split: test, num_samples: 5, size: [48, 48]}
 model: {name: resnet18, heads: {main: {name: fcn, blocks: [stage2, stage4], dropout: 0.2}}}
 loss: {name: cross_entropy}
 optimizer: {name: sgd, lr: 0.02, weight_decay: 1.0e-4, schedule: {name: polynomial, warmup_epochs: 0.5}}

@@ -190,7 +190,7 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
 def clips_in_a_batch(
     meters: Sequence[Any], eval_batch_size: int, num_samples: int | None = None, group_size: int | None = None
 ) -> int:
-    """How many samples of the validation set that follow each other must stay together for all `meters`, or their configs.
+    """How many samples of `val` that follow each other must stay together for all `meters`, or their configs.
 
     `group_size` is how many belong together in that set, where it is known. Raises: `ConfigError` where a meter takes
     others for a video, and where batches, or the `num_samples` of the set, would cut one.

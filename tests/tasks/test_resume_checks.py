@@ -43,7 +43,7 @@ def checkpoint(folder: str = "run/step-6", **changes: Any) -> Checkpoint:
 
 
 def progress_of(found: Checkpoint) -> Progress:
-    return saved_progress(found, num_epochs=3, steps_per_epoch=4, is_tested=lambda epoch: epoch in (2, 3))
+    return saved_progress(found, num_epochs=3, steps_per_epoch=4, is_measured=lambda epoch: epoch in (2, 3))
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,10 @@ from classyseg.datasets import (
     EvalBatches,
     Folder,
     TrainBatches,
-    bad_samples,
     build_dataset,
     make_loader,
-    workers,
 )
+from classyseg.datasets.loading import bad_samples, workers
 from classyseg.datasets.loading.bad_samples import BadSample
 from classyseg.io import append_json_line, read_json_lines
 from classyseg.structures import Sample
