@@ -28,7 +28,7 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.placement import DATASET_KEYS, WeightsOption
+from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, described
 from classyseg.signature import (
     MAX_COMPONENTS,
     ComponentConfig,
@@ -445,23 +445,29 @@ MODELS = Registry(
     "models",
     noun="model",
     base="classyseg.models:ClassyModel",
-    placement={
-        "weights": (WeightsOption | None, None),
-        "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
-        "frozen": (Bool | Text, False),
-        "frozen_norm": (Bool, False),
-        "activation_checkpointing": (Bool | list[Text], False),
-        "activation_compression": (Literal["none", "bfloat16", "int8"], "none"),
-    },
+    placement=described(
+        {
+            "weights": (WeightsOption | None, None),
+            "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
+            "frozen": (Bool | Text, False),
+            "frozen_norm": (Bool, False),
+            "activation_checkpointing": (Bool | list[Text], False),
+            "activation_compression": (Literal["none", "bfloat16", "int8"], "none"),
+        },
+        MODEL_MEANINGS,
+    ),
 )
 HEADS = Registry(
     "heads",
     noun="head",
     base="classyseg.heads:ClassyHead",
-    placement={
-        "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
-        "train_only": (Bool, False),
-    },
+    placement=described(
+        {
+            "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
+            "train_only": (Bool, False),
+        },
+        HEAD_MEANINGS,
+    ),
 )
 LOSSES = Registry("losses", noun="loss", base="classyseg.losses:ClassyLoss")
 METERS = Registry("meters", noun="meter", base="classyseg.meters:ClassyMeter")

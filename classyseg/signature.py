@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import Field, Strict, TypeAdapter, ValidationError, create_model
 
 from classyseg.config import MAX_FLOAT, MAX_INT, ConfigRecord, ConfigTree, explain
+from classyseg.documented import meaning
 from classyseg.foreign import instead_of_key
 
 
@@ -97,7 +98,10 @@ def derive_config(
             raise TypeError(f"{qualified(component)}.__init__: the parameter '{parameter.name}' has no type annotation")
         default = defaults.get(parameter.name, parameter.default)
         required = default is inspect.Parameter.empty
-        fields[parameter.name] = (_strict(hints[parameter.name]), ... if required else default)
+        annotation: Any = Annotated[
+            _strict(hints[parameter.name]), Field(description=meaning(component, parameter.name))
+        ]
+        fields[parameter.name] = (annotation, ... if required else default)
     summary = inspect.getdoc(component) or ""
     model = create_model(
         f"{component.__name__}Config", __base__=ComponentConfig, __doc__=summary.split("\n\n")[0], **fields

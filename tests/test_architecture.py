@@ -21,6 +21,7 @@ FLOORS = (
         *(
             "structures",
             "config",
+            "problems",
             "console",
             "yaml_text",
             "io",
@@ -33,6 +34,7 @@ FLOORS = (
             "switches",
             "stopping",
             "foreign_words",
+            "documented",
         ),
         *("pickled", "pickled_arrays"),
     },
@@ -56,6 +58,7 @@ SAME_FLOOR = {
     ("run_folder", "console"),
     ("io", "console"),
     ("config", "yaml_text"),
+    ("problems", "config"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("launcher", "config"),

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from classyseg.cli import data, models, train
+from classyseg.cli import data, keys, models, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 
 
@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("overrides", nargs="*", metavar="key=value")
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
+    described = actions.add_parser("keys", help="print what a component takes: keys, defaults, meaning")
+    keys.add_arguments(described)
+    described.set_defaults(run=keys.run)
 
     data.add_arguments(commands.add_parser("data", help="get public data sets; check, count, show those of configs"))
 

@@ -43,6 +43,9 @@ class ClassificationDataset(ClassyDataset):
 class LabelledFiles(ClassificationDataset):
     """Image files with the class of each."""
 
+    channels = 3
+    reads_apart = True
+
     def __init__(self, files: Sequence[tuple[str, int]], transforms: Sequence[Any] = ()) -> None:
         super().__init__(transforms)
         self.paths = Texts(path for path, _ in files)
@@ -55,12 +58,17 @@ class LabelledFiles(ClassificationDataset):
         return (Path(self.paths[index]),)
 
     def load(self, index: int) -> Sample:
-        path = self.paths[index]
-        return Sample(self.read_image(Path(path)), torch.tensor(int(self.labels[index])), path)
+        return Sample(self.load_image(index), self.load_target(index), self.paths[index])
+
+    def load_image(self, index: int) -> torch.Tensor:
+        return self.read_image(Path(self.paths[index]))
+
+    def load_target(self, index: int) -> torch.Tensor:
+        return torch.tensor(int(self.labels[index]))
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """With the class of now: a list may have been corrected since the image was cached."""
-        return super()._stored(index, epoch).replace(target=torch.tensor(int(self.labels[index])))
+        return super()._stored(index, epoch).replace(target=self.load_target(index))
 
     def read_image(self, path: Path) -> torch.Tensor:
         """An image file, (3, H, W) uint8. Raises: `DataError`, naming the file."""

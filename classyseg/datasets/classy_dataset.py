@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,16 @@ from pydantic_core import PydanticCustomError
 from torch.utils.data import Dataset
 
 from classyseg.config import ConfigError, DataError
+from classyseg.datasets.facts import DataFacts, Part, told
 from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
+from classyseg.signature import own_parameters
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import apply_transforms, check_numbers
+
+if TYPE_CHECKING:
+    from classyseg.datasets.label_map import LabelMap
 
 Color = tuple[int, int, int]
 
@@ -57,6 +63,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
     before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`,
     `on_bad_sample`, `max_bad_samples` and `cache` follow from keys that every data set has, set by `build_dataset`.
+
+    What other parts of a task need to know is in `facts`. `facts_of` gives the same before any file is opened: what the
+    class declares, and the keys of the config that bear the names of facts. `files`, `load_image`, `load_target` and
+    `label_map` are what the doctor (`classyseg data check`) finds more with than "cannot be read".
     """
 
     classes: tuple[str, ...]
@@ -81,6 +91,20 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Not where masks exist nowhere and every pixel is ignored: to be predicted, not to train on or to measure."""
     whole_images: bool = False
     """Whether targets are classes of whole images or clips, (), instead of masks."""
+    gives_clips: bool = False
+    """Whether images are clips, (C, T, H, W)."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of every stored image, where all have the same."""
+    reads_apart: bool = False
+    """Whether `load_image` and `load_target` read one without the other: what is wrong with one hides nothing of it."""
+    label_map: LabelMap | None = None
+    """Which label each value of a mask file stands for, where the data set says it."""
+    color_map: LabelMap | None = None
+    """The same where masks hold colours."""
+    too_short: Sequence[str] = ()
+    """Videos that are left out because they have fewer frames than a clip."""
+    parts: Sequence[ClassyDataset] = ()
+    """The data sets that this one is made of. `part_places` then says where they are, `locate` which has a sample."""
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -92,15 +116,50 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def num_classes(self) -> int:
         return len(self.classes)
 
-    @classmethod
-    def first_within(cls, config: Any) -> Any:
-        """The first data set (or its config) within the one of this class and `config`; None where there is none."""
-        return None
+    # -- what is known of it -----------------------------------------------------------------------------------------
 
     @classmethod
-    def group_size_of(cls, config: Any) -> int | None:
-        """The `group_size` of the data set of this class and `config`; None where only the built one knows."""
-        return None
+    def facts_of(cls, config: Any) -> DataFacts:
+        """The facts that this class and `config` tell without opening a file, before transforms.
+
+        A subclass that knows more replaces fields: `replace(super().facts_of(config), size=config.size)`. Where the
+        config names other data sets (`parts_in`), their facts are taken instead.
+        """
+        classes = told(config, "classes", tuple) or told(config, "classes", list) or getattr(cls, "classes", None)
+        return DataFacts(
+            classes=tuple(classes) if isinstance(classes, list | tuple) else None,
+            ignore_index=_declared(cls, config, "ignore_index"),
+            channels=_declared(cls, config, "channels"),
+            bits=_declared(cls, config, "bits"),
+            size=cls.image_size,
+            group_size=_declared(cls, config, "group_size"),
+            whole_images=cls.whole_images is True,  # a subclass may have a property of that name
+            gives_clips=cls.gives_clips is True,
+            has_masks=False if cls.has_masks is False else None,
+            keys=frozenset(own_parameters(cls)),
+        )
+
+    @property
+    def facts(self) -> DataFacts:
+        """The facts of the built data set."""
+        return DataFacts(
+            classes=tuple(self.classes),
+            ignore_index=self.ignore_index,
+            channels=self.channels,
+            bits=self.bits,
+            size=self.image_size,
+            group_size=self.group_size,
+            num_samples=len(self),
+            whole_images=self.whole_images,
+            gives_clips=self.gives_clips,
+            has_masks=self.has_masks,
+            keys=frozenset(own_parameters(type(self))),
+        ).after(self.transforms)
+
+    @classmethod
+    def parts_in(cls, config: Any) -> Mapping[str, Any]:
+        """The data sets (or their configs) within the config of this class, by place such as `datasets[0]`."""
+        return {}
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -110,21 +169,11 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """
 
     @classmethod
-    def channels_of(cls, config: Any) -> int | None:
-        """The channels of the images of this class and `config`: a key of the config, else what the class says."""
-        found = getattr(config, "channels", None)
-        return found if isinstance(found, int) else cls.channels
+    def check_parts(cls, parts: Mapping[str, Part]) -> None:
+        """Called with what is within this one, by place: the built data sets, or what their configs tell.
 
-    @classmethod
-    def bits_of(cls, config: Any) -> int | None:
-        """The bits of a channel of this class and `config`: a key of the config, else what the class says."""
-        found = getattr(config, "bits", None)
-        return found if isinstance(found, int) else cls.bits
-
-    @classmethod
-    def size_of(cls, config: Any) -> tuple[int, int] | None:
-        """Height and width of all images of this class and `config`, before transforms; None where unknown."""
-        return None
+        Raises: `ConfigError` for parts that do not fit each other.
+        """
 
     def unit_ends(self) -> Sequence[int]:
         """The index after the last sample of each image or video, which a part of the data set has wholly or not."""
@@ -141,8 +190,35 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """All files that a sample is read from; none, and it is never cached."""
+        """All files that a sample is read from, the image first, then the mask; none, and it is never cached."""
         return ()
+
+    def load_image(self, index: int) -> torch.Tensor:
+        """The stored image alone."""
+        return self.load(index).image
+
+    def load_target(self, index: int) -> torch.Tensor:
+        """The stored mask or class alone."""
+        return self.load(index).target
+
+    def names_of(self, index: int) -> tuple[str, str]:
+        """What messages call the image and the target of sample `index`: their files, else its number."""
+        files = [str(path) for path in self.files(index)] or [f"sample {index}"]
+        return files[0], files[0] if self.whole_images else files[min(1, len(files) - 1)]
+
+    def unit_of(self, index: int) -> tuple[int, int]:
+        """The number of the image or video that sample `index` is of, and which of its samples it is."""
+        ends = self.unit_ends()
+        unit = bisect_right(ends, index)
+        return unit, index - (ends[unit - 1] if unit else 0)
+
+    def part_places(self) -> Sequence[str]:
+        """Where the config of this data set holds that of each of its `parts`, such as `datasets[0]`."""
+        return ()
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """The number of the part that sample `index` comes from, and its index there."""
+        raise ValueError(f"{type(self).__name__} has no parts")
 
     def described(self, index: int) -> str:
         """Sample `index` in messages."""
@@ -250,6 +326,14 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def _label_hint(self, values: list[int]) -> str:
         """What the author of the config may do about wrong labels; data sets with a label map say so."""
         return ""
+
+
+def _declared(cls: type[ClassyDataset], config: Any, key: str) -> int | None:
+    """What a config says under `key`, else what the class says where the base does not; None where nobody does."""
+    found = told(config, key, int)
+    own = getattr(cls, key)
+    is_own = isinstance(own, int) and own != getattr(ClassyDataset, key)
+    return found if found is not None else own if is_own else None
 
 
 def check_palette(palette: Sequence[Any], classes: Sequence[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, ConfigRecord
 from classyseg.datasets.classification_dataset import ClassificationDataset
+from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.videos import VideoInfo
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -33,6 +34,15 @@ class ClipConfig(ConfigRecord):
     """Which clips a video gives: `frames` that follow each other at `frame_rate`, `per_video` of all that there are.
 
     Clips begin at every `step`-th frame. Without a `frame_rate`, frames are taken as they come.
+
+    Which frames become samples, of those data sets.
+
+    Args:
+        frames: Frames of a clip.
+        per_video: Random: up to so many different clips of a video in an epoch. Even: so many, from the first to the
+            last.
+        step: A clip may begin at every so many-th frame.
+        frame_rate: Take frames at this rate a second; null: all.
     """
 
     frames: Count
@@ -71,6 +81,9 @@ class Clips(ClassificationDataset):
     A subclass gives `read_frames`.
     """
 
+    channels = 3
+    gives_clips = True
+
     def __init__(
         self,
         videos: Sequence[tuple[str, int, VideoInfo]],
@@ -84,7 +97,7 @@ class Clips(ClassificationDataset):
         self.sampling = sampling
         self.videos: list[tuple[str, int, Fraction]] = []
         self.available: list[int] = []
-        self.too_short: list[str] = []
+        self.too_short = too_short = list[str]()
         longest = 0
         for name, label, info in videos:
             if info.rate is None and clips.frame_rate is not None:
@@ -99,7 +112,7 @@ class Clips(ClassificationDataset):
                 self.videos.append((name, label, step))
                 self.available.append(num_clips(num_frames, clips))
             else:
-                self.too_short.append(name)
+                too_short.append(name)
         if not self.videos:
             raise ConfigError(
                 f"clips.frames: found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
@@ -109,12 +122,13 @@ class Clips(ClassificationDataset):
         self.ends = list(accumulate(map(self._taken, range(len(self.videos)))))
 
     @classmethod
-    def group_size_of(cls, config: Any) -> int | None:
+    def facts_of(cls, config: Any) -> DataFacts:
+        facts = super().facts_of(config)
         sampling = getattr(config, "sampling", None) or SAMPLING.get(getattr(config, "split", ""))
         clips = getattr(config, "clips", None)
         if sampling is None or clips is None:  # a plugin's, with other options
-            return None
-        return clips.per_video if sampling == "even" else 1
+            return facts
+        return replace(facts, group_size=clips.per_video if sampling == "even" else 1)
 
     def _taken(self, video: int) -> int:
         """How many clips of a video an epoch has."""
@@ -134,15 +148,14 @@ class Clips(ClassificationDataset):
         return self.draw(index, epoch=0)
 
     def described(self, index: int) -> str:
-        return f"sample {index} ({self.videos[self.video_of(index)[0]][0]})"
+        return f"sample {index} ({self.names_of(index)[0]})"
 
-    def video_of(self, index: int) -> tuple[int, int]:
-        """The number of the video that sample `index` is a clip of, and which of its clips it is."""
-        video = bisect_right(self.ends, index)
-        return video, index - (self.ends[video] - self._taken(video))
+    def names_of(self, index: int) -> tuple[str, str]:
+        name = self.videos[self.unit_of(index)[0]][0]
+        return name, name
 
     def draw(self, index: int, epoch: int) -> Sample:
-        video, number = self.video_of(index)
+        video, number = self.unit_of(index)
         if self.sampling == "even":
             clip = even_clip(number, self.clips.per_video, self.available[video])
         else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain, pairwise
 from typing import Annotated, Any
 
@@ -12,11 +13,13 @@ import torch
 from pydantic import Field
 
 from classyseg.config import MAX_SEED, ConfigError, within
-from classyseg.datasets.build import build_dataset, build_datasets, check_dataset_config, check_same_unit
+from classyseg.datasets.build import build_dataset, build_datasets, check_same_unit
 from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.files.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
+from classyseg.signature import own_parameters
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform, Normalize, PairTransform
 
@@ -26,7 +29,7 @@ KEYS_OF_THE_WHOLE = ("on_bad_sample", "max_bad_samples")
 class Composed(ClassyDataset):
     """Samples of other data sets, as these transform them; `transforms` come after theirs.
 
-    `parts` are the data sets, which the config names at `places()` within that of this one.
+    `parts` are the data sets, which the config names at `part_places()` within that of this one.
     """
 
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
@@ -34,10 +37,15 @@ class Composed(ClassyDataset):
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
         self.whole_images, self.has_masks, self.bits = first.whole_images, first.has_masks, first.bits
+        self.channels, self.gives_clips = first.channels, first.gives_clips
         self.parts = list(parts)
         self.seed = 0
+        self.check_parts(dict(zip(self.part_places(), parts, strict=True)))
         super().__init__(transforms)
-        for place, part in zip(self.places(), parts, strict=True):
+
+    @classmethod
+    def check_parts(cls, parts: Mapping[str, Part]) -> None:
+        for place, part in parts.items():
             for key in KEYS_OF_THE_WHOLE:
                 found, default = getattr(part, key), getattr(ClassyDataset, key)
                 if found != default:
@@ -45,14 +53,18 @@ class Composed(ClassyDataset):
                         f"{place}.{key}: found {found!r}; samples are counted where all of them are: put it into the "
                         "data set around this one"
                     )
-        for step in (step for part in parts for step in part.transforms):
-            if isinstance(step, Normalize) or (
-                isinstance(step, PairTransform) and step.gives_shares(self.whole_images)
-            ):
-                raise ConfigError(
-                    f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all of "
-                    "them"
-                )
+            for step in part.transforms:
+                is_pair = isinstance(step, PairTransform) and step.gives_shares(part.facts.whole_images)
+                if isinstance(step, Normalize) or is_pair:
+                    raise ConfigError(
+                        f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all "
+                        "of them"
+                    )
+
+    @property
+    def facts(self) -> DataFacts:
+        keys = frozenset(own_parameters(type(self)))
+        return replace(self.parts[0].facts, num_samples=len(self), keys=keys).after(self.transforms)
 
     @property
     def seed(self) -> int:
@@ -66,15 +78,17 @@ class Composed(ClassyDataset):
 
     @classmethod
     @abstractmethod
-    def first_within(cls, config: Any) -> Any: ...
+    def parts_in(cls, config: Any) -> Mapping[str, Any]: ...
 
     @abstractmethod
-    def places(self) -> Sequence[str]:
-        """Where the config of this data set holds that of each part, such as `datasets[0]`."""
+    def part_places(self) -> Sequence[str]: ...
 
     @abstractmethod
-    def locate(self, index: int) -> tuple[int, int]:
-        """The number of the part that sample `index` comes from, and its index there."""
+    def locate(self, index: int) -> tuple[int, int]: ...
+
+    def names_of(self, index: int) -> tuple[str, str]:
+        part, inner = self.locate(index)
+        return self.parts[part].names_of(inner)
 
     def load(self, index: int) -> Sample:
         part, inner = self.locate(index)
@@ -82,7 +96,7 @@ class Composed(ClassyDataset):
 
     def described(self, index: int) -> str:
         part, inner = self.locate(index)
-        return f"sample {index}: {self.parts[part].described(inner)} of {self.places()[part]}"
+        return f"sample {index}: {self.parts[part].described(inner)} of {self.part_places()[part]}"
 
     def draw(self, index: int, epoch: int) -> Sample:
         part, inner = self.locate(index)
@@ -97,6 +111,12 @@ class Concat(Composed):
     """All samples of `datasets`, which have the same classes, one data set after the other.
 
     A data set that is named twice counts twice, and is augmented in two ways.
+
+    Several data sets as one; they have the same classes and ignored label.
+
+    Args:
+        datasets: A list of data sets. One that is named twice counts twice.
+        transforms: Transforms, after those of the data sets within.
     """
 
     def __init__(
@@ -106,26 +126,31 @@ class Concat(Composed):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         parts: list[ClassyDataset] = build_datasets("datasets", datasets)
-        check_same_unit({f"datasets[{i}]": part for i, part in enumerate(parts)})
-        for i, part in enumerate(parts):
-            for what in ("classes", "ignore_index", "submission_values", "group_size", "whole_images", "has_masks"):
-                found, wanted = getattr(part, what), getattr(parts[0], what)
-                if found != wanted:
-                    raise ConfigError(
-                        f"datasets[{i}]: its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}"
-                    )
-        super().__init__(parts, transforms)
         self.ends = list(accumulate(map(len, parts)))
+        super().__init__(parts, transforms)
+        for i, part in enumerate(parts):
+            check_alike(f"datasets[{i}]", "submission_values", part.submission_values, parts[0].submission_values)
 
     @classmethod
-    def first_within(cls, config: Any) -> Any:
-        return config.datasets[0]
+    def parts_in(cls, config: Any) -> Mapping[str, Any]:
+        return {f"datasets[{i}]": part for i, part in enumerate(config.datasets)}
 
     @classmethod
-    def check_config(cls, config: Any) -> None:
-        for i, part in enumerate(config.datasets):
-            check_dataset_config(f"datasets[{i}]", part)
-        check_same_unit({f"datasets[{i}]": part for i, part in enumerate(config.datasets)})
+    def check_parts(cls, parts: Mapping[str, Part]) -> None:
+        check_same_unit({place: part.facts for place, part in parts.items()})
+        (_, first), *others = parts.items()
+        for place, part in others:
+            for what in (
+                "classes",
+                "ignore_index",
+                "group_size",
+                "whole_images",
+                "gives_clips",
+                "has_masks",
+                "channels",
+            ):
+                check_alike(place, what, getattr(part.facts, what), getattr(first.facts, what))
+        super().check_parts(parts)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -134,7 +159,7 @@ class Concat(Composed):
         starts = [0, *self.ends]
         return [start + end for start, part in zip(starts, self.parts, strict=False) for end in part.unit_ends()]
 
-    def places(self) -> Sequence[str]:
+    def part_places(self) -> Sequence[str]:
         return [f"datasets[{i}]" for i in range(len(self.parts))]
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -148,6 +173,17 @@ class Subset(Composed):
 
     With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
     the smaller one. Clips of one video count as one, and stay together, however they are sampled.
+
+    Of data sets that give several clips of a video, videos are counted, and stay whole.
+
+    Args:
+        dataset: The data set.
+        first: The first so many.
+        every: Every so many-th, beginning with the first.
+        share: A random share, above 0 and up to 1.
+        share_seed: Another seed, another share.
+        rest: All the others instead, such as what a held-out part leaves for training.
+        transforms: Transforms, after those of the data sets within.
     """
 
     def __init__(
@@ -166,12 +202,6 @@ class Subset(Composed):
         with within("dataset"), faults_within("dataset"):
             whole = build_dataset(dataset)
         super().__init__([whole], transforms)
-        for step in _transforms_within(whole):
-            if isinstance(step, PairTransform):
-                raise ConfigError(
-                    f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
-                    "samples that this part leaves out, too; put it here"
-                )
         units = [range(*ends) for ends in pairwise([0, *whole.unit_ends()])]
         count = len(units)
         if first is not None and first > count:
@@ -187,12 +217,18 @@ class Subset(Composed):
         self.indices = list(chain.from_iterable(self.units))
 
     @classmethod
-    def first_within(cls, config: Any) -> Any:
-        return config.dataset
+    def parts_in(cls, config: Any) -> Mapping[str, Any]:
+        return {"dataset": config.dataset}
 
     @classmethod
-    def check_config(cls, config: Any) -> None:
-        check_dataset_config("dataset", config.dataset)
+    def check_parts(cls, parts: Mapping[str, Part]) -> None:
+        super().check_parts(parts)
+        for step in (step for part in parts.values() for step in _transforms_within(part)):
+            if isinstance(step, PairTransform):
+                raise ConfigError(
+                    f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
+                    "samples that this part leaves out, too; put it here"
+                )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -200,15 +236,21 @@ class Subset(Composed):
     def unit_ends(self) -> Sequence[int]:
         return list(accumulate(map(len, self.units)))
 
-    def places(self) -> Sequence[str]:
+    def part_places(self) -> Sequence[str]:
         return ["dataset"]
 
     def locate(self, index: int) -> tuple[int, int]:
         return 0, self.indices[index]
 
 
-def _transforms_within(dataset: ClassyDataset) -> Iterator[ClassyTransform]:
+def check_alike(place: str, what: str, found: object, wanted: object) -> None:
+    """Raises: `ConfigError` for what one of several data sets is and the first is not; None is not known."""
+    if found != wanted and None not in (found, wanted):
+        raise ConfigError(f"{place}: its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}")
+
+
+def _transforms_within(part: Part) -> Iterator[ClassyTransform]:
     """Those of a data set, and of all within it."""
-    yield from dataset.transforms
-    for part in dataset.parts if isinstance(dataset, Composed) else ():
-        yield from _transforms_within(part)
+    yield from part.transforms
+    for inner in part.parts:
+        yield from _transforms_within(inner)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from classyseg.config import MAX_CHANNELS, ConfigError, within
 from classyseg.datasets.classy_dataset import Color, Palette, check_palette, color_from, color_of
+from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, read_colors
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
@@ -27,9 +29,40 @@ class Folder(MaskFiles):
     `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
     checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
     `ignore_index` marks pixels without a label. `list` is a text file of the images that are taken, `table` a CSV file
-    of the pairs. `masks: null` is for images to predict. Images have `channels` channels of `bits` bits:
-    8, 16, or 32 for the numbers of TIFF and `.npy` as they are, in floating point.
-    `palette` has the colour in which each class is shown; without it, the colours are `color_map`'s, or Pascal VOC's.
+    of the pairs. `masks: null` is for images to predict. Images have `channels` channels of `bits` bits: 8, 16, or 32
+    for the numbers of TIFF and `.npy` as they are, in floating point. `palette` has the colour in which each class is
+    shown; without it, the colours are `color_map`'s, or Pascal VOC's.
+
+    `NAME.jpg` in one folder goes with `NAME.png` in the other. Images: jpg, png, bmp, tif, webp, and npy of any number
+    of channels. Masks: png, bmp, tif, gif of one channel or with a palette (then its indices are the labels), or of
+    colours with a `color_map`; JPEG is refused.
+
+    Args:
+        images: Folder of images.
+        masks: Folder of masks, another than that of the images (unless a `table` names the pairs). Every image needs
+            one, and every mask an image. `null` for images alone, to be predicted from Python.
+        classes: Names of the classes, for the labels 0, 1, ...; to learn anything, two at least: name the background,
+            too.
+        mask_suffix: `_mask` for masks called `NAME_mask.png`; other files are passed over.
+        nested: Search subfolders, which must be the same under both folders.
+        list: Text file, under the data root, with the names of the images that are taken, one a line, in its order;
+            other files are left alone.
+        table: CSV file, under the data root, with the columns `image` and `mask`, paths under the two folders: the
+            pairs, in its order.
+        split: Take the rows of `table` whose column `split` holds this; required where it has that column.
+        label_map: Values in the files to labels, such as `{255: 1}`; applied at once (no value is mapped twice), others
+            stay.
+        color_map: For masks of colours: colours to labels, such as `{"#804080": 0}`; a colour that is not in it is an
+            error.
+        ignore_index: The label, after the map, of pixels that count neither in the loss nor in the meters.
+        palette: The colour in which each class is shown, such as `["#000000", "#ff0000"]` (in quotes, as `#` begins a
+            comment) or `[[0, 0, 0], [255, 0, 0]]`; without it the colours of `color_map`, or Pascal VOC's.
+        channels: Of the images: 3 (everything becomes RGB), 1 (grey), or any number of bands as they are stored: RGBA,
+            `.npy`, TIFF (`classyseg[tiff]`). The model's `in_channels` and `normalize` must fit.
+        bits: Of a channel; 16 for grey images of 16 bits, TIFF of any bands of 16 bits (`classyseg[tiff]`), and `.npy`
+            of uint16; 32 for measured numbers, with signs or in floating point, of TIFF and `.npy`, which stay as they
+            are.
+        transforms: Transforms.
     """
 
     def __init__(
@@ -57,13 +90,17 @@ class Folder(MaskFiles):
         self.ignore_index = ignore_index
         self.channels = channels
         self.bits = bits
-        self.has_label_map = bool(label_map)
         self.color_map = None if color_map is None else _color_label_map(color_map)
         self.label_map = LabelMap(label_map or {}, others_stay=True)
         self.palette = _colors_of_map(color_map or {}, len(classes))
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
         super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
+
+    @classmethod
+    def facts_of(cls, config: Any) -> DataFacts:
+        masks = getattr(config, "masks", "")  # which a subclass may not have
+        return replace(super().facts_of(config), has_masks=None if masks is not None else False)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -76,7 +113,7 @@ class Folder(MaskFiles):
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
 
     def _label_hint(self, values: list[int]) -> str:
-        if self.has_label_map or self.color_map:
+        if self.label_map.labels or self.color_map:
             return ""
         if self.num_classes == 2 and values == [255]:
             return "; for masks of 0 and 255, set label_map: {255: 1}"

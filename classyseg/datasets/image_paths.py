@@ -23,8 +23,18 @@ Row = tuple[str, str, str]
 class ImagePaths(LabelledFiles):
     """Files of the folder `images`, in the order of a list that names each with its class, or the class's number.
 
-    The list is `paths` with `labels`, or a file `table`: a .csv or .tsv with a column for each of the two, or any
-    other text file of lines such as `birds/0001.jpg 12`.
+    The list is `paths` with `labels`, or a file `table`: a .csv or .tsv with a column for each of the two, or any other
+    text file of lines such as `birds/0001.jpg 12`.
+
+    Args:
+        images: The folder that the paths start from.
+        classes: Names of the classes, for the labels 0, 1, ...
+        table: The list: a `.csv` or `.tsv` file, or another text file whose lines are a path, a space and a class.
+        image_column: The column of the paths, in a CSV file.
+        label_column: The column of the classes, in a CSV file: names or numbers.
+        paths: The list itself, in the place of `table`.
+        labels: The class of each of `paths`: names or numbers.
+        transforms: Transforms.
     """
 
     def __init__(

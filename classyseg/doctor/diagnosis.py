@@ -13,12 +13,9 @@ from tqdm import tqdm
 from classyseg.config import ConfigError, listed
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.clips import Clips
-from classyseg.datasets.composed import Composed
 from classyseg.datasets.files.pairs import PairFault, collecting_pair_faults
-from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import classes_line, color_text, with_more_classes
-from classyseg.doctor.inspection import Facts, inspect_all, labels_of_sample, sample_names
+from classyseg.doctor.inspection import Facts, inspect_all, labels_of_sample
 from classyseg.doctor.label_patterns import MANY, Pattern, label_pattern, mixed_values
 from classyseg.doctor.summary import DataSummary, Tally
 
@@ -229,7 +226,7 @@ def parts_of(
     place: str, dataset: ClassyDataset, indices: Sequence[int]
 ) -> Iterator[tuple[str, ClassyDataset, Sequence[int]]]:
     """The data sets that read the samples `indices` of `dataset`, with their places in the config and indices there."""
-    if not isinstance(dataset, Composed):
+    if not dataset.parts:
         yield place, dataset, indices
         return
     inner: dict[int, list[int]] = {}
@@ -237,7 +234,7 @@ def parts_of(
         part, i = dataset.locate(index)
         inner.setdefault(part, []).append(i)
     for part, taken in inner.items():
-        yield from parts_of(f"{place}.{dataset.places()[part]}", dataset.parts[part], taken)
+        yield from parts_of(f"{place}.{dataset.part_places()[part]}", dataset.parts[part], taken)
 
 
 def spread(size: int, samples: int | None) -> Sequence[int]:
@@ -253,7 +250,7 @@ def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDat
         except ConfigError as error:
             mend = "correct what the message names, in the config or on the disk; nothing of this set was looked at"
             return None, [*_pair_findings(name, faults, max_files), Finding("no_data", "fault", name, str(error), mend)]
-    suffix = _mask_suffix(faults) if isinstance(dataset, Folder) else ""
+    suffix = _mask_suffix(faults) if "mask_suffix" in dataset.facts.keys else ""
     return dataset, list(_pair_findings(name, faults, max_files, suffix))
 
 
@@ -313,6 +310,9 @@ def _color_finding(summary: DataSummary, tally: Tally) -> Finding:
         if count > len(classes):
             config = f"{classes_line(with_more_classes(classes, count))}\n{config}"
             mend = f"list a class for each colour, and {mend}"
+    if "color_map" not in summary.dataset.facts.keys:
+        config = ""
+        mend = f"save masks of one channel; {type(summary.dataset).__name__} takes no color_map, as `folder` does"
     what = f"masks of colours where class indices are expected: {tally.count}"
     return Finding("color_mask", "fault", summary.name, what, mend, tally.count, tuple(tally.places), config)
 
@@ -364,7 +364,7 @@ def _absent_classes(summary: DataSummary) -> Iterator[Finding]:
 
 
 def _short_videos(summary: DataSummary) -> Iterator[Finding]:
-    short = summary.dataset.too_short if isinstance(summary.dataset, Clips) else []
+    short = summary.dataset.too_short
     if short:
         message = f"videos that are shorter than a clip, and left out: {len(short)}"
         files = tuple((name, "") for name in short[: summary.max_files])
@@ -415,7 +415,7 @@ class Duplicates:
         kind = "duplicate" if other_root == root else "duplicate_across"
         if kind == "duplicate" and mask_digest != facts.mask_digest:
             kind = "duplicate_labels"
-        name = sample_names(other.dataset, index)[0]
+        name = other.dataset.names_of(index)[0]
         tally = self._tallies.setdefault((kind, place, here), Tally())
         tally.add(facts.image, f"the same {'content' if part.videos else 'pixels'} as {name}", self.max_files)
 

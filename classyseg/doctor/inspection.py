@@ -16,10 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from classyseg.config import DataError
-from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.clips import Clips
-from classyseg.datasets.composed import Composed
 from classyseg.datasets.files.images import (
     UnreadableError,
     header_of,
@@ -28,8 +25,6 @@ from classyseg.datasets.files.images import (
     read_colors,
     read_mask_values,
 )
-from classyseg.datasets.files.masks import MaskFiles
-from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.loading.workers import WorkerError, deaths_are_found_in_turn, warm_fork_server
 
@@ -61,7 +56,7 @@ class Facts:
     label map does not know, `colors` those of a mask's colours where it holds colours by mistake. `image_digest` and
     `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as numbers
     of objects are. `exif_that_fits` is how an image that viewers turn is to be read to have the size of its mask, where
-    that tells. The classes of a `whole` image count as one pixel each. `video` is the file of a clip.
+    that tells. The classes of a `whole` image count as one pixel each. `video` tells a clip's video from the others.
     """
 
     index: int
@@ -137,18 +132,13 @@ def _unchanged(facts: Any) -> Any:
 def inspect(dataset: ClassyDataset, index: int) -> Facts:
     """What sample `index` shows. Raises nothing that the sample is to blame for: that is one of its `problems`."""
     facts = Facts(index)
-    facts.image, facts.mask = sample_names(dataset, index)
-    if isinstance(dataset, MaskFiles):
-        image, labels = _read_pair(facts, dataset)
-    elif isinstance(dataset, LabelledFiles):
-        path, label = dataset.paths[index], int(dataset.labels[index])
-        image, labels = _read_image(facts, dataset, Path(path)), torch.tensor(label)
-    else:
-        image, labels = _load(facts, dataset)
+    facts.image, facts.mask = dataset.names_of(index)
+    image, labels = (_read_apart if dataset.reads_apart else _load)(facts, dataset)
     _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, labels))
-    if isinstance(dataset, Clips):
-        facts.video = facts.image
-        if dataset.video_of(index)[1] or image is None:  # the other clips of a video are no copies of it
+    if dataset.gives_clips:
+        clip = dataset.unit_of(index)[1]
+        facts.video = dataset.names_of(index - clip)[0]
+        if clip or image is None:  # the other clips of a video are no copies of it
             facts.image_digest = None
         else:
             found = _guarded(facts, "video_unreadable", facts.image, lambda: video_digest(facts.image))
@@ -165,27 +155,10 @@ def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Te
         _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
 
 
-def sample_names(dataset: ClassyDataset, index: int) -> tuple[str, str]:
-    """The files of the image and the mask, or the number of the sample where the data set does not tell files."""
-    if isinstance(dataset, Composed):
-        part, inner = dataset.locate(index)
-        return sample_names(dataset.parts[part], inner)
-    if isinstance(dataset, MaskFiles):
-        image, mask = dataset.pairs[index]
-        return str(image), str(mask or image)
-    if isinstance(dataset, LabelledFiles):
-        return dataset.paths[index], dataset.paths[index]
-    if isinstance(dataset, Clips):
-        name = dataset.videos[dataset.video_of(index)[0]][0]
-        return name, name
-    return f"sample {index}", f"sample {index}"
-
-
 def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
     """The labels that the mask of sample `index` holds; none where it cannot be read, which its own turn will tell."""
     try:
-        labels = dataset.labels(index) if isinstance(dataset, MaskFiles) else dataset.load(index).target
-        return set(labels.unique().tolist())
+        return set(dataset.load_target(index).unique().tolist())
     except Exception:  # plugins raise what they like
         return set()
 
@@ -202,19 +175,35 @@ def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | N
 
 
 def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
-    is_clip = isinstance(dataset, Clips)
-    kind = "video_unreadable" if is_clip else "sample_unreadable"
+    """Image and target of a data set that reads them together."""
+    kind = "video_unreadable" if dataset.gives_clips else "sample_unreadable"
     sample = _guarded(facts, kind, facts.image, lambda: dataset.load(facts.index))
     if sample is None:
         return None, None
-    if not is_clip:
+    if not dataset.gives_clips and not dataset.files(facts.index):
         facts.image = facts.mask = str(sample.name or facts.image)
     return sample.image, sample.target
 
 
-def _read_image(facts: Facts, dataset: MaskFiles | LabelledFiles, path: Path) -> Tensor | None:
+def _read_apart(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
+    """Image and target, each whether or not the other can be read."""
+    image_path, mask_path = map(Path, dataset.names_of(facts.index))
+    image = _read_image(facts, dataset, image_path)
+    if not dataset.has_masks:
+        return image, None
+    labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
+    is_mask = labels is not None and labels.dim() == 2
+    if image is None and is_mask and _exif_orientation(image_path) in SWAPPING:
+        facts.exif_that_fits = _exif_that_fits(image_path, (labels.shape[-1], labels.shape[-2]))  # type: ignore[union-attr]
+    if facts.problems and facts.problems[-1].kind == "mask_unreadable":
+        kind = _kind_of_wrong_mask(facts, mask_path, colors=dataset.color_map is not None)
+        facts.problems[-1] = replace(facts.problems[-1], kind=kind)
+    return image, labels
+
+
+def _read_image(facts: Facts, dataset: ClassyDataset, path: Path) -> Tensor | None:
     turned = _exif_orientation(path)
-    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.read_image(path))
+    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.load_image(facts.index))
     if turned != 1 and dataset.exif == "refuse":
         facts.problems = [problem for problem in facts.problems if "EXIF" not in problem.text]  # said once
         stored = "its pixels are" if dataset.whole_images else "its pixels and its mask are"
@@ -223,25 +212,9 @@ def _read_image(facts: Facts, dataset: MaskFiles | LabelledFiles, path: Path) ->
     return image
 
 
-def _read_pair(facts: Facts, dataset: MaskFiles) -> tuple[Tensor | None, Tensor | None]:
-    image_path, mask_path = dataset.pairs[facts.index]
-    image = _read_image(facts, dataset, image_path)
-    if mask_path is None:
-        return image, None
-    labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
-    if image is None and labels is not None and _exif_orientation(image_path) in SWAPPING:
-        facts.exif_that_fits = _exif_that_fits(image_path, (labels.shape[-1], labels.shape[-2]))
-    if facts.problems and facts.problems[-1].kind == "mask_unreadable":
-        kind = _kind_of_wrong_mask(
-            facts, mask_path, colors=isinstance(dataset, Folder) and dataset.color_map is not None
-        )
-        facts.problems[-1] = replace(facts.problems[-1], kind=kind)
-    return image, labels
-
-
-def _known_labels(facts: Facts, dataset: MaskFiles) -> Tensor | None:
+def _known_labels(facts: Facts, dataset: ClassyDataset) -> Tensor | None:
     try:
-        return dataset.labels(facts.index)
+        return dataset.load_target(facts.index)
     except UnknownValueError as error:
         facts.unknown = dict(islice(error.pixels.items(), MAX_VALUES))
         return None

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.files.masks import MaskFiles
-from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import classes_line, spans, with_more_classes
 from classyseg.doctor.summary import DataSummary
 
@@ -44,12 +42,12 @@ def label_pattern(summary: DataSummary) -> Pattern | None:
         return _silent_pattern(summary)
     if summary.whole:
         return _no_classes(summary)
-    if not isinstance(dataset, Folder):
+    if not _takes_map(dataset):
         return _foreign(summary)
     if dataset.color_map is not None:
         return _colors_beside(summary)
-    if dataset.has_label_map:
-        return _beside_label_map(summary, dataset.label_map.labels)
+    if labels := _labels(dataset):
+        return _beside_label_map(summary, labels)
     return _numbers(summary)
 
 
@@ -58,7 +56,7 @@ def _one_class(summary: DataSummary) -> Pattern:
     dataset = summary.dataset
     config = classes_line(with_more_classes(dataset.classes, 2))
     values = sorted(value for value, count in summary.pixels.items() if count)
-    if isinstance(dataset, Folder) and not dataset.has_label_map and dataset.color_map is None and len(values) == 2:
+    if _takes_map(dataset) and not _labels(dataset) and dataset.color_map is None and len(values) == 2:
         labels = {values[0]: 0, values[1]: 1} if values[0] != 1 or values[1] == 2 else {values[1]: 0}
         changed = {value: label for value, label in labels.items() if value != label}
         config += f"\n{_map(changed)}" if changed else ""
@@ -83,7 +81,7 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
         return _mapped_to_one(summary)
     if _is_mapped(dataset, ignored):
         return None  # what the files hold is another thing, or it is ignored on purpose
-    labels = dataset.label_map.labels if isinstance(dataset, Folder) else {}
+    labels = _labels(dataset)
     if len(held) == 1:
         (only,) = held
         two = dataset.num_classes == 2
@@ -98,14 +96,12 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
         return Pattern(
             "values_0_255" if (only, ignored) == (0, 255) else "values_and_ignored",
             f"every mask holds {only} and {ignored} only, and {ignored} is ignored: no pixel is {names}",
-            f"{ignored} is {what}: map it{turned}{meant}"
-            if isinstance(dataset, Folder)
-            else _not_a_folder(dataset, ignored),
-            _map({**labels, ignored: other}) if isinstance(dataset, Folder) else "",
+            f"{ignored} is {what}: map it{turned}{meant}" if _takes_map(dataset) else _without_map(dataset, ignored),
+            _map({**labels, ignored: other}) if _takes_map(dataset) else "",
             silent=True,
         )
     masks = summary.masks_without_second.count
-    if ignored != 255 or not masks or summary.masks_with_second_and_ignored or not isinstance(dataset, Folder):
+    if ignored != 255 or not masks or summary.masks_with_second_and_ignored or not _takes_map(dataset):
         return None
     return mixed_values(summary, f"{masks} of {summary.num_masks} masks")
 
@@ -113,9 +109,9 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
 def _mapped_to_one(summary: DataSummary) -> Pattern | None:
     """Of a folder whose map gives all pixels one class. Without a map, such masks may be of rare objects."""
     dataset, held = summary.dataset, summary.held_classes
-    if not isinstance(dataset, Folder) or len(held) != 1 or dataset.num_classes == 1:
+    if not _takes_map(dataset) or len(held) != 1 or dataset.num_classes == 1:
         return None
-    if not dataset.has_label_map and dataset.color_map is None:
+    if not _labels(dataset) and dataset.color_map is None:
         return None
     key = "label_map" if dataset.color_map is None else "color_map"
     return Pattern(
@@ -133,7 +129,7 @@ def mixed_values(summary: DataSummary, masks: str) -> Pattern:
         "values_mixed",
         f"{masks} hold 0 and {ignored}, which is ignored, where the others hold 0 and 1",
         f"look at them; if {ignored} is the second class there, map it",
-        _map({ignored: 1}) if isinstance(summary.dataset, Folder) else "",
+        _map({ignored: 1}) if _takes_map(summary.dataset) else "",
         sure=False,
         silent=True,
     )
@@ -141,15 +137,25 @@ def mixed_values(summary: DataSummary, masks: str) -> Pattern:
 
 def _is_mapped(dataset: ClassyDataset, ignored: int) -> bool:
     """Whether the data set says itself which values of its files are ignored."""
-    if isinstance(dataset, Folder) and dataset.color_map is not None:
+    if dataset.color_map is not None:
         return True
-    if not isinstance(dataset, MaskFiles):
+    if dataset.label_map is None:
         return False
     labels = dataset.label_map.labels
     return ignored in labels or ignored in labels.values() or not dataset.label_map.others_stay
 
 
-def _not_a_folder(dataset: ClassyDataset, ignored: int) -> str:
+def _takes_map(dataset: ClassyDataset) -> bool:
+    """Whether the config of the data set may say which label a value stands for."""
+    return "label_map" in dataset.facts.keys
+
+
+def _labels(dataset: ClassyDataset) -> Mapping[int, int]:
+    """The label of each value that the data set maps; empty where it takes values as they are."""
+    return {} if dataset.label_map is None else dataset.label_map.labels
+
+
+def _without_map(dataset: ClassyDataset, ignored: int) -> str:
     return f"if {ignored} is a class, let {type(dataset).__name__} give its number, by its label_map or in `load`"
 
 
@@ -236,7 +242,7 @@ def _one_is_between(summary: DataSummary, real: list[int]) -> bool:
 def _guessed_labels(summary: DataSummary) -> dict[int, int]:
     """For each strange value a class that has none yet, or the ignored label where there is none, or it is a slip."""
     dataset, ignored = summary.dataset, summary.dataset.ignore_index
-    mapped = (dataset.color_map or dataset.label_map).labels.values() if isinstance(dataset, Folder) else ()
+    mapped = _labels(dataset).values() if dataset.color_map is None else dataset.color_map.labels.values()
     free = [label for label in range(dataset.num_classes) if not summary.pixels[label] and label not in mapped]
     if summary.strange_masks.count < COMMON * summary.num_masks:
         free = []

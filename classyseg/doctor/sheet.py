@@ -11,7 +11,6 @@ from torch import Tensor
 
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset, Color
-from classyseg.doctor.inspection import sample_names
 
 CELL = 240
 """The longest side of an image on the sheet."""
@@ -59,7 +58,7 @@ def contact_sheet(dataset: ClassyDataset, indices: Sequence[int], *, columns: in
 
 def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
     """A sample with its name above it, 2 CELL wide, and the labels that it holds."""
-    name = sample_names(dataset, index)[0].rsplit("/", 1)[-1]
+    name = dataset.names_of(index)[0].rsplit("/", 1)[-1]
     try:
         sample = dataset.load(index)
         whole = sample.target.dim() < 2

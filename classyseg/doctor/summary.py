@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.clips import Clips
-from classyseg.datasets.folder import Folder
 from classyseg.datasets.label_map import color_text
 from classyseg.doctor.inspection import Facts
 
@@ -146,7 +144,7 @@ class DataSummary:
     @property
     def _has_colors(self) -> bool:
         """Whether the values in mask files are colours."""
-        return isinstance(self.dataset, Folder) and self.dataset.color_map is not None
+        return self.dataset.color_map is not None
 
     # -- what the sums say -------------------------------------------------------------------------------------------
 
@@ -158,7 +156,7 @@ class DataSummary:
     @property
     def counted(self) -> str:
         """What the class table counts: `pixels`, or samples: `images`, `clips`."""
-        return "clips" if self.videos or isinstance(self.dataset, Clips) else "images" if self.whole else "pixels"
+        return "clips" if self.videos or self.dataset.gives_clips else "images" if self.whole else "pixels"
 
     @property
     def held_classes(self) -> list[int]:

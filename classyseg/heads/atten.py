@@ -25,10 +25,23 @@ class AttenHead(ClassyHead):
 
     Reads the last block; others are laterals into it. `channels` are a quarter of the last block's by default, rounded
     up to a multiple of `num_heads`. `with_global` stands the image's mean beside the attention, with a norm with
-    `norm_image` (batch norm then needs two images at once); `with_encoding` weights the channels by the context,
-    and gives the extra `se` in training with `se_branch` (see the head `encnet`).
+    `norm_image` (batch norm then needs two images at once); `with_encoding` weights the channels by the context, and
+    gives the extra `se` in training with `se_branch` (see the head `encnet`).
+
+    Blocks as of `encnet`.
 
     Source: H. Zhang et al., "Co-occurrent Features in Semantic Segmentation", CVPR 2019, as PyTorch-Encoding has it.
+
+    Args:
+        channels: Of the map that looks at itself; null: a quarter of the last block's, a multiple of `num_heads`.
+        num_heads: Heads of the attention.
+        num_mixtures: Softmaxes that each head mixes.
+        with_global: The image's mean stands beside the attention.
+        norm_image: That mean has a norm, too; batch norm then needs two images at once.
+        with_encoding: Context encoding before the classifier.
+        num_codes: Its codewords.
+        se_branch: As of `encnet`.
+        dropout: Before the classifier.
     """
 
     shallow_to_deep = True

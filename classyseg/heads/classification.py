@@ -39,6 +39,12 @@ class FullyConnectedHead(ClassyHead):
     `normalize` `l2` gives the mean the length 1.
 
     Source: ClassyVision's FullyConnectedHead.
+
+    Args:
+        conv_channels: Of a 1x1 convolution, norm and activation before the mean; null: none. Of images' maps alone.
+        activation: Or `silu`.
+        zero_init_bias: The linear layer's bias starts at zero.
+        normalize: `l2` gives the mean the length 1.
     """
 
     def __init__(
@@ -82,6 +88,11 @@ class FullyConvolutionalLinearHead(ClassyHead):
     `sigmoid`, both in float32 or wider; mean logits after `identity`.
 
     Source: ClassyVision's FullyConvolutionalLinearHead.
+
+    Args:
+        pool_size: The window: a length for each axis of the map, such as `[1, 7, 7]` of clips; null: the whole map.
+        activation: Or `sigmoid`, for labels that do not exclude each other, or `identity`.
+        dropout: Before the linear layer.
     """
 
     def __init__(
@@ -128,6 +139,10 @@ class VisionTransformerHead(ClassyHead):
     what it reads the length 1.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; ClassyVision's VisionTransformerHead.
+
+    Args:
+        hidden_dim: Of a layer with tanh before it; null: none.
+        normalize: `l2` gives what it reads the length 1.
     """
 
     def __init__(
@@ -164,6 +179,9 @@ class IdentityHead(ClassyHead):
     Maps (N, num_classes, h, w); with `pool` their means, (N, num_classes), for classification.
 
     Source: ClassyVision's IdentityHead.
+
+    Args:
+        pool: Its mean, (N, classes), for classification: of an `mlp`, say.
     """
 
     def __init__(self, blocks: Sequence[BlockInfo], num_classes: int, *, pool: bool = False) -> None:

@@ -23,7 +23,18 @@ class DeepLabV3Head(ClassyHead):
     the pooling, of whole channels with `drop_channels`; `classifier_dropout` stands before the classifier. The branch
     of the image's mean has a norm with `norm_image`; batch norm then needs two images at once.
 
+    PyTorch-Encoding's form:
+
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587.
+
+    Args:
+        channels: Of each branch.
+        rates: Dilations of the branches; null: 6, 12, 18 at strides of 16 and above, 12, 24, 36 below.
+        separable: Dilated convolutions are a depthwise and a pointwise one.
+        dropout: After the projection.
+        drop_channels: That dropout drops whole channels.
+        classifier_dropout: Before the classifier.
+        norm_image: The branch of the image's mean has a norm, too; batch norm then needs two images at once.
     """
 
     def __init__(

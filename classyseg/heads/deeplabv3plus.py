@@ -25,7 +25,18 @@ class DeepLabV3PlusHead(ClassyHead):
     doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images at
     once.
 
+    DeepLabV3's pooling over the deeper of two blocks, and a decoder that also sees the shallower one; `blocks: [stage1,
+    stage4]` of a ResNet with `output_stride: 16`.
+
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
+
+    Args:
+        channels: Of each branch and of the decoder.
+        low_channels: To which the shallower block is brought.
+        rates: As for `deeplabv3`.
+        separable: Each 3x3 convolution as a depthwise and a pointwise one.
+        dropout: Before the classifier.
+        norm_image: A norm in the branch of the image's mean; `batch` then needs two images at once.
     """
 
     shallow_to_deep = True

@@ -23,6 +23,10 @@ class DeepTENHead(ClassyHead):
     """A 1x1 convolution, a residual encoding scaled to length 1, and a linear layer: logits (N, num_classes).
 
     Source: H. Zhang et al., "Deep TEN: Texture Encoding Network", CVPR 2017.
+
+    Args:
+        channels: Of the vectors that are encoded.
+        num_codes: Codewords.
     """
 
     def __init__(

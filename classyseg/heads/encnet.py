@@ -58,7 +58,15 @@ class EncNetHead(ClassyHead):
     With `se_branch`, training also gives `se` (N, num_classes), logits of whether each class is in the image at all,
     for a loss of the classes present.
 
+    `[stage2, stage3, stage4]`.
+
     Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
+
+    Args:
+        channels: Of the map that is encoded.
+        num_codes: Codewords.
+        se_branch: In training, the extra output `NAME.se` (N, classes): logits of which classes are in an image.
+        dropout: Before the classifier.
     """
 
     shallow_to_deep = True

@@ -72,6 +72,12 @@ class FCFPNHead(ClassyHead):
     backbones without `output_stride`.
 
     Source: PyTorch-Encoding's FCFPN, after Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
+
+    Args:
+        channels: Of each level.
+        fused_channels: Before the classifier.
+        dropout: Before the classifier.
+        align_corners: How levels are resized; true for weights that were trained so, such as PyTorch-Encoding's.
     """
 
     shallow_to_deep = True

@@ -25,8 +25,14 @@ class FCNHead(ClassyHead):
     read the image's mean, after a 1x1 convolution, which has a norm with `norm_image`; batch norm then needs two images
     at once.
 
-    Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the concatenation is
-    that of Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", arXiv 1904.04514.
+    Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the concatenation is that
+    of Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", arXiv 1904.04514.
+
+    Args:
+        channels: Between the two; null: a quarter of the last block's.
+        with_global: The classifier also reads the image's mean, through a 1x1 convolution.
+        norm_image: That mean has a norm, too; batch norm then needs two images at once.
+        dropout: Before the classifier.
     """
 
     def __init__(

@@ -22,8 +22,19 @@ class JPUHead(ClassyHead):
     The paper reads the blocks at strides 8, 16 and 32 of a backbone with `output_stride` 32; what `head` sees replaces
     the deepest block of a backbone with `output_stride` 8, at a fraction of its cost. The extras are those of `head`.
 
+    ```yaml
+    model:
+      name: resnet50
+      heads: {main: {name: jpu, blocks: [stage2, stage3, stage4], head: {name: deeplabv3, channels: 256}}}
+    ```
+
     Source: Wu et al., "FastFCN: Rethinking Dilated Convolution in the Backbone for Semantic Segmentation", arXiv
     1903.11816.
+
+    Args:
+        head: The other head, without `blocks` and `train_only`.
+        channels: Of each block's part and of each dilated convolution; the other head gets four times as many.
+        norm: See key `norm`. The other head has its own.
     """
 
     shallow_to_deep = True

@@ -22,8 +22,17 @@ NORM_EPS = 1e-6
 class LinearHead(ClassyHead):
     """The means of the blocks' maps (also of clips), concatenated, and one linear layer: logits (N, num_classes).
 
-    `layer_norm` puts one before it, as ConvNeXt has; `hidden` a linear layer to so many features and `activation`,
-    as MobileNetV3 has.
+    `layer_norm` puts one before it, as ConvNeXt has; `hidden` a linear layer to so many features and `activation`, as
+    MobileNetV3 has.
+
+    Global average pooling and a linear layer: logits (N, classes), for classification. The task `segmentation` needs a
+    head with logits for each pixel.
+
+    Args:
+        dropout: Before the linear layer.
+        layer_norm: A layer norm of the means first, as in ConvNeXt.
+        hidden: A linear layer to so many features and `activation` before the last one, as in MobileNetV3.
+        activation: `relu`, `hardswish` or `gelu`, with `hidden`.
     """
 
     def __init__(

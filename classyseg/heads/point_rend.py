@@ -54,7 +54,29 @@ class PointRendHead(ClassyHead):
     logits are doubled in size `num_subdivisions` times, each time with the `num_refined` least sure cells predicted
     again. Least sure is where the two highest logits are closest.
 
+    It reads the first block, the finest; the other head reads the others, and a block may be named twice. The network
+    learns by the loss `point_cross_entropy` of its points, without which the task does not start:
+
+    ```yaml
+    model:
+      name: resnet50
+      output_stride: 16
+      heads: {main: {name: point_rend, blocks: [stage1, stage4], head: deeplabv3}}
+    loss: {name: sum_arbitrary, losses: [cross_entropy, point_cross_entropy]}
+    ```
+
     Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
+
+    Args:
+        head: The other head, without `blocks` and `train_only`.
+        channels: Of each layer of the network.
+        num_layers: Before its classifier; without a norm.
+        num_points: Of an image, in training.
+        oversampling: Random points, times `num_points`, of which the least sure are taken; 1 or more.
+        uncertain_share: Of the points: those taken so. The others are random.
+        num_subdivisions: How often the size is doubled; null: as often as leads from the finest of the other head's
+            blocks to the first block, and once at the least.
+        num_refined: Cells of an image that are predicted again each time.
     """
 
     needed_extras = (POINTS,)

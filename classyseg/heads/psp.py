@@ -23,7 +23,16 @@ class PSPHead(ClassyHead):
     the sides of each level's grid. The level of whole images has a norm with `norm_image`; batch norm then needs two
     images per process.
 
+    Pyramid pooling over one block: means over grids beside the map.
+
     Source: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017.
+
+    Args:
+        channels: Of each level and before the classifier; null: a quarter of the block's.
+        bins: Cells along each side of the grids.
+        dropout: Before the classifier.
+        norm_image: The level of whole images has a norm, too; batch norm then needs two images at once.
+        align_corners: How levels are resized; true for weights that were trained so, such as PyTorch-Encoding's.
     """
 
     def __init__(

@@ -25,6 +25,11 @@ class SegFormerHead(ClassyHead):
 
     Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", NeurIPS
     2021.
+
+    Args:
+        channels: Of each block and of their fusion: 256 in SegFormer-B0 and B1, 768 in B2 to B5.
+        dropout: Before the classifier.
+        norm: Of the fusion. See key `norm`.
     """
 
     def __init__(

@@ -21,13 +21,19 @@ from classyseg.structures import BlockInfo
 class SemanticFPNHead(ClassyHead):
     """A feature pyramid, each level of it brought to the finest size in steps, and the classified sum of all levels.
 
-    Reads one block or more, shallow to deep; four at strides 4 to 32 in the paper. The pyramid has 1x1 convolutions
-    to `pyramid_channels`, sums from deep to shallow and a 3x3 convolution for each level. Level i then passes i steps,
-    but at least one, each a 3x3 convolution, a norm, a ReLU and a resize to the next finer level's size. The paper's
-    norm is `group`.
+    Reads one block or more, shallow to deep; four at strides 4 to 32 in the paper. The pyramid has 1x1 convolutions to
+    `pyramid_channels`, sums from deep to shallow and a 3x3 convolution for each level. Level i then passes i steps, but
+    at least one, each a 3x3 convolution, a norm, a ReLU and a resize to the next finer level's size. The paper's norm
+    is `group`.
 
     Source: Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019; the pyramid: Lin et al., "Feature Pyramid
     Networks for Object Detection", CVPR 2017.
+
+    Args:
+        pyramid_channels: Of the feature pyramid.
+        channels: Of the branch.
+        dropout: Before the classifier.
+        norm: Of the branch; the pyramid has none. See key `norm`.
     """
 
     shallow_to_deep = True

@@ -27,8 +27,15 @@ class UNetHead(ClassyHead):
     there are blocks but one; each further number is a step to twice the size without a block. Without them: 256, 128,
     64, 32, ... and 16 at the least.
 
+    `blocks: [stem, stage1, stage2, stage3, stage4]` of a ResNet.
+
     Source: Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015; norms,
     padding and nearest resizing are those of segmentation_models.pytorch.
+
+    Args:
+        channels: Of the steps from the deepest block on: one fewer than blocks. Each further number is a step to twice
+            the size, without a block. null: 256, 128, 64, 32, ..., and 16 at the least.
+        dropout: Before the classifier.
     """
 
     shallow_to_deep = True

@@ -26,6 +26,15 @@ class UperNetHead(ClassyHead):
     once.
 
     Source: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018.
+
+    Args:
+        channels: Of each level.
+        fused_channels: Before the classifier.
+        bins: Cells along each side of the pooling's grids.
+        pool_channels: Of each grid; null: a quarter of the deepest block's.
+        dropout: Before the classifier.
+        norm_image: The grid of one cell has a norm, too; batch norm then needs two images at once.
+        align_corners: How levels are resized; true for weights that were trained so, such as PyTorch-Encoding's.
     """
 
     shallow_to_deep = True

@@ -34,6 +34,21 @@ class CheckpointHook(ClassyHook):
     `best_is` says it for one that does not, or instead of it. A phase without the value (nothing valid was measured) is
     never best; of equal ones the first is. The last training phase is always saved. A save that fails (a full disk)
     leaves the older ones as they are and is tried again; the third failure in a row ends the run.
+
+    Saves the run; see run_folder.md.
+
+    Args:
+        every_epochs: After every so many training phases.
+        every_steps: And after every so many steps.
+        keep: The newest ones that are kept, and the best if it is not one of them; all others are deleted, former bests
+            too.
+        best: A number of the val record, such as `mean_iou`: the checkpoint of the best val phase by it is saved,
+            kept, and named in `checkpoints/BEST`. `loss`, a number of one of the `meters`, or one of a class, such as
+            `iou/person`; `HEAD/iou/person` of another head. A phase in which it is null is not the best; of equal ones
+            the first is. One hook of a run may have it.
+        best_is: `largest` or `smallest`; null: as the number says. Of a loss the smallest is best, of every number of a
+            built-in meter the largest. A plugin's meter that does not say it needs this key. What is written here
+            counts, whatever the number says.
     """
 
     def __init__(

@@ -19,6 +19,9 @@ class LogHook(ClassyHook):
     It holds step, epoch, the whole job's loss, lr, samples_per_second and data_wait.
 
     Reading the loss waits for the device, so a small `every` costs time on a GPU.
+
+    Args:
+        every: Training steps between two records. Reading the loss waits for the GPU.
     """
 
     def __init__(self, *, every: Annotated[int, Field(ge=1)] = 50) -> None:

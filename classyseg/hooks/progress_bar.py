@@ -31,6 +31,13 @@ class ProgressBarHook(ClassyHook):
     Shown: the loss, samples a second, how much of the time was spent waiting for data, and the time left of the
     training; after a val phase also what was measured of each class. Where printing fails (a closed pipe or terminal,
     a full disk), the run goes on without it.
+
+    A narrow terminal shows less, but always the time left. After each phase come its results, and after a val phase
+    those of each class that the meters give (`iou`, `dice`, ...): of up to 20 classes all, of more the worst five and
+    all that are 0. A class that is not in the set has `-`; one that is in no mask, but was predicted, says so.
+
+    Args:
+        seconds: Between two plain lines.
     """
 
     def __init__(self, *, seconds: Annotated[float, Field(gt=0)] = 10.0) -> None:

@@ -34,9 +34,16 @@ def _known_norm(name: object) -> object:
 class NormConfig(ConfigRecord):
     """Which normalisation follows each convolution.
 
-    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm`
-    joins; `group` and `instance` do not. `groups` is used by `group` alone; without it a layer has as many as divide
-    both its channels and 32. `momentum` (torch's: the share of the new value) is used by `batch`.
+    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm` joins;
+    `group` and `instance` do not. `groups` is used by `group` alone; without it a layer has as many as divide both its
+    channels and 32. `momentum` (torch's: the share of the new value) is used by `batch`.
+
+    Args:
+        name: `batch`, `group` or `instance`. The latter two do not depend on the other images of a batch; they let a
+            group of one value, as `instance` finds in maps of 1x1 positions, pass with weight and bias alone.
+        groups: Of `group`; null: as many as divide both 32 and the channels, layer by layer.
+        eps: Added to the variance.
+        momentum: Of `batch`: the share of the new value in the running statistics.
     """
 
     name: Annotated[Literal["batch", "group", "instance"], BeforeValidator(_known_norm)] = "batch"

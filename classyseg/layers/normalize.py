@@ -18,6 +18,15 @@ class NormalizeConfig(ConfigRecord):
     """Mean and standard deviation per channel; the default is ImageNet's.
 
     They are those of images scaled to 0..1; of data sets of `bits: 32`, those of the numbers as they are.
+
+    Images reach the device as bytes; there they become `(image / 255 - mean) / std`, and those of 16 bits `(image /
+    65535 - mean) / std`. Those of a data set of `bits: 32` are in a unit of their own and become `(image - mean) /
+    std`: there is no default for them, so `normalize` is required, with `mean` and `std` in that unit. `classyseg data
+    stats CONFIG` prints the line.
+
+    Args:
+        mean: One per channel of the image, for images scaled to 0..1; with `bits: 32`, in the unit of the image.
+        std: As many, above 0.
     """
 
     mean: tuple[Float, ...] = (0.485, 0.456, 0.406)

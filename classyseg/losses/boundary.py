@@ -22,7 +22,13 @@ class BoundaryLoss(ClassyLoss):
     that an image does not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative.
     Meant to be added to another one by `sum_arbitrary`.
 
+    Meant as a part of a sum.
+
     Source: Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
+
+    Args:
+        max_distance: Pixels (1 to 1000) at which signed distances are cut, and by which they are divided: weights lie
+            in -1..1, and reach both ends. Time grows with it, and with the number of classes in an image.
     """
 
     def __init__(

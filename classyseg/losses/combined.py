@@ -83,7 +83,13 @@ def _moving_errors(place: str) -> Iterator[None]:
 class SumArbitraryLoss(CombinedLoss):
     """The sum of `losses`, each times its entry of `weights` (1 each by default).
 
+    The sum of other losses, each divided by its own count.
+
     Raises: `ConfigError` for another number of weights than of losses.
+
+    Args:
+        losses: Their names or configs.
+        weights: A factor for each; null: 1 each.
     """
 
     def __init__(
@@ -112,6 +118,9 @@ class MultiOutputSumLoss(CombinedLoss):
     of a mapping by themselves; this is for one that looks at a single output, and for lists.
 
     Raises: `ConfigError` for a loss that names outputs.
+
+    Args:
+        loss: Its name or config, without names of outputs.
     """
 
     def __init__(self, ignore_index: int = 255, *, loss: LossConfig) -> None:
@@ -144,6 +153,12 @@ class SegmentationLoss(CombinedLoss):
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018; PyTorch-Encoding's
     `SegmentationLosses`, whose defaults these are.
+
+    Args:
+        main_head: The main head; null: the first head that is not `train_only`.
+        aux_weight: Of every other head.
+        se_weight: Of class presence.
+        class_weights: As in `cross_entropy`; and factors of the classes' terms in `presence`.
     """
 
     def __init__(

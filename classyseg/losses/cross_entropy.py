@@ -60,6 +60,18 @@ class CrossEntropyLoss(ClassWeightedLoss):
 
     `class_weights` are one per class: as in torch, a pixel then counts as much as its class weighs, in the sum and in
     what the sum is divided by. `label_smoothing` spreads that share of each pixel's target evenly over the classes.
+
+    `label_smoothing` is the same loss with `label_smoothing: 0.1`. (ClassyVision's `smoothing_param` s is s / (1 + s)
+    here.)
+
+    A batch without a valid pixel has the loss 0. `loss` in a val record sums the heads that are computed in
+    evaluation: no `train_only` ones, and no extras; it is null where the loss reads nothing else.
+
+    Args:
+        class_weights: One per class, 0 or more. As in torch, the result is the weighted mean: the sum of weight x loss
+            over the valid pixels of the whole job, divided by the sum of their weights. So only the ratios of the
+            weights matter.
+        label_smoothing: This share of each pixel's target is spread evenly over all classes, as in torch.
     """
 
     def __init__(

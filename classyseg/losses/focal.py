@@ -21,6 +21,10 @@ class FocalLoss(ClassWeightedLoss):
     Cross entropy for `gamma` 0. `class_weights` (the paper's alpha) count as in `cross_entropy`.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    Args:
+        gamma: 0 is cross entropy.
+        class_weights: As in `cross_entropy`.
     """
 
     def __init__(

@@ -21,6 +21,9 @@ class LovaszSoftmaxLoss(ImageLoss):
 
     Source: Berman et al., "The Lovász-Softmax loss: a tractable surrogate for the optimization of the
     intersection-over-union measure in neural networks", CVPR 2018 (its `per_image` form).
+
+    Args:
+        classes: As in `tversky`.
     """
 
     def __init__(

@@ -26,6 +26,11 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
     points, and the loss is 0. How many points count is known once they are drawn.
 
     Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
+
+    Args:
+        class_weights: As in `cross_entropy`: a weighted mean over the points.
+        head_weights: Names of outputs, such as `main.points`, to factors of their losses; 1 for one not named.
+        heads: The outputs that the loss reads, such as `main.points`; null: all points.
     """
 
     extras = ("points",)

@@ -23,6 +23,9 @@ class PresenceLoss(ClassWeightedLoss):
     classes' terms; the mean is not divided by them.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
+
+    Args:
+        class_weights: Factors of the classes' terms; the mean is not divided by them.
     """
 
     def __init__(

@@ -51,8 +51,15 @@ class SoftTargetCrossEntropyLoss(DenseTargetLoss):
     `normalize_targets` divides the shares of an image (a pixel) by their sum. `label_smoothing` spreads that share of
     the loss evenly over the classes, in training only. Entries that are `ignore_index` do not count.
 
+    `multi_label_smooth`, PyTorch-Encoding's loss for mixup, is the same with `normalize_targets: false,
+    label_smoothing: 0.1`.
+
     Source: ClassyVision's `soft_target_cross_entropy`; as `multi_label_smooth`, PyTorch-Encoding's
     `NLLMultiLabelSmooth`.
+
+    Args:
+        normalize_targets: Divides the shares by their sum.
+        label_smoothing: This share of the loss is spread evenly over the classes, in training only.
     """
 
     def __init__(
@@ -102,6 +109,11 @@ class BarronLoss(DenseTargetLoss):
     for pixels; class indices stand for vectors of one 1. Entries that are `ignore_index` do not count.
 
     Source: Barron, "A General and Adaptive Robust Loss Function", CVPR 2019.
+
+    Args:
+        alpha: From -1e6 to 2: 2 is half the squared error, 1 a smooth absolute error, 0 Cauchy's loss, -2
+            Geman-McClure's, null (minus infinity) Welsch's.
+        scale: The unit of errors (the paper's c).
     """
 
     def __init__(

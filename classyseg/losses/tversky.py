@@ -39,6 +39,14 @@ class TverskyLoss(ImageLoss):
 
     Source: Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks",
     MLMI 2017; Abraham and Khan, "A novel focal Tversky loss function", ISBI 2019.
+
+    Args:
+        false_positive_weight: a.
+        false_negative_weight: b.
+        smooth: Added above and below the fraction, in pixels.
+        exponent: Of the loss of a class; 0.75 is the focal Tversky loss of its paper.
+        classes: `present`: the mean over the classes that the mask of the image holds; `all`: over all classes, so that
+            false positives of absent ones count.
     """
 
     def __init__(

@@ -26,6 +26,11 @@ class BoundaryIoUMeter(ClassyMeter):
     masks and predictions are intersected and united over the whole set. `absent` is as of `mean_iou`.
 
     Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
+
+    Args:
+        dilation_ratio: d as a share of the image's diagonal, rounded, at least 1.
+        absent: As of `mean_iou`.
+        head: The head whose predictions count.
     """
 
     numbers = ("mean_boundary_iou",)

@@ -126,6 +126,15 @@ class MeanIoUMeter(_MeanOverClassesMeter):
 
     A class that is neither in the masks nor predicted has no IoU: `absent: skip` leaves it out of the mean, `absent:
     zero` counts it as 0 (as PyTorch-Encoding does); its `iou` is null either way.
+
+    Gives `mean_iou`, `iou` by class, and `pixel_accuracy`. The IoU of a class is, over all valid pixels of the test
+    set, those that are of the class and predicted so, divided by those that are of the class or predicted so.
+    `mean_iou` is its mean over the classes that are present: in a mask, or predicted.
+
+    Args:
+        absent: `zero` counts a class that is neither in the masks nor predicted as 0 in the mean (its `iou` is null
+            either way).
+        head: The head whose predictions count.
     """
 
     numbers = ("mean_iou", "pixel_accuracy")
@@ -144,6 +153,10 @@ class DiceMeter(_MeanOverClassesMeter):
 
     The same as the F1 score of each class. A class that is neither in the masks nor predicted has none, as with
     `mean_iou`.
+
+    Args:
+        absent: As of `mean_iou`.
+        head: The head whose predictions count.
     """
 
     numbers = ("mean_dice",)
@@ -159,6 +172,12 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
     """`mean_class_accuracy` and the `class_accuracy` of each class: the share of its pixels that are found.
 
     A class that is in no mask has none.
+
+    Gives `mean_class_accuracy`, and `class_accuracy` by class: the share of its valid pixels whose class is right.
+
+    Args:
+        absent: `zero` counts a class that is in no mask as 0 in the mean.
+        head: The head whose predictions count.
     """
 
     numbers = ("mean_class_accuracy",)
@@ -171,7 +190,11 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
 
 @METERS.register("pixel_accuracy")
 class PixelAccuracyMeter(_ConfusionMeter):
-    """`pixel_accuracy`: the share of valid pixels whose class is right."""
+    """`pixel_accuracy`: the share of valid pixels whose class is right.
+
+    Args:
+        head: The head whose predictions count.
+    """
 
     numbers = ("pixel_accuracy",)
 
@@ -184,6 +207,12 @@ class ConfusionMatrixMeter(_ConfusionMeter):
     """`confusion_matrix`: rows of true, columns of predicted classes, in pixels, as a list of lists.
 
     The run's folder gets it as `confusion_matrix.csv`, too, with the names of the classes.
+
+    The newest one lies in the run's folder as `confusion_matrix.csv`, too, with the names of the classes (that of
+    another head as `HEAD_confusion_matrix.csv`).
+
+    Args:
+        head: The head whose predictions count.
     """
 
     numbers = ()

@@ -118,7 +118,15 @@ def _ranks(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, T
 
 @METERS.register("accuracy")
 class AccuracyMeter(_TopKMeter):
-    """`accuracy_top_K` for each k of `topk`: the share of samples with a true class among the k most likely."""
+    """`accuracy_top_K` for each k of `topk`: the share of samples with a true class among the k most likely.
+
+    A sample is a valid pixel, or an image where the logits are of whole images, with one class or (by flags) several.
+    Of equal logits the lower class comes first.
+
+    Args:
+        topk: The numbers k; none may be above the number of classes.
+        head: The head whose predictions count.
+    """
 
     value_name = "accuracy"
 
@@ -134,6 +142,10 @@ class PrecisionMeter(_TopKMeter):
     """`precision_top_K` for each k of `topk`: the share of true classes among the k most likely of all samples.
 
     The same as ClassyVision's `precision_at_k`.
+
+    Args:
+        topk: The numbers k; none may be above the number of classes.
+        head: The head whose predictions count.
     """
 
     value_name = "precision"
@@ -147,6 +159,10 @@ class RecallMeter(_TopKMeter):
     """`recall_top_K` for each k of `topk`: the share of all true classes that are among the k most likely.
 
     The same as ClassyVision's `recall_at_k`.
+
+    Args:
+        topk: The numbers k; none may be above the number of classes.
+        head: The head whose predictions count.
     """
 
     value_name = "recall"
@@ -173,20 +189,47 @@ class _VideoMeter(_TopKMeter):
 
 @METERS.register("video_accuracy")
 class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
-    """`video_accuracy_top_K`: as `accuracy`, of the mean logits of `clips_per_video` samples that follow each other."""
+    """`video_accuracy_top_K`: as `accuracy`, of the mean logits of `clips_per_video` samples that follow each other.
+
+    Gives `video_accuracy_top_K`: as `accuracy`, of whole videos.
+
+    Args:
+        clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
+            Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
+        topk: The numbers k; none may be above the number of classes.
+        head: The head whose predictions count.
+    """
 
     value_name = "video_accuracy"
 
 
 @METERS.register("video_precision")
 class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
-    """`video_precision_top_K`: as `precision`, of the mean logits of a video's clips."""
+    """`video_precision_top_K`: as `precision`, of the mean logits of a video's clips.
+
+    Gives `video_precision_top_K`: as `precision`, of whole videos.
+
+    Args:
+        clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
+            Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
+        topk: The numbers k; none may be above the number of classes.
+        head: The head whose predictions count.
+    """
 
     value_name = "video_precision"
 
 
 @METERS.register("video_recall")
 class VideoRecallMeter(_VideoMeter, RecallMeter):
-    """`video_recall_top_K`: as `recall`, of the mean logits of a video's clips."""
+    """`video_recall_top_K`: as `recall`, of the mean logits of a video's clips.
+
+    Gives `video_recall_top_K`: as `recall`, of whole videos.
+
+    Args:
+        clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
+            Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
+        topk: The numbers k; none may be above the number of classes.
+        head: The head whose predictions count.
+    """
 
     value_name = "video_recall"

@@ -22,6 +22,20 @@ class ParameterGroup(ConfigRecord):
     """The parameters whose names match `match`, a pattern with `*` and `?`, and by what their options are multiplied.
 
     A parameter belongs to the first group that matches it.
+
+    ```yaml
+    optimizer:
+      name: sgd
+      lr: 0.01
+      groups:
+        - {match: "heads.*", lr_factor: 10}
+        - {match: "layer1.*", lr_factor: 0}
+    ```
+
+    Args:
+        match: A pattern with `*` and `?` for the whole name, such as `heads.*` or `layer1.*`.
+        lr_factor: Multiplies the learning rate.
+        weight_decay_factor: Multiplies the weight decay.
     """
 
     match: Text

@@ -20,7 +20,18 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @OPTIMIZERS.register("sgd")
 class SGD(ClassyOptimizer):
-    """Stochastic gradient descent with momentum. `clip_norm` bounds the norm of the whole gradient."""
+    """Stochastic gradient descent with momentum. `clip_norm` bounds the norm of the whole gradient.
+
+    Args:
+        lr: The base rate, which the schedule multiplies.
+        momentum: 0 or more, below 1.
+        nesterov: Nesterov's momentum.
+        weight_decay: L2, added to the gradient.
+        decay_vectors: false: no decay for parameters of one dimension, which are biases and the scales of norms.
+        groups: See key `groups`.
+        schedule: A schedule.
+        clip_norm: Bounds the L2 norm of the whole gradient.
+    """
 
     def __init__(
         self,
@@ -60,6 +71,16 @@ class AdamW(ClassyOptimizer):
     """Adam with decoupled weight decay. `clip_norm` bounds the norm of the whole gradient.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+
+    Args:
+        lr: The base rate, which the schedule multiplies.
+        betas: Decay of the two moments.
+        eps: Added to the denominator.
+        weight_decay: Decoupled.
+        decay_vectors: false: no decay for parameters of one dimension, which are biases and the scales of norms.
+        groups: See key `groups`.
+        schedule: A schedule.
+        clip_norm: Bounds the L2 norm of the whole gradient.
     """
 
     def __init__(

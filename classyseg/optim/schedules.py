@@ -63,7 +63,12 @@ class ClassyScheduler(Configurable, ABC):
 
 @SCHEDULERS.register("constant")
 class Constant(ClassyScheduler):
-    """The base rate throughout."""
+    """The base rate throughout.
+
+    Args:
+        warmup_epochs: For so many epochs at the start, less than `num_epochs`, the factor rises linearly to 1.
+        warmup_factor: Where the warm-up begins, 0 to 1.
+    """
 
     def __init__(self, num_epochs: float, *, warmup_epochs: Epochs = 0.0, warmup_factor: Factor = 0.001) -> None:
         super().__init__(num_epochs, warmup_epochs, warmup_factor)
@@ -74,7 +79,14 @@ class Constant(ClassyScheduler):
 
 @SCHEDULERS.register("polynomial")
 class Polynomial(ClassyScheduler):
-    """(1 - where) ** power: the usual schedule of segmentation."""
+    """(1 - where) ** power: the usual schedule of segmentation.
+
+    Args:
+        power: `(1 - where) ** power`, from 1 down to 0.
+        warmup_epochs: For so many epochs at the start, the factor rises linearly to the curve.
+        warmup_factor: Where the warm-up begins, 0 to 1.
+        interval_scaling: `rescaled` or `fixed`; see Schedules.
+    """
 
     def __init__(
         self,
@@ -94,7 +106,14 @@ class Polynomial(ClassyScheduler):
 
 @SCHEDULERS.register("cosine")
 class Cosine(ClassyScheduler):
-    """Half a cosine from 1 to `end_factor`."""
+    """Half a cosine from 1 to `end_factor`.
+
+    Args:
+        end_factor: Half a cosine from 1 to this.
+        warmup_epochs: For so many epochs at the start, the factor rises linearly to the curve.
+        warmup_factor: Where the warm-up begins, 0 to 1.
+        interval_scaling: `rescaled` or `fixed`; see Schedules.
+    """
 
     def __init__(
         self,
@@ -118,6 +137,14 @@ class MultiStep(ClassyScheduler):
 
     They are epochs of the run, from its first step; behind a warm-up only with `interval_scaling` `fixed`. With
     `rescaled`, as the whole curve is squeezed into the rest, 30 of 90 epochs behind 5 of warm-up falls at 33.3.
+
+    Args:
+        milestones: Rising epochs below `num_epochs`. With a warm-up, set `interval_scaling: fixed` to keep them where
+            they are.
+        factor: Multiplies the rate at each milestone.
+        warmup_epochs: For so many epochs at the start, the factor rises linearly to the curve.
+        warmup_factor: Where the warm-up begins, 0 to 1.
+        interval_scaling: `rescaled` (milestones move with the curve) or `fixed` (they do not); see Schedules.
     """
 
     def __init__(

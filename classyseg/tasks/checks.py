@@ -10,13 +10,14 @@ from typing import Any
 
 from classyseg.config import ConfigError, DataError, unknown
 from classyseg.datasets import ClassyDataset
-from classyseg.datasets.build import check_dataset_config, has_whole_images
+from classyseg.datasets.build import describe, facts_of
 from classyseg.datasets.label_map import classes_line, with_more_classes
 from classyseg.doctor import Finding, check_data
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.models.memory.feature_cache import check_frozen
+from classyseg.problems import Problems
 from classyseg.registry import ComponentConfig
 from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.tasks.outputs import SeenAtOnce, check_outputs, check_takes_images
@@ -126,10 +127,13 @@ def applied_normalize(
 
 def check_masks(name: str, data: Any) -> None:
     """Raises: `ConfigError` for a data set, or its config, without masks or with options that exclude each other."""
-    check_dataset_config(f"dataset.{name}", data)
-    if has_whole_images(data):
+    problems = Problems()
+    with problems.within(f"dataset.{name}"):
+        facts = describe(data, problems).facts
+    problems.tell()
+    if facts.whole_images:
         raise ConfigError(f"dataset.{name}: has one class for each image; this task needs a mask for each")
-    if isinstance(data, ClassyDataset) and not data.has_masks:
+    if facts.has_masks is False:
         raise ConfigError(
             f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
             "predicted (see `submission` in docs/datasets.md)"
@@ -140,7 +144,7 @@ def check_classes(name: str, data: Any, classes: Sequence[str], loss: ClassyLoss
     """`data` is a data set, or its config. Raises: `ConfigError` for fewer classes than the loss can learn."""
     if len(classes) >= loss.min_classes:
         return
-    key = ".classes" if "classes" in getattr(data, "own_keys", ()) else ""
+    key = ".classes" if "classes" in facts_of(data).keys else ""
     raise ConfigError(
         f"dataset.{name}{key}: found one class, '{classes[0]}', which cannot be learnt: a softmax over one class is "
         "always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "

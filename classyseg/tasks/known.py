@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from classyseg.config import ConfigError, within
-from classyseg.datasets.build import (
-    check_same_unit,
-    innermost,
-    known_bits,
-    known_channels,
-    known_group_size,
-    known_size,
-)
+from classyseg.datasets.build import check_same_unit, facts_of
 from classyseg.distributed import world_size
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.models import ClassyModel, build_model
 from classyseg.optim import build_optimizer
+from classyseg.problems import Problems
 from classyseg.registry import METERS, TRANSFORMS
 from classyseg.shapes import Shapes, bounded
 from classyseg.structures import BestIs
@@ -41,25 +34,6 @@ from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 from classyseg.transforms import Normalize
 
 
-class Problems:
-    """Collects errors of parts that do not depend on each other, and tells all of them at once."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    @contextmanager
-    def collected(self) -> Iterator[None]:
-        try:
-            yield
-        except ConfigError as error:
-            self.found.append(str(error))
-
-    def tell(self) -> None:
-        """Raises: `ConfigError` with all that was found, a line each."""
-        if self.found:
-            raise ConfigError("\n".join(dict.fromkeys(self.found)))
-
-
 def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
     """Raises: `ConfigError` with all that is wrong with the checked `config` of a segmentation task."""
     problems = Problems()
@@ -74,7 +48,7 @@ def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
     loss: ClassyLoss | None = None
     with problems.collected(), within("loss"):
         loss = build_loss(config.loss)
-    classes = known_classes(next(iter(data.values())))
+    classes = facts_of(next(iter(data.values()))).classes
     if loss is not None:
         _check_loss(problems, loss, data, classes)
     transforms: dict[str, Sequence[Any]] = {}
@@ -118,7 +92,7 @@ def _of_weights(model_config: Any, transforms: Mapping[str, Sequence[Any]]) -> N
 
 def _check_loss(problems: Problems, loss: ClassyLoss, data: Mapping[str, Any], classes: Sequence[str] | None) -> None:
     for name, part in data.items():
-        known = known_classes(part)
+        known = facts_of(part).classes
         if known is not None:
             with problems.collected():
                 check_classes(name, part, known, loss)
@@ -155,7 +129,7 @@ def _check_measuring(
         if classes is not None:
             with torch.device("meta"):  # a confusion matrix of many classes takes gigabytes
                 meters = METERS.build_each("meters", meters, classes, 255)
-        group_size = None if val is None else known_group_size(val)
+        group_size = None if val is None else facts_of(val).group_size
         clips_in_a_batch(meters, config.runtime.eval_batch_size, group_size=group_size)
         if model is not None and val is not None and set(model.heads) - model.train_only_heads:
             built = classes is not None
@@ -194,22 +168,12 @@ def seen_at_once(batch_size: int, runtime: RuntimeConfig, train: Any) -> SeenAtO
     """What the batch norms of a process see at once; `train` is the training set's config, where there is one."""
     joined = 1 if runtime.sync_batch_norm else world_size()
     images = batch_size // (runtime.accumulate_steps * joined)
-    return SeenAtOnce(max(1, images), known_size(train))
-
-
-def known_classes(dataset: Any) -> Sequence[str] | None:
-    """What the config of a data set, or its class, says without a look at the data."""
-    dataset = innermost(dataset)
-    for source in (dataset, getattr(dataset, "component", None)):
-        classes = getattr(source, "classes", None)
-        if isinstance(classes, list | tuple):
-            return classes
-    return None
+    return SeenAtOnce(max(1, images), None if train is None else facts_of(train).size)
 
 
 def check_same_classes(data: Mapping[str, Any]) -> None:
     """Raises: `ConfigError` for configs of data sets whose classes, or channels, are known and differ."""
-    known = {name: known_classes(part) for name, part in data.items()}
+    known = {name: facts_of(part).classes for name, part in data.items()}
     (first, wanted), *others = known.items()
     for name, found in others:
         if found is not None and wanted is not None and list(found) != list(wanted):
@@ -222,7 +186,7 @@ def check_same_classes(data: Mapping[str, Any]) -> None:
 def check_colors(data: Mapping[str, Any], transforms: Mapping[str, Sequence[Any]]) -> None:
     """Raises: `ConfigError` for transforms of colours where the images have other than three channels."""
     for name, steps in transforms.items():
-        channels = known_channels(data[name])
+        channels = facts_of(data[name]).channels
         for i, step in enumerate(steps):
             if channels in (None, 3) or not step.keeps_type:  # which may change the channels
                 break
@@ -235,7 +199,7 @@ def check_colors(data: Mapping[str, Any], transforms: Mapping[str, Sequence[Any]
 
 def check_in_channels(model: ClassyModel, data: Mapping[str, Any]) -> None:
     """Raises: `ConfigError` for data sets whose channels are known and not those of each other and of the model."""
-    known = {name: channels for name, part in data.items() if (channels := known_channels(part)) is not None}
+    known = {name: channels for name, part in data.items() if (channels := facts_of(part).channels) is not None}
     first, wanted = next(iter(known.items()), ("", None))
     for name, channels in known.items():
         if channels != wanted:
@@ -253,12 +217,12 @@ def check_in_channels(model: ClassyModel, data: Mapping[str, Any]) -> None:
 
 def in_own_unit(data: Mapping[str, Any]) -> bool:
     """Whether the images of data sets, or of their configs, are numbers in a unit of their own."""
-    return any(known_bits(part) == 32 for part in data.values())
+    return any(facts_of(part).in_own_unit for part in data.values())
 
 
 def check_unit(data: Mapping[str, Any], normalize: NormalizeConfig | None) -> None:
     """Raises: `ConfigError` where only some data sets have `bits: 32`, or without a `normalize` of the task."""
-    check_same_unit({f"dataset.{name}": part for name, part in data.items()})
+    check_same_unit({f"dataset.{name}": facts_of(part) for name, part in data.items()})
     if in_own_unit(data) and normalize is None:
         raise ConfigError(
             "normalize: missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
@@ -280,7 +244,7 @@ def check_normalize(
     nobody normalises, are left to the first step, unless somebody wrote means for them.
     """
     ImageNormalizer(normalize)  # which wants as many means as deviations
-    known = next((found for part in data.values() if (found := known_channels(part)) is not None), None)
+    known = next((found for part in data.values() if (found := facts_of(part).channels) is not None), None)
     by_transform = {
         f"dataset.{name}.transforms[{i}].mean": step
         for name, steps in transforms.items()

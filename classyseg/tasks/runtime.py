@@ -26,10 +26,40 @@ class RuntimeConfig(ConfigRecord):
     `device`: auto (a GPU if there is one), cpu, cuda, or cuda:1. `accumulate_steps` splits each process's batch into
     that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
     gives the same numbers on any number of processes. `sync_batch_norm` joins the statistics of processes.
-    `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU
-    threads. A worker may spend `worker_timeout` seconds on a sample; then the run ends with an error that names it.
-    None waits for ever. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much
-    it may hold.
+    `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU threads.
+    A worker may spend `worker_timeout` seconds on a sample; then the run ends with an error that names it. None waits
+    for ever. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it may
+    hold.
+
+    Args:
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
+        precision: `float32`, or autocast to `bfloat16` or `float16` (the latter with loss scaling). Weights stay
+            float32.
+        compile: `torch.compile` the network for training.
+        channels_last: Memory format of images and weights; faster for most convolutions.
+        workers: Processes that load data, for each training process; 0 loads in the training process. The samples do
+            not depend on it.
+        worker_timeout: How many seconds a worker may spend on one sample. Then the run ends, and names the sample.
+            `null` waits for ever.
+        accumulate_steps: Splits each process's batch into so many parts, whose gradients are added, to save memory. The
+            loss is divided by what counts in the whole batch, so that only batch norm and what dropout (or
+            `point_rend`) draws differ. For `ohem_cross_entropy` and `point_cross_entropy`, which must see the outputs
+            of all parts at once, a step takes one more forward pass.
+        eval_batch_size: Test images at once in each process. 1 takes images of different sizes, and computes every
+            image alone, so that the counts are the same on any number of processes.
+        sync_batch_norm: With several processes, on GPUs or CPUs, batch norm uses the statistics of the job's whole
+            batch, and not those of each process's share: the numbers of one process.
+        deterministic: `torch.use_deterministic_algorithms`: repeatable bits on a GPU, at some cost.
+        threads: torch's number of CPU threads; null leaves torch's choice.
+        cache_features: A folder in which the features of a frozen backbone (`model.frozen: true`) are kept, so that
+            later epochs and runs read them instead of computing them. They are found by a hash of each image after its
+            transforms and one of the weights, the model's config, the normalisation and the precision, so that nothing
+            old is ever read; random transforms therefore make the cache useless (flips double it), which a warning says
+            after the second epoch. The log tells after each phase how many images were read. A disk that is full, or a
+            file that is damaged, ends nothing: features are computed then. Nothing is removed; delete the folder when
+            done.
+        cache_gigabytes: What all files in that folder may hold together, whatever processes and runs write them; beyond
+            it, features are computed each time.
     """
 
     @classmethod

@@ -84,6 +84,11 @@ class DatasetsConfig(ConfigRecord):
     """The data sets of a task; without `val`, nothing is measured but the training loss.
 
     A task that trains needs `train`.
+
+    Args:
+        train: A data set; required unless `num_epochs` is 0. Classes, palette and ignored label come from here, or from
+            `val` where there is no `train`.
+        val: A data set with the same classes; null: only the training loss is recorded.
     """
 
     train: DatasetConfig | None = None
@@ -101,6 +106,26 @@ class SegmentationTask(ClassyTask):
     Classes, palette and ignored label come from the training set, or from the validation set where there is no other.
     Every step draws its randomness from `(seed, step, process)`. `num_epochs: 0` only measures: it needs neither a
     training set nor an optimizer.
+
+    An epoch has `len(train) // batch_size` steps: the last short batch is dropped, another one every epoch, since the
+    order changes. The validation set is measured whole, each sample once.
+
+    Args:
+        num_epochs: Passes over the training set. 0 measures the validation set once and trains nothing: it needs no
+            `dataset.train` and no `optimizer`.
+        batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
+            not be larger than the training set.
+        dataset: `train` and `val`; see key `dataset`.
+        model: A model with its heads.
+        loss: A loss.
+        optimizer: An optimizer; required unless `num_epochs` is 0.
+        seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
+        meters: Meters, computed on the validation set.
+        hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
+        normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
+            tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
+        val_every_epochs: The validation set is measured after every so many epochs, and after the last.
+        runtime: See key `runtime`.
     """
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}

@@ -137,6 +137,12 @@ class ColorJitter(ClassyTransform):
 
     Hue is in turns of the colour wheel. A strength of 0 leaves that property alone. For images of three channels,
     before they are normalised.
+
+    Args:
+        brightness: 0 to 1; 0 leaves it alone.
+        contrast: 0 to 1.
+        saturation: 0 to 1.
+        hue: 0 to 0.5.
     """
 
     keeps_size = True
@@ -178,6 +184,12 @@ class PhotometricDistortion(ClassyTransform):
     x turns of the colour wheel. Values are cut off at 0 and 255 after each.
 
     Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016.
+
+    Args:
+        brightness: Up to so many grey levels are added or taken away.
+        contrast: The range of a factor of all values, before the colours change or after.
+        saturation: The range of a factor of the saturation.
+        hue: The largest shift in turns of the colour wheel, 0 to 0.5.
     """
 
     keeps_size = True
@@ -226,6 +238,9 @@ class Lighting(ClassyTransform):
 
     Source: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012; the numbers
     are those that facebook's fb.resnet.torch published.
+
+    Args:
+        std: The standard deviation of the multiples.
     """
 
     keeps_size = True
@@ -248,7 +263,12 @@ class Lighting(ClassyTransform):
 
 @TRANSFORMS.register("gaussian_blur")
 class GaussianBlur(ClassyTransform):
-    """Blurs with a random standard deviation in pixels, with a probability."""
+    """Blurs with a random standard deviation in pixels, with a probability.
+
+    Args:
+        sigma: The range of the standard deviation in pixels.
+        probability: Of blurring at all.
+    """
 
     keeps_size = True
     keeps_type = True
@@ -285,6 +305,12 @@ class Normalize(ClassyTransform):
     """Makes the image floating point: `(image / 255 - mean) / std`, ImageNet's by default; uint16 is divided by 65535.
 
     Seldom needed: the task does the same on the device, where it is faster and a quarter of the bytes travel.
+
+    Not beside the task's own `normalize`, after `color_jitter`, and with the same values in `train` and `val`.
+
+    Args:
+        mean: One per channel.
+        std: One per channel.
     """
 
     keeps_size = True

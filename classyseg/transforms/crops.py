@@ -41,8 +41,32 @@ class RandomScaleCrop(ClassyTransform):
     `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
     with `resize`), else to its own.
 
-    With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn
-    anew, at the same scale, up to ten times, and so are those without a valid pixel; the last one is taken.
+    With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn anew,
+    at the same scale, up to ten times, and so are those without a valid pixel; the last one is taken.
+
+    mmsegmentation's `RandomResize(scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)` and
+    `RandomCrop(crop_size=(512, 512), cat_max_ratio=0.75)` are together
+
+    ```yaml
+    dataset:
+      train:
+        name: synthetic_shapes
+        split: train
+        transforms:
+          - {name: random_scale_crop, size: [512, 512], shorter_side: 512, longer_side: 2048, max_class_fraction: 0.75}
+    ```
+
+    Args:
+        size: Height and width of the window.
+        scale: The range of the factor: of the image's own size, or with one of the following of the size that it has
+            when fitted.
+        shorter_side: The image is fitted as by `resize`: the length of its shorter side.
+        longer_side: Of its longer side: 520 for PyTorch-Encoding's `base_size: 520`. With `shorter_side`: neither side
+            is longer.
+        fit: A height and a width which it fills in one direction.
+        max_class_fraction: Below 1: windows in which one class has a larger share of the valid pixels, and those
+            without a valid pixel, are drawn anew, up to ten times (0.75 is usual for street scenes).
+        fill: The border in the image.
     """
 
     keeps_type = True
@@ -118,6 +142,10 @@ class CenterCrop(ClassyTransform):
     """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored.
 
     To the pixel that of torchvision, and so of ClassyVision.
+
+    Args:
+        size: Height and width. A smaller image lies in the middle of a border that is ignored.
+        fill: The border in the image.
     """
 
     keeps_type = True

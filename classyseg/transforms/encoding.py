@@ -55,7 +55,16 @@ class SyncResizeCrop(ClassyTransform):
     `random_scale_crop`, as all of the image is resized. `crop(sample, random.Random(seed))` gives what PyTorch-Encoding
     draws after `random.seed(seed)`, but for the border of the mask, which is 0 there and `ignore_index` here.
 
+    `random_scale_crop` with `longer_side` and a flip does nearly the same in a fraction of the time.
+
     Source: zhanghang1989/PyTorch-Encoding, the data sets' `_sync_transform`.
+
+    Args:
+        base_size: What `scale` is a factor of.
+        crop_size: The side of the square.
+        scale: The longer side is a random whole number between these multiples of `base_size` (for ADE20K up to 2.5).
+        interpolation: Of the image; or `bicubic`.
+        fill: The border in the image.
     """
 
     keeps_type = True
@@ -105,7 +114,13 @@ class SyncResizeCrop(ClassyTransform):
 class ResizeCenterCrop(ClassyTransform):
     """PyTorch-Encoding's validation crop: the shorter side at `crop_size`, and the square in the middle.
 
+    What lies outside the square is not measured: for figures that others can compare, use `resize` with `image_only`.
+
     Source: zhanghang1989/PyTorch-Encoding, the data sets' `_val_sync_transform`.
+
+    Args:
+        crop_size: The side of the square.
+        interpolation: Of the image; or `bicubic`.
     """
 
     keeps_type = True

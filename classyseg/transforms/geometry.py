@@ -47,14 +47,22 @@ class _Flip(ClassyTransform):
 
 @TRANSFORMS.register("horizontal_flip")
 class HorizontalFlip(_Flip):
-    """Mirrors left and right with a probability."""
+    """Mirrors left and right with a probability.
+
+    Args:
+        probability: Of mirroring left and right.
+    """
 
     axis = -1
 
 
 @TRANSFORMS.register("vertical_flip")
 class VerticalFlip(_Flip):
-    """Mirrors top and bottom with a probability: for images without an upright, from above or from a microscope."""
+    """Mirrors top and bottom with a probability: for images without an upright, from above or from a microscope.
+
+    Args:
+        probability: Of mirroring top and bottom.
+    """
 
     axis = -2
 
@@ -64,11 +72,23 @@ class Resize(ClassyTransform):
     """The image, and unless `image_only` the mask, at another size; give one form of it.
 
     `size` is a height and a width, whatever the image's ratio. The other forms keep the ratio: `shorter_side` and
-    `longer_side` are lengths of those sides, both together the largest size of which neither side is longer; `fit` is
-    a height and a width that the image fills in one direction.
+    `longer_side` are lengths of those sides, both together the largest size of which neither side is longer; `fit` is a
+    height and a width that the image fills in one direction.
 
     With `image_only`, evaluation counts at the mask's original size, which is what published figures mean; transforms
     that crop or pad must come before it.
+
+    Give exactly one of `size`, `fit`, and `shorter_side` or `longer_side` (or both of these).
+
+    Args:
+        size: Height and width, whatever the ratio of the image.
+        shorter_side: The length of the shorter side; the ratio stays.
+        longer_side: The length of the longer side. With `shorter_side`: the largest size of which neither side is
+            longer than told.
+        fit: A height and a width which the image fills in one direction; the ratio stays. With `pad` to the same size,
+            a letter box.
+        interpolation: Of the image; or `bicubic`. Masks get the nearest label.
+        image_only: Leaves the mask as it is. For `val`: see evaluation. Crops and pads must come before it.
     """
 
     keeps_type = True
@@ -108,6 +128,17 @@ class RandomResize(ClassyTransform):
 
     `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
     with `resize`), else to its own. `shorter_side` may be a list, of which one is drawn; `scale` may then be left out.
+
+    One with a range of factors is done faster by `random_scale_crop`, which resizes the window only.
+
+    Args:
+        scale: The range of a random factor, of the image's own size or of the fitted one. Needed unless `shorter_side`
+            is a list.
+        shorter_side: The image is fitted as by `resize`: the length of its shorter side, or a list of lengths, of which
+            one is drawn.
+        longer_side: The length of its longer side. With `shorter_side`: neither side is longer.
+        fit: A height and a width which it fills in one direction.
+        interpolation: Of the image; or `bicubic`. Masks get the nearest label.
     """
 
     keeps_type = True
@@ -148,6 +179,13 @@ class Pad(ClassyTransform):
     """Adds a border below and to the right, up to `size` (height, width) or to the next multiple of `multiple`.
 
     The border is `fill` in the image and ignored in the mask. An image larger than `size` is left as it is.
+
+    Give exactly one of `size` and `multiple`.
+
+    Args:
+        size: At least this height and width.
+        multiple: To the next multiple of it.
+        fill: The border in the image.
     """
 
     keeps_type = True
@@ -194,6 +232,11 @@ class RandomRotation(ClassyTransform):
     """Turns the image about its centre by a random angle, anticlockwise where it is positive; the size stays.
 
     What comes from outside is `fill` in the image and ignored in the mask.
+
+    Args:
+        degrees: The range of the angle, -180 to 180; positive turns anticlockwise.
+        probability: Of turning at all.
+        fill: What comes from outside, in the image.
     """
 
     keeps_size = True

@@ -87,9 +87,17 @@ class CutMix(PairTransform):
     The rectangle has the ratio of the image and the share 1 - x of it, x from Beta(`alpha`, `alpha`); what lies outside
     is cut off. Of whole images with a label, the target becomes the shares of the two labels.
 
+    It stands behind a transform that gives one size. The other sample is drawn for this one and goes through the
+    transforms before `cut_mix` (as with `mix_up` and `copy_paste`): so the numbers depend neither on the batch nor on
+    workers and processes, and a second sample is loaded for each that is mixed.
+
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV
     2019; for masks: French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", BMVC
     2020.
+
+    Args:
+        alpha: The share that stays is drawn from Beta(`alpha`, `alpha`).
+        probability: Of mixing at all.
     """
 
     keeps_size = True
@@ -141,7 +149,23 @@ class MixUp(PairTransform):
     Targets become shares of classes, of every sample: (num_classes, H, W), or (num_classes,) of whole images. Pixels
     that are ignored in one of the two are ignored.
 
+    Targets become shares of classes, for `soft_target_cross_entropy`: 2 bytes a pixel and class. Only for `train`,
+    behind a transform that gives one size, and behind those that need masks of labels.
+
+    ```yaml
+    dataset:
+      train:
+        name: synthetic_shapes
+        split: train
+        transforms: [{name: random_scale_crop, size: [64, 64]}, horizontal_flip, cut_mix, mix_up]
+    loss: {name: soft_target_cross_entropy}
+    ```
+
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+
+    Args:
+        alpha: The share of this sample is drawn from Beta(`alpha`, `alpha`).
+        probability: Of mixing at all.
     """
 
     keeps_size = True
@@ -174,8 +198,14 @@ class CopyPaste(PairTransform):
 
     Those of `classes` (labels), or of a random half of the classes that the other one has.
 
+    Behind a transform that gives one size.
+
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
+
+    Args:
+        classes: Their labels; by default a random half of the classes that the other sample has.
+        probability: Of pasting at all.
     """
 
     keeps_size = True

@@ -198,7 +198,13 @@ class _Policy(ClassyTransform):
 class AutoAugment(_Policy):
     """One of 25 pairs of operations, each with its own probability and strength, which a search found.
 
+    Turns, shears and shifts move the mask alike; what they bring from outside is ignored.
+
     Source: Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data", CVPR 2019.
+
+    Args:
+        policy: On what the pairs were searched: or `cifar10`, `svhn`.
+        fill: What comes from outside, in the image.
     """
 
     def __init__(
@@ -224,6 +230,12 @@ class RandAugment(_Policy):
     """`num_operations` of 14 operations, drawn anew for each image, all of one strength.
 
     Source: Cubuk et al., "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", 2020.
+
+    Args:
+        num_operations: How many.
+        magnitude: The strength, from 0 to `num_levels` - 1.
+        num_levels: What the strength counts in.
+        fill: What comes from outside, in the image.
     """
 
     def __init__(

@@ -79,6 +79,41 @@ class TorchvisionTransform(ClassyTransform):
     """The class `transform` of `torchvision.transforms.v2` with `arguments`: image bilinear, mask nearest, as it does.
 
     Where it has a `fill`, that is for the image, and the mask is ignored there.
+
+    Those that would leave the mask behind (`AutoAugment`, `CutMix`, ...) are refused, with the name of ours. Where it
+    shrinks a mask, its labels lie up to half a pixel of the result beside those of the image's pixels, which ours do
+    not: for masks, rather `resize`, `random_resize` and `random_scale_crop`.
+
+    ```yaml
+    dataset:
+      train:
+        name: synthetic_shapes
+        split: train
+        transforms:
+          - {name: torchvision, transform: RandomPerspective, arguments: {p: 0.3, distortion_scale: 0.2}}
+          - {name: torchvision, transform: JPEG, arguments: {quality: [40, 90]}}
+    ```
+
+    For images of one class, ClassyVision's `imagenet_augment` and `imagenet_no_augment`, but for a grey level of
+    rounding, are
+
+    ```python
+    from classyseg.datasets import build_dataset
+
+    random_crop = {"name": "torchvision", "transform": "RandomResizedCrop", "arguments": {"size": 224}}
+    train = build_dataset({"name": "synthetic_image", "split": "train", "transforms": [random_crop, "horizontal_flip"]})
+    resize = {"name": "torchvision", "transform": "Resize", "arguments": {"size": 256}}
+    center_crop = {"name": "center_crop", "size": [224, 224]}
+    test = build_dataset({"name": "synthetic_image", "split": "test", "transforms": [resize, center_crop]})
+    ```
+
+    `{name: resize, shorter_side: 256}` rounds the longer side, where torchvision cuts it off. PyTorch-Encoding's
+    evaluation (`ECenterCrop`) at a size of 224 is, within a pixel, `{name: resize, shorter_side: 256, interpolation:
+    bicubic}` and the same crop; for another size, 32 more than it.
+
+    Args:
+        transform: The name of the class.
+        arguments: Its arguments by name, checked against its signature when the config is checked.
     """
 
     def __init__(self, ignore_index: int = 255, *, transform: Text, arguments: dict[str, Any] | None = None) -> None:

@@ -24,7 +24,7 @@ from torchvision.datasets.video_utils import VideoClips
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader
-from classyseg.datasets.build import known_group_size
+from classyseg.datasets.build import facts_of
 from classyseg.datasets.files import videos as video_files
 from classyseg.datasets.files.videos import VideoInfo, read_frames, video_infos, videos_in
 from classyseg.losses import build_loss
@@ -448,8 +448,8 @@ def test_a_subset_of_clips_takes_whole_videos() -> None:
 
 
 def test_clips_of_a_plugin_tell_how_they_are_grouped_when_they_are_built() -> None:
-    assert known_group_size(numbers_of([8, 9], "even", frames=8, per_video=2)) == 2
-    assert Numbers.group_size_of(SimpleNamespace(clips=ClipConfig(frames=8))) is None
+    assert facts_of(numbers_of([8, 9], "even", frames=8, per_video=2)).group_size == 2
+    assert Numbers.facts_of(SimpleNamespace(clips=ClipConfig(frames=8))).group_size is None
 
 
 def test_videos_that_changed_since_they_were_looked_at_are_named(tmp_path: Path) -> None:

@@ -477,4 +477,4 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | N
 def test_a_mask_of_an_image_without_one_is_a_wrong_call(tmp_path: Path) -> None:
     pair(tmp_path)
     with pytest.raises(ValueError, match=r"a.png has no mask"):
-        folder(tmp_path, masks=None).labels(0)
+        folder(tmp_path, masks=None).load_target(0)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from classyseg.config import ConfigError
 from classyseg.datasets import SyntheticShapes
+from classyseg.datasets.build import facts_of
 from classyseg.models import ClassyModel, create_backbone
 from classyseg.registry import DATASETS, HEADS, MODELS, TASKS, head_name_problem
 from classyseg.tasks import SegmentationTask
-from classyseg.tasks.known import known_size, seen_at_once
+from classyseg.tasks.known import seen_at_once
 from classyseg.tasks.outputs import SeenAtOnce
 from classyseg.tasks.runtime import RuntimeConfig
 from runs import tiny_config, tiny_task
@@ -194,7 +195,7 @@ def test_a_plugins_data_set_says_its_channels_in_its_class(monkeypatch: pytest.M
 )
 def test_the_size_of_training_images_is_known_where_transforms_fix_it(transforms: Any, size: Any) -> None:
     train = TASKS.validate(tiny_config({"dataset.train.transforms": transforms})).dataset.train
-    assert known_size(train) == size
+    assert facts_of(train).size == size
     built = SyntheticShapes.from_config({"split": "train", "size": [32, 32], "transforms": transforms})
     if size is not None:
         assert tuple(built[0].image.shape[-2:]) == size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import image_tensor
 from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS
+from classyseg.datasets.facts import DataFacts, told
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample
@@ -26,9 +28,18 @@ class SyntheticImage(ClassificationDataset):
 
     `class_ratio` is the share of green images. Sample `index` of a `split` is drawn from `(split, index)`: nothing is
     stored.
+
+    Args:
+        split: `train` or `test`: different images.
+        num_samples: How many.
+        size: Height and width.
+        class_ratio: The share of green ones.
+        transforms: Transforms.
     """
 
     classes = ("red", "green")
+    channels = 3
+    image_size: tuple[int, int]
 
     def __init__(
         self,
@@ -42,8 +53,13 @@ class SyntheticImage(ClassificationDataset):
         super().__init__(transforms)
         self.split = split
         self.num_samples = num_samples
-        self.size = size
+        self.image_size = size
         self.class_ratio = class_ratio
+
+    @classmethod
+    def facts_of(cls, config: Any) -> DataFacts:
+        size, count = told(config, "size", tuple), told(config, "num_samples", int)
+        return replace(super().facts_of(config), size=size, num_samples=count)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -51,8 +67,8 @@ class SyntheticImage(ClassificationDataset):
     def load(self, index: int) -> Sample:
         random = np.random.default_rng(derived_seed(SPLITS[self.split], index))
         label = int(random.uniform() < self.class_ratio)
-        image = np.zeros((*self.size, 3), np.uint8)
-        image[..., [label, 2]] = random.integers(0, 256, (*self.size, 2))
+        image = np.zeros((*self.image_size, 3), np.uint8)
+        image[..., [label, 2]] = random.integers(0, 256, (*self.image_size, 2))
         return Sample(image_tensor(image), torch.tensor(label), f"{self.split} {index}")
 
 
@@ -61,6 +77,14 @@ class SyntheticImageStreaming(SyntheticImage):
     """`synthetic_image` as a stream: an epoch takes the next `num_samples` images of `length`, then it starts anew.
 
     Without a `length`, the stream is one epoch long, as in ClassyVision. An evaluation takes the first ones.
+
+    Args:
+        split: `train` or `test`: different images.
+        num_samples: How many in one epoch.
+        length: How many in all; null: as many as in one epoch.
+        size: Height and width.
+        class_ratio: The share of green ones.
+        transforms: Transforms.
     """
 
     def __init__(

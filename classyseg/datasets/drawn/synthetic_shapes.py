@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from classyseg.config import MAX_SIDE
 from classyseg.datasets.classy_dataset import ClassyDataset, image_tensor
+from classyseg.datasets.facts import DataFacts, told
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample
@@ -30,13 +32,23 @@ HUES = {1: 0.0, 2: 0.33, 3: 0.6}
 class SyntheticShapes(ClassyDataset):
     """Discs, squares and triangles of any place, size and turn, before a noisy background crossed by coloured lines.
 
-    A shape's hue hints at its class, but `odd_colors` of them have any hue, as the lines do; shapes hide each other;
-    a line of `border` pixels around each is ignored, as in Pascal VOC. Sample `index` of a `split` is drawn from
-    `(split, index)`: nothing is stored.
+    A shape's hue hints at its class, but `odd_colors` of them have any hue, as the lines do; shapes hide each other; a
+    line of `border` pixels around each is ignored, as in Pascal VOC. Sample `index` of a `split` is drawn from `(split,
+    index)`: nothing is stored.
+
+    Args:
+        split: `train` or `test`: different scenes.
+        num_samples: How many.
+        size: Height and width, 16 or more.
+        max_shapes: Each scene has 1 to so many.
+        border: Width in pixels of the ignored line around each shape.
+        odd_colors: Share of shapes whose colour says nothing about their class.
+        transforms: Transforms.
     """
 
     classes = ("background", "disc", "square", "triangle")
     channels = 3
+    image_size: tuple[int, int]
     palette = ((0, 0, 0), (220, 60, 60), (60, 180, 75), (0, 110, 220))
 
     def __init__(
@@ -53,27 +65,28 @@ class SyntheticShapes(ClassyDataset):
         super().__init__(transforms)
         self.split = split
         self.num_samples = num_samples
-        self.size = size
+        self.image_size = size
         self.max_shapes = max_shapes
         self.border = border
         self.odd_colors = odd_colors
 
     @classmethod
-    def size_of(cls, config: Any) -> tuple[int, int] | None:
-        return config.size
+    def facts_of(cls, config: Any) -> DataFacts:
+        size, count = told(config, "size", tuple), told(config, "num_samples", int)
+        return replace(super().facts_of(config), size=size, num_samples=count)
 
     def __len__(self) -> int:
         return self.num_samples
 
     def load(self, index: int) -> Sample:
         random = np.random.default_rng(derived_seed(SPLITS[self.split], index))
-        height, width = self.size
+        height, width = self.image_size
         y, x = np.mgrid[:height, :width].astype(np.float32)
         share = _slope(random, x, y)[..., None]
         image = _color(random, random.uniform(), (0, 0.3)) * share + _color(random, random.uniform(), (0, 0.3)) * (
             1 - share
         )
-        mask = np.zeros(self.size, np.int64)
+        mask = np.zeros(self.image_size, np.int64)
         for _ in range(2):
             line = _slope(random, x, y)
             image[abs(line - random.uniform()) < 0.02] = _color(random, random.uniform(), (0.4, 1))
@@ -87,9 +100,9 @@ class SyntheticShapes(ClassyDataset):
     def _draw(self, random: np.random.Generator, image: Array, mask: Array, x: Array, y: Array) -> None:
         """Draws one shape over what is there."""
         kind = int(random.integers(1, 4))
-        radius = random.uniform(0.16, 0.30) * min(self.size)
+        radius = random.uniform(0.16, 0.30) * min(self.image_size)
         turn = random.uniform(0, 2 * np.pi)
-        dx, dy = x - random.uniform(0, self.size[1]), y - random.uniform(0, self.size[0])
+        dx, dy = x - random.uniform(0, self.image_size[1]), y - random.uniform(0, self.image_size[0])
         u, v = np.cos(turn) * dx + np.sin(turn) * dy, np.cos(turn) * dy - np.sin(turn) * dx
         if kind == 1:
             distance = np.hypot(u, v) - radius

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips
 from classyseg.datasets.drawn.synthetic_images import Size
 from classyseg.datasets.drawn.synthetic_shapes import SPLITS
+from classyseg.datasets.facts import DataFacts, told
 from classyseg.datasets.files.videos import VideoInfo
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
@@ -27,9 +29,20 @@ class SyntheticVideo(Clips):
     """Noise that moves by a pixel each frame, round the edges: the class is where to, which no single frame shows.
 
     Video `i` of a `split` is drawn from `(split, i)`: nothing is stored. Its clips are sampled as those of files are.
+
+    Clips are random in `train`, even in `test`.
+
+    Args:
+        split: `train` or `test`: different videos.
+        clips: Which clips.
+        num_videos: How many videos.
+        video_frames: How many frames each has, 25 a second.
+        size: Height and width.
+        transforms: Transforms; all frames of a clip with the same draws.
     """
 
     classes = CLASSES
+    image_size: tuple[int, int]
 
     def __init__(
         self,
@@ -44,11 +57,15 @@ class SyntheticVideo(Clips):
         info = VideoInfo(video_frames, RATE)
         videos = [(f"{split} {i}", i % len(CLASSES), info) for i in range(num_videos)]
         super().__init__(videos, clips, SAMPLING[split], transforms)
-        self.size = size
+        self.image_size = size
+
+    @classmethod
+    def facts_of(cls, config: Any) -> DataFacts:
+        return replace(super().facts_of(config), size=told(config, "size", tuple))
 
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
         split, number = name.split()
         random = np.random.default_rng(derived_seed(SPLITS[split], int(number)))
-        pattern = torch.from_numpy(random.integers(0, 256, (3, *self.size)).astype(np.uint8))
+        pattern = torch.from_numpy(random.integers(0, 256, (3, *self.image_size)).astype(np.uint8))
         down, right = STEPS[int(number) % len(CLASSES)]
         return torch.stack([pattern.roll((down * i, right * i), (1, 2)) for i in numbers], 1)

@@ -23,6 +23,7 @@ class MaskFiles(ClassyDataset):
     """
 
     label_map: LabelMap = LabelMap({}, others_stay=True)
+    reads_apart = True
     channels: int = 3
     bits: Bits = 8
 
@@ -36,10 +37,10 @@ class MaskFiles(ClassyDataset):
 
     def load(self, index: int) -> Sample:
         path, mask = self.pairs[index]
-        image = self.read_image(path)
+        image = self.load_image(index)
         if mask is None:
             return Sample(image, torch.full(image.shape[-2:], self.ignore_index), str(path))
-        return Sample(image, self.labels(index), str(mask))
+        return Sample(image, self.load_target(index), str(mask))
 
     def files(self, index: int) -> tuple[Path, ...]:
         return tuple(path for path in self.pairs[index] if path is not None)
@@ -51,11 +52,14 @@ class MaskFiles(ClassyDataset):
             raise ValueError(f"{self.pairs[index][0]} has no mask")
         return mask
 
+    def load_image(self, index: int) -> Tensor:
+        return self.read_image(self.pairs[index][0])
+
     def read_image(self, path: Path) -> Tensor:
         """An image file, (C, H, W) uint8, uint16 or float32. Raises: `DataError`, naming the file."""
         return read_image(path, channels=self.channels, bits=self.bits, exif=self.exif)
 
-    def labels(self, index: int) -> Tensor:
+    def load_target(self, index: int) -> Tensor:
         """The labels of sample `index`, (H, W), uint8 or int64. Raises: `DataError`, naming the file."""
         return self.read_labels(self.mask_path(index))
 

@@ -22,7 +22,14 @@ class ADE20K(MaskFiles):
     Masks hold 1 to 150; 0, other objects, is ignored. Predictions are submitted as 1 to 150, too. `test` has the images
     of `root/images/testing` alone: their masks are not public.
 
+    The scene parsing benchmark of 150 classes.
+
     Source: Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
+
+    Args:
+        split: `train` or `val`; `test` has images alone.
+        root: The folder.
+        transforms: Transforms.
     """
 
     classes = CLASSES

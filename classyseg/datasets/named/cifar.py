@@ -54,7 +54,14 @@ class _Cifar(ClassificationDataset):
 class Cifar10(_Cifar):
     """`root/data_batch_1` to `5` and `test_batch`, as published for Python, or with `.bin`, as published for C.
 
+    CIFAR-10, 10 classes, 32 x 32.
+
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+
+    Args:
+        split: `train` or `test`.
+        root: The folder of the batches, for Python or binary.
+        transforms: Transforms.
     """
 
     classes = CIFAR10
@@ -76,7 +83,15 @@ class Cifar100(_Cifar):
 
     `labels` are the 100 `fine` ones, or the 20 `coarse` ones of which each holds 5.
 
+    CIFAR-100, 32 x 32.
+
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
+
+    Args:
+        split: `train` or `test`.
+        labels: `fine`: 100 classes; `coarse`: 20.
+        root: The folder of the two files, for Python or binary.
+        transforms: Transforms.
     """
 
     classes: tuple[str, ...]

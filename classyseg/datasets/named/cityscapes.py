@@ -31,6 +31,12 @@ class Cityscapes(MaskFiles):
     images alone: their masks are not public.
 
     Source: Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding", CVPR 2016.
+
+    Args:
+        split: `train`, `val`, `trainval`, or `train_extra` with coarse annotations; `test` has images alone.
+        annotations: `fine` or `coarse`.
+        root: The folder.
+        transforms: Transforms.
     """
 
     classes = CLASSES

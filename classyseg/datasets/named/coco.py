@@ -51,6 +51,14 @@ class Coco(VOCMasks):
 
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; the classes and the choice of images are
     PyTorch-Encoding's.
+
+    Args:
+        split: `train` or `val`.
+        crowd: `label`: a crowd has the class of its members; `ignore`: it is ignored.
+        min_pixels: Leave out images with fewer pixels of the 20 classes.
+        cache: Where masks are drawn, once.
+        root: The folder.
+        transforms: Transforms.
     """
 
     def __init__(

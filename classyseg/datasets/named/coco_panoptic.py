@@ -35,7 +35,14 @@ class CocoPanoptic(MaskFiles):
     A pixel's colour is the number of its segment, R + 256 G + 65536 B; the JSON gives the category of each segment. 0
     is ignored. Predictions are submitted as category numbers.
 
+    COCO's panoptic annotations as 133 classes.
+
     Source: Kirillov et al., "Panoptic Segmentation", CVPR 2019.
+
+    Args:
+        split: `train` or `val`.
+        root: The folder.
+        transforms: Transforms.
     """
 
     classes = CLASSES
@@ -60,7 +67,7 @@ class CocoPanoptic(MaskFiles):
     def files(self, index: int) -> tuple[Path, ...]:
         return (*super().files(index), self._source)
 
-    def labels(self, index: int) -> Tensor:
+    def load_target(self, index: int) -> Tensor:
         mask, row = self.mask_path(index), self._rows[index]
         mine = slice(self._ends[row], self._ends[row + 1])
         segments = dict(zip(self._ids[mine].tolist(), self._labels[mine].tolist(), strict=True))

@@ -22,6 +22,12 @@ class CocoStuff(MaskFiles):
     The pixel maps hold the numbers of labels less one, 0 to 181, of which 11 are unused; 255 is ignored.
 
     Source: Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018.
+
+    Args:
+        split: `train` or `val`.
+        masks: The folder of the pixel maps, in `root`.
+        root: The folder.
+        transforms: Transforms.
     """
 
     classes = CLASSES

@@ -34,7 +34,17 @@ class ImageNet(LabelledFiles):
     A class has the same label where some folders are missing: that of the 1000 in the order of their synsets, which
     published weights have.
 
+    ImageNet-1k, 1000 classes.
+
     Source: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015.
+
+    Args:
+        split: `train` or `val`.
+        root: The folder.
+        table: The classes of images that lie in one folder, as those of `val` are distributed: a text file of lines
+            such as `ILSVRC2012_val_00000001.JPEG n01751748`, or Kaggle's `LOC_val_solution.csv`; under the data root,
+            or absolute.
+        transforms: Transforms.
     """
 
     classes = CLASSES

@@ -23,7 +23,15 @@ CLASSES = (
 class MINC(LabelledFiles):
     """`root/images/CLASS/*.jpg`, and lists of such paths in `root/labels`: `train1.txt` and so on for 5 folds.
 
+    MINC-2500, 23 materials.
+
     Source: Bell et al., "Material Recognition in the Wild with the Materials in Context Database", CVPR 2015.
+
+    Args:
+        split: The list `train`, `validate` or `test`.
+        fold: Which of the 5 lists of that name.
+        root: The folder.
+        transforms: Transforms.
     """
 
     classes = CLASSES

@@ -27,6 +27,15 @@ class PascalContext(MaskFiles):
 
     Source: Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR
     2014.
+
+    Args:
+        split: The list `train`, `val` or `trainval`.
+        masks: The folder of masks, in `root` or absolute.
+        mask_values: `full`: the 459 labels as published; `classes`: 0 to 59 in alphabetical order.
+        with_background: The background is class 0 of 60 and not ignored.
+        lists: The folder of the lists, in `root`.
+        root: The folder of the images.
+        transforms: Transforms.
     """
 
     classes: tuple[str, ...]

@@ -34,6 +34,11 @@ class PascalVOC(VOCMasks):
     in `SegmentationClassAug`; `pascal_aug` makes it from the sets as published.
 
     Source: Everingham et al., "The Pascal Visual Object Classes Challenge: A Retrospective", IJCV 2015.
+
+    Args:
+        split: The list `train`, `val`, `trainval` or `trainaug`; the last with the masks of `SegmentationClassAug`.
+        root: The folder.
+        transforms: Transforms.
     """
 
     def __init__(
@@ -68,6 +73,12 @@ class PascalAug(VOCMasks):
     or index PNG of the same names.
 
     Source: Hariharan et al., "Semantic Contours from Inverse Detectors", ICCV 2011.
+
+    Args:
+        split: `trainaug` (SBD and VOC's `train` without VOC's `val`), or SBD's own lists, `sbd_train` and `sbd_val`.
+        root: SBD's folder.
+        voc_root: VOC's folder, for `trainaug`.
+        transforms: Transforms.
     """
 
     def __init__(

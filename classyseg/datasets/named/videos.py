@@ -48,7 +48,20 @@ class VideoFiles(Clips):
 
 @DATASETS.register("video_folder")
 class VideoFolder(VideoFiles):
-    """`root/CLASS/*.mp4`, or folders of frames `root/CLASS/VIDEO/*.jpg`; the classes are the folders' names, sorted."""
+    """`root/CLASS/*.mp4`, or folders of frames `root/CLASS/VIDEO/*.jpg`; the classes are the folders' names, sorted.
+
+    Clips of videos with one class each: `ROOT/CLASS/*.mp4` (avi, mkv, webm, mov, m4v, mpg), or
+    `ROOT/CLASS/VIDEO/*.jpg`, a folder of frames; more.
+
+    Args:
+        root: The folder of the classes' folders.
+        clips: Which clips.
+        sampling: `random` clips, for training, or `even` ones, for testing.
+        classes: The folders' names in the order of the labels; null: all folders, sorted.
+        index: A JSON file under the data root that keeps the length of every video, made and added to as needed; null:
+            look at all at each start.
+        transforms: Transforms; all frames of a clip with the same draws.
+    """
 
     def __init__(
         self,
@@ -76,7 +89,17 @@ class VideoFolder(VideoFiles):
 class Kinetics400(VideoFiles):
     """Actions in YouTube videos: `root/train/CLASS/*.mp4`, and so for `val` and `test`; classes as the folders.
 
+    Clips are random in `train`, else even.
+
     Source: Kay et al., "The Kinetics Human Action Video Dataset", arXiv 2017.
+
+    Args:
+        split: `train`, `val` or `test`.
+        clips: Which clips.
+        root: The folder.
+        index: A JSON file under the data root that keeps the length of every video, made and added to as needed; null:
+            look at all at each start.
+        transforms: Transforms; all frames of a clip with the same draws.
     """
 
     def __init__(
@@ -107,7 +130,19 @@ def _folders(root: str, lists: str) -> tuple[Path, Path]:
 class UCF101(VideoFiles):
     """101 actions: `root/CLASS/*.avi`; `lists` holds `classInd.txt`, and `trainlist01.txt` and so on for 3 folds.
 
+    UCF101. Clips are random in `train`, even in `test`.
+
     Source: Soomro et al., "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", arXiv 2012.
+
+    Args:
+        split: The list `train` or `test`.
+        clips: Which clips.
+        fold: Which of the 3 lists of that name.
+        root: The folder of the classes' folders.
+        lists: The folder of the lists.
+        index: A JSON file under the data root that keeps the length of every video, made and added to as needed; null:
+            look at all at each start.
+        transforms: Transforms; all frames of a clip with the same draws.
     """
 
     def __init__(
@@ -142,7 +177,19 @@ HMDB51_TAGS = {"train": "1", "test": "2"}
 class HMDB51(VideoFiles):
     """51 actions: `root/CLASS/*.avi`; `lists` holds `CLASS_test_split1.txt` and so on, for 3 folds.
 
+    Clips are random in `train`, even in `test`.
+
     Source: Kuehne et al., "HMDB: A Large Video Database for Human Motion Recognition", ICCV 2011.
+
+    Args:
+        split: The videos marked `train` or `test`.
+        clips: Which clips.
+        fold: Which of the 3 splits.
+        root: The folder of the classes' folders.
+        lists: The folder of the splits.
+        index: A JSON file under the data root that keeps the length of every video, made and added to as needed; null:
+            look at all at each start.
+        transforms: Transforms; all frames of a clip with the same draws.
     """
 
     def __init__(

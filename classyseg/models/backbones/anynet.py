@@ -222,7 +222,25 @@ class AnyNet(_Staged):
     The 3x3 convolution of a bottleneck has `bottleneck_multipliers` times the width, in groups of `group_widths`
     channels. `output_stride` replaces the strides beyond it by dilation; null leaves all.
 
+    Stages of one kind of block; one value a stage in the first five keys. `stem` and `stage1`, `stage2`, ...
+
     Source: Radosavovic et al., "Designing Network Design Spaces", CVPR 2020, and ClassyVision's parametrisation.
+
+    Args:
+        depths: Blocks of each stage.
+        widths: Channels of each stage.
+        group_widths: Channels of a group in the bottlenecks' 3x3 convolution.
+        bottleneck_multipliers: The channels of that convolution, by the stage's.
+        strides: 1 or 2 each.
+        stem_type: `simple_stem_in`: a 3x3 convolution at stride 2; `res_stem_in`: 7x7 at stride 2 and a maximum pool at
+            stride 2; `res_stem_cifar`: 3x3 at stride 1.
+        stem_width: Channels of the stem.
+        block_type: `res_bottleneck_block`, `res_bottleneck_linear_block` (no activation after the sum),
+            `res_basic_block`, `vanilla_block` (no residual).
+        activation: `relu` or `silu`.
+        use_se: Squeeze and excitation in the bottlenecks.
+        se_ratio: The squeezed channels, by those of the block's input.
+        output_stride: 4, 8, 16 or 32: strides beyond it become dilation.
     """
 
     def __init__(
@@ -290,8 +308,31 @@ class RegNet(_Staged):
     (`torchvision`): of the published networks, X-400MF, Y-800MF and Y-8GF differ by that. `output_stride` replaces the
     strides beyond it by dilation; null leaves all.
 
-    Source: Radosavovic et al., "Designing Network Design Spaces", CVPR 2020; RegNetZ: Dollar et al., "Fast and
-    Accurate Model Scaling", CVPR 2021.
+    An `anynet` whose widths follow a line. `regnet_x_400mf`, `800mf`, `1_6gf`, `3_2gf`, `8gf`, `16gf`, `32gf`, the same
+    of `regnet_y_`, `regnet_y_64gf`, `regnet_y_128gf`, `regnet_y_256gf`, `regnet_z_500mf` and `regnet_z_4gf` are the
+    networks of the papers and of ClassyVision. torchvision's networks of three of these names have other widths, and so
+    have its weights: `regnet_x_400mf_torchvision`, `regnet_y_800mf_torchvision` and `regnet_y_8gf_torchvision` are
+    those.
+
+    Source: Radosavovic et al., "Designing Network Design Spaces", CVPR 2020; RegNetZ: Dollar et al., "Fast and Accurate
+    Model Scaling", CVPR 2021.
+
+    Args:
+        depth: Blocks of all stages.
+        w_0: Width of the first block, a multiple of 8.
+        w_a: Growth of the width from block to block.
+        w_m: Widths are rounded to `w_0` times powers of this; blocks of equal width make a stage.
+        group_width: Channels of a group in the bottlenecks' 3x3 convolution.
+        bottleneck_multiplier: The channels of that convolution, by the stage's.
+        width_rounding: Of those channels to multiples of the group's; `torchvision`: to the nearest but never to less
+            than nine tenths.
+        stem_type: As of `anynet`.
+        stem_width: Channels of the stem.
+        block_type: As of `anynet`.
+        activation: `relu` or `silu`.
+        use_se: Squeeze and excitation in the bottlenecks.
+        se_ratio: The squeezed channels, by those of the block's input.
+        output_stride: 4, 8, 16 or 32: strides beyond it become dilation; null leaves all.
     """
 
     def __init__(

@@ -67,6 +67,13 @@ class ConvNeXt(ClassyModel):
     strides beyond it by dilation, which leaves the values at the coarse positions as they were.
 
     Source: Liu et al., "A ConvNet for the 2020s", CVPR 2022.
+
+    Args:
+        depths: Layers of the four stages.
+        widths: Channels of the four stages.
+        layer_scale: What the learned scale of a layer starts from.
+        stochastic_depth: The rate at which the last layer is skipped in training; it grows from 0 at the first.
+        output_stride: 8, 16 or 32: no block has a larger stride; dilation takes the place of the strides beyond it.
     """
 
     classifier_head = MappingProxyType({"name": "linear", "layer_norm": True})

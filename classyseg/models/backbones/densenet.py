@@ -85,6 +85,17 @@ class DenseNet(ClassyModel):
     at the coarse positions as they were. Strides after the stem round sizes down, as the reference's.
 
     Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017; squeeze and excitation as ClassyVision.
+
+    Args:
+        num_blocks: Layers of each stage; there may be up to 8 stages.
+        init_planes: Channels of the stem.
+        growth_rate: Channels that each layer adds.
+        expansion: Inner channels of a layer, by `growth_rate`.
+        small_input: A 3x3 stem at stride 1 without a pool.
+        final_bn_relu: The last stage ends with norm and ReLU.
+        use_se: Squeeze and excitation of what each layer adds.
+        se_reduction_ratio: By which its channels are divided.
+        output_stride: 32, 16 or 8: strides beyond it become dilation.
     """
 
     classifier_prefixes = ("classifier.",)

@@ -178,7 +178,17 @@ class EfficientNet(_Wrapped):
     out in training; earlier ones less, in proportion. An `output_stride` of 16 or 8 replaces strides by dilation. The
     norms of B0 to B4 are torchvision's; ClassyVision's have `eps: 1e-3` and `momentum: 0.01` in all sizes.
 
+    `stem` at stride 2, `stage1` to `stage4`; and `pre_logits`, computed on request, which the reference's classifier
+    reads.
+
     Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
+
+    Args:
+        width: Scales the channels of B0, rounded to multiples of 8.
+        depth: Scales the numbers of its blocks, rounded up.
+        stochastic_depth: Rate at which the last block's residual branch is left out in training; in proportion before
+            it.
+        output_stride: 32, 16 or 8: strides beyond it become dilation.
     """
 
     namings = (
@@ -220,6 +230,11 @@ class EfficientNetV2(_Wrapped):
     The early stages fuse expansion and depthwise convolution. Otherwise as `EfficientNet`.
 
     Source: Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", ICML 2021.
+
+    Args:
+        size: `s`, `m` or `l`.
+        stochastic_depth: As of `efficientnet`.
+        output_stride: 32, 16 or 8: strides beyond it become dilation.
     """
 
     namings = (_naming("timm", {"1": _TIMM_FUSED_UNEXPANDED, "[23]": _TIMM_FUSED, "[4-7]": _TIMM}),)

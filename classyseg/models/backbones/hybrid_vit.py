@@ -86,8 +86,23 @@ class HybridViT(TransformerModel):
     same stride. Images of any size: maps are rounded up, and the position embeddings, learned for `image_size`, are
     resized. `classifier: gap` has no class token.
 
+    Heads can also read `block1` to `blockN` and `pre_logits`.
+
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; the ResNet: Kolesnikov et al., "Big Transfer
     (BiT)", ECCV 2020.
+
+    Args:
+        depths: Residual blocks of the ResNet's one to four stages.
+        image_size: The images that the position embeddings are learned for: a side, or `[height, width]`; multiples of
+            the stride.
+        num_layers: Layers of the encoder.
+        num_heads: Attention heads of a layer; divides `hidden_dim`.
+        hidden_dim: Channels of a token.
+        mlp_dim: Channels inside a layer's MLP.
+        dropout_rate: Of the embeddings, and behind the attention and the MLP.
+        attention_dropout_rate: Of the attention's weights.
+        classifier: `token` has a class token, which `pre_logits` gives; `gap` has none and gives the mean over all
+            tokens.
     """
 
     classifier_prefixes = ("head.",)

@@ -19,6 +19,15 @@ class MLP(ClassyModel):
     """The block `output` of inputs (N, ...) with `input_dim` values each: a map (N, output_dim, 1, 1).
 
     `first_dropout` and `first_batchnorm` also treat the input. State-dict keys are ClassyVision's.
+
+    Args:
+        input_dim: Values of an input.
+        output_dim: Values of the output.
+        hidden_dims: Widths of the hidden layers.
+        dropout: After each hidden layer.
+        first_dropout: Of the input, too.
+        use_batchnorm: After each hidden layer.
+        first_batchnorm: Of the input, too.
     """
 
     def __init__(

@@ -99,7 +99,13 @@ class MobileNetV2(MobileNet):
     An `output_stride` of 16 or 8 replaces the strides beyond it by dilation, which leaves the values at the coarse
     positions as they were. `width` multiplies all channels.
 
+    Heads can also read `pre_logits`, what the classifier reads.
+
     Source: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018.
+
+    Args:
+        width: Multiplies all channels, which are rounded to multiples of 8.
+        output_stride: 8, 16 or 32: no block has a larger stride; dilation takes the place of the strides beyond it.
     """
 
     namings = (Naming("timm", TIMM_RULES, ("classifier.",)),)
@@ -128,6 +134,11 @@ class TorchvisionMobileNetV3(MobileNet):
     The means of squeeze and excitation are over more positions where an `output_stride` dilates the layers.
 
     Source: Howard et al., "Searching for MobileNetV3", ICCV 2019.
+
+    Args:
+        size: `small` or `large`.
+        width: Multiplies all channels, which are rounded to multiples of 8.
+        output_stride: 8, 16 or 32: no block has a larger stride; dilation takes the place of the strides beyond it.
     """
 
     def __init__(

@@ -39,14 +39,40 @@ _SECOND_NORM = {"basic": r"layer\1.\2.bn.", "bottleneck": r"layer\1.\2.convoluti
 class ResNet(ClassyModel):
     """Blocks `stem` at stride 2 and `stage1` to `stage4`; the state dict has torchvision's keys, without its `fc`.
 
-    `depths` are the residual blocks of the four stages. An `output_stride` of 16 or 8 replaces the strides beyond it
-    by dilation; without `avd` and `avg_down`, that leaves the values at the coarse positions as they were. `multi_grid`
+    `depths` are the residual blocks of the four stages. An `output_stride` of 16 or 8 replaces the strides beyond it by
+    dilation; without `avd` and `avg_down`, that leaves the values at the coarse positions as they were. `multi_grid`
     multiplies the dilation of the last stage's blocks, one factor each.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (with the stride in the 3x3
     convolution, as torchvision). ResNeXt: Xie et al., CVPR 2017; `deep_stem` and `avg_down`: He et al., "Bag of Tricks
     for Image Classification", CVPR 2019; `radix` and `avd`: H. Zhang et al., "ResNeSt: Split-Attention Networks", 2020;
     multi-grid: Chen et al., arXiv 1706.05587.
+
+    Args:
+        block: `basic` or `bottleneck`.
+        depths: Residual blocks of the four stages.
+        groups: Groups of the 3x3 convolutions; bottlenecks only, as the other keys from here to `dropblock_ramp` but
+            for the stem's and `avg_down`.
+        width_per_group: Channels of each group in the first stage; twice as many in each further one.
+        deep_stem: Three 3x3 convolutions in the place of the 7x7 one.
+        stem_width: Channels of the first two of them; the third has twice as many, and so has the block `stem`.
+        small_input: For images of about 32 pixels: a 3x3 convolution at stride 1 and no pool, so that all strides are a
+            quarter of those above.
+        avg_down: Shortcuts that halve the size do so by a mean pool before their 1x1 convolution.
+        avd: Strides of 3x3 convolutions become mean pools after them. In dilated stages the pools stay, at stride 1.
+        avd_first: The pools come before the convolutions.
+        radix: Above 1, 3x3 convolutions have so many splits with attention between them.
+        rectified_conv: Convolutions larger than 1x1 make up for taps outside of the image.
+        rectify_avg: They divide by the taps inside of it instead.
+        dropblock: The share of the last two stages' values that DropBlock drops in training, in squares of 3x3.
+        dropblock_ramp: It rises linearly from 0 over this share (0..1) of the training.
+        se_reduction: Squeeze and excitation at the end of each residual branch; its channels are divided by this
+            (ClassyVision's `use_se` with 16).
+        last_gamma: The last norm of each residual branch begins at zero.
+        output_stride: 8, 16 or 32: no block has a larger stride; dilation takes the place of the strides beyond it.
+            PyTorch-Encoding's `dilated` is 8.
+        multi_grid: Factors of the dilation of the last stage's blocks, one each, such as `[1, 2, 4]`; in basic blocks,
+            of their first convolution.
     """
 
     classifier_prefixes = ("fc.",)

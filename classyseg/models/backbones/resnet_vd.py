@@ -35,8 +35,34 @@ class ResNetVd(ClassyModel):
     The state dict has timm's keys of its `resnet*d`; where those have no projection in the first stage (depths 18 and
     34), this one does, as PaddleSeg.
 
+    `resnet18_vd`, `resnet34_vd`, `resnet50_vd`, `resnet101_vd`, `resnet152_vd`, `resnet200_vd`: `stage1` (stride 4),
+    `stage2` (8), `stage3`, `stage4` (both 8 by default), and `stem` (2) for heads that name it. Files of PaddleSeg
+    (`.pdparams`) load.
+
+    A learning rate for each stage is a matter of the optimizer's groups; `ResNetVd.lr_groups` writes them:
+
+    ```python
+    from classyseg.models import ResNetVd
+
+    assert ResNetVd.lr_groups([0.1, 0.1, 0.2, 0.2, 0.3]) == [  # the stem, then the four stages
+        {"match": "conv1.*", "lr_factor": 0.1},
+        {"match": "bn1.*", "lr_factor": 0.1},
+        {"match": "layer1.*", "lr_factor": 0.1},
+        {"match": "layer2.*", "lr_factor": 0.2},
+        {"match": "layer3.*", "lr_factor": 0.2},
+        {"match": "layer4.*", "lr_factor": 0.3},
+    ]
+    ```
+
     Source: He et al., "Bag of Tricks for Image Classification with Convolutional Neural Networks", CVPR 2019;
     PaddleSeg's ResNet_vd.
+
+    Args:
+        block: `basic` or `bottleneck`.
+        depths: Residual blocks of the four stages.
+        output_stride: 8, 16 or 32: no block has a larger stride.
+        multi_grid: Factors of the dilation of the last stage's blocks, one each. At an output stride of 32, a first
+            factor above 1 leaves the last stage at stride 16, as in PaddleSeg.
     """
 
     classifier_prefixes = ("fc.",)

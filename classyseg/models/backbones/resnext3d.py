@@ -39,8 +39,31 @@ class ResNeXt3D(ClassyModel):
     repeated. Files of the same network over single frames load too: their kernels are repeated along time and divided
     by its length. State-dict keys are ClassyVision's.
 
+    `stem` and `stage1`, `stage2`, ...: maps (N, C, t, h, w), which of the built-in heads `linear` reads.
+
     Source: Feichtenhofer et al., "SlowFast", ICCV 2019; Tran et al., "A Closer Look at Spatiotemporal Convolutions",
     CVPR 2018; Carreira and Zisserman, CVPR 2017 (inflation).
+
+    Args:
+        skip: `postactivated_shortcut`, or `preactivated_shortcut`: norm and ReLU before the projection.
+        residual: `postactivated_bottleneck_transformation`, `preactivated_bottleneck_transformation`,
+            `basic_transformation`, `basic_r2plus1d_transformation`.
+        depths: Blocks of each stage.
+        stem: `resnext3d_stem` or `r2plus1d_stem`, whose kernels are fixed.
+        stem_channels: Channels of the stem.
+        stem_temporal_kernel: The kernel of the stem along time.
+        stem_spatial_kernel: The kernel of the stem along height and width.
+        stem_maxpool: Halves the size once more.
+        stage_channels: Of the first stage; each further one has twice as many.
+        temporal_kernels: For each stage, the kernels along time of its bottlenecks, repeated.
+        temporal_conv_1x1: For each stage: the kernel along time is in the first convolution of a bottleneck, not in the
+            second.
+        temporal_strides: For each stage.
+        spatial_strides: For each stage.
+        groups: Of the bottleneck's second convolution.
+        width_per_group: Its channels in each group, in the first stage.
+        zero_init_residual: Each block starts as its shortcut.
+        frames: The clip's length where a shape must be assumed; any length works.
     """
 
     def __init__(

@@ -97,6 +97,17 @@ class SwinTransformer(ClassyModel):
     torchvision's keys, without its `head`. There is no output stride, as patches are merged, not convolved.
 
     Source: Liu et al., "Swin Transformer", ICCV 2021; `version` 2: Liu et al., "Swin Transformer V2", CVPR 2022.
+
+    Args:
+        version: 1 or 2.
+        embed_dim: Channels of the first stage; each later one has twice as many.
+        depths: Layers of the four stages.
+        num_heads: Attention heads of the four stages; each divides its channels.
+        window_size: The side of a window, in positions of the map.
+        mlp_ratio: Channels inside an MLP for each channel of the stage.
+        dropout: Behind the attention and in the MLP.
+        attention_dropout: Of the attention's weights.
+        stochastic_depth: The rate at which the last layer is skipped in training; it grows from 0 at the first.
     """
 
     classifier_prefixes = ("head.",)

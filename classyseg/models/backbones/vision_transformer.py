@@ -46,7 +46,13 @@ OLD_MLP = ((r"\.mlp\.0\.", ".mlp.linear_1."), (r"\.mlp\.3\.", ".mlp.linear_2."))
 
 
 class ConvStemLayer(ConfigRecord):
-    """A convolution of a stem, with batch norm and ReLU behind it."""
+    """A convolution of a stem, with batch norm and ReLU behind it.
+
+    Args:
+        kernel: The side of its kernel.
+        stride: Its stride.
+        out_channels: Its output channels.
+    """
 
     kernel: StemSize
     stride: StemSize
@@ -68,8 +74,27 @@ class VisionTransformer(TransformerModel):
     torchvision's. `classifier: gap` has no class token. `conv_stem_layers` take the place of the one convolution that
     embeds the patches.
 
+    Heads can also read `block1` to `blockN`, the maps after each layer, and `pre_logits`. Position embeddings of a file
+    for another grid are resized when it is loaded.
+
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; the stem: Xiao et al., "Early Convolutions
     Help Transformers See Better", NeurIPS 2021.
+
+    Args:
+        image_size: The images that the position embeddings are learned for: a side, or `[height, width]`; multiples of
+            `patch_size`.
+        patch_size: The side of a patch in pixels: the stride of the maps. Weights for another size are resampled.
+        num_layers: Layers of the encoder, 4 or more.
+        num_heads: Attention heads of a layer; divides `hidden_dim`.
+        hidden_dim: Channels of a token, and of all blocks.
+        mlp_dim: Channels inside a layer's MLP.
+        dropout_rate: Of the embeddings, and behind the attention and the MLP.
+        attention_dropout_rate: Of the attention's weights.
+        classifier: `token` has a class token, which `pre_logits` gives; `gap` has none and gives the mean over all
+            tokens.
+        conv_stem_layers: A list of convolutions that embed the patches; their strides multiply to `patch_size`.
+        hierarchical: Four maps at the strides 4, 8, 16 and 32, resampled without parameters, instead of maps at one
+            stride.
     """
 
     classifier_prefixes = ("heads.head.weight", "heads.head.bias", "heads.pre_logits.")

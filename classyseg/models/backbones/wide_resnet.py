@@ -98,8 +98,19 @@ class WideResNet(ClassyModel):
     training and evaluation; `reference_eval` leaves them out in evaluation, as PyTorch-Encoding's released code does.
     `dropout` is that of `mod6` and `mod7`.
 
-    Source: Wu et al., "Wider or Deeper: Revisiting the ResNet Model for Visual Recognition", 2016, in the form of
-    Rota Bulo et al., "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs", CVPR 2018.
+    PyTorch-Encoding's pre-activation networks.
+
+    Source: Wu et al., "Wider or Deeper: Revisiting the ResNet Model for Visual Recognition", 2016, in the form of Rota
+    Bulo et al., "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs", CVPR 2018.
+
+    Args:
+        depths: Residual blocks of the six groups `mod2` to `mod7`; the last two belong to `stage4`.
+        width: Channels of the first convolution; the blocks have 2, 4, 8, 16 and 64 times as many.
+        dropout: Of `mod6` and `mod7`.
+        output_stride: 8, 16 or 32: strides beyond it become dilation; the values at the coarse positions stay as they
+            were.
+        reference_eval: Leaves the leaky ReLUs out in evaluation: what PyTorch-Encoding's released code computes, by a
+            mistake of its own.
     """
 
     classifier_prefixes = ("fc.",)

@@ -26,8 +26,14 @@ class Xception(ClassyModel):
     An `output_stride` of 16 or 8 dilates as PyTorch-Encoding does. With 71 layers and stride 8 the third block has no
     projected shortcut, so that those weights fit no other stride. State-dict keys are PyTorch-Encoding's.
 
+    PyTorch-Encoding's networks, whose weights fit `xception_deeplab` as little as the other way round.
+
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution", ECCV 2018; PyTorch-Encoding's changes to
     it: two separable convolutions in the second block, ReLU before a block also on its shortcut.
+
+    Args:
+        layers: 65 or 71.
+        output_stride: 8, 16 or 32.
     """
 
     classifier_prefixes = ("fc.",)

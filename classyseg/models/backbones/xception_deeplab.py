@@ -99,8 +99,16 @@ class XceptionDeeplab(ClassyModel):
     The state dict has timm's keys, with `layers` for its `blocks`, and is the same at every output stride. (At 8, timm
     leaves the convolution out of the fifth shortcut of 71 layers; the paper's network and PaddleSeg's keep it.)
 
+    Files of PaddleSeg and timm load.
+
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018;
     PaddleSeg's XceptionDeeplab.
+
+    Args:
+        depth: 41, 65 or 71.
+        output_stride: 8, 16 or 32: the stride of `stage4`; dilation takes the place of the strides beyond it.
+        reference_strides: Stride and dilate as PaddleSeg's published code does, for which the output stride hardly
+            matters: 16 for 8 and 16 (with 71 layers 64), 32 (128) for 32.
     """
 
     classifier_prefixes = ("head.",)

@@ -1,0 +1,224 @@
+"""`classyseg config keys`: what every component takes, from its class and docstring, as Markdown."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from classyseg.cli.output import emit
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+    from classyseg.registry import Registry
+
+BEGIN, END = "<!-- {} keys, written by `classyseg config keys --write` -->", "<!-- end of keys -->"
+_MARKED = re.compile(BEGIN.replace("{}", "(?P<what>[\\w, ]+)") + r"\n.*?" + re.escape(END), re.DOTALL)
+_HIDDEN = ("Raises:", "Called as", "Built as")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as fcn, 'resnet*' or runtime; all without")
+    parser.add_argument("--write", metavar="PAGE", help="bring the marked parts of a Markdown page up to date")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from classyseg.config import ConfigError, unknown
+
+    if arguments.write:
+        page = Path(arguments.write)
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
+    found = 0
+    for what in (*KINDS, "records"):
+        for name, lines in sections(what):
+            if not arguments.names or any(fnmatch.fnmatch(name, pattern) for pattern in arguments.names):
+                found += 1
+                if not emit("\n".join((*lines, ""))):
+                    return 0
+    if not found:
+        known = [name for what in (*KINDS, "records") for name, _ in sections(what)]
+        raise ConfigError(unknown("component", arguments.names[0], known))
+    return 0
+
+
+KINDS = (
+    "tasks",
+    "models",
+    "heads",
+    "losses",
+    "optimizers",
+    "schedulers",
+    "datasets",
+    "transforms",
+    "meters",
+    "hooks",
+)
+
+
+def written(page: str) -> str:
+    """`page` with its marked parts as the code has them now."""
+
+    def part(match: re.Match[str]) -> str:
+        lines: list[str] = []
+        first, *names = match["what"].replace(",", "").split()
+        if first == "every":  # the keys of whoever places a component
+            lines += _placement_table(names[0])
+        else:
+            for name, section in sections(first):
+                if not names or name in names:
+                    lines += ["", *section]
+        return "\n".join([BEGIN.format(match["what"]), *lines, "", END])
+
+    return _MARKED.sub(part, page)
+
+
+def sections(what: str) -> Iterator[tuple[str, list[str]]]:
+    """The sections of a kind of components, or of `records`, by name, as Markdown lines."""
+    if what == "records":
+        for name, record in records().items():
+            yield name, [f"### key `{name}`", "", *_text(record), *_table(record, record)]
+        return
+    from classyseg.registry import REGISTRIES, PluginError
+
+    registry = REGISTRIES[what]
+    own: dict[str, type] = {}
+    variants: dict[type, dict[str, Mapping[str, Any]]] = {}
+    for name in registry.names():
+        try:
+            entry = registry.entry(name)
+        except PluginError:  # `classyseg plugins` tells what is wrong with it
+            continue
+        if entry.defaults:
+            variants.setdefault(entry.component, {})[name] = entry.defaults
+        else:
+            own[name] = entry.component
+    for name, component in own.items():
+        named = variants.get(component, {})
+        yield name, [f"#### {registry.noun} `{name}`", "", *_text(component), *_names(named), *_keys(registry, name)]
+
+
+def records() -> dict[str, type[BaseModel]]:
+    """The groups of options that travel as one parameter, by the key under which they stand."""
+    from classyseg.datasets import ClipConfig
+    from classyseg.layers import NormalizeConfig, NormConfig
+    from classyseg.models.backbones.vision_transformer import ConvStemLayer
+    from classyseg.optim import ParameterGroup
+    from classyseg.placement import WeightsConfig
+    from classyseg.tasks import DatasetsConfig, RuntimeConfig
+
+    return {
+        "dataset": DatasetsConfig,
+        "normalize": NormalizeConfig,
+        "runtime": RuntimeConfig,
+        "weights": WeightsConfig,
+        "norm": NormConfig,
+        "conv_stem_layers": ConvStemLayer,
+        "groups": ParameterGroup,
+        "clips": ClipConfig,
+    }
+
+
+def _text(component: type) -> list[str]:
+    """The docstring of a class without its keys and what is for callers in Python alone."""
+    from classyseg.documented import parts_of
+
+    paragraphs = parts_of(component.__dict__.get("__doc__") or "")[0].split("\n\n")
+    shown = [_linked(paragraph) for paragraph in paragraphs if not paragraph.startswith(_HIDDEN)]
+    return [line for paragraph in shown for line in (*paragraph.splitlines(), "")]
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"\b(key `(\w+)`)", r"[\1](#key-\2)", text)
+
+
+def _names(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table of the registered names that set some of the keys; those that set the same ones in a row."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    with_heads = [name for name, defaults in variants.items() if defaults.get("heads")]
+    for name, defaults in sorted(variants.items(), key=lambda item: _by_number(item[0])):
+        if name not in with_heads:
+            groups.setdefault(tuple(sorted(defaults)), []).append(name)
+    rows = []
+    for keys, names in groups.items():
+        values = {key: [_plain(variants[name][key]) for name in names] for key in keys}
+        said = [
+            f"`{key}: {shown(all_[0])}`" if all(v == all_[0] for v in all_) else f"`{key}`"
+            for key, all_ in values.items()
+        ]
+        rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {', '.join(said)} |")
+    if with_heads:
+        rows.append(f"| {', '.join(f'`{name}`' for name in with_heads)} | one of these backbones with its heads |")
+    return ["| names | what they set |", "|---|---|", *rows, ""] if rows else []
+
+
+def _by_number(name: str) -> list[Any]:
+    """A key that sorts `resnet18` before `resnet101`."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _keys(registry: Registry, name: str) -> list[str]:
+    from classyseg.signature import derive_config
+
+    entry = registry.entry(name)
+    return _table(derive_config(entry.component, name, {}, {}, registry.kind), entry.component)
+
+
+def _table(model: type[BaseModel], component: type) -> list[str]:
+    from classyseg.documented import meaning
+
+    fields = {key: field for key, field in model.model_fields.items() if key != "name" or model is component}
+    if not fields:
+        return ["It has no keys."]
+    return _rows({key: (field, meaning(component, key) or "") for key, field in fields.items()})
+
+
+def _placement_table(kind: str) -> list[str]:
+    from pydantic import create_model
+
+    from classyseg.registry import REGISTRIES
+
+    placement: dict[str, Any] = REGISTRIES[kind].placement
+    fields = create_model("Placement", **placement).model_fields
+    return ["", *_rows({key: (field, field.description or "") for key, field in fields.items()})]
+
+
+def _rows(keys: Mapping[str, tuple[FieldInfo, str]]) -> list[str]:
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    for key, (field, meaning) in keys.items():
+        default = "required" if field.is_required() else f"`{shown(_plain(field.default))}`"
+        rows.append(f"| `{key}` | {default} | {_linked(meaning)} |")
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    from pydantic import BaseModel
+    from pydantic_core import to_jsonable_python
+
+    if not isinstance(value, BaseModel):
+        return to_jsonable_python(value)
+    name = {"name": value.name} if hasattr(value, "name") else {}
+    return {**name, **value.model_dump(mode="json", exclude_defaults=True)}
+
+
+def shown(value: Any) -> str:
+    """A plain value as YAML in one line, as `parse_config` reads it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(shown(item) for item in value) + "]"
+    if isinstance(value, str):
+        return (
+            value
+            if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value not in ("true", "false", "null")
+            else json.dumps(value)
+        )
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].replace('+', '')}{m[2]}", repr(value))
+    return json.dumps(value)

@@ -1,0 +1,76 @@
+"""What is known of a data set: from its config before any file is opened, and from itself when it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from classyseg.transforms.classy_transform import ClassyTransform
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The facts of a data set that other parts of a task depend on. None: only its files, or the built one, tell.
+
+    `channels` and `bits` are those of its stored images, `size` the height and width of its samples after the
+    transforms. `group_size` consecutive samples belong together (the clips of a video). `whole_images` says that a
+    sample has one class, not a mask; `gives_clips` that its images are clips (C, T, H, W). `keys` are those of the data
+    set's own config, for messages that name one.
+    """
+
+    classes: tuple[str, ...] | None = None
+    ignore_index: int | None = None
+    channels: int | None = None
+    bits: int | None = None
+    size: tuple[int, int] | None = None
+    group_size: int | None = None
+    num_samples: int | None = None
+    whole_images: bool = False
+    gives_clips: bool = False
+    has_masks: bool | None = None
+    keys: frozenset[str] = frozenset()
+
+    @property
+    def in_own_unit(self) -> bool:
+        """Whether images are numbers in a unit of their own, which no usual mean and deviation fit."""
+        return self.bits == 32
+
+    def after(self, transforms: Iterable[ClassyTransform]) -> DataFacts:
+        """These facts once `transforms` have changed the size of the samples."""
+        size = self.size
+        for transform in transforms:
+            size = transform.size_after(size)
+        return replace(self, size=size)
+
+
+class Part(Protocol):
+    """A data set as whoever puts it together with others sees it: a built one, or what its config tells."""
+
+    @property
+    def facts(self) -> DataFacts: ...
+    @property
+    def transforms(self) -> Sequence[ClassyTransform]: ...
+    @property
+    def parts(self) -> Sequence[Part]: ...
+    @property
+    def on_bad_sample(self) -> str: ...
+    @property
+    def max_bad_samples(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the config of a data set tells, before any file is opened."""
+
+    facts: DataFacts
+    transforms: Sequence[ClassyTransform] = ()
+    parts: Sequence[Part] = ()
+    on_bad_sample: str = "error"
+    max_bad_samples: float = 0.01
+
+
+def told(config: Any, key: str, kind: type) -> Any:
+    """What a config says under `key`, where that is of the `kind`; None where it does not say."""
+    found = getattr(config, key, None)
+    return found if isinstance(found, kind) and not isinstance(found, bool) else None

@@ -1,0 +1,50 @@
+"""What docstrings say of config keys: an `Args:` section with a line for each, read for schemas and pages."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+
+COMMON_KEYS: Mapping[str, str] = {
+    "head_weights": (
+        "Names of outputs to factors of their losses; 1 for one not named. The sum is not divided by the factors' sum."
+    ),
+    "heads": "The outputs that the loss reads; null: see Losses.",
+    "in_channels": "Channels of the images: the data set's `channels`.",
+    "output_stride": "No block has a larger stride; dilation takes the place of the strides beyond it.",
+    "norm": "See key `norm`.",
+    "transforms": "A list of transforms; see Transforms.",
+}
+"""Keys that mean the same wherever they stand, for components that say nothing of their own."""
+
+_ARGUMENT = re.compile(r"(\w+): (.*)")
+
+
+def parts_of(docstring: str) -> tuple[str, dict[str, str]]:
+    """The text of a docstring without its `Args:`, and the arguments' meanings by name, each as one line."""
+    lines = inspect.cleandoc(docstring).splitlines()
+    if "Args:" not in lines:
+        return "\n".join(lines).strip(), {}
+    start = lines.index("Args:")
+    end = next((i for i in range(start + 1, len(lines)) if lines[i] and lines[i][0] != " "), len(lines))
+    found: dict[str, str] = {}
+    name = ""
+    for line in lines[start + 1 : end]:
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        match = _ARGUMENT.match(text)
+        if match and indent <= 4:
+            name, found[match[1]] = match[1], match[2]
+        elif text and name:
+            found[name] += f" {text}"
+    return "\n".join([*lines[:start], *lines[end:]]).strip(), found
+
+
+def meanings(component: type) -> dict[str, str]:
+    """What the docstring of a component, or of a record of options, says of its keys."""
+    return parts_of(component.__dict__.get("__doc__") or "")[1]
+
+
+def meaning(component: type, key: str) -> str | None:
+    """What `key` means in the config of `component`; None where nobody says it."""
+    return meanings(component).get(key) or COMMON_KEYS.get(key)
