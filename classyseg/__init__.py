@@ -55,6 +55,11 @@ _HOMES = {
     "TransformConfig": "registry",
     "TASKS": "registry",
     "task_schema": "registry",
+    "ClassyProtocol": "inference",
+    "Predictor": "inference",
+    "build_protocol": "inference",
+    "load": "inference",
+    "register_protocol": "inference",
     "Stopped": "trainer",
     "Trainer": "trainer",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def save_checkpoint(
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
             try:
-                save_file(_with_own_storages(group), path)
+                save_file(own_storages(group), path)
             except SafetensorError as error:  # safetensors' own wrapping of what the disk said
                 raise OSError(f"{path}: {error}") from None
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
@@ -87,7 +87,7 @@ def save_checkpoint(
     return folder
 
 
-def _with_own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`group` on the host, where tied tensors, which safetensors refuses, are copied: each name is saved whole."""
     found: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -178,8 +178,10 @@ def set_aside_newer(root: Path, step: int) -> None:
         write_atomically(latest, name)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises: `ConfigError` naming the file that is missing, damaged or of a later format."""
+def load_checkpoint(folder: Path, *, only: Collection[str] | None = None) -> Checkpoint:
+    """Reads a checkpoint, of its groups of tensors `only` those named.
+
+    Raises: `ConfigError` naming the file that is missing, damaged or of a later format."""
     problem = problem_of(folder)
     if problem is not None:
         raise ConfigError(f"checkpoint {folder}: {problem}")
@@ -190,6 +192,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             raise ConfigError(f"{folder / name}: format {shown(found)}; this version reads formats 1 to {FORMAT}")
     tensors = {}
     for path in sorted(folder / name for name in manifest["files"] if name.endswith(".safetensors")):
+        if only is not None and path.stem not in only:
+            continue
         try:
             tensors[path.stem] = load_file(path)
         except Exception as error:  # a file from somebody else may fail in any way

@@ -62,6 +62,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
+def mean_over_processes(value: Tensor) -> float:
+    """The mean of all processes' numbers. Every process calls it."""
+    return (sum_over_processes(value.detach().double().cpu()) / world_size()).item()
+
+
 def gather_over_processes(tensor: Tensor) -> Tensor:
     """Every process's `tensor`, (processes, ...) by rank, as a new tensor; they must have one shape and type."""
     own = tensor.contiguous()

@@ -41,8 +41,15 @@ def parts_of(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def meanings(component: type) -> dict[str, str]:
-    """What the docstring of a component, or of a record of options, says of its keys."""
-    return parts_of(component.__dict__.get("__doc__") or "")[1]
+    """What the docstring of a component, or of a record of options, says of its keys.
+
+    A component that inherits its `__init__` inherits what the docstring there says.
+    """
+    found: dict[str, str] = {}
+    for base in component.__mro__:
+        if base.__init__ is component.__init__:  # type: ignore[misc]
+            found = {**parts_of(base.__dict__.get("__doc__") or "")[1], **found}
+    return found
 
 
 def meaning(component: type, key: str) -> str | None:

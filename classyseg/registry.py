@@ -415,6 +415,7 @@ LossConfig = Annotated[Any, ComponentOf("losses")]
 MeterConfig = Annotated[Any, ComponentOf("meters")]
 DatasetConfig = Annotated[Any, ComponentOf("datasets")]
 TransformConfig = Annotated[Any, ComponentOf("transforms")]
+ProtocolConfig = Annotated[Any, ComponentOf("protocols")]
 OptimizerConfig = Annotated[Any, ComponentOf("optimizers")]
 ScheduleConfig = Annotated[Any, ComponentOf("schedulers")]
 HookConfig = Annotated[Any, ComponentOf("hooks")]
@@ -473,6 +474,7 @@ LOSSES = Registry("losses", noun="loss", base="classyseg.losses:ClassyLoss")
 METERS = Registry("meters", noun="meter", base="classyseg.meters:ClassyMeter")
 DATASETS = Registry("datasets", noun="data set", base="classyseg.datasets:ClassyDataset", placement=DATASET_KEYS)
 TRANSFORMS = Registry("transforms", noun="transform", base="classyseg.transforms:ClassyTransform")
+PROTOCOLS = Registry("protocols", noun="protocol", base="classyseg.inference:ClassyProtocol")
 OPTIMIZERS = Registry("optimizers", noun="optimizer", base="classyseg.optim:ClassyOptimizer")
 SCHEDULERS = Registry("schedulers", noun="schedule", base="classyseg.optim:ClassyScheduler")
 HOOKS = Registry("hooks", noun="hook", base="classyseg.hooks:ClassyHook")
@@ -480,5 +482,17 @@ TASKS = Registry("tasks", noun="task", base="classyseg.tasks:ClassyTask")
 
 REGISTRIES = {
     registry.kind: registry
-    for registry in (MODELS, HEADS, LOSSES, METERS, DATASETS, TRANSFORMS, OPTIMIZERS, SCHEDULERS, HOOKS, TASKS)
+    for registry in (
+        MODELS,
+        HEADS,
+        LOSSES,
+        METERS,
+        DATASETS,
+        TRANSFORMS,
+        PROTOCOLS,
+        OPTIMIZERS,
+        SCHEDULERS,
+        HOOKS,
+        TASKS,
+    )
 }

@@ -14,6 +14,8 @@ from classyseg.config import ConfigError
 from classyseg.console import printable
 
 CHECKPOINTS = "checkpoints"
+MODEL = "model"
+"""The folder that one gives away: weights, `config.json`, a card."""
 CONFIG = "config.yaml"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
@@ -68,6 +70,10 @@ def _check(folder: Path) -> None:
         if path.name.startswith(ASIDE):
             require(path, "a folder")
             _check(path)
+    if os.path.lexists(folder / MODEL):
+        require(folder / MODEL, "a folder")
+        for path in _plain_entries(folder / MODEL):
+            require(path, "a file")
     root = folder / CHECKPOINTS
     if not os.path.lexists(root):
         return

@@ -12,6 +12,18 @@ Phase = Literal["train", "val"]
 BestIs = Literal["largest", "smallest"]
 """Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
 
+Color = tuple[int, int, int]
+"""Red, green and blue, 0 to 255 each."""
+
+
+def default_color(index: int) -> Color:
+    """The colour of a class in the palette of Pascal VOC: the bits of the index, spread over the channels."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return color[0], color[1], color[2]
+
 
 class BlockInfo(NamedTuple):
     """A named output of a backbone.
@@ -52,6 +64,18 @@ class Sample:
         return replace(
             self, image=self.image if image is None else image, target=self.target if target is None else target
         )
+
+    def chunk(self, num_parts: int) -> list[Self]:
+        """A batch in parts of one size, in its order."""
+        if num_parts == 1:
+            return [self]
+        size = -(-len(self.image) // num_parts)
+        return [
+            replace(
+                self, image=self.image[i : i + size], target=self.target[i : i + size], name=self.name[i : i + size]
+            )
+            for i in range(0, len(self.image), size)
+        ]
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
         """The sample on `device`; targets, which travel as bytes where all labels of their data set are, become int64.

@@ -10,8 +10,8 @@ import pytest
 from classyseg import foreign
 from classyseg.cli.train import checked_config
 from classyseg.config import ConfigError
+from classyseg.engine.runtime import RuntimeConfig
 from classyseg.registry import MODELS, REGISTRIES
-from classyseg.tasks.runtime import RuntimeConfig
 
 QUICKSTART = str(Path(__file__).parents[1] / "task_configs" / "quickstart.yaml")
 

@@ -57,6 +57,7 @@ KINDS = (
     "schedulers",
     "datasets",
     "transforms",
+    "protocols",
     "meters",
     "hooks",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from classyseg.cli import data, keys, models, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
@@ -83,12 +84,14 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 def _weights(arguments: argparse.Namespace) -> int:
     from classyseg.config import ConfigError
+    from classyseg.models.public_weights import public_weights
     from classyseg.registry import MODELS, PluginError
 
     rows = [("model", "name", "licence", "preprocessing", "digest", "URL")]
     for model in MODELS.names(arguments.pattern):
         try:
-            known = MODELS.entry(model).component.known_weights(model)  # type: ignore[attr-defined]
+            component: Any = MODELS.entry(model).component
+            known = public_weights(component, model)
         except PluginError:  # `classyseg plugins` tells what is wrong with it
             continue
         rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]

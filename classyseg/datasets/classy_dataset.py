@@ -22,13 +22,11 @@ from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
 from classyseg.signature import own_parameters
-from classyseg.structures import Sample
+from classyseg.structures import Color, Sample, default_color
 from classyseg.transforms.classy_transform import apply_transforms, check_numbers
 
 if TYPE_CHECKING:
     from classyseg.datasets.label_map import LabelMap
-
-Color = tuple[int, int, int]
 
 
 def color_from(value: Any) -> Any:
@@ -108,7 +106,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
-        self.palette = self.palette or tuple(_voc_color(i) for i in range(len(self.classes)))
+        self.palette = self.palette or tuple(default_color(i) for i in range(len(self.classes)))
         check_palette(self.palette, self.classes)
         check_numbers(self.transforms, self.bits)
 
@@ -346,20 +344,3 @@ def color_of(text: str) -> Color:
     """`804080` as (128, 64, 128)."""
     red, green, blue = bytes.fromhex(text)
     return red, green, blue
-
-
-def _voc_color(index: int) -> Color:
-    """The colour of a class in the palette of Pascal VOC: the bits of the index, spread over the channels."""
-    color = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            color[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return color[0], color[1], color[2]
-
-
-def image_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    """A numpy image (H, W, C) as a tensor (C, H, W), the channels of a pixel side by side in memory.
-
-    Memory that may be written becomes the tensor's; other memory is copied.
-    """
-    return torch.from_numpy(array if array.flags.writeable else array.copy()).permute(2, 0, 1)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
+from classyseg.layers import argmax_at, resize_logits
 from classyseg.registry import Configurable
 from classyseg.structures import BlockInfo
 
@@ -64,6 +65,16 @@ class ClassyHead(nn.Module, Configurable, ABC):
         In training, a head may give a mapping of `logits` and its `extras`, tensors that losses read by name.
         """
 
+    def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        """The class of each pixel at `size` (H, W), (N, H, W) int64, of this head's own outputs; whole images: (N,)."""
+        logits = outputs[LOGITS]
+        return logits.argmax(1) if logits.dim() == 2 else argmax_at(logits, size)
+
+    def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        """The probabilities at `size` (H, W), (N, num_classes, H, W) float32; of whole images (N, num_classes)."""
+        logits = outputs[LOGITS].float()
+        return (logits if logits.dim() == 2 else resize_logits(logits, size)).softmax(1)
+
     def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
         """What `forward` gives in a model, by name: the logits as `NAME`, in training the extras as `NAME.EXTRA`.
 
@@ -79,6 +90,13 @@ class ClassyHead(nn.Module, Configurable, ABC):
                 f"{_wanted(extras)}"
             )
         return {name: found[LOGITS], **{f"{name}.{extra}": found[extra] for extra in extras}}
+
+
+def outputs_of(outputs: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """A head's own outputs, by its own names, of what a model gives."""
+    start = f"{head}."
+    found = {name.removeprefix(start): value for name, value in outputs.items() if name.startswith(start)}
+    return {LOGITS: outputs[head], **found} if head in outputs else found
 
 
 def _given(found: object) -> str:

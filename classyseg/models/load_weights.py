@@ -7,19 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
 
 from classyseg.checkpoint import problem_of_values
-from classyseg.config import ConfigError, closest
-from classyseg.io import existing_path, paths
+from classyseg.config import ConfigError
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, placed
-from classyseg.weights.cache import PublicWeights, fetch
+from classyseg.models.public_weights import WeightsSource, public_weights
 from classyseg.weights.key_maps import Naming
 from classyseg.weights.read import read_tensors
 
@@ -76,7 +73,7 @@ class LoadedWeights:
 
 def load_weights(
     model: ClassyModel,
-    weights: str,
+    weights: str | WeightsSource,
     *,
     variant: str = "",
     classifier: str | None = None,
@@ -102,16 +99,17 @@ def load_weights(
     holds values that are not finite; for a name that does not exist; for a download whose hash is wrong; for a head
     that cannot take a classifier; for position embeddings of a grid that nobody tells. The model is unchanged then.
     """
-    place = f"model.weights: '{weights}'"
-    known = model.known_weights(variant)
-    for key, wanted in known[weights].config if weights in known else ():
+    source = (
+        weights if isinstance(weights, WeightsSource) else WeightsSource(weights, public_weights(type(model), variant))
+    )
+    place = f"model.weights: '{source.text}'"
+    for key, wanted in source.public.config if source.public else ():
         if getattr(model, key, wanted) != wanted:
             found = getattr(model, key)
             raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
     try:
-        path = find_weights(weights, known)
-        tensors = read_tensors(path)
-        image_size = image_size_of_run(path) if path.is_dir() else None
+        tensors = read_tensors(source.path)
+        image_size = image_size_of_run(source.path) if source.path.is_dir() else None
     except ConfigError as error:
         raise ConfigError(f"model.weights: {error}") from None
     state, report = match(
@@ -144,7 +142,7 @@ def load_weights(
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
     for sentence in report.assumed:
-        log.log(logging.INFO if weights in known else logging.WARNING, "%s: %s", place, sentence)
+        log.log(logging.INFO if source.public else logging.WARNING, "%s: %s", place, sentence)
     log.info("%s: %s", place, report.summary())
     return report
 
@@ -176,30 +174,6 @@ def _no_classifier(model: ClassyModel, head: str) -> str:
         f" (looked for {where}). With weights={{'source': ..., 'strict': False}} heads.{head} starts as it was "
         "initialised; create_backbone loads the backbone alone"
     )
-
-
-def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
-    """The file or folder that `weights` means: a name of `known`, a path, or a URL, which is downloaded."""
-    if weights in known:
-        return fetch(known[weights].url, known[weights].digest)
-    if urlparse(weights).scheme in ("http", "https", "file"):
-        return fetch(weights)
-    path = _local(weights) if "://" in weights else existing_path(weights)
-    if not weights or not path.exists():
-        near = closest(weights, known)
-        raise ConfigError(
-            f"found '{weights}', which is no file and no known name{f'; did you mean {near!r}?' if near else '.'} "
-            f"Known: {', '.join(known) or 'none'}"
-        )
-    return path
-
-
-def _local(uri: str) -> Path:
-    """A local copy of what one of iopath's handlers, which plugins may register, finds at `uri`."""
-    try:
-        return Path(paths.get_local_path(uri))
-    except Exception as error:  # of the handler's own kind
-        raise ConfigError(f"{uri} could not be fetched: {type(error).__name__}: {error}") from None
 
 
 # -- matching --------------------------------------------------------------------------------------------------------

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from classyseg.engine import Computed, RuntimeConfig
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.tasks.classy_task import ClassyTask
-from classyseg.tasks.runtime import RuntimeConfig
-from classyseg.tasks.segmentation import DatasetsConfig, SegmentationTask
+from classyseg.tasks.data import DatasetsConfig
+from classyseg.tasks.segmentation import SegmentationTask
 
 register_task = TASKS.register
 
@@ -23,6 +24,7 @@ def build_task(config: Any) -> ClassyTask:
 
 __all__ = [
     "ClassyTask",
+    "Computed",
     "DatasetsConfig",
     "RuntimeConfig",
     "SegmentationTask",

@@ -13,19 +13,22 @@ from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import describe, facts_of
 from classyseg.datasets.label_map import classes_line, with_more_classes
 from classyseg.doctor import Finding, check_data
+from classyseg.engine.runtime import RuntimeConfig
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.models.memory.feature_cache import check_frozen
+from classyseg.models.memory.recompute import recomputes
+from classyseg.models.public_weights import public_weights
 from classyseg.problems import Problems
 from classyseg.registry import ComponentConfig
-from classyseg.tasks.classy_task import RECORD_KEYS
 from classyseg.tasks.outputs import SeenAtOnce, check_outputs, check_takes_images
-from classyseg.tasks.runtime import RuntimeConfig
 from classyseg.transforms import Normalize, PairTransform
 
 log = logging.getLogger(__name__)
 
+RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
+"""What the record of every phase holds; the meters add to those of val phases."""
 SHORT_LOOK = "a look at some samples; `classyseg data check CONFIG` looks at all"
 NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
@@ -90,8 +93,9 @@ def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
     source = getattr(weights, "source", weights)
     if source is None:
         return None
-    known = model_config.component.known_weights(model_config.name)  # type: ignore[attr-defined]
-    return NormalizeConfig(mean=known[source].mean, std=known[source].std) if source in known else None
+    component: Any = model_config.component
+    known = public_weights(component, model_config.name).get(source)
+    return NormalizeConfig(mean=known.mean, std=known.std) if known else None
 
 
 def applied_normalize(
@@ -125,6 +129,19 @@ def applied_normalize(
     return first[1]
 
 
+def chosen_normalize(
+    sets: Mapping[str, ClassyDataset], model_config: Any, normalize: NormalizeConfig | None
+) -> tuple[NormalizeConfig, dict[str, Any]]:
+    """The mean and deviation of a task, and what of it the config left to the weights. Raises: as above."""
+    transforms = {name: data.transforms for name, data in sets.items()}
+    of_weights = normalize_of_weights(model_config)
+    found = applied_normalize(transforms, normalize, of_weights)
+    if normalize is not None or of_weights is None or any(map(normalizes, transforms.values())):
+        return found, {}
+    log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
+    return found, {"normalize": of_weights.model_dump(mode="json")}
+
+
 def check_masks(name: str, data: Any) -> None:
     """Raises: `ConfigError` for a data set, or its config, without masks or with options that exclude each other."""
     problems = Problems()
@@ -137,6 +154,16 @@ def check_masks(name: str, data: Any) -> None:
         raise ConfigError(
             f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
             "predicted (see `submission` in docs/datasets.md)"
+        )
+
+
+def check_classes_of_all(name: str, data: ClassyDataset, described: ClassyDataset) -> None:
+    """Raises: `ConfigError` for a data set of other classes than those that the task learns."""
+    found, wanted = ((list(d.classes), d.ignore_index) for d in (data, described))
+    if found != wanted:
+        raise ConfigError(
+            f"dataset.{name}: its classes {found[0]} (ignored: {found[1]}) are not those of dataset.train, "
+            f"{wanted[0]} (ignored: {wanted[1]})"
         )
 
 
@@ -174,7 +201,7 @@ def normalizes(transforms: Iterable[Any]) -> bool:
 
 def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
-    if runtime.compile and model.keeps_less:
+    if runtime.compile and (recomputes(model) or model.activation_compression != "none"):
         raise ConfigError(
             "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
             "the compiler cannot take; it computes activations again by itself. Keep one of them"

@@ -1,44 +1,72 @@
-"""The contract of tasks, and what all of them share: the clock, hooks, the run folder, checkpoints."""
+"""The contract of tasks, and what all of them share: parts, the clock, hooks, the run folder, checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import time
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from classyseg import distributed
-from classyseg.checkpoint import (
-    NUM_TENSORS,
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-    set_aside_newer,
-    step_of,
-)
-from classyseg.config import dump_yaml
+from classyseg.checkpoint import Checkpoint
+from classyseg.config import MAX_SEED, ConfigError, dump_yaml, within
+from classyseg.engine import Computed, Engine
+from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.hooks import ClassyHook
+from classyseg.layers import ImageNormalizer, NormalizeConfig
+from classyseg.losses import ClassyLoss, build_loss
+from classyseg.meters import ClassyMeter
+from classyseg.models import ClassyModel, build_model, load_initial_weights
+from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.records import RunRecords
-from classyseg.registry import ComponentConfig, Configurable
+from classyseg.registry import (
+    HOOKS,
+    METERS,
+    ComponentConfig,
+    Configurable,
+    HookConfig,
+    LossConfig,
+    MeterConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
-from classyseg.tasks.given import config_of, parts_in_python
-from classyseg.tasks.resume import cut_records, read_records, same_run, saved_loss_sum, saved_progress
+from classyseg.tasks.best import check_best, check_measured, record_numbers
+from classyseg.tasks.checks import (
+    check_classes_of_all,
+    check_complete,
+    check_masks,
+    check_samples,
+    chosen_normalize,
+    clips_in_a_batch,
+    warn_of_compression,
+)
+from classyseg.tasks.data import DatasetsConfig, TaskData
+from classyseg.tasks.features import TaskFeatures, network_input
+from classyseg.tasks.given import config_of, tell_what_is_not_written
+from classyseg.tasks.known import check_config, check_together, check_unit, in_own_unit
+from classyseg.tasks.measuring import Measuring
+from classyseg.tasks.pace import Pace
+from classyseg.tasks.resume import (
+    cut_records,
+    read_records,
+    require_finite,
+    restore_engine,
+    versions,
+    whole_number,
+)
+from classyseg.tasks.saving import resume_run, save_run
 
 log = logging.getLogger(__name__)
-
-RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
-"""What the record of every phase holds; the meters add to those of val phases."""
 
 
 class ClassyTask(Configurable, ABC):
@@ -46,22 +74,105 @@ class ClassyTask(Configurable, ABC):
 
     A run is a sequence of phases: one over the training set an epoch, one over the validation set after every
     `val_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
-    `checkpoint_tensors` all that a continued run needs. A subclass calls `super().__init__` and gives the abstract
-    methods.
+    `checkpoint_tensors` all that a continued run needs.
+
+    A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
+    these, unless it has an `__init__` that lists them and its own.
+
+    Args:
+        num_epochs: Passes over the training set. 0 measures the validation set once and trains nothing: it needs no
+            `dataset.train` and no `optimizer`.
+        batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
+            not be larger than the training set.
+        dataset: `train` and `val`; see key `dataset`.
+        model: A model with its heads.
+        loss: A loss.
+        optimizer: An optimizer; required unless `num_epochs` is 0.
+        seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
+        meters: Meters, computed on the validation set.
+        hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
+        normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
+            tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
+        val_every_epochs: The validation set is measured after every so many epochs, and after the last.
+        runtime: See key `runtime`.
     """
 
+    record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
+    """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
     _given: Mapping[str, Any]
 
-    def __init__(self, *, num_epochs: int, val_every_epochs: int, has_val: bool) -> None:
+    def __init__(
+        self,
+        *,
+        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)],
+        batch_size: Annotated[int, Field(ge=1, le=1_000_000)],
+        dataset: DatasetsConfig,
+        model: ModelConfig,
+        loss: LossConfig,
+        optimizer: OptimizerConfig | None = None,
+        seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0,
+        meters: tuple[MeterConfig, ...] = ("mean_iou",),
+        hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
+        normalize: NormalizeConfig | None = None,
+        val_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        runtime: RuntimeConfig = RuntimeConfig(),
+    ) -> None:
         self.num_epochs = num_epochs
         self.val_every_epochs = val_every_epochs
-        self.has_val = has_val
-        self.progress = Progress(phase="train" if num_epochs else "val")
-        self.hooks: Sequence[ClassyHook] = ()
+        self.seed = seed
+        self.batch_size = batch_size
+        self.runtime = RuntimeConfig.model_validate(runtime)
+        self._begin_at_zero()
+        dataset = DatasetsConfig.model_validate(dataset)
+        check_complete(num_epochs, dataset, optimizer)
+        check_batch_size(batch_size, self.runtime.accumulate_steps)
+        self.data = TaskData(dataset)
+        self.has_val = "val" in self.data.sets
+        described = self.data.described
+        for name, data in self.data.sets.items():
+            data.seed = seed
+            check_masks(name, data)
+            check_classes_of_all(name, data, described)
+        check_unit(self.data.sets, normalize)
+        self.normalize, self.chosen = chosen_normalize(self.data.sets, model, normalize)
+        """`chosen`: values that the config left to the task, for the record of the run."""
+        self.normalizer = ImageNormalizer(self.normalize, own_unit=in_own_unit(self.data.sets))
+
+        seed_everything(seed)
+        self._model_config = model
+        self.model: ClassyModel = build_model(model, described.num_classes, load=False)
+        with within("loss"):
+            self.loss: ClassyLoss = build_loss(loss, described.ignore_index)
+        check_together(self.data.sets, dataset, self.model, self.loss, meters, self.runtime, num_epochs > 0, batch_size)
+        warn_of_compression(self.model, self.runtime)
+        self.meters: list[ClassyMeter] = METERS.build_each("meters", meters, described.classes, described.ignore_index)
+        self._numbers = record_numbers(
+            self.record_numbers, self.meters, self.model.main_head, described.classes, are_built=True
+        )
+        self._optimizer_config = optimizer
+        val = self.data.sets.get("val")
+        together = clips_in_a_batch(
+            self.meters, self.runtime.eval_batch_size, len(val or ()), None if val is None else val.group_size
+        )
+        self.data.order(batch_size, self.runtime, seed=seed, trains=num_epochs > 0, clips_in_a_batch=together)
+        self.engine = Engine(self.model, self.loss, self.runtime)
+        unit = " of numbers" if self.normalizer.own_unit else ""
+        self.features = TaskFeatures(self.model, model, self.runtime, f"{self.normalize}{unit}")
+        self.measuring = Measuring(self.loss, self.meters, self.model.main_head)
+        self.hooks: Sequence[ClassyHook] = HOOKS.build_each("hooks", hooks)
+        check_measured(self.hooks, has_val=self.has_val)
+        check_best(self.hooks, self._numbers)
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        task = super().__new__(cls)
+        task._given = given  # of which `config` tells
+        return task
+
+    def _begin_at_zero(self) -> None:
+        """The clock and what a run gathers."""
+        self.progress = Progress(phase="train" if self.num_epochs else "val")
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
-        self.chosen: Mapping[str, Any] = {}
-        """Values of the config that it left to the task, and the task chose: for the record of the run."""
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()
         self.records = RunRecords(None)
@@ -71,15 +182,8 @@ class ClassyTask(Configurable, ABC):
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, and is not to wait for data any longer."""
         self.last_loss = torch.zeros(())
-        self._loss_sum = torch.zeros((), dtype=torch.float64)
-        self._samples = 0
-        self._waited = 0.0
-        self._phase_started = 0.0
-
-    def __new__(cls, *args: Any, **given: Any) -> Self:
-        task = super().__new__(cls)
-        task._given = given  # of which `config` tells
-        return task
+        self.loss_sum = torch.zeros((), dtype=torch.float64)
+        self.pace = Pace()
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -92,77 +196,125 @@ class ClassyTask(Configurable, ABC):
     def config(self, config: Mapping[str, Any]) -> None:
         self._config = config
 
-    # -- what a task gives -------------------------------------------------------------------------------------------
+    @classmethod
+    def check(cls, config: ComponentConfig) -> None:
+        """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""
+        check_complete(config.num_epochs, config.dataset, config.optimizer)  # type: ignore[attr-defined]
+        check_config(config, cls.record_numbers)
 
-    @abstractmethod
+    # -- what a batch means ------------------------------------------------------------------------------------------
+
+    def outputs(self, batch: Sample) -> Mapping[str, Tensor]:
+        """What the network gives for the images of a batch, by name."""
+        return self.engine(network_input(batch))
+
+    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
+        """The terms that add up to the loss."""
+        return self.loss.terms(outputs, batch.target)
+
+    def compute(self, batch: Sample) -> Computed:
+        """Outputs and terms of a batch that is on the device and normalised."""
+        outputs = self.outputs(batch)
+        return Computed(outputs, self.terms(outputs, batch))
+
+    def complete(self, batch: Sample) -> Sample:
+        """What `outputs` is called with, however often: with cached features, where there are any."""
+        return self.features.complete(batch)
+
+    # -- the parts at work -------------------------------------------------------------------------------------------
+
     def prepare(self) -> None:
         """Brings the parts to their device, and the model into the form that trains on several processes."""
-
-    @property
-    @abstractmethod
-    def steps_per_epoch(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def num_batches(self) -> int:
-        """How many batches the current phase has in this process."""
-
-    @property
-    @abstractmethod
-    def common_batches(self) -> int:
-        """How many of them every process has at least."""
-
-    @property
-    @abstractmethod
-    def lr(self) -> float: ...
-
-    @abstractmethod
-    def load_batches(self, start: int) -> Iterator[Sample]:
-        """The batches of the current phase from number `start` on."""
-
-    @abstractmethod
-    def train_step(self, batch: Sample) -> None:
-        """Learns from a batch; sets `last_loss` to its loss, on the device."""
-
-    @abstractmethod
-    def eval_step(self, batch: Sample) -> None:
-        """Counts a batch in the meters."""
-
-    @abstractmethod
-    def begin_phase(self) -> None:
-        """Train or eval mode; meters at zero."""
-
-    @abstractmethod
-    def phase_metrics(self) -> dict[str, Any]:
-        """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
-
-    @abstractmethod
-    def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Groups of tensors to save: `model` and `optimizer`."""
-
-    @abstractmethod
-    def checkpoint_state(self) -> dict[str, Any]:
-        """Plain values to save beside them."""
-
-    @abstractmethod
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
-
-    def gather_state(self) -> dict[str, Any]:
-        """Plain values to save that need all processes; every process calls it."""
-        return {}
+        with distributed.failing_together():
+            if distributed.is_primary():
+                check_samples(self.data.sets)
+        self.engine.place()
+        self.normalizer.to(self.engine.device)
+        optimizer: ClassyOptimizer | None = None
+        if self._optimizer_config is not None:
+            with within("optimizer"):
+                optimizer = build_optimizer(
+                    self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
+                )
+        self.engine.start(optimizer)
+        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
 
     def load_initial_weights(self) -> None:
         """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
+        load_initial_weights(self.model, self._model_config)
 
     def close(self) -> None:
         """Ends the processes that load data, and what the hooks hold; called when a run ends, however it ends."""
         for hook in self.hooks:
             hook.close()
+        self.data.close()
 
-    @classmethod
-    def check(cls, config: ComponentConfig) -> None:
-        """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.data.num_batches("train")
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches the current phase has in this process."""
+        return self.data.num_batches(self.progress.phase)
+
+    @property
+    def common_batches(self) -> int:
+        """How many of them every process has at least."""
+        return self.data.common_batches(self.progress.phase)
+
+    @property
+    def lr(self) -> float:
+        return 0.0 if self.engine.optimizer is None else self.engine.optimizer.current_lr
+
+    def load_batches(self, start: int) -> Iterator[Sample]:
+        """The batches of the current phase from number `start` on."""
+        return self.data.batches(self.progress, start, self.run_folder)
+
+    def begin_phase(self) -> None:
+        """Train or eval mode; meters at zero."""
+        training = self.progress.phase == "train"
+        if not training:
+            self.progress.step_in_phase = 0
+        self.data.bad_samples.begin_phase(anew=not training)
+        self.features.open()
+        self.engine.mode(training)
+        self.measuring.begin(self.engine.device)
+
+    def on_device(self, batch: Sample) -> Sample:
+        """The batch as the network takes it: on the device, normalised."""
+        if batch.image.shape[1] != self.model.in_channels:
+            raise ConfigError(
+                f"model.in_channels: found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
+                f"channels ({batch.name[0]})"
+            )
+        batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
+        return batch.replace(image=self.normalizer(batch.image))
+
+    def train_step(self, batch: Sample) -> None:
+        """Learns from a batch; sets `last_loss` to its loss, on the device."""
+        step = self.progress.step
+        seed_everything(self.seed, step, distributed.rank())
+        progress = step / (self.num_epochs * self.steps_per_epoch)
+        self.last_loss = self.engine.step(self.on_device(batch), self, progress)
+
+    @torch.no_grad()
+    def eval_step(self, batch: Sample) -> None:
+        """Counts a batch in the meters."""
+        batch = self.complete(self.on_device(batch))
+        self.measuring.update(self.outputs(batch), batch.target)
+
+    def phase_metrics(self) -> dict[str, Any]:
+        """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
+        phase = self.progress.phase
+        self.features.report(phase)
+        self.phase_files = {}
+        bad = self.data.bad_samples.end_phase(phase)
+        if phase == "train":
+            return dict(bad)
+        metrics = self.measuring.result()
+        self.phase_files, self.unseen_classes = self.measuring.files, self.measuring.unseen_classes
+        return metrics | bad
 
     # -- the life of a run, called by the trainer --------------------------------------------------------------------
 
@@ -175,7 +327,8 @@ class ClassyTask(Configurable, ABC):
         """
         self.run_folder = run_folder
         self.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
-        self._tell_what_is_not_written()
+        if run_folder is not None and distributed.is_primary():
+            tell_what_is_not_written(self.config)
         self.prepare()
         if run_folder is not None:
             with distributed.failing_together():
@@ -184,7 +337,7 @@ class ClassyTask(Configurable, ABC):
                     for name in FILES:
                         remove_leftovers(run_folder, f"{name}.tmp-*")
                     records = read_records(run_folder)
-        checkpoint = self._resume(run_folder) if run_folder is not None and resume else None
+        checkpoint = resume_run(self, run_folder) if run_folder is not None and resume else None
         if checkpoint is None:
             with distributed.failing_together():
                 self.load_initial_weights()
@@ -196,15 +349,6 @@ class ClassyTask(Configurable, ABC):
         for hook in self.hooks:
             hook.on_start(self)
 
-    def _tell_what_is_not_written(self) -> None:
-        places = parts_in_python(self.config)
-        if places and self.run_folder is not None and distributed.is_primary():
-            log.warning(
-                "config.yaml and the checkpoints cannot describe what Python code built: %s; to train or resume this "
-                "run from a config, write mappings such as {'name': 'resnet50'} there",
-                ", ".join(places),
-            )
-
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
         done = self.progress.epoch >= self.num_epochs
@@ -212,7 +356,7 @@ class ClassyTask(Configurable, ABC):
             return False
         if self.progress.phase == "val" and not self.has_val:
             return False
-        self._samples, self._waited, self._phase_started = 0, 0.0, time.perf_counter()
+        self.pace.begin()
         self.begin_phase()
         for hook in self.hooks:
             hook.on_phase_start(self)
@@ -222,13 +366,11 @@ class ClassyTask(Configurable, ABC):
         """The batches of the phase that are left, while measuring how long the loop waits for each."""
         batches = iter(self.load_batches(self.progress.step_in_phase))
         while True:
-            asked = time.perf_counter()
             # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
-                with distributed.failing_together() if all_load else contextlib.nullcontext():
+                with distributed.failing_together() if all_load else contextlib.nullcontext(), self.pace.waiting():
                     batch = next(batches, None)
-                    self._waited += time.perf_counter() - asked
             except WaitEnded as ended:
                 ended.together = all_load
                 raise
@@ -241,11 +383,11 @@ class ClassyTask(Configurable, ABC):
         if self.progress.phase == "train":
             self.train_step(batch)
             self.progress.step += 1
-            self._loss_sum = self._loss_sum.to(self.last_loss.device) + self.last_loss
+            self.loss_sum = self.loss_sum.to(self.last_loss.device) + self.last_loss
         else:
             self.eval_step(batch)
         self.progress.step_in_phase += 1
-        self._samples += len(batch.image)
+        self.pace.count(len(batch.image))
         for hook in self.hooks:
             hook.on_step(self)
 
@@ -259,19 +401,19 @@ class ClassyTask(Configurable, ABC):
         record: dict[str, Any] = {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step}
         if progress.phase == "train":
             record["epoch"] += 1
-            record["loss"] = self._mean_over_processes(self._loss_sum) / self.steps_per_epoch
+            record["loss"] = distributed.mean_over_processes(self.loss_sum) / self.steps_per_epoch
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
-            "seconds": time.perf_counter() - self._phase_started,
-            "samples_per_second": self.samples_per_second,
-            "data_wait": self.data_wait,
+            "seconds": self.pace.seconds,
+            "samples_per_second": self.pace.samples_per_second,
+            "data_wait": self.pace.data_wait,
         }
         self.metrics = record
         self.progress = self._next_progress()
-        self._loss_sum = torch.zeros((), dtype=torch.float64)
+        self.loss_sum = torch.zeros((), dtype=torch.float64)
         with distributed.failing_together():
             if record["phase"] == "train":
-                _require_finite(record["loss"], f"epoch {record['epoch']}")
+                require_finite(record["loss"], f"epoch {record['epoch']}")
             if self.run_folder is not None and distributed.is_primary():
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
@@ -290,9 +432,9 @@ class ClassyTask(Configurable, ABC):
         if now.phase == "val":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
-        return Progress(epoch=epoch, phase="val" if self._is_measured(epoch) else "train", step=now.step)
+        return Progress(epoch=epoch, phase="val" if self.is_measured(epoch) else "train", step=now.step)
 
-    def _is_measured(self, epoch: int) -> bool:
+    def is_measured(self, epoch: int) -> bool:
         """Whether a val phase follows so many epochs."""
         return self.has_val and (epoch == self.num_epochs or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
@@ -301,87 +443,57 @@ class ClassyTask(Configurable, ABC):
     @property
     def samples_per_second(self) -> float:
         """Samples of the whole job a second, in this phase so far."""
-        return self._samples * distributed.world_size() / max(1e-9, time.perf_counter() - self._phase_started)
+        return self.pace.samples_per_second
 
     @property
     def data_wait(self) -> float:
         """The share of this phase's time in which the loop waited for data."""
-        return self._waited / max(1e-9, time.perf_counter() - self._phase_started)
+        return self.pace.data_wait
 
     def step_loss(self) -> float:
         """The whole job's loss of the last step. Every process calls it."""
-        return self._mean_over_processes(self.last_loss)
+        return distributed.mean_over_processes(self.last_loss)
 
     def best_is(self, number: str) -> BestIs | None:
         """Which value of a number of the val record is best; None: nothing says, and a `best` must say it itself."""
-        return "smallest" if number == "loss" else None
-
-    def _mean_over_processes(self, value: Tensor) -> float:
-        return (distributed.sum_over_processes(value.detach().double().cpu()) / distributed.world_size()).item()
+        with contextlib.suppress(ConfigError):  # of a number that a plugin's meter gives and does not declare
+            return self._numbers.best_is(number)
+        return None
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path | None:
-        """Saves the run as it stands between two batches; None without a run folder.
+        """Saves the run as it stands between two batches; None without a run folder, and in all other processes.
 
         Every process calls it, within `failing_together`: what cannot be written fails in the primary alone.
 
         Raises: `FloatingPointError` when a training loss of this phase was not finite: such weights are worth nothing;
             `OSError` when something cannot be written; `WriteError` where the run's folder is gone.
         """
-        loss_sum = self._mean_over_processes(self._loss_sum)
-        _require_finite(loss_sum, f"the steps up to {self.progress.step}")
-        gathered = self.gather_state()
-        if self.run_folder is None or not distributed.is_primary():
-            return None
-        self.records.write()  # a checkpoint tells nothing of what is not on the disk
-        tensors = self.checkpoint_tensors()
-        state = {
-            "progress": asdict(self.progress),
-            "loss_sum": loss_sum,
-            NUM_TENSORS: {name: len(group) for name, group in tensors.items()},
-            "config": self.config,
-            **gathered,
-            **self.checkpoint_state(),
+        return save_run(self)
+
+    def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Groups of tensors to save: `model` and `optimizer`."""
+        return self.engine.tensors()
+
+    def gather_state(self) -> dict[str, Any]:
+        """Plain values to save that need all processes; every process calls it."""
+        return {"bad_samples": self.data.bad_samples.total()}
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """Plain values to save beside the tensors."""
+        described, scaler = self.data.described, self.engine.precision.scaler
+        return {
+            "classes": list(described.classes),
+            "palette": [list(color) for color in described.palette],
+            "ignore_index": described.ignore_index,
+            "normalize": self.normalize.model_dump(mode="json"),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "versions": versions(),
         }
-        return save_checkpoint(self.run_folder / CHECKPOINTS, self.progress.step, tensors, state)
 
-    def _resume(self, run_folder: Path) -> Checkpoint | None:
-        """Restores the newest checkpoint that verifies, and gives it; None where there is none."""
-        root = run_folder / CHECKPOINTS
-        step = -1
-        with distributed.failing_together():
-            if distributed.is_primary():
-                newest, problems = newest_checkpoint(root)
-                for problem in problems:
-                    log.warning("passing over a damaged checkpoint: %s", problem)
-                step = step_of(newest) if newest else -1
-                set_aside_newer(root, step)
-        step = distributed.integer_from_primary(step)
-        if step < 0:
-            if distributed.is_primary():
-                log.info("%s: no checkpoint to resume; starting from the beginning", root)
-            return None
-        with distributed.failing_together():
-            checkpoint = load_checkpoint(root / f"step-{step}")
-            same_run(checkpoint, self.config)
-            progress = saved_progress(
-                checkpoint,
-                num_epochs=self.num_epochs,
-                steps_per_epoch=self.steps_per_epoch,
-                is_measured=self._is_measured,
-            )
-            loss_sum = saved_loss_sum(checkpoint)
-            self.restore(checkpoint)
-        self.progress = progress
-        self._loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
-        if distributed.is_primary():
-            log.info("resumed %s", checkpoint.folder)
-        return checkpoint
-
-
-def _require_finite(loss: float, where: str) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"the training loss of {where} is {loss}. A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
-        )
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
+        bad_samples = whole_number(checkpoint, "bad_samples", checkpoint.state.get("bad_samples", 0))
+        restore_engine(self.engine, checkpoint, self.num_epochs * self.steps_per_epoch)
+        self.data.bad_samples.before = bad_samples

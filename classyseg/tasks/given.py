@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from pydantic_core import PydanticSerializationError
 from classyseg.config import path_text
 from classyseg.registry import TASKS
 from classyseg.signature import IN_PYTHON, derive_config, in_python
+
+log = logging.getLogger(__name__)
 
 
 def config_of(task: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +41,17 @@ def _plain(field: FieldInfo, value: Any) -> Any:
         return adapter.dump_python(adapter.validate_python(value), mode="json")
     except (ValidationError, PydanticSerializationError):  # Python code may give what no config holds
         return in_python(value)
+
+
+def tell_what_is_not_written(config: Mapping[str, Any]) -> None:
+    """Warns of the parts of a run that its `config` cannot describe."""
+    places = parts_in_python(config)
+    if places:
+        log.warning(
+            "config.yaml and the checkpoints cannot describe what Python code built: %s; to train or resume this "
+            "run from a config, write mappings such as {'name': 'resnet50'} there",
+            ", ".join(places),
+        )
 
 
 def parts_in_python(config: Any, at: tuple[str | int, ...] = ()) -> list[str]:

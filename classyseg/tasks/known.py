@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from classyseg.config import ConfigError, within
+from classyseg.datasets import ClassyDataset
 from classyseg.datasets.build import check_same_unit, facts_of
 from classyseg.distributed import world_size
+from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.models import ClassyModel, build_model
@@ -30,7 +32,6 @@ from classyseg.tasks.checks import (
     normalizes,
 )
 from classyseg.tasks.outputs import SeenAtOnce
-from classyseg.tasks.runtime import RuntimeConfig, check_batch_size
 from classyseg.transforms import Normalize
 
 
@@ -79,6 +80,26 @@ def check_config(config: Any, own_numbers: Mapping[str, BestIs]) -> None:
             check_normalize(normalize, data, transforms, in_channels, given=config.normalize is not None)
     _check_measuring(problems, config, model, classes, own_numbers)
     problems.tell()
+
+
+def check_together(
+    sets: Mapping[str, ClassyDataset],
+    dataset: Any,
+    model: ClassyModel,
+    loss: ClassyLoss,
+    meters: Sequence[Any],
+    runtime: RuntimeConfig,
+    trains: bool,
+    batch_size: int,
+) -> None:
+    """What built parts ask of each other. Raises: `ConfigError`."""
+    first, described = next(iter(sets.items()))
+    check_classes(first, getattr(dataset, first), described.classes, loss)
+    loss.check_num_classes(described.num_classes)
+    check_targets({name: data.transforms for name, data in sets.items()}, loss)
+    seen = seen_at_once(batch_size, runtime, dataset.train)
+    check_parts(model, loss, meters, runtime, described.num_classes, trains=trains, seen=seen)
+    check_in_channels(model, sets)
 
 
 def _of_weights(model_config: Any, transforms: Mapping[str, Sequence[Any]]) -> NormalizeConfig | None:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from classyseg.checkpoint import MANIFEST, NUM_TENSORS, STATE, Checkpoint, step_of
+import torch
+
+from classyseg import distributed
+from classyseg.checkpoint import (
+    MANIFEST,
+    NUM_TENSORS,
+    STATE,
+    Checkpoint,
+    check_tensors,
+    newest_checkpoint,
+    set_aside_newer,
+    step_of,
+)
 from classyseg.config import ConfigError, Location, differences, path_text
 from classyseg.console import printable
+from classyseg.engine import Engine
 from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
 from classyseg.run_folder import BAD_SAMPLES, METRICS, STEPS
 from classyseg.structures import Progress
+
+log = logging.getLogger(__name__)
 
 MAX_DIFFERENCES = 20
 FREE_ON_RESUME = (
@@ -36,6 +53,25 @@ OPTIMIZER = "optimizer"
 COUNTS = ("epoch", "step", "step_in_phase")
 
 Records = dict[Path, list[dict[str, Any]]]
+
+
+def newest_of_run(root: Path) -> Path | None:
+    """The newest checkpoint under `root` that verifies, in every process; None where there is none.
+
+    Newer ones are set aside. Every process calls it.
+    """
+    step = -1
+    with distributed.failing_together():
+        if distributed.is_primary():
+            newest, problems = newest_checkpoint(root)
+            for problem in problems:
+                log.warning("passing over a damaged checkpoint: %s", problem)
+            step = step_of(newest) if newest else -1
+            set_aside_newer(root, step)
+    step = distributed.integer_from_primary(step)
+    if step < 0 and distributed.is_primary():
+        log.info("%s: no checkpoint to resume; starting from the beginning", root)
+    return None if step < 0 else root / f"step-{step}"
 
 
 def same_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
@@ -146,6 +182,42 @@ def restore_optimizer(optimizer: ClassyOptimizer, checkpoint: Checkpoint, num_st
         optimizer.load_state(found, num_steps)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; to go on from an earlier checkpoint, delete {checkpoint.folder}") from None
+
+
+def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> None:
+    """Gives the parts at work what they were at the checkpoint's step of a run of `num_steps`.
+
+    Raises: `ConfigError` when they do not fit, and then changes nothing.
+    """
+    step, optimizer, scaler = step_of(checkpoint.folder), engine.optimizer, engine.precision.scaler
+    check_tensors(checkpoint, "model", engine.model.state_dict())
+    scale = saved_scaler(checkpoint, None if scaler is None else scaler.state_dict())
+    if optimizer is not None:
+        restore_optimizer(optimizer, checkpoint, step)
+    engine.model.load_state_dict(checkpoint.tensors["model"])
+    if step > 0 and optimizer is not None:  # a test phase that comes first records the rate of that step
+        optimizer.set_progress((step - 1) / num_steps)
+    if scaler is not None and scale is not None:
+        scaler.load_state_dict(scale)
+
+
+def versions() -> dict[str, str]:
+    """The libraries on which a run's numbers depend, for its checkpoints."""
+    import torchvision  # whose import takes a second
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def require_finite(loss: float, where: str) -> None:
+    """Raises: `FloatingPointError` for a training loss that is no number, or infinite."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the training loss of {where} is {loss}. A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
+        )
 
 
 def _is_finite(number: float) -> bool:

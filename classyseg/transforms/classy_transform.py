@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,22 @@ from classyseg.config import ConfigError
 from classyseg.registry import Configurable
 from classyseg.rng import randint
 from classyseg.structures import Sample
+
+
+class Region(NamedTuple):
+    """Where something lies in an image, in its pixels: fractions of them where it was resized after a border."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def within(self, size: tuple[int, int], place: Region) -> Region:
+        """This region of an image of `size`, in the image that has all of that one at `place`."""
+        rows, columns = place.height / size[0], place.width / size[1]
+        return Region(
+            place.top + self.top * rows, place.left + self.left * columns, self.height * rows, self.width * columns
+        )
 
 
 class ClassyTransform(Configurable, ABC):
@@ -31,6 +48,18 @@ class ClassyTransform(Configurable, ABC):
     def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         """Height and width of every image after it, whose `size` before may be known; None where they are not."""
         return size if self.keeps_size else None
+
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        """Where the whole image of `size` lies in what it becomes, of the size `after`, by which prediction goes back.
+
+        None where it is not all there as it was: cropped, mirrored, turned, or nobody knows. Prediction of maps then
+        takes the transform that `uncropped` gives. The base knows of those that keep the size.
+        """
+        return Region(0, 0, *after) if self.keeps_size else None
+
+    def uncropped(self) -> ClassyTransform | None:
+        """What stands in for it where all of an image is needed; None: nothing, it is left out."""
+        return None
 
     def refusal_of_numbers(self) -> str:
         """Why it cannot take images of `bits: 32`, which have a unit of their own; nothing where it can."""

@@ -14,6 +14,7 @@ from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
 from classyseg.transforms.fitting import Positive
+from classyseg.transforms.geometry import Resize
 from classyseg.transforms.pixels import (
     Grey,
     Interpolation,
@@ -134,6 +135,9 @@ class ResizeCenterCrop(ClassyTransform):
 
     def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         return self.crop_size, self.crop_size
+
+    def uncropped(self) -> ClassyTransform:
+        return Resize(self.ignore_index, shorter_side=self.crop_size, interpolation=self.interpolation)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "resize_center_crop")

@@ -12,7 +12,7 @@ from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.classy_transform import ClassyTransform, Region
 from classyseg.transforms.fitting import Box, Fitting, Positive, scaled
 from classyseg.transforms.pixels import (
     Grey,
@@ -38,6 +38,9 @@ class _Flip(ClassyTransform):
     def __init__(self, ignore_index: int = 255, *, probability: Share = 0.5) -> None:
         super().__init__(ignore_index)
         self.probability = probability
+
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        return None
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         if uniform(generator, 0, 1) >= self.probability:
@@ -114,6 +117,9 @@ class Resize(ClassyTransform):
 
     def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
         return self.size
+
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        return Region(0, 0, *after)
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         height, width = sample.image.shape[-2:]
@@ -213,6 +219,9 @@ class Pad(ClassyTransform):
         wanted = self.size or size
         return max(size[0], wanted[0]), max(size[1], wanted[1])
 
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        return Region(0, 0, *size)
+
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "pad")
         height, width = sample.image.shape[-2:]
@@ -254,6 +263,9 @@ class RandomRotation(ClassyTransform):
         self.degrees = in_order("degrees", degrees)
         self.probability = probability
         self.fill = fill
+
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        return None
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_rotation")

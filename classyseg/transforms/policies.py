@@ -14,7 +14,7 @@ from classyseg.config import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.classy_transform import ClassyTransform, Region
 from classyseg.transforms.color import require_color
 from classyseg.transforms.pixels import Grey, Matrix, require_aligned, warp_sample
 
@@ -182,6 +182,9 @@ class _Policy(ClassyTransform):
     def __init__(self, ignore_index: int, name: str, fill: int) -> None:
         super().__init__(ignore_index)
         self.name, self.fill = name, fill
+
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        return None
 
     def check(self, sample: Sample) -> None:
         require_aligned(sample, self.name)

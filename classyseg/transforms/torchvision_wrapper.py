@@ -14,7 +14,7 @@ from classyseg.config import ConfigError, Text, unknown
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import ClassyTransform
+from classyseg.transforms.classy_transform import ClassyTransform, Region
 from classyseg.transforms.pixels import require_aligned
 
 if TYPE_CHECKING:
@@ -125,6 +125,10 @@ class TorchvisionTransform(ClassyTransform):
             raise ConfigError(f"transform: '{transform}': {unknown('torchvision transform', transform, known)}")
         self.transform_name = transform
         self.transform = self._made(known[transform], dict(arguments or {}))
+
+    def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
+        changes_colors = type(self.transform).__module__.endswith(("._color", "._misc"))
+        return Region(0, 0, *after) if changes_colors or self.transform_name == "Resize" else None
 
     def refusal_of_numbers(self) -> str:
         if self.transform_name in ANY_NUMBERS:

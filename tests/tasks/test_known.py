@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.datasets import SyntheticShapes
 from classyseg.datasets.build import facts_of
+from classyseg.engine.runtime import RuntimeConfig
 from classyseg.models import ClassyModel, create_backbone
 from classyseg.registry import DATASETS, HEADS, MODELS, TASKS, head_name_problem
 from classyseg.tasks import SegmentationTask
 from classyseg.tasks.known import seen_at_once
 from classyseg.tasks.outputs import SeenAtOnce
-from classyseg.tasks.runtime import RuntimeConfig
 from runs import tiny_config, tiny_task
 
 FOLDER = {"name": "folder", "images": "images", "masks": "masks", "classes": ["ground", "crop"]}

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
-from classyseg.tasks import SegmentationTask, segmentation
-from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.tasks import SegmentationTask, classy_task
+from classyseg.tasks.checks import RECORD_KEYS
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_task
 
@@ -128,7 +128,7 @@ def test_a_float16_run_resumes_its_gradient_scale(tmp_path: Path) -> None:
 
         def prepare_with_a_scale_that_grows() -> None:
             prepare()
-            made.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2)
+            made.engine.precision.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2)
 
         made.prepare = prepare_with_a_scale_that_grows  # type: ignore[method-assign]
         return made
@@ -139,10 +139,10 @@ def test_a_float16_run_resumes_its_gradient_scale(tmp_path: Path) -> None:
         Trainer(tmp_path).train(task(SignalAt("train", 0, 2)))
     Trainer(tmp_path, resume=True).train(resumed)
 
-    assert uninterrupted.scaler is not None
-    assert resumed.scaler is not None
-    assert resumed.scaler.state_dict() == uninterrupted.scaler.state_dict()
-    assert resumed.scaler.get_scale() == 32
+    assert uninterrupted.engine.precision.scaler is not None
+    assert resumed.engine.precision.scaler is not None
+    assert resumed.engine.precision.scaler.state_dict() == uninterrupted.engine.precision.scaler.state_dict()
+    assert resumed.engine.precision.scaler.get_scale() == 32
     expected = uninterrupted.model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
 
@@ -303,7 +303,7 @@ def test_a_data_set_that_cannot_be_built_is_named_by_its_path(
 def test_wrong_data_ends_the_run_naming_the_file(
     wrong: dict[str, Any], message: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation, "check_samples", lambda data_sets: None)  # which would find it first
+    monkeypatch.setattr(classy_task, "check_samples", lambda data_sets: None)  # which would find it first
     data = folder_data(tmp_path, ["wall", "floor"], **wrong)
     task = tiny_task({**SMALL, "dataset.train": data, "dataset.val": None, "runtime.workers": workers})
 

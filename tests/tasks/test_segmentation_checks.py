@@ -18,8 +18,7 @@ from classyseg.meters import build_meter
 from classyseg.models.backbones.resnet import ResNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
-from classyseg.tasks.checks import check_outputs, joined_metrics
-from classyseg.tasks.classy_task import RECORD_KEYS
+from classyseg.tasks.checks import RECORD_KEYS, check_outputs, joined_metrics
 from classyseg.trainer import Trainer
 from classyseg.weights.cache import PublicWeights
 from runs import tiny_config, tiny_task
@@ -139,7 +138,7 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("classyseg.distributed.rank", lambda rank=rank: rank)
         monkeypatch.setattr("classyseg.distributed.world_size", lambda: 2)
         task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.val.num_samples": 6})
-        shares.append([index for batch in task._val_batches for _, index in batch])
+        shares.append([index for batch in task.data.val_batches for _, index in batch])
     assert shares == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -322,7 +321,7 @@ def test_the_tables_of_meters_lie_in_the_run_folder_and_say_what_the_record_says
     for prefix, key in (("", "confusion_matrix"), ("extra_", "extra/confusion_matrix")):
         _, *rows = (tmp_path / f"{prefix}confusion_matrix.csv").read_text(encoding="utf-8").splitlines()
         assert [list(map(int, row.split(",")[1:])) for row in rows] == task.metrics[key]
-        assert [row.split(",")[0] for row in rows] == list(task.train_set.classes)
+        assert [row.split(",")[0] for row in rows] == list(task.data.sets["train"].classes)
     matrix = np.array(task.metrics["confusion_matrix"])
     assert task.metrics["accuracy_top_1"] == pytest.approx(matrix.trace() / matrix.sum())
 

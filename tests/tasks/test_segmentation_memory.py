@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from classyseg.config import ConfigError
 from classyseg.layers import DropBlock2d, synchronize_batch_norm
+from classyseg.models.classy_model import Frozen
 from classyseg.models.memory.feature_cache import FeatureCache, check_frozen
 from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
@@ -71,13 +72,13 @@ FROZEN = {"model.frozen": True, "dataset.train.transforms": [], "num_epochs": 2}
 def cached_run(folder: Path, changes: dict[str, Any]) -> SegmentationTask:
     task = tiny_task({**FROZEN, "runtime.cache_features": str(folder), **changes})
     Trainer().train(task)
-    assert task._feature_cache is not None
+    assert task.features.cache is not None
     return task
 
 
 def counts(task: SegmentationTask) -> tuple[int, int]:
-    assert task._feature_cache is not None
-    return task._feature_cache.hits, task._feature_cache.misses
+    assert task.features.cache is not None
+    return task.features.cache.hits, task.features.cache.misses
 
 
 def test_each_image_is_computed_once_and_the_run_is_the_same(tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_a_module_that_works_otherwise_in_training_is_refused_where_it_is_not_fr
 ) -> None:
     model = tiny_task(FROZEN).model
     check_frozen(model)
-    model._frozen = tuple(name for name, _ in model.named_children())
+    model.frozen = Frozen(frozenset(name for name, _ in model.backbone_modules()))
     model.add_module("extra", module.requires_grad_(False))
     with pytest.raises(ConfigError, match=r"such as extra \(") if live else contextlib.nullcontext():
         check_frozen(model.eval())

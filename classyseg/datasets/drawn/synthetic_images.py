@@ -11,9 +11,9 @@ from pydantic import Field
 
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.datasets.classification_dataset import ClassificationDataset
-from classyseg.datasets.classy_dataset import image_tensor
 from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS
 from classyseg.datasets.facts import DataFacts, told
+from classyseg.datasets.files.arrays import image_tensor
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample

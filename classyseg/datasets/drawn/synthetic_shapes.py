@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 
 from classyseg.config import MAX_SIDE
-from classyseg.datasets.classy_dataset import ClassyDataset, image_tensor
+from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.facts import DataFacts, told
+from classyseg.datasets.files.arrays import image_tensor
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample

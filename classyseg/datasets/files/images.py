@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from classyseg.config import DataError
-from classyseg.datasets.classy_dataset import image_tensor
+from classyseg.datasets.files.arrays import image_tensor
 from classyseg.datasets.files.bmp import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.files.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
 from classyseg.datasets.files.headers import (

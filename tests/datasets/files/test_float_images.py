@@ -411,7 +411,7 @@ def test_what_the_network_gets_is_the_number_less_the_mean_by_the_deviation(tmp_
     )
     task.prepare()
     batch = next(iter(make_loader(build_dataset(data), EvalBatches(2, 2), workers=0)))
-    found = task._on_device(batch).image
+    found = task.on_device(batch).image
     task.close()
     expected = (scene(0).astype(np.float64) - UNIT["mean"]) / UNIT["std"]
     np.testing.assert_allclose(found[0].permute(1, 2, 0).numpy(), expected, rtol=1e-4, atol=1e-4)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
+from classyseg.engine.accumulation import whole_batch_step
 from classyseg.heads import FCNHead
 from classyseg.heads.point_rend import COORDINATES, POINTS
 from classyseg.layers import NormConfig, values_at
@@ -17,7 +18,6 @@ from classyseg.losses import build_loss
 from classyseg.registry import HEADS, LOSSES
 from classyseg.structures import BlockInfo
 from classyseg.tasks import SegmentationTask
-from classyseg.tasks.accumulation import whole_batch_step
 from runs import tiny_task
 
 NORM = {"name": "group", "groups": 8}

@@ -1,30 +1,15 @@
-"""A batch in parts, whose gradients add up to those of the whole; also of losses that must see all outputs at once."""
+"""A batch in parts, under a loss that must see the outputs of all of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.distributed import sum_over_processes
-from classyseg.losses import ClassyLoss
-from classyseg.structures import Sample
 
 Outputs = Mapping[str, Tensor]
-
-
-def parts_of(batch: Sample, loss: ClassyLoss, num_parts: int) -> Iterator[tuple[Tensor, Tensor, Tensor | float, bool]]:
-    """Of each part of a batch: images, target, shares of the counts of the loss's terms, and whether it is the last."""
-    if num_parts == 1:
-        yield batch.image, batch.target, 1.0, True
-        return
-    images, targets = batch.image.chunk(num_parts), batch.target.chunk(num_parts)
-    counts = sum_over_processes(torch.stack([loss.counts(target) for target in targets]))
-    shares = (counts / counts.sum(0).clamp(min=1e-12)).float()
-    for i in range(num_parts):
-        yield images[i], targets[i], shares[i], i == num_parts - 1
 
 
 def whole_batch_step(

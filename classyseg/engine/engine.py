@@ -1,0 +1,90 @@
+"""What a model needs at work: its device, precision and processes, the optimizer, and which weights count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from classyseg import distributed
+from classyseg.engine.precision import Precision
+from classyseg.engine.replication import replicated
+from classyseg.engine.runtime import RuntimeConfig
+from classyseg.engine.step import Work, gradients
+from classyseg.layers import synchronize_batch_norm, tell_progress
+from classyseg.losses import ClassyLoss
+from classyseg.models import ClassyModel
+from classyseg.optim import ClassyOptimizer
+from classyseg.structures import Sample
+
+
+class Engine:
+    """Computes training steps of a model with a loss. It is handed what a batch means, and knows no task.
+
+    Called with images (or features of a frozen backbone), it gives the model's outputs in the runtime's precision: in
+    training by the form of the model that trains on several processes, else by `evaluated`.
+    """
+
+    def __init__(self, model: ClassyModel, loss: ClassyLoss, runtime: RuntimeConfig) -> None:
+        self.model, self.loss, self.runtime = model, loss, runtime
+        self.network: nn.Module = model
+        self.optimizer: ClassyOptimizer | None = None
+
+    def place(self) -> None:
+        """Sets torch's switches and brings model and loss to the device, in the form that trains there."""
+        self.runtime.apply()
+        self.device = self.runtime.torch_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
+        layout = torch.channels_last if self.runtime.channels_last else torch.contiguous_format
+        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.loss.to(self.device)
+
+    def start(self, optimizer: ClassyOptimizer | None) -> None:
+        """Makes the placed model ready to train with `optimizer`; without one, it can only be measured."""
+        self.optimizer = optimizer
+        self.precision = Precision(self.runtime, self.device)
+        self.network = replicated(self.model, self.device)
+        if self.runtime.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+
+    @property
+    def evaluated(self) -> ClassyModel:
+        """The model whose weights are measured, saved and exported: the place for averaged weights."""
+        return self.model
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds of the parts at work, in groups."""
+        optimizer = {} if self.optimizer is None else self.optimizer.state()
+        return {"model": self.model.state_dict(), "optimizer": optimizer}
+
+    def mode(self, training: bool) -> None:
+        """Begins to train or to measure: with the primary's running statistics, which every process takes then."""
+        if not training:
+            distributed.broadcast_buffers(self.evaluated)
+        self.evaluated.train(training)
+        self.model.train(training)
+        self.loss.train(training)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
+
+    def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        network = self.network if self.model.training else self.evaluated
+        with self.precision.autocast():
+            outputs: Mapping[str, Tensor] = network(inputs)
+        return outputs
+
+    def step(self, batch: Sample, work: Work, progress: float) -> Tensor:
+        """Learns from a batch when the share `progress` of the run is done; gives its loss, on the device."""
+        if self.optimizer is None:
+            raise ValueError("found no optimizer to train with; give one to `start`")
+        tell_progress(self.model, progress)
+        self.optimizer.set_progress(progress)
+        self.optimizer.zero_grad()
+        num_parts = self.runtime.accumulate_steps
+        loss = gradients(batch, work, self.network, self.loss, self.precision, num_parts)
+        self.optimizer.step(self.precision.scaler)
+        return loss

@@ -1,0 +1,29 @@
+"""Trained models at work: `load` and `Predictor`, and the protocols by which a network is run on any image."""
+
+from classyseg.inference.classy_protocol import ClassyProtocol, Wanted
+from classyseg.inference.description import Card
+from classyseg.inference.load import load
+from classyseg.inference.memory import BudgetError, bytes_of
+from classyseg.inference.network import Network
+from classyseg.inference.predictor import Predictor
+from classyseg.inference.preparation import Preparation
+from classyseg.inference.whole import Whole
+from classyseg.registry import PROTOCOLS
+
+register_protocol = PROTOCOLS.register
+build_protocol = PROTOCOLS.build
+
+__all__ = [
+    "BudgetError",
+    "Card",
+    "ClassyProtocol",
+    "Network",
+    "Predictor",
+    "Preparation",
+    "Wanted",
+    "Whole",
+    "build_protocol",
+    "bytes_of",
+    "load",
+    "register_protocol",
+]

@@ -1,0 +1,78 @@
+"""The contract of protocols: how a network is run on images whose size it was not made for, and what is made of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor
+
+from classyseg.config import ConfigError
+from classyseg.inference.network import Network
+from classyseg.registry import PROTOCOLS, Configurable
+from classyseg.signature import own_parameters
+
+Kind = Literal["labels", "scores", "outputs"]
+Size = tuple[int, int]
+
+
+class Wanted(NamedTuple):
+    """What somebody reads of a head: its labels, its scores, or its own outputs by name."""
+
+    head: str
+    kind: Kind = "labels"
+
+
+Found = Mapping[Wanted, Any]
+"""By what was wanted: labels (N, H, W) int64, scores (N, num_classes, H, W) float32, or a mapping of outputs."""
+
+
+class ClassyProtocol(Configurable, ABC):
+    """How a network is run on images: as they are, in windows, at several scales.
+
+    A protocol keeps each of its options as an attribute of that name, and nothing else between two calls. It is part of
+    a task's config (`protocol:`), of a model's folder, and of `classyseg evaluate --protocol`.
+    """
+
+    gives_outputs: ClassVar[bool] = False
+    """Whether it runs the network once on the whole image, so that `outputs` are what the network gave.
+
+    Only then is a loss measured, and only then can a meter read outputs.
+    """
+    takes_whole_images: ClassVar[bool] = False
+    """Whether it also takes networks that classify whole images, whose outputs are no maps."""
+
+    @abstractmethod
+    def __call__(
+        self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
+    ) -> Found:
+        """What is `wanted` of `images` (N, C, H, W), normalised and on the network's device, at `size` (height, width).
+
+        `budget` is how many bytes all of it may take at once, results included; None is no limit. What is found does
+        not depend on it.
+
+        Raises: `BudgetError`, before the memory is taken, where it is too small: with the smallest one that serves.
+        """
+
+    def config(self) -> dict[str, Any]:
+        """What `PROTOCOLS.build` makes again, every default filled in. Raises: `ConfigError` without a name."""
+        name = PROTOCOLS.name_of(type(self))
+        if not name:
+            raise ConfigError(f"protocol: {type(self).__name__} is not registered, so that no config can name it")
+        options = {key: getattr(self, key) for key in own_parameters(type(self))}
+        return PROTOCOLS.validate({"name": name, **options}).resolved()
+
+    def check(self, network: Network, wanted: Collection[Wanted]) -> None:
+        """Raises: `ConfigError` for what this protocol cannot give of `network`."""
+        name = type(self).__name__
+        for head, kind in wanted:
+            if kind == "outputs" and not self.gives_outputs:
+                raise ConfigError(
+                    f"protocol: found {name}, which gives no outputs of the head '{head}', and something reads them; "
+                    "accepted: whole"
+                )
+            if not self.takes_whole_images and not network.gives_maps(head):
+                raise ConfigError(
+                    f"protocol: found {name}, but the head '{head}' classifies whole images; accepted: whole"
+                )

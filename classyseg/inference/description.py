@@ -1,0 +1,114 @@
+"""What the numbers of a trained model depend on beside its weights: read from files that may be anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
+from classyseg.inference.network import Precision
+from classyseg.inference.preparation import PreparationConfig
+from classyseg.layers import NormalizeConfig
+from classyseg.registry import ProtocolConfig
+
+NOT_OF_PREDICTION = (
+    "weights",
+    "frozen",
+    "frozen_norm",
+    "activation_checkpointing",
+    "activation_compression",
+)
+"""The keys of a model's config that say how it is trained; `weights` may be a path."""
+
+Color = tuple[
+    Annotated[Int, Field(ge=0, le=255)], Annotated[Int, Field(ge=0, le=255)], Annotated[Int, Field(ge=0, le=255)]
+]
+
+
+class Description(ConfigRecord):
+    """The `config.json` of a model's folder: architecture, classes, normalisation, preparation, protocol.
+
+    No training, no paths. `precision` and `channels_last` are those under which the model was measured.
+    """
+
+    format: Literal[1] = 1
+    model: dict[Text, Any]
+    classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=65_536)]
+    palette: tuple[Color, ...]
+    ignore_index: Int = 255
+    normalize: NormalizeConfig = NormalizeConfig()
+    preparation: PreparationConfig = PreparationConfig()
+    protocol: ProtocolConfig = "whole"
+    precision: Precision = "float32"
+    channels_last: Bool = True
+    versions: dict[Text, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model's README tells beside the description: measured numbers, by the name of what was measured."""
+
+    title: str = "A model of classyseg"
+    records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def described(values: Mapping[str, Any], source: str) -> Description:
+    """`values` of the file `source`, checked. Raises: `ConfigError` with every problem."""
+    try:
+        found = Description.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, ConfigTree(dict(values), source)) from None
+    if len(found.palette) != len(found.classes):
+        raise ConfigError(f"{source}: palette: found {len(found.palette)} colours for {len(found.classes)} classes")
+    return found
+
+
+def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a model without what only its training needs: heads that only train, where weights came from."""
+    heads = config.get("heads")
+    kept = {key: value for key, value in config.items() if key not in NOT_OF_PREDICTION}
+    if isinstance(heads, Mapping):
+        kept["heads"] = {
+            name: {key: value for key, value in head.items() if key != "train_only"}
+            for name, head in heads.items()
+            if isinstance(head, Mapping) and not head.get("train_only", False)
+        }
+    return kept
+
+
+def of_state(state: Mapping[str, Any], source: str) -> Description:
+    """What the `state.json` of a checkpoint tells. Raises: `ConfigError` for what is missing or wrong."""
+    config = state.get("config")
+    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
+        raise ConfigError(
+            f"{source}: tells no model (config.model), so that nobody knows what the weights are of: Python code built "
+            "it; make it again, and give it to `classyseg.inference.Predictor(model, classes=...)`"
+        )
+    runtime = config.get("runtime")
+    runtime = runtime if isinstance(runtime, Mapping) else {}
+    values = {
+        "model": architecture(config["model"]),
+        **{key: state[key] for key in ("classes", "palette", "ignore_index", "normalize") if key in state},
+        "preparation": state["preparation"] if "preparation" in state else _preparation_of(config),
+        "protocol": config.get("protocol", "whole"),
+        **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
+        "versions": state.get("versions", {}),
+    }
+    return described(values, source)
+
+
+def _preparation_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of checkpoints that were written before they told it: what the data set that was measured says."""
+    datasets = config.get("dataset")
+    datasets = datasets if isinstance(datasets, Mapping) else {}
+    found = datasets.get("val") or datasets.get("test") or datasets.get("train")
+    if not isinstance(found, Mapping):
+        return {}
+    transforms = found.get("transforms") if found is not datasets.get("train") else []
+    return {
+        "transforms": transforms if isinstance(transforms, list) else [],
+        **{key: found[key] for key in ("bits", "exif") if key in found},
+    }

@@ -1,0 +1,142 @@
+"""From a folder to a predictor: a run, one of its checkpoints, a model's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from classyseg.checkpoint import (
+    MANIFEST,
+    MAX_STATE,
+    STATE,
+    load_checkpoint,
+    newest_checkpoint,
+    problem_of,
+    problem_of_tensor,
+)
+from classyseg.config import ConfigError, within
+from classyseg.inference.description import Description, described, of_state
+from classyseg.inference.model_folder import CONFIG, WEIGHTS
+from classyseg.inference.network import Precision
+from classyseg.inference.predictor import Predictor
+from classyseg.io import existing_path
+from classyseg.models import ClassyModel, build_model
+from classyseg.registry import MODELS
+from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, read_plain
+from classyseg.shapes import bounded
+from classyseg.weights.read import read_tensors
+
+EXPECTED = (
+    f"accepted are a run's folder (with {MODEL}/ or {CHECKPOINTS}/), a checkpoint (with {MANIFEST}), a model's folder "
+    f"(with {CONFIG} and {WEIGHTS})"
+)
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    precision: Precision | None = None,
+    protocol: Any = None,
+    max_memory: int | str | None = None,
+) -> Predictor:
+    """The trained model in a folder, at work: `load("runs/streets").predict("photo.jpg")`.
+
+    `path` is a run, whose `model/` is taken, else its best checkpoint, else its newest one that is whole; a checkpoint;
+    or a model's folder. `precision` and `protocol` are by default those with which the run was measured; `max_memory`
+    (`"2G"`, or bytes) bounds what a prediction takes beside the model. Nothing is unpickled, no data set and no
+    training config is needed, and no path or address that stands in a file is followed.
+
+    Raises: `ConfigError` for a folder that is none of these or is damaged, naming the file.
+    """
+    folder = existing_path(path)
+    if not folder.is_dir():
+        found = "no folder" if folder.exists() else "no such folder"
+        raise ConfigError(f"{folder}: {found}; {EXPECTED}")
+    options = {"device": device, "precision": precision, "protocol": protocol, "max_memory": max_memory}
+    if (folder / MODEL / CONFIG).is_file():
+        return _model_folder(folder / MODEL, options)
+    if (folder / CONFIG).is_file():
+        return _model_folder(folder, options)
+    if (folder / MANIFEST).is_file():
+        return _checkpoint(folder, options)
+    if (folder / CHECKPOINTS).is_dir():
+        return _checkpoint(_chosen(folder / CHECKPOINTS), options)
+    raise ConfigError(f"{folder}: {_told(folder)}; {EXPECTED}")
+
+
+def _told(folder: Path) -> str:
+    names = sorted(os.listdir(folder))
+    return f"found {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
+
+
+def _chosen(root: Path) -> Path:
+    """The best checkpoint of a run, where one is named and whole, else the newest one that is."""
+    best = root / BEST
+    if best.is_file():
+        name = read_plain(best, 1000).decode("utf-8", "replace").partition(" ")[0]
+        if CHECKPOINT_NAME.fullmatch(name) and problem_of(root / name) is None:
+            return root / name
+    newest, problems = newest_checkpoint(root)
+    if newest is None:
+        raise ConfigError(f"{root}: holds no whole checkpoint{''.join(f'; {problem}' for problem in problems[:3])}")
+    return newest
+
+
+def _checkpoint(folder: Path, options: Mapping[str, Any]) -> Predictor:
+    checkpoint = load_checkpoint(folder, only=("model",))
+    description = of_state(checkpoint.state, str(folder / STATE))
+    return _predictor(description, checkpoint.tensors["model"], folder / STATE, folder / WEIGHTS, options)
+
+
+def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
+    path = folder / CONFIG
+    try:
+        values = json.loads(read_plain(path, MAX_STATE))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no object in JSON; {EXPECTED}")
+    description = described(values, str(path))
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it beside {CONFIG}")
+    return _predictor(description, read_tensors(folder / WEIGHTS), path, folder / WEIGHTS, options)
+
+
+def _predictor(
+    description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
+) -> Predictor:
+    with within(str(source)):
+        model = _built(description)
+    _fill(model, tensors, weights)
+    with within(str(source)):
+        return Predictor.described(model, description, **options)
+
+
+def _built(description: Description) -> ClassyModel:
+    config = MODELS.validate(dict(description.model), placed=True)
+    if getattr(config, "weights", None) is not None:
+        raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
+    with bounded(real=True):
+        return build_model(config, len(description.classes), load=False)
+
+
+def _fill(model: ClassyModel, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Gives `model` its weights; those of heads that only train are left. Raises: `ConfigError`, naming the file."""
+    own = model.state_dict()
+    problem = next((f"lacks '{key}'" for key in own if key not in tensors), None)
+    for key, tensor in tensors.items():
+        if problem is None and key in own:
+            problem = problem_of_tensor(key, tensor, own[key])
+        elif problem is None and not key.startswith("heads."):
+            problem = f"holds '{key:.200}', which the model has not"
+    if problem:
+        raise ConfigError(f"{path}: {problem}; the file is of another model than its config says")
+    model.load_state_dict({key: tensors[key] for key in own})

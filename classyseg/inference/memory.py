@@ -1,0 +1,86 @@
+"""How much memory a forward pass takes, found without taking it; and budgets that are kept."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from classyseg.config import ConfigError
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+WORKSPACE = 1.25
+"""What kernels take beside the tensors that torch knows of: copies in another layout, columns of a convolution.
+
+Measured by `benchmarks/inference.py`: peak of the process over the tensors alive, of ResNets, HRNet, SegFormer and
+U-Net on the CPU, between 1.0 and 1.2."""
+BASE = 48_000_000
+"""Bytes that any forward pass may take: code and pools that are loaded at the first one."""
+
+
+class BudgetError(ConfigError):
+    """A budget of memory is too small; `needed` bytes serve, as far as is known."""
+
+    def __init__(self, what: str, budget: int, needed: int) -> None:
+        self.what, self.budget, self.needed = what, budget, needed
+        super().__init__(f"max_memory: {what} needs {text_of(needed)}; {text_of(budget)} are left for it")
+
+
+def bytes_of(text: int | float | str) -> int:
+    """`2G`, `1.5GB`, `500M`, `2GiB` or a number of bytes. Raises: `ConfigError` for anything else."""
+    if isinstance(text, int | float) and not isinstance(text, bool) and 0 < text < 2**60:
+        return int(text)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text) if isinstance(text, str) else None
+    if found is None or (found[3] and not found[2]):
+        raise ConfigError(f"max_memory: found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+    factor = UNITS[found[2].upper()]
+    if found[3]:
+        factor = 1024 ** (len(UNITS) - 1 - list(reversed(UNITS)).index(found[2].upper()))
+    number = int(float(found[1]) * factor)
+    if not 0 < number < 2**60:
+        raise ConfigError(f"max_memory: found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+    return number
+
+
+def text_of(number: int) -> str:
+    """A number of bytes as `bytes_of` reads it, rounded up to three digits: `1.24G`."""
+    for unit, factor in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= factor:
+            places = 2 if number < 10 * factor else 1 if number < 100 * factor else 0
+            step = factor // 10**places
+            return f"{-(-number // step) / 10**places:g}{unit}"
+    return f"{number}"
+
+
+class LiveTensors(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made within it and still alive, and keeps the `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (key := _key(tensor)) not in given and key not in self._known:
+                storage = tensor.untyped_storage()
+                self._known.add(key)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,113 @@
+"""The folder that one gives away: weights, a description, a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from classyseg.checkpoint import own_storages
+from classyseg.config import ConfigError
+from classyseg.inference.description import Card, Description
+from classyseg.io import fsync_folder
+from classyseg.run_folder import kind_of
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+README = "README.md"
+FILES = (CONFIG, WEIGHTS, README)
+
+
+def write_model_folder(folder: Path, model: nn.Module, description: Description, card: Card) -> Path:
+    """Writes the three files next to `folder`, and puts them there in one rename.
+
+    Raises: `ConfigError` where something else than such a folder stands there; `OSError`.
+    """
+    if os.path.lexists(folder):
+        _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    trained = {
+        key: value for key, value in model.state_dict().items() if _belongs(key, description.model.get("heads", {}))
+    }
+    try:
+        temporary.mkdir()
+        save_file(own_storages(trained), temporary / WEIGHTS)
+        text = json.dumps(description.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (temporary / README).write_text(card_text(description, card), encoding="utf-8")
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
+    return folder
+
+
+def _belongs(key: str, heads: Mapping[str, Any]) -> bool:
+    return not key.startswith("heads.") or key.split(".")[1] in heads
+
+
+def _check_replaceable(folder: Path) -> None:
+    if kind_of(folder) != "a folder":
+        raise ConfigError(f"{folder}: found {kind_of(folder)}; a model is saved into a folder of its own")
+    names = sorted(os.listdir(folder))
+    strange = [name for name in names if name not in FILES]
+    if strange or (names and CONFIG not in names):
+        raise ConfigError(
+            f"{folder}: holds {', '.join((strange or names)[:5])}, and is no model's folder; choose a new one"
+        )
+
+
+def card_text(description: Description, card: Card) -> str:
+    """The README of a model's folder: what it is, how it was measured, how to use it."""
+    written = description.model_dump(mode="json")
+    heads = description.model.get("heads", {})
+    shown = ", ".join(f"{name} ({head.get('name')})" for name, head in heads.items()) or "none"
+    lines = [
+        f"# {card.title}",
+        "",
+        f"`{description.model.get('name')}` with the heads {shown}; {len(description.classes)} classes: "
+        f"{', '.join(description.classes)}.",
+        "",
+        "```python",
+        "import classyseg",
+        "",
+        'predictor = classyseg.load("FOLDER")',
+        'labels = predictor.predict("photo.jpg")',
+        "```",
+        "",
+        f"Images are normalised by mean {list(description.normalize.mean)} and std {list(description.normalize.std)} "
+        f"(of 0 to 1); protocol `{_short(written['protocol'])}`, precision {description.precision}.",
+        "",
+    ]
+    for name, record in card.records.items():
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+        by_class = {key: value for key, value in record.items() if isinstance(value, Mapping)}
+        lines += [f"## Measured on {name}", "", "| number | value |", "|---|--:|"]
+        lines += [f"| {key} | {_number(value)} |" for key, value in numbers.items()]
+        for key, values in by_class.items():
+            lines += ["", f"| class | {key} |", "|---|--:|"]
+            lines += [f"| {label} | {_number(value)} |" for label, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _short(protocol: Any) -> str:
+    return protocol if isinstance(protocol, str) else ", ".join(f"{key}: {value}" for key, value in protocol.items())
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,279 @@
+"""A trained model at work: any image to labels or scores at its own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from classyseg.config import ConfigError
+from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
+from classyseg.inference.description import Card, Description, architecture
+from classyseg.inference.memory import BudgetError, bytes_of
+from classyseg.inference.model_folder import write_model_folder
+from classyseg.inference.network import Network, Precision
+from classyseg.inference.preparation import Preparation, Prepared
+from classyseg.layers import ImageNormalizer, NormalizeConfig
+from classyseg.models import ClassyModel
+from classyseg.registry import PROTOCOLS, ComponentConfig
+from classyseg.structures import Color, default_color
+
+Labels = npt.NDArray[Any]
+GPU_BATCH = 8
+"""How many images of one size a GPU takes at once; a CPU gains nothing by more than one."""
+
+
+class Predictor:
+    """Labels and scores of images of any size, by a model and all that its numbers depend on.
+
+    `classyseg.load(FOLDER)` gives one; it may also be built around any model with a head:
+    `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
+    geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
+    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take beside the model.
+
+    What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
+    these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out.
+    """
+
+    def __init__(
+        self,
+        model: ClassyModel,
+        *,
+        classes: Sequence[str],
+        palette: Sequence[Sequence[int]] = (),
+        ignore_index: int = 255,
+        normalize: NormalizeConfig | Mapping[str, Any] | None = None,
+        preparation: Preparation | None = None,
+        protocol: Any = "whole",
+        precision: Precision = "float32",
+        device: str | torch.device = "auto",
+        max_memory: int | str | None = None,
+        channels_last: bool = True,
+        model_config: Mapping[str, Any] | ComponentConfig | None = None,
+    ) -> None:
+        self.classes = tuple(classes)
+        self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or _colors(len(self.classes))
+        if len(self.palette) != len(self.classes):
+            raise ConfigError(f"palette: found {len(self.palette)} colours for {len(self.classes)} classes")
+        self.ignore_index = ignore_index
+        self.preparation = preparation or Preparation(channels=model.in_channels)
+        self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
+        self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
+        if len(self.normalizer.mean) != model.in_channels:
+            raise ConfigError(
+                f"normalize: found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
+                "give it one mean and one std for each"
+            )
+        self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
+        self.device = torch_device(device)
+        self.max_memory = None if max_memory is None else bytes_of(max_memory)
+        self.channels_last = channels_last
+        self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.normalizer.to(self.device)
+        self.network = Network(self.model, precision=precision, black=black_of(self.normalizer))
+        self.head = model.main_head
+        self.protocol.check(self.network, [Wanted(self.head)])
+
+    @classmethod
+    def described(
+        cls,
+        model: ClassyModel,
+        description: Description,
+        *,
+        precision: Precision | None = None,
+        protocol: Any = None,
+        **options: Any,
+    ) -> Predictor:
+        """A predictor of `model` by what a file says of it. Raises: `ConfigError`."""
+        return cls(
+            model,
+            classes=description.classes,
+            palette=description.palette,
+            ignore_index=description.ignore_index,
+            normalize=description.normalize,
+            preparation=Preparation.of(description.preparation, model.in_channels),
+            protocol=description.protocol if protocol is None else protocol,
+            precision=precision or description.precision,
+            channels_last=description.channels_last,
+            model_config=description.model,
+            **options,
+        )
+
+    # -- predicting ----------------------------------------------------------------------------------------------------
+
+    def predict(self, images: Any) -> Any:
+        """The class of each pixel, (H, W) at the image's own size, in the smallest unsigned type that holds them all.
+
+        Of a model for whole images: the class alone, (). Of an iterable, an iterator.
+
+        Raises: `DataError` for what is no image that the model takes; `BudgetError` where `max_memory` is too small.
+        """
+        kind = np.min_scalar_type(max(0, len(self.classes) - 1))
+        return self._each(images, "labels", lambda labels, _: labels.cpu().numpy().astype(kind))
+
+    def scores(self, images: Any) -> Any:
+        """The probability of each class at each pixel, float32 (num_classes, H, W), at the image's own size.
+
+        Of a model for whole images: (num_classes,). Of an iterable, an iterator.
+        """
+        return self._each(images, "scores", lambda scores, _: scores.float().cpu().numpy())
+
+    def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
+        """The image with the colours of its classes over it, `alpha` of them; of `labels` that were predicted before.
+
+        Raises: `ConfigError` for a model of whole images.
+        """
+        tensor = self.read(image)
+        found = self.predict(tensor) if labels is None else labels
+        if found.ndim != 2:
+            raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
+        colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
+        mixed = (1 - alpha) * _shown(tensor) + alpha * colors
+        return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+    def read(self, image: Any) -> Tensor:
+        """An image in any form as the tensor (channels, H, W) that `predict` makes of it first."""
+        return self.preparation.read(image)
+
+    def _each(self, images: Any, kind: Kind, finish: Callable[[Tensor, Prepared], Labels]) -> Any:
+        if _is_one(images):
+            return next(self._iterate([images], kind, finish))
+        if not isinstance(images, Iterable):
+            return self.read(images)  # which says what is accepted
+        return self._iterate(images, kind, finish)
+
+    def _iterate(
+        self, images: Iterable[Any], kind: Kind, finish: Callable[[Tensor, Prepared], Labels]
+    ) -> Iterator[Labels]:
+        whole = not self.network.gives_maps(self.head)
+        most = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
+        waiting: list[Prepared] = []
+        for image in images:
+            try:
+                prepared = self.preparation.apply(self.read(image), whole_images=whole)
+            except Exception:
+                yield from self._finished(waiting, kind, finish)  # what came before is not lost with it
+                raise
+            if waiting and (len(waiting) == most or not _alike(waiting[0], prepared)):
+                yield from self._finished(waiting, kind, finish)
+                waiting = []
+            waiting.append(prepared)
+        yield from self._finished(waiting, kind, finish)
+
+    def _finished(
+        self, prepared: Sequence[Prepared], kind: Kind, finish: Callable[[Tensor, Prepared], Labels]
+    ) -> Iterator[Labels]:
+        if not prepared:
+            return
+        for maps, image in zip(self._run(prepared, kind), prepared, strict=True):
+            yield finish(image.cut(maps), image)
+
+    @torch.no_grad()
+    def _run(self, prepared: Sequence[Prepared], kind: Kind) -> Tensor:
+        """What is wanted of images of one size, (N, ...) at their output size."""
+        images = torch.stack([item.image for item in prepared])
+        taken = images.numel() * (images.element_size() + 4)
+        budget = None if self.max_memory is None else self.max_memory - taken
+        if budget is not None and budget <= 0:
+            raise BudgetError("the image itself", self.max_memory or 0, 2 * taken)
+        wanted = Wanted(self.head, kind)
+        found: Tensor = self.protocol(self.network, self.normalized(images), prepared[0].output_size, [wanted], budget)[
+            wanted
+        ]
+        return found
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) as the network takes them, on its device."""
+        images = images.to(self.device)
+        if self.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        normalized: Tensor = self.normalizer(images)
+        return normalized
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def description(self) -> Description:
+        """What `save` writes of the predictor as `config.json`. Raises: `ConfigError` where no config can tell it."""
+        if self._model_config is None:
+            raise ConfigError(
+                "model_config: missing; a model that Python code built can be saved when `Predictor` is told the "
+                "config that makes it again: {'name': ..., 'heads': ...}"
+            )
+        return Description(
+            model=architecture(self._model_config),
+            classes=self.classes,
+            palette=self.palette,
+            ignore_index=self.ignore_index,
+            normalize=self.normalize,
+            preparation=self.preparation.config(),
+            protocol=self.protocol.config(),
+            precision=self.network.precision,
+            channels_last=self.channels_last,
+            versions={"torch": str(torch.__version__)},
+        )
+
+    def save(self, folder: str | Path, card: Card = Card()) -> Path:
+        """Writes a folder that `classyseg.load` takes: `model.safetensors`, `config.json`, and `README.md`, a card.
+
+        A model's folder that is there already is replaced; any other folder that is not empty is refused.
+        Raises: `ConfigError`; `OSError`.
+        """
+        return write_model_folder(Path(folder), self.model, self.description(), card)
+
+
+def torch_device(name: str | torch.device) -> torch.device:
+    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`. Raises: `ConfigError` for what is not there."""
+    if isinstance(name, torch.device):
+        return name
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    kind, _, index = str(name).partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
+    if kind == "cuda" and int(index or 0) >= count:
+        raise ConfigError(f"device: found {name}; {count} GPUs are there")
+    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
+
+
+def black_of(normalizer: ImageNormalizer) -> Tensor:
+    """What a pixel of zeros becomes, one value a channel."""
+    return -normalizer.mean * normalizer.scale
+
+
+def _colors(num_classes: int) -> tuple[Color, ...]:
+    return tuple(default_color(i) for i in range(num_classes))
+
+
+def _is_one(images: Any) -> bool:
+    """Whether it is an image, and no several of them."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, str | Path | Image.Image)
+
+
+def _alike(first: Prepared, second: Prepared) -> bool:
+    """Whether two images can go through the network together."""
+    same = first.image.shape == second.image.shape and first.image.dtype == second.image.dtype
+    return same and first.output_size == second.output_size
+
+
+def _shown(image: Tensor) -> npt.NDArray[np.float32]:
+    """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
+    values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
+    array = values.float().permute(1, 2, 0).numpy()
+    if image.dtype == torch.uint16:
+        array = array / 257
+    elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
+        low, high = float(array.min()), float(array.max())
+        array = (array - low) * (255 / (high - low) if high > low else 0.0)
+    shown: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return shown

@@ -1,0 +1,43 @@
+"""How fast a phase goes, and for how much of the time it waits for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from classyseg import distributed
+
+
+class Pace:
+    """Measures a phase from its `begin` on."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._samples, self._waited, self._started = 0, 0.0, time.perf_counter()
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for data."""
+        asked = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - asked
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples of the whole job a second."""
+        return self._samples * distributed.world_size() / max(1e-9, self.seconds)
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the time in which this process waited for data."""
+        return self._waited / max(1e-9, self.seconds)
