@@ -52,7 +52,7 @@ class BareLoop:
     def __init__(self, config: ComponentConfig, *, fused_loss: bool) -> None:
         parts = build_task(config)  # only to get the same data sets and the same initial weights
         self.config = config
-        self.train_set, self.val_set = (parts.data.sets[name] for name in ("train", "test"))
+        self.train_set, self.val_set = (parts.data.sets[name] for name in ("train", "val"))
         self.model: nn.Module = parts.model.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         optimizer, loss = config.optimizer, config.loss  # type: ignore[attr-defined]
         self.lr, self.power = optimizer.lr, optimizer.schedule.power

@@ -195,7 +195,7 @@ def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> No
     if optimizer is not None:
         restore_optimizer(optimizer, checkpoint, step)
     engine.model.load_state_dict(checkpoint.tensors["model"])
-    if step > 0 and optimizer is not None:  # a test phase that comes first records the rate of that step
+    if step > 0 and optimizer is not None:  # a val phase that comes first records the rate of that step
         optimizer.set_progress((step - 1) / num_steps)
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)

@@ -179,7 +179,7 @@ def test_a_meter_of_videos_beside_images_is_found_when_the_task_is_built() -> No
         tiny_task({**VIDEO, "runtime.eval_batch_size": 3})
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("composed", [False, True])
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_data_sets_without_masks_are_found_before_the_run(
