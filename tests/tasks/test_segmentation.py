@@ -79,12 +79,12 @@ def phases(changes: Mapping[str, Any], folder: Path) -> list[str]:
         ({"num_epochs": 3, "val_every_epochs": 2}, ["train 1", "train 2", "val 2", "train 3", "val 3"]),
         ({"num_epochs": 2, "val_every_epochs": 5}, ["train 1", "train 2", "val 2"]),
         ({"num_epochs": 2, "dataset.val": None}, ["train 1", "train 2"]),
-        ({"num_epochs": 0}, ["test 0"]),
+        ({"num_epochs": 0}, ["val 0"]),
         ({"num_epochs": 0, "dataset.val": None}, []),
     ],
     ids=["every second", "only the last", "no validation set", "only measuring", "nothing"],
 )
-def test_the_test_set_is_measured_when_the_config_says(
+def test_the_validation_set_is_measured_when_the_config_says(
     changes: Mapping[str, Any], expected: list[str], tmp_path: Path
 ) -> None:
     assert phases({"dataset.val.num_samples": 1, **changes}, tmp_path) == expected
