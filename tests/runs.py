@@ -102,7 +102,8 @@ class FakeTask:
 
     def __init__(self, run_folder: Path | None = None) -> None:
         self.progress = Progress()
-        self.num_epochs = 2
+        self.num_epochs: int | None = 2
+        self.num_steps = 20
         self.run_folder = run_folder
         self.records = RunRecords(run_folder)
         self.last_loss = torch.tensor(0.5)

@@ -34,8 +34,9 @@ from classyseg.registry import (
 from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
 from classyseg.stopping import WaitEnded
-from classyseg.structures import BestIs, Progress, Sample
+from classyseg.structures import BestIs, Sample
 from classyseg.tasks.assembly import Given, assemble, look_at
+from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.checks import (
     check_samples,
     warn_of_compression,
@@ -45,6 +46,7 @@ from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.given import config_of, tell_what_is_not_written
 from classyseg.tasks.measuring import Measuring
 from classyseg.tasks.pace import Pace
+from classyseg.tasks.plan import RunPlan, epoch_of
 from classyseg.tasks.resume import (
     cut_records,
     read_records,
@@ -61,28 +63,31 @@ log = logging.getLogger(__name__)
 class ClassyTask(Configurable, ABC):
     """A run's parts and its steps; `Trainer` is the loop around it.
 
-    A run is a sequence of phases: one over the training set an epoch, one over the validation set after every
-    `val_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
-    `checkpoint_tensors` all that a continued run needs.
+    A run is a sequence of phases, as its `plan` says: training, an epoch or less at a time, the validation set after
+    every so many steps and after the last, then the test set, once. `progress` is the only clock, and with the tensors
+    of `checkpoint_tensors` all that a continued run needs.
 
     A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
     these, unless it has an `__init__` that lists them and its own.
 
     Args:
-        num_epochs: Passes over the training set. 0 measures the validation set once and trains nothing: it needs no
-            `dataset.train` and no `optimizer`.
+        num_epochs: Passes over the training set; or give `num_steps`. 0 trains nothing and measures `val` and `test`
+            once: it needs no `dataset.train` and no `optimizer`.
+        num_steps: Optimizer steps, in place of `num_epochs`.
         batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
             not be larger than the training set.
-        dataset: `train` and `val`; see key `dataset`.
+        dataset: `train`, `val` and `test`; see key `dataset`.
         model: A model with its heads.
         loss: A loss.
         optimizer: An optimizer; required unless `num_epochs` is 0.
         seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
-        meters: Meters, computed on the validation set.
+        meters: Meters, computed on the validation and the test set.
         hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
         normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
             tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
-        val_every_epochs: The validation set is measured after every so many epochs, and after the last.
+        val_every_epochs: The validation set is measured after every so many epochs, and after the last step. null: 1,
+            unless `val_every_steps` is given.
+        val_every_steps: The same in steps; give one of the two. A measurement in mid-epoch ends a training phase there.
         runtime: See key `runtime`.
     """
 
@@ -97,7 +102,8 @@ class ClassyTask(Configurable, ABC):
     def __init__(
         self,
         *,
-        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)],
+        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)] | None = None,
+        num_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None,
         batch_size: Annotated[int, Field(ge=1, le=1_000_000)],
         dataset: DatasetsConfig,
         model: ModelConfig,
@@ -107,17 +113,20 @@ class ClassyTask(Configurable, ABC):
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
-        val_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        val_every_epochs: Annotated[int, Field(ge=1)] | None = None,
+        val_every_steps: Annotated[int, Field(ge=1)] | None = None,
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self.num_epochs = num_epochs
-        self.val_every_epochs = val_every_epochs
+        """None where the config gives the length in steps."""
         self.seed = seed
         self.batch_size = batch_size
-        self._begin_at_zero()
         given = Given.of(
             type(self),
             num_epochs=num_epochs,
+            num_steps=num_steps,
+            val_every_epochs=val_every_epochs,
+            val_every_steps=val_every_steps,
             batch_size=batch_size,
             dataset=dataset,
             model=model,
@@ -138,14 +147,18 @@ class ClassyTask(Configurable, ABC):
         self._numbers = parts.numbers
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
-        self.has_val = "val" in self.data.sets
         self.data.order(
-            batch_size, self.runtime, seed=seed, trains=num_epochs > 0, clips_in_a_batch=parts.clips_per_batch
+            batch_size, self.runtime, seed=seed, trains=given.trains, clips_in_a_batch=parts.clips_per_batch
         )
+        measured = {f"has_{name}": name in self.data.sets for name in ("val", "test")}
+        self.plan = RunPlan.of(given.lengths, self.data.num_batches("train"), **measured)
+        self._begin_at_zero()
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
         self.measuring = Measuring(self.loss, self.meters, self.model)
+        self.borrowed = BorrowedWeights(self.model)
+        """Those of the best checkpoint, while the test set is measured."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         task = super().__new__(cls)
@@ -154,7 +167,7 @@ class ClassyTask(Configurable, ABC):
 
     def _begin_at_zero(self) -> None:
         """The clock and what a run gathers."""
-        self.progress = Progress(phase="train" if self.num_epochs else "val")
+        self.progress = self.plan.first
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
@@ -224,16 +237,29 @@ class ClassyTask(Configurable, ABC):
         """Ends the processes that load data, and what the hooks hold; called when a run ends, however it ends."""
         for hook in self.hooks:
             hook.close()
+        self.borrowed.give_back()
         self.data.close()
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.data.num_batches("train")
+        return self.plan.steps_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the whole run has."""
+        return self.plan.num_steps
 
     @property
     def num_batches(self) -> int:
         """How many batches the current phase has in this process."""
+        if self.progress.phase == "train":
+            return self._phase_end - (self.progress.step - self.progress.step_in_phase)
         return self.data.num_batches(self.progress.phase)
+
+    @property
+    def _phase_end(self) -> int:
+        """After how many steps of the run the current training phase ends."""
+        return self.plan.end_of_training_phase(self.progress.step - self.progress.step_in_phase)
 
     @property
     def common_batches(self) -> int:
@@ -244,15 +270,21 @@ class ClassyTask(Configurable, ABC):
     def lr(self) -> float:
         return 0.0 if self.engine.optimizer is None else self.engine.optimizer.current_lr
 
-    def load_batches(self, start: int) -> Iterator[Sample]:
-        """The batches of the current phase from number `start` on."""
-        return self.data.batches(self.progress, start, self.run_folder)
+    def load_batches(self) -> Iterator[Sample]:
+        """The batches of the current phase that are left."""
+        return self.data.batches(self.progress, self._phase_end, self.run_folder)
 
     def begin_phase(self) -> None:
         """Train or eval mode; meters at zero."""
         training = self.progress.phase == "train"
         if not training:
             self.progress.step_in_phase = 0
+        if (
+            self.progress.phase == "test"
+            and self.run_folder is not None
+            and any(hook.names_best and hook.best is not None for hook in self.hooks)
+        ):
+            self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
         self.engine.mode(training)
@@ -272,7 +304,7 @@ class ClassyTask(Configurable, ABC):
         """Learns from a batch; sets `last_loss` to its loss, on the device."""
         step = self.progress.step
         seed_everything(self.seed, step, distributed.rank())
-        progress = step / (self.num_epochs * self.steps_per_epoch)
+        progress = step / self.num_steps
         self.last_loss = self.engine.step(self.on_device(batch), self, progress)
 
     @torch.no_grad()
@@ -296,11 +328,17 @@ class ClassyTask(Configurable, ABC):
     # -- the life of a run, called by the trainer --------------------------------------------------------------------
 
     def start(
-        self, run_folder: Path | None, *, resume: bool = False, in_place: Callable[[], bool] = lambda: True
+        self,
+        run_folder: Path | None,
+        *,
+        resume: bool = False,
+        extend: bool = False,
+        in_place: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any.
 
-        `in_place` tells whether the folder is still the run's; only the primary process asks.
+        `extend` allows another length than the run's, where that changes what its learning rate was to be. `in_place`
+        tells whether the folder is still the run's; only the primary process asks.
         """
         self.run_folder = run_folder
         self.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
@@ -314,24 +352,21 @@ class ClassyTask(Configurable, ABC):
                     for name in FILES:
                         remove_leftovers(run_folder, f"{name}.tmp-*")
                     records = read_records(run_folder)
-        checkpoint = resume_run(self, run_folder) if run_folder is not None and resume else None
+        checkpoint = resume_run(self, run_folder, extend=extend) if run_folder is not None and resume else None
         if checkpoint is None:
             with distributed.failing_together():
                 self.load_initial_weights()
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    cut_records(records, self.progress, checkpoint)
+                    cut_records(records, self.progress, self.num_steps, checkpoint)
                     self.records.replace(CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
-        done = self.progress.epoch >= self.num_epochs
-        if self.progress.phase == "train" and done:
-            return False
-        if self.progress.phase == "val" and not self.has_val:
+        if self.plan.is_over(self.progress):
             return False
         self.pace.begin()
         self.begin_phase()
@@ -341,7 +376,7 @@ class ClassyTask(Configurable, ABC):
 
     def batches(self) -> Iterator[Sample]:
         """The batches of the phase that are left, while measuring how long the loop waits for each."""
-        batches = iter(self.load_batches(self.progress.step_in_phase))
+        batches = iter(self.load_batches())
         while True:
             # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
@@ -375,18 +410,21 @@ class ClassyTask(Configurable, ABC):
     def end_phase(self) -> None:
         """Writes the record of the phase and moves `progress` to the next one."""
         progress = self.progress
-        record: dict[str, Any] = {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step}
+        epoch = epoch_of(progress.step, self.steps_per_epoch)
+        record: dict[str, Any] = {"phase": progress.phase, "epoch": epoch, "step": progress.step}
         if progress.phase == "train":
-            record["epoch"] += 1
-            record["loss"] = distributed.mean_over_processes(self.loss_sum) / self.steps_per_epoch
+            record["loss"] = distributed.mean_over_processes(self.loss_sum) / progress.step_in_phase
+        if progress.phase == "test":
+            record["weights_step"] = progress.step if self.borrowed.step is None else self.borrowed.step
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
             "seconds": self.pace.seconds,
             "samples_per_second": self.pace.samples_per_second,
             "data_wait": self.pace.data_wait,
         }
+        self.borrowed.give_back()
         self.metrics = record
-        self.progress = self._next_progress()
+        self.progress = self.plan.after(progress)
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         with distributed.failing_together():
             if record["phase"] == "train":
@@ -403,17 +441,6 @@ class ClassyTask(Configurable, ABC):
             hook.on_end(self)
         with distributed.failing_together():
             self.records.finish()
-
-    def _next_progress(self) -> Progress:
-        now = self.progress
-        if now.phase == "val":
-            return Progress(epoch=now.epoch, phase="train", step=now.step)
-        epoch = now.epoch + 1
-        return Progress(epoch=epoch, phase="val" if self.is_measured(epoch) else "train", step=now.step)
-
-    def is_measured(self, epoch: int) -> bool:
-        """Whether a val phase follows so many epochs."""
-        return self.has_val and (epoch == self.num_epochs or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -451,7 +478,8 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Groups of tensors to save: `model` and `optimizer`."""
-        return self.engine.tensors()
+        tensors = self.engine.tensors()
+        return tensors if self.borrowed.own is None else {**tensors, "model": self.borrowed.own}
 
     def gather_state(self) -> dict[str, Any]:
         """Plain values to save that need all processes; every process calls it."""
@@ -472,5 +500,5 @@ class ClassyTask(Configurable, ABC):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
         bad_samples = whole_number(checkpoint, "bad_samples", checkpoint.state.get("bad_samples", 0))
-        restore_engine(self.engine, checkpoint, self.num_epochs * self.steps_per_epoch)
+        restore_engine(self.engine, checkpoint, self.num_steps)
         self.data.bad_samples.before = bad_samples

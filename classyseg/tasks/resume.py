@@ -27,8 +27,10 @@ from classyseg.console import printable
 from classyseg.engine import Engine
 from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
+from classyseg.registry import TASKS
 from classyseg.run_folder import BAD_SAMPLES, METRICS, STEPS
 from classyseg.structures import Progress
+from classyseg.tasks.plan import LENGTH_KEYS, RunPlan
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +49,13 @@ FREE_ON_RESUME = (
     "runtime.cache_gigabytes",
     "dataset.train.cache_samples",
     "dataset.val.cache_samples",
+    "dataset.test",
 )
 """The keys that may differ between a run and its continuation."""
 OPTIMIZER = "optimizer"
 COUNTS = ("epoch", "step", "step_in_phase")
+ORDER = {"train": 0, "val": 1, "test": 2}
+"""In which phases follow a step."""
 
 Records = dict[Path, list[dict[str, Any]]]
 
@@ -79,11 +84,12 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
     saved = checkpoint.state.get("config")
     if not isinstance(saved, Mapping):
         raise _wrong(checkpoint, "config", saved, "the run's config")
+    saved = _with_defaults(saved)
     try:
         changed = [
             f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
             for at, old, new in differences(saved, config)
-            if not path_text(at).startswith(FREE_ON_RESUME) and not _is_sample_cache(at)
+            if not path_text(at).startswith(FREE_ON_RESUME) and not _is_sample_cache(at) and at[0] not in LENGTH_KEYS
         ]
     except RecursionError:
         raise _wrong(checkpoint, "config", "hundreds of values within each other", "the run's config") from None
@@ -101,35 +107,62 @@ def _is_sample_cache(at: Location) -> bool:
     return at[0] == "dataset" and str(at[-1]).startswith("cache_samples")
 
 
-def saved_progress(
-    checkpoint: Checkpoint, *, num_epochs: int, steps_per_epoch: int, is_measured: Callable[[int], bool]
-) -> Progress:
-    """Where the run of `checkpoint` was; `is_measured` tells whether a val phase follows so many epochs.
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of a checkpoint with the keys that came later, whose defaults are what was before."""
+    try:
+        return TASKS.validate(saved).resolved()
+    except (ConfigError, RecursionError):  # of a task that Python code built, or that was edited: compared as it is
+        return saved
 
-    Raises: `ConfigError` for a place where such a run cannot be.
+
+def saved_plan(checkpoint: Checkpoint, plan: RunPlan) -> RunPlan:
+    """The plan of the run of `checkpoint`, which goes on by `plan`.
+
+    Raises: `ConfigError` for lengths that are none, and for val phases at another distance.
     """
+    config = checkpoint.state["config"]
+    lengths = {key: config.get(key) for key in LENGTH_KEYS}
+    for key, value in lengths.items():
+        if value is not None:
+            whole_number(checkpoint, f"config.{key}", value)
+    if lengths["num_epochs"] is None and lengths["num_steps"] is None:  # of a task that has keys of its own for it
+        return plan
+    saved = RunPlan.of(lengths, plan.steps_per_epoch, has_val=plan.has_val, has_test=True)
+    if plan.has_val and plan.num_steps and saved.val_every != plan.val_every:
+        raise ConfigError(
+            f"val_every_epochs or val_every_steps: val phases came every {saved.val_every} steps, now every "
+            f"{plan.val_every}; a run goes on with the same ({checkpoint.folder})"
+        )
+    return saved
+
+
+def saved_progress(checkpoint: Checkpoint, plan: RunPlan) -> Progress:
+    """Where the run of `checkpoint`, whose plan is given, was. Raises: `ConfigError` for a place where it cannot be."""
     saved = checkpoint.state.get("progress")
     if not isinstance(saved, Mapping) or saved.keys() != {*COUNTS, "phase"}:
         raise _wrong(checkpoint, "progress", saved, f"a mapping with {', '.join(COUNTS)} and phase")
     for key in COUNTS:
         whole_number(checkpoint, f"progress.{key}", saved[key])
-    if saved["phase"] not in ("train", "val"):
-        raise _wrong(checkpoint, "progress.phase", saved["phase"], "train or val")
+    if saved["phase"] not in ORDER:
+        raise _wrong(checkpoint, "progress.phase", saved["phase"], "train, val or test")
     now = Progress(**saved)
-    if now.epoch > num_epochs:
-        raise _wrong(checkpoint, "progress.epoch", now.epoch, f"at most num_epochs, {num_epochs}")
+    if now.epoch * plan.steps_per_epoch > plan.num_steps:
+        raise _wrong(checkpoint, "progress.epoch", now.epoch, f"at most those of {plan.text()}")
     if now.step != step_of(checkpoint.folder):
         raise _wrong(checkpoint, "progress.step", now.step, "the number in the name of its folder")
-    if now.phase == "val" and not is_measured(now.epoch):
-        raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows epoch {now.epoch}")
+    if now.phase == "val" and not plan.is_measured(now.step):
+        raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows step {now.step}")
+    if now.phase == "test" and now.step != plan.num_steps:
+        raise _wrong(checkpoint, "progress.phase", now.phase, f"train or val, as {plan.text()} are not done")
     within = now.step_in_phase if now.phase == "train" else 0
-    most = steps_per_epoch if now.epoch < num_epochs else 0
-    if within > most or now.step != now.epoch * steps_per_epoch + within:
+    start = now.step - within
+    most = plan.end_of_training_phase(start) if within else plan.num_steps
+    if start < 0 or now.epoch != start // plan.steps_per_epoch or now.step > most:
         raise _wrong(
             checkpoint,
             "progress",
-            f"step {now.step} as number {within} after {now.epoch} epochs",
-            f"epochs of {steps_per_epoch} steps (has the number of samples changed?)",
+            f"step {now.step} as number {within} of a phase after {now.epoch} epochs",
+            f"epochs of {plan.steps_per_epoch} steps (has the number of samples changed?)",
         )
     return now
 
@@ -248,19 +281,25 @@ def read_records(run_folder: Path) -> Records:
     return {run_folder / name: read_json_lines(run_folder / name, keys) for name, keys in REQUIRED.items()}
 
 
-def cut_records(records: Records, now: Progress, checkpoint: Checkpoint | None = None) -> None:
+def cut_records(records: Records, now: Progress, num_steps: int, checkpoint: Checkpoint | None = None) -> None:
     """Takes out of the files of `records` what comes after `now`, which is about to be done again.
 
-    `checkpoint` is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
+    The run has `num_steps`; a test phase of the run before it was made longer is not done again. `checkpoint` is the
+    one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
     """
     if checkpoint is not None and checkpoint.format == 1:
         for path, found in records.items():
             if path.name == METRICS:
                 records[path] = [r | {"phase": "val"} if r["phase"] == "test" else r for r in found]
 
+    done = now.step - (now.step_in_phase if now.phase == "train" else 0)
+
     def is_past(record: Mapping[str, Any]) -> bool:
-        about_to_be_done = record["phase"] == "val" == now.phase and record["epoch"] == now.epoch
-        return record["epoch"] <= now.epoch and not about_to_be_done
+        if record["phase"] == "test":
+            return record["step"] <= done and record["step"] < num_steps
+        if now.phase == "train":
+            return record["step"] <= done
+        return (record["step"], ORDER.get(record["phase"], 0)) < (done, ORDER[now.phase])
 
     kept: dict[str, Callable[[Mapping[str, Any]], bool]] = {
         METRICS: is_past,

@@ -12,7 +12,8 @@ import torch
 from classyseg import distributed
 from classyseg.checkpoint import NUM_TENSORS, Checkpoint, load_checkpoint, save_checkpoint
 from classyseg.run_folder import CHECKPOINTS
-from classyseg.tasks.resume import newest_of_run, require_finite, same_run, saved_loss_sum, saved_progress
+from classyseg.tasks.extension import check_extension
+from classyseg.tasks.resume import newest_of_run, require_finite, same_run, saved_loss_sum, saved_plan, saved_progress
 
 if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
@@ -38,24 +39,28 @@ def save_run(task: ClassyTask) -> Path | None:
     return save_checkpoint(task.run_folder / CHECKPOINTS, task.progress.step, tensors, state)
 
 
-def resume_run(task: ClassyTask, run_folder: Path) -> Checkpoint | None:
-    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it."""
+def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoint | None:
+    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it.
+
+    `extend` allows another length where that changes the learning rate.
+    """
     folder = newest_of_run(run_folder / CHECKPOINTS)
     if folder is None:
         return None
     with distributed.failing_together():
         checkpoint = load_checkpoint(folder)
         same_run(checkpoint, task.config)
-        progress = saved_progress(
-            checkpoint,
-            num_epochs=task.num_epochs,
-            steps_per_epoch=task.steps_per_epoch,
-            is_measured=task.is_measured,
-        )
+        plan = saved_plan(checkpoint, task.plan)
+        progress = saved_progress(checkpoint, plan)
+        if plan.num_steps != task.num_steps:
+            check_extension(plan, task.plan, progress.step, task.model, task.optimizer, extend=extend)
         loss_sum = saved_loss_sum(checkpoint)
         task.restore(checkpoint)
-    task.progress = progress
+    task.progress = task.plan.taken_up(progress)
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
+    if plan.num_steps != task.num_steps and task.optimizer is not None and progress.step:
+        done = (progress.step - 1) / plan.num_steps  # what the last step was taken with, for the next record
+        task.optimizer.current_lr = task.optimizer.lr * task.optimizer.schedule_for(plan.length)(done)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
     return checkpoint
