@@ -191,12 +191,10 @@ class MultiStep(ClassyScheduler):
         warmup_factor: Factor = 0.001,
         interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
-        if (milestones is None) == (milestone_steps is None):
-            found = "neither" if milestones is None else "both"
-            raise ConfigError(
-                f"optimizer.schedule: found {found} milestones {'nor' if milestones is None else 'and'} "
-                "milestone_steps; give one of them, in epochs or in steps"
-            )
+        if milestones is None and milestone_steps is None:
+            raise ConfigError("optimizer.schedule.milestones: missing; write it, or milestone_steps")
+        if milestones is not None and milestone_steps is not None:
+            raise ConfigError("optimizer.schedule.milestone_steps: found beside milestones; keep one of them")
         if milestones is not None:
             self.milestones = _on_grid("milestones", milestones, length.epochs, "epochs")
         elif milestone_steps is not None:

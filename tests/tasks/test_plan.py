@@ -144,7 +144,7 @@ def test_a_run_in_steps_goes_on_as_if_it_had_not_stopped(
         ({"optimizer.schedule": {"name": "cosine", "warmup_epochs": 2}}, r"warmup_epochs: found 2"),
         ({"optimizer.schedule": {"name": "cosine", "warmup_steps": 8}}, r"warmup_steps: found 8; the run has 8 steps"),
         ({"optimizer.schedule": {"name": "multi_step", "milestone_steps": [8]}}, r"milestone_steps: found \[8\]"),
-        ({"optimizer.schedule": {"name": "multi_step"}}, r"found neither milestones nor milestone_steps"),
+        ({"optimizer.schedule": {"name": "multi_step"}}, r"schedule\.milestones: missing; write it, or milestone_steps"),
         (
             {"optimizer.schedule": {"name": "cosine", "warmup_epochs": 1, "warmup_steps": 3}},
             r"found warmup_epochs 1.0 and warmup_steps 3; keep one",
@@ -284,7 +284,7 @@ def test_a_run_whose_schedule_changes_is_made_longer_on_request_alone(
 
 
 def test_layers_that_follow_the_run_are_a_schedule_too(tmp_path: Path) -> None:
-    model = {"name": "resnet18", "depths": [1, 1, 1, 1], "dropblock": 0.1}
+    model = {"name": "resnet50", "depths": [1, 1, 1, 1], "dropblock": 0.1}
     changes = {"num_epochs": 1, "model": {**model, "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}}}
     changes |= {
         "dataset.train.num_samples": 2,
