@@ -24,7 +24,7 @@ from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
 from classyseg.optim import ClassyOptimizer, build_optimizer
-from classyseg.records import RunRecords
+from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import (
     HOOKS,
     METERS,
@@ -57,6 +57,7 @@ from classyseg.tasks.known import check_config, check_together, check_unit, in_o
 from classyseg.tasks.measuring import Measuring
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.resume import (
+    METRICS_FILE,
     cut_records,
     read_records,
     require_finite,
@@ -99,6 +100,8 @@ class ClassyTask(Configurable, ABC):
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
     """The task's own numbers of a test record, and which of their values is best. The meters add theirs."""
+    free_on_resume: tuple[str, ...] = ("hooks", *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume))
+    """The keys of its config that may differ between a run and its continuation."""
     _given: Mapping[str, Any]
 
     def __init__(
@@ -181,6 +184,9 @@ class ClassyTask(Configurable, ABC):
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, and is not to wait for data any longer."""
+        self.stop: str | None = None
+        """Why the run ends before its last step: the first reason that a process gave, known to all of them."""
+        self._stop_asked: str | None = None
         self.last_loss = torch.zeros(())
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.pace = Pace()
@@ -336,35 +342,46 @@ class ClassyTask(Configurable, ABC):
                     remove_leftovers(run_folder / CHECKPOINTS)
                     for name in FILES:
                         remove_leftovers(run_folder, f"{name}.tmp-*")
-                    records = read_records(run_folder)
+                    records = read_records(run_folder, self._record_files())
         if run_folder is None or not resume or not resume_run(self, run_folder):
             with distributed.failing_together():
                 self.load_initial_weights()
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    cut_records(records, self.progress)
+                    cut_records(run_folder, records, self.progress)
                     self.records.replace(CONFIG, dump_yaml(self.config))
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_start(self)
+
+    def _record_files(self) -> list[RecordFile]:
+        """The files of records in the run's folder, of whoever adds to them; by their names, each once."""
+        declared = [METRICS_FILE, self.data.record_file, *(file for hook in self.hooks for file in hook.record_files)]
+        return list({file.name: file for file in declared}.values())
+
+    def _hooks_in_turn(self) -> list[ClassyHook]:
+        return sorted(self.hooks, key=lambda hook: hook.saves)
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
-        done = self.progress.epoch >= self.num_epochs
-        if self.progress.phase == "train" and done:
+        self.agree_on_stop()
+        if self.progress.phase == "train" and self.training_is_over and not self.progress.step_in_phase:
             return False
         if self.progress.phase == "test" and not self.has_test:
             return False
         self.pace.begin()
         self.begin_phase()
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_phase_start(self)
         return True
 
     def batches(self) -> Iterator[Sample]:
-        """The batches of the phase that are left, while measuring how long the loop waits for each."""
+        """The batches of the phase that are left, while measuring how long the loop waits for each.
+
+        A training that somebody asked to stop has none left.
+        """
         batches = iter(self.load_batches(self.progress.step_in_phase))
-        while True:
+        while self.progress.phase != "train" or not self.training_is_over:
             # A process may have one test batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
@@ -387,12 +404,37 @@ class ClassyTask(Configurable, ABC):
             self.eval_step(batch)
         self.progress.step_in_phase += 1
         self.pace.count(len(batch.image))
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_step(self)
 
+    def request_stop(self, reason: str) -> None:
+        """Asks the run to end after this step or phase, as a finished one; what follows the last step is measured.
+
+        Any process may ask, and all end at the same step. A phase that measures is finished first.
+        """
+        self._stop_asked = self._stop_asked or reason
+
+    @property
+    def training_is_over(self) -> bool:
+        """Whether no training step follows: all are done, or somebody asked to stop."""
+        return self.progress.epoch >= self.num_epochs or self.stop is not None
+
+    def agree_on_stop(self) -> None:
+        """Makes the request of any process that of all. Every process calls it."""
+        reason = distributed.first_text(self._stop_asked)
+        if reason is not None and self.stop is None:
+            self.stop = reason
+            if distributed.is_primary():
+                log.info("the training ends after step %d: %s", self.progress.step, reason)
+
     def agree_to_stop(self, asked: bool) -> bool:
-        """Whether any process was asked to stop, between two batches, where all of them can save the same step."""
-        return self.progress.step_in_phase <= self.common_batches and distributed.any_process(asked)
+        """Whether any process got a signal to stop, between two batches, where all of them can save the same step."""
+        if self.progress.step_in_phase > self.common_batches:
+            return False
+        signalled, requested = distributed.each_in_any_process(asked, self._stop_asked is not None)
+        if requested and self.stop is None:
+            self.agree_on_stop()
+        return signalled
 
     def end_phase(self) -> None:
         """Writes the record of the phase and moves `progress` to the next one."""
@@ -400,7 +442,7 @@ class ClassyTask(Configurable, ABC):
         record: dict[str, Any] = {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step}
         if progress.phase == "train":
             record["epoch"] += 1
-            record["loss"] = distributed.mean_over_processes(self.loss_sum) / self.steps_per_epoch
+            record["loss"] = distributed.mean_over_processes(self.loss_sum) / progress.step_in_phase
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
             "seconds": self.pace.seconds,
@@ -408,7 +450,7 @@ class ClassyTask(Configurable, ABC):
             "data_wait": self.pace.data_wait,
         }
         self.metrics = record
-        self.progress = self._next_progress()
+        self.progress = self._next_progress(progress)
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         with distributed.failing_together():
             if record["phase"] == "train":
@@ -417,17 +459,21 @@ class ClassyTask(Configurable, ABC):
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
                 self.records.append(METRICS, record, durable=True)
-        for hook in self.hooks:
+        hooks = self._hooks_in_turn()
+        for hook in (hook for hook in hooks if not hook.saves):
+            hook.on_phase_end(self)
+        self.agree_on_stop()
+        self.progress = self._next_progress(progress)  # which a request to stop changes
+        for hook in (hook for hook in hooks if hook.saves):
             hook.on_phase_end(self)
 
     def end(self) -> None:
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
             self.records.finish()
 
-    def _next_progress(self) -> Progress:
-        now = self.progress
+    def _next_progress(self, now: Progress) -> Progress:
         if now.phase == "test":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
@@ -435,7 +481,8 @@ class ClassyTask(Configurable, ABC):
 
     def is_tested(self, epoch: int) -> bool:
         """Whether a test phase follows so many epochs."""
-        return self.has_test and (epoch == self.num_epochs or (epoch > 0 and epoch % self.test_every_epochs == 0))
+        is_last = epoch == self.num_epochs or self.stop is not None
+        return self.has_test and (is_last or (epoch > 0 and epoch % self.test_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from classyseg.datasets import (
     build_dataset,
     make_loader,
 )
+from classyseg.datasets.loading.bad_samples import RECORD_FILE
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.foreign import instead_of_key
 from classyseg.registry import DatasetConfig
@@ -73,6 +74,7 @@ class TaskData:
         num_test = len(self.sets.get("test", ()))
         self.test_batches = EvalBatches(num_test, runtime.eval_batch_size, together=clips_in_a_batch, **process)
         self.bad_samples = BadSamples(self.sets)
+        self.record_file = RECORD_FILE
         self._read: tuple[Phase, ...] = ("train", "test") if trains else ("test",)
 
     def open(self, runtime: RuntimeConfig, device: torch.device, gives_up: Callable[[], bool]) -> None:

@@ -12,7 +12,16 @@ import torch
 from classyseg import distributed
 from classyseg.checkpoint import NUM_TENSORS, load_checkpoint, save_checkpoint
 from classyseg.run_folder import CHECKPOINTS
-from classyseg.tasks.resume import newest_of_run, require_finite, same_run, saved_loss_sum, saved_progress
+from classyseg.tasks.resume import (
+    load_hooks,
+    newest_of_run,
+    require_finite,
+    same_run,
+    saved_loss_sum,
+    saved_progress,
+    saved_stop,
+    states_of_hooks,
+)
 
 if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
@@ -24,11 +33,14 @@ def save_run(task: ClassyTask) -> Path | None:
     """`ClassyTask.save_checkpoint`."""
     loss_sum = distributed.mean_over_processes(task.loss_sum)
     require_finite(loss_sum, f"the steps up to {task.progress.step}")
-    gathered = {"progress": asdict(task.progress), "loss_sum": loss_sum, **task.gather_state()}
+    task.agree_on_stop()
+    gathered = {"progress": asdict(task.progress), "loss_sum": loss_sum, "stop": task.stop, **task.gather_state()}
+    # Every process gathers what is spread over them, before the primary does anything that may fail in it alone.
+    gathered["hooks"] = states_of_hooks(task.hooks)
+    tensors = {} if task.run_folder is None else task.checkpoint_tensors()
     if task.run_folder is None or not distributed.is_primary():
         return None
     task.records.write()  # a checkpoint tells nothing of what is not on the disk
-    tensors = task.checkpoint_tensors()
     state = {
         **gathered,
         NUM_TENSORS: {name: len(group) for name, group in tensors.items()},
@@ -44,18 +56,23 @@ def resume_run(task: ClassyTask, run_folder: Path) -> bool:
     if folder is None:
         return False
     with distributed.failing_together():
-        checkpoint = load_checkpoint(folder)
-        same_run(checkpoint, task.config)
+        checkpoint = load_checkpoint(folder, verified=True)
+        same_run(checkpoint, task.config, task.free_on_resume)
+        task.stop = saved_stop(checkpoint)
         progress = saved_progress(
             checkpoint,
             num_epochs=task.num_epochs,
             steps_per_epoch=task.steps_per_epoch,
             is_tested=task.is_tested,
+            has_ended=task.stop is not None,
         )
         loss_sum = saved_loss_sum(checkpoint)
         task.restore(checkpoint)
+        load_hooks(task.hooks, checkpoint)
     task.progress = progress
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
+        if task.stop is not None:
+            log.info("a hook ended this run at step %d: %s", progress.step, task.stop)
     return True
