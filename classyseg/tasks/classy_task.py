@@ -15,7 +15,7 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError, dump_yaml, within
+from classyseg.config import MAX_SEED, ConfigError, within
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.hooks import ClassyHook
@@ -24,7 +24,7 @@ from classyseg.losses import ClassyLoss, Terms, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
 from classyseg.optim import ClassyOptimizer, build_optimizer
-from classyseg.records import RecordFile, RunRecords
+from classyseg.records import RunRecords
 from classyseg.registry import (
     HOOKS,
     METERS,
@@ -37,7 +37,7 @@ from classyseg.registry import (
     OptimizerConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
+from classyseg.run_folder import METRICS
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.best import check_best, check_measured, record_numbers
@@ -51,21 +51,19 @@ from classyseg.tasks.checks import (
     warn_of_compression,
 )
 from classyseg.tasks.data import DatasetsConfig, TaskData
+from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
-from classyseg.tasks.given import config_of, tell_what_is_not_written
+from classyseg.tasks.given import config_of
 from classyseg.tasks.known import check_config, check_together, check_unit, in_own_unit
 from classyseg.tasks.measuring import Measuring
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.resume import (
-    METRICS_FILE,
-    cut_records,
-    read_records,
     require_finite,
     restore_engine,
     versions,
     whole_number,
 )
-from classyseg.tasks.saving import resume_run, save_run
+from classyseg.tasks.saving import save_run, start_run
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +182,7 @@ class ClassyTask(Configurable, ABC):
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, and is not to wait for data any longer."""
-        self.stop: str | None = None
-        """Why the run ends before its last step: the first reason that a process gave, known to all of them."""
-        self._stop_asked: str | None = None
+        self.ending = Ending()
         self.last_loss = torch.zeros(())
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.pace = Pace()
@@ -331,40 +327,16 @@ class ClassyTask(Configurable, ABC):
 
         `in_place` tells whether the folder is still the run's; only the primary process asks.
         """
-        self.run_folder = run_folder
-        self.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
-        if run_folder is not None and distributed.is_primary():
-            tell_what_is_not_written(self.config)
-        self.prepare()
-        if run_folder is not None:
-            with distributed.failing_together():
-                if distributed.is_primary():
-                    remove_leftovers(run_folder / CHECKPOINTS)
-                    for name in FILES:
-                        remove_leftovers(run_folder, f"{name}.tmp-*")
-                    records = read_records(run_folder, self._record_files())
-        if run_folder is None or not resume or not resume_run(self, run_folder):
-            with distributed.failing_together():
-                self.load_initial_weights()
-        if run_folder is not None:
-            with distributed.failing_together():
-                if distributed.is_primary():
-                    cut_records(run_folder, records, self.progress)
-                    self.records.replace(CONFIG, dump_yaml(self.config))
+        start_run(self, run_folder, resume=resume, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
-
-    def _record_files(self) -> list[RecordFile]:
-        """The files of records in the run's folder, of whoever adds to them; by their names, each once."""
-        declared = [METRICS_FILE, self.data.record_file, *(file for hook in self.hooks for file in hook.record_files)]
-        return list({file.name: file for file in declared}.values())
 
     def _hooks_in_turn(self) -> list[ClassyHook]:
         return sorted(self.hooks, key=lambda hook: hook.saves)
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
-        self.agree_on_stop()
+        self.ending.agree(self.progress.step)
         if self.progress.phase == "train" and self.training_is_over and not self.progress.step_in_phase:
             return False
         if self.progress.phase == "test" and not self.has_test:
@@ -408,33 +380,18 @@ class ClassyTask(Configurable, ABC):
             hook.on_step(self)
 
     def request_stop(self, reason: str) -> None:
-        """Asks the run to end after this step or phase, as a finished one; what follows the last step is measured.
-
-        Any process may ask, and all end at the same step. A phase that measures is finished first.
-        """
-        self._stop_asked = self._stop_asked or reason
+        """Asks the run to end after this step or phase of measuring, as a finished run does. Any process may ask."""
+        self.ending.request(reason)
 
     @property
     def training_is_over(self) -> bool:
         """Whether no training step follows: all are done, or somebody asked to stop."""
-        return self.progress.epoch >= self.num_epochs or self.stop is not None
-
-    def agree_on_stop(self) -> None:
-        """Makes the request of any process that of all. Every process calls it."""
-        reason = distributed.first_text(self._stop_asked)
-        if reason is not None and self.stop is None:
-            self.stop = reason
-            if distributed.is_primary():
-                log.info("the training ends after step %d: %s", self.progress.step, reason)
+        return self.progress.epoch >= self.num_epochs or self.ending.reason is not None
 
     def agree_to_stop(self, asked: bool) -> bool:
         """Whether any process got a signal to stop, between two batches, where all of them can save the same step."""
-        if self.progress.step_in_phase > self.common_batches:
-            return False
-        signalled, requested = distributed.each_in_any_process(asked, self._stop_asked is not None)
-        if requested and self.stop is None:
-            self.agree_on_stop()
-        return signalled
+        can_agree = self.progress.step_in_phase <= self.common_batches
+        return can_agree and self.ending.agree_in_step(self.progress.step, signalled=asked)
 
     def end_phase(self) -> None:
         """Writes the record of the phase and moves `progress` to the next one."""
@@ -459,13 +416,12 @@ class ClassyTask(Configurable, ABC):
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
                 self.records.append(METRICS, record, durable=True)
-        hooks = self._hooks_in_turn()
-        for hook in (hook for hook in hooks if not hook.saves):
-            hook.on_phase_end(self)
-        self.agree_on_stop()
-        self.progress = self._next_progress(progress)  # which a request to stop changes
-        for hook in (hook for hook in hooks if hook.saves):
-            hook.on_phase_end(self)
+        for saves in (False, True):
+            for hook in self._hooks_in_turn():
+                if hook.saves == saves:
+                    hook.on_phase_end(self)
+            self.ending.agree(self.progress.step)
+            self.progress = self._next_progress(progress)  # which a request to stop changes
 
     def end(self) -> None:
         for hook in self._hooks_in_turn():
@@ -481,7 +437,7 @@ class ClassyTask(Configurable, ABC):
 
     def is_tested(self, epoch: int) -> bool:
         """Whether a test phase follows so many epochs."""
-        is_last = epoch == self.num_epochs or self.stop is not None
+        is_last = epoch == self.num_epochs or self.ending.reason is not None
         return self.has_test and (is_last or (epoch > 0 and epoch % self.test_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
@@ -528,11 +484,9 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Plain values to save beside the tensors."""
-        described, scaler = self.data.described, self.engine.precision.scaler
+        scaler = self.engine.precision.scaler
         return {
-            "classes": list(described.classes),
-            "palette": [list(color) for color in described.palette],
-            "ignore_index": described.ignore_index,
+            **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),

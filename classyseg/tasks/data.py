@@ -103,6 +103,14 @@ class TaskData:
         """How many of them every process has at least."""
         return len(self.train_batches) if phase == "train" else self.test_batches.common_batches
 
+    def meaning_of_labels(self) -> dict[str, Any]:
+        """The classes, their colours and the label that is ignored, for checkpoints."""
+        return {
+            "classes": list(self.described.classes),
+            "palette": [list(color) for color in self.described.palette],
+            "ignore_index": self.described.ignore_index,
+        }
+
     def close(self) -> None:
         """Ends the processes that load."""
         for loader in self._loaders.values():
