@@ -27,8 +27,6 @@ _HOMES = {
     "build_head": "heads",
     "register_head": "heads",
     "ClassyLoss": "losses",
-    "PerOutputLoss": "losses",
-    "Terms": "losses",
     "build_loss": "losses",
     "register_loss": "losses",
     "ClassyMeter": "meters",

@@ -52,6 +52,7 @@ class CheckpointHook(ClassyHook):
     """
 
     saves = True
+    names_best = True
 
     def __init__(
         self,

@@ -66,6 +66,12 @@ class ClassyHook(Configurable):
     A hook that remembers something gives it by `state`, so that a resumed run is the same as one that went through.
     """
 
+    best: str | None = None
+    """The number of a record, such as `mean_iou`, by which the hook tells better from worse: checked at the start."""
+    best_is: BestIs | None = None
+    """Which value of it is best, where the hook says it; else the task knows (`task.best_is`)."""
+    names_best: bool = False
+    """Whether it names the run's best checkpoint by it: a run has one."""
     saves: bool = False
     """Whether it saves checkpoints. Such hooks are called last: a checkpoint holds what the others made of an event."""
     record_files: tuple[RecordFile, ...] = ()

@@ -28,8 +28,7 @@ class _TopKMeter(ClassyMeter):
     are one: their logits are averaged. A video is left out if one of its clips is.
     """
 
-    reads = "scores"
-    takes_logits = True
+    reads_labels = False
     best_is = "largest"
     value_name: str
 

@@ -36,23 +36,23 @@ class StopEarly(ClassyHook):
 
     def __init__(self, *, number: str = "loss", patience: int = 2) -> None:
         self.number, self.patience = number, patience
-        self.best: float | None = None
+        self.lowest: float | None = None
         self.waited = 0
 
     def on_phase_end(self, task: WatchedTask) -> None:
         if task.metrics["phase"] == "train":
             return
         value = task.metrics[self.number]
-        better = self.best is None or value < self.best
-        self.best, self.waited = (value, 0) if better else (self.best, self.waited + 1)
+        better = self.lowest is None or value < self.lowest
+        self.lowest, self.waited = (value, 0) if better else (self.lowest, self.waited + 1)
         if self.waited >= self.patience:
             task.request_stop(f"{self.number} has not fallen for {self.patience} phases")
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.lowest, "waited": self.waited}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.best, self.waited = state["best"], state["waited"]
+        self.lowest, self.waited = state["best"], state["waited"]
 
 
 class StopAt(ClassyHook):

@@ -18,7 +18,8 @@ from classyseg.meters import build_meter
 from classyseg.models.backbones.resnet import ResNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
-from classyseg.tasks.checks import RECORD_KEYS, check_outputs, joined_metrics
+from classyseg.tasks.checks import RECORD_KEYS, joined_metrics
+from classyseg.tasks.outputs import check_outputs
 from classyseg.trainer import Trainer
 from classyseg.weights.cache import PublicWeights
 from runs import tiny_config, tiny_task
@@ -145,7 +146,7 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
 class SmallVideos(SyntheticVideo):
     """With masks and the classes of shapes as far as anybody asks, so that the task takes it."""
 
-    whole_images = False
+    whole_images = gives_clips = False
     classes = SyntheticShapes.classes
 
 
@@ -226,7 +227,7 @@ POINT_LOSS = {"name": "sum_arbitrary", "losses": ["cross_entropy", "point_cross_
 
 
 @pytest.mark.parametrize("find", [check, tiny_task])
-def test_a_head_whose_own_outputs_must_be_learnt_wants_a_loss_that_reads_them(find: Callable[[Any], object]) -> None:
+def test_a_head_whose_extras_must_be_learnt_wants_a_loss_that_reads_them(find: Callable[[Any], object]) -> None:
     message = r"loss: found none that reads 'main\.points', without which layers of the head 'main' never learn"
     with pytest.raises(ConfigError, match=message):
         find({"model.heads.main": POINT_REND})
