@@ -148,7 +148,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
         """The names of the outputs that `read` gives. Raises as `read`.
 
-        Called with outputs on the `meta` device when a task is made or checked, and for each test batch.
+        Called with outputs on the `meta` device when a task is made or checked, and for each validation batch.
         """
         return self.read(logits, target).keys()
 

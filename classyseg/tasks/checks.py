@@ -16,7 +16,7 @@ from classyseg.models import ClassyModel
 log = logging.getLogger(__name__)
 
 RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
-"""What the record of every phase holds; the meters add to those of test phases."""
+"""What the record of every phase holds; the meters add to those of val phases."""
 SHORT_LOOK = "a look at some samples; `classyseg data check CONFIG` looks at all"
 NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
@@ -74,7 +74,7 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
 
 
 def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
-    """The `values` of all meters as a test record holds them: those of another head than `main_head` as `HEAD/NAME`.
+    """The `values` of all meters as a val record holds them: those of another head than `main_head` as `HEAD/NAME`.
 
     Raises: `ConfigError` for a name that two meters give, or that every record has.
     """

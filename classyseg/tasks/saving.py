@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from classyseg import distributed
-from classyseg.checkpoint import NUM_TENSORS, load_checkpoint, save_checkpoint
+from classyseg.checkpoint import NUM_TENSORS, Checkpoint, load_checkpoint, save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.records import RecordFile, RunRecords
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, remove_leftovers
@@ -50,13 +50,14 @@ def start_run(task: ClassyTask, run_folder: Path | None, *, resume: bool, in_pla
                 for name in FILES:
                     remove_leftovers(run_folder, f"{name}.tmp-*")
                 records = read_records(run_folder, _record_files(task))
-    if run_folder is None or not resume or not resume_run(task, run_folder):
+    checkpoint = resume_run(task, run_folder) if run_folder is not None and resume else None
+    if checkpoint is None:
         with distributed.failing_together():
             task.load_initial_weights()
     if run_folder is not None:
         with distributed.failing_together():
             if distributed.is_primary():
-                cut_records(run_folder, records, task.progress)
+                cut_records(run_folder, records, task.progress, checkpoint)
                 task.records.replace(CONFIG, dump_yaml(task.config))
 
 
@@ -92,11 +93,11 @@ def save_run(task: ClassyTask) -> Path | None:
     return save_checkpoint(task.run_folder / CHECKPOINTS, task.progress.step, tensors, state)
 
 
-def resume_run(task: ClassyTask, run_folder: Path) -> bool:
-    """Restores the newest checkpoint of a run that verifies; False where there is none. Every process calls it."""
+def resume_run(task: ClassyTask, run_folder: Path) -> Checkpoint | None:
+    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it."""
     folder = newest_of_run(run_folder / CHECKPOINTS)
     if folder is None:
-        return False
+        return None
     with distributed.failing_together():
         checkpoint = load_checkpoint(folder, verified=True)
         same_run(checkpoint, task.config, task.free_on_resume)
@@ -105,7 +106,7 @@ def resume_run(task: ClassyTask, run_folder: Path) -> bool:
             checkpoint,
             num_epochs=task.num_epochs,
             steps_per_epoch=task.steps_per_epoch,
-            is_tested=task.is_tested,
+            is_measured=task.is_measured,
             has_ended=task.ending.reason is not None,
         )
         loss_sum = saved_loss_sum(checkpoint)
@@ -117,4 +118,4 @@ def resume_run(task: ClassyTask, run_folder: Path) -> bool:
         log.info("resumed %s", checkpoint.folder)
         if task.ending.reason is not None:
             log.info("a hook ended this run at step %d: %s", progress.step, task.ending.reason)
-    return True
+    return checkpoint

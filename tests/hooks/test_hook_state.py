@@ -25,7 +25,7 @@ SMALL = {
     "num_epochs": 6,
     "dataset.train.num_samples": 16,
     "dataset.train.size": [16, 16],
-    "dataset.test.num_samples": 1,
+    "dataset.val.num_samples": 1,
 }
 FIRST_IS_BEST = {"name": "stop_early", "number": "step"}
 """Steps grow, and the smallest is best: no phase is better than the first."""
