@@ -41,7 +41,7 @@ from classyseg.tasks.data_checks import (
     normalize_of_weights,
     normalizes,
 )
-from classyseg.tasks.model_checks import check_compile, check_extras, check_head_names, check_takes
+from classyseg.tasks.model_checks import check_compile, check_head_names, check_takes
 from classyseg.tasks.outputs import check_outputs, seen_at_once
 
 log = logging.getLogger(__name__)
@@ -322,8 +322,6 @@ def _check_model(
     if loss is None or len(problems.found) > before:
         return
     loss.choose_main_head(model.main_head)
-    with problems.collected():
-        check_extras(model, loss)
     with problems.collected():
         seen = seen_at_once(given.batch_size, given.runtime, data["train"].facts.size if "train" in data else None)
         check_outputs(model, loss, num_classes, trains=given.length > 0, seen=seen)

@@ -20,6 +20,7 @@ from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.hooks import ClassyHook
 from classyseg.layers import NormalizeConfig
+from classyseg.losses import Terms
 from classyseg.models import load_initial_weights
 from classyseg.records import RunRecords
 from classyseg.registry import (
@@ -146,7 +147,7 @@ class ClassyTask(Configurable, ABC):
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
-        self.measuring = Measuring(self.loss, self.meters, self.model.main_head)
+        self.measuring = Measuring(self.loss, self.meters, self.model)
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         task = super().__new__(cls)
@@ -193,8 +194,8 @@ class ClassyTask(Configurable, ABC):
         """What the network gives for the images of a batch, by name."""
         return self.engine(network_input(batch))
 
-    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
-        """The terms that add up to the loss."""
+    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
+        """The terms of the loss."""
         return self.loss.terms(outputs, batch.target)
 
     def compute(self, batch: Sample) -> Computed:
@@ -258,7 +259,7 @@ class ClassyTask(Configurable, ABC):
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
         self.engine.mode(training)
-        self.measuring.begin(self.engine.device)
+        self.measuring.begin()
 
     def on_device(self, batch: Sample) -> Sample:
         """The batch as the network takes it: on the device, normalised."""
