@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import data, keys, models, train
+from classyseg.cli import data, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 
 
@@ -18,6 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = commands.add_parser("train", help="train, evaluate and resume (the same as classy_train.py)")
     train.add_arguments(training)
     training.set_defaults(run=train.run)
+
+    predict.add_arguments(
+        commands.add_parser(
+            "predict",
+            help="label images, folders and videos with a trained model",
+            epilog="Exit codes: 0 done; 1 some files could not be predicted, or else; 2 something you wrote is wrong.",
+        )
+    )
 
     config = commands.add_parser("config", help="check, show or describe task configs")
     actions = config.add_subparsers(required=True, metavar="ACTION")
@@ -52,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the first run of its words; those after an option come back here.
-    words = next((name for name in ("words", "overrides") if hasattr(parsed, name)), None)
-    if more and (words is None or not all(word[:1] != "-" and ("=" in word or words == "words") for word in more)):
+    words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
+    if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:
         setattr(parsed, words, [*getattr(parsed, words), *more])

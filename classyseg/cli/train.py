@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import shlex
 import sys
@@ -12,15 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classyseg.cli.output import complain, emit
+from classyseg.cli.output import DISK_ERRORS, complain, emit
 from classyseg.console import accept_any_text
 
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
-
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
-"""Where the disk is at fault, one line says more than a traceback."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
