@@ -227,12 +227,9 @@ def match(
     theirs |= {key: outer + name for key, name in head_names.items()}
     other_classes = 0
     if classifier is not None:
-        keys = classifier_keys(classifier, model, starts_of_classifier(naming.classifier, prefix), tensors)
-        found, wanted = _num_classes(keys, tensors, everything)
-        if new_classifier and found != wanted:
-            other_classes = found
-        else:
-            theirs |= keys
+        starts = starts_of_classifier(naming.classifier, prefix)
+        names_of_classifier, other_classes = _classifier_names(model, classifier, starts, tensors, new_classifier)
+        theirs |= names_of_classifier
     expected |= {key: everything[key] for key in theirs if key not in expected}
     fit = _Fit(model, adapt_input, grid, image_size)
     state = fit.tensors(
@@ -264,10 +261,16 @@ def match(
     )
 
 
-def _num_classes(keys: Mapping[str, str], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[int, int]:
-    """The classes of the file's classifier and of the head, or zeros; `keys` are the file's keys by ours."""
-    weights = [(ours, theirs) for ours, theirs in keys.items() if ours.endswith(".weight")]
-    return (len(tensors[weights[-1][1]]), len(own[weights[-1][0]])) if weights else (0, 0)
+def _classifier_names(
+    model: ClassyModel, head: str, starts: tuple[str, ...], tensors: Mapping[str, Tensor], may_differ: bool
+) -> tuple[dict[str, str], int]:
+    """The file's names of the keys of `head`, and 0; nothing and the file's number of classes where that differs."""
+    keys = classifier_keys(head, model, starts, tensors)
+    weights = [key for key in keys if key.endswith(".weight")]
+    if not weights or not may_differ:
+        return keys, 0
+    found, wanted = len(tensors[keys[weights[-1]]]), len(model.state_dict()[weights[-1]])
+    return (keys, 0) if found == wanted else ({}, found)
 
 
 class _Fit:
