@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class LoadedWeights:
     ignored: tuple[str, ...]
     new_heads: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
-    other_classes: int = 0
+    other_classes: int = field(default=0, kw_only=True)
 
     def problems(self) -> str:
         """The missing, unexpected and mismatched keys in one line; empty where there are none."""
@@ -247,18 +247,8 @@ def match(
     told = set(unexpected)
     ignored = [key for key in others if key not in told]
     new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
-    return state, LoadedWeights(
-        library=naming.library,
-        prefix=prefix,
-        loaded=tuple(state),
-        missing=tuple(missing),
-        unexpected=tuple(unexpected),
-        mismatched=tuple(fit.mismatched),
-        ignored=tuple(ignored),
-        new_heads=tuple(new),
-        assumed=tuple(fit.assumed),
-        other_classes=other_classes,
-    )
+    lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
+    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists), other_classes=other_classes)
 
 
 def _classifier_names(
