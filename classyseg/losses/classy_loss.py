@@ -231,14 +231,20 @@ class PerOutputLoss(ClassyLoss):
 
         They are chosen and checked when outputs of such names, kinds and numbers of classes are seen first.
 
-        Raises: `ConfigError` for a named output that is not there (in training: in eval mode some are not computed),
-            for an output, named or a head, that does not fit the target, and as `check_num_classes`.
+        Raises: `ConfigError` for a named output that is not there and for none (in training: in eval mode some are not
+            computed), for an output, named or a head, that does not fit the target, and as `check_num_classes`.
         """
         outputs = outputs_by_name(outputs)
         kinds = tuple((name, output.dim(), output.shape[1:2]) for name, output in outputs.items())
         names = self._chosen.get((kinds, target.dim(), self.training))
         if names is None:
             names = self.choose(outputs, target)
+            if not names and self.training:
+                found = ", ".join(outputs) or "none"
+                raise ConfigError(
+                    f"loss: {type(self).__name__} found nothing to read among the outputs {found}; {self.needs}. Name "
+                    "what it is to read in loss.heads, or take another loss"
+                )
             for name in names:
                 self.check_num_classes(outputs[name].shape[1])
             self._chosen[kinds, target.dim(), self.training] = names
@@ -247,6 +253,8 @@ class PerOutputLoss(ClassyLoss):
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
         """The names of the outputs to read. Raises: `ConfigError` as `read`."""
         if "" in outputs:
+            if not self.fits(outputs[""], target):
+                raise ConfigError(f"loss: found {_shapes(outputs[''], target)}; {self.needs}")
             return list(outputs)
         for place, name in self.named_outputs():
             if name not in outputs and self.training:
@@ -264,14 +272,25 @@ class PerOutputLoss(ClassyLoss):
         if self.fits(outputs[name], target):
             return named or is_of_classes(name, outputs)
         if named or "." not in name:  # another output of a head's own may be for another loss
-            found = f"logits {tuple(outputs[name].shape)} for targets {tuple(target.shape)}"
-            raise ConfigError(f"model.heads.{name}: found {found}; {self.needs}")
+            raise ConfigError(f"model.heads.{name}: found {_shapes(outputs[name], target)}; {self.needs}")
         return False
 
 
 def fits(output: Tensor, target: Tensor) -> bool:
     """Whether an output has the shape of logits for such targets: (N, C, h, w) for masks, (N, C) for whole images."""
     return output.dim() == (4 if target.dim() >= 3 else 2)
+
+
+MASKS = "this loss needs masks (N, H, W) and logits (N, C, h, w): it compares the pixels of an image with each other"
+
+
+def of_masks(output: Tensor, target: Tensor) -> bool:
+    """`fits` of a loss that compares the pixels of an image with each other; the samples of a batch are no pixels."""
+    return output.dim() == 4 and target.dim() == 3
+
+
+def _shapes(output: Tensor, target: Tensor) -> str:
+    return f"logits {tuple(output.shape)} for targets {tuple(target.shape)}"
 
 
 def is_of_classes(name: str, outputs: Mapping[str, Tensor]) -> bool:
