@@ -90,16 +90,16 @@ class MatchingLoss(ClassyLoss):
     reads = ("masks", "classes")
 
     def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
-        sums, counts = [], []
+        pairs: list[tuple[Tensor, Tensor]] = []
         for own in self.of_heads(outputs).values():
             masks = resize_logits(own["masks"].float(), target.shape[1:])
             each = [self.of_image(*image) for image in zip(masks, own["classes"].float(), target, strict=True)]
-            sums.append(torch.stack([image.sums for image in each]).sum(0))
-            counts.append(torch.stack([image.counts for image in each]).sum(0))
-        return Terms(torch.cat(sums), torch.cat(counts), (1.0, MASK_WEIGHT) * len(sums))
+            sums, counts = (torch.stack([image[i] for image in each]).sum(0) for i in range(2))
+            pairs += zip(sums, counts, strict=True)
+        return Terms.of(pairs, target.device, (1.0, MASK_WEIGHT) * (len(pairs) // 2))
 
-    def of_image(self, masks: Tensor, classes: Tensor, target: Tensor) -> Terms:
-        """By the weights of the queries' classes, and by the number of masks."""
+    def of_image(self, masks: Tensor, classes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Two sums, and what they are divided by: the weights of the queries' classes, and the number of masks."""
         valid = target != self.ignore_index
         present = target[valid].unique()
         wanted = (target == present.view(-1, 1, 1))[:, valid].float()
@@ -116,7 +116,7 @@ class MatchingLoss(ClassyLoss):
         of_classes = (functional.cross_entropy(classes, own, reduction="none") * weight).sum()
         of_masks = cost[list(best), torch.arange(len(present))].sum()
         counts = torch.stack([weight.sum(), torch.tensor(float(len(present)))]).double()
-        return Terms(torch.stack([of_classes, of_masks]), counts)
+        return torch.stack([of_classes, of_masks]), counts
 
 
 class MeanMeter(ClassyMeter):

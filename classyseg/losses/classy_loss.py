@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Annotated, NamedTuple
 
 import torch
@@ -33,6 +33,14 @@ class Terms(NamedTuple):
     """(num_terms,) float64."""
     weights: tuple[float, ...] = ()
     """One for each term; empty where each is 1."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device, weights: tuple[float, ...] = ()) -> Terms:
+        """The terms of pairs (sum, count) of scalars on `device`; none of them where a loss finds nothing to read."""
+        if not pairs:
+            return cls(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
+        sums, counts = zip(*pairs, strict=True)
+        return cls(torch.stack(sums), torch.stack(counts).double(), weights)
 
     def divided(self, counts: Tensor, share: float = 1.0) -> Tensor:
         """The loss, a scalar: each sum times `share / count`, 0 where nothing counts, times its weight; added up."""
@@ -208,7 +216,7 @@ class PerOutputLoss(ClassyLoss):
     def terms(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Terms:
         read = self.read(outputs, target)
         if not read:
-            return no_terms(target.device)
+            return Terms.of([], target.device)
         parts = [self.head_weights.get(name, 1.0) * self.total(output, target) for name, output in read.items()]
         return Terms(torch.stack(parts).sum().reshape(1), self.count(target).reshape(1))
 
@@ -300,11 +308,6 @@ def is_of_classes(name: str, outputs: Mapping[str, Tensor]) -> bool:
     """
     head = name.partition(".")[0]
     return head == name or (head in outputs and outputs[head].shape[1] == outputs[name].shape[1])
-
-
-def no_terms(device: torch.device) -> Terms:
-    """The terms of a loss that finds nothing to read."""
-    return Terms(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
 
 
 def outputs_by_name(outputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
