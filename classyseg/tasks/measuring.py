@@ -1,4 +1,4 @@
-"""What a test phase measures: the loss over all of it, and the meters."""
+"""What a val phase measures: the loss over all of it, and the meters."""
 
 from __future__ import annotations
 
