@@ -11,8 +11,8 @@ import reprlib
 import socket
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -191,12 +191,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
     Leaves nothing else when that fails.
     """
+    with written_atomically(path) as temporary, open(temporary, "xb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Gives the name of a new file to write, which becomes `path` at the end, after its bytes are on the disk.
+
+    For what is too large to be kept as one text. Leaves nothing else when that fails.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
     try:
-        with open(temporary, "xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli import prepare
-from classyseg.cli.output import complain, emit, emit_json, in_columns
+from classyseg.cli.arguments import interruptible, positive
+from classyseg.cli.output import emit, emit_json, in_columns
 from classyseg.console import printable
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from classyseg.doctor.summary import DataSummary
 
 FAULTS_FOUND = 2
-INTERRUPTED = 128 + signal.SIGINT
 MAX_WORKERS = 8
 """As many start unless --workers says otherwise."""
 MAX_PROCESSES = 256
@@ -28,24 +26,24 @@ MAX_ON_A_SHEET = 500
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    prepare.add_command(actions, _interruptible)
+    prepare.add_command(actions, interruptible)
     check = actions.add_parser(
         "check",
         help="find what is wrong with images and masks, and how to mend it",
         epilog="Exit codes: 0 no fault; 2 faults, or something you wrote is wrong; 1 else. Warnings alone give 0.",
     )
-    check.add_argument("--files", type=_positive, default=5, metavar="N", help="files listed for each finding (5)")
-    check.set_defaults(run=_interruptible(_check))
+    check.add_argument("--files", type=positive, default=5, metavar="N", help="files listed for each finding (5)")
+    check.set_defaults(run=interruptible(_check))
     stats = actions.add_parser("stats", help="mean and std, frequencies and weights of classes, sizes of images")
-    stats.set_defaults(run=_interruptible(_stats))
+    stats.set_defaults(run=interruptible(_stats))
     sheet = actions.add_parser("sheet", help="draw samples with their masks and a legend into a PNG")
     sheet.add_argument("--output", required=True, metavar="OUT.png")
-    sheet.set_defaults(run=_interruptible(_sheet))
+    sheet.set_defaults(run=interruptible(_sheet))
     for command in (check, stats, sheet):
         command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON")
         command.add_argument("--split", metavar="NAME", help="one data set of the config, such as train (default: all)")
         samples = "so many samples, evenly spread" + (" (12)" if command is sheet else " (default: all)")
-        command.add_argument("--samples", type=_positive, metavar="N", help=samples)
+        command.add_argument("--samples", type=positive, metavar="N", help=samples)
         command.add_argument(
             "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, ./data)"
         )
@@ -55,26 +53,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--workers", type=_workers_number, metavar="N", help="processes that read files (default: one a core)"
         )
-
-
-def _interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """`command`, which Ctrl-C ends with one line."""
-
-    @functools.wraps(command)
-    def run(arguments: argparse.Namespace) -> int:
-        try:
-            return command(arguments)
-        except KeyboardInterrupt:
-            complain("stopped")
-            return INTERRUPTED
-
-    return run
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= len(text) <= 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text:.40}; 1 or more are accepted")
-    return int(text)
 
 
 def _workers_number(text: str) -> int:
@@ -250,7 +228,7 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     as_text = _significant if summary.in_own_unit else _number
     mean, std = (", ".join(map(as_text, record[key])) for key in ("mean", "std"))
     weights = ", ".join(_number(row["weight"]) for row in record["classes"][:-1])
-    for_config = summary.name != "dataset.test"  # what a training is told comes from its training set
+    for_config = summary.name != "dataset.val"  # what a training is told comes from its training set
     if for_config and (mean or summary.labelled_pixels):
         yield "  config lines:"
     if for_config and mean:

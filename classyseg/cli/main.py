@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
-from classyseg.cli import data, keys, models, train
+from classyseg.cli import data, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 
 
@@ -17,6 +18,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = commands.add_parser("train", help="train, evaluate and resume (the same as classy_train.py)")
     train.add_arguments(training)
     training.set_defaults(run=train.run)
+
+    predict.add_arguments(
+        commands.add_parser(
+            "predict",
+            help="label images, folders and videos with a trained model",
+            epilog="Exit codes: 0 done; 1 some files could not be predicted, or else; 2 something you wrote is wrong.",
+        )
+    )
 
     config = commands.add_parser("config", help="check, show or describe task configs")
     actions = config.add_subparsers(required=True, metavar="ACTION")
@@ -51,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the first run of its words; those after an option come back here.
-    words = next((name for name in ("words", "overrides") if hasattr(parsed, name)), None)
-    if more and (words is None or not all(word[:1] != "-" and ("=" in word or words == "words") for word in more)):
+    words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
+    if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:
         setattr(parsed, words, [*getattr(parsed, words), *more])
@@ -83,12 +92,14 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 def _weights(arguments: argparse.Namespace) -> int:
     from classyseg.config import ConfigError
+    from classyseg.models.public_weights import public_weights
     from classyseg.registry import MODELS, PluginError
 
     rows = [("model", "name", "licence", "preprocessing", "digest", "URL")]
     for model in MODELS.names(arguments.pattern):
         try:
-            known = MODELS.entry(model).component.known_weights(model)  # type: ignore[attr-defined]
+            component: Any = MODELS.entry(model).component
+            known = public_weights(component, model)
         except PluginError:  # `classyseg plugins` tells what is wrong with it
             continue
         rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]

@@ -85,15 +85,18 @@ def _backbone(name: str) -> tuple[str, ...]:
     from classyseg.complexity import complexity
     from classyseg.models import create_backbone
     from classyseg.models.meta import features_on_meta
+    from classyseg.models.public_weights import public_weights
     from classyseg.registry import MODELS
 
     with torch.device("meta"):
         model = create_backbone(name).eval()
     cost = complexity(model, lambda: features_on_meta(model, TABLE_SIZE))
-    blocks = ", ".join(f"`{block.name}`: {block.channels} / {block.stride}" for block in model.blocks.values())
+    blocks = ", ".join(
+        f"`{block.name}`: {block.channels} / {block.stride or 'vectors'}" for block in model.blocks.values()
+    )
     hints = get_type_hints(MODELS.entry(name).component.__init__)  # type: ignore[misc]
     strides = ", ".join(str(value) for value in get_args(hints.get("output_stride")) if value is not None)
-    known = ", ".join(f"`{weights}`" for weights in model.known_weights(name))
+    known = ", ".join(f"`{weights}`" for weights in public_weights(type(model), name))
     return (f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.2f}", blocks, strides, known)
 
 
@@ -103,14 +106,15 @@ def _whole_model(name: str) -> tuple[str, ...]:
 
     from classyseg.models import create_model
     from classyseg.models.encoding_models import NAMED
+    from classyseg.models.public_weights import default_num_classes, public_weights
     from classyseg.registry import MODELS
 
     config: Any = MODELS.validate(name, placed=True)
-    num_classes = config.component.default_num_classes(name)
+    num_classes = default_num_classes(config.component, name)
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes or 1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     heads = ", ".join(f"`{key}`: {head.name} of {', '.join(head.blocks)}" for key, head in config.heads.items())
     backbone, dataset = (f"`{NAMED[name].backbone}`", f"`{NAMED[name].dataset}`") if name in NAMED else ("", "")
-    weights = ", ".join(f"`{key}`" for key, known in model.known_weights(name).items() if known.whole)
+    weights = ", ".join(f"`{key}`" for key, known in public_weights(type(model), name).items() if known.whole)
     return (f"{parameters / 1e6:.2f}", str(num_classes or ""), dataset, backbone, heads, weights)

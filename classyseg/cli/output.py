@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from classyseg.console import columns_of, is_terminal, padded, printable, say, shortened, terminal_width
 
+if TYPE_CHECKING:
+    from classyseg.hooks.bar import Bar
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Where the disk is at fault, one line says more than a traceback."""
+BAR_SECONDS, LINE_SECONDS = 0.2, 10.0
+"""How often a bar is drawn again, and how often a line tells of the progress where there is no terminal."""
 MIN_NAME = 12
 """So many columns of a name are shown in any case."""
 MARGIN = 3
@@ -74,3 +83,44 @@ def in_columns(rows: Sequence[Sequence[str]], right: Collection[int] = (), *, na
         ).rstrip()
         for row in rows
     ]
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON for a file; bytes of a file's name that are no text are escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+class Progress:
+    """How many of `total` things are done: a bar on a terminal, elsewhere a line on standard error now and then."""
+
+    def __init__(self, total: int, things: str) -> None:
+        self.total, self.things, self.done = total, things, 0
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Self:
+        from classyseg.hooks.bar import open_bar
+
+        self._started = self._shown = time.monotonic()
+        with suppress(OSError):
+            self._bar = open_bar(self.total, 0)
+        return self
+
+    def add(self, count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self._shown < (LINE_SECONDS if self._bar is None else BAR_SECONDS):
+            return
+        self._shown = now
+        each = (now - self._started) / self.done
+        left = f"{each * (self.total - self.done):.0f} s left"
+        if self._bar is None:
+            complain(f"{self.done}/{self.total} {self.things}, {left}")
+            return
+        with suppress(OSError):  # of a terminal that is gone
+            self._bar.show(self.done, self.things, left, [f"{1 / max(each, 1e-9):.1f} a second"])
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            with suppress(OSError):
+                self._bar.close(is_done=self.done >= self.total)

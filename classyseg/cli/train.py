@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import shlex
 import sys
@@ -12,15 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classyseg.cli.output import complain, emit
+from classyseg.cli.output import DISK_ERRORS, complain, emit
 from classyseg.console import accept_any_text
 
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
-
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
-"""Where the disk is at fault, one line says more than a traceback."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,13 +108,21 @@ def guarded(command: Callable[[], int]) -> int:
         return 1
 
 
-def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
-    """The config at `path` (or a packaged one of that name) with `overrides`, checked whole. Raises: `ConfigError`."""
+def read_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
+    """The config at `path` (or a packaged one of that name) with `overrides`: keys, types and ranges are right.
+
+    What the parts ask of each other is told when a task is built, or by `checked_config`. Raises: `ConfigError`.
+    """
     from classyseg.config import load_config
     from classyseg.io import find_task_config
     from classyseg.registry import TASKS
 
-    config = TASKS.validate(load_config(find_task_config(path), overrides))
+    return TASKS.validate(load_config(find_task_config(path), overrides))
+
+
+def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
+    """`read_config`, and all that can be known of the parts before a file is opened. Raises: `ConfigError`."""
+    config = read_config(path, overrides)
     config.component.check(config)  # type: ignore[attr-defined]
     return config
 
@@ -132,10 +135,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output == "":  # of a variable of the shell that is not set
         arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
-        config = checked_config(arguments.config, arguments.overrides)
         if arguments.check:
+            checked_config(arguments.config, arguments.overrides)
             emit(f"{arguments.config}: ok")
             return 0
+        config = read_config(arguments.config, arguments.overrides)
         with _logging(), switches.kept():
             return _run_processes(config, arguments)
 

@@ -12,7 +12,7 @@ from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.engine.step import Work, gradients
-from classyseg.layers import synchronize_batch_norm
+from classyseg.layers import synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.optim import ClassyOptimizer
@@ -81,7 +81,7 @@ class Engine:
         """Learns from a batch when the share `progress` of the run is done; gives its loss, on the device."""
         if self.optimizer is None:
             raise ValueError("found no optimizer to train with; give one to `start`")
-        self.model.set_progress(progress)
+        tell_progress(self.model, progress)
         self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps

@@ -37,6 +37,8 @@ class Predictor:
     geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
     the model. `max_memory`, bytes or text such as `2G`, is how much an image may take beside the model.
 
+    `batch_size` may be set: how many images of one size that follow each other are predicted at once.
+
     What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
     these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out.
     """
@@ -73,12 +75,15 @@ class Predictor:
         self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
         self.device = torch_device(device)
         self.max_memory = None if max_memory is None else bytes_of(max_memory)
+        self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         self.channels_last = channels_last
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
-        self.network = Network(self.model, precision=precision, black=black_of(self.normalizer))
+        self.network = Network(
+            self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
+        )
         self.head = model.main_head
         self.protocol.check(self.network, [Wanted(self.head)])
 
@@ -154,7 +159,6 @@ class Predictor:
         self, images: Iterable[Any], kind: Kind, finish: Callable[[Tensor, Prepared], Labels]
     ) -> Iterator[Labels]:
         whole = not self.network.gives_maps(self.head)
-        most = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         waiting: list[Prepared] = []
         for image in images:
             try:
@@ -162,7 +166,7 @@ class Predictor:
             except Exception:
                 yield from self._finished(waiting, kind, finish)  # what came before is not lost with it
                 raise
-            if waiting and (len(waiting) == most or not _alike(waiting[0], prepared)):
+            if waiting and (len(waiting) >= self.batch_size or not _alike(waiting[0], prepared)):
                 yield from self._finished(waiting, kind, finish)
                 waiting = []
             waiting.append(prepared)

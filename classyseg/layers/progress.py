@@ -16,7 +16,7 @@ class FollowsProgress(Protocol):
 
 
 def tell_progress(module: nn.Module, progress: float) -> None:
-    """Calls `set_progress` of every submodule that has it."""
+    """Calls `set_progress` of `module` and of every submodule that has it."""
     for layer in module.modules():
-        if layer is not module and isinstance(layer, FollowsProgress):
+        if isinstance(layer, FollowsProgress):
             layer.set_progress(progress)

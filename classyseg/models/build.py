@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from classyseg.config import ConfigError, ConfigTree, explain, placed
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.load_weights import LoadedWeights, load_weights
+from classyseg.models.memory.freezing import freeze
+from classyseg.models.memory.recompute import checkpoint_activations
+from classyseg.models.public_weights import WeightsSource, default_num_classes, public_weights
 from classyseg.placement import WeightsConfig
 from classyseg.registry import HEADS, MODELS, ComponentConfig
 from classyseg.structures import BlockInfo
@@ -41,7 +44,7 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
         raise placed("model", error) from None
     heads = getattr(checked, "heads", {})
     if num_classes is None:
-        num_classes = model.default_num_classes(checked.name)
+        num_classes = default_num_classes(type(model), checked.name)
     if heads and num_classes is None:
         raise ConfigError("model.heads: found heads, but no number of classes; pass num_classes")
     for name, head in heads.items():
@@ -58,9 +61,9 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
 
 def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
     try:
-        model.freeze(getattr(config, "frozen", False), norm=getattr(config, "frozen_norm", False))
+        freeze(model, getattr(config, "frozen", False), norm=getattr(config, "frozen_norm", False))
         checkpointing = getattr(config, "activation_checkpointing", False)
-        model.checkpoint_activations(checkpointing)
+        checkpoint_activations(model, checkpointing)
     except ConfigError as error:
         raise placed("model", error) from None
     model.activation_compression = getattr(config, "activation_compression", "none")
@@ -71,6 +74,31 @@ def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
         )
 
 
+class _Start(NamedTuple):
+    """Where a model's weights come from, looked up once, and how they are fitted."""
+
+    source: WeightsSource
+    how: WeightsConfig
+
+    def config(self) -> dict[str, Any]:
+        """The options that public weights want where they are not the model's defaults."""
+        return dict(self.source.public.config) if self.source.public else {}
+
+    def load(
+        self, model: ClassyModel, name: str, classifier: str | None = None, *, new_classifier: bool = False
+    ) -> LoadedWeights:
+        return load_weights(
+            model,
+            self.source,
+            variant=name,
+            classifier=classifier,
+            new_classifier=new_classifier,
+            strict=self.how.strict,
+            adapt_input=self.how.adapt_input,
+            grid=self.how.grid,
+        )
+
+
 def load_initial_weights(model: ClassyModel, config: Any) -> None:
     """Loads what `config`, of which `model` was built, says under `weights`, if anything. Raises: `ConfigError`."""
     if isinstance(config, ClassyModel):
@@ -78,27 +106,8 @@ def load_initial_weights(model: ClassyModel, config: Any) -> None:
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
     weights = getattr(checked, "weights", None)
     if weights is not None:
-        _load(model, checked.name, _weights_config(weights))
-
-
-def _load(
-    model: ClassyModel,
-    name: str,
-    weights: WeightsConfig,
-    classifier: str | None = None,
-    *,
-    new_classifier: bool = False,
-) -> LoadedWeights:
-    return load_weights(
-        model,
-        weights.source,
-        variant=name,
-        classifier=classifier,
-        new_classifier=new_classifier,
-        strict=weights.strict,
-        adapt_input=weights.adapt_input,
-        grid=weights.grid,
-    )
+        how = _weights_config(weights)
+        _Start(WeightsSource(how.source, public_weights(type(model), checked.name)), how).load(model, checked.name)
 
 
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
@@ -146,14 +155,22 @@ def create_backbone(
         if value is not None and key not in known:
             raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
     config |= {key: value for key, value in options.items() if value is not None}
-    chosen = _weights(name, pretrained, weights, adapt_input)
-    config = {"heads": {}} | _config_of(name, chosen) | config
     if features_only:
+        start = _start(name, pretrained, weights, adapt_input, with_heads=False)
+        config = {"heads": {}} | (start.config() if start else {}) | config
         model = build_model(MODELS.validate({"name": name, **config}, placed=True))
-        if chosen is not None:
-            _load(model, name, chosen)
+        if start is not None:
+            start.load(model, name)
     else:
-        model = create_model(name, num_classes=IMAGENET_CLASSES, weights=chosen, **config)
+        config = {"heads": {}} | config
+        model = create_model(
+            name,
+            num_classes=IMAGENET_CLASSES,
+            pretrained=pretrained,
+            weights=weights,
+            adapt_input=adapt_input,
+            **config,
+        )
     if output_indices is not None:
         names = list(model.blocks)
         if any(type(index) is not int or index not in range(-len(names), len(names)) for index in output_indices):
@@ -185,47 +202,48 @@ def create_model(
 
     Raises: `ConfigError`.
     """
-    chosen = _weights(name, pretrained, weights, adapt_input, whole=heads is None)
+    start = _start(name, pretrained, weights, adapt_input, with_heads=heads is None)
     if heads is not None:
         config["heads"] = heads
-    checked: Any = MODELS.validate({"name": name, **_config_of(name, chosen), **config}, placed=True)
+    config = (start.config() if start else {}) | config
+    checked: Any = MODELS.validate({"name": name, **config}, placed=True)
     if not checked.heads and num_classes is None:
         num_classes = IMAGENET_CLASSES
     model = build_model(checked, num_classes)
     if not checked.heads:
         model.attach_head("main", HEADS.build(model.classifier_head, [model.classifier_block], num_classes))
-    if chosen is not None:
+    if start is not None:
         classifier = None if checked.heads else "main"
-        report = _load(model, name, chosen, classifier, new_classifier=num_classes != IMAGENET_CLASSES)
+        report = start.load(model, name, classifier, new_classifier=num_classes != IMAGENET_CLASSES)
         if classifier is None and heads is None and report.new_heads:
             new = ", ".join(f"heads.{head}" for head in report.new_heads)
-            log.warning("model.weights: '%s' holds nothing of %s: as initialised", chosen.source, new)
+            log.warning("model.weights: '%s' holds nothing of %s: as initialised", start.source.text, new)
     return model
 
 
-def _weights(
-    name: str, pretrained: bool, weights: Any, adapt_input: bool, *, whole: bool = False
-) -> WeightsConfig | None:
-    """The weights that are asked for: `weights`, else with `pretrained` the first that the model `name` knows.
+def _start(name: str, pretrained: bool, weights: Any, adapt_input: bool, *, with_heads: bool) -> _Start | None:
+    """What is asked for: `weights`, else with `pretrained` the first public ones that the model `name` knows.
 
-    `whole` wants those of the heads, too, where the name brings heads.
+    `with_heads` wants those of the heads, too, where the name brings heads.
     """
-    if weights is not None:
-        found = _weights_config(weights)
-        return found.model_copy(update={"adapt_input": found.adapt_input or adapt_input})
-    if not pretrained:
+    if weights is None and not pretrained:
         return None
     entry: Any = MODELS.entry(name)
-    known = entry.component.known_weights(name)
+    known = public_weights(entry.component, name)
+    if weights is not None:
+        how = _weights_config(weights)
+        how = how.model_copy(update={"adapt_input": how.adapt_input or adapt_input})
+        return _Start(WeightsSource(how.source, known), how)
     if not known:
         raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
-    fit = [key for key in known if known[key].whole] if whole and entry.defaults.get("heads") else list(known)
+    brings_heads = with_heads and entry.defaults.get("heads")
+    fit = [key for key in known if known[key].whole or not brings_heads]
     if not fit:
         raise ConfigError(
             f"'{name}' knows no public weights of its heads; leave pretrained out, or start its backbone from "
             f"weights={next(iter(known))!r}"
         )
-    return WeightsConfig(source=fit[0], adapt_input=adapt_input)
+    return _Start(WeightsSource(fit[0], known), WeightsConfig(source=fit[0], adapt_input=adapt_input))
 
 
 def _weights_config(weights: Any) -> WeightsConfig:
@@ -239,9 +257,3 @@ def _weights_config(weights: Any) -> WeightsConfig:
         return WeightsConfig.model_validate(form)
     except ValidationError as error:
         raise explain(error, ConfigTree(form, "weights")) from None
-
-
-def _config_of(name: str, weights: WeightsConfig | None) -> dict[str, Any]:
-    """The options that public weights want where they are not the defaults of the model `name`."""
-    known = MODELS.entry(name).component.known_weights(name) if weights else {}  # type: ignore[attr-defined]
-    return dict(known[weights.source].config) if weights and weights.source in known else {}

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, closest, shown
 from classyseg.heads.classy_head import ClassyHead
-from classyseg.layers import tell_progress
-from classyseg.models.encoding_models import NAMED, WEIGHTS
 from classyseg.models.memory.compress import Compression, compressed
 from classyseg.models.memory.recompute import recomputed
-from classyseg.models.meta import features_on_meta
-from classyseg.models.tap import Tap, Tapped
+from classyseg.models.tap import Taps, described
 from classyseg.registry import Configurable, head_name_problem
-from classyseg.structures import BlockInfo, PositionGrid
+from classyseg.structures import BlockInfo, PositionGrid, output_name
 from classyseg.weights.cache import PublicWeights
-from classyseg.weights.catalogue import published
 from classyseg.weights.key_maps import Naming
 
-PROBE_SIZE = 256
-"""The side of the image on the `meta` device by which the stride of a submodule is found."""
+
+class Frozen(NamedTuple):
+    """What of a model does not train, by name: `memory.freezing.freeze` sets it, and copies of a model keep it."""
+
+    modules: frozenset[str] = frozenset()
+    """Stay in eval mode."""
+    parameters: frozenset[str] = frozenset()
+    """Would train otherwise."""
 
 
 class ClassyModel(nn.Module, Configurable, ABC):
@@ -50,29 +50,27 @@ class ClassyModel(nn.Module, Configurable, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._declared: dict[str, BlockInfo] = {}
-        self._kept: list[str] | None = None
         self._optional: dict[str, BlockInfo] = {}
         self._layers: dict[str, tuple[str, ...]] = {}
-        self._probed: str | None = None
-        self._ran: list[nn.Module] | None = None
-        self._frozen: tuple[str, ...] = ()
-        self._stopped: set[str] = set()
-        self._frozen_norm = False
-        self.activation_compression: Compression = "none"
-        self._taps: dict[str, Tap] = {}
-        self._tapped = Tapped()
+        self._kept: list[str] | None = None
         self._watched: set[str] = set()
         self._train_only: set[str] = set()
+        self.taps = Taps()
+        self.frozen = Frozen()
+        self.activation_compression: Compression = "none"
         self.heads = nn.ModuleDict()
 
     # -- what a backbone gives ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        """The feature map (N, channels, h, w) of every declared block, of images (N, in_channels, H, W)."""
+        """The features of every declared block, of images (N, in_channels, H, W).
+
+        Maps (N, channels, H / stride, W / stride); of a block of vectors (N, count, channels).
+        """
 
     def add_block(self, name: str, channels: int, stride: int, *layers: str, optional: bool = False) -> None:
-        """Declares a block; called in `__init__`, shallow to deep.
+        """Declares a block; called in `__init__`, shallow to deep. A `stride` of 0 makes it a block of vectors.
 
         `layers` are the submodules and parameters that make it from the block before: what freezing it means. An
         `optional` block is computed only for heads that read it (`is_wanted` tells), and is no part of `blocks`.
@@ -80,21 +78,20 @@ class ClassyModel(nn.Module, Configurable, ABC):
         (self._optional if optional else self._declared)[name] = BlockInfo(name, channels, stride)
         self._layers[name] = layers
 
-    def run(self, layer: nn.Module, *inputs: Tensor) -> Any:
-        """`layer(*inputs)` for `extract_features`: computed again in the backward pass where the config asks for it."""
-        if self._ran is not None:
-            self._ran.append(layer)
+    def run_layer(self, layer: nn.Module, *inputs: Tensor) -> Any:
+        """`layer(*inputs)` for `extract_features`, where `activation_checkpointing` can apply to `layer`.
+
+        Where it does, the layer's activations are not kept in training, and computed again in the backward pass.
+        """
         if self.training and getattr(layer, "recompute", False) and torch.is_grad_enabled():
             return recomputed(layer, *inputs)
         return layer(*inputs)
 
-    def layers_of(self, block: str) -> list[nn.Module]:
-        """The submodules that make the declared `block` from the one before, as `add_block` was told."""
-        modules = dict(self.named_modules())
-        return [modules[name] for name in self._layer_names(block) if name in modules]
+    def layers_of(self, block: str) -> tuple[str, ...]:
+        """The names of the submodules and parameters that make `block` from the one before, as `add_block` was told.
 
-    def _layer_names(self, block: str) -> tuple[str, ...]:
-        """Raises: `ConfigError` for a name that is neither a submodule nor a parameter."""
+        Raises: `ConfigError` for a name that is neither.
+        """
         for name in self._layers[block]:
             try:
                 attrgetter(name)(self)
@@ -105,8 +102,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return self._layers[block]
 
     def is_wanted(self, name: str) -> bool:
-        """Whether `extract_features` shall run what only the optional block or the submodule `name` needs."""
-        return name == self._probed or name in self.blocks_read()
+        """Whether `extract_features` must run what only the optional block or the submodule `name` needs."""
+        return name in self.blocks_read()
 
     def blocks_read(self) -> set[str]:
         """The names of the blocks and submodules that heads read or somebody watches."""
@@ -141,17 +138,16 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        """Public weights of the registered name `variant`, by name; `pretrained` takes the first.
+        """Public weights of the registered name `variant` that its family tells of, by name, the one to prefer first.
 
-        A name with heads also knows those of its backbone.
+        `models.public_weights` knows more names than these.
         """
-        backbone = NAMED[variant].backbone if variant in NAMED else ""
-        return published(variant) | WEIGHTS.get(variant, {}) | (cls.known_weights(backbone) if backbone else {})
+        return {}
 
     @classmethod
     def default_num_classes(cls, variant: str) -> int | None:
-        """How many classes the heads that the registered name `variant` brings have by default; None without heads."""
-        return NAMED[variant].num_classes if variant in NAMED else None
+        """How many classes the heads that the registered name `variant` brings have by default; None if untold."""
+        return None
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
@@ -162,55 +158,47 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return MappingProxyType(kept)
 
     @property
+    def declared_blocks(self) -> Mapping[str, BlockInfo]:
+        """All blocks that the backbone declares, shallow to deep, whatever `keep_blocks` left; no optional ones."""
+        return MappingProxyType(self._declared)
+
+    @property
     def attachable_block_names(self) -> list[str]:
         """Every name that a head can attach to: the declared blocks, then the backbone's submodules."""
         declared = [*self._declared, *(name for name in self._optional if name not in self._declared)]
-        return [*declared, *(name for name, _ in self._backbone_modules() if name not in declared)]
+        return [*declared, *(name for name, _ in self.backbone_modules() if name not in declared)]
 
     @property
     def classifier_block(self) -> BlockInfo:
-        """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest."""
-        return self._optional.get("pre_logits") or list(self._declared.values())[-1]
+        """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest map."""
+        maps = [block for block in self._declared.values() if block.stride]
+        return self._optional.get("pre_logits") or [*self._declared.values(), *maps][-1]
 
     def block(self, name: str) -> BlockInfo:
         """The declared block `name`, or what the submodule of that name puts out, found by a run on the `meta` device.
 
-        Raises: `ConfigError` for a name that does not exist, and for a submodule that makes no feature map (N, C, h, w)
-        or runs several times in a forward pass.
+        Raises: `ConfigError` for a name that does not exist, and for a submodule that makes neither a feature map
+        (N, C, h, w) nor vectors (N, count, C), or runs several times in a forward pass.
         """
-        if name in self._declared or name in self._optional:
-            return self._declared.get(name) or self._optional[name]
-        if name in self._taps:
-            return self._taps[name].info
-        modules = dict(self._backbone_modules())
-        if name not in modules:
+        known = self._declared.get(name) or self._optional.get(name) or self.taps.info(name)
+        if known is not None:
+            return known
+        if name not in dict(self.backbone_modules()):
             near = closest(name, self.attachable_block_names)
             raise ConfigError(
                 f"blocks: unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
                 f"{', '.join(self._declared)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
             )
-        return self._probe(name, modules[name])
-
-    def _backbone_modules(self) -> list[tuple[str, nn.Module]]:
-        return [(name, module) for name, module in self.named_modules() if name and name.split(".")[0] != "heads"]
-
-    def _probe(self, name: str, module: nn.Module) -> BlockInfo:
-        outputs: list[Any] = []
-        handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        self._probed = name
+        watched = set(self._watched)
+        self._watched.add(name)  # so that the backbone runs it
         try:
-            features_on_meta(self, PROBE_SIZE)
+            return described(self, name)
         finally:
-            self._probed = None
-            handle.remove()
-        if len(outputs) != 1:
-            raise ConfigError(
-                f"blocks: '{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
-            )
-        if not isinstance(outputs[0], Tensor) or outputs[0].dim() != 4:
-            found = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
-            raise ConfigError(f"blocks: '{name}' puts out {found}; a head needs a feature map (N, C, h, w)")
-        return BlockInfo(name, outputs[0].shape[1], round(PROBE_SIZE / outputs[0].shape[2]))
+            self._watched = watched
+
+    def backbone_modules(self) -> list[tuple[str, nn.Module]]:
+        """The submodules by name, without those of heads."""
+        return [(name, module) for name, module in self.named_modules() if name and name.split(".")[0] != "heads"]
 
     # -- heads -------------------------------------------------------------------------------------------------------
 
@@ -228,6 +216,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
         infos = [self.block(block.name) for block in head.blocks]
         for wanted, info in zip(head.blocks, infos, strict=True):
+            if bool(wanted.stride) != bool(info.stride):
+                kinds = ["vectors (N, count, C)", "a map (N, C, h, w)"]
+                raise ConfigError(
+                    f"heads.{name}: built for '{info.name}' as {kinds[bool(wanted.stride)]}, but it is "
+                    f"{kinds[bool(info.stride)]}"
+                )
             if wanted.channels != info.channels:
                 raise ConfigError(
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
@@ -245,9 +239,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def _tap(self, infos: Sequence[BlockInfo]) -> None:
         for info in infos:
-            if info.name not in (*self._declared, *self._optional, *self._taps):
-                self._taps[info.name] = tap = Tap(self._tapped, info)
-                tap.handle = self.get_submodule(info.name).register_forward_hook(tap)
+            if info.name not in (*self._declared, *self._optional):
+                self.taps.add(info, self.get_submodule(info.name))
 
     def watch(self, *names: str) -> list[BlockInfo]:
         """Makes `forward_features` also give these blocks, optional ones and submodules included, without a head.
@@ -268,15 +261,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
         head = self.heads.pop(name)
         self._train_only.discard(name)
-        for tap in [tap for tap in self._taps if tap not in self.blocks_read()]:
-            self._taps.pop(tap).handle.remove()
+        self.taps.keep(self.blocks_read())
         return head  # type: ignore[return-value]
 
-    def renew_taps(self) -> None:
-        """Taps the submodules again by name; to be called after submodules were replaced by others."""
-        for name, tap in self._taps.items():
-            tap.handle.remove()
-            tap.handle = self.get_submodule(name).register_forward_hook(tap)
+    def head(self, name: str) -> ClassyHead:
+        """The attached head `name`. Raises: `KeyError` where there is none."""
+        return self.heads[name]  # type: ignore[return-value]
 
     @property
     def train_only_heads(self) -> frozenset[str]:
@@ -293,126 +283,34 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 return name
         raise ConfigError("model.heads: found no head that works in eval mode; attach one without train_only")
 
-    # -- memory ------------------------------------------------------------------------------------------------------
-
-    def freeze(self, through: bool | str = True, *, norm: bool = False) -> None:
-        """Stops the training of the whole backbone, or of its blocks up to and including `through`.
-
-        Frozen layers get no gradient, and stay in eval mode. `norm` stops every norm of the backbone with running
-        statistics; their weights, too. What an earlier call stopped and this one does not, trains again.
-
-        Raises: `ConfigError` for an unknown block, and for one whose layers the backbone does not tell.
-        """
-        names = self._through(through) if isinstance(through, str) else ("",) if through else ()
-        training = self.training
-        for name in self._stopped:
-            self.get_parameter(name).requires_grad_(True)
-        self._frozen, self._frozen_norm = names, norm
-        still = {parameter for module in self._still() for parameter in module.parameters()}
-        self._stopped = set()
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and (self._is_frozen(name) or parameter in still):
-                parameter.requires_grad_(False)
-                self._stopped.add(name)
-        self.train(training)
-
-    def _through(self, block: str) -> tuple[str, ...]:
-        if block not in self._declared:
-            raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(self._declared)}")
-        until = list(self._declared)[: list(self._declared).index(block) + 1]
-        for name in until:
-            if not self._layers[name]:
-                raise ConfigError(f"frozen: {type(self).__name__} does not tell which layers make the block '{name}'")
-        return tuple(layer for name in until for layer in self._layer_names(name))
-
-    def _is_frozen(self, name: str) -> bool:
-        """Whether a parameter or module of that name belongs to the frozen part."""
-        own = not f"{name}.".startswith("heads.")
-        return own and any(not layer or f"{name}.".startswith(f"{layer}.") for layer in self._frozen)
-
-    def _still(self) -> list[nn.Module]:
-        return [
-            module
-            for name, module in self._backbone_modules()
-            if self._is_frozen(name) or (self._frozen_norm and getattr(module, "running_mean", None) is not None)
-        ]
+    # -- running -----------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for module in self._still() if mode else ():
-            module.training = False
+        for name, module in self.backbone_modules() if mode and self.frozen.modules else ():
+            if name in self.frozen.modules:
+                module.training = False
         return self
 
-    def checkpoint_activations(self, blocks: bool | Sequence[str] = True) -> None:
-        """Keeps of these blocks' layers the inputs alone in training, and computes the rest again for the gradients.
-
-        Raises: `ConfigError` for an unknown block, for one whose layers cannot be computed again, and for a backbone
-        that has no others.
-        """
-        if not blocks:
-            for module in self.modules():
-                module.recompute = False  # type: ignore[assignment]
-            return
-        self._ran = []
-        try:
-            features_on_meta(self, PROBE_SIZE)
-            able = [block for block in self._declared if any(layer in self._ran for layer in self.layers_of(block))]
-            layers = list(self._ran)
-        finally:
-            self._ran = None
-        if blocks is True and not able:
-            raise ConfigError(
-                f"activation_checkpointing: found true, but {type(self).__name__} runs no layer through `self.run`"
-            )
-        chosen = able if blocks is True else list(blocks)
-        for block in chosen:
-            if block not in able:
-                raise ConfigError(
-                    f"activation_checkpointing: found '{block}'; it is one of {', '.join(able) or 'none'}"
-                )
-        wanted = layers if blocks is True else [layer for block in chosen for layer in self.layers_of(block)]
-        for layer in layers:
-            layer.recompute = any(layer is other for other in wanted)  # type: ignore[assignment]
-
-    @property
-    def keeps_less(self) -> bool:
-        """Whether activations are computed again or compressed, which a compiler cannot take."""
-        recomputes = any(getattr(module, "recompute", False) for module in self.modules())
-        return recomputes or self.activation_compression != "none"
-
-    def set_progress(self, progress: float) -> None:
-        """Tells every layer with a method `set_progress`, such as `DropBlock2d`, that `progress` (0..1) is done.
-
-        Called before every training step; layers of heads and of plugins are told, too.
-        """
-        tell_progress(self, progress)
-
-    # -- running -----------------------------------------------------------------------------------------------------
-
     def forward_features(self, image: Tensor) -> dict[str, Tensor]:
-        """The declared blocks' feature maps, and those of the submodules that heads read."""
+        """The features of the declared blocks, and of the optional ones and submodules that heads read."""
         tapped: dict[str, Tensor] = {}
         try:
-            with self._compression(image):
+            with compressed(self, image):
                 features = self.extract_features(image)
         finally:
-            if self._taps:
-                tapped = self._tapped.take()
+            if self.taps.by_name:
+                tapped = self.taps.outputs.take()
         read = self.blocks_read()
-        optional = [name for name in self._optional if name not in self._declared and self.is_wanted(name)]
+        optional = [name for name in self._optional if name not in self._declared and name in read]
         kept = [name for name in self._declared if name in self.blocks or name in read]
         return {name: features[name] for name in [*kept, *optional]} | tapped
 
-    def _compression(self, image: Tensor) -> AbstractContextManager[Any]:
-        if self.activation_compression == "none" or not self.training or not torch.is_grad_enabled():
-            return contextlib.nullcontext()
-        how: Any = self.activation_compression
-        return compressed(how, [image, *self.parameters(), *self.buffers()])
-
     def forward(self, image: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`.
+        """What every head gives; without heads, `forward_features(image)`.
 
-        In training, the extras of a head follow its logits, as `HEAD.EXTRA`.
+        `HEAD` is a head's logits, at its own stride, `HEAD.OUTPUT` any other output of its own (see `outputs_of`).
+        Heads that only train are left out in eval mode.
         Features that were computed before, those that the heads read, can be given in the image's place.
         """
         features = self.forward_features(image) if isinstance(image, Tensor) else dict(image)
@@ -426,24 +324,29 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @property
     def output_names(self) -> list[str]:
-        """The names of all that a forward pass in training gives: heads, and their extras as `HEAD.EXTRA`."""
+        """The names of all that a forward pass in training gives, as `forward` names them."""
         heads: Any = self.heads.items()
-        return [output for name, head in heads for output in (name, *(f"{name}.{extra}" for extra in head.extras))]
+        return [output_name(name, own) for name, head in heads for own in head.output_names]
 
     def unused_in_training(self) -> bool:
         """Whether some parameters may get no gradient: those of a deepest or optional block that no head reads, or of
-        extras that no loss reads.
+        outputs of a head's own that no loss reads.
         """
         read = self.blocks_read()
-        has_extras = len(self.output_names) > len(self.heads)
-        unread = [name for name in self._optional if name not in read and name not in self._declared]
+        has_own = any("." in name for name in self.output_names)
+        # Later blocks are made of the maps before them, but need not be made of vectors.
+        aside = [name for name, block in self._declared.items() if not block.stride and name not in read]
+        needed = [name for name in self._declared if name not in aside]
+        unread = [*aside, *(name for name in self._optional if name not in read and name not in self._declared)]
         useless, used = (
             tuple(f"{layer}." for name in names for layer in self._layers[name])
-            for names in (unread, [*self._declared, *(name for name in self._optional if name in read)])
+            for names in (unread, [*needed, *(name for name in self._optional if name in read)])
         )
         names = [f"{name}." for name, _ in self._backbone_parameters()]
-        only_optional = any(name.startswith(useless) and not name.startswith(used) for name in names)
-        return bool(self.heads) and (has_extras or only_optional or next(reversed(self._declared), None) not in read)
+        unneeded = any(name.startswith(useless) and not name.startswith(used) for name in names)
+        untold = any(not self._layers[name] for name in aside)
+        deepest = next(reversed(needed), None)
+        return bool(self.heads) and (has_own or unneeded or untold or deepest not in read)
 
     def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]

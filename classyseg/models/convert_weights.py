@@ -12,7 +12,8 @@ from torch import Tensor
 from classyseg.config import ConfigError, user_path
 from classyseg.io import sha256_of
 from classyseg.models.build import build_model
-from classyseg.models.load_weights import find_weights, load_weights, require_sound
+from classyseg.models.load_weights import load_weights, require_sound
+from classyseg.models.public_weights import WeightsSource, public_weights
 from classyseg.weights.read import read_tensors
 
 
@@ -31,16 +32,14 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
         raise ConfigError(f"{target}: ends with '{target.suffix}'; expected .safetensors")
     if target.exists() and not force:
         raise ConfigError(f"{target}: exists already; choose another name, or --force to replace it")
-    known = {}
-    if model:
-        built = build_model(model)
-        known = built.known_weights(model)
-    path = find_weights(source, known)
+    built = build_model(model) if model else None
+    weights = WeightsSource(source, public_weights(type(built), model) if built else {})
+    path = weights.path
     metadata = {"format": "pt", "source": path.name, "model": model}
     if path.is_file():
         metadata["source_sha256"] = sha256_of(path)
-    if model:
-        report = load_weights(built, source, variant=model)
+    if built:
+        report = load_weights(built, weights, variant=model)
         tensors = {key: built.state_dict()[key] for key in report.loaded}
         metadata |= {"library": report.library, "prefix": report.prefix}
         told = report.summary()

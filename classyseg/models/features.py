@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.layers import resample, resize_logits
 from classyseg.layers.resize import extended
-from classyseg.models.classy_model import PROBE_SIZE, ClassyModel
+from classyseg.models.classy_model import ClassyModel
+from classyseg.models.meta import PROBE_SIZE
 from classyseg.structures import BlockInfo
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
 class FeatureSelector(nn.Module):
-    """Images (N, in_channels, H, W) to the chosen maps, a dict in the order of the choice.
+    """Images (N, in_channels, H, W) to the chosen blocks' features, a dict in the order of the choice.
 
     `blocks` are names (declared blocks, optional ones such as `pre_logits`, submodules such as `layer3.5.conv2`) or
-    indices into the declared blocks, negative ones from the deepest. `infos` tells each map's channels and stride.
+    indices into the declared blocks, negative ones from the deepest. `infos` tells each block's channels and stride,
+    which is 0 for vectors (N, count, channels).
 
     Raises: `ConfigError` for no block, a block that does not exist, and one that is chosen twice.
     """
@@ -48,12 +50,13 @@ class FeaturePyramid(nn.Module):
     Each level comes from the deepest block at its stride; where there is none, from that of the nearest finer stride,
     else of the nearest coarser one, resampled. Every level has H / stride rows and W / stride columns, rounded up; a
     map of fewer, of a backbone that rounds down, goes on as at its border. Backbones with several maps at one stride
-    alone spread them over the levels, shallow to deep. With `channels`, a feature pyramid network: 1x1 convolutions to
-    `channels`, sums from coarse to fine, and a 3x3 convolution for each level. `infos` tells each level's block,
-    channels and stride.
+    alone spread them over the levels, shallow to deep. Blocks of vectors are left out. With `channels`, a feature
+    pyramid network: 1x1 convolutions to `channels`, sums from coarse to fine, and a 3x3 convolution for each level.
+    `infos` tells each level's block, channels and stride.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
-    Raises: `ConfigError` for strides that do not rise, for `channels` below 1, and for backbones of clips or vectors.
+    Raises: `ConfigError` for strides that do not rise, for `channels` below 1, for backbones of clips or vectors, and
+    for those without a map.
     """
 
     def __init__(
@@ -70,7 +73,12 @@ class FeaturePyramid(nn.Module):
             shape = ", ".join(map(str, model.input_shape(PROBE_SIZE, PROBE_SIZE)))
             raise ConfigError(f"model: {type(model).__name__} takes inputs (N, {shape}); a pyramid is made of images")
         self.model = model
-        self.sources = _sources(list(model.blocks.values()), strides)
+        maps = [block for block in model.blocks.values() if block.stride]
+        if not maps:
+            raise ConfigError(
+                f"model: found no block of {type(model).__name__} that is a map; a pyramid is made of maps"
+            )
+        self.sources = _sources(maps, strides)
         self.infos = [
             BlockInfo(source.name, channels or source.channels, stride)
             for source, stride in zip(self.sources, strides, strict=True)

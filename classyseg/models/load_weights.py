@@ -6,20 +6,17 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import urlparse
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from classyseg.checkpoint import problem_of_values
-from classyseg.config import ConfigError, closest
-from classyseg.io import existing_path, paths
+from classyseg.config import ConfigError
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, placed
-from classyseg.weights.cache import PublicWeights, fetch
+from classyseg.models.public_weights import WeightsSource, public_weights
 from classyseg.weights.key_maps import Naming
 from classyseg.weights.read import read_tensors
 
@@ -42,8 +39,9 @@ class LoadedWeights:
 
     `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
     empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
-    the model's heads that the file has nothing for: they are as they were initialised. `assumed` says in sentences what
-    the file does not tell and was taken for granted.
+    the model's heads that the file has nothing for: they are random, as they were initialised. `assumed` says in
+    sentences what the file does not tell and was taken for granted. `other_classes` is the number of classes of the
+    file's classifier, where it was asked for and the head has another number; else 0.
     """
 
     library: str
@@ -55,6 +53,7 @@ class LoadedWeights:
     ignored: tuple[str, ...]
     new_heads: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    other_classes: int = field(default=0, kw_only=True)
 
     def problems(self) -> str:
         """The missing, unexpected and mismatched keys in one line; empty where there are none."""
@@ -70,13 +69,13 @@ class LoadedWeights:
         counts = Counter(key.partition(".")[0] for key in self.ignored)
         beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
         more = f"; ignored: {beside}" if beside else ""
-        new = f"; new, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
+        new = f"; random, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
         return f"{len(self.loaded)} tensors loaded{_as(self)}{more}{new}"
 
 
 def load_weights(
     model: ClassyModel,
-    weights: str,
+    weights: str | WeightsSource,
     *,
     variant: str = "",
     classifier: str | None = None,
@@ -102,16 +101,17 @@ def load_weights(
     holds values that are not finite; for a name that does not exist; for a download whose hash is wrong; for a head
     that cannot take a classifier; for position embeddings of a grid that nobody tells. The model is unchanged then.
     """
-    place = f"model.weights: '{weights}'"
-    known = model.known_weights(variant)
-    for key, wanted in known[weights].config if weights in known else ():
+    source = (
+        weights if isinstance(weights, WeightsSource) else WeightsSource(weights, public_weights(type(model), variant))
+    )
+    place = f"model.weights: '{source.text}'"
+    for key, wanted in source.public.config if source.public else ():
         if getattr(model, key, wanted) != wanted:
             found = getattr(model, key)
             raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
     try:
-        path = find_weights(weights, known)
-        tensors = read_tensors(path)
-        image_size = image_size_of_run(path) if path.is_dir() else None
+        tensors = read_tensors(source.path)
+        image_size = image_size_of_run(source.path) if source.path.is_dir() else None
     except ConfigError as error:
         raise ConfigError(f"model.weights: {error}") from None
     state, report = match(
@@ -134,17 +134,16 @@ def load_weights(
             f"{place} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}"
         )
     if classifier in report.new_heads:
-        text = f"{place} holds no classifier for the head '{classifier}' of {name}"
         if strict and not new_classifier:
+            text = f"{place} holds no classifier for the head '{classifier}' of {name}"
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
-        classes = len(model.state_dict()[f"heads.{classifier}.{linear_layers(model, str(classifier))[-1]}.weight"])
-        log.warning("%s, of %d classes: it starts as it was initialised", text, classes)
+        log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
     require_sound(place, state)
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
     for sentence in report.assumed:
-        log.log(logging.INFO if weights in known else logging.WARNING, "%s: %s", place, sentence)
+        log.log(logging.INFO if source.public else logging.WARNING, "%s: %s", place, sentence)
     log.info("%s: %s", place, report.summary())
     return report
 
@@ -178,28 +177,17 @@ def _no_classifier(model: ClassyModel, head: str) -> str:
     )
 
 
-def find_weights(weights: str, known: Mapping[str, PublicWeights]) -> Path:
-    """The file or folder that `weights` means: a name of `known`, a path, or a URL, which is downloaded."""
-    if weights in known:
-        return fetch(known[weights].url, known[weights].digest)
-    if urlparse(weights).scheme in ("http", "https", "file"):
-        return fetch(weights)
-    path = _local(weights) if "://" in weights else existing_path(weights)
-    if not weights or not path.exists():
-        near = closest(weights, known)
-        raise ConfigError(
-            f"found '{weights}', which is no file and no known name{f'; did you mean {near!r}?' if near else '.'} "
-            f"Known: {', '.join(known) or 'none'}"
-        )
-    return path
-
-
-def _local(uri: str) -> Path:
-    """A local copy of what one of iopath's handlers, which plugins may register, finds at `uri`."""
-    try:
-        return Path(paths.get_local_path(uri))
-    except Exception as error:  # of the handler's own kind
-        raise ConfigError(f"{uri} could not be fetched: {type(error).__name__}: {error}") from None
+def _random_classifier(model: ClassyModel, head: str, other_classes: int) -> str:
+    """Which tensors of the head a file without a classifier for it left random, and what to do."""
+    start = f"heads.{head}."
+    state = {key: value for key, value in model.state_dict().items() if key.startswith(start)}
+    classes = len(state[f"{start}{linear_layers(model, head)[-1]}.weight"])
+    found = (
+        f"its classifier has {other_classes} classes, the head '{head}' has {classes}"
+        if other_classes
+        else f"it holds no classifier for the head '{head}', of {classes} classes"
+    )
+    return f"{found}: {_listed(state)} are random, as initialised; train them before use"
 
 
 # -- matching --------------------------------------------------------------------------------------------------------
@@ -237,10 +225,11 @@ def match(
     of_head = [key for key in tensors if key.startswith(f"{outer}head.") and prefix != outer]
     head_names = encoding_names(model) if of_head else {}
     theirs |= {key: outer + name for key, name in head_names.items()}
+    other_classes = 0
     if classifier is not None:
-        keys = classifier_keys(classifier, model, starts_of_classifier(naming.classifier, prefix), tensors)
-        if not new_classifier or _has_classes_of(keys, tensors, everything):
-            theirs |= keys
+        starts = starts_of_classifier(naming.classifier, prefix)
+        names_of_classifier, other_classes = _classifier_names(model, classifier, starts, tensors, new_classifier)
+        theirs |= names_of_classifier
     expected |= {key: everything[key] for key in theirs if key not in expected}
     fit = _Fit(model, adapt_input, grid, image_size)
     state = fit.tensors(
@@ -259,13 +248,19 @@ def match(
     ignored = [key for key in others if key not in told]
     new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
     lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
-    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
+    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists), other_classes=other_classes)
 
 
-def _has_classes_of(keys: Mapping[str, str], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether the file's classifier has as many classes as the head; `keys` are the file's by ours."""
-    weights = [(ours, theirs) for ours, theirs in keys.items() if ours.endswith(".weight")]
-    return bool(weights) and len(tensors[weights[-1][1]]) == len(own[weights[-1][0]])
+def _classifier_names(
+    model: ClassyModel, head: str, starts: tuple[str, ...], tensors: Mapping[str, Tensor], may_differ: bool
+) -> tuple[dict[str, str], int]:
+    """The file's names of the keys of `head`, and 0; nothing and the file's number of classes where that differs."""
+    keys = classifier_keys(head, model, starts, tensors)
+    weights = [key for key in keys if key.endswith(".weight")]
+    if not weights or not may_differ:
+        return keys, 0
+    found, wanted = len(tensors[keys[weights[-1]]]), len(model.state_dict()[weights[-1]])
+    return (keys, 0) if found == wanted else ({}, found)
 
 
 class _Fit:

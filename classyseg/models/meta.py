@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from classyseg.models.classy_model import ClassyModel
 
 T = TypeVar("T")
+PROBE_SIZE = 256
+"""The side of the image by which channels and strides are found."""
 
 
 def run_on_meta(

@@ -15,8 +15,11 @@ from torch.nn import functional
 
 from classyseg.config import ConfigError
 from classyseg.heads import ClassyHead, FCNHead, LinearHead
+from classyseg.layers import tell_progress
 from classyseg.models import ClassyModel, build_model, create_backbone
-from classyseg.structures import BlockInfo
+from classyseg.models.memory.freezing import freeze
+from classyseg.models.memory.recompute import checkpoint_activations
+from classyseg.structures import BlockInfo, outputs_of
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -95,9 +98,9 @@ def test_a_train_only_head_is_not_computed_in_eval_mode() -> None:
 
 
 class PresenceHead(ClassyHead):
-    """Logits, and in every mode an extra and something that it does not name."""
+    """Logits, another output, and something that it does not name."""
 
-    extras = ("se",)
+    output_names = ("logits", "se")
 
     def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
         super().__init__()
@@ -108,7 +111,7 @@ class PresenceHead(ClassyHead):
         return {"logits": logits, "se": logits.mean((2, 3)), "other": logits}
 
 
-def test_a_heads_extras_are_given_by_name_in_training_alone() -> None:
+def test_a_heads_outputs_are_given_by_name_in_training_and_evaluation() -> None:
     model = resnet18()
     model.attach_head("main", PresenceHead([model.block("stage4")], 5))
     model.attach_head("aux", FCNHead([model.block("stage3")], 5), train_only=True)
@@ -121,8 +124,9 @@ def test_a_heads_extras_are_given_by_name_in_training_alone() -> None:
     }
     assert list(logits) == model.output_names
     assert torch.equal(logits["main.se"], logits["main"].mean((2, 3)))
-    assert list(model.eval()(image)) == ["main"]
-    assert model.unused_in_training()  # unless a loss reads the extra
+    assert list(model.eval()(image)) == ["main", "main.se"]
+    assert outputs_of(logits, "main").keys() == {"logits", "se"}
+    assert model.unused_in_training()  # unless a loss reads the other output
 
 
 class StrangeHead(PresenceHead):
@@ -142,7 +146,7 @@ class StrangeHead(PresenceHead):
             {"logits": None, "se": torch.zeros(2, 5)},
             r"gives a mapping of 'logits' \(NoneType\), 'se' \(Tensor\); expected",
         ),
-        ({"logits": torch.zeros(2, 5)}, r"gives a mapping of 'logits' \(Tensor\); expected .* in training: 'se'"),
+        ({"logits": torch.zeros(2, 5)}, r"gives a mapping of 'logits' \(Tensor\); expected .*'logits', 'se'"),
         ({}, "gives a mapping of nothing; expected .*'logits'"),
         ([torch.zeros(2, 5)], "gives an object of the type list; expected .*'logits'"),
         (None, "gives an object of the type NoneType"),
@@ -176,7 +180,7 @@ def test_every_layer_with_set_progress_is_told_wherever_it_stands() -> None:
     head.conv.add_module("ramp", layers[1])
     model.attach_head("main", head)
     for progress in (0.0, 0.25):
-        model.set_progress(progress)
+        tell_progress(model, progress)
     assert [layer.told for layer in layers] == [[0.0, 0.25]] * 2
 
 
@@ -232,7 +236,7 @@ def test_threads_that_share_a_model_do_not_mix_their_images() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert not model._tapped.outputs
+    assert not model.taps.outputs.by_thread
 
 
 def test_a_head_on_a_submodule_trains() -> None:
@@ -316,11 +320,11 @@ def test_a_tapped_submodule_gives_its_output_though_the_next_layer_works_in_plac
 def test_what_a_later_freeze_leaves_out_trains_again() -> None:
     model = create_backbone("resnet18")
     model.conv1.weight.requires_grad_(False)  # somebody else's choice stays
-    model.freeze("stage4", norm=True)
-    model.freeze("stem")
+    freeze(model, "stage4", norm=True)
+    freeze(model, "stem")
     still = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert still == {"conv1.weight", "bn1.weight", "bn1.bias"}
-    model.freeze(False)
+    freeze(model, False)
     assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == {"conv1.weight"}
 
 
@@ -328,7 +332,7 @@ def test_kept_blocks_change_neither_freezing_nor_the_classifier() -> None:
     model = create_backbone("resnet18", output_indices=[-1, 0])
     assert list(model(IMAGE)) == list(model.blocks) == ["stem", "stage4"]
     assert model.classifier_block.name == "stage4"
-    model.freeze("stage1")
+    freeze(model, "stage1")
     assert not model.layer1[0].conv1.weight.requires_grad
     whole = create_backbone("resnet18", output_indices=[0], features_only=False)
     assert whole(IMAGE)["main"].shape == (1, 1000)
@@ -355,21 +359,23 @@ class Plain(ClassyModel):
 
 def test_a_backbone_that_takes_one_size_can_be_built_and_says_what_it_cannot() -> None:
     model = Plain()
-    model.checkpoint_activations(False)
+    checkpoint_activations(model, False)
     with pytest.raises(ConfigError, match=r"Plain cannot be run on torch's meta device with 256 x 256.*64 x 64 only"):
-        model.checkpoint_activations(True)
+        checkpoint_activations(model, True)
 
 
 def test_layers_that_do_not_exist_and_layers_that_cannot_be_computed_again_are_errors() -> None:
     with pytest.raises(ConfigError, match="Plain declares the block 'block' with the layer 'c'; it has no such layer"):
-        Plain("c").freeze("block")
+        freeze(Plain("c"), "block")
 
     class AnySize(Plain):
         def extract_features(self, image: Tensor) -> dict[str, Tensor]:
             return {"block": self.conv(image)}
 
-    with pytest.raises(ConfigError, match=r"found true, but AnySize runs no layer through `self\.run`"):
-        AnySize().checkpoint_activations(True)
+    with pytest.raises(
+        ConfigError, match=r"found true, but AnySize runs no layer of a block through `self\.run_layer`"
+    ):
+        checkpoint_activations(AnySize(), True)
 
 
 def test_nothing_tapped_stays_after_a_pass_that_failed() -> None:
@@ -377,7 +383,7 @@ def test_nothing_tapped_stays_after_a_pass_that_failed() -> None:
     model.watch("layer1.0.conv1")
     with pytest.raises(RuntimeError), mock.patch.object(model.layer4, "forward", side_effect=RuntimeError):
         model(IMAGE)
-    assert not model._tapped.outputs
+    assert not model.taps.outputs.by_thread
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from torchvision.ops import StochasticDepth
 
 from classyseg.models import ClassyModel, build_model, fuse, list_models
 from classyseg.models.encoding_models import NAMED
+from classyseg.models.memory.freezing import freeze
+from classyseg.models.memory.recompute import checkpoint_activations, recomputes
 from classyseg.registry import HEADS, MODELS
 from classyseg.structures import BlockInfo
 
@@ -216,13 +218,13 @@ def draws(module: nn.Module) -> bool:
 
 def test_a_backbone_frozen_through_its_deepest_block_gives_features_without_gradients(model: ClassyModel) -> None:
     twin = copy.deepcopy(model).train()
-    twin.freeze(list(twin.blocks)[-1])
+    freeze(twin, list(twin.blocks)[-1])
     for name, feature in twin.forward_features(image_for(twin, 33, 33, count=2)).items():
         assert not feature.requires_grad, name
     awake = [name for name, module in twin.named_modules() if module.training and draws(module)]
     assert all(name.startswith("heads.") for name in awake)
     first = copy.deepcopy(model)
-    first.freeze(next(iter(model.blocks)))
+    freeze(first, next(iter(model.blocks)))
     assert any(not parameter.requires_grad for parameter in first.parameters())
 
 
@@ -262,8 +264,8 @@ def test_gradients_reach_everything_that_the_read_block_depends_on(model: Classy
 
 def test_activations_that_are_computed_again_give_the_same_gradients(model: ClassyModel) -> None:
     plain, twin = without_dropout(model), without_dropout(model)
-    twin.checkpoint_activations()
-    assert twin.keeps_less
+    checkpoint_activations(twin)
+    assert recomputes(twin)
     image = image_for(model, 33, 33, count=2)
     for network in (plain, twin):
         list(network.forward_features(image).values())[-1].square().sum().backward()

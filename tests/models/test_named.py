@@ -14,12 +14,13 @@ from goldens import encoding_head, encoding_keys, goldens, parameters, sorted_ke
 from torch import Tensor
 
 from classyseg.config import ConfigError
-from classyseg.datasets import ade20k, pascal_context, pascal_voc
+from classyseg.datasets.named import ade20k, pascal_context, pascal_voc
 from classyseg.models import ClassyModel, build_model, create_backbone, create_model, list_models, load_weights
-from classyseg.models.encoding_models import NAMED, NUM_CLASSES
+from classyseg.models.backbones.resnet import ResNet
+from classyseg.models.encoding_models import NAMED, NUM_CLASSES, WEIGHTS
 from classyseg.models.meta import features_on_meta
+from classyseg.models.public_weights import default_num_classes, public_weights
 from classyseg.registry import MODELS
-from classyseg.weights.catalogue import PUBLISHED
 
 CLASSIFIER = 2048 * 1000 + 1000
 """PyTorch-Encoding's DeepTEN keeps ImageNet's classifier, and does not use it."""
@@ -137,7 +138,7 @@ def test_keys_and_shapes_are_pytorch_encodings(entry: dict[str, Any]) -> None:
     assert sorted_keys_sha1(shapes) == entry["sorted_keys_sha1"]
     assert PARAMETERS[entry["name"]] == entry["params"] - CLASSIFIER * entry["name"].startswith("deepten")
     if entry["nclass"] is not None:
-        assert model.default_num_classes(entry["name"]) == entry["nclass"]
+        assert default_num_classes(type(model), entry["name"]) == entry["nclass"]
         assert ("aux" in model.heads) == entry["aux"]
 
 
@@ -220,12 +221,10 @@ def test_other_differences_have_no_such_hint(tmp_path: Path) -> None:
 
 def test_pretrained_takes_the_file_of_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = their_file(tmp_path, create_model("fcn_resnet50s_ade", **SHALLOW))
-    known = PUBLISHED["fcn_resnet50s_ade"]["ade20k_encoding"]
+    known = WEIGHTS["fcn_resnet50s_ade"]["ade20k_encoding"]
     assert known.digest == "sha1:662e979d"
     assert known.url.endswith("/encoding/models/fcn_resnet50s_ade-662e979d.zip")
-    monkeypatch.setitem(
-        PUBLISHED, "fcn_resnet50s_ade", {"ade20k_encoding": replace(known, url=path.as_uri(), digest="")}
-    )
+    monkeypatch.setitem(WEIGHTS, "fcn_resnet50s_ade", {"ade20k_encoding": replace(known, url=path.as_uri(), digest="")})
     model = create_model("fcn_resnet50s_ade", pretrained=True, **SHALLOW)
     assert model.state_dict()["heads.main.classifier.bias"].unique().numel() == 1
     backbone = create_backbone("fcn_resnet50s_ade", pretrained=True, **SHALLOW)
@@ -233,7 +232,7 @@ def test_pretrained_takes_the_file_of_the_whole_model(tmp_path: Path, monkeypatc
 
 
 def test_a_name_also_knows_its_backbones_weights_and_no_others_for_its_heads() -> None:
-    assert list(MODELS.entry("encnet_resnet50s_ade").component.known_weights("encnet_resnet50s_ade")) == [  # type: ignore[attr-defined]
+    assert list(public_weights(ResNet, "encnet_resnet50s_ade")) == [
         "ade20k_encoding",
         "imagenet1k_timm",
         "imagenet1k_encoding",
@@ -267,7 +266,7 @@ def test_classes_heads_and_options_may_be_given() -> None:
 
 def test_a_plain_backbone_has_its_classifier_or_needs_a_number_for_heads() -> None:
     assert on_meta("resnet18").heads["main"].fc.out_features == 1000  # type: ignore[union-attr]
-    assert MODELS.entry("resnet18").component.default_num_classes("resnet18") is None  # type: ignore[attr-defined]
+    assert default_num_classes(ResNet, "resnet18") is None
     with pytest.raises(ConfigError, match="found heads, but no number of classes"):
         create_model("resnet18", heads={"main": {"name": "fcn", "blocks": ["stage4"]}})
 

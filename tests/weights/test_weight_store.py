@@ -18,6 +18,7 @@ import torch
 from classyseg import downloads
 from classyseg.config import ConfigError
 from classyseg.models import ResNet, create_backbone, list_models
+from classyseg.models.public_weights import public_weights
 from classyseg.registry import MODELS
 from classyseg.weights import cache as store
 from classyseg.weights.cache import HASH_IN_NAME, cache_folder, fetch, torchvision_weights
@@ -305,7 +306,7 @@ def test_every_public_file_of_torchvision_has_a_hash() -> None:
 def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() -> None:
     assert PUBLISHED.keys() <= set(list_models())
     for name, known in PUBLISHED.items():
-        assert MODELS.entry(name).component.known_weights(name).items() >= known.items()
+        assert public_weights(MODELS.entry(name).component, name).items() >= known.items()  # type: ignore[arg-type]
         for entry in known.values():
             assert urlparse(entry.url).scheme == "https"
             assert entry.licence.startswith(("MIT", "Apache-2.0"))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,20 @@ def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") ->
                 f"{frames[0].shape[2]} x {frames[0].shape[1]}"
             )
     return torch.stack(frames, 1)
+
+
+def each_frame(path: Path) -> Iterator[tuple[Tensor, Fraction | None]]:
+    """The frames of a video file, (3, H, W) uint8, one after the other, each with the video's frames a second.
+
+    Raises: `DataError`, naming the file; `ConfigError` where PyAV is missing.
+    """
+    found = False
+    with _opened(path) as (container, stream):
+        for frame in container.decode(stream):
+            found = True
+            yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), stream.average_rate
+    if not found:
+        raise DataError(f"{path}: has no frame")
 
 
 def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:

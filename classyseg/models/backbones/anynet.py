@@ -209,9 +209,9 @@ class _Staged(ClassyModel):
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         features = {}
-        x = features["stem"] = self.run(self.stem, image)
+        x = features["stem"] = self.run_layer(self.stem, image)
         for number, stage in enumerate(self.trunk_output, start=1):
-            x = features[f"stage{number}"] = self.run(stage, x)
+            x = features[f"stage{number}"] = self.run_layer(stage, x)
         return features
 
 

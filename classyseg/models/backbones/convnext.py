@@ -110,7 +110,7 @@ class ConvNeXt(ClassyModel):
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         x, features = image, {}
         for i, layer in enumerate(self.features):
-            x = self.run(layer, x)
+            x = self.run_layer(layer, x)
             if i % 2:
                 features[f"stage{(i + 1) // 2}"] = x
         return features

@@ -157,7 +157,7 @@ class DenseNet(ClassyModel):
             if name == "norm5":
                 features[list(features)[-1]] = F.relu(layer(x))
             elif name.startswith(("denseblock", "transition")):
-                x = self.run(layer, x)
+                x = self.run_layer(layer, x)
             else:
                 x = layer(x)
             if name == "relu0":

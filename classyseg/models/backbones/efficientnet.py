@@ -152,10 +152,10 @@ class _Wrapped(ClassyModel):
         x, first = image, 0
         for name, last in self._ends.items():
             for layer in self.features[first : last + 1]:
-                x = self.run(layer, x)
+                x = self.run_layer(layer, x)
             features[name], first = x, last + 1
         if self.is_wanted("pre_logits"):
-            features["pre_logits"] = self.run(self.features[-1], x)
+            features["pre_logits"] = self.run_layer(self.features[-1], x)
         return features
 
     @classmethod

@@ -144,7 +144,7 @@ class EfficientNetLite(ClassyModel):
         x, first = self.activation(self._bn0(self._conv_stem(image))), 0
         for name, end in self._ends.items():
             for block in self._blocks[first:end]:
-                x = self.run(block, x)
+                x = self.run_layer(block, x)
             features[name], first = x, end
         if self.is_wanted("pre_logits"):
             features["pre_logits"] = self.activation(self._bn1(self._conv_head(x)))

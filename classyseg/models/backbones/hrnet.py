@@ -290,10 +290,10 @@ class HRNet(ClassyModel):
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        x = self.run(self.layer1, x)
-        branches = self.run(self.stage2, *_passed(self.transition1, [x]))
-        branches = self.run(self.stage3, *_passed(self.transition2, branches))
-        branches = self.run(self.stage4, *_passed(self.transition3, branches))
+        x = self.run_layer(self.layer1, x)
+        branches = self.run_layer(self.stage2, *_passed(self.transition1, [x]))
+        branches = self.run_layer(self.stage3, *_passed(self.transition2, branches))
+        branches = self.run_layer(self.stage4, *_passed(self.transition3, branches))
         size = branches[0].shape[2:]
         resized = [branches[0], *(self.concatenated_at(branch, size) for branch in branches[1:])]
         return {"stage4": torch.cat(resized, 1), **{f"branch{i + 1}": branch for i, branch in enumerate(branches)}}

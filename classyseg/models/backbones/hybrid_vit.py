@@ -160,11 +160,11 @@ class HybridViT(TransformerModel):
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         cnn: Any = self.cnn
-        x = F.relu(self.run(cnn.stem, image))
+        x = F.relu(self.run_layer(cnn.stem, image))
         x = F.max_pool2d(same_padded(x, 3, 2, -math.inf), 3, 2)
         features = {}
         for i, stage in enumerate(cnn.stages, start=1):
-            x = features[f"stage{i}"] = self.run(stage.blocks, x)
+            x = features[f"stage{i}"] = self.run_layer(stage.blocks, x)
         return features | self.encode(self.conv_proj(x), {len(self.encoder.layers): self.last})
 
 

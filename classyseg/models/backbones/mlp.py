@@ -67,4 +67,4 @@ class MLP(ClassyModel):
         return (self.in_channels,)
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        return {"output": self.run(self.mlp, image.flatten(1))[:, :, None, None]}
+        return {"output": self.run_layer(self.mlp, image.flatten(1))[:, :, None, None]}

@@ -61,11 +61,11 @@ class MobileNet(ClassyModel):
         x, features = image, {}
         *layers, last = self.features
         for i, layer in enumerate(layers):
-            x = self.run(layer, x)
+            x = self.run_layer(layer, x)
             if i in self.ends:
                 features[self.ends[i]] = x
         if self.is_wanted("pre_logits"):
-            features["pre_logits"] = self.run(last, x)
+            features["pre_logits"] = self.run_layer(last, x)
         return features
 
 

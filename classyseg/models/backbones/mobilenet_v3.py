@@ -202,7 +202,7 @@ class MobileNetV3(ClassyModel):
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         x, features = self.conv(image), {}
         for i, layer in enumerate(self.layers):
-            x = self.run(layer, x)
+            x = self.run_layer(layer, x)
             if i in self.block_of:
                 features[self.block_of[i]] = x
         return features

@@ -197,15 +197,15 @@ class ResNet(ClassyModel):
         features = {}
         x = features["stem"] = self.relu(self.bn1(self.conv1(image)))
         x = self.maxpool(x)
-        x = features["stage1"] = self.run(self.layer1, x)
-        x = features["stage2"] = self.run(self.layer2, x)
-        x = features["stage3"] = self.run(self.layer3, x)
-        features["stage4"] = self.run(self.layer4, x)
+        x = features["stage1"] = self.run_layer(self.layer1, x)
+        x = features["stage2"] = self.run_layer(self.layer2, x)
+        x = features["stage3"] = self.run_layer(self.layer3, x)
+        features["stage4"] = self.run_layer(self.layer4, x)
         return features
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        return torchvision_weights(variant) | super().known_weights(variant)
+        return torchvision_weights(variant)
 
 
 def _deep_stem_width(deep_stem: bool, stem_width: int, small_input: bool) -> int | None:

@@ -140,10 +140,10 @@ class ResNetVd(ClassyModel):
         features = {}
         x = features["stem"] = self.relu(self.bn1(self.conv1(image)))
         x = self.maxpool(x)
-        x = features["stage1"] = self.run(self.layer1, x)
-        x = features["stage2"] = self.run(self.layer2, x)
-        x = features["stage3"] = self.run(self.layer3, x)
-        features["stage4"] = self.run(self.layer4, x)
+        x = features["stage1"] = self.run_layer(self.layer1, x)
+        x = features["stage2"] = self.run_layer(self.layer2, x)
+        x = features["stage3"] = self.run_layer(self.layer3, x)
+        features["stage4"] = self.run_layer(self.layer4, x)
         return features
 
     @classmethod

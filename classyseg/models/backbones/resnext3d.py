@@ -132,9 +132,9 @@ class ResNeXt3D(ClassyModel):
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         clip = image.unsqueeze(2) if image.dim() == 4 else image
         features = {}
-        x = features["stem"] = self.run(self.stem, clip)
+        x = features["stem"] = self.run_layer(self.stem, clip)
         for i, stage in enumerate(self.stages, start=1):
-            x = features[f"stage{i}"] = self.run(stage, x)
+            x = features[f"stage{i}"] = self.run_layer(stage, x)
         return features
 
     def fit_tensor(self, key: str, tensor: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class SwinTransformer(ClassyModel):
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         x, features = padded(image, PATCH_SIZE), {}
         for i, layer in enumerate(self.features):
-            x = self.run(layer, x)
+            x = self.run_layer(layer, x)
             if i % 2:
                 features[f"stage{(i + 1) // 2}"] = channels_second(x)
         features["norm"] = channels_second(self.norm(x))

@@ -127,7 +127,7 @@ class TransformerModel(ClassyModel):
         x = self.encoder.dropout(x + resized_positions(self.encoder.pos_embedding, num_extra, self.grid, size))
         features = {}
         for i, layer in enumerate(self.encoder.layers, start=1):
-            x = self.run(layer, x)
+            x = self.run_layer(layer, x)
             if self.is_wanted(f"block{i}"):
                 features[f"block{i}"] = _map(x, num_extra, size)
             if i == num_layers:

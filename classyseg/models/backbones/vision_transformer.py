@@ -167,7 +167,7 @@ class VisionTransformer(TransformerModel):
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
-        return torchvision_weights(variant) | super().known_weights(variant)
+        return torchvision_weights(variant)
 
 
 def _embedding(in_channels: int, channels: int, patch_size: int, stem: tuple[ConvStemLayer, ...] | None) -> nn.Module:

@@ -151,11 +151,11 @@ class WideResNet(ClassyModel):
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         features = {}
-        x = features["stem"] = self.run(self.mod2, self.pool2(self.mod1(image)))
-        x = features["stage1"] = self.run(self.mod3, self.pool3(x))
-        x = features["stage2"] = self.run(self.mod4, x)
-        x = features["stage3"] = self.run(self.mod5, x)
-        x = self.run(self.mod7, self.run(self.mod6, x))
+        x = features["stem"] = self.run_layer(self.mod2, self.pool2(self.mod1(image)))
+        x = features["stage1"] = self.run_layer(self.mod3, self.pool3(x))
+        x = features["stage2"] = self.run_layer(self.mod4, x)
+        x = features["stage3"] = self.run_layer(self.mod5, x)
+        x = self.run_layer(self.mod7, self.run_layer(self.mod6, x))
         features["stage4"] = self.activation(self.bn_out(x))
         return features
 

@@ -89,11 +89,11 @@ class Xception(ClassyModel):
         features = {}
         x = self.relu(self.bn1(self.conv1(image)))
         x = features["stem"] = self.relu(self.bn2(self.conv2(x)))
-        x = features["stage1"] = self.relu(self.run(self.block1, x))
-        x = features["stage2"] = self.run(self.block2, x)
-        x = self.run(self.block3, x)
-        x = features["stage3"] = self.run(self.midflow, x)
-        x = self.relu(self.run(self.block20, x))
+        x = features["stage1"] = self.relu(self.run_layer(self.block1, x))
+        x = features["stage2"] = self.run_layer(self.block2, x)
+        x = self.run_layer(self.block3, x)
+        x = features["stage3"] = self.run_layer(self.midflow, x)
+        x = self.relu(self.run_layer(self.block20, x))
         for i in (3, 4, 5):
             x = self.relu(self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(x)))
         features["stage4"] = x

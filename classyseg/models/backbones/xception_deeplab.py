@@ -150,9 +150,9 @@ class XceptionDeeplab(ClassyModel):
         initialise(self)
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        x, features = self.run(self.stem, image), {}
+        x, features = self.run_layer(self.stem, image), {}
         for i, layer in enumerate(self.layers):
-            x = self.run(layer, x)
+            x = self.run_layer(layer, x)
             if i == 0:
                 features["stage1"] = x
         features["stage4"] = x

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+
+if TYPE_CHECKING:
+    from classyseg.models.classy_model import ClassyModel
 
 Compression = Literal["none", "bfloat16", "int8"]
 MIN_ELEMENTS = 4096
@@ -108,16 +112,18 @@ def _forms(weight: Tensor) -> set[tuple[int, ...]]:
     return {shape, shape[::-1], (1, shape[0], weight.numel() // max(1, shape[0]))}
 
 
-def compressed(how: Compression, left_alone: Collection[Tensor]) -> AbstractContextManager[Any]:
-    """A context in which autograd keeps activations as `bfloat16`, or as 8 bits between each channel's extremes.
+def compressed(model: ClassyModel, image: Tensor) -> AbstractContextManager[Any]:
+    """A context for the forward pass of `model`, in which autograd keeps activations as `activation_compression` says.
 
-    The forward pass computes with the full values; gradients of what reads an activation lose the bits that were not
-    kept. `left_alone` are tensors that live anyhow: parameters, of which copies are left alone, too, buffers and the
-    input. What would not get smaller stays: under autocast to 16 bits, `bfloat16` finds little to do. Dropout, arg-max
-    and other masks stay as they are.
+    As `bfloat16`, or as 8 bits between each channel's extremes. The forward pass computes with the full values;
+    gradients of what reads an activation lose the bits that were not kept. Tensors that live anyhow are left alone:
+    parameters and copies of them, buffers and `image`. What would not get smaller stays: under autocast to 16 bits,
+    `bfloat16` finds little to do. Dropout, arg-max and other masks stay as they are.
 
     Source: the 8-bit form is that of Chen et al., "ActNN", ICML 2021, with one group for each sample and channel and
     rounding to nearest.
     """
-    packer = _Packer(how, left_alone)
+    if model.activation_compression == "none" or not model.training or not torch.is_grad_enabled():
+        return contextlib.nullcontext()
+    packer = _Packer(model.activation_compression, [image, *model.parameters(), *model.buffers()])
     return saved_tensors_hooks(packer.pack, packer.unpack)

@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from classyseg.config import ConfigError
-from classyseg.layers import BATCH_NORMS, DropBlock2d
+from classyseg.layers import BATCH_NORMS, FollowsProgress
 from classyseg.models.classy_model import ClassyModel
 from classyseg.tensor_files import TensorFiles
 
-WITHOUT_EFFECT = {"training", "recompute", "activation_compression", "_frozen", "_frozen_norm"}
+WITHOUT_EFFECT = {"training", "recompute", "activation_compression"}
 """Attributes of modules that leave the features of a frozen backbone as they are."""
 
 log = logging.getLogger(__name__)
@@ -130,13 +130,13 @@ def check_frozen(model: ClassyModel) -> None:
 def _differs_in_training(module: nn.Module) -> bool:
     if isinstance(module, _NormBase):
         return isinstance(module, _BatchNorm) or module.running_mean is not None
+    if isinstance(module, FollowsProgress):  # such as dropped squares: it changes while the training goes on
+        return True
     rates = [getattr(module, key, 0) for key in ("dropout", "attention_dropout")]  # of attention, as plain numbers
     from torchvision.ops import StochasticDepth  # whose import takes a second
 
     if isinstance(module, _DropoutNd | StochasticDepth):
         rates.append(module.p)
-    if isinstance(module, DropBlock2d):
-        rates.append(module.probability)
     return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 

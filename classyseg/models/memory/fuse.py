@@ -33,7 +33,7 @@ def fuse(model: Model) -> Model:
     for conv, norm in _pairs(twin):
         _replace(twin, conv, fuse_conv_bn_eval(modules[conv], modules[norm]))  # type: ignore[type-var]
         _replace(twin, norm, nn.Identity())
-    twin.renew_taps()
+    twin.taps.renew(twin)
     for module in twin.modules():
         if isinstance(module, nn.Conv2d):
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

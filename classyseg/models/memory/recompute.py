@@ -4,15 +4,82 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from classyseg.config import ConfigError
+from classyseg.models.meta import PROBE_SIZE, features_on_meta
+
+if TYPE_CHECKING:
+    from classyseg.models.classy_model import ClassyModel
+
 _thread = threading.local()
+
+
+def checkpoint_activations(model: ClassyModel, blocks: bool | Sequence[str] = True) -> None:
+    """Keeps of these blocks' layers the inputs alone in training, and computes the rest again for the gradients.
+
+    `True` means all layers that the backbone runs through `run_layer`, `False` none.
+
+    Raises: `ConfigError` for an unknown block, for one whose layers cannot be computed again, and for a backbone
+    that has no others.
+    """
+    if not blocks:
+        for module in model.modules():
+            module.recompute = False  # type: ignore[assignment]
+        return
+    layers = _layers_run(model)
+    by_block = {block: [layer for layer in layers if layer in _made(model, block)] for block in model.declared_blocks}
+    able = [block for block, found in by_block.items() if found]
+    if blocks is True:
+        if not able:
+            raise ConfigError(
+                f"activation_checkpointing: found true, but {type(model).__name__} runs no layer of a block through "
+                "`self.run_layer`"
+            )
+        wanted = layers
+    else:
+        for block in blocks:
+            if block not in able:
+                raise ConfigError(
+                    f"activation_checkpointing: found '{block}'; it is one of {', '.join(able) or 'none'}"
+                )
+        wanted = [layer for block in blocks for layer in by_block[block]]
+    for layer in layers:
+        layer.recompute = layer in wanted  # type: ignore[assignment]
+
+
+def recomputes(model: nn.Module) -> bool:
+    """Whether activations of some layer are computed again, which a compiler cannot take."""
+    return any(getattr(module, "recompute", False) for module in model.modules())
+
+
+def _layers_run(model: ClassyModel) -> list[nn.Module]:
+    """The layers that the backbone runs through `run_layer`, found by a run on the `meta` device."""
+    layers: list[nn.Module] = []
+
+    def run_layer(layer: nn.Module, *inputs: Tensor) -> Any:
+        layers.append(layer)
+        return layer(*inputs)
+
+    model.__dict__["run_layer"] = run_layer  # stands before the method for as long as this takes
+    try:
+        features_on_meta(model, PROBE_SIZE)
+    finally:
+        del model.__dict__["run_layer"]
+    return layers
+
+
+def _made(model: ClassyModel, block: str) -> list[nn.Module]:
+    """The submodules that make `block`; parameters are none."""
+    modules = dict(model.named_modules())
+    return [modules[name] for name in model.layers_of(block) if name in modules]
 
 
 def recomputed(layer: nn.Module, *inputs: Tensor) -> Any:

@@ -13,6 +13,7 @@ from torchvision.ops import SqueezeExcitation
 
 from classyseg.models import create_backbone
 from classyseg.models.load_weights import match
+from classyseg.models.public_weights import public_weights
 
 PARAMETERS = {
     "densenet121": 7_978_856,
@@ -40,7 +41,7 @@ def test_parameters_and_keys_are_torchvisions(name: str) -> None:
     expected = {key: value.shape for key, value in reference.state_dict().items() if not key.startswith("classifier")}
     assert {key: value.shape for key, value in model.state_dict().items()} == expected
     assert parameters(model) + (model.classifier_block.channels + 1) * 1000 == PARAMETERS[name]
-    assert "imagenet1k_v1" in model.known_weights(name)
+    assert "imagenet1k_v1" in public_weights(type(model), name)
 
 
 @pytest.mark.parametrize("name", [name for name in golden_names("torchvision") if "densenet" in name])

@@ -19,6 +19,7 @@ from classyseg.datasets.files.images import read_image
 from classyseg.datasets.loading.loader import EvalBatches, make_loader
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel, PublicWeights, create_backbone
+from classyseg.models.public_weights import public_weights
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform
 from classyseg.weights.cache import fetch
@@ -73,7 +74,7 @@ class ImageNetSample(ClassyDataset):
 
 def classifier(name: str) -> tuple[ClassyModel, PublicWeights]:
     model = create_backbone(installed(name), weights="imagenet1k_v1", features_only=False)
-    return model.eval().to(memory_format=torch.channels_last), model.known_weights(name)["imagenet1k_v1"]
+    return model.eval().to(memory_format=torch.channels_last), public_weights(type(model), name)["imagenet1k_v1"]
 
 
 def right(model: ClassyModel, dataset: ClassyDataset, normalize: NormalizeConfig) -> Tensor:
@@ -100,7 +101,7 @@ def test_lite0_reaches_its_accuracy_on_sample_images_with_its_own_normalisation_
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_packages_weights_load_strictly_and_have_our_keys(name: str) -> None:
     model = create_backbone(installed(name), pretrained=True)
-    weights = model.known_weights(name)["imagenet1k_v1"]
+    weights = public_weights(type(model), name)["imagenet1k_v1"]
     tensors = torch.load(fetch(weights.url, weights.digest), weights_only=True)
     ours = model.state_dict()
     assert {key for key in tensors if not key.startswith("_fc.")} == set(ours)

@@ -23,6 +23,7 @@ from torchvision.ops import SqueezeExcitation
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, create_backbone, list_models
 from classyseg.models.load_weights import match
+from classyseg.models.public_weights import public_weights
 
 PARAMETERS = {
     "regnet_x_400mf": 5_157_512,
@@ -128,9 +129,9 @@ def test_torchvisions_weights_load_strictly_and_give_its_features(name: str) -> 
 @pytest.mark.parametrize("name", OTHER_WIDTHS)
 def test_torchvisions_weights_belong_to_the_name_whose_widths_they_have(name: str) -> None:
     model = create_backbone("regnet_x_400mf")
-    assert model.known_weights(name) == {}
-    assert set(model.known_weights(f"{name}_torchvision")) == {"imagenet1k_v1", "imagenet1k_v2"}
-    assert model.known_weights("regnet_y_400mf")["imagenet1k_v2"].crop == 224
+    assert public_weights(type(model), name) == {}
+    assert set(public_weights(type(model), f"{name}_torchvision")) == {"imagenet1k_v1", "imagenet1k_v2"}
+    assert public_weights(type(model), "regnet_y_400mf")["imagenet1k_v2"].crop == 224
 
 
 def test_timms_spelling_counts_blocks_from_one() -> None:

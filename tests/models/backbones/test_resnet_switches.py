@@ -10,7 +10,7 @@ from goldens import parameters
 from torch import nn
 
 from classyseg.config import ConfigError
-from classyseg.layers import DropBlock2d, RectifiedConv2d
+from classyseg.layers import DropBlock2d, RectifiedConv2d, tell_progress
 from classyseg.models import ClassyModel, create_backbone, load_weights
 
 SHALLOW: dict[str, Any] = {"depths": (1, 1, 1, 2)}
@@ -102,7 +102,7 @@ def test_progress_raises_dropblocks_probability_from_zero() -> None:
     first = model.train()(image)["stage4"]
     torch.manual_seed(1)
     assert torch.equal(model(image)["stage4"], first)  # nothing is dropped yet
-    model.set_progress(0.5)
+    tell_progress(model, 0.5)
     assert not torch.equal(model(image)["stage4"], first)
     drops = [module for module in model.modules() if isinstance(module, DropBlock2d)]
     assert {drop.reached.item() for drop in drops} == {1.0}

@@ -15,6 +15,7 @@ from classyseg.heads import FCNHead
 from classyseg.layers import synchronize_batch_norm
 from classyseg.models import ClassyModel, FeatureSelector, build_model, create_backbone, fuse
 from classyseg.models.memory.compress import Compression, _Packed, _Packer
+from classyseg.models.memory.recompute import checkpoint_activations
 from classyseg.registry import MODELS
 
 IMAGE = torch.randn(2, 3, 65, 97, generator=torch.Generator().manual_seed(5))
@@ -82,7 +83,7 @@ def test_checkpointing_draws_the_same_dropout_twice() -> None:
         return model
 
     plain, saving = with_dropout(), with_dropout()
-    saving.checkpoint_activations()
+    checkpoint_activations(saving)
     expected, found = gradients(plain), gradients(saving)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -101,9 +102,9 @@ def test_a_graph_that_is_kept_gives_its_gradients_twice() -> None:
 def test_checkpointing_keeps_less_and_can_be_undone() -> None:
     model = small()
     before = kept_bytes(model)
-    model.checkpoint_activations()
+    checkpoint_activations(model)
     less = kept_bytes(model)
-    model.checkpoint_activations(False)
+    checkpoint_activations(model, False)
     assert less < 0.7 * before
     assert kept_bytes(model) == before
 
@@ -118,7 +119,7 @@ def test_a_head_on_a_submodule_of_a_checkpointed_stage_gets_one_feature_and_leav
     results = []
     for model in (tapped(False), tapped(True)):
         model(IMAGE)["main"].square().sum().backward()
-        assert model._tapped.outputs == {}
+        assert model.taps.outputs.by_thread == {}
         results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[1][name], value) for name, value in results[0].items())

@@ -1,0 +1,74 @@
+"""What several commands share: numbers on the command line, and how Ctrl-C ends them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from classyseg.cli.output import complain
+
+if TYPE_CHECKING:
+    from classyseg.inference import Predictor
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`command`, which Ctrl-C ends with one line."""
+
+    @functools.wraps(command)
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            return command(arguments)
+        except KeyboardInterrupt:
+            complain("stopped")
+            return INTERRUPTED
+
+    return run
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 1 <= len(text) <= 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; 1 or more are accepted")
+    return int(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a trained model is run."""
+    parser.add_argument(
+        "--protocol",
+        metavar="P",
+        help="a name such as sliding_window, or a mapping {name: ..., ...} (default: the run's)",
+    )
+    parser.add_argument(
+        "--max-memory", metavar="SIZE", help="what predicting an image may take above the model, such as 2G"
+    )
+    parser.add_argument(
+        "--device", metavar="D", help="auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)"
+    )
+
+
+def predictor_of(arguments: argparse.Namespace) -> Predictor:
+    """The trained model that the arguments name. Raises: `ConfigError`."""
+    from classyseg.inference import load
+
+    return load(
+        arguments.model,
+        device=arguments.device or "auto",
+        protocol=protocol_of(arguments.protocol),
+        max_memory=arguments.max_memory,
+    )
+
+
+def protocol_of(text: str | None) -> Any:
+    """The value of `--protocol`: a name, or what its YAML says; None where it is not given."""
+    from classyseg.config import ConfigTree, apply_overrides
+
+    if text is None:
+        return None
+    tree = ConfigTree({}, "--protocol")
+    apply_overrides(tree, [f"protocol={text}"])
+    return tree.values["protocol"]

@@ -1,0 +1,252 @@
+"""What `classyseg predict` is given: files, folders, patterns; and where the output of each one goes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from classyseg.config import ConfigError, closest, listed, user_path
+from classyseg.console import printable
+from classyseg.datasets.files.images import IMAGE_SUFFIXES
+from classyseg.datasets.files.videos import VIDEO_SUFFIXES
+from classyseg.io import existing_path
+from classyseg.run_folder import KINDS, kind_of
+
+SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file to predict. `name` is its place in the output folder, as it lies in the folder that was given."""
+
+    path: Path
+    name: Path
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclass
+class Inputs:
+    """What was found: `files` in the order of their names, and what is left out.
+
+    `skipped` counts files in folders whose names are of no image, by their suffixes. `problems` are folders and files
+    that cannot be looked at, with their reasons.
+    """
+
+    files: list[Input] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    problems: dict[Path, str] = field(default_factory=dict)
+
+
+def find_inputs(words: Sequence[str], output: Path) -> Inputs:
+    """The files that `words` name: files, folders with all below them, and patterns such as 'photos/**/*.jpg'.
+
+    A file that is named is taken whatever its name. In folders, and where patterns lead to folders, files with the
+    suffixes of images and videos are taken. Names with a dot in front, and what lies in the folder `output`, are passed
+    over there. A file that is found twice is one.
+
+    Raises: `ConfigError` for a word that leads to nothing, or to no file or folder.
+    """
+    found = Inputs()
+    search = _Search(found, os.path.realpath(output))
+    for word in words:
+        before = search.count
+        path = _existing(word)
+        if path is not None:
+            search.add(path, Path(path.name))
+        elif glob.has_magic(word):
+            search.add_pattern(word)
+        else:
+            raise ConfigError(_nothing(word))
+        if search.count == before:
+            skipped = f"; skipped: {_counted(found.skipped)}" if found.skipped else ""
+            raise ConfigError(
+                f"{printable(word)}: found no image and no video{skipped}; accepted in folders: {', '.join(SUFFIXES)}"
+            )
+    found.files = [*dict.fromkeys(found.files)]
+    return found
+
+
+def _existing(word: str) -> Path | None:
+    """The path of a word; None where there is nothing. Raises: `ConfigError` where it cannot be looked up."""
+    if not word:
+        raise ConfigError("inputs: found ''; name a file or a folder")
+    try:
+        path = existing_path(word)
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # too long, a byte that no name has, a folder that may not be read
+        raise ConfigError(f"{printable(word)[:200]}: cannot be looked up ({error})") from None
+    return path
+
+
+def _nothing(word: str) -> str:
+    path = user_path(word)
+    if "://" in word:
+        return f"{printable(word)}: is an address; download it, and name the file"
+    if os.path.lexists(path):
+        return f"{printable(word)}: is a link that leads nowhere"
+    names = os.listdir(path.parent) if path.parent.is_dir() and os.access(path.parent, os.R_OK) else []
+    near = closest(path.name, names)
+    hint = f"; did you mean '{printable(str(path.with_name(near)))}'?" if near else ""
+    return f"{printable(word)}: no such file or folder{hint}"
+
+
+def _counted(skipped: Mapping[str, int]) -> str:
+    return listed([f"{count} {suffix or 'without a suffix'}" for suffix, count in sorted(skipped.items())], limit=8)
+
+
+class _Search:
+    """Adds what it finds to `found`, and counts it."""
+
+    def __init__(self, found: Inputs, output: str) -> None:
+        self.found = found
+        self.output = output
+        self.count = 0
+
+    def add(self, path: Path, name: Path) -> None:
+        """A path that the user named: a file whatever its name, or a folder, below which names begin anew."""
+        if path.is_dir():
+            self._add_folder(path, Path())
+        elif path.is_file():
+            self._take(path, name)
+        else:
+            raise ConfigError(f"{printable(str(path))}: is {kind_of(path)}; accepted are files and folders")
+
+    def add_pattern(self, word: str) -> None:
+        """The files and folders that match, named as they lie below the first folder whose name is no pattern."""
+        pattern = user_path(word)
+        fixed = []
+        for part in pattern.parts[:-1]:
+            if glob.has_magic(part):
+                break
+            fixed.append(part)
+        base = Path(*fixed)
+        matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
+        if not matches:
+            raise ConfigError(f"{printable(word)}: matches no file")
+        for path in matches:
+            name = path.relative_to(base)
+            if path.is_dir():
+                if "**" not in pattern.parts:  # which gives what lies in folders itself
+                    self._add_folder(path, name)
+            elif not self._is_output(path):
+                self._take_by_suffix(path, name)
+
+    def _add_folder(self, folder: Path, name: Path) -> None:
+        for path, relative in self._below(folder, name, {os.path.realpath(folder)}):
+            self._take_by_suffix(path, relative)
+
+    def _below(self, folder: Path, name: Path, parents: set[str]) -> Iterator[tuple[Path, Path]]:
+        """The files in a folder and below, each with its place; links are followed, but not in a circle."""
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            self.found.problems[folder] = f"cannot be read ({error.strerror})"
+            return
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                real = os.path.realpath(path)
+                if real in parents:
+                    self.found.problems[path] = "is a link to a folder that it lies in"
+                elif real != self.output:
+                    yield from self._below(path, name / entry.name, parents | {real})
+            else:
+                yield path, name / entry.name
+
+    def _is_output(self, path: Path) -> bool:
+        return os.path.realpath(path).startswith(f"{self.output}{os.sep}")
+
+    def _take_by_suffix(self, path: Path, name: Path) -> None:
+        if not path.name.lower().endswith(SUFFIXES):
+            self.found.skipped[path.suffix.lower()] += 1
+        else:
+            self._take(path, name)
+
+    def _take(self, path: Path, name: Path) -> None:
+        self.count += 1
+        try:
+            kind = KINDS.get(os.stat(path).st_mode & 0o170000, "something unknown")
+            problem = "" if kind == "a file" else f"is {kind}; accepted are files"
+        except OSError as error:
+            problem = "is a link that leads nowhere" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        if problem:
+            self.found.problems[path] = problem
+        else:
+            self.found.files.append(Input(path, name))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The files that are written of an input; of a video, `labels` and `scores` are the folder of its frames.
+
+    `geo` are the tags that place a GeoTIFF on the earth, and its labels with it.
+    """
+
+    labels: Path | None = None
+    overlay: Path | None = None
+    scores: Path | None = None
+    geo: Mapping[int, Any] = field(default_factory=dict)
+
+    def paths(self) -> set[Path]:
+        return {path for path in (self.labels, self.overlay, self.scores) if path is not None}
+
+
+def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) -> None:
+    """Looks at all that is to be written before anything is.
+
+    Raises: `ConfigError` for two inputs that would write one file, for an input that would be overwritten, and, unless
+    `overwrite`, for files that exist.
+    """
+    writers: dict[Path, str] = {summary: "the summary"}
+    folders = {
+        path: given
+        for given, plan in plans.items()
+        for path in (plan.labels, plan.scores)
+        if given.is_video and path is not None
+    }
+    sources = {os.path.realpath(given.path): given for given in plans}
+    for given, plan in plans.items():
+        for path in sorted(plan.paths()):
+            other = writers.get(path)
+            inside = next((folders[folder] for folder in path.parents if folder in folders), None)
+            if other is not None or inside is not None:
+                others = other or (inside and inside.path)
+                raise ConfigError(
+                    f"{given.path} and {others} would both write {path}; predict them into two folders, or rename one"
+                )
+            writers[path] = str(given.path)
+            if os.path.realpath(path) in sources:
+                raise ConfigError(f"--output: {path} is an input, and would be overwritten; choose another folder")
+    _check_folders({folder for path in writers for folder in path.parents})
+    there = [path for path in writers if _exists(path)]
+    if there and not overwrite:
+        raise ConfigError(
+            f"--output: {len(there)} of {len(writers)} files exist, such as {printable(str(there[0]))}; give "
+            "--overwrite to replace them, or another folder"
+        )
+    for path in there:
+        if path.is_dir() and path not in folders:
+            raise ConfigError(f"--output: {printable(str(path))} is a folder, where a file is to be written")
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there that would be lost; an empty folder is nothing."""
+    return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _check_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ConfigError(f"--output: {printable(str(folder))} is no folder, where one is needed")

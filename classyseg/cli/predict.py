@@ -1,0 +1,163 @@
+"""`classyseg predict`: a trained model labels images, folders and videos."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from classyseg.cli.arguments import INTERRUPTED, add_model_arguments, interruptible, positive, predictor_of
+from classyseg.cli.output import complain, emit, in_columns, json_text
+from classyseg.console import printable
+
+if TYPE_CHECKING:
+    from classyseg.cli.inputs import Input, Inputs, Plan
+    from classyseg.cli.prediction import Job
+
+SUMMARY = "predictions.json"
+FAILED = 1
+MAX_SHOWN = 20
+"""Of so many classes the pixels are shown; the summary has those of all."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="files, folders with all below them, patterns such as 'a/**/*.jpg'"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help=f"the folder for label maps and {SUMMARY}")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overlay", action="store_true", help="also write the image under the colours of its labels")
+    parser.add_argument("--overlay-format", choices=("jpg", "png"), default="jpg", help="of overlays of images (jpg)")
+    parser.add_argument("--alpha", type=_share, default=0.5, metavar="A", help="how much colours cover, 0 to 1 (0.5)")
+    parser.add_argument("--scores", action="store_true", help="also write the probabilities of the classes, as .npy")
+    parser.add_argument("--scores-type", choices=("float32", "float16"), default="float32", help="(float32)")
+    parser.add_argument("--batch-size", type=positive, metavar="N", help="images of one size at once (8; on a CPU 1)")
+    add_model_arguments(parser)
+    parser.set_defaults(run=interruptible(run))
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; 0 to 1 are accepted")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from classyseg.cli.inputs import check_plans, find_inputs
+    from classyseg.cli.prediction import Job
+    from classyseg.config import ConfigError, user_path
+    from classyseg.io import write_atomically
+
+    if not arguments.output:
+        raise ConfigError("--output: found ''; name a folder")
+    output = user_path(arguments.output)
+    inputs = find_inputs(arguments.inputs, output)
+    predictor = predictor_of(arguments)
+    if arguments.batch_size is not None:
+        predictor.batch_size = arguments.batch_size
+    gives_maps = predictor.network.gives_maps(predictor.head)
+    if arguments.overlay and not gives_maps:
+        raise ConfigError("--overlay: this model classifies whole images, which leaves nothing to draw; leave it out")
+    plans = {given: _plan(given, output, arguments, gives_maps=gives_maps) for given in inputs.files}
+    check_plans(plans, output / SUMMARY, overwrite=arguments.overwrite)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be made ({error.strerror})") from None
+    job = Job(
+        predictor,
+        plans,
+        alpha=arguments.alpha,
+        scores=arguments.scores_type if arguments.scores else None,
+        problems=inputs.problems,
+    )
+    started, is_complete = time.perf_counter(), False
+    try:
+        job.run()
+        is_complete = True
+    except KeyboardInterrupt:
+        complain(f"stopped after {len(job.records)} of {len(plans)} files, which {output / SUMMARY} names")
+    finally:  # also where the disk is full: what was done is told, if that can be written
+        seconds = time.perf_counter() - started
+        summary = _summary(arguments, job, inputs, seconds, is_complete=is_complete)
+        write_atomically(output / SUMMARY, json_text(summary))
+    if not is_complete:
+        return INTERRUPTED
+    emit("\n".join(_report(summary, output)))
+    for failed in summary["failed"]:
+        complain(f"{failed['file']}: {failed['reason']}")
+    return FAILED if job.failures else 0
+
+
+def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_maps: bool) -> Plan:
+    """What is written of an input. Of a video, labels and scores are folders; of a class there is no map."""
+    from classyseg.cli.inputs import Plan
+    from classyseg.cli.prediction_files import geo_tags
+
+    place, stem = output / given.name.parent, given.name.stem
+    geo = geo_tags(given.path) if gives_maps and not given.is_video else {}
+    if given.is_video:
+        labels, scores, form = place / stem, place / stem, "mp4"
+    else:
+        labels = place / (given.name.name if geo else f"{stem}.png")
+        scores, form = place / f"{stem}.npy", arguments.overlay_format
+    return Plan(
+        labels=labels if gives_maps else None,
+        overlay=place / f"{stem}_overlay.{form}" if arguments.overlay and gives_maps else None,
+        scores=scores if arguments.scores else None,
+        geo=geo,
+    )
+
+
+def _summary(
+    arguments: argparse.Namespace, job: Job, inputs: Inputs, seconds: float, *, is_complete: bool
+) -> dict[str, Any]:
+    """What `predictions.json` holds; files stand in the order in which they were found."""
+    predictor = job.predictor
+    description = predictor.description().model_dump(mode="json")
+    files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]
+    pixels = {name: sum(record["pixels"].get(name, 0) for record in files) for name in predictor.classes}
+    images = {name: sum(record.get("class") == name for record in files) for name in predictor.classes}
+    return {
+        "run": arguments.model,
+        "model": description["model"]["name"],
+        "protocol": description["protocol"],
+        "precision": description["precision"],
+        "classes": list(predictor.classes),
+        "is_complete": is_complete,
+        "files": files,
+        "failed": [{"file": str(path), "reason": reason} for path, reason in sorted(job.failures.items())],
+        "skipped": dict(sorted(inputs.skipped.items())),
+        "totals": {
+            "files": len(files),
+            "failed": len(job.failures),
+            "skipped": sum(inputs.skipped.values()),
+            **({"images": images} if any(images.values()) else {"pixels": pixels}),
+            "seconds": seconds,
+        },
+    }
+
+
+def _report(summary: Mapping[str, Any], output: Path) -> Iterator[str]:
+    totals = summary["totals"]
+    counted = "images" if "images" in totals else "pixels"
+    counts: Mapping[str, int] = totals[counted]
+    total = sum(counts.values())
+    if total:
+        most = sorted(enumerate(counts.items()), key=lambda item: -item[1][1])[:MAX_SHOWN]
+        rows = [["", "class", counted, "share"]]
+        rows += [[str(i), name, f"{count:,}", f"{count / total:.2%}"] for i, (name, count) in sorted(most)]
+        yield from in_columns(rows, right=(0, 2, 3), names=1)
+    if totals["skipped"]:
+        kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in summary["skipped"].items())
+        yield f"skipped, as their names are not those of images: {kinds}"
+    done, failed = totals["files"], totals["failed"]
+    told = f", {failed} failed" if failed else ""
+    yield f"{done} of {done + failed} files in {totals['seconds']:.1f} s{told}: {printable(str(output))}"

@@ -1,0 +1,248 @@
+"""The work of `classyseg predict`: files are read ahead, images of one size are one batch, threads write."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+
+from classyseg.cli.inputs import Input, Plan
+from classyseg.cli.output import DISK_ERRORS, Progress
+from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
+from classyseg.config import ConfigError
+from classyseg.datasets.files.videos import each_frame
+from classyseg.inference import Predictor
+
+Labels = npt.NDArray[Any]
+THREADS = 4
+"""So many files are read and written while the model works."""
+MAX_PIXELS = 2**22
+"""A batch holds at most so many pixels, but always one image."""
+MAX_WAITING = 2**26
+"""So many pixels of images may wait for others of their size."""
+FRAME_NAME = re.compile(r"\d{6,}\.(png|npy)")
+
+
+@dataclass(frozen=True)
+class Read:
+    """An image (C, H, W) of the file `given`, and how long reading it took."""
+
+    given: Input
+    image: Tensor
+    seconds: float
+
+
+class Job:
+    """Predicts the files of `plans`. `records` and `failures` tell what became of each, by its path.
+
+    `scores` is the type in which scores are written, float32 or float16; None: they are not. `problems` are failures
+    that are known before.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        plans: Mapping[Input, Plan],
+        *,
+        alpha: float,
+        scores: str | None,
+        problems: Mapping[Path, str],
+    ) -> None:
+        self.predictor, self.plans = predictor, plans
+        self.alpha, self.scores = alpha, scores
+        self.records: dict[Path, dict[str, Any]] = {}
+        self.failures: dict[Path, str] = dict(problems)
+        self._writing: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
+
+    def run(self) -> None:
+        """Predicts all; a file that fails is noted. Raises: `OSError` of a full disk, which would fail them all."""
+        with Progress(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
+            try:
+                images = [given for given in self.plans if not given.is_video]
+                for batch in same_size(self._read_ahead(images), self.predictor.batch_size):
+                    self._predict(batch)
+                for given in self.plans:
+                    if given.is_video:
+                        self._predict_video(given)
+            finally:
+                self._collect(0)  # also where Ctrl-C came: what is being written becomes whole
+
+    def _fail(self, path: Path, error: Exception) -> None:
+        """Notes why a file could not be predicted. Raises: `error` itself where it would be that of every file."""
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise error
+        text = str(error).removeprefix(f"{path}: ")
+        self.failures[path] = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+        self._progress.add()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _read_ahead(self, images: Iterable[Input]) -> Iterator[Read]:
+        """The images of the files that can be read, in their order."""
+        waiting: deque[tuple[Input, Future[Read]]] = deque()
+        for given in images:
+            waiting.append((given, self._pool.submit(self._read, given)))
+            if len(waiting) > THREADS:
+                yield from self._taken(*waiting.popleft())
+        while waiting:
+            yield from self._taken(*waiting.popleft())
+
+    def _read(self, given: Input) -> Read:
+        started = time.perf_counter()
+        image = self.predictor.read(given.path)
+        return Read(given, image, time.perf_counter() - started)
+
+    def _taken(self, given: Input, future: Future[Read]) -> Iterator[Read]:
+        try:
+            read = future.result()
+        except (ConfigError, OSError, MemoryError) as error:
+            self._fail(given.path, error)
+        else:
+            yield read
+
+    # -- predicting --------------------------------------------------------------------------------------------------
+
+    def _found(self, images: Sequence[Tensor]) -> list[tuple[Labels, Labels | None]]:
+        """The labels of each image, and its scores where they are wanted."""
+        labels = [*self.predictor.predict(images)]
+        if self.scores is None:
+            return [(found, None) for found in labels]
+        scores = (found.astype(self.scores, copy=False) for found in self.predictor.scores(images))
+        return [*zip(labels, scores, strict=True)]
+
+    def _predict(self, batch: Sequence[Read]) -> None:
+        started = time.perf_counter()
+        try:
+            found = self._found([read.image for read in batch])
+        except (ConfigError, RuntimeError, ValueError, MemoryError) as error:  # such as too little memory on a GPU
+            if len(batch) == 1:
+                self._fail(batch[0].given.path, error)
+                return
+            for read in batch:  # so that none fails for another's sake
+                self._predict([read])
+            return
+        seconds = (time.perf_counter() - started) / len(batch)
+        for read, (labels, scores) in zip(batch, found, strict=True):
+            self._writing.append((read.given.path, self._pool.submit(self._write, read, labels, scores, seconds)))
+        self._collect(2 * THREADS)
+
+    def _predict_video(self, given: Input) -> None:
+        """Labels the frames in turn. Of a video that breaks off, the frames before stay."""
+        plan, started = self.plans[given], time.perf_counter()
+        total = np.zeros(len(self.predictor.classes), np.int64)
+        size, count = (0, 0), 0
+        try:
+            if plan.labels is not None:
+                _remove_frames(plan.labels)
+            with ExitStack() as stack:
+                frames = each_frame(given.path)
+                first = next(frames)
+                add = stack.enter_context(overlay_video(plan.overlay, first[1])) if plan.overlay is not None else None
+                at_once = most_at_once(first[0], self.predictor.batch_size)
+                frames = chain([first], frames)
+                while part := [frame for frame, _ in islice(frames, at_once)]:
+                    for frame, (labels, scores) in zip(part, self._found(part), strict=True):
+                        self._write_frame(plan, count, frame, labels, scores, add)
+                        total += self._counts(labels)
+                        size, count = labels.shape, count + 1
+        except (ConfigError, RuntimeError, ValueError, MemoryError, OSError) as error:
+            self._fail(given.path, error)
+            return
+        self.records[given.path] = self._record(plan, size, total, time.perf_counter() - started, frames=count)
+        self._progress.add()
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _write(self, read: Read, labels: Labels, scores: Labels | None, seconds: float) -> dict[str, Any]:
+        started = time.perf_counter()
+        plan = self.plans[read.given]
+        if plan.labels is not None:
+            write_labels(plan.labels, labels, self.predictor.palette, plan.geo)
+        if plan.overlay is not None:
+            write_overlay(plan.overlay, self.predictor.overlay(read.image, self.alpha, labels))
+        if plan.scores is not None and scores is not None:
+            write_scores(plan.scores, scores)
+        seconds += read.seconds + time.perf_counter() - started
+        found = {} if labels.ndim else {"class": self.predictor.classes[int(labels)]}
+        return self._record(plan, read.image.shape[-2:], self._counts(labels), seconds, **found)
+
+    def _write_frame(
+        self,
+        plan: Plan,
+        number: int,
+        frame: Tensor,
+        labels: Labels,
+        scores: Labels | None,
+        add: Callable[[Image.Image], None] | None,
+    ) -> None:
+        if plan.labels is not None:
+            write_labels(plan.labels / f"{number:06}.png", labels, self.predictor.palette)
+        if plan.scores is not None and scores is not None:
+            write_scores(plan.scores / f"{number:06}.npy", scores)
+        if add is not None:
+            add(self.predictor.overlay(frame, self.alpha, labels))
+
+    def _collect(self, limit: int) -> None:
+        """Waits until at most so many files are being written, and notes those that are."""
+        while len(self._writing) > limit:
+            path, future = self._writing.popleft()
+            try:
+                self.records[path] = future.result()
+            except (OSError, ValueError, MemoryError) as error:
+                self._fail(path, error)
+            else:
+                self._progress.add()
+
+    def _record(
+        self, plan: Plan, size: Sequence[int], counts: npt.NDArray[np.int64], seconds: float, **more: Any
+    ) -> dict[str, Any]:
+        """What the summary tells of a file: what was written, its size, its pixels of each class."""
+        names = {"labels": plan.labels, "overlay": plan.overlay, "scores": plan.scores}
+        written = {key: str(path) for key, path in names.items() if path is not None}
+        pixels = dict(zip(self.predictor.classes, counts.tolist(), strict=True)) if plan.labels is not None else {}
+        return {**written, "width": size[1], "height": size[0], **more, "seconds": seconds, "pixels": pixels}
+
+    def _counts(self, labels: Labels) -> npt.NDArray[np.int64]:
+        return np.bincount(labels.ravel(), minlength=len(self.predictor.classes))
+
+
+def same_size(reads: Iterable[Read], batch_size: int) -> Iterator[list[Read]]:
+    """Batches of images of one shape and type. Images wait for others of theirs as long as there is room."""
+    waiting: dict[tuple[Any, ...], list[Read]] = {}
+    for read in reads:
+        key = (*read.image.shape, read.image.dtype)
+        waiting.setdefault(key, []).append(read)
+        if len(waiting[key]) >= most_at_once(read.image, batch_size):
+            yield waiting.pop(key)
+        while sum(pixels_of(item.image) for batch in waiting.values() for item in batch) > MAX_WAITING:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+def most_at_once(image: Tensor, batch_size: int) -> int:
+    """How many images of this size are one batch."""
+    return max(1, min(batch_size, MAX_PIXELS // pixels_of(image)))
+
+
+def pixels_of(image: Tensor) -> int:
+    return image.shape[-1] * image.shape[-2]
+
+
+def _remove_frames(folder: Path) -> None:
+    """Deletes the frames of an earlier prediction: of a longer video, some would stay among those of this one."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if FRAME_NAME.fullmatch(path.name):
+                path.unlink()

@@ -1,0 +1,123 @@
+"""The files that hold predictions: index PNG, GeoTIFF, scores, overlays."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from classyseg.config import ConfigError
+from classyseg.io import written_atomically
+
+Palette = Sequence[tuple[int, int, int]]
+GEO_TAGS = {33550: 12, 33922: 12, 34264: 12, 34735: 3, 34736: 12, 34737: 2, 50844: 12}
+"""What places a TIFF on the earth, and the types of its numbers (12: double, 3: short, 2: text).
+
+The size of a pixel, the tie points, the matrix, the keys of the coordinate system with their numbers and texts, and the
+coefficients of a satellite's camera. Not the number that marks pixels without data: a label may be that number.
+"""
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+COMPRESSION = 3
+"""Of zlib's nine: a label map takes a third of the default's time, and a tenth more room."""
+JPEG_QUALITY = 92
+FRAMES_A_SECOND = 25
+"""Of a video that does not say."""
+
+
+def geo_tags(path: Path) -> dict[int, Any]:
+    """The tags that place a TIFF on the earth; none for other files, and for those that cannot be read."""
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tags that are cut off
+            start = file.read(16)
+            if not start.startswith(TIFF_STARTS):
+                return {}
+            directory = ImageFileDirectory_v2(start if start[2:4] in (b"+\0", b"\0+") else start[:8])
+            file.seek(directory.next)
+            directory.load(file)
+            return {tag: directory[tag] for tag in GEO_TAGS if tag in directory}
+    except Exception:  # Pillow raises what a broken file leads to; whoever reads the pixels tells what is wrong with it
+        return {}
+
+
+def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Mapping[int, Any] | None = None) -> None:
+    """Writes labels (H, W) as the values of a PNG with the palette, of 16 bits for more than 256 classes.
+
+    A path that ends in `.tif` becomes a TIFF with the tags `geo`.
+    """
+    image = label_image(labels, palette)
+    if path.suffix.lower() in (".tif", ".tiff"):
+        tags = ImageFileDirectory_v2()
+        for tag, value in (geo or {}).items():
+            tags[tag] = value
+            tags.tagtype[tag] = GEO_TAGS[tag]
+        save_image(path, image, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+    else:
+        save_image(path, image, "PNG", compress_level=COMPRESSION, **({"bits": 8} if image.mode == "P" else {}))
+
+
+def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
+    """Labels (H, W) as an image with the palette; of 16 bits where it has more than 256 colours."""
+    if len(palette) > 2**16:
+        raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
+    if len(palette) > 256:
+        return Image.fromarray(np.ascontiguousarray(labels, np.uint16))
+    image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), "P")
+    image.putpalette(np.array(palette, np.uint8).tobytes())
+    return image
+
+
+def write_values(path: Path, values: npt.NDArray[Any]) -> None:
+    """Writes numbers (H, W), uint8 or uint16, as a grey PNG: what evaluation servers read."""
+    save_image(path, Image.fromarray(np.ascontiguousarray(values)), "PNG", compress_level=COMPRESSION)
+
+
+def write_scores(path: Path, scores: npt.NDArray[Any]) -> None:
+    """Writes scores (num_classes, H, W) as `.npy`."""
+    with written_atomically(path) as temporary, open(temporary, "xb") as file:
+        np.save(file, scores)
+
+
+def write_overlay(path: Path, overlay: Image.Image) -> None:
+    """Writes an image as JPEG or PNG, as the path ends."""
+    if path.suffix == ".png":
+        save_image(path, overlay, "PNG", compress_level=COMPRESSION)
+    else:
+        save_image(path, overlay, "JPEG", quality=JPEG_QUALITY)
+
+
+def save_image(path: Path, image: Image.Image, form: str, **options: Any) -> None:
+    """Saves an image, whole or not at all; the folders above it are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_atomically(path) as temporary:
+        image.save(temporary, form, **options)
+
+
+@contextmanager
+def overlay_video(path: Path, rate: Any) -> Iterator[Callable[[Image.Image], None]]:
+    """Gives a function that adds a frame to an MP4 of `rate` frames a second; it becomes `path` when all are added."""
+    av = importlib.import_module("av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with written_atomically(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=rate or FRAMES_A_SECOND, options={"crf": "20"})
+        stream.pix_fmt = "yuv420p"
+
+        def add(frame: Image.Image) -> None:
+            size = frame.width + frame.width % 2, frame.height + frame.height % 2  # which the format needs even
+            if not stream.codec_context.is_open:
+                stream.width, stream.height = size
+            whole = Image.new("RGB", size)
+            whole.paste(frame)
+            container.mux(stream.encode(av.VideoFrame.from_image(whole)))
+
+        yield add
+        container.mux(stream.encode())

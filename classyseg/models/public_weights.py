@@ -1,0 +1,63 @@
+"""Which public weights a registered name knows, and where what a user writes as weights is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import urlparse
+
+from classyseg.config import ConfigError, closest
+from classyseg.io import existing_path, paths
+from classyseg.models.classy_model import ClassyModel
+from classyseg.models.encoding_models import NAMED, WEIGHTS
+from classyseg.weights.cache import PublicWeights, fetch
+from classyseg.weights.catalogue import published
+
+
+def public_weights(component: type[ClassyModel], name: str) -> dict[str, PublicWeights]:
+    """Public weights of the registered name `name` of the class `component`, by name; the first is the one to prefer.
+
+    A name with heads also knows those of its backbone.
+    """
+    found = component.known_weights(name) | published(name) | WEIGHTS.get(name, {})
+    return found | (public_weights(component, NAMED[name].backbone) if name in NAMED else {})
+
+
+def default_num_classes(component: type[ClassyModel], name: str) -> int | None:
+    """How many classes the heads that the registered name `name` brings have by default; None without heads."""
+    return NAMED[name].num_classes if name in NAMED else component.default_num_classes(name)
+
+
+class WeightsSource:
+    """What a user wrote as weights, of a model whose public ones are `known`: a name of these, a path, or a URL."""
+
+    def __init__(self, text: str, known: Mapping[str, PublicWeights]) -> None:
+        self.text = text
+        self.known = known
+        self.public = known.get(text)
+        """What is known of the weights, where `text` is a name."""
+
+    @cached_property
+    def path(self) -> Path:
+        """The file or folder; a URL is downloaded. Raises: `ConfigError`."""
+        if self.public is not None:
+            return fetch(self.public.url, self.public.digest)
+        if urlparse(self.text).scheme in ("http", "https", "file"):
+            return fetch(self.text)
+        path = _local_copy(self.text) if "://" in self.text else existing_path(self.text)
+        if not self.text or not path.exists():
+            near = closest(self.text, self.known)
+            raise ConfigError(
+                f"found '{self.text}', which is no file and no known name"
+                f"{f'; did you mean {near!r}?' if near else '.'} Known: {', '.join(self.known) or 'none'}"
+            )
+        return path
+
+
+def _local_copy(uri: str) -> Path:
+    """A local copy of what one of iopath's handlers, which plugins may register, finds at `uri`."""
+    try:
+        return Path(paths.get_local_path(uri))
+    except Exception as error:  # of the handler's own kind
+        raise ConfigError(f"{uri} could not be fetched: {type(error).__name__}: {error}") from None
