@@ -15,9 +15,10 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError, dump_yaml
+from classyseg.config import MAX_SEED, ConfigError
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.hooks import ClassyHook
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
 from classyseg.models import load_initial_weights
@@ -32,7 +33,7 @@ from classyseg.registry import (
     OptimizerConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
+from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Sample
 from classyseg.tasks.assembly import Given, assemble, look_at
@@ -42,20 +43,19 @@ from classyseg.tasks.checks import (
     warn_of_compression,
 )
 from classyseg.tasks.data import DatasetsConfig, TaskData
+from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
-from classyseg.tasks.given import config_of, tell_what_is_not_written
+from classyseg.tasks.given import config_of
 from classyseg.tasks.measuring import Measuring
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.plan import RunPlan, epoch_of
 from classyseg.tasks.resume import (
-    cut_records,
-    read_records,
     require_finite,
     restore_engine,
     versions,
     whole_number,
 )
-from classyseg.tasks.saving import resume_run, save_run
+from classyseg.tasks.saving import save_run, start_run
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,12 @@ class ClassyTask(Configurable, ABC):
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
     """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
+    free_on_resume: tuple[str, ...] = (
+        "hooks",
+        "dataset.test",
+        *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
+    )
+    """The keys of its config that may differ between a run and its continuation."""
     whole_images: bool = False
     """Whether it takes data sets with one class for each image, not those with masks."""
     takes_clips: bool = False
@@ -145,13 +151,19 @@ class ClassyTask(Configurable, ABC):
         self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
         """`chosen`: values that the config left to the task, for the record of the run."""
         self._numbers = parts.numbers
+        if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
+            raise ConfigError(
+                f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
+                "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
+                "task `outputs` and `terms` in its place"
+            )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
         self.data.order(
             batch_size, self.runtime, seed=seed, trains=given.trains, clips_in_a_batch=parts.clips_per_batch
         )
         measured = {f"has_{name}": name in self.data.sets for name in ("val", "test")}
-        self.plan = RunPlan.of(given.lengths, self.data.num_batches("train"), **measured)
+        self._plan = RunPlan.of(given.lengths, self.data.num_batches("train"), **measured)
         self._begin_at_zero()
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
@@ -167,7 +179,7 @@ class ClassyTask(Configurable, ABC):
 
     def _begin_at_zero(self) -> None:
         """The clock and what a run gathers."""
-        self.progress = self.plan.first
+        self.progress = self._plan.first
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
@@ -178,6 +190,7 @@ class ClassyTask(Configurable, ABC):
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, and is not to wait for data any longer."""
+        self.ending = Ending()
         self.last_loss = torch.zeros(())
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.pace = Pace()
@@ -207,6 +220,20 @@ class ClassyTask(Configurable, ABC):
     def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
         """The terms of the loss."""
         return self.loss.terms(outputs, batch.target)
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the counts of the terms follow from the targets, so that a batch can be computed part by part.
+
+        A subclass with `terms` of its own is computed as a whole, by one more forward pass, unless it gives this and
+        `counts`.
+        """
+        own = type(self)
+        return self.loss.is_additive and own.terms is ClassyTask.terms and own.compute is ClassyTask.compute
+
+    def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
+        """The counts of the terms of a batch, where they are additive; only the names and kinds of `outputs` matter."""
+        return self.loss.counts(outputs, batch.target)
 
     def compute(self, batch: Sample) -> Computed:
         """Outputs and terms of a batch that is on the device and normalised."""
@@ -241,13 +268,18 @@ class ClassyTask(Configurable, ABC):
         self.data.close()
 
     @property
+    def plan(self) -> RunPlan:
+        """The phases of the run; none of training follows where somebody ended it."""
+        return self._plan if self.ending.reason is None else self._plan.ended(self.progress.step)
+
+    @property
     def steps_per_epoch(self) -> int:
-        return self.plan.steps_per_epoch
+        return self._plan.steps_per_epoch
 
     @property
     def num_steps(self) -> int:
         """How many steps the whole run has."""
-        return self.plan.num_steps
+        return self._plan.num_steps
 
     @property
     def num_batches(self) -> int:
@@ -340,44 +372,31 @@ class ClassyTask(Configurable, ABC):
         `extend` allows another length than the run's, where that changes what its learning rate was to be. `in_place`
         tells whether the folder is still the run's; only the primary process asks.
         """
-        self.run_folder = run_folder
-        self.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
-        if run_folder is not None and distributed.is_primary():
-            tell_what_is_not_written(self.config)
-        self.prepare()
-        if run_folder is not None:
-            with distributed.failing_together():
-                if distributed.is_primary():
-                    remove_leftovers(run_folder / CHECKPOINTS)
-                    for name in FILES:
-                        remove_leftovers(run_folder, f"{name}.tmp-*")
-                    records = read_records(run_folder)
-        checkpoint = resume_run(self, run_folder, extend=extend) if run_folder is not None and resume else None
-        if checkpoint is None:
-            with distributed.failing_together():
-                self.load_initial_weights()
-        if run_folder is not None:
-            with distributed.failing_together():
-                if distributed.is_primary():
-                    cut_records(records, self.progress, self.num_steps, checkpoint)
-                    self.records.replace(CONFIG, dump_yaml(self.config))
-        for hook in self.hooks:
+        start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
+        for hook in self._hooks_in_turn():
             hook.on_start(self)
+
+    def _hooks_in_turn(self) -> list[ClassyHook]:
+        return sorted(self.hooks, key=lambda hook: hook.saves)
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
+        self.ending.agree(self.progress.step)
         if self.plan.is_over(self.progress):
             return False
         self.pace.begin()
         self.begin_phase()
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_phase_start(self)
         return True
 
     def batches(self) -> Iterator[Sample]:
-        """The batches of the phase that are left, while measuring how long the loop waits for each."""
+        """The batches of the phase that are left, while measuring how long the loop waits for each.
+
+        A training that somebody asked to stop has none left.
+        """
         batches = iter(self.load_batches())
-        while True:
+        while self.progress.phase != "train" or not self.training_is_over:
             # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
@@ -400,12 +419,22 @@ class ClassyTask(Configurable, ABC):
             self.eval_step(batch)
         self.progress.step_in_phase += 1
         self.pace.count(len(batch.image))
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_step(self)
 
+    def request_stop(self, reason: str) -> None:
+        """Asks the run to end after this step or phase of measuring, as a finished run does. Any process may ask."""
+        self.ending.request(reason)
+
+    @property
+    def training_is_over(self) -> bool:
+        """Whether no training step follows: all are done, or somebody asked to stop."""
+        return self.progress.step >= self.num_steps or self.ending.reason is not None
+
     def agree_to_stop(self, asked: bool) -> bool:
-        """Whether any process was asked to stop, between two batches, where all of them can save the same step."""
-        return self.progress.step_in_phase <= self.common_batches and distributed.any_process(asked)
+        """Whether any process got a signal to stop, between two batches, where all of them can save the same step."""
+        can_agree = self.progress.step_in_phase <= self.common_batches
+        return can_agree and self.ending.agree_in_step(self.progress.step, signalled=asked)
 
     def end_phase(self) -> None:
         """Writes the record of the phase and moves `progress` to the next one."""
@@ -433,11 +462,15 @@ class ClassyTask(Configurable, ABC):
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
                 self.records.append(METRICS, record, durable=True)
-        for hook in self.hooks:
-            hook.on_phase_end(self)
+        for saves in (False, True):
+            for hook in self._hooks_in_turn():
+                if hook.saves == saves:
+                    hook.on_phase_end(self)
+            self.ending.agree(self.progress.step)
+            self.progress = self.plan.after(progress)  # which a request to stop changes
 
     def end(self) -> None:
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
             self.records.finish()
@@ -487,11 +520,9 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Plain values to save beside the tensors."""
-        described, scaler = self.data.described, self.engine.precision.scaler
+        scaler = self.engine.precision.scaler
         return {
-            "classes": list(described.classes),
-            "palette": [list(color) for color in described.palette],
-            "ignore_index": described.ignore_index,
+            **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),

