@@ -54,8 +54,7 @@ class Network:
             return dict(self._forward(images))
 
     def head(self, name: str) -> ClassyHead:
-        found: Any = self.model.heads[name]
-        return found  # type: ignore[no-any-return]
+        return self.model.head(name)
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,8 @@ ALIGN_CORNERS = False
 """Whether the corner pixels' centres coincide, for every resize of features and logits in classyseg."""
 
 CHUNK_BYTES = 64_000_000
-"""How much memory `argmax_at` and `rank_at` take for resized logits; with the rest, twice that beside their results."""
+"""How much memory `argmax_at` and `rank_at` take for resized logits; with the rest, twice that beside their results.
+`scores_at` takes it once."""
 
 
 def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = ALIGN_CORNERS) -> Tensor:
@@ -84,6 +85,24 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
             torch.where(index > 0, index + (first - 1), found, out=found)
             best.copy_(value)
     return best_class
+
+
+def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Probabilities (N, C, H, W) float32: the softmax of logits (N, C, h, w) resized to `size` (H, W).
+
+    Of a single class, their sigmoid. Nothing else of full size is held: the softmax is made in bands of rows, in place.
+    """
+    logits = logits.detach().float().contiguous()
+    num_classes, (height, width) = logits.shape[1], size
+    scores = logits.new_empty(len(logits), num_classes, height, width)
+    band = max(1, CHUNK_BYTES // (logits.element_size() * num_classes * width))
+    for image, found in zip(logits, scores, strict=True):
+        for _ in _class_chunks(image, found):  # one chunk: there is room for all classes
+            pass
+        for start in range(0, height, band):
+            rows = found[:, start : start + band]
+            rows.copy_(rows.sigmoid() if num_classes == 1 else rows.softmax(0))
+    return scores
 
 
 def rank_at(logits: Tensor, labels: Tensor) -> Tensor:
