@@ -51,6 +51,8 @@ class CheckpointHook(ClassyHook):
             counts, whatever the number says.
     """
 
+    names_best = True
+
     def __init__(
         self,
         *,

@@ -56,6 +56,13 @@ class ClassyHook(Configurable):
     Hooks read the task; they do not steer it. A phase is one pass over the training or the test set.
     """
 
+    best: str | None = None
+    """The number of a record, such as `mean_iou`, by which the hook tells better from worse: checked at the start."""
+    best_is: BestIs | None = None
+    """Which value of it is best, where the hook says it; else the task knows (`task.best_is`)."""
+    names_best: bool = False
+    """Whether it names the run's best checkpoint by it: a run has one."""
+
     def on_start(self, task: WatchedTask) -> None:
         """Once, before the first phase (of this process: a resumed run starts again)."""
 

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from classyseg import distributed
-from classyseg.config import ConfigRecord, within
+from classyseg.config import ConfigRecord
 from classyseg.datasets import (
     BadSamples,
     Batches,
     ClassyDataset,
     EvalBatches,
     TrainBatches,
-    build_dataset,
     make_loader,
 )
 from classyseg.engine.runtime import RuntimeConfig
@@ -51,12 +50,8 @@ class TaskData:
     there is no other. `bad_samples` counts those that cannot be read.
     """
 
-    def __init__(self, config: DatasetsConfig) -> None:
-        self.sets: dict[str, ClassyDataset] = {}
-        for name, part in config:
-            if part is not None:
-                with within(f"dataset.{name}"):
-                    self.sets[name] = build_dataset(part)
+    def __init__(self, sets: dict[str, ClassyDataset]) -> None:
+        self.sets = sets
         self.described = next(iter(self.sets.values()))
         self._loaders: dict[Phase, Batches] = {}
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from classyseg.cli.main import main
 from classyseg.config import ConfigError
 from classyseg.datasets import ClassyDataset
+from classyseg.datasets.facts import DataFacts
 from classyseg.losses import PerOutputLoss
 from classyseg.registry import LOSSES, TASKS
 from classyseg.structures import Sample
 from classyseg.tasks import build_task
-from classyseg.tasks.checks import check_classes
+from classyseg.tasks.data_checks import check_min_classes
 from data_trees import changed_masks, data_sets, drawn_tree
 from runs import tiny_config, write_config
 
@@ -113,7 +114,7 @@ class Sigmoid(PerOutputLoss):
 
 
 def test_a_plugins_loss_that_says_so_may_have_one_class() -> None:
-    check_classes("train", None, ["nucleus"], Sigmoid())
+    check_min_classes("train", DataFacts(classes=("nucleus",)), Sigmoid())
     combined = LOSSES.build({"name": "multi_output_sum", "loss": Sigmoid()}, 255)
     assert combined.min_classes == 1
 

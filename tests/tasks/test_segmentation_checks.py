@@ -19,7 +19,7 @@ from classyseg.meters import build_meter
 from classyseg.models.backbones.resnet import ResNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
-from classyseg.tasks.checks import check_outputs
+from classyseg.tasks.outputs import check_outputs
 from classyseg.trainer import Trainer
 from classyseg.weights.cache import PublicWeights
 from runs import tiny_config, tiny_task
@@ -146,7 +146,7 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
 class SmallVideos(SyntheticVideo):
     """With masks and the classes of shapes as far as anybody asks, so that the task takes it."""
 
-    whole_images = False
+    whole_images = gives_clips = False
     classes = SyntheticShapes.classes
 
 

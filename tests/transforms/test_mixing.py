@@ -11,11 +11,12 @@ from PIL import Image
 
 from classyseg import TASKS, ConfigError, Trainer, build_task
 from classyseg.datasets import TrainBatches, build_dataset, make_loader
+from classyseg.datasets.facts import DataFacts, Described
 from classyseg.io import read_json_lines
 from classyseg.losses import build_loss
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.tasks.checks import check_targets
+from classyseg.tasks.data_checks import check_shares
 from classyseg.transforms import PairTransform, build_transform
 from classyseg.transforms.mixing import as_shares, mixed_shares
 
@@ -257,14 +258,15 @@ def test_a_task_trains_on_mixed_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
 def test_shares_of_whole_images_are_refused_where_nobody_can_take_them(name: str) -> None:
-    steps = [build_transform("horizontal_flip"), build_transform(name)]
+    steps, whole = [build_transform("horizontal_flip"), build_transform(name)], DataFacts(whole_images=True)
     message = rf"dataset\.train\.transforms\[1\]: {type(steps[1]).__name__} gives shares of classes, which the loss"
     with pytest.raises(ConfigError, match=message):
-        check_targets({"train": steps}, build_loss("cross_entropy"), whole_images=True)
+        check_shares("train", Described(whole, steps), build_loss("cross_entropy"))
     with pytest.raises(ConfigError, match=r"dataset\.test\.transforms\[1\]: \w+ gives .* which meters cannot count"):
-        check_targets({"test": steps}, build_loss("soft_target_cross_entropy"), whole_images=True)
-    check_targets({"train": steps, "test": steps[:1]}, build_loss("soft_target_cross_entropy"), whole_images=True)
-    check_targets({"train": [build_transform("cut_mix")]}, build_loss("cross_entropy"))  # of masks, labels stay
+        check_shares("test", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_shares("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_shares("test", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))
+    check_shares("train", Described(DataFacts(), [build_transform("cut_mix")]), build_loss("cross_entropy"))
 
 
 @pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
