@@ -26,7 +26,7 @@ class WatchedTask(Protocol):
     metrics: dict[str, Any]
     """The record of the last finished phase, as it stands in metrics.jsonl."""
     unseen_classes: Collection[str]
-    """The classes that no mask of the last test phase had, as far as the meters know."""
+    """The classes that no mask of the last val phase had, as far as the meters know."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -53,7 +53,7 @@ class WatchedTask(Protocol):
 class ClassyHook(Configurable):
     """Watches a run in every process: what only one shall do asks `classyseg.distributed.is_primary()`.
 
-    Hooks read the task; they do not steer it. A phase is one pass over the training or the test set.
+    Hooks read the task; they do not steer it. A phase is one pass over the training or the validation set.
     """
 
     best: str | None = None

@@ -243,7 +243,7 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
 def check_complete(given: Given, problems: Problems) -> None:
     """A task that trains needs a training set and an optimizer. Raises: `ConfigError` where there is no data set."""
     if not given.dataset:
-        raise ConfigError("dataset: found neither train nor test; give the data set to measure under test")
+        raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
     missing = {"dataset.train": "train" not in given.dataset, "optimizer": given.optimizer is None}
     for key in missing if given.length else ():
         with problems.collected():

@@ -1,4 +1,4 @@
-"""By which numbers of a test record a checkpoint can be best, and which of their values is."""
+"""By which numbers of a val record a checkpoint can be best, and which of their values is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classyseg.structures import BestIs
 
 @dataclass(frozen=True)
 class RecordNumbers:
-    """What is known of a test record before there is one: which of its values is best, None where nobody says.
+    """What is known of a val record before there is one: which of its values is best, None where nobody says.
 
     `single` has the numbers by name, `by_class` the names whose values are a number of each class, such as `iou`.
     `classes` are None where the config does not tell them; `is_whole` is False where a meter does not declare what it
@@ -54,7 +54,7 @@ class RecordNumbers:
         if number in self.by_class:
             example = f", such as {number}/{self.classes[0]}" if self.classes else ""
             return f"is a number of each class; write {number}/CLASS{example}. Known: {listed(names)}."
-        return unknown("number of the test record", number, names)
+        return unknown("number of the val record", number, names)
 
 
 def record_numbers(
@@ -95,7 +95,7 @@ def check_best(hooks: Sequence[ClassyHook], numbers: RecordNumbers, *, is_measur
             continue
         if not is_measured:
             raise ConfigError(
-                f"hooks[{i}].best: found '{hook.best}', but there is no dataset.test by which to measure it; add one, "
+                f"hooks[{i}].best: found '{hook.best}', but there is no dataset.val by which to measure it; add one, "
                 "or leave best out"
             )
         if hook.names_best and first is not None:

@@ -63,35 +63,35 @@ log = logging.getLogger(__name__)
 class ClassyTask(Configurable, ABC):
     """A run's parts and its steps; `Trainer` is the loop around it.
 
-    A run is a sequence of phases: one over the training set an epoch, one over the test set after every
-    `test_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
+    A run is a sequence of phases: one over the training set an epoch, one over the validation set after every
+    `val_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
     `checkpoint_tensors` all that a continued run needs.
 
     A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
     these, unless it has an `__init__` that lists them and its own.
 
     Args:
-        num_epochs: Passes over the training set. 0 measures the test set once and trains nothing: it needs no
+        num_epochs: Passes over the training set. 0 measures the validation set once and trains nothing: it needs no
             `dataset.train` and no `optimizer`.
         batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
             not be larger than the training set.
-        dataset: `train` and `test`; see key `dataset`.
+        dataset: `train` and `val`; see key `dataset`.
         model: A model with its heads.
         loss: A loss.
         optimizer: An optimizer; required unless `num_epochs` is 0.
         seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
-        meters: Meters, computed on the test set.
+        meters: Meters, computed on the validation set.
         hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
         normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
             tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
-        test_every_epochs: The test set is measured after every so many epochs, and after the last.
+        val_every_epochs: The validation set is measured after every so many epochs, and after the last.
         protocol: How the network is run on the images that are measured; see [protocols](#protocols). The loss is
             measured with `whole` alone.
         runtime: See key `runtime`.
     """
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
-    """The task's own numbers of a test record, and which of their values is best. The meters add theirs."""
+    """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
     whole_images: bool = False
     """Whether it takes data sets with one class for each image, not those with masks."""
     takes_clips: bool = False
@@ -111,12 +111,12 @@ class ClassyTask(Configurable, ABC):
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
-        test_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        val_every_epochs: Annotated[int, Field(ge=1)] = 1,
         protocol: ProtocolConfig = "whole",
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self.num_epochs = num_epochs
-        self.test_every_epochs = test_every_epochs
+        self.val_every_epochs = val_every_epochs
         self.seed = seed
         self.batch_size = batch_size
         self._begin_at_zero()
@@ -144,7 +144,7 @@ class ClassyTask(Configurable, ABC):
         self._numbers = parts.numbers
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
-        self.has_test = "test" in self.data.sets
+        self.has_val = "val" in self.data.sets
         self.data.order(
             batch_size, self.runtime, seed=seed, trains=num_epochs > 0, clips_in_a_batch=parts.clips_per_batch
         )
@@ -162,7 +162,7 @@ class ClassyTask(Configurable, ABC):
 
     def _begin_at_zero(self) -> None:
         """The clock and what a run gathers."""
-        self.progress = Progress(phase="train" if self.num_epochs else "test")
+        self.progress = Progress(phase="train" if self.num_epochs else "val")
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
@@ -329,13 +329,14 @@ class ClassyTask(Configurable, ABC):
                     for name in FILES:
                         remove_leftovers(run_folder, f"{name}.tmp-*")
                     records = read_records(run_folder)
-        if run_folder is None or not resume or not resume_run(self, run_folder):
+        checkpoint = resume_run(self, run_folder) if run_folder is not None and resume else None
+        if checkpoint is None:
             with distributed.failing_together():
                 self.load_initial_weights()
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    cut_records(records, self.progress)
+                    cut_records(records, self.progress, checkpoint)
                     self.records.replace(CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
@@ -345,7 +346,7 @@ class ClassyTask(Configurable, ABC):
         done = self.progress.epoch >= self.num_epochs
         if self.progress.phase == "train" and done:
             return False
-        if self.progress.phase == "test" and not self.has_test:
+        if self.progress.phase == "val" and not self.has_val:
             return False
         self.pace.begin()
         self.begin_phase()
@@ -357,7 +358,7 @@ class ClassyTask(Configurable, ABC):
         """The batches of the phase that are left, while measuring how long the loop waits for each."""
         batches = iter(self.load_batches(self.progress.step_in_phase))
         while True:
-            # A process may have one test batch more than another: the other's vote is then that its batches are over.
+            # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
                 with distributed.failing_together() if all_load else contextlib.nullcontext(), self.pace.waiting():
@@ -420,14 +421,14 @@ class ClassyTask(Configurable, ABC):
 
     def _next_progress(self) -> Progress:
         now = self.progress
-        if now.phase == "test":
+        if now.phase == "val":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
-        return Progress(epoch=epoch, phase="test" if self.is_tested(epoch) else "train", step=now.step)
+        return Progress(epoch=epoch, phase="val" if self.is_measured(epoch) else "train", step=now.step)
 
-    def is_tested(self, epoch: int) -> bool:
-        """Whether a test phase follows so many epochs."""
-        return self.has_test and (epoch == self.num_epochs or (epoch > 0 and epoch % self.test_every_epochs == 0))
+    def is_measured(self, epoch: int) -> bool:
+        """Whether a val phase follows so many epochs."""
+        return self.has_val and (epoch == self.num_epochs or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -446,7 +447,7 @@ class ClassyTask(Configurable, ABC):
         return distributed.mean_over_processes(self.last_loss)
 
     def best_is(self, number: str) -> BestIs | None:
-        """Which value of a number of the test record is best; None: nothing says, and a `best` must say it itself."""
+        """Which value of a number of the val record is best; None: nothing says, and a `best` must say it itself."""
         with contextlib.suppress(ConfigError):  # of a number that a plugin's meter gives and does not declare
             return self._numbers.best_is(number)
         return None

@@ -96,9 +96,9 @@ def test_a_plugins_meter_says_of_each_number_which_value_is_best(best: str, best
 def test_a_class_may_be_written_in_the_other_form_of_unicode() -> None:
     data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["M\u00fcll", "a/b, c.d"]}
     for best in ("iou/Mu\u0308ll", "iou/a/b, c.d"):
-        check({"dataset.train": data, "dataset.test": data, "hooks": [{"name": "checkpoint", "best": best}]})
+        check({"dataset.train": data, "dataset.val": data, "hooks": [{"name": "checkpoint", "best": best}]})
     with pytest.raises(ConfigError, match=r"did you mean 'iou/a/b, c\.d'"):
-        check({"dataset.train": data, "dataset.test": data, "hooks": [{"name": "checkpoint", "best": "iou/a/b c.d"}]})
+        check({"dataset.train": data, "dataset.val": data, "hooks": [{"name": "checkpoint", "best": "iou/a/b c.d"}]})
 
 
 def test_a_number_that_a_meter_declares_when_it_is_built_is_left_to_the_build_where_classes_are_unknown() -> None:

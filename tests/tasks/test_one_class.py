@@ -72,8 +72,8 @@ def check(changes: dict[str, Any]) -> None:
 
 
 def test_one_class_of_the_test_set_alone_is_named(tmp_path: Path) -> None:
-    sets = data_sets(tmp_path) | {"dataset.test": one_class(tmp_path)["dataset.test"]}
-    with pytest.raises(ConfigError, match=r"(?m)^dataset\.test\.classes: found one class"):
+    sets = data_sets(tmp_path) | {"dataset.val": one_class(tmp_path)["dataset.val"]}
+    with pytest.raises(ConfigError, match=r"(?m)^dataset\.val\.classes: found one class"):
         check(sets)
 
 
@@ -93,7 +93,7 @@ class Drawn(ClassyDataset):
 
 def test_one_class_of_a_plugins_data_set_is_refused_when_the_task_is_built() -> None:
     with pytest.raises(ConfigError, match=rf"^dataset\.train: found one class, 'nucleus', .*{MEND}"):
-        build_task(tiny_config({"dataset.train": Drawn(), "dataset.test": None}))
+        build_task(tiny_config({"dataset.train": Drawn(), "dataset.val": None}))
 
 
 def test_every_loss_of_the_project_needs_two_classes() -> None:
