@@ -52,8 +52,7 @@ class NewNet(ClassyModel):
         return features
 '''
 LINE = "from classyseg.models.backbones.newnet import NewNet\n"
-CONTRACT = "tests/models/test_model_contract.py"
-PAGES = ("test_the_page_of_backbones_lists_every_one", "test_the_page_of_keys")
+CONTRACT = "tests/models/test_contract.py"
 
 
 @pytest.mark.slow
