@@ -21,7 +21,9 @@ from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 said `test` where format 2 says `val`: `load_checkpoint` gives both in the words of format 2."""
 MAX_MANIFEST = 2**20
 MAX_STATE = 2**24
 """Bytes: the config and the names of the classes are most of it."""
@@ -38,6 +40,7 @@ class Checkpoint:
     folder: Path
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    format: int = FORMAT
 
 
 def save_checkpoint(
@@ -96,8 +99,11 @@ def own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def problem_of(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, naming the file; None when every file is as the manifest says."""
+def problem_of(folder: Path, *, hashed: bool = True) -> str | None:
+    """What is wrong with a checkpoint folder, naming the file; None when every file is as the manifest says.
+
+    Without `hashed`, only the sizes of the files are compared: where somebody has hashed them just now.
+    """
     manifest = folder / MANIFEST
     try:
         files = _read_json(manifest, MAX_MANIFEST)["files"]
@@ -109,7 +115,7 @@ def problem_of(folder: Path) -> str | None:
                 return f"{path}: missing"
             if path.stat().st_size != expected["size"]:
                 return f"{path}: {path.stat().st_size} bytes, expected {shown(expected['size'])}"
-            if sha256_of(path) != expected["sha256"]:
+            if hashed and sha256_of(path) != expected["sha256"]:
                 return f"{path}: its sha256 is not the manifest's"
         missing = {STATE, "model.safetensors"} - files.keys()
         return f"{manifest}: lists no {' and no '.join(sorted(missing))}" if missing else None
@@ -175,18 +181,21 @@ def set_aside_newer(root: Path, step: int) -> None:
         write_atomically(latest, name)
 
 
-def load_checkpoint(folder: Path, *, only: Collection[str] | None = None) -> Checkpoint:
+def load_checkpoint(folder: Path, *, only: Collection[str] | None = None, verified: bool = False) -> Checkpoint:
     """Reads a checkpoint, of its groups of tensors `only` those named.
 
-    Raises: `ConfigError` naming the file that is missing, damaged or of a later format."""
-    problem = problem_of(folder)
+    `verified` says that this process or another one has just hashed its files, as `newest_checkpoint` does.
+
+    Raises: `ConfigError` naming the file that is missing, damaged or of a later format.
+    """
+    problem = problem_of(folder, hashed=not verified)
     if problem is not None:
         raise ConfigError(f"checkpoint {folder}: {problem}")
     manifest, state = _read_json(folder / MANIFEST, MAX_MANIFEST), _read_json(folder / STATE, MAX_STATE)
     for name, values in ((STATE, state), (MANIFEST, manifest)):
         found = values.get("format")
-        if type(found) is not int or found != FORMAT:
-            raise ConfigError(f"{folder / name}: format {shown(found)}; this version reads format {FORMAT}")
+        if type(found) is not int or found not in READABLE:
+            raise ConfigError(f"{folder / name}: format {shown(found)}; this version reads formats 1 to {FORMAT}")
     tensors = {}
     for path in sorted(folder / name for name in manifest["files"] if name.endswith(".safetensors")):
         if only is not None and path.stem not in only:
@@ -195,7 +204,25 @@ def load_checkpoint(folder: Path, *, only: Collection[str] | None = None) -> Che
             tensors[path.stem] = load_file(path)
         except Exception as error:  # a file from somebody else may fail in any way
             raise ConfigError(f"{path}: cannot be read ({printable(str(error))[:200]})") from None
-    return Checkpoint(folder, tensors, state)
+    number = state["format"]
+    return Checkpoint(folder, tensors, _in_words_of_format_2(state) if number == 1 else state, number)
+
+
+def _in_words_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
+    """What `state` of format 1 says, where validation was called `test`. Whatever is wrong in it stays as it is."""
+    progress, config = state.get("progress"), state.get("config")
+    if isinstance(progress, dict) and progress.get("phase") == "test":
+        state = state | {"progress": progress | {"phase": "val"}}
+    if isinstance(config, dict):
+        config = _renamed(config, "test_every_epochs", "val_every_epochs")
+        if isinstance(config.get("dataset"), dict):
+            config["dataset"] = _renamed(config["dataset"], "test", "val")
+        state = state | {"config": config}
+    return state
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old and new not in values else key: value for key, value in values.items()}
 
 
 def check_tensors(checkpoint: Checkpoint, group: str, expected: Mapping[str, Tensor]) -> None:

@@ -42,7 +42,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
                 "size": [32, 32],
                 "transforms": ["horizontal_flip"],
             },
-            "test": {"name": "synthetic_shapes", "split": "test", "num_samples": 6, "size": [32, 32]},
+            "val": {"name": "synthetic_shapes", "split": "test", "num_samples": 6, "size": [32, 32]},
         },
         "model": {
             "name": "resnet18",
@@ -113,6 +113,13 @@ class FakeTask:
         self.samples_per_second = 20.0
         self.data_wait = 0.25
 
+    @property
+    def training_is_over(self) -> bool:
+        return self.progress.epoch >= self.num_epochs
+
+    def request_stop(self, reason: str) -> None:
+        raise AssertionError(reason)
+
     def step_loss(self) -> float:
         return self.last_loss.item()
 
@@ -136,7 +143,7 @@ class FakeTask:
         now = self.progress
         training = now.phase == "train"
         self.metrics = {"phase": now.phase, "epoch": now.epoch + training, "step": now.step, **values}
-        self.progress = Progress(now.epoch + training, "test" if training else "train", now.step)
+        self.progress = Progress(now.epoch + training, "val" if training else "train", now.step)
         hook.on_phase_end(self)
 
 

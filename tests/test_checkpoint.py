@@ -24,6 +24,7 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import ConfigError
 from classyseg.run_folder import remove_leftovers
+from classyseg.trainer import Trainer
 from runs import tiny_task
 
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
@@ -134,11 +135,11 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classyseg.checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(classyseg.checkpoint, "FORMAT", 3)
     folder = save(tmp_path)
     monkeypatch.undo()
 
-    with pytest.raises(ConfigError, match=r"state\.json: format 2; this version reads format 1"):
+    with pytest.raises(ConfigError, match=r"state\.json: format 3; this version reads formats 1 to 2"):
         load_checkpoint(folder)
 
 
@@ -264,3 +265,13 @@ def test_starting_a_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     tiny_task().start(tmp_path)
 
     assert list(root.iterdir()) == []
+
+
+def test_a_resumed_run_hashes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"num_epochs": 1, "dataset.train.num_samples": 8, "dataset.val": None}
+    Trainer(tmp_path).train(tiny_task({**changes, "hooks": ["checkpoint"]}))
+    hashed: list[str] = []
+    sha256_of = classyseg.checkpoint.sha256_of
+    monkeypatch.setattr("classyseg.checkpoint.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    Trainer(tmp_path, resume=True).train(tiny_task({**changes, "hooks": []}))
+    assert sorted(hashed) == ["model.safetensors", "optimizer.safetensors", "state.json"]

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, as_pixels, sum_over_pixels
-from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
+from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, sum_over_pixels
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
 from classyseg.registry import LOSSES
 
 
 @LOSSES.register("boundary")
-class BoundaryLoss(ClassyLoss):
+class BoundaryLoss(PerOutputLoss):
     """The softmax weighed by the signed distance from each class's border, summed over classes; the mean over pixels.
 
     Distances are Euclidean, positive outside and negative inside a class; the pixels on both sides of a border have 1
@@ -42,8 +42,12 @@ class BoundaryLoss(ClassyLoss):
         super().__init__(ignore_index, head_weights=head_weights, heads=heads)
         self.max_distance = max_distance
 
+    needs = MASKS
+
+    def fits(self, output: Tensor, target: Tensor) -> bool:
+        return of_masks(output, target)
+
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits, target = as_pixels(logits, target)
         num_classes = logits.shape[1]
         present = [labels[labels != self.ignore_index].unique() for labels in target]
 

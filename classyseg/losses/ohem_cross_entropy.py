@@ -22,9 +22,9 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
 
     The hardest `min_kept` valid pixels of the whole job's batch are kept in any case, and those that are as hard as the
     last of them. With `class_weights`, the mean is a weighted one. In two passes: the first keeps one number a pixel.
-    In eval mode it is plain cross entropy, since which pixels are hard would depend on how the test set is batched.
+    In eval mode it is plain cross entropy, since which pixels are hard would depend on how images are batched.
 
-    In evaluation it is plain cross entropy: the test loss does not depend on batches.
+    In evaluation it is plain cross entropy: the val loss does not depend on batches.
 
     Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; the
     defaults are PyTorch-Encoding's.
@@ -34,6 +34,8 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         min_kept: Pixels of the whole job's batch.
         class_weights: As in `cross_entropy`: a weighted mean over the hard pixels.
     """
+
+    is_additive = False
 
     def __init__(
         self,
@@ -49,13 +51,12 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         self.threshold = threshold
         self.min_kept = min_kept
 
-    @property
-    def is_additive(self) -> bool:
-        return False
-
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over kept pixels times what counts, so that dividing by that leaves the mean over the kept ones."""
-        self.check_num_classes(logits.shape[1])
+        """The mean over the kept pixels of the whole job, times what counts in it.
+
+        What counts here is all valid pixels, so that dividing by them leaves the mean over the kept ones. Which pixels
+        are kept depends on all of the job's outputs: in training, processes talk to each other here.
+        """
         logits, target = as_pixels(logits, target)
         if not self.training:
             return sum_over_pixels(logits, target.shape[1:], likelihood_rule(target, self, minus_log))

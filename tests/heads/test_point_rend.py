@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.heads import PointRendHead, build_head
 from classyseg.heads.point_rend import certainty
-from classyseg.layers import cell_centres, pixels_at, resize_logits, values_at
+from classyseg.layers import cell_centres, pixels_at, resize_logits, spread_points, values_at
 from classyseg.models import build_model
 from classyseg.structures import BlockInfo
 
@@ -37,8 +37,8 @@ def test_evaluation_doubles_the_size_until_that_of_the_first_block() -> None:
     assert build().num_subdivisions == 2
     assert build((FINE, middle, COARSE)).num_subdivisions == 1
     assert build((FINE, FINE)).num_subdivisions == 1
-    assert build(num_subdivisions=3).eval()(features()).shape == (2, NUM_CLASSES, 40, 56)
-    assert build().eval()(features(count=1)).shape == (1, NUM_CLASSES, 20, 28)
+    assert build(num_subdivisions=3).eval()(features())["logits"].shape == (2, NUM_CLASSES, 40, 56)
+    assert build().eval()(features(count=1))["logits"].shape == (1, NUM_CLASSES, 20, 28)
 
 
 @pytest.mark.parametrize("num_refined", [1, 9, 139])
@@ -47,7 +47,7 @@ def test_the_least_sure_cells_alone_are_predicted_again(num_refined: int) -> Non
     fine, deep = features()
     coarse = head.head([deep])
     smooth = resize_logits(coarse, (10, 14)).flatten(2)
-    found = head([fine, deep]).flatten(2)
+    found = head([fine, deep])["logits"].flatten(2)
     changed = (found != smooth).any(1)
     assert changed.sum(1).tolist() == [num_refined] * 2
     sureness = certainty(smooth)
@@ -61,18 +61,19 @@ def test_the_least_sure_cells_alone_are_predicted_again(num_refined: int) -> Non
 def test_each_subdivision_refines_what_the_one_before_gave() -> None:
     head = build(num_refined=20).eval()
     once = build(num_refined=20, num_subdivisions=1).eval()
-    smooth = resize_logits(once(features()), (20, 28))
-    assert (head(features()) != smooth).any(1).sum((1, 2)).tolist() == [20] * 2
+    smooth = resize_logits(once(features())["logits"], (20, 28))
+    assert (head(features())["logits"] != smooth).any(1).sum((1, 2)).tolist() == [20] * 2
 
 
 def test_maps_with_fewer_cells_than_are_refined_are_predicted_whole() -> None:
-    assert torch.equal(build(num_refined=560).eval()(features()), build(num_refined=10**6).eval()(features()))
+    exact, more = (build(num_refined=number).eval()(features())["logits"] for number in (560, 10**6))
+    assert torch.equal(exact, more)
 
 
 def test_training_draws_the_least_sure_of_many_points_and_random_ones() -> None:
     coarse = torch.stack([torch.linspace(-1, 1, 64).expand(8, 64), torch.zeros(8, 64)]).expand(1, 2, 8, 64)
     torch.manual_seed(0)
-    points = build(num_points=400, oversampling=4, uncertain_share=0.75).drawn_points(coarse)
+    points = build(num_points=400, oversampling=4, uncertain_share=0.75).train().chosen_points(coarse)
     assert points.shape == (1, 400, 2)
     assert 0 <= points.min() < points.max() <= 1
     away = (points[0, :, 0] - 0.5).abs()  # in the middle no class is ahead
@@ -80,6 +81,24 @@ def test_training_draws_the_least_sure_of_many_points_and_random_ones() -> None:
     assert away[300:].max() > 0.45
     assert away[300:].mean() == pytest.approx(0.25, abs=0.05)
     assert points[0, :, 1].mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_in_evaluation_the_points_of_an_image_are_always_the_same() -> None:
+    """Alone, in a batch, at any time: so the measured loss does not depend on how images are shared out."""
+    head = build(num_points=40, uncertain_share=0.75).eval()
+    whole = head(features())
+    torch.manual_seed(1)
+    for i in range(2):
+        alone = head([x[i : i + 1] for x in features()])
+        assert torch.equal(alone["point_coordinates"], whole["point_coordinates"][i : i + 1])
+        torch.testing.assert_close(alone["points"], whole["points"][i : i + 1])
+    coarse = head.head(features()[1:])
+    torch.testing.assert_close(whole["points"], head.at_points(features()[0], coarse, whole["point_coordinates"]))
+    spread = spread_points(head.num_candidates + 10, coarse.device)
+    for i in range(2):
+        sure = certainty(values_at(coarse[i : i + 1], spread[None, : head.num_candidates]))[0]
+        expected = spread[: head.num_candidates][sure.argsort()[:30]].tolist() + spread[head.num_candidates :].tolist()
+        assert sorted(whole["point_coordinates"][i].tolist()) == sorted(expected)
 
 
 def test_training_gives_the_heads_own_logits_and_points_of_all_images() -> None:
@@ -125,7 +144,7 @@ def test_a_learnt_edge_gets_sharper_than_the_coarse_map_can_show() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    right = head.eval()([fine, coarse]).argmax(1) == fine_mask[:, 0]
+    right = head.eval()([fine, coarse])["logits"].argmax(1) == fine_mask[:, 0]
     assert right.double().mean() > 0.95
 
 

@@ -14,9 +14,12 @@ from classyseg import distributed
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, ClassyDataset
 from classyseg.io import append_json_line, read_json_lines
+from classyseg.records import RecordFile
 from classyseg.run_folder import BAD_SAMPLES
 from classyseg.structures import Sample
 
+RECORD_FILE = RecordFile(BAD_SAMPLES, {"data_set": str, "index": int}, by_step=False)
+"""A sample stays bad: its record stays when a run goes back."""
 Key = tuple[int, int]
 """The epoch and the index of a sample: all that its content depends on."""
 
@@ -102,9 +105,9 @@ class BadSamples:
         self.before = 0
         self._own = 0
         self._problems: list[str] = []
-        if "test" in data_sets and data_sets["test"].on_bad_sample == "replace":
+        if "val" in data_sets and data_sets["val"].on_bad_sample == "replace":
             raise ConfigError(
-                "dataset.test.on_bad_sample: found 'replace', which counts other images twice; accepted: error, skip"
+                "dataset.val.on_bad_sample: found 'replace', which counts other images twice; accepted: error, skip"
             )
 
     def begin_phase(self, *, anew: bool) -> None:
