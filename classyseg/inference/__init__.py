@@ -5,7 +5,7 @@ from classyseg.inference.description import Card
 from classyseg.inference.load import load
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.network import Network
-from classyseg.inference.predictor import Predictor
+from classyseg.inference.predictor import Predictor, shown
 from classyseg.inference.preparation import Preparation
 from classyseg.inference.whole import Whole
 from classyseg.registry import PROTOCOLS
@@ -26,4 +26,5 @@ __all__ = [
     "bytes_of",
     "load",
     "register_protocol",
+    "shown",
 ]

@@ -139,7 +139,7 @@ class Predictor:
         if found.ndim != 2:
             raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
         colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
-        mixed = (1 - alpha) * _shown(tensor) + alpha * colors
+        mixed = (1 - alpha) * shown(tensor) + alpha * colors
         return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
     def read(self, image: Any) -> Tensor:
@@ -268,7 +268,7 @@ def _alike(first: Prepared, second: Prepared) -> bool:
     return same and first.output_size == second.output_size
 
 
-def _shown(image: Tensor) -> npt.NDArray[np.float32]:
+def shown(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
     array = values.float().permute(1, 2, 0).numpy()
