@@ -1,5 +1,0 @@
-"""A protocol and meters over a loader."""
-
-from classyseg.evaluation.evaluate import Evaluation
-
-__all__ = ["Evaluation"]
