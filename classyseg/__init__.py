@@ -27,6 +27,8 @@ _HOMES = {
     "build_head": "heads",
     "register_head": "heads",
     "ClassyLoss": "losses",
+    "PerOutputLoss": "losses",
+    "Terms": "losses",
     "build_loss": "losses",
     "register_loss": "losses",
     "ClassyMeter": "meters",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
@@ -28,12 +29,36 @@ def default_color(index: int) -> Color:
 class BlockInfo(NamedTuple):
     """A named output of a backbone.
 
-    `channels` is the size of dimension 1 of its feature map (N, channels, H / stride, W / stride).
+    `channels` is the size of dimension 1 of its feature map (N, channels, H / stride, W / stride). A block of vectors
+    (N, count, channels), such as a transformer's queries, has the stride 0.
     """
 
     name: str
     channels: int
     stride: int
+
+
+LOGITS = "logits"
+"""A head's own name of its logits."""
+
+
+def output_name(head: str, output: str) -> str:
+    """The name in what a model gives: `HEAD` for the head's logits, `HEAD.OUTPUT` for any other output of its own."""
+    return head if output == LOGITS else f"{head}.{output}"
+
+
+def outputs_by_head(outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What a model gives, by head and then by the head's own names."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, output in outputs.items():
+        head, _, own = name.partition(".")
+        found.setdefault(head, {})[own or LOGITS] = output
+    return found
+
+
+def outputs_of(outputs: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """What one head gave, by its own names, of what a model gives. Empty for a head that is not in it."""
+    return outputs_by_head(outputs).get(head, {})
 
 
 class PositionGrid(NamedTuple):

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from classyseg.distributed import sum_over_processes
+from classyseg.distributed import sum_over_processes, world_size
 from classyseg.engine.accumulation import whole_batch_step
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import no_sync
-from classyseg.losses import ClassyLoss
+from classyseg.losses import ClassyLoss, Terms
 from classyseg.structures import Sample
 
 
 class Computed(NamedTuple):
-    """What a batch gives: the outputs of the network by name, and the terms that add up to the loss."""
+    """What a batch gives: the outputs of the network by name, and the terms of the loss."""
 
     outputs: Mapping[str, Tensor]
-    terms: Tensor
+    terms: Terms
 
 
 class Work(Protocol):
@@ -32,7 +32,7 @@ class Work(Protocol):
 
     def outputs(self, batch: Sample) -> Mapping[str, Tensor]: ...
 
-    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor: ...
+    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms: ...
 
     def compute(self, batch: Sample) -> Computed: ...
 
@@ -46,22 +46,18 @@ def gradients(
     """
     if num_parts > 1 and not loss.is_additive:
         return _of_whole_batch(batch, work, network, precision, num_parts)
-    parts = batch.chunk(num_parts)
     total: Tensor | float = 0.0
-    for i, (part, share) in enumerate(zip(parts, _shares(parts, loss), strict=True)):
+    counts: Tensor | None = None
+    for i, part in enumerate(batch.chunk(num_parts)):
         with no_sync(network, unless=i == num_parts - 1):
-            value = (work.compute(work.complete(part)).terms * share).sum()
+            outputs, terms = work.compute(work.complete(part))
+            if counts is None:
+                counts = terms.counts if num_parts == 1 else loss.counts(outputs, batch.target)
+                counts = sum_over_processes(counts)
+            value = terms.divided(counts, float(world_size()))
             precision.backward(value)
         total = total + value.detach()
     return torch.as_tensor(total)
-
-
-def _shares(parts: Sequence[Sample], loss: ClassyLoss) -> Sequence[Tensor | float]:
-    """By part: how much of what counts in the batch of the whole job is in it, for each term of the loss."""
-    if len(parts) == 1:
-        return [1.0]
-    counts = sum_over_processes(torch.stack([loss.counts(part.target) for part in parts]))
-    return list((counts / counts.sum(0).clamp(min=1e-12)).float())
 
 
 def _of_whole_batch(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
@@ -74,5 +70,5 @@ def _of_whole_batch(batch: Sample, work: Work, network: nn.Module, precision: Pr
             return work.outputs(parts[i])
 
     return whole_batch_step(
-        network, run, num_parts, lambda outputs: work.terms(outputs, batch).sum(), precision.backward
+        network, run, num_parts, lambda outputs: work.terms(outputs, batch).of_job(), precision.backward
     )

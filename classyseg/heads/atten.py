@@ -26,7 +26,7 @@ class AttenHead(ClassyHead):
     Reads the last block; others are laterals into it. `channels` are a quarter of the last block's by default, rounded
     up to a multiple of `num_heads`. `with_global` stands the image's mean beside the attention, with a norm with
     `norm_image` (batch norm then needs two images at once); `with_encoding` weights the channels by the context, and
-    gives the extra `se` in training with `se_branch` (see the head `encnet`).
+    gives the output `se` with `se_branch` (see the head `encnet`).
 
     Blocks as of `encnet`.
 
@@ -85,7 +85,7 @@ class AttenHead(ClassyHead):
         channels *= 1 + with_global
         self.context = ContextEncoding(channels, num_codes, norm) if with_encoding else None
         self.presence = nn.Linear(channels, num_classes) if se_branch else None
-        self.extras = ("se",) if se_branch else ()
+        self.output_names = (LOGITS, "se") if se_branch else (LOGITS,)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
@@ -108,6 +108,6 @@ class AttenHead(ClassyHead):
         if self.context is not None:
             x, context = self.context(x)
         logits = self.classifier(self.dropout(x))
-        if self.presence is None or not self.training:
+        if self.presence is None or context is None:
             return logits
         return {LOGITS: logits, "se": self.presence(context)}

@@ -1,4 +1,4 @@
-"""The contract of heads: features of named blocks in, logits out."""
+"""The contract of heads: features of named blocks in, outputs by name out, and labels and scores from these."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.layers import argmax_at, resize_logits
-from classyseg.registry import Configurable
-from classyseg.structures import BlockInfo
+from classyseg.layers import argmax_at, scores_at
+from classyseg.registry import HEADS, Configurable
+from classyseg.structures import LOGITS, BlockInfo, output_name, outputs_of
 
-LOGITS = "logits"
-"""The key of the logits in what a head with extras gives in training."""
+__all__ = [
+    "LOGITS",
+    "ClassyHead",
+    "HeadKeys",
+    "HeadOutputError",
+    "only_block",
+    "ordered_blocks",
+    "outputs_of",
+    "refuse_unread",
+]
 
 
 class HeadOutputError(ConfigError):
@@ -37,19 +45,32 @@ class HeadKeys:
 class ClassyHead(nn.Module, Configurable, ABC):
     """Built as `Head(blocks, num_classes, *, options)`: what it reads comes from `blocks`, never from a config.
 
-    `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass. `extras` are
-    the names of what a head gives beside the logits in training, set by a head that gives any. `needed_extras` are
-    those among them without whose loss the head's logits in evaluation are made by layers that never learnt.
+    `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass. A head that
+    gives more or something else than logits names it in `output_names`; one without logits gives `labels` and `scores`
+    of its own.
+
+    Raises: `ConfigError` for a block of vectors, unless the class says `reads_vectors`.
     """
 
     shallow_to_deep: bool = False
     """Whether the blocks must come in the backbone's order: `ordered_blocks` sees strides, `attach_head` the order."""
+    reads_vectors: bool = False
+    """Whether a block may be vectors (N, count, channels), of stride 0, instead of a map (N, channels, h, w)."""
     blocks: tuple[BlockInfo, ...]
-    extras: tuple[str, ...] = ()
-    needed_extras: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = (LOGITS,)
+    """What `forward` gives, by the head's own names, without dots; the same in training and in evaluation."""
+    needed_outputs: tuple[str, ...] = ()
+    """Those of `output_names` without whose loss the labels are made by layers that never learnt."""
 
     def __new__(cls, blocks: Sequence[BlockInfo] = (), *args: Any, **kwargs: Any) -> Self:
         head = super().__new__(cls)
+        for block in () if cls.reads_vectors else blocks:
+            if not block.stride:
+                name = HEADS.name_of(cls) or cls.__name__
+                raise ConfigError(
+                    f"blocks: '{block.name}' is vectors (N, count, {block.channels}); the head '{name}' reads maps "
+                    "(N, channels, h, w)"
+                )
         # Kept here so that a subclass's `super().__init__()` needs no arguments.
         object.__setattr__(head, "blocks", tuple(blocks))
         return head
@@ -60,43 +81,53 @@ class ClassyHead(nn.Module, Configurable, ABC):
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
-        """The features of `blocks`, in their order, to logits (N, num_classes, h, w) or (N, num_classes).
+        """The features of `blocks`, in their order, to the head's outputs by `output_names`.
 
-        In training, a head may give a mapping of `logits` and its `extras`, tensors that losses read by name.
+        A tensor is the short form of the `logits` alone: (N, num_classes, h, w), or (N, num_classes) of whole images.
         """
 
     def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        """The class of each pixel at `size` (H, W), (N, H, W) int64, of this head's own outputs; whole images: (N,)."""
-        logits = outputs[LOGITS]
+        """The class of each pixel at `size` (H, W): (N, H, W) int64; of whole images (N,). Of the head's own outputs.
+
+        Logits are resized a few classes at a time: those of full size never exist at once.
+        """
+        logits = self._logits(outputs)
         return logits.argmax(1) if logits.dim() == 2 else argmax_at(logits, size)
 
     def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        """The probabilities at `size` (H, W), (N, num_classes, H, W) float32; of whole images (N, num_classes)."""
-        logits = outputs[LOGITS].float()
-        return (logits if logits.dim() == 2 else resize_logits(logits, size)).softmax(1)
+        """Probabilities (N, num_classes, H, W) float32 at `size` (H, W); of whole images (N, num_classes).
+
+        The softmax of the resized logits; of a single class, their sigmoid.
+        """
+        logits = self._logits(outputs)
+        if logits.dim() > 2:
+            return scores_at(logits, size)
+        logits = logits.detach().float()
+        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+    def _logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        if LOGITS not in outputs:
+            raise HeadOutputError(
+                f"{type(self).__name__}: its outputs are {', '.join(outputs) or 'none'}, without '{LOGITS}'; such a "
+                "head has `labels` and `scores` of its own"
+            )
+        return outputs[LOGITS]
 
     def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives in a model, by name: the logits as `NAME`, in training the extras as `NAME.EXTRA`.
+        """What `forward` gives in a model, of `output_names`: the logits as `NAME`, any other one as `NAME.OUTPUT`.
 
-        Raises: `HeadOutputError` for what is neither a tensor nor a mapping with `logits` and the extras.
+        Raises: `HeadOutputError` where one of them is missing or no tensor.
         """
         found = self(features)
         if isinstance(found, Tensor):
-            return {name: found}
-        extras = self.extras if self.training else ()
-        if not isinstance(found, Mapping) or not all(isinstance(found.get(key), Tensor) for key in (LOGITS, *extras)):
+            found = {LOGITS: found}
+        if not isinstance(found, Mapping) or not all(isinstance(found.get(own), Tensor) for own in self.output_names):
             raise HeadOutputError(
-                f"model.heads.{name}: the forward of {type(self).__name__} gives {_given(found)}; expected "
-                f"{_wanted(extras)}"
+                f"model.heads.{name}: the forward of {type(self).__name__} gives {_given(found)}; expected a mapping "
+                f"of tensors by its `output_names`, {', '.join(map(repr, self.output_names))}; a tensor alone is "
+                f"'{LOGITS}'"
             )
-        return {name: found[LOGITS], **{f"{name}.{extra}": found[extra] for extra in extras}}
-
-
-def outputs_of(outputs: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """A head's own outputs, by its own names, of what a model gives."""
-    start = f"{head}."
-    found = {name.removeprefix(start): value for name, value in outputs.items() if name.startswith(start)}
-    return {LOGITS: outputs[head], **found} if head in outputs else found
+        return {output_name(name, output): found[output] for output in self.output_names}
 
 
 def _given(found: object) -> str:
@@ -104,14 +135,6 @@ def _given(found: object) -> str:
         return f"an object of the type {type(found).__name__}"
     return "a mapping of " + (
         ", ".join(f"{key!r} ({type(value).__name__})" for key, value in found.items()) or "nothing"
-    )
-
-
-def _wanted(extras: Sequence[str]) -> str:
-    more = f", and its extras in training: {', '.join(repr(extra) for extra in extras)}" if extras else ""
-    return (
-        f"the logits (N, num_classes, h, w) or (N, num_classes), a tensor; or a mapping of tensors that has them under "
-        f"'{LOGITS}'{more}"
     )
 
 

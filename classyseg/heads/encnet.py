@@ -55,8 +55,8 @@ class LateralFusion(nn.Module):
 class EncNetHead(ClassyHead):
     """A 3x3 convolution, context encoding and a classifier over the last block; others are laterals into it.
 
-    With `se_branch`, training also gives `se` (N, num_classes), logits of whether each class is in the image at all,
-    for a loss of the classes present.
+    With `se_branch`, `se` (N, num_classes) are logits of whether each class is in the image at all, for a loss of the
+    classes present.
 
     `[stage2, stage3, stage4]`.
 
@@ -65,7 +65,7 @@ class EncNetHead(ClassyHead):
     Args:
         channels: Of the map that is encoded.
         num_codes: Codewords.
-        se_branch: In training, the extra output `NAME.se` (N, classes): logits of which classes are in an image.
+        se_branch: Gives the output `NAME.se` (N, classes), too: logits of which classes are in an image.
         dropout: Before the classifier.
     """
 
@@ -86,7 +86,7 @@ class EncNetHead(ClassyHead):
         self.stem = LateralFusion(ordered_blocks(blocks, "encnet", 1, or_more=True), channels, norm)
         self.context = ContextEncoding(channels, num_codes, norm)
         self.presence = nn.Linear(channels, num_classes) if se_branch else None
-        self.extras = ("se",) if se_branch else ()
+        self.output_names = (LOGITS, "se") if se_branch else (LOGITS,)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
@@ -96,6 +96,6 @@ class EncNetHead(ClassyHead):
     def forward(self, features: Sequence[Tensor]) -> Tensor | dict[str, Tensor]:
         x, context = self.context(self.stem(features))
         logits = self.classifier(self.dropout(x))
-        if self.presence is None or not self.training:
+        if self.presence is None:
             return logits
         return {LOGITS: logits, "se": self.presence(context)}

@@ -20,7 +20,8 @@ class JPUHead(ClassyHead):
     """`head` over the map that joint pyramid upsampling makes of two blocks or more, at the first one's stride.
 
     The paper reads the blocks at strides 8, 16 and 32 of a backbone with `output_stride` 32; what `head` sees replaces
-    the deepest block of a backbone with `output_stride` 8, at a fraction of its cost. The extras are those of `head`.
+    the deepest block of a backbone with `output_stride` 8, at a fraction of its cost. Outputs, labels and scores are
+    those of `head`.
 
     ```yaml
     model:
@@ -54,7 +55,13 @@ class JPUHead(ClassyHead):
         with within("head"):
             block = BlockInfo("jpu", self.jpu.out_channels, blocks[0].stride)
             self.head: ClassyHead = HEADS.build(head, [block], num_classes)
-        self.extras = self.head.extras
+        self.output_names, self.needed_outputs = self.head.output_names, self.head.needed_outputs
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
         return self.head([self.jpu(features)])
+
+    def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        return self.head.labels(outputs, size)
+
+    def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        return self.head.scores(outputs, size)

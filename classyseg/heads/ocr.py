@@ -50,9 +50,8 @@ class ObjectAttention(nn.Module):
 class OCRHead(ClassyHead):
     """A coarse prediction, each class's mean feature weighted by it, and each pixel's attention to these regions.
 
-    Several blocks are brought to the finest one's size and concatenated, as HRNet's branches are for HRNet-OCR. In
-    training the coarse prediction is the extra `coarse` (N, num_classes, h, w), with a loss of its own (0.4 in the
-    paper).
+    Several blocks are brought to the finest one's size and concatenated, as HRNet's branches are for HRNet-OCR. The
+    coarse prediction is the output `coarse` (N, num_classes, h, w), with a loss of its own (0.4 in the paper).
 
     HRNet-OCR is this head over the block `stage4` of an `hrnet_*`, which is its branches concatenated (`blocks:
     [branch1, branch2, branch3, branch4]` is the same model); with `hrnet_w48` and 19 classes it has 70.4 million
@@ -73,7 +72,7 @@ class OCRHead(ClassyHead):
         dropout: Of whole channels, before the classifier.
     """
 
-    extras = ("coarse",)
+    output_names = (LOGITS, "coarse")
 
     def __init__(
         self,
@@ -97,7 +96,7 @@ class OCRHead(ClassyHead):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
+    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
         x = self.concatenation(features)
         coarse = self.coarse(x)
         pixels = self.conv(x)
@@ -105,4 +104,4 @@ class OCRHead(ClassyHead):
         regions = torch.matmul(pixels.flatten(2), shares.transpose(1, 2)).unsqueeze(3)
         x = self.fuse(torch.cat([self.attention(pixels, regions), pixels], 1))
         logits = self.classifier(self.dropout(x))
-        return {LOGITS: logits, "coarse": coarse} if self.training else logits
+        return {LOGITS: logits, "coarse": coarse}

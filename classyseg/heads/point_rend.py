@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS, ConfigError, within
 from classyseg.heads.classy_head import LOGITS, ClassyHead
-from classyseg.layers import cell_centres, resize_logits, values_at
+from classyseg.layers import cell_centres, resize_logits, spread_points, values_at
 from classyseg.registry import HEADS, InnerHeadConfig
 from classyseg.structures import BlockInfo
 
@@ -47,12 +47,13 @@ class PointMLP(nn.Module):
 class PointRendHead(ClassyHead):
     """`head` over all blocks but the first, whose logits a small network predicts again where they are least sure.
 
-    That network reads a point's features in the first block and the logits of `head` there. In training it sees
-    `num_points` points an image: of `oversampling` times as many random ones the least sure, up to `uncertain_share` of
-    them, and random ones. The logits are those of `head`; extras are the points' logits `points` (N, num_classes, P)
-    and `point_coordinates` (N, P, 2), (x, y) from 0 to 1, which the loss `point_cross_entropy` reads. In evaluation the
-    logits are doubled in size `num_subdivisions` times, each time with the `num_refined` least sure cells predicted
-    again. Least sure is where the two highest logits are closest.
+    That network reads a point's features in the first block and the logits of `head` there. It sees `num_points` points
+    an image: of `oversampling` times as many random ones the least sure, up to `uncertain_share` of them, and random
+    ones. Outputs are those of `head`, the points' logits `points` (N, num_classes, P) and `point_coordinates`
+    (N, P, 2), (x, y) from 0 to 1, which the loss `point_cross_entropy` reads. In evaluation the points are chosen from
+    the same ones for every image, spread evenly instead of drawn, so that their loss depends on the image alone. The
+    logits are then doubled in size `num_subdivisions` times, each time with the `num_refined` least sure cells
+    predicted again. Least sure is where the two highest logits are closest.
 
     It reads the first block, the finest; the other head reads the others, and a block may be named twice. The network
     learns by the loss `point_cross_entropy` of its points, without which the task does not start:
@@ -78,8 +79,6 @@ class PointRendHead(ClassyHead):
             blocks to the first block, and once at the least.
         num_refined: Cells of an image that are predicted again each time.
     """
-
-    needed_extras = (POINTS,)
 
     def __init__(
         self,
@@ -110,9 +109,15 @@ class PointRendHead(ClassyHead):
             )
         with within("head"):
             self.head: ClassyHead = HEADS.build(head, others, num_classes)
-        if POINTS in self.head.extras:
+        if POINTS in self.head.output_names:
             raise ConfigError("head: found a head that refines points itself; expected another one")
-        self.extras = (*self.head.extras, POINTS, COORDINATES)
+        if LOGITS not in self.head.output_names:
+            raise ConfigError(
+                f"head: found {type(self.head).__name__}, which gives {', '.join(self.head.output_names)}; expected a "
+                "head that gives logits"
+            )
+        self.output_names = (*self.head.output_names, POINTS, COORDINATES)
+        self.needed_outputs = (*self.head.needed_outputs, POINTS)
         self.mlp = PointMLP(fine.channels, num_classes, channels, num_layers)
         self.num_points = num_points
         self.num_candidates = int(oversampling * num_points)
@@ -120,27 +125,31 @@ class PointRendHead(ClassyHead):
         self.num_subdivisions = num_subdivisions or max(1, (finest // fine.stride).bit_length() - 1)
         self.num_refined = num_refined
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
+    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
         fine, *others = features
         found = self.head(others)
         outputs = {LOGITS: found} if isinstance(found, Tensor) else dict(found)
         coarse = outputs[LOGITS]
-        if not self.training:
-            return self.refined(fine, coarse)
-        coordinates = self.drawn_points(coarse.detach())
-        return {**outputs, POINTS: self.at_points(fine, coarse, coordinates), COORDINATES: coordinates}
+        coordinates = self.chosen_points(coarse.detach())
+        outputs |= {POINTS: self.at_points(fine, coarse, coordinates), COORDINATES: coordinates}
+        return outputs if self.training else outputs | {LOGITS: self.refined(fine, coarse)}
 
     def at_points(self, fine: Tensor, coarse: Tensor, coordinates: Tensor) -> Tensor:
         """The logits (N, num_classes, P) of the points `coordinates` (N, P, 2)."""
         return self.mlp(values_at(fine, coordinates), values_at(coarse, coordinates))
 
-    def drawn_points(self, coarse: Tensor) -> Tensor:
-        """The points of a training step, (N, num_points, 2)."""
-        count = len(coarse)
-        candidates = torch.rand(count, self.num_candidates, 2, device=coarse.device)
+    def chosen_points(self, coarse: Tensor) -> Tensor:
+        """The points of a step, (N, num_points, 2): in training drawn by chance, in evaluation always the same."""
+        num_others = self.num_points - self.num_uncertain
+        if self.training:
+            candidates = torch.rand(len(coarse), self.num_candidates, 2, device=coarse.device)
+        else:
+            spread = spread_points(self.num_candidates + num_others, coarse.device).expand(len(coarse), -1, -1)
+            candidates, others = spread[:, : self.num_candidates], spread[:, self.num_candidates :]
         chosen = certainty(values_at(coarse, candidates)).topk(self.num_uncertain, dim=1, largest=False).indices
         uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-        others = torch.rand(count, self.num_points - self.num_uncertain, 2, device=coarse.device)
+        if self.training:
+            others = torch.rand(len(coarse), num_others, 2, device=coarse.device)
         return torch.cat([uncertain, others], 1)
 
     def refined(self, fine: Tensor, coarse: Tensor) -> Tensor:

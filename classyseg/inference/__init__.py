@@ -7,7 +7,10 @@ from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.network import Network
 from classyseg.inference.predictor import Predictor, shown
 from classyseg.inference.preparation import Preparation
+from classyseg.inference.pytorch_encoding import PyTorchEncoding
+from classyseg.inference.scales import MultiScale
 from classyseg.inference.whole import Whole
+from classyseg.inference.windows import SlidingWindow
 from classyseg.registry import PROTOCOLS
 
 register_protocol = PROTOCOLS.register
@@ -17,9 +20,12 @@ __all__ = [
     "BudgetError",
     "Card",
     "ClassyProtocol",
+    "MultiScale",
     "Network",
     "Predictor",
     "Preparation",
+    "PyTorchEncoding",
+    "SlidingWindow",
     "Wanted",
     "Whole",
     "build_protocol",

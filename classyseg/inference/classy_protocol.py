@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.network import Network
+from classyseg.inference.rows import Cost, Held, Rows, Size
 from classyseg.registry import PROTOCOLS, Configurable
 from classyseg.signature import own_parameters
 
 Kind = Literal["labels", "scores", "outputs"]
-Size = tuple[int, int]
 
 
 class Wanted(NamedTuple):
@@ -54,6 +54,18 @@ class ClassyProtocol(Configurable, ABC):
 
         Raises: `BudgetError`, before the memory is taken, where it is too small: with the smallest one that serves.
         """
+
+    def score_rows(
+        self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
+    ) -> tuple[Mapping[str, Rows], Cost]:
+        """The scores of one image (C, H, W) by head, at `size`, as maps by rows, and what they take beside their rows.
+
+        For protocols that run another one at several scales. The base makes them whole, with `__call__`; a protocol
+        that can make them band by band gives its own.
+        """
+        wanted = [Wanted(head, "scores") for head in heads]
+        found = self(network, image.rows(0, image.size[0])[None], size, wanted, budget)
+        return {item.head: Held(found[item][0]) for item in wanted}, Cost(0, 0)
 
     def config(self) -> dict[str, Any]:
         """What `PROTOCOLS.build` makes again, every default filled in. Raises: `ConfigError` without a name."""

@@ -27,7 +27,7 @@ class BudgetError(ConfigError):
 
     def __init__(self, what: str, budget: int, needed: int) -> None:
         self.what, self.budget, self.needed = what, budget, needed
-        super().__init__(f"max_memory: {what} needs {text_of(needed)}; {text_of(budget)} are left for it")
+        super().__init__(f"max_memory: found {text_of(budget)}; {what} needs {text_of(needed)}")
 
 
 def bytes_of(text: int | float | str) -> int:

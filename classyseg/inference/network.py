@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS, ClassyHead, outputs_of
+from classyseg.inference.memory import BASE, WORKSPACE, LiveTensors
 from classyseg.models import ClassyModel
 from classyseg.models.meta import PROBE_SIZE, run_on_meta
 from classyseg.shapes import Shapes
@@ -31,40 +33,97 @@ class Network:
         *,
         precision: Precision = "float32",
         black: Tensor | None = None,
+        channels_last: bool = False,
         forward: Callable[[Tensor], Outputs] | None = None,
     ) -> None:
         self.model = model
         self.precision = precision
         self.black = torch.zeros(model.in_channels) if black is None else black
+        self.channels_last = channels_last
         self._forward: Callable[[Tensor], Any] = model if forward is None else forward
-        self._maps: dict[str, bool] = {}
+        self._facts: dict[str, tuple[bool, int]] = {}
+        self._examples: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._forwards: dict[tuple[int, int], int] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        if self.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         dtype = DTYPES[self.precision]
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             return dict(self._forward(images))
 
     def head(self, name: str) -> ClassyHead:
-        found: Any = self.model.heads[name]
-        return found  # type: ignore[no-any-return]
+        return self.model.head(name)
 
-    def gives_maps(self, head: str) -> bool:
-        """Whether a head gives a class of each pixel, else one of each image; found by a run on the `meta` device."""
-        if head not in self._maps:
-            self._maps[head] = self._probed(head)
-        return self._maps[head]
-
-    def _probed(self, head: str) -> bool:
-        try:
-            with Shapes():
-                outputs = run_on_meta(self.model, (1, *self.model.input_shape(PROBE_SIZE, PROBE_SIZE)))
-            own = self.outputs_of(outputs, head)
-            # Of a head without logits, only its own scores tell; on `meta` these may need values.
-            return (own[LOGITS] if LOGITS in own else self.head(head).scores(own, (8, 8))).dim() > 2
-        except Exception:  # a plugin's model may fail in any way without values: then it is taken for what most are
-            return True
+    @property
+    def device(self) -> torch.device:
+        return next(chain(self.model.parameters(), self.model.buffers())).device
 
     def outputs_of(self, outputs: Outputs, head: str) -> Outputs:
         """Those of one head, by the head's own names."""
         return outputs_of(outputs, head)
+
+    # -- what can be known without running it --------------------------------------------------------------------------
+
+    def gives_maps(self, head: str) -> bool:
+        """Whether a head gives a class of each pixel, else one of each image."""
+        return self._known(head)[0]
+
+    def num_classes(self, head: str) -> int:
+        return self._known(head)[1]
+
+    def averages_logits(self, head: str) -> bool:
+        """Whether labels and scores of a head are the base's, of its logits: then these can be averaged themselves."""
+        kind = type(self.head(head))
+        return kind.labels is ClassyHead.labels and kind.scores is ClassyHead.scores
+
+    def _known(self, head: str) -> tuple[bool, int]:
+        if head not in self._facts:
+            own = self.outputs_of(self.example((PROBE_SIZE, PROBE_SIZE)), head)
+            if LOGITS in own and self.averages_logits(head):
+                found = own[LOGITS]
+            else:
+                try:
+                    found = self.head(head).scores(own, (8, 8))
+                except Exception:  # a plugin's rule may need values: in any way
+                    own = self.outputs_of(self._zeros((PROBE_SIZE, PROBE_SIZE)), head)
+                    found = self.head(head).scores(own, (8, 8))
+            self._facts[head] = (found.dim() > 2, found.shape[1])
+        return self._facts[head]
+
+    def example(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """What it gives for one image of `size`, on the `meta` device; with values where a model cannot run there."""
+        if size not in self._examples:
+            try:
+                with Shapes():
+                    found = dict(run_on_meta(self.model, (1, *self.model.input_shape(*size))))
+            except Exception:  # a plugin's model may need values, and say so in any way
+                found = self._zeros(size)
+            self._examples[size] = found
+        return self._examples[size]
+
+    def _zeros(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        return self(torch.zeros(1, *self.model.input_shape(*size), device=self.device))
+
+    def kept(self, outputs: Outputs, heads: Collection[str]) -> dict[str, Tensor]:
+        """The outputs of some heads."""
+        return {name: value for name, value in outputs.items() if name.partition(".")[0] in heads}
+
+    def kept_bytes(self, heads: Collection[str], size: tuple[int, int]) -> int:
+        """What the outputs of some heads take for one image of `size`."""
+        return sum(value.numel() * value.element_size() for value in self.kept(self.example(size), heads).values())
+
+    def forward_bytes(self, shape: tuple[int, int, int, int]) -> int:
+        """What a forward pass on images of `shape` takes at its highest, beside the images: an estimate from above."""
+        count, *one = shape
+        size = (one[1], one[2])
+        if size not in self._forwards:
+            with LiveTensors() as live:
+                try:
+                    run_on_meta(self.model, (1, *one))
+                except Exception:  # as in `example`: then it is measured
+                    live.peak = live.now
+                    self._zeros(size)
+            self._forwards[size] = live.peak
+        return BASE + int(WORKSPACE * count * self._forwards[size])

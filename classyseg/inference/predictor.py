@@ -81,7 +81,9 @@ class Predictor:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.normalizer.to(self.device)
-        self.network = Network(self.model, precision=precision, black=black_of(self.normalizer))
+        self.network = Network(
+            self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
+        )
         self.head = model.main_head
         self.protocol.check(self.network, [Wanted(self.head)])
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
 from torch import Tensor
 
+from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
+from classyseg.inference.finish import LABEL, at_size
+from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
+from classyseg.inference.rows import FLOAT, Cost, Deferred, Held, Rows, ScoresOfHead, ScoresOfLogits
+from classyseg.layers.resize import CHUNK_BYTES
 from classyseg.registry import PROTOCOLS
 
 
@@ -25,8 +31,31 @@ class Whole(ClassyProtocol):
     def __call__(
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
+        if budget is not None:
+            _check(network, images, size, wanted, budget)
         outputs = network(images)
         return {item: _made(network, outputs, size, item) for item in wanted}
+
+    def score_rows(
+        self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
+    ) -> tuple[Mapping[str, Rows], Cost]:
+        @cache
+        def outputs() -> Outputs:
+            return network.kept(network(image.rows(0, image.size[0])[None]), heads)
+
+        def maps(head: str, found: Outputs) -> Rows:
+            own = network.outputs_of(found, head)
+            if not network.averages_logits(head):
+                return ScoresOfHead(network.head(head), own, size, network.num_classes(head))
+            return ScoresOfLogits(network.head(head), at_size(Held(own[LOGITS][0]), size))
+
+        def deferred(head: str) -> Rows:
+            example = maps(head, network.example(image.size))
+            return Deferred(example.channels, size, lambda: maps(head, outputs()), example.bytes_for)
+
+        pixels = image.bytes_for(image.size[0])
+        running = network.forward_bytes((1, image.channels, *image.size)) + pixels
+        return {head: deferred(head) for head in heads}, Cost(network.kept_bytes(heads, image.size), running)
 
 
 def _made(network: Network, outputs: Outputs, size: Size, wanted: Wanted) -> Outputs | Tensor:
@@ -35,3 +64,26 @@ def _made(network: Network, outputs: Outputs, size: Size, wanted: Wanted) -> Out
         return own
     head = network.head(wanted.head)
     return head.labels(own, size) if wanted.kind == "labels" else head.scores(own, size)
+
+
+def _check(network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int) -> None:
+    """Raises: `BudgetError` where a forward pass, and then what is made of it, take more than `budget` bytes."""
+    if images.dim() != 4:
+        return  # clips and vectors, whose labels take nothing
+    count, channels, height, width = images.shape
+    running = network.forward_bytes((count, channels, height, width))
+    kept, results, working = 0, 0, 0
+    for head in {item.head for item in wanted}:
+        kept += count * network.kept_bytes([head], (height, width))
+    for item in wanted:
+        pixels = size[0] * size[1] if network.gives_maps(item.head) else 1
+        scores = FLOAT * network.num_classes(item.head) * pixels
+        if item.kind == "scores":
+            results, working = results + count * scores, max(working, 2 * count * scores)
+        elif item.kind == "labels":
+            chunk = min(scores, max(CHUNK_BYTES, FLOAT * pixels)) if network.averages_logits(item.head) else 2 * scores
+            results, working = results + count * LABEL * pixels, max(working, chunk + (2 * LABEL + FLOAT) * pixels)
+    needed = max(running, kept + results + working)
+    if needed > budget:
+        what = f"the whole of an image of {height} x {width} (protocol sliding_window takes less)"
+        raise BudgetError(what, budget, needed)

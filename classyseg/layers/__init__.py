@@ -8,7 +8,7 @@ from classyseg.layers.encoding import ContextEncoding, CosineEncoding, DropEncod
 from classyseg.layers.jpu import JPU
 from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
-from classyseg.layers.points import cell_centres, pixels_at, values_at
+from classyseg.layers.points import cell_centres, pixels_at, spread_points, values_at
 from classyseg.layers.pool import CeilMeanPool2d, ImageMean, PyramidPooling
 from classyseg.layers.progress import FollowsProgress, tell_progress
 from classyseg.layers.rectified_conv import RectifiedConv2d
@@ -20,6 +20,7 @@ from classyseg.layers.resize import (
     resample,
     resize_logits,
     row_tap_range,
+    scores_at,
 )
 from classyseg.layers.split_attention import SplitAttentionConv2d
 from classyseg.layers.sync_batch_norm import BATCH_NORMS, SyncBatchNorm, synchronize_batch_norm
@@ -55,7 +56,9 @@ __all__ = [
     "resample",
     "resize_logits",
     "row_tap_range",
+    "scores_at",
     "separable_conv",
+    "spread_points",
     "synchronize_batch_norm",
     "tell_progress",
     "values_at",

@@ -40,3 +40,14 @@ def cell_centres(index: Tensor, height: int, width: int) -> Tensor:
     row = index // width
     column = index - row * width  # a remainder by a free size has no form in ONNX
     return torch.stack([(column.float() + 0.5) / width, (row.float() + 0.5) / height], 2)
+
+
+def spread_points(count: int, device: torch.device) -> Tensor:
+    """`count` points (count, 2), (x, y) from 0 to 1, that cover the square evenly: always the same ones.
+
+    Source: Roberts, "The Unreasonable Effectiveness of Quasirandom Sequences", 2018; its sequence R2, in integers, so
+    that all devices make the same points.
+    """
+    index = torch.arange(1, count + 1, device=device)
+    steps = [round(0.7548776662466927 * 2**24), round(0.5698402909980532 * 2**24)]
+    return torch.stack([(index * step) % 2**24 for step in steps], 1).float() / 2**24

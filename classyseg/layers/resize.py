@@ -13,7 +13,8 @@ ALIGN_CORNERS = False
 """Whether the corner pixels' centres coincide, for every resize of features and logits in classyseg."""
 
 CHUNK_BYTES = 64_000_000
-"""How much memory `argmax_at` and `rank_at` take for resized logits; with the rest, twice that beside their results."""
+"""How much memory `argmax_at` and `rank_at` take for resized logits; with the rest, twice that beside their results.
+`scores_at` takes it once."""
 
 
 def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = ALIGN_CORNERS) -> Tensor:
@@ -86,6 +87,24 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     return best_class
 
 
+def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Probabilities (N, C, H, W) float32: the softmax of logits (N, C, h, w) resized to `size` (H, W).
+
+    Of a single class, their sigmoid. Nothing else of full size is held: the softmax is made in bands of rows, in place.
+    """
+    logits = logits.detach().float().contiguous()
+    num_classes, (height, width) = logits.shape[1], size
+    scores = logits.new_empty(len(logits), num_classes, height, width)
+    band = max(1, CHUNK_BYTES // (logits.element_size() * num_classes * width))
+    for image, found in zip(logits, scores, strict=True):
+        for _ in _class_chunks(image, found):  # one chunk: there is room for all classes
+            pass
+        for start in range(0, height, band):
+            rows = found[:, start : start + band]
+            rows.copy_(rows.sigmoid() if num_classes == 1 else rows.softmax(0))
+    return scores
+
+
 def rank_at(logits: Tensor, labels: Tensor) -> Tensor:
     """How many classes come before that of `labels` (N, H, W) at each pixel, (N, H, W) int64, in the order of logits.
 
@@ -135,9 +154,13 @@ def _class_chunks(logits: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 @lru_cache(maxsize=64)
-def _taps(in_size: int, out_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def taps(in_size: int, out_size: int, align_corners: bool = ALIGN_CORNERS) -> tuple[Tensor, Tensor, Tensor]:
     """For each output position: the two input positions that it mixes, and the share of the second (float64)."""
-    position = (torch.arange(out_size, dtype=torch.float64) + 0.5) * (in_size / out_size) - 0.5
+    position = torch.arange(out_size, dtype=torch.float64)
+    if align_corners:
+        position *= (in_size - 1) / max(1, out_size - 1)
+    else:
+        position = (position + 0.5) * (in_size / out_size) - 0.5
     position = position.clamp(0, in_size - 1)
     low = position.floor().long()
     return low, (low + 1).clamp(max=in_size - 1), position - low
@@ -148,7 +171,7 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
 
     Its transpose is the resize's gradient.
     """
-    low, high, share = _taps(in_size, out_size)
+    low, high, share = taps(in_size, out_size)
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     rows = torch.arange(out_size)
     matrix[rows, low] += 1 - share
@@ -158,5 +181,5 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
 
 def row_tap_range(in_size: int, out_size: int, start: int, stop: int) -> tuple[int, int]:
     """The input positions [first, last) that the output positions [start, stop) mix."""
-    low, high, _ = _taps(in_size, out_size)
+    low, high, _ = taps(in_size, out_size)
     return int(low[start]), int(high[stop - 1]) + 1

@@ -1,7 +1,7 @@
 """Losses: the registered names, and the base to write one."""
 
 from classyseg.losses.boundary import BoundaryLoss
-from classyseg.losses.classy_loss import ClassyLoss
+from classyseg.losses.classy_loss import ClassyLoss, LossSum, PerOutputLoss, Terms
 from classyseg.losses.combined import MultiOutputSumLoss, SegmentationLoss, SumArbitraryLoss
 from classyseg.losses.cross_entropy import CrossEntropyLoss
 from classyseg.losses.focal import FocalLoss
@@ -22,14 +22,17 @@ __all__ = [
     "ClassyLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "LossSum",
     "LovaszSoftmaxLoss",
     "MultiOutputSumLoss",
     "OhemCrossEntropyLoss",
+    "PerOutputLoss",
     "PointCrossEntropyLoss",
     "PresenceLoss",
     "SegmentationLoss",
     "SoftTargetCrossEntropyLoss",
     "SumArbitraryLoss",
+    "Terms",
     "TverskyLoss",
     "build_loss",
     "register_loss",

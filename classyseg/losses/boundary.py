@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, as_pixels, sum_over_pixels
-from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
 from classyseg.registry import LOSSES
 
 
 @LOSSES.register("boundary")
-class BoundaryLoss(ClassyLoss):
+class BoundaryLoss(PerOutputLoss):
     """The softmax weighed by the signed distance from each class's border, summed over classes; the mean over pixels.
 
     Distances are Euclidean, positive outside and negative inside a class; the pixels on both sides of a border have 1

@@ -1,50 +1,180 @@
-"""The contract of losses: logits of any stride, one normaliser for the whole job."""
+"""The contract of losses: sums, and what exactly each is divided by in the whole job."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Set
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, unknown
-from classyseg.distributed import sum_over_processes, world_size
+from classyseg.distributed import gather_over_processes, sum_over_processes, world_size
 from classyseg.registry import Configurable
+from classyseg.structures import output_name, outputs_by_head
 
 HeadWeights = dict[str, Annotated[float, Field(ge=0)]]
 HeadNames = Annotated[tuple[str, ...], Field(min_length=1)]
-"""The types of the options that every loss of its own has: `head_weights` and `heads`."""
+"""The types of the options that every `PerOutputLoss` has: `head_weights` and `heads`."""
+
+
+class Terms(NamedTuple):
+    """What a loss is made of: sums of some images in one process, and exactly what each is divided by.
+
+    The loss is the sum of `weight * sum / count` over the terms, where sums and counts are those of the whole job, and
+    of all parts of a batch. How many terms there are depends on which outputs there are, on nothing else.
+    """
+
+    sums: Tensor
+    """(num_terms,) float32 or wider, with gradients."""
+    counts: Tensor
+    """(num_terms,) float64."""
+    weights: tuple[float, ...] = ()
+    """One for each term; empty where each is 1."""
+
+    def divided(self, counts: Tensor, share: float = 1.0) -> Tensor:
+        """The loss, a scalar: each sum times `share / count`, 0 where nothing counts, times its weight; added up."""
+        factors = torch.where(counts > 0, share / counts, 0.0)
+        return self._weighted(self.sums * factors.to(self.sums.dtype)).sum()
+
+    def of_job(self) -> Tensor:
+        """The loss of a training step from this process's share of the batch; every process calls it.
+
+        Scaled so that the mean over processes, which is what distributed training forms of the gradients, is the loss
+        of the whole batch.
+        """
+        return self.divided(sum_over_processes(self.counts), float(world_size()))
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        if not self.weights:
+            return values
+        return torch.stack([weight * value for weight, value in zip(self.weights, values, strict=True)])
+
+
+class LossSum:
+    """Adds up the terms of the batches of a phase, and divides once: the loss does not depend on how they are cut."""
+
+    def __init__(self) -> None:
+        self._totals: Tensor | None = None
+
+    def add(self, terms: Terms) -> None:
+        """Waits for no device."""
+        sums = terms._weighted(terms.sums.detach().double())
+        totals = torch.stack([sums, terms.counts])
+        self._totals = totals if self._totals is None else self._totals + totals
+
+    def value(self) -> float | None:
+        """The loss over all batches of all processes; None where the loss read nothing. Every process calls it."""
+        totals = torch.zeros(2, 0, dtype=torch.float64) if self._totals is None else self._totals.cpu()
+        # A process without a batch does not know how many terms there are.
+        num_terms = int(gather_over_processes(torch.tensor(totals.shape[1])).max())
+        whole = torch.zeros(2, num_terms, dtype=torch.float64)
+        whole[:, : totals.shape[1]] = totals
+        sums, counts = sum_over_processes(whole)
+        return Terms(sums, counts).divided(counts).item() if counts.any() else None
 
 
 class ClassyLoss(nn.Module, Configurable, ABC):
-    """A sum over pixels (or images) divided by how many counted in the whole job.
+    """Built as `Loss(ignore_index, *, options)`; the data set knows `ignore_index`.
 
-    Called as `loss(logits, target)`. `logits` is a tensor (N, C, h, w) or (N, C), or the dict that a model gives: heads
-    by name, and in training their extras as `HEAD.EXTRA`. `heads` are the outputs that the loss reads; without it, all
-    heads and the extras of their kind. They are weighed by `head_weights` (1 for those not named) and added. `target`
-    (N, H, W) holds class indices and `ignore_index`, and gives the full size; (N,) means classification. Nothing valid
-    gives zero, not NaN.
+    Called as `loss(outputs, target)`. `outputs` is what a model gives: `HEAD` is the logits of a head, `HEAD.OUTPUT`
+    any other output of its own. `target` (N, H, W) holds class indices and `ignore_index`, and gives the full size;
+    (N,) means classification. Nothing valid gives zero, not NaN.
 
-    In training, processes agree on the number that counted, and the result is scaled so that the mean over processes,
-    which is what distributed training forms of the gradients, is the loss of the whole batch. In eval mode there is
-    no talk between processes. A subclass gives `total` and, unless every valid pixel counts once, `count`.
+    In training, processes agree on how much counted in the whole job. In eval mode there is no talk between them.
 
-    `ignore_index` is positional because the data set knows it.
+    A subclass gives `terms`. One that compares each output with the target by itself is a `PerOutputLoss`.
+    """
+
+    reads: tuple[str, ...] = ()
+    """The heads' own names of the outputs that this kind of loss reads, such as ("masks", "classes"); empty: all."""
+    is_additive: bool = False
+    """Whether `counts`, without a look at the values of outputs, are the counts of `terms`.
+
+    Where it is false (how much counts, or which pixels, depends on the outputs), a batch in parts is measured whole.
+    """
+    takes_shares: bool = False
+    """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
+    min_classes: int = 2
+    """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
+
+    def __init__(self, ignore_index: int = 255) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+
+    # -- asked once, when a task is made or checked ------------------------------------------------------------------
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Raises: `ConfigError` for options of another number of classes."""
+
+    def choose_main_head(self, name: str) -> None:
+        """Tells the model's main head to a loss that treats it apart."""
+
+    def named_outputs(self) -> Iterator[tuple[str, str]]:
+        """The outputs of a model that the options name, as (path of the option in the config, name)."""
+        return iter(())
+
+    def names_read(self, outputs: Mapping[str, Tensor], target: Tensor) -> Set[str]:
+        """The names of the outputs that this loss reads of these, which may be on the `meta` device.
+
+        Raises: `ConfigError` for outputs that this loss cannot read, and in training where it finds none.
+        """
+        found = {output_name(head, own) for head, given in self.of_heads(outputs).items() for own in given}
+        if not found and self.training:
+            wanted = " and ".join(f"'{name}'" for name in self.reads)
+            raise ConfigError(
+                f"loss: {type(self).__name__} found no head that gives {wanted}; outputs of the model: "
+                f"{', '.join(outputs) or 'none'}"
+            )
+        return found
+
+    # -- for each batch ----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
+        """The terms of these images in this process; no terms where there is nothing that this loss reads."""
+
+    def counts(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """The counts of `terms(outputs, target)` of a loss that is additive, (num_terms,) float64.
+
+        Only the names and kinds of `outputs` matter, not their values: `target` may be that of other, and more, images.
+        Raises: `ValueError` for a loss that is not additive.
+        """
+        raise ValueError(f"{type(self).__name__}: how much counts is known from the outputs alone")
+
+    def of_heads(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """By head, those of `reads` by the head's own names; heads that do not give them all are left out."""
+        by_head = outputs_by_head(outputs)
+        if not self.reads:
+            return by_head
+        return {
+            head: {own: given[own] for own in self.reads}
+            for head, given in by_head.items()
+            if all(own in given for own in self.reads)
+        }
+
+    def forward(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """The loss, a scalar; labels of any integer type, as data sets give them."""
+        target = target if target.is_floating_point() else target.long()
+        terms = self.terms(outputs, target)  # type: ignore[arg-type]
+        return terms.of_job() if self.training else terms.divided(terms.counts)
+
+
+class PerOutputLoss(ClassyLoss):
+    """A sum over the pixels (or images) of each output, divided by how many of them counted.
+
+    It may be called with a tensor of logits (N, C, h, w) or (N, C), too. Of a model's outputs it reads those that
+    `heads` name; without it, all that are of its kind. They are weighed by `head_weights` (1 for those not named) and
+    added. A subclass gives `total` and, unless every valid pixel counts once, `count`.
 
     Raises: `ConfigError` for an output that `heads` names twice, and for a head weight of one that it leaves out.
     """
 
+    is_additive = True
     needs: str = "masks (N, H, W) need logits (N, C, h, w), labels (N,) need (N, C)"
     """What an output must be, in words."""
-    num_terms: int = 1
-    """How many sums are divided by counts of their own; more than one where losses are combined."""
-    extras: tuple[str, ...] = ()
-    """The extras of heads that this kind of loss is for, such as `points`."""
-    min_classes: int = 2
-    """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
 
     def __init__(
         self,
@@ -53,10 +183,10 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         head_weights: Mapping[str, float] | None = None,
         heads: tuple[str, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.ignore_index = ignore_index
+        super().__init__(ignore_index)
         self.head_weights = dict(head_weights or {})
         self.heads = heads
+        self._chosen: dict[object, list[str]] = {}
         for name in heads or ():
             if heads.count(name) > 1:  # type: ignore[union-attr]
                 raise ConfigError(f"heads: found '{name}' twice")
@@ -64,110 +194,107 @@ class ClassyLoss(nn.Module, Configurable, ABC):
             if name not in heads:  # type: ignore[operator]
                 raise ConfigError(f"loss.head_weights.{name}: found a weight of an output that loss.heads leaves out")
 
-    @property
-    def takes_shares(self) -> bool:
-        """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
-        return False
-
-    @property
-    def is_additive(self) -> bool:
-        """Whether `counts` of targets alone weigh the losses of a batch's parts so that they add up to the batch's.
-
-        Where it is false (which pixels count, or how much, depends on the outputs), a batch in parts is measured whole.
-        """
-        return True
-
-    def check_num_classes(self, num_classes: int) -> None:
-        """Called when a task is made or checked. Raises: `ConfigError` for options of another number of classes."""
-
-    def choose_main_head(self, name: str) -> None:
-        """Tells the model's main head to a loss that treats it apart; called when a task is made or checked."""
-
-    def named_outputs(self) -> Iterator[tuple[str, str]]:
-        """The outputs of a model that the options name, as (path of the option in the config, name)."""
-        yield from ((f"loss.head_weights.{name}", name) for name in self.head_weights)
-        yield from ((f"loss.heads[{i}]", name) for i, name in enumerate(self.heads or ()))
-
     @abstractmethod
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum, not the mean, over the pixels (images) that count; a scalar in float32 or wider."""
 
     def count(self, target: Tensor) -> Tensor:
-        """How much of `target` counts, in this process: a scalar, float64. The number of valid pixels."""
+        """How much of `target` counts, exactly what `total` is divided by: a scalar, float64.
+
+        The number of valid pixels.
+        """
         return (target != self.ignore_index).sum().double()
 
-    def counts(self, target: Tensor) -> Tensor:
-        """The `count` of every term, (num_terms,): what its sum is divided by, or in proportion to it.
+    def terms(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Terms:
+        read = self.read(outputs, target)
+        if not read:
+            return no_terms(target.device)
+        parts = [self.head_weights.get(name, 1.0) * self.total(output, target) for name, output in read.items()]
+        return Terms(torch.stack(parts).sum().reshape(1), self.count(target).reshape(1))
 
-        Raises: `ValueError` in training for a loss that is not additive.
-        """
-        if self.training and not self.is_additive:
-            raise ValueError(f"{type(self).__name__}: how much counts in training is known from the outputs alone")
-        return self.count(target).reshape(1)
-
-    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """The terms that add up to the loss, (num_terms,): each a mean over what its entry of `counts` counts."""
-        outputs = self.read(logits, target)
-        parts = [self.head_weights.get(name, 1.0) * self.total(output, target) for name, output in outputs.items()]
-        total = torch.stack(parts).sum() if parts else torch.zeros((), device=target.device)
-        return (total * self._scale(self.count(target)).to(total.dtype)).reshape(1)
-
-    def forward(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """The loss, a scalar; labels of any integer type, as data sets give them."""
-        return self.terms(logits, target if target.is_floating_point() else target.long()).sum()
-
-    def _scale(self, count: Tensor) -> Tensor:
-        """What a sum is multiplied by to become a mean over what counts in the whole job."""
-        share = 1.0
-        if self.training:
-            count, share = sum_over_processes(count), float(world_size())
-        return torch.where(count > 0, share / count, 0.0)
+    def counts(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        if not self.is_additive:
+            return super().counts(outputs, target)  # type: ignore[arg-type]
+        return self.count(target).reshape(1 if self.read(outputs, target) else 0)
 
     # -- which outputs of a model --------------------------------------------------------------------------------------
 
-    def fits(self, output: Tensor, target: Tensor) -> bool:
-        """Whether an output is of the kind that this loss compares with such targets: pixels with masks."""
-        return output.dim() == (4 if target.dim() >= 3 else 2)
+    def named_outputs(self) -> Iterator[tuple[str, str]]:
+        yield from ((f"loss.head_weights.{name}", name) for name in self.head_weights)
+        yield from ((f"loss.heads[{i}]", name) for i, name in enumerate(self.heads or ()))
 
-    def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+    def names_read(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
+        return self.read(outputs, target).keys()
+
+    def read(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
         """The outputs that this loss reads, by name; a tensor is its only output, whatever its name.
 
+        They are chosen and checked when outputs of such names, kinds and numbers of classes are seen first.
+
         Raises: `ConfigError` for a named output that is not there (in training: in eval mode some are not computed),
-            and for an output, named or a head, that does not fit the target.
+            for an output, named or a head, that does not fit the target, and as `check_num_classes`.
         """
-        logits = outputs_by_name(logits)
-        if "" in logits:
-            return dict(logits)
+        outputs = outputs_by_name(outputs)
+        kinds = tuple((name, output.dim(), output.shape[1:2]) for name, output in outputs.items())
+        names = self._chosen.get((kinds, target.dim(), self.training))
+        if names is None:
+            names = self.choose(outputs, target)
+            for name in names:
+                self.check_num_classes(outputs[name].shape[1])
+            self._chosen[kinds, target.dim(), self.training] = names
+        return {name: outputs[name] for name in names}
+
+    def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
+        """The names of the outputs to read. Raises: `ConfigError` as `read`."""
+        if "" in outputs:
+            return list(outputs)
         for place, name in self.named_outputs():
-            if name not in logits and self.training:
-                raise ConfigError(f"{place}: {unknown('head', name, logits)}")
-        wanted = [name for name in (logits if self.heads is None else self.heads) if name in logits]
+            if name not in outputs and self.training:
+                raise ConfigError(f"{place}: {unknown('head', name, outputs)}")
+        wanted = [name for name in (outputs if self.heads is None else self.heads) if name in outputs]
         named = {*self.head_weights, *(self.heads or ())}
-        return {name: logits[name] for name in wanted if self._accepts(name, logits[name], target, name in named)}
+        return [name for name in wanted if self.accepts(name, outputs, target, named=name in named)]
 
-    def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
-        """The names of the outputs that `read` gives. Raises as `read`.
+    def fits(self, output: Tensor, target: Tensor) -> bool:
+        """Whether an output is of the kind that this loss compares with such targets: pixels with masks."""
+        return fits(output, target)
 
-        Called with outputs on the `meta` device when a task is made or checked, and for each test batch.
-        """
-        return self.read(logits, target).keys()
-
-    def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
-        if self.fits(output, target):
-            return True
-        if named or "." not in name:  # an extra that this loss does not name may be for another one
-            found = f"logits {tuple(output.shape)} for targets {tuple(target.shape)}"
+    def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
+        """Whether to read the output `name`, which the options may have `named`. Raises: `ConfigError` as `read`."""
+        if self.fits(outputs[name], target):
+            return named or is_of_classes(name, outputs)
+        if named or "." not in name:  # another output of a head's own may be for another loss
+            found = f"logits {tuple(outputs[name].shape)} for targets {tuple(target.shape)}"
             raise ConfigError(f"model.heads.{name}: found {found}; {self.needs}")
         return False
 
 
-def outputs_by_name(logits: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def fits(output: Tensor, target: Tensor) -> bool:
+    """Whether an output has the shape of logits for such targets: (N, C, h, w) for masks, (N, C) for whole images."""
+    return output.dim() == (4 if target.dim() >= 3 else 2)
+
+
+def is_of_classes(name: str, outputs: Mapping[str, Tensor]) -> bool:
+    """Whether an output has a number for each class: a head's logits, or another output of its own with as many.
+
+    The masks of queries, say, have not; those are for a loss that names them.
+    """
+    head = name.partition(".")[0]
+    return head == name or (head in outputs and outputs[head].shape[1] == outputs[name].shape[1])
+
+
+def no_terms(device: torch.device) -> Terms:
+    """The terms of a loss that finds nothing to read."""
+    return Terms(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
+
+
+def outputs_by_name(outputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """What a model gives; a tensor has the empty name. Raises: `ValueError` for what is neither."""
-    if isinstance(logits, Tensor):
-        return {"": logits}
-    if not isinstance(logits, Mapping):
+    if isinstance(outputs, Tensor):
+        return {"": outputs}
+    if not isinstance(outputs, Mapping):
         raise ValueError(
-            f"logits: found a {type(logits).__name__}; accepted: a tensor, or outputs by name. Of lists, see "
+            f"logits: found a {type(outputs).__name__}; accepted: a tensor, or outputs by name. Of lists, see "
             "`multi_output_sum`"
         )
-    return logits
+    return outputs

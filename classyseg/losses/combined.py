@@ -11,7 +11,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, within
-from classyseg.losses.classy_loss import ClassyLoss, outputs_by_name
+from classyseg.losses.classy_loss import (
+    ClassyLoss,
+    PerOutputLoss,
+    Terms,
+    fits,
+    is_of_classes,
+    no_terms,
+    outputs_by_name,
+)
 from classyseg.losses.cross_entropy import ClassWeights, CrossEntropyLoss
 from classyseg.losses.presence import PresenceLoss
 from classyseg.registry import LOSSES, LossConfig
@@ -26,19 +34,12 @@ class CombinedLoss(ClassyLoss):
         super().__init__(ignore_index)
         self.parts = nn.ModuleList(parts)
         self.places = list(places)
-        self.num_terms = sum(part.num_terms for part in parts)
         self.min_classes = max(part.min_classes for part in parts)
+        self.takes_shares = all(part.takes_shares for part in parts)
+        self.is_additive = all(part.is_additive for part in parts)
 
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
         yield from zip(self.places, self.parts, strict=True)  # type: ignore[arg-type]
-
-    @property
-    def takes_shares(self) -> bool:
-        return all(part.takes_shares for _, part in self._placed_parts())
-
-    @property
-    def is_additive(self) -> bool:
-        return all(part.is_additive for _, part in self._placed_parts())
 
     def check_num_classes(self, num_classes: int) -> None:
         for place, part in self._placed_parts():
@@ -53,18 +54,23 @@ class CombinedLoss(ClassyLoss):
         for place, part in self._placed_parts():
             yield from ((_moved(path, place), name) for path, name in part.named_outputs())
 
-    def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
+    def names_read(self, outputs: Mapping[str, Tensor], target: Tensor) -> Set[str]:
         names: set[str] = set()
         for place, part in self._placed_parts():
             with _moving_errors(place):
-                names |= part.names_read(logits, target)
+                names |= part.names_read(outputs, target)
         return names
 
-    def counts(self, target: Tensor) -> Tensor:
-        return torch.cat([part.counts(target) for _, part in self._placed_parts()])
 
-    def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        raise NotImplementedError("a combined loss has `terms`, each with a count of its own, and no total")
+def _joined(parts: Sequence[Terms], weights: Sequence[float]) -> Terms:
+    """The terms of several losses, those of each times its weight."""
+    each = [
+        weight * own
+        for weight, part in zip(weights, parts, strict=True)
+        for own in part.weights or (1.0,) * len(part.sums)
+    ]
+    sums, counts = (torch.cat([part[i] for part in parts]) for i in range(2))  # type: ignore[misc]
+    return Terms(sums, counts, tuple(each) if set(each) - {1.0} else ())
 
 
 def _moved(text: str, place: str) -> str:
@@ -105,9 +111,11 @@ class SumArbitraryLoss(CombinedLoss):
         if len(self.weights) != len(built):
             raise ConfigError(f"weights: found {len(self.weights)} for {len(built)} losses; expected one each")
 
-    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        parts = zip(self.weights, self.parts, strict=True)
-        return torch.cat([weight * part.terms(logits, target) for weight, part in parts])  # type: ignore[operator]
+    def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
+        return _joined([part.terms(outputs, target) for _, part in self._placed_parts()], self.weights)
+
+    def counts(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        return torch.cat([part.counts(outputs, target) for _, part in self._placed_parts()])
 
 
 @LOSSES.register("multi_output_sum")
@@ -133,14 +141,22 @@ class MultiOutputSumLoss(CombinedLoss):
         super().__init__(ignore_index, [built], ["loss.loss"])
         self.loss = built
 
-    def terms(self, logits: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Tensor:
-        if isinstance(logits, list | tuple):
-            outputs = list(logits)
-        else:
-            outputs = list(self.loss.read(logits, target).values())  # type: ignore[arg-type]
-        if not outputs:  # in eval mode: of a loss that reads the extras of heads
-            return torch.zeros(self.num_terms, device=target.device)
-        return torch.stack([self.loss.terms(output, target) for output in outputs]).sum(0)
+    def terms(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Terms:
+        each = [self.loss.terms(output, target) for output in self._each(outputs, target)]  # type: ignore[arg-type]
+        return _joined(each, (1.0,) * len(each)) if each else no_terms(target.device)
+
+    def counts(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Tensor:
+        each = [self.loss.counts(output, target) for output in self._each(outputs, target)]  # type: ignore[arg-type]
+        return torch.cat(each) if each else no_terms(target.device).counts
+
+    def _each(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> list[Tensor]:
+        if isinstance(outputs, list | tuple):
+            return list(outputs)
+        if isinstance(self.loss, PerOutputLoss):
+            return list(self.loss.read(outputs, target).values())  # type: ignore[arg-type]
+        outputs = outputs_by_name(outputs)  # type: ignore[arg-type]
+        names = self.loss.names_read(outputs, target)
+        return [outputs[name] for name in outputs if name in names and fits(outputs[name], target)]
 
 
 @LOSSES.register("segmentation")
@@ -187,27 +203,36 @@ class SegmentationLoss(CombinedLoss):
     def choose_main_head(self, name: str) -> None:
         self.default_head = name
 
-    def names_read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
-        return {name for outputs in self._kinds(logits) for name in outputs}
+    def names_read(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Set[str]:
+        return {name for kind in self._kinds(outputs) for name in kind}
 
-    def _kinds(self, logits: Tensor | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
+    def _kinds(self, outputs: Tensor | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ...]:
         """The main head's logits, those of the others, and those of whole images, each by name."""
-        outputs = outputs_by_name(logits)
+        outputs = outputs_by_name(outputs)
         main = "" if "" in outputs else self.main_head or self.default_head or next(iter(outputs))
-        maps = {name: output for name, output in outputs.items() if output.dim() == 4}
+        maps = {name: output for name, output in outputs.items() if output.dim() == 4 and is_of_classes(name, outputs)}
         if main not in maps:
             raise ConfigError(
                 f"loss.main_head: '{main}' gives no logits (N, C, h, w); outputs of the model that do: "
                 f"{', '.join(maps) or 'none'}"
             )
-        return {main: maps.pop(main)}, maps, {name: output for name, output in outputs.items() if output.dim() == 2}
+        images = {name: output for name, output in outputs.items() if output.dim() == 2}
+        images = {name: output for name, output in images.items() if is_of_classes(name, outputs)}
+        return {main: maps.pop(main)}, maps, images
 
-    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        main, others, of_images = self._kinds(logits)
-        pixels = self.cross_entropy.terms(main, target)
-        for output in others.values():
-            pixels = pixels + self.aux_weight * self.cross_entropy.terms(output, target)
-        images = torch.zeros_like(pixels)
-        for output in of_images.values():
-            images = images + self.se_weight * self.presence.terms(output, target)
-        return torch.cat([pixels, images])
+    def terms(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Terms:
+        main, others, images = self._kinds(outputs)
+        parts, weights = [], []
+        for weight, loss, read in (
+            (1.0, self.cross_entropy, main),
+            (self.aux_weight, self.cross_entropy, others),
+            (self.se_weight, self.presence, images),
+        ):
+            parts += [loss.terms(output, target) for output in read.values()]
+            weights += [weight] * len(read)
+        return _joined(parts, weights)
+
+    def counts(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
+        main, others, images = self._kinds(outputs)
+        pixels, of_images = self.cross_entropy.count(target), self.presence.count(target)
+        return torch.stack([pixels] * (len(main) + len(others)) + [of_images] * len(images))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.losses.bands import Rule, as_pixels, sum_over_pixels
-from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
 from classyseg.registry import LOSSES
 
 ClassWeights = tuple[Annotated[float, Field(ge=0)], ...]
@@ -21,7 +21,7 @@ Curve = Callable[[Tensor, int, slice], tuple[Tensor, Tensor]]
 loss and minus its derivative."""
 
 
-class ClassWeightedLoss(ClassyLoss):
+class ClassWeightedLoss(PerOutputLoss):
     """A loss whose pixels count as much as their class weighs, in the sum and in what the sum is divided by."""
 
     class_weights: Tensor | None
@@ -65,7 +65,7 @@ class CrossEntropyLoss(ClassWeightedLoss):
     here.)
 
     A batch without a valid pixel has the loss 0. `loss` in a test record sums the heads that are computed in
-    evaluation: no `train_only` ones, and no extras; it is null where the loss reads nothing else.
+    evaluation: no `train_only` ones; it is null where the loss reads nothing else.
 
     Args:
         class_weights: One per class, 0 or more. As in torch, the result is the weighted mean: the sum of weight x loss
@@ -87,7 +87,6 @@ class CrossEntropyLoss(ClassWeightedLoss):
         self.label_smoothing = label_smoothing
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        self.check_num_classes(logits.shape[1])
         logits, target = as_pixels(logits, target)
         rule = _smoothed_rule(target, self) if self.label_smoothing else likelihood_rule(target, self, minus_log)
         return sum_over_pixels(logits, target.shape[1:], rule)

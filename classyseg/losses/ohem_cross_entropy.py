@@ -35,6 +35,8 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         class_weights: As in `cross_entropy`: a weighted mean over the hard pixels.
     """
 
+    is_additive = False
+
     def __init__(
         self,
         ignore_index: int = 255,
@@ -49,13 +51,12 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         self.threshold = threshold
         self.min_kept = min_kept
 
-    @property
-    def is_additive(self) -> bool:
-        return False
-
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over kept pixels times what counts, so that dividing by that leaves the mean over the kept ones."""
-        self.check_num_classes(logits.shape[1])
+        """The mean over the kept pixels of the whole job, times what counts in it.
+
+        What counts here is all valid pixels, so that dividing by them leaves the mean over the kept ones. Which pixels
+        are kept depends on all of the job's outputs: in training, processes talk to each other here.
+        """
         logits, target = as_pixels(logits, target)
         if not self.training:
             return sum_over_pixels(logits, target.shape[1:], likelihood_rule(target, self, minus_log))

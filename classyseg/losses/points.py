@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from classyseg.config import ConfigError
 from classyseg.layers import pixels_at
-from classyseg.losses.classy_loss import HeadNames, HeadWeights
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, Terms, no_terms
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights
 from classyseg.registry import LOSSES
 
@@ -22,8 +22,8 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
     """Cross entropy of the logits of points (N, C, P) with the pixels of the mask in which the points lie.
 
     Reads `HEAD.points` of heads such as `point_rend`, and `HEAD.point_coordinates` (N, P, 2) beside it. The mean over
-    the points of the whole job whose pixels are not ignored, weighted by `class_weights`. In eval mode there are no
-    points, and the loss is 0. How many points count is known once they are drawn.
+    the points of the whole job whose pixels are not ignored, weighted by `class_weights`; of several heads, the sum of
+    their means. How many points count is known once they are drawn.
 
     Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
 
@@ -33,7 +33,7 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
         heads: The outputs that the loss reads, such as `main.points`; null: all points.
     """
 
-    extras = ("points",)
+    is_additive = False
 
     def __init__(
         self,
@@ -45,36 +45,31 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
     ) -> None:
         super().__init__(ignore_index, class_weights=class_weights, head_weights=head_weights, heads=heads)
 
-    @property
-    def is_additive(self) -> bool:
-        return False
-
-    def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
+    def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
         if named and not name.endswith(POINTS):
             raise ConfigError(f"loss.heads: '{name}' holds no points; this loss reads outputs such as 'main{POINTS}'")
         return name.endswith(POINTS)
 
-    def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        if isinstance(logits, Tensor):
+    def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
+        if "" in outputs:
             raise ConfigError("loss: found one tensor; this loss reads points and their coordinates by name")
-        outputs = super().read(logits, target)
-        if not outputs and self.training:
+        names = super().choose(outputs, target)
+        if not names and self.training:
             raise ConfigError(
-                f"loss: found no points among {', '.join(logits)}; this loss needs a head such as 'point_rend'"
+                f"loss: found no points among {', '.join(outputs)}; this loss needs a head such as 'point_rend'"
             )
-        return outputs
+        return names
 
-    def terms(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        means = [torch.zeros((), device=target.device)]
-        for name, points in self.read(logits, target).items():
-            labels = pixels_at(target, logits[name.removesuffix(POINTS) + COORDINATES])  # type: ignore[index]
-            total = self.total(points, labels)
-            means.append(self.head_weights.get(name, 1.0) * total * self._scale(self.count(labels)).to(total.dtype))
-        return sum(means).reshape(1)  # type: ignore[union-attr]
+    def terms(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Terms:
+        sums, counts = [], []
+        for name, points in self.read(outputs, target).items():
+            labels = pixels_at(target, outputs[name.removesuffix(POINTS) + COORDINATES])  # type: ignore[index]
+            sums.append(self.head_weights.get(name, 1.0) * self.total(points, labels))
+            counts.append(self.count(labels))
+        return Terms(torch.stack(sums), torch.stack(counts)) if sums else no_terms(target.device)
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """Of points' logits (N, C, P) and labels (N, P)."""
-        self.check_num_classes(logits.shape[1])
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         with torch.autocast(logits.device.type, enabled=False):

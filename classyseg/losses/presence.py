@@ -18,15 +18,17 @@ from classyseg.registry import LOSSES
 class PresenceLoss(ClassWeightedLoss):
     """Binary cross entropy of logits (N, C) against the classes that each mask holds, the mean over classes and images.
 
-    Reads the outputs (N, C) of a model for masks (N, H, W): an extra such as `main.se`. In eval mode there is none, and
-    the loss is 0. An image without a valid pixel says nothing and does not count. `class_weights` are factors of the
-    classes' terms; the mean is not divided by them.
+    Reads the outputs (N, C) of a model for masks (N, H, W), such as `main.se` of the head `encnet`. An image without a
+    valid pixel says nothing and does not count. `class_weights` are factors of the classes' terms; the mean is not
+    divided by them.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
 
     Args:
         class_weights: Factors of the classes' terms; the mean is not divided by them.
     """
+
+    needs = "this loss needs logits (N, C), of the classes that an image holds, such as the output `se` of encnet"
 
     def __init__(
         self,
@@ -45,19 +47,19 @@ class PresenceLoss(ClassWeightedLoss):
     def _counts(self, target: Tensor) -> Tensor:
         return (target != self.ignore_index).flatten(1).any(1)
 
-    needs = "this loss needs logits (N, C), of the classes that an image holds, such as the extra `se` of encnet"
-
     def fits(self, output: Tensor, target: Tensor) -> bool:
         return output.dim() == 2
 
-    def _accepts(self, name: str, output: Tensor, target: Tensor, named: bool) -> bool:
-        return self.fits(output, target) or (named and super()._accepts(name, output, target, named))
+    def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
+        if not named and not self.fits(outputs[name], target):
+            return False
+        return super().accepts(name, outputs, target, named=named)
 
-    def read(self, logits: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        outputs = super().read(logits, target)
-        if not outputs and self.training:
-            raise ConfigError(f"loss: found no output (N, C) among {', '.join(logits)}; {self.needs}")  # type: ignore[arg-type]
-        return outputs
+    def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
+        names = super().choose(outputs, target)
+        if not names and self.training:
+            raise ConfigError(f"loss: found no output (N, C) among {', '.join(outputs)}; {self.needs}")
+        return names
 
     def present(self, target: Tensor, num_classes: int) -> Tensor:
         """Which classes each mask (N, H, W) holds: (N, C), bool."""
@@ -66,7 +68,6 @@ class PresenceLoss(ClassWeightedLoss):
         return found.scatter_(1, labels, True)[:, :num_classes]
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        self.check_num_classes(logits.shape[1])
         logits = logits if logits.dtype == torch.float64 else logits.float()
         wanted = self.present(target, logits.shape[1]).to(logits.dtype)
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)

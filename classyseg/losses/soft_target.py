@@ -9,20 +9,18 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.losses.bands import as_pixels, sum_over_pixels
-from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
 from classyseg.registry import LOSSES
 
 
-class DenseTargetLoss(ClassyLoss):
+class DenseTargetLoss(PerOutputLoss):
     """A loss whose target may have a number for each class: (N, C) for images, (N, C, H, W) for pixels.
 
     Entries that are `ignore_index` do not count, and pixels (images) of nothing else neither. Targets of class indices,
     (N,) and (N, H, W), are taken as well: as 1 for that class.
     """
 
-    @property
-    def takes_shares(self) -> bool:
-        return True
+    takes_shares = True
 
     def is_dense(self, target: Tensor) -> bool:
         return target.is_floating_point()

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.losses.bands import as_pixels, resized, with_gradient
-from classyseg.losses.classy_loss import ClassyLoss, HeadNames, HeadWeights
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
 from classyseg.registry import LOSSES
 
 Classes = Literal["present", "all"]
 
 
-class ImageLoss(ClassyLoss):
+class ImageLoss(PerOutputLoss):
     """A loss of whole images: the mean over the job's images that have a valid pixel."""
 
     def count(self, target: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -16,12 +16,21 @@ from classyseg.structures import BestIs
 class ClassyMeter(Configurable, ABC):
     """Built as `Meter(classes, ignore_index, *, options)`, where `classes` are the data set's names.
 
-    `head` names the head whose predictions are counted; None is the model's main head. A meter with `reads_labels`
-    gets the predicted class of each pixel, (N, H, W) int64, which the task makes once for all of them; another gets
-    the logits.
+    `head` names the head whose predictions are counted; None is the model's main head.
     """
 
-    reads_labels: bool = True
+    reads: Literal["labels", "scores", "outputs"] = "labels"
+    """What `update` is given as the prediction, made once for all meters that read the same of a head.
+
+    `labels`: the class of each pixel, (N, H, W) int64. `scores`: the classes' probabilities, (N, num_classes, H, W)
+    float32. Both are of the size of the target; of whole images they are (N,) and (N, num_classes). `outputs`: what the
+    head gives, a mapping by the head's own names.
+    """
+    takes_logits: bool = False
+    """Of a meter that reads scores: whether it takes a head's logits, of any size, in their place.
+
+    So where only the order of the classes matters.
+    """
     head: str | None = None
     clips_per_video: int = 1
     """As many test samples that follow each other are one: they come in one batch, to one process."""
@@ -47,8 +56,8 @@ class ClassyMeter(Configurable, ABC):
         """Forgets everything; called when a phase starts."""
 
     @abstractmethod
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Counts a batch; `target` is (N, H, W)."""
+    def update(self, prediction: Any, target: Tensor) -> None:
+        """Counts a batch; `prediction` is what the meter `reads`, `target` is (N, H, W)."""
 
     @abstractmethod
     def compute(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class _TopKMeter(ClassyMeter):
     are one: their logits are averaged. A video is left out if one of its clips is.
     """
 
-    reads_labels = False
+    reads = "scores"
+    takes_logits = True
     best_is = "largest"
     value_name: str
 

@@ -17,7 +17,7 @@ from classyseg.models.memory.compress import Compression, compressed
 from classyseg.models.memory.recompute import recomputed
 from classyseg.models.tap import Taps, described
 from classyseg.registry import Configurable, head_name_problem
-from classyseg.structures import BlockInfo, PositionGrid
+from classyseg.structures import BlockInfo, PositionGrid, output_name
 from classyseg.weights.cache import PublicWeights
 from classyseg.weights.key_maps import Naming
 
@@ -257,6 +257,10 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self.taps.keep(self.blocks_read())
         return head  # type: ignore[return-value]
 
+    def head(self, name: str) -> ClassyHead:
+        """The attached head `name`. Raises: `KeyError` where there is none."""
+        return self.heads[name]  # type: ignore[return-value]
+
     @property
     def train_only_heads(self) -> frozenset[str]:
         return frozenset(self._train_only)
@@ -296,9 +300,10 @@ class ClassyModel(nn.Module, Configurable, ABC):
         return {name: features[name] for name in [*kept, *optional]} | tapped
 
     def forward(self, image: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The logits of every head, at the head's own stride, by head name; without heads, `forward_features(image)`.
+        """What every head gives; without heads, `forward_features(image)`.
 
-        In training, the extras of a head follow its logits, as `HEAD.EXTRA`.
+        `HEAD` is a head's logits, at its own stride, `HEAD.OUTPUT` any other output of its own (see `outputs_of`).
+        Heads that only train are left out in eval mode.
         Features that were computed before, those that the heads read, can be given in the image's place.
         """
         features = self.forward_features(image) if isinstance(image, Tensor) else dict(image)
@@ -312,16 +317,16 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @property
     def output_names(self) -> list[str]:
-        """The names of all that a forward pass in training gives: heads, and their extras as `HEAD.EXTRA`."""
+        """The names of all that a forward pass in training gives, as `forward` names them."""
         heads: Any = self.heads.items()
-        return [output for name, head in heads for output in (name, *(f"{name}.{extra}" for extra in head.extras))]
+        return [output_name(name, own) for name, head in heads for own in head.output_names]
 
     def unused_in_training(self) -> bool:
         """Whether some parameters may get no gradient: those of a deepest or optional block that no head reads, or of
-        extras that no loss reads.
+        outputs of a head's own that no loss reads.
         """
         read = self.blocks_read()
-        has_extras = len(self.output_names) > len(self.heads)
+        has_own = any("." in name for name in self.output_names)
         unread = [name for name in self._optional if name not in read and name not in self._declared]
         useless, used = (
             tuple(f"{layer}." for name in names for layer in self._layers[name])
@@ -329,7 +334,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         )
         names = [f"{name}." for name, _ in self._backbone_parameters()]
         only_optional = any(name.startswith(useless) and not name.startswith(used) for name in names)
-        return bool(self.heads) and (has_extras or only_optional or next(reversed(self._declared), None) not in read)
+        return bool(self.heads) and (has_own or only_optional or next(reversed(self._declared), None) not in read)
 
     def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]

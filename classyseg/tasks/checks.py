@@ -287,7 +287,6 @@ def check_parts(
     """
     check_takes_images(model)
     _check_head_names(model, loss, meters)
-    _check_extras(model, loss)
     check_compile(model, runtime)
     if runtime.cache_features is not None:
         check_frozen(model)
@@ -307,16 +306,3 @@ def _check_head_names(model: ClassyModel, loss: ClassyLoss, meters: Iterable[Any
         head = getattr(meter, "head", None)
         if head is not None and head not in in_eval:
             raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
-
-
-def _check_extras(model: ClassyModel, loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for a head that needs a loss of its extras, where no loss reads them."""
-    parts = [part for part in loss.modules() if isinstance(part, ClassyLoss)]
-    for name, head in model.heads.items():
-        for extra in () if name in model.train_only_heads else head.needed_extras:  # type: ignore[union-attr]
-            output = f"{name}.{extra}"
-            if not any(extra in part.extras and (part.heads is None or output in part.heads) for part in parts):
-                raise ConfigError(
-                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
-                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
-                )

@@ -20,7 +20,7 @@ from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.hooks import ClassyHook
 from classyseg.layers import ImageNormalizer, NormalizeConfig
-from classyseg.losses import ClassyLoss, build_loss
+from classyseg.losses import ClassyLoss, Terms, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel, build_model, load_initial_weights
 from classyseg.optim import ClassyOptimizer, build_optimizer
@@ -158,7 +158,7 @@ class ClassyTask(Configurable, ABC):
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(self.model, model, self.runtime, f"{self.normalize}{unit}")
-        self.measuring = Measuring(self.loss, self.meters, self.model.main_head)
+        self.measuring = Measuring(self.loss, self.meters, self.model)
         self.hooks: Sequence[ClassyHook] = HOOKS.build_each("hooks", hooks)
         check_measured(self.hooks, has_test=self.has_test)
         check_best(self.hooks, self._numbers)
@@ -208,8 +208,8 @@ class ClassyTask(Configurable, ABC):
         """What the network gives for the images of a batch, by name."""
         return self.engine(network_input(batch))
 
-    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
-        """The terms that add up to the loss."""
+    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
+        """The terms of the loss."""
         return self.loss.terms(outputs, batch.target)
 
     def compute(self, batch: Sample) -> Computed:
@@ -279,7 +279,7 @@ class ClassyTask(Configurable, ABC):
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
         self.engine.mode(training)
-        self.measuring.begin(self.engine.device)
+        self.measuring.begin()
 
     def on_device(self, batch: Sample) -> Sample:
         """The batch as the network takes it: on the device, normalised."""

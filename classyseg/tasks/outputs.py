@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
-from classyseg.heads.classy_head import HeadOutputError
+from classyseg.config import ConfigError, within
+from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadOutputError, outputs_of
 from classyseg.layers import BATCH_NORMS
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.models.meta import run_on_meta
 from classyseg.shapes import MIN_VALUES, Shapes
+from classyseg.structures import output_name
 
 PROBE_SIZE = 256
 """The side of the images by which shapes are found where the config does not tell it."""
@@ -49,8 +51,8 @@ def check_outputs(
     model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool, seen: SeenAtOnce | None = None
 ) -> None:
     """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w); for outputs that the loss cannot
-    read; and, in a task that trains, for a head of which it reads nothing, and for a batch of which a norm has no more
-    than one value.
+    read; and, in a task that trains, for a head of which it reads nothing or not what the head needs, and for a batch
+    of which a norm has no more than one value.
 
     A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
     """
@@ -58,27 +60,52 @@ def check_outputs(
     outputs = _outputs_on_meta(model, seen)
     if outputs is None:
         return
-    for name in model.heads:
-        found = outputs[name]
-        if found.dim() != 4:
-            raise ConfigError(
-                f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
-                "logits for each pixel, (N, num_classes, h, w)"
-            )
-        if found.shape[1] != num_classes:
-            raise ConfigError(
-                f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
-                f"{num_classes}"
-            )
     size = seen.size or (PROBE_SIZE, PROBE_SIZE)
+    for name in model.heads:
+        _check_head(name, model.head(name), outputs_of(outputs, name), num_classes, size)
     target = torch.empty(seen.images, *size, dtype=torch.int64, device="meta")
-    read = {name.partition(".")[0] for name in loss.names_read(outputs, target)}
+    names = loss.names_read(outputs, target)
+    read = {name.partition(".")[0] for name in names}
     for name in model.heads if trains else ():
         if name not in read:
             raise ConfigError(
                 f"loss: reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
                 "loss.heads, or leave the head out"
             )
+        needed = [output_name(name, own) for own in model.head(name).needed_outputs]
+        for output in () if name in model.train_only_heads else needed:
+            if output not in names:
+                raise ConfigError(
+                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                )
+
+
+def _check_head(
+    name: str, head: ClassyHead, own: Mapping[str, Tensor], num_classes: int, size: tuple[int, int]
+) -> None:
+    """Raises: `ConfigError` for logits, or labels of a head without logits, that are not of pixels."""
+    if LOGITS not in own:
+        with within(f"model.heads.{name}"), contextlib.suppress(RuntimeError, NotImplementedError):  # it needs values
+            labels, scores = head.labels(own, size), head.scores(own, size)
+            count = len(next(iter(own.values())))
+            if labels.shape != (count, *size) or scores.shape != (count, num_classes, *size):
+                raise HeadOutputError(
+                    f"{type(head).__name__} gives labels {_shape(labels)} and scores {_shape(scores)} for images of "
+                    f"{size[0]} x {size[1]} pixels; expected (N, H, W) and (N, {num_classes}, H, W)"
+                )
+        return
+    found = own[LOGITS]
+    if found.dim() != 4:
+        raise ConfigError(
+            f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
+            "logits for each pixel, (N, num_classes, h, w)"
+        )
+    if found.shape[1] != num_classes:
+        raise ConfigError(
+            f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
+            f"{num_classes}"
+        )
 
 
 def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] | None:

@@ -1,4 +1,4 @@
-"""The heads of PyTorch-Encoding: sizes, extras, blocks, errors, training."""
+"""The heads of PyTorch-Encoding: sizes, outputs, blocks, errors, training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from classyseg.config import ConfigError
 from classyseg.heads import build_head
-from classyseg.structures import BlockInfo
+from classyseg.structures import BlockInfo, output_name
 
 BLOCKS = [BlockInfo(f"stage{i}", 16 * i, 2 ** (i + 1)) for i in range(1, 5)]
 SMALL = {"channels": 16, "fused_channels": 32}
@@ -51,21 +51,22 @@ def test_logits_have_the_size_of_what_is_read_and_one_image_trains(
     config: dict[str, Any], blocks: list[BlockInfo], size: tuple[int, ...]
 ) -> None:
     head = build_head(config, blocks, 3)
-    assert head.eval()(features(blocks)).shape == (2, 3, *size)
+    evaluated = head.eval().outputs("main", features(blocks))
+    assert evaluated["main"].shape == (2, 3, *size)
     outputs = head.train().outputs("main", features(blocks, count=1))
     assert outputs["main"].shape == (1, 3, *size)
-    assert list(outputs)[1:] == [f"main.{extra}" for extra in head.extras]
+    assert list(outputs) == list(evaluated) == [output_name("main", own) for own in head.output_names]
 
 
 @pytest.mark.parametrize("name", ["encnet", "atten"])
-def test_the_se_branch_reads_the_context_in_training_alone(name: str) -> None:
+def test_the_se_branch_reads_the_context(name: str) -> None:
     head = build_head({"name": name, "channels": 16, "se_branch": True}, BLOCKS[3:], 3)
-    assert head.extras == ("se",)
-    outputs = head.train()(features(BLOCKS[3:]))
-    assert {key: tuple(value.shape) for key, value in outputs.items()} == {"logits": (2, 3, 4, 5), "se": (2, 3)}
-    assert isinstance(head.eval()(features(BLOCKS[3:])), Tensor)
+    assert head.output_names == ("logits", "se")
+    for training in (True, False):
+        outputs = head.train(training)(features(BLOCKS[3:]))
+        assert {key: tuple(value.shape) for key, value in outputs.items()} == {"logits": (2, 3, 4, 5), "se": (2, 3)}
     without = build_head({"name": name, "channels": 16, "se_branch": False}, BLOCKS[3:], 3)
-    assert without.extras == ()
+    assert without.output_names == ("logits",)
     assert isinstance(without.train()(features(BLOCKS[3:])), Tensor)
 
 

@@ -176,6 +176,6 @@ def test_a_head_gives_what_its_reference_gives(name: str) -> None:
     head = head_of(name, golden)
     assert parameters(head) == golden.parameters
     with torch.no_grad():
-        output = head(features_of(golden))
+        output = head.outputs("main", features_of(golden))["main"]
     assert output.shape == golden.shape
     assert fingerprint(output) == pytest.approx((golden.probe, golden.magnitude), rel=1e-9)

@@ -54,7 +54,7 @@ def test_a_head_reads_what_the_table_says(name: str) -> None:
         except ConfigError:
             continue
         accepted.append(count)
-        assert head.eval()(features(blocks)).dim() == (2 if name in CLASSIFIERS else 4)
+        assert head.eval().outputs("main", features(blocks))["main"].dim() == (2 if name in CLASSIFIERS else 4)
     assert tuple(accepted) == NUM_BLOCKS[name]
 
 
@@ -71,8 +71,8 @@ def test_a_head_takes_any_norm_by_name_on_maps_of_any_size(name: str, norm: str)
     assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in head.modules())
     for size in (64, 32):  # the deepest map has 2x2 positions, then one
         maps = features(blocks, count=1, size=size)
-        assert head.eval()(maps).isfinite().all()
-        assert all(x.isfinite().all() for x in head.train().outputs("main", maps).values())
+        for training in (False, True):
+            assert all(x.isfinite().all() for x in head.train(training).outputs("main", maps).values())
 
 
 @pytest.mark.parametrize("name", NORMED)
@@ -152,15 +152,15 @@ def test_hrnet_ocr_reads_the_branches_alike_from_one_block_or_from_four() -> Non
     whole.load_state_dict(several.state_dict())
     maps = features(BLOCKS)
     sizes = [nn.functional.interpolate(x, maps[0].shape[2:], mode="bilinear", align_corners=False) for x in maps]
-    assert torch.equal(several(maps), whole([torch.cat(sizes, 1)]))
+    assert torch.equal(several(maps)["logits"], whole([torch.cat(sizes, 1)])["logits"])
 
 
-def test_ocr_gives_the_coarse_prediction_in_training_alone() -> None:
+def test_ocr_gives_the_coarse_prediction_beside_the_fine_one() -> None:
     config = {"name": "resnet18", "heads": {"main": {"name": "ocr", "blocks": ["stage4"], "channels": 16}}}
     model = build_model(config, NUM_CLASSES)
-    outputs = model.train()(torch.randn(2, 3, 64, 64))
-    assert {name: tuple(x.shape) for name, x in outputs.items()} == {"main": (2, 5, 2, 2), "main.coarse": (2, 5, 2, 2)}
-    assert list(model.eval()(torch.randn(1, 3, 64, 64))) == ["main"]
+    for training in (True, False):
+        shapes = {name: tuple(x.shape) for name, x in model.train(training)(torch.randn(2, 3, 64, 64)).items()}
+        assert shapes == {"main": (2, 5, 2, 2), "main.coarse": (2, 5, 2, 2)}
 
 
 def test_regions_of_ocr_are_means_of_pixels_by_their_share_of_a_class() -> None:
@@ -202,7 +202,7 @@ def test_an_error_of_the_head_behind_jpu_names_its_place(head: dict[str, Any], m
         build({"name": "jpu", "head": head}, BLOCKS[1:])
 
 
-def test_the_head_behind_jpu_keeps_its_extras_and_gets_the_first_blocks_stride() -> None:
+def test_the_head_behind_jpu_keeps_its_outputs_and_gets_the_first_blocks_stride() -> None:
     head = JPUHead(BLOCKS[1:], NUM_CLASSES, channels=4, head={"name": "ocr", "channels": 8})
     assert head.head.blocks == (BlockInfo("jpu", 16, BLOCKS[1].stride),)
     outputs = head.train().outputs("main", features(BLOCKS[1:]))

@@ -33,7 +33,7 @@ BACKBONE = {
 }
 NUM_CLASSES = len(SyntheticShapes.classes)
 LOSS_OF = {"points": "point_cross_entropy"}
-"""What teaches the extras that a head cannot do without."""
+"""What teaches the outputs that a head cannot do without."""
 
 
 def narrow(name: str) -> dict[str, Any]:
@@ -59,10 +59,6 @@ def build(name: str) -> ClassyModel:
             else:
                 return model
     raise ConfigError("; ".join(problems))
-
-
-def needed_extras(model: ClassyModel) -> tuple[str, ...]:
-    return model.heads["main"].needed_extras  # type: ignore[return-value]
 
 
 def is_segmentation(name: str) -> bool:
@@ -93,7 +89,10 @@ def mean_iou(model: ClassyModel) -> float:
 def test_a_head_trains(name: str) -> None:
     model = build(name).train()
     images, masks = scenes("train", 256)
-    losses = [{"name": "cross_entropy", "heads": ["main"]}, *(LOSS_OF[extra] for extra in needed_extras(model))]
+    losses = [
+        {"name": "cross_entropy", "heads": ["main"]},
+        *(LOSS_OF[own] for own in model.head("main").needed_outputs),
+    ]
     loss_of = build_loss({"name": "sum_arbitrary", "losses": losses}, SyntheticShapes.ignore_index)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=STEPS)

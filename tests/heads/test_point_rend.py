@@ -37,8 +37,8 @@ def test_evaluation_doubles_the_size_until_that_of_the_first_block() -> None:
     assert build().num_subdivisions == 2
     assert build((FINE, middle, COARSE)).num_subdivisions == 1
     assert build((FINE, FINE)).num_subdivisions == 1
-    assert build(num_subdivisions=3).eval()(features()).shape == (2, NUM_CLASSES, 40, 56)
-    assert build().eval()(features(count=1)).shape == (1, NUM_CLASSES, 20, 28)
+    assert build(num_subdivisions=3).eval()(features())["logits"].shape == (2, NUM_CLASSES, 40, 56)
+    assert build().eval()(features(count=1))["logits"].shape == (1, NUM_CLASSES, 20, 28)
 
 
 @pytest.mark.parametrize("num_refined", [1, 9, 139])
@@ -47,7 +47,7 @@ def test_the_least_sure_cells_alone_are_predicted_again(num_refined: int) -> Non
     fine, deep = features()
     coarse = head.head([deep])
     smooth = resize_logits(coarse, (10, 14)).flatten(2)
-    found = head([fine, deep]).flatten(2)
+    found = head([fine, deep])["logits"].flatten(2)
     changed = (found != smooth).any(1)
     assert changed.sum(1).tolist() == [num_refined] * 2
     sureness = certainty(smooth)
@@ -61,18 +61,19 @@ def test_the_least_sure_cells_alone_are_predicted_again(num_refined: int) -> Non
 def test_each_subdivision_refines_what_the_one_before_gave() -> None:
     head = build(num_refined=20).eval()
     once = build(num_refined=20, num_subdivisions=1).eval()
-    smooth = resize_logits(once(features()), (20, 28))
-    assert (head(features()) != smooth).any(1).sum((1, 2)).tolist() == [20] * 2
+    smooth = resize_logits(once(features())["logits"], (20, 28))
+    assert (head(features())["logits"] != smooth).any(1).sum((1, 2)).tolist() == [20] * 2
 
 
 def test_maps_with_fewer_cells_than_are_refined_are_predicted_whole() -> None:
-    assert torch.equal(build(num_refined=560).eval()(features()), build(num_refined=10**6).eval()(features()))
+    exact, more = (build(num_refined=number).eval()(features())["logits"] for number in (560, 10**6))
+    assert torch.equal(exact, more)
 
 
 def test_training_draws_the_least_sure_of_many_points_and_random_ones() -> None:
     coarse = torch.stack([torch.linspace(-1, 1, 64).expand(8, 64), torch.zeros(8, 64)]).expand(1, 2, 8, 64)
     torch.manual_seed(0)
-    points = build(num_points=400, oversampling=4, uncertain_share=0.75).drawn_points(coarse)
+    points = build(num_points=400, oversampling=4, uncertain_share=0.75).train().chosen_points(coarse)
     assert points.shape == (1, 400, 2)
     assert 0 <= points.min() < points.max() <= 1
     away = (points[0, :, 0] - 0.5).abs()  # in the middle no class is ahead
@@ -125,7 +126,7 @@ def test_a_learnt_edge_gets_sharper_than_the_coarse_map_can_show() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    right = head.eval()([fine, coarse]).argmax(1) == fine_mask[:, 0]
+    right = head.eval()([fine, coarse])["logits"].argmax(1) == fine_mask[:, 0]
     assert right.double().mean() > 0.95
 
 

@@ -42,7 +42,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def counted(name: str, parts: list[tuple[Tensor, Tensor]]) -> ClassyMeter:
     meter = built(name)
     for logits, target in parts:
-        meter.update(argmax_at(logits, target.shape[1:]) if meter.reads_labels else logits, target)
+        meter.update(argmax_at(logits, target.shape[1:]) if meter.reads == "labels" else logits, target)
     return meter
 
 
@@ -159,6 +159,6 @@ def test_masks_of_bytes_are_counted_as_those_of_wide_integers(name: str, num_cla
     values = []
     for target in (mask, mask.to(torch.uint8)):
         meter = built(name, [str(i) for i in range(num_classes)], ignore_index)
-        meter.update(logits.argmax(1) if meter.reads_labels else logits, target)
+        meter.update(logits.argmax(1) if meter.reads == "labels" else logits, target)
         values.append(meter.compute())
     assert values[0] == values[1]

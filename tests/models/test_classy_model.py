@@ -19,7 +19,7 @@ from classyseg.layers import tell_progress
 from classyseg.models import ClassyModel, build_model, create_backbone
 from classyseg.models.memory.freezing import freeze
 from classyseg.models.memory.recompute import checkpoint_activations
-from classyseg.structures import BlockInfo
+from classyseg.structures import BlockInfo, outputs_of
 
 IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -98,9 +98,9 @@ def test_a_train_only_head_is_not_computed_in_eval_mode() -> None:
 
 
 class PresenceHead(ClassyHead):
-    """Logits, and in every mode an extra and something that it does not name."""
+    """Logits, another output, and something that it does not name."""
 
-    extras = ("se",)
+    output_names = ("logits", "se")
 
     def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class PresenceHead(ClassyHead):
         return {"logits": logits, "se": logits.mean((2, 3)), "other": logits}
 
 
-def test_a_heads_extras_are_given_by_name_in_training_alone() -> None:
+def test_a_heads_outputs_are_given_by_name_in_training_and_evaluation() -> None:
     model = resnet18()
     model.attach_head("main", PresenceHead([model.block("stage4")], 5))
     model.attach_head("aux", FCNHead([model.block("stage3")], 5), train_only=True)
@@ -124,8 +124,9 @@ def test_a_heads_extras_are_given_by_name_in_training_alone() -> None:
     }
     assert list(logits) == model.output_names
     assert torch.equal(logits["main.se"], logits["main"].mean((2, 3)))
-    assert list(model.eval()(image)) == ["main"]
-    assert model.unused_in_training()  # unless a loss reads the extra
+    assert list(model.eval()(image)) == ["main", "main.se"]
+    assert outputs_of(logits, "main").keys() == {"logits", "se"}
+    assert model.unused_in_training()  # unless a loss reads the other output
 
 
 class StrangeHead(PresenceHead):
@@ -145,7 +146,7 @@ class StrangeHead(PresenceHead):
             {"logits": None, "se": torch.zeros(2, 5)},
             r"gives a mapping of 'logits' \(NoneType\), 'se' \(Tensor\); expected",
         ),
-        ({"logits": torch.zeros(2, 5)}, r"gives a mapping of 'logits' \(Tensor\); expected .* in training: 'se'"),
+        ({"logits": torch.zeros(2, 5)}, r"gives a mapping of 'logits' \(Tensor\); expected .*'logits', 'se'"),
         ({}, "gives a mapping of nothing; expected .*'logits'"),
         ([torch.zeros(2, 5)], "gives an object of the type list; expected .*'logits'"),
         (None, "gives an object of the type NoneType"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from classyseg.cli.main import main
 from classyseg.config import ConfigError
 from classyseg.datasets import ClassyDataset
-from classyseg.losses import ClassyLoss
+from classyseg.losses import PerOutputLoss
 from classyseg.registry import LOSSES, TASKS
 from classyseg.structures import Sample
 from classyseg.tasks import build_task
@@ -103,7 +103,7 @@ def test_every_loss_of_the_project_needs_two_classes() -> None:
     assert combined.min_classes == 2
 
 
-class Sigmoid(ClassyLoss):
+class Sigmoid(PerOutputLoss):
     """A plugin's, by which one class can be learnt."""
 
     min_classes = 1

@@ -226,7 +226,7 @@ POINT_LOSS = {"name": "sum_arbitrary", "losses": ["cross_entropy", "point_cross_
 
 
 @pytest.mark.parametrize("find", [check, tiny_task])
-def test_a_head_whose_extras_must_be_learnt_wants_a_loss_that_reads_them(find: Callable[[Any], object]) -> None:
+def test_a_head_whose_own_outputs_must_be_learnt_wants_a_loss_that_reads_them(find: Callable[[Any], object]) -> None:
     message = r"loss: found none that reads 'main\.points', without which layers of the head 'main' never learn"
     with pytest.raises(ConfigError, match=message):
         find({"model.heads.main": POINT_REND})

@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from classyseg import ClassyLoss
+from classyseg import PerOutputLoss
 from classyseg.layers import resize_logits
 
 
-class FocalLoss(ClassyLoss):
+class FocalLoss(PerOutputLoss):
     """`-(1 - p) ** gamma * log(p)` of the share `p` that a pixel's own class gets; cross entropy for `gamma` 0.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.

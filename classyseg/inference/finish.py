@@ -1,0 +1,93 @@
+"""From maps by rows to labels and scores, within a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from classyseg.heads.classy_head import LOGITS
+from classyseg.inference.classy_protocol import Wanted
+from classyseg.inference.memory import BudgetError
+from classyseg.inference.network import Network
+from classyseg.inference.rows import (
+    BAND_BYTES,
+    FLOAT,
+    Cost,
+    Resized,
+    Rows,
+    ScoresOfLogits,
+    Size,
+    bands,
+    rows_within,
+)
+
+LABEL = 8
+"""Bytes of a label."""
+_ROW = 2 * LABEL + FLOAT
+"""Bytes of a pixel that an arg-max takes beside its input."""
+
+
+def at_size(maps: Rows, size: Size) -> Rows:
+    return maps if maps.size == size else Resized(maps, size)
+
+
+def as_scores(network: Network, head: str, maps: Rows) -> Rows:
+    """Averaged maps of a head, logits or scores, as scores."""
+    return ScoresOfLogits(network.head(head), maps) if network.averages_logits(head) else maps
+
+
+def finished(
+    network: Network,
+    maps: Mapping[str, Rows],
+    wanted: Collection[Wanted],
+    cost: Cost,
+    budget: int | None,
+    *,
+    most_rows: int | None = None,
+    are_scores: bool = False,
+) -> dict[Wanted, Tensor]:
+    """Labels and scores of an image's maps of each head, band by band; no band is higher than `most_rows`.
+
+    The maps are logits of heads that average them, else scores; with `are_scores` all are scores. Raises: `BudgetError`
+    where `budget` is less than the results, the `cost` and one row of maps take.
+    """
+    size = next(iter(maps.values())).size
+    results = sum(_result_bytes(network, item, size) for item in wanted)
+    sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
+    highest = min(size[0], most_rows or size[0])
+    count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
+    if not all(network.averages_logits(head) for head in maps):
+        count = highest  # each band makes all of a window's scores again
+    if budget is not None:
+        room = budget - results - sum(cost)
+        fitting = rows_within(sources, room, _ROW * size[1])
+        if fitting < 1:
+            one = max(source.bytes_for(1) for source in sources) + _ROW * size[1]
+            raise BudgetError(f"an image of {size[0]} x {size[1]}", budget, results + sum(cost) + one)
+        count = min(count, fitting)
+    found: dict[Wanted, Tensor] = {}
+    for item in wanted:
+        shape = size if item.kind == "labels" else (network.num_classes(item.head), *size)
+        kind = torch.int64 if item.kind == "labels" else torch.float32
+        found[item] = torch.empty(shape, dtype=kind, device=network.device)
+    for first, stop in bands(size[0], count):
+        for head, each in maps.items():
+            values = each.rows(first, stop)
+            for item in (item for item in wanted if item.head == head):
+                found[item][..., first:stop, :] = _made(network, item, values, are_scores)
+    return found
+
+
+def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) -> Tensor:
+    if not are_scores and network.averages_logits(wanted.head):
+        head, size = network.head(wanted.head), values.shape[1:]
+        outputs = {LOGITS: values[None]}
+        return (head.labels(outputs, size) if wanted.kind == "labels" else head.scores(outputs, size))[0]
+    return values.argmax(0) if wanted.kind == "labels" else values
+
+
+def _result_bytes(network: Network, wanted: Wanted, size: Size) -> int:
+    each = LABEL if wanted.kind == "labels" else FLOAT * network.num_classes(wanted.head)
+    return each * size[0] * size[1]
