@@ -5,7 +5,7 @@ from classyseg.inference.description import Card
 from classyseg.inference.load import load
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.network import Network
-from classyseg.inference.predictor import Predictor, shown
+from classyseg.inference.predictor import Predictor, black_of, shown
 from classyseg.inference.preparation import Preparation
 from classyseg.inference.pytorch_encoding import PyTorchEncoding
 from classyseg.inference.scales import MultiScale
@@ -28,6 +28,7 @@ __all__ = [
     "SlidingWindow",
     "Wanted",
     "Whole",
+    "black_of",
     "build_protocol",
     "bytes_of",
     "load",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from classyseg.config import ConfigError, closest, listed, unknown
+from classyseg.evaluation import joined_metrics
 from classyseg.hooks import CheckpointHook
 from classyseg.hooks.checkpoint import same_text
 from classyseg.structures import BestIs
-from classyseg.tasks.checks import joined_metrics
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED, ConfigError, dump_yaml, within
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
+from classyseg.evaluation import Evaluation
 from classyseg.hooks import ClassyHook
+from classyseg.inference import ClassyProtocol, Network, black_of
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, Terms, build_loss
 from classyseg.meters import ClassyMeter
@@ -28,6 +30,7 @@ from classyseg.records import RunRecords
 from classyseg.registry import (
     HOOKS,
     METERS,
+    PROTOCOLS,
     ComponentConfig,
     Configurable,
     HookConfig,
@@ -35,6 +38,7 @@ from classyseg.registry import (
     MeterConfig,
     ModelConfig,
     OptimizerConfig,
+    ProtocolConfig,
 )
 from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
@@ -54,7 +58,6 @@ from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.given import config_of, tell_what_is_not_written
 from classyseg.tasks.known import check_config, check_together, check_unit, in_own_unit
-from classyseg.tasks.measuring import Measuring
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.resume import (
     cut_records,
@@ -94,6 +97,8 @@ class ClassyTask(Configurable, ABC):
         normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
             tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
         test_every_epochs: The test set is measured after every so many epochs, and after the last.
+        protocol: How the network is run on the images that are measured; see [protocols](#protocols). The loss is
+            measured with `whole` alone.
         runtime: See key `runtime`.
     """
 
@@ -115,6 +120,7 @@ class ClassyTask(Configurable, ABC):
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
         test_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        protocol: ProtocolConfig = "whole",
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self.num_epochs = num_epochs
@@ -158,7 +164,11 @@ class ClassyTask(Configurable, ABC):
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(self.model, model, self.runtime, f"{self.normalize}{unit}")
-        self.measuring = Measuring(self.loss, self.meters, self.model)
+        self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
+        network = Network(
+            self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last
+        )  # whose precision is the engine's, which runs it
+        self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
         self.hooks: Sequence[ClassyHook] = HOOKS.build_each("hooks", hooks)
         check_measured(self.hooks, has_test=self.has_test)
         check_best(self.hooks, self._numbers)
@@ -279,7 +289,7 @@ class ClassyTask(Configurable, ABC):
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
         self.engine.mode(training)
-        self.measuring.begin()
+        self.evaluation.begin()
 
     def on_device(self, batch: Sample) -> Sample:
         """The batch as the network takes it: on the device, normalised."""
@@ -301,8 +311,15 @@ class ClassyTask(Configurable, ABC):
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
         """Counts a batch in the meters."""
-        batch = self.complete(self.on_device(batch))
-        self.measuring.update(self.outputs(batch), batch.target)
+        batch = self.on_device(batch)
+        # Features are cached of whole images, as the network sees them in training.
+        whole = self.complete(batch) if self.protocol.gives_outputs else None
+        self.evaluation.update(
+            batch.image,
+            batch.target,
+            forward=lambda images: self.outputs(batch.replace(image=images) if whole is None else whole),
+            terms=lambda outputs: self.terms(outputs, batch if whole is None else whole),
+        )
 
     def phase_metrics(self) -> dict[str, Any]:
         """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
@@ -312,8 +329,8 @@ class ClassyTask(Configurable, ABC):
         bad = self.data.bad_samples.end_phase(phase)
         if phase == "train":
             return dict(bad)
-        metrics = self.measuring.result()
-        self.phase_files, self.unseen_classes = self.measuring.files, self.measuring.unseen_classes
+        metrics = self.evaluation.result()
+        self.phase_files, self.unseen_classes = self.evaluation.files, self.evaluation.unseen_classes
         return metrics | bad
 
     # -- the life of a run, called by the trainer --------------------------------------------------------------------
