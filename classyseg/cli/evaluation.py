@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,29 @@ from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
 from classyseg.cli.output import Progress
 from classyseg.config import ConfigError, listed, within
-from classyseg.datasets import BadSamples, ClassyDataset, EvalBatches, build_dataset, make_loader
-from classyseg.evaluation import Evaluation
+from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.evaluation import evaluate
 from classyseg.inference import Predictor, load
-from classyseg.losses import build_loss
+from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
 from classyseg.meters.confusion import ConfusionMatrixMeter
-from classyseg.registry import METERS, ComponentConfig
-from classyseg.structures import BestIs
+from classyseg.registry import METERS
+from classyseg.structures import BestIs, Sample
+from classyseg.tasks import ClassyTask
 from classyseg.tasks.best import record_numbers
 
 
 class Measurement:
     """A trained model, the data set `split` of a config, and what is measured on it.
 
-    Every process of a job has one, which takes its share of the samples. Raises: `ConfigError`.
+    Every process of a job has one, which takes its share of the samples. `config` is that of a task, `submission` the
+    benchmark and the folder of its label maps. Raises: `ConfigError`.
     """
 
     def __init__(
         self,
         path: str,
-        config: ComponentConfig,
+        config: Any,
         split: str,
         *,
         protocol: Any,
@@ -40,8 +41,7 @@ class Measurement:
         num_worst: int,
         submission: tuple[str, Path] | None,
     ) -> None:
-        self.config: Any = config  # whose keys are those of the task
-        self.path, self.split = path, split
+        self.path, self.config, self.split = path, config, split
         runtime = self.config.runtime
         runtime.apply()
         self.predictor: Predictor = load(
@@ -62,8 +62,7 @@ class Measurement:
         if not any(isinstance(meter, ConfusionMatrixMeter) and meter.head in (None, main_head) for meter in meters):
             meters.append(ConfusionMatrixMeter(*described))
         self.worst = WorstImages(*described, count=num_worst)
-        with within("loss"):
-            self.loss = build_loss(self.config.loss, self.dataset.ignore_index)
+        self.loss = self._built_loss()
         self.submission: SubmissionFiles | None = None
         if submission is not None:
             benchmark, folder = submission
@@ -74,8 +73,20 @@ class Measurement:
                 "server, and `classyseg predict` any"
             )
         self._submits_what_is_measured = self.submission is not None and not self.dataset.transforms
-        own = [self.worst, *([self.submission] if self._submits_what_is_measured else [])]
-        self.evaluation = Evaluation(self.predictor.network, self.predictor.protocol, [*meters, *own], self.loss)
+        self.meters = [*meters, self.worst]
+        if self.submission is not None and self._submits_what_is_measured:
+            self.meters.append(self.submission)
+        self.files: Mapping[str, str] = {}
+        self.unseen_classes: Collection[str] = ()
+
+    def _built_loss(self) -> ClassyLoss | None:
+        """The loss that the training measured; None where its task has terms of its own, which need the task."""
+        if self.config.component.terms is not ClassyTask.terms:
+            return None
+        with within("loss"):
+            loss = build_loss(self.config.loss, self.dataset.ignore_index)
+        loss.choose_main_head(self.predictor.head)
+        return loss.to(self.predictor.device).eval()
 
     def _check_data(self) -> None:
         if not len(self.dataset):
@@ -90,15 +101,6 @@ class Measurement:
     def dataset_config(self) -> dict[str, Any]:
         found: dict[str, Any] = self.config.resolved()["dataset"][self.split]
         return found
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """What the meters give beside their numbers, by the names of files."""
-        return self.evaluation.files
-
-    @property
-    def unseen_classes(self) -> Collection[str]:
-        return self.evaluation.unseen_classes
 
     def best_is(self, number: str) -> BestIs | None:
         return self._numbers.best_is(number)
@@ -116,24 +118,29 @@ class Measurement:
 
     def _measure_all(self) -> dict[str, Any]:
         runtime = self.config.runtime
-        process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        order = EvalBatches(len(self.dataset), runtime.eval_batch_size, **process)
-        bad = BadSamples({self.split: self.dataset})
-        bad.begin_phase(anew=True)
-        loader = make_loader(self.dataset, order, **runtime.loading(self.predictor.device))
-        self.evaluation.begin()
-        with distributed.failing_together(), ExitStack() as stack:
-            stack.callback(loader.close)
-            progress = stack.enter_context(Progress(len(order), "batches", shown=distributed.is_primary()))
-            for batch in loader:
-                bad.add(self.split, loader.bad, None)
+        share = len(range(distributed.rank(), len(self.dataset), distributed.world_size()))
+        with distributed.failing_together(), Progress(share, "samples", shown=distributed.is_primary()) as progress:
+
+            def watch(batch: Sample) -> None:
                 self.worst.names, self.worst.images = batch.name, batch.image
                 if self.submission is not None:
                     self.submission.names = batch.name
-                images = self.predictor.normalized(batch.image)
-                self.evaluation.update(images, batch.target.to(self.predictor.device).long())
-                progress.add()
-        return {**self.evaluation.result(), **bad.end_phase(self.split)}
+                progress.add(len(batch.image))
+
+            evaluation = evaluate(
+                self.predictor,
+                self.dataset,
+                self.meters,
+                loss=self.loss,
+                batch_size=runtime.eval_batch_size,
+                workers=runtime.workers,
+                worker_timeout=runtime.worker_timeout,
+                split=self.split,
+                watch=watch,
+            )
+        result = evaluation.result()
+        self.files, self.unseen_classes = evaluation.files, evaluation.unseen_classes
+        return result
 
     def _submit_all(self, submission: SubmissionFiles) -> None:
         """At the size of the image files, which transforms of the data set change."""
