@@ -211,8 +211,9 @@ class Job:
         """What the summary tells of a file: what was written, its size, its pixels of each class."""
         names = {"labels": plan.labels, "overlay": plan.overlay, "scores": plan.scores}
         written = {key: str(path) for key, path in names.items() if path is not None}
-        pixels = dict(zip(self.predictor.classes, counts.tolist(), strict=True)) if plan.labels is not None else {}
-        return {**written, "width": size[1], "height": size[0], **more, "seconds": seconds, "pixels": pixels}
+        if plan.labels is not None:
+            more["pixels"] = dict(zip(self.predictor.classes, counts.tolist(), strict=True))
+        return {**written, "width": size[1], "height": size[0], "seconds": seconds, **more}
 
     def _counts(self, labels: Labels) -> npt.NDArray[np.int64]:
         return np.bincount(labels.ravel(), minlength=len(self.predictor.classes))
