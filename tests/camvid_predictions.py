@@ -1,8 +1,8 @@
 """Whether `predict` and `evaluate` agree on CamVid, and what that takes.
 
 `python tests/camvid_predictions.py RUN DATA` measures a run of CamVid on its split `val` with `classyseg evaluate`,
-labels its 101 images with `classyseg predict`, and counts a confusion matrix over the PNGs with numpy alone: the two must
-be equal. DATA is the folder in which `camvid` lies. Without RUN (`-`), a model with random weights serves.
+labels its 101 images with `classyseg predict`, and counts a confusion matrix over the PNGs with numpy alone: the two
+must be equal. DATA is the folder in which `camvid` lies. Without RUN (`-`), a model with random weights serves.
 """
 
 from __future__ import annotations

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.trained_run import config_to_measure, trained_run
     from classyseg.config import ConfigError
     from classyseg.io import DATA_ROOT_VARIABLE
+    from classyseg.run_folder import EVALUATION
 
     name = arguments.split if arguments.name is None else arguments.name
     if not NAME.fullmatch(name):
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         config, protocol = config_to_measure(trained, arguments.split, overrides, arguments.model)
         distributed.start_processes(config.runtime.torch_device().type)  # type: ignore[attr-defined]
         try:
-            return guarded(lambda: _evaluate(arguments, config, protocol, output / f"evaluation-{name}"))
+            return guarded(lambda: _evaluate(arguments, config, protocol, output / f"{EVALUATION}{name}"))
         finally:
             distributed.stop_processes()
 

@@ -37,15 +37,20 @@ class TrainedRun(NamedTuple):
 def trained_run(path: str) -> TrainedRun:
     """The run that `path` is, or that the checkpoint or the model's folder lies in. Raises: `ConfigError`."""
     folder = existing_path(path)
+    if not path or not folder.is_dir():
+        raise ConfigError(f"'{path}': no such folder; accepted are a run's folder, a checkpoint and a model's folder")
     for run in (folder, folder.parent):  # the second: of RUN/model
         if (run / CONFIG).is_file():
             return TrainedRun(load_config(run / CONFIG), run)
     if not (folder / MANIFEST).is_file():
         return TrainedRun(None, None)
-    state = json.loads(read_plain(folder / STATE, MAX_STATE))
+    try:
+        state = json.loads(read_plain(folder / STATE, MAX_STATE))
+    except (OSError, ValueError, RecursionError):  # whoever loads the weights tells what is wrong with the checkpoint
+        return TrainedRun(None, None)
     run = folder.parent.parent
     is_within = folder.parent.name == CHECKPOINTS and (run / CONFIG).is_file()
-    config = state.get("config")
+    config = state.get("config") if isinstance(state, dict) else None
     return TrainedRun(
         ConfigTree(dict(config), str(folder / STATE)) if isinstance(config, dict) and config else None,
         run if is_within else None,

@@ -250,6 +250,18 @@ def test_a_model_folder_of_no_run_needs_data_and_output(
     assert "--output" in capsys.readouterr().err
     assert evaluate(tmp_path / "model", tmp_path / "out") == 2
     assert "dataset.val=" in capsys.readouterr().err
+    for missing in (tmp_path / "gone", tmp_path):
+        assert evaluate(missing, tmp_path / "out", "dataset.val=synthetic_shapes") == 2
+        assert "run's folder" in capsys.readouterr().err
+
+
+def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp_path: Path) -> None:
+    config = runs.write_config(tmp_path, {"num_epochs": 0, "dataset.test.num_samples": 1})
+    words = ["train", str(config), "--output", str(tmp_path / "run")]
+    assert main(words) == 0
+    assert evaluate(trained, tmp_path / "run", "--split", "test") == 0
+    assert main([*words, "--overwrite"]) == 0
+    assert not [*(tmp_path / "run").glob("evaluation-*")]
 
 
 # -- several processes -----------------------------------------------------------------------------------------------
