@@ -52,7 +52,7 @@ class BareLoop:
     def __init__(self, config: ComponentConfig, *, fused_loss: bool) -> None:
         parts = build_task(config)  # only to get the same data sets and the same initial weights
         self.config = config
-        self.train_set, self.test_set = (parts.data.sets[name] for name in ("train", "test"))
+        self.train_set, self.val_set = (parts.data.sets[name] for name in ("train", "val"))
         self.model: nn.Module = parts.model.to(memory_format=torch.channels_last)  # type: ignore[attr-defined]
         optimizer, loss = config.optimizer, config.loss  # type: ignore[attr-defined]
         self.lr, self.power = optimizer.lr, optimizer.schedule.power
@@ -88,7 +88,7 @@ class BareLoop:
         self.done += 1
 
     def train(self, seed: int) -> float:
-        """The whole schedule; the mean IoU on the test set."""
+        """The whole schedule; the mean IoU on the validation set."""
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         for epoch in range(self.config.num_epochs):  # type: ignore[attr-defined]
@@ -108,10 +108,10 @@ class BareLoop:
     @torch.no_grad()
     def evaluate(self) -> float:
         self.model.eval()
-        num_classes = self.test_set.num_classes
+        num_classes = self.val_set.num_classes
         matrix = torch.zeros(num_classes**2, dtype=torch.int64)
-        for i in range(len(self.test_set)):
-            sample = self.test_set[i]
+        for i in range(len(self.val_set)):
+            sample = self.val_set[i]
             logits = self.model((sample.image[None] / 255 - MEAN) / STD)["main"]
             target = sample.target.long()
             full = functional.interpolate(logits, target.shape, mode="bilinear")

@@ -21,7 +21,9 @@ from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""Format 1 said `test` where format 2 says `val`: `load_checkpoint` gives both in the words of format 2."""
 MAX_MANIFEST = 2**20
 MAX_STATE = 2**24
 """Bytes: the config and the names of the classes are most of it."""
@@ -38,6 +40,7 @@ class Checkpoint:
     folder: Path
     tensors: dict[str, dict[str, Tensor]]
     state: dict[str, Any]
+    format: int = FORMAT
 
 
 def save_checkpoint(
@@ -185,8 +188,8 @@ def load_checkpoint(folder: Path, *, only: Collection[str] | None = None) -> Che
     manifest, state = _read_json(folder / MANIFEST, MAX_MANIFEST), _read_json(folder / STATE, MAX_STATE)
     for name, values in ((STATE, state), (MANIFEST, manifest)):
         found = values.get("format")
-        if type(found) is not int or found != FORMAT:
-            raise ConfigError(f"{folder / name}: format {shown(found)}; this version reads format {FORMAT}")
+        if type(found) is not int or found not in READABLE:
+            raise ConfigError(f"{folder / name}: format {shown(found)}; this version reads formats 1 to {FORMAT}")
     tensors = {}
     for path in sorted(folder / name for name in manifest["files"] if name.endswith(".safetensors")):
         if only is not None and path.stem not in only:
@@ -195,7 +198,25 @@ def load_checkpoint(folder: Path, *, only: Collection[str] | None = None) -> Che
             tensors[path.stem] = load_file(path)
         except Exception as error:  # a file from somebody else may fail in any way
             raise ConfigError(f"{path}: cannot be read ({printable(str(error))[:200]})") from None
-    return Checkpoint(folder, tensors, state)
+    number = state["format"]
+    return Checkpoint(folder, tensors, _in_words_of_format_2(state) if number == 1 else state, number)
+
+
+def _in_words_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
+    """What `state` of format 1 says, where validation was called `test`. Whatever is wrong in it stays as it is."""
+    progress, config = state.get("progress"), state.get("config")
+    if isinstance(progress, dict) and progress.get("phase") == "test":
+        state = state | {"progress": progress | {"phase": "val"}}
+    if isinstance(config, dict):
+        config = _renamed(config, "test_every_epochs", "val_every_epochs")
+        if isinstance(config.get("dataset"), dict):
+            config["dataset"] = _renamed(config["dataset"], "test", "val")
+        state = state | {"config": config}
+    return state
+
+
+def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    return {new if key == old and new not in values else key: value for key, value in values.items()}
 
 
 def check_tensors(checkpoint: Checkpoint, group: str, expected: Mapping[str, Tensor]) -> None:

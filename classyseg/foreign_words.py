@@ -47,7 +47,7 @@ KEYS: dict[str, str] = {
     "random_seed manual_seed rng_seed seed_everything seed": "seed",
     "eval_interval val_interval check_val_every_n_epoch eval_every val_every val_freq eval_freq eval_period "
     "evaluation_interval val_every_epochs eval_strategy evaluation_strategy eval_steps validation_freq "
-    "validation_interval test_freq test_interval test_every_epochs": "test_every_epochs",
+    "validation_interval test_freq test_interval val_every_epochs": "val_every_epochs",
     "work_dir workdir output_dir save_dir out_dir exp_dir log_dir logdir save_path output exp_name run_name "
     "checkpoint_dir ckpt_dir project experiment experiment_name exp default_root_dir logging_dir run_dir": _OUTPUT,
     "exist_ok overwrite overwrite_output_dir": "nothing: a run replaces another one with `--overwrite` of the command",
@@ -76,10 +76,10 @@ KEYS: dict[str, str] = {
     "grad_accum_steps accumulation_steps accumulate accumulative_counts nbs "
     "accumulate_steps": "runtime.accumulate_steps",
     # data
-    "data datasets dataset_train": "dataset, such as {train: {name: folder, ...}, test: {name: folder, ...}}",
+    "data datasets dataset_train": "dataset, such as {train: {name: folder, ...}, val: {name: folder, ...}}",
     "train train_dataset train_dataloader train_data train_loader trainset train_set": "dataset.train",
     "val valid validation eval val_dataset val_dataloader valid_dataset validation_dataset val_data val_loader "
-    "test_dataset test_dataloader valset testset validation_data test": "dataset.test",
+    "test_dataset test_dataloader valset testset validation_data test": "dataset.val",
     "data_root dataroot data_path data_dir dataset_dir dataset_root datadir": _ROOT,
     "transform augmentation augmentations augment aug augs pipeline train_pipeline train_transform "
     "train_transforms target_transform target_transforms joint_transform transforms": "dataset.train.transforms",
@@ -94,16 +94,16 @@ KEYS: dict[str, str] = {
     "multi_scale scale_range zoom_range scale_limit": (
         "dataset.train.transforms, such as [{name: random_scale_crop, size: [512, 512], scale: [0.5, 2.0]}]"
     ),
-    "test_pipeline val_pipeline val_transform val_transforms test_transforms": "dataset.test.transforms",
+    "test_pipeline val_pipeline val_transform val_transforms test_transforms": "dataset.val.transforms",
     "crop_size cropsize image_size img_size input_size imgsz train_size img_scale crop base_size": _TRANSFORMS,
     "img_dir image_dir images_dir img_path image_path image_root img_root images_path imgs img_prefix "
     "data_prefix x_dir images": _FOLDER_IMAGES,
     "ann_dir mask_dir masks_dir label_dir labels_dir gt_dir seg_dir ann_file ann_path annotations annotation_dir "
     "mask_path labels_path seg_map_path seg_prefix seg_map_dir y_dir masks": _FOLDER_MASKS,
     "file_list image_list split_file list_file img_list train_list train_path train_txt": _LIST,
-    "val_list val_path val_txt test_list": "dataset.test.list, of {name: folder}",
+    "val_list val_path val_txt test_list": "dataset.val.list, of {name: folder}",
     "validation_split val_split train_val_split split_ratio val_ratio val_fraction": (
-        "nothing: dataset.train and dataset.test are two data sets; a list, or a table and its split, names the images "
+        "nothing: dataset.train and dataset.val are two data sets; a list, or a table and its split, names the images "
         "of each"
     ),
     "img_suffix image_suffix": "nothing: an image and its mask belong together by their name, whatever their suffix",
@@ -251,7 +251,7 @@ AT: dict[str, dict[str, str]] = {
         "type dataset": "dataset.train.name",
         "size image_size img_size": "dataset.train.size",
         "image_set mode phase subset": "dataset.train.split",
-        "train val": "nothing: one data set is dataset.train, another one dataset.test",
+        "train val": "nothing: one data set is dataset.train, another one dataset.val",
         "label_mapping": "dataset.train.label_map",
         "path dir folder data_root root_dir": "dataset.train.root",
         "image_folder": _FOLDER_IMAGES,

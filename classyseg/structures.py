@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-Phase = Literal["train", "test"]
+Phase = Literal["train", "val"]
 BestIs = Literal["largest", "smallest"]
 """Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
 

@@ -71,7 +71,7 @@ def two_images_of_one_name(root: Path) -> str:
 
 @fault("no_data")
 def a_folder_that_is_gone(root: Path) -> str:
-    (root / "masks" / "test").rename(root / "masks" / "validation")
+    (root / "masks" / "val").rename(root / "masks" / "validation")
     return ""
 
 
@@ -379,9 +379,9 @@ def masks_that_number_objects(root: Path) -> str:
 
 
 @fault("duplicate_across")
-def a_training_image_in_the_test_set(root: Path) -> str:
+def a_training_image_in_the_validation_set(root: Path) -> str:
     image, mask = pairs(root)[2]
-    images, masks = folders(root, "test")
+    images, masks = folders(root, "val")
     (images / "zz.jpg").write_bytes(image.read_bytes())
     (masks / "zz.png").write_bytes(mask.read_bytes())
     return "zz.jpg"

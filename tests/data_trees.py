@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ["background", "nucleus"]
-COUNTS = {"train": 12, "test": 4}
+COUNTS = {"train": 12, "val": 4}
 
 
 def folders(root: Path, split: str) -> tuple[Path, Path]:

@@ -38,8 +38,8 @@ CHANGES: dict[str, Any] = {
     "batch_size": 4,
     "dataset.train.num_samples": 16,
     "dataset.train.size": [16, 16],
-    "dataset.test.num_samples": 2,
-    "dataset.test.size": [16, 16],
+    "dataset.val.num_samples": 2,
+    "dataset.val.size": [16, 16],
     "model.heads.main.channels": 8,
     "meters": ["mean_iou", "confusion_matrix"],
     "hooks": [{"name": "checkpoint", "every_steps": 2, "keep": 9, "best": "mean_iou"}, {"name": "log", "every": 1}],
@@ -211,7 +211,7 @@ def exchange(folder: Path, generator: random.Random) -> str:
 
 ODD: list[Any] = [
     *(None, True, -1, 0, 1, 3, 999, 10**6, 2**63, 10**30, -(10**400), 0.5, -0.0, 1e308, float("nan"), float("inf")),
-    *("", "train", "test", "step-4", "\x1b[2J", "x" * 10_000, "../../outside/file", "/etc/passwd", "\ud800"),
+    *("", "train", "val", "step-4", "\x1b[2J", "x" * 10_000, "../../outside/file", "/etc/passwd", "\ud800"),
     *([], {}, [1], {"a": 1}, [[[]]]),
 ]
 
@@ -347,7 +347,7 @@ def a_wrong_kind(folder: Path, generator: random.Random) -> str:
 
 LINES = (
     *("null", "[]", "7", "{}", "{", "NaN", '"text"', "\x00\x00", "\udcff", "[" * 5000, '{"phase": 1}', "7" * 6000),
-    *('{"phase": "train", "epoch": "1", "step": 4}', '{"phase": "test", "epoch": 1e999, "step": 4}', '{"step": null}'),
+    *('{"phase": "train", "epoch": "1", "step": 4}', '{"phase": "val", "epoch": 1e999, "step": 4}', '{"step": null}'),
     *('{"step": 99999}', '{"phase": "train", "epoch": 99, "step": 999}', '{"phase": "train"}', "<html>", "  ", "\r"),
 )
 

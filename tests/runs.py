@@ -42,7 +42,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
                 "size": [32, 32],
                 "transforms": ["horizontal_flip"],
             },
-            "test": {"name": "synthetic_shapes", "split": "test", "num_samples": 6, "size": [32, 32]},
+            "val": {"name": "synthetic_shapes", "split": "test", "num_samples": 6, "size": [32, 32]},
         },
         "model": {
             "name": "resnet18",
@@ -136,7 +136,7 @@ class FakeTask:
         now = self.progress
         training = now.phase == "train"
         self.metrics = {"phase": now.phase, "epoch": now.epoch + training, "step": now.step, **values}
-        self.progress = Progress(now.epoch + training, "test" if training else "train", now.step)
+        self.progress = Progress(now.epoch + training, "val" if training else "train", now.step)
         hook.on_phase_end(self)
 
 

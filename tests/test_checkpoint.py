@@ -134,11 +134,11 @@ def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_a_later_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classyseg.checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(classyseg.checkpoint, "FORMAT", 3)
     folder = save(tmp_path)
     monkeypatch.undo()
 
-    with pytest.raises(ConfigError, match=r"state\.json: format 2; this version reads format 1"):
+    with pytest.raises(ConfigError, match=r"state\.json: format 3; this version reads formats 1 to 2"):
         load_checkpoint(folder)
 
 

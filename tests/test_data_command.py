@@ -71,7 +71,7 @@ def test_overrides_with_the_line_of_a_finding_mend_the_set(tree: Path, capsys: p
     assert main([*check, "--json"]) == 2
     findings = json.loads(capsys.readouterr().out)["findings"]
     overrides = [f"{finding['place']}.{finding['config'].replace(': ', '=', 1)}" for finding in findings]
-    assert overrides == ["dataset.train.label_map={255: 1}", "dataset.test.label_map={255: 1}"]
+    assert overrides == ["dataset.train.label_map={255: 1}", "dataset.val.label_map={255: 1}"]
     assert main([*check, *overrides]) == 0
 
 
@@ -239,18 +239,20 @@ def test_the_config_lines_of_the_statistics_are_read_as_config(tree: Path, capsy
     assert "most frequent: 48 x 40 (6), 40 x 40 (6)" in out
 
 
-def test_statistics_of_the_test_set_give_no_line_for_the_config(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_of_the_validation_set_give_no_line_for_the_config(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "stats", config(tree), "--workers", "0"]) == 0
-    train, _, test = capsys.readouterr().out.partition("dataset.test: ")
+    train, _, val = capsys.readouterr().out.partition("dataset.val: ")
     assert ("normalize: " in train, "class_weights: " in train) == (True, True)
-    assert ("normalize: " in test, "class_weights: " in test, "sizes: " in test) == (False, False, True)
+    assert ("normalize: " in val, "class_weights: " in val, "sizes: " in val) == (False, False, True)
 
 
 def test_statistics_say_that_samples_are_wrong(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FAULTS["a_truncated_mask"].plant(tree)
     assert main(["data", "stats", config(tree), "--workers", "0", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["dataset.train"]["with_problems"], record["dataset.test"]["with_problems"]) == (1, 0)
+    assert (record["dataset.train"]["with_problems"], record["dataset.val"]["with_problems"]) == (1, 0)
     assert record["dataset.train"]["left_out"] == 0
     assert sum(row["masks"] for row in record["dataset.train"]["classes"]) == 22
 
@@ -290,7 +292,7 @@ def test_statistics_of_unreadable_images_give_no_line_for_the_config(
 def test_a_sheet_is_written_for_each_data_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "sheet", config(tree), "--output", str(tree / "sheet.png"), "--samples", "4"]) == 0
     written = capsys.readouterr().out.split()
-    assert written == [str(tree / f"sheet_{split}.png") for split in ("train", "test")]
+    assert written == [str(tree / f"sheet_{split}.png") for split in ("train", "val")]
     assert all(Image.open(path).width > 6 * CELL for path in written)
 
 

@@ -29,7 +29,7 @@ CHANGES: dict[str, Any] = {
     "batch_size": BATCH,
     "dataset.train.num_samples": SAMPLES,
     "dataset.train.transforms": [CROP, "horizontal_flip", MIX, "color_jitter"],
-    "dataset.test.num_samples": 5,
+    "dataset.val.num_samples": 5,
 }
 """The transforms draw from the generator of each sample, and take parts of other samples."""
 
@@ -68,13 +68,13 @@ def training(*logs: Log) -> list[list[str]]:
 
 
 def evaluated(*logs: Log) -> list[str]:
-    return sorted(digest for log in logs for phase, _, batch in log if phase == "test" for digest in batch)
+    return sorted(digest for log in logs for phase, _, batch in log if phase == "val" for digest in batch)
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Log:
     log = one_process(tmp_path_factory.mktemp("expected"))
-    assert [phase for phase, _, _ in log] == (["train"] * STEPS + ["test"] * 5) * EPOCHS
+    assert [phase for phase, _, _ in log] == (["train"] * STEPS + ["val"] * 5) * EPOCHS
     digests = [digest for phase, _, batch in log for digest in batch if phase == "train"]
     assert len(set(digests)) == len(digests) == EPOCHS * STEPS * BATCH
     return log

@@ -146,7 +146,7 @@ def test_confusion_matrices_are_equal_as_integers_for_any_number_of_samples(
         **BATCH_INDEPENDENT,
         "num_epochs": 0,
         "meters": ["confusion_matrix", "mean_iou"],
-        "dataset.test.num_samples": samples,
+        "dataset.val.num_samples": samples,
         "model.weights": str(one_process / "checkpoints/step-6"),
     }
     records = []
@@ -218,7 +218,7 @@ def test_wrong_data_in_one_process_ends_a_torchrun_job_naming_the_file(tmp_path:
     data = folder_with_a_wrong_mask(tmp_path / "data", wrong=3, count=16)
     changes = {
         "dataset.train": {"name": "folder", **data, "classes": ["a", "b"]},
-        "dataset.test": None,
+        "dataset.val": None,
     }
     with torchrun(["--config", write_config(tmp_path, changes), "--output", tmp_path / "run"], tmp_path / "log") as job:
         code = job.wait(LIMIT)
@@ -234,7 +234,7 @@ def test_wrong_data_in_one_process_ends_a_torchrun_job_naming_the_file(tmp_path:
 def test_a_wrong_last_test_image_that_only_one_process_has_ends_both(tmp_path: Path) -> None:
     data = folder_with_a_wrong_mask(tmp_path / "data", wrong=14, count=15)  # one process has 8 images, the other 7
     dataset = {"name": "folder", **data, "classes": ["a", "b"]}
-    config = write_config(tmp_path, {"num_epochs": 0, "batch_size": 2, "dataset": {"train": dataset, "test": dataset}})
+    config = write_config(tmp_path, {"num_epochs": 0, "batch_size": 2, "dataset": {"train": dataset, "val": dataset}})
     job = start_job(["--config", config, "--output", tmp_path / "run"], tmp_path)
 
     assert wait_for_all(job) == [2, 2]

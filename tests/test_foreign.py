@@ -40,7 +40,7 @@ KEYS = {
     "batch_size_per_gpu=2": "did you mean 'batch_size'?",
     "samples_per_gpu=2": "did you mean 'batch_size'?",
     "dataset.train.batch_size=2": "write at the top of the config: batch_size",
-    "eval_interval=2": "did you mean 'test_every_epochs'?",
+    "eval_interval=2": "did you mean 'val_every_epochs'?",
     "resume_from=x": "`--resume`",
     "work_dir=x": "`--output DIR`",
     "load_from=x": "write model.weights.",
@@ -59,9 +59,9 @@ KEYS = {
     "dice_loss=true": "loss: dice",
     "loss.ignore_index=0": "write dataset.train.ignore_index, of {name: folder}",
     "ignore_label=255": "write dataset.train.ignore_index, of {name: folder}",
-    "val={}": "write dataset.test.",
-    "dataset.val={}": "did you mean 'test'?",
-    "validation={}": "write dataset.test.",
+    "val={}": "write dataset.val.",
+    "dataset.test={}": "did you mean 'val'?",
+    "validation={}": "write dataset.val.",
     "crop_size=[64,64]": "write dataset.train.transforms, such as",
     "dataset.train.img_dir=x": "write dataset.train.images, of {name: folder}",
     "dataset.train.ann_dir=x": "write dataset.train.masks, of {name: folder}",
@@ -73,7 +73,7 @@ KEYS = {
     "optimzer={name: sgd, lr: 0.1}": "did you mean 'optimizer'?",
     "modle={name: resnet18, weights: x}": "did you mean 'model'?",
     "INPUT.CROP.SIZE=[2, 2]": "for 'CROP' write dataset.train.transforms",
-    "eval_strategy=steps": "did you mean 'test_every_epochs'?",
+    "eval_strategy=steps": "did you mean 'val_every_epochs'?",
     "save_total_limit=2": "Write hooks, such as [{name: checkpoint",
     "metric_for_best_model=miou": "Write hooks, such as [{name: checkpoint",
     "logging_steps=10": "Write hooks, such as [{name: log",
@@ -95,7 +95,7 @@ KEYS = {
     "nc=3": "those of dataset.train",
     "id2label={}": "write dataset.train.classes, of {name: folder}",
     "cudnn_benchmark=true": "unless runtime.deterministic",
-    "validation_split=0.1": "dataset.train and dataset.test are two data sets",
+    "validation_split=0.1": "dataset.train and dataset.val are two data sets",
     "tta=true": "measured whole, and once",
     "activation=softmax": "heads give logits",
     "loss.from_logits=true": "heads give logits",
@@ -175,7 +175,7 @@ def test_a_word_for_what_we_lack_gets_no_guess(override: str) -> None:
 def exists(path: str) -> bool:
     """Whether some component has the key that a path of a task config names."""
     places = sorted(foreign.PLACES.items(), key=lambda item: -len(item[1]))
-    path = path.replace("dataset.test", "dataset.train").replace(".NAME.", ".main.")
+    path = path.replace("dataset.val", "dataset.train").replace(".NAME.", ".main.")
     for kind, place in places:
         if place and not path.startswith(f"{place}."):
             continue
@@ -186,7 +186,7 @@ def exists(path: str) -> bool:
                 return True
         elif kind == "runtime":
             return key in RuntimeConfig.model_fields
-        elif kind == "dataset" and key in ("train", "test"):
+        elif kind == "dataset" and key in ("train", "val"):
             return True
     return False
 

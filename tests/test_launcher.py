@@ -16,7 +16,7 @@ from classyseg.cli.train import main
 from classyseg.config import ConfigError
 from runs import Command, write_config
 
-SMALL = {"num_epochs": 1, "dataset.train.num_samples": 8, "dataset.test": None}
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 8, "dataset.val": None}
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -203,7 +203,7 @@ def test_a_mistake_ends_a_process_with_exit_code_2(kind: str, tmp_path: Path) ->
         ("model.heads={}", "model.heads: found no head"),
         ("loss.head_weights={mian: 1.0}", "loss.head_weights.mian: 'mian': unknown head; did you mean 'main'?"),
         ("meters=[{name: mean_iou, head: mian}]", "meters[0].head: 'mian': unknown head that works in eval mode; did"),
-        ("hooks=[{name: checkpoint, best: miou}]", "hooks[0].best: 'miou': unknown number of the test record; did you"),
+        ("hooks=[{name: checkpoint, best: miou}]", "hooks[0].best: 'miou': unknown number of the val record; did you"),
         ("loss.class_weights=[1, 2]", "loss.class_weights: found 2 weights for 4 classes; expected one per class"),
         ("optimizer.groups=[{match: head.*}]", "optimizer.groups[0].match: found 'head.*', which matches no parameter"),
         ("optimizer.schedule.warmup_epochs=3", "optimizer.schedule.warmup_epochs: found 3"),
@@ -212,7 +212,7 @@ def test_a_mistake_ends_a_process_with_exit_code_2(kind: str, tmp_path: Path) ->
             "optimizer.schedule.milestones: found [2.0, 1.0]",
         ),
         ("optimizer={name: sgd, lr: 0.1, momentum: 0, nesterov: true}", "optimizer.nesterov: found true"),
-        ("dataset.test.transforms=[horizontal_flip, pad]", "dataset.test.transforms[1]: give one of 'size' and"),
+        ("dataset.val.transforms=[horizontal_flip, pad]", "dataset.val.transforms[1]: give one of 'size' and"),
     ],
 )
 def test_a_mistake_that_shows_when_parts_meet_has_its_path_too(

@@ -174,7 +174,7 @@ def test_a_run_with_the_example_is_not_bothered_by_broken_plugins(
     assert done.returncode == 0, done.stderr
     for distribution, *_ in BROKEN:
         assert distribution not in done.stderr + done.stdout
-    assert [record["phase"] for record in runs.read_records(tmp_path / "run" / "metrics.jsonl")] == ["train", "test"]
+    assert [record["phase"] for record in runs.read_records(tmp_path / "run" / "metrics.jsonl")] == ["train", "val"]
 
 
 def test_the_example_imports_only_public_modules() -> None:

@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "num_epochs": 2,
     "batch_size": 4,
     "dataset.train.num_samples": 8,
-    "dataset.test.num_samples": 1,
+    "dataset.val.num_samples": 1,
     "hooks": [{"name": "checkpoint"}, {"name": "log", "every": 1}],
     "meters": ["mean_iou", "confusion_matrix"],
 }
@@ -151,7 +151,7 @@ def test_a_run_that_loses_something_at_its_end_does_not_exit_0(
 def test_a_last_checkpoint_that_is_gone_is_saved_again(tmp_path: Path, whole: Path) -> None:
     class Deletes(ClassyHook):
         def on_phase_end(self, task: WatchedTask) -> None:
-            if task.metrics["phase"] == "test":
+            if task.metrics["phase"] == "val":
                 shutil.rmtree(tmp_path / "run/checkpoints")
 
     Trainer(tmp_path / "run").train(tiny_task(SMALL, Deletes()))

@@ -32,13 +32,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "log last": [{"name": "checkpoint", "every_steps": 1}, LOG],
 }
 """The hooks of a run."""
-STOPS = {"every step": [("train", 0, 3), ("train", 1, 1)], "none": [("train", 1, 2)], "log last": [("test", 1, 1)]}
+STOPS = {"every step": [("train", 0, 3), ("train", 1, 1)], "none": [("train", 1, 2)], "log last": [("val", 1, 1)]}
 """At which batches runs with these settings are stopped, to be continued."""
 CHANGES: dict[str, Any] = {
     "num_epochs": 2,
     "batch_size": 4,
     "dataset.train.num_samples": 16,
-    "dataset.test.num_samples": 5,
+    "dataset.val.num_samples": 5,
     "model.heads.main.dropout": 0.0,
     "model.norm": {"name": "group", "groups": 8},
     "model.heads.main.norm": {"name": "group", "groups": 8},
@@ -77,7 +77,7 @@ def test_records_of_two_processes_are_those_of_one_however_checkpoints_are_saved
 ) -> None:
     one, two = (read_records(folder / name / "metrics.jsonl") for folder in runs)
     plain = read_records(runs[0] / "none/metrics.jsonl")
-    assert [record["phase"] for record in two] == ["train", "test"] * 2
+    assert [record["phase"] for record in two] == ["train", "val"] * 2
     for found, expected, unsaved in zip(two, one, plain, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert without(found, "loss") == without(expected, "loss")

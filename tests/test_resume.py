@@ -124,7 +124,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_143(config: Path, reference: Path,
 def test_sigterm_in_evaluation_saves_and_the_evaluation_is_done_again(
     hooks: list[Any], reference: Path, tmp_path: Path
 ) -> None:
-    assert stop({"hooks": hooks}, tmp_path, "test", 1, 3) == 143
+    assert stop({"hooks": hooks}, tmp_path, "val", 1, 3) == 143
     assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train"]
     assert problem_of(tmp_path / "checkpoints/step-6") is None
 

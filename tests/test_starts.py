@@ -27,7 +27,7 @@ SMALL = {
     "num_epochs": 2,
     "batch_size": 4,
     "dataset.train.num_samples": 8,
-    "dataset.test.num_samples": 1,
+    "dataset.val.num_samples": 1,
     "hooks": [{"name": "checkpoint", "best": "mean_iou"}, {"name": "log", "every": 1}],
     "meters": ["mean_iou", "confusion_matrix"],
 }
@@ -166,7 +166,7 @@ def test_resume_and_overwrite_together_are_refused(used: Path, tmp_path: Path) -
 
 def wrong_data(folder: Path, keys: dict[str, bool]) -> None:
     changes = {**SMALL, "dataset.train": {"name": "synthetic_shapes", "split": "train", "num_samples": 8}}
-    with pytest.raises(ConfigError):  # images of another size than those of the test set cannot be collated
+    with pytest.raises(ConfigError):  # images of another size than those of the validation set cannot be collated
         train(folder, {**changes, "runtime.eval_batch_size": 1, "model.weights": "none.pth"}, **keys)
 
 
@@ -266,7 +266,7 @@ def test_a_fresh_start_that_was_killed_before_its_first_step_is_no_run(tmp_path:
 
     train(tmp_path, OTHER)
 
-    assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train", "test"]
+    assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train", "val"]
 
 
 def test_a_lock_that_was_taken_away_is_not_held(tmp_path: Path) -> None:

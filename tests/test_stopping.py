@@ -56,7 +56,7 @@ CHANGES: dict[str, Any] = {
     "num_epochs": 2,
     "batch_size": BATCH,
     "dataset.train.num_samples": SAMPLES,
-    "dataset.test": None,
+    "dataset.val": None,
     "hooks": [{"name": "log", "every": 1}],
 }
 

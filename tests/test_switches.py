@@ -22,7 +22,7 @@ from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, run_command, tiny_task, write_config
 
-SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2}
 
 
 def state() -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_a_step_of_training_and_one_of_evaluation_run(path: str) -> None:
     assert not without_gradient
     assert task.last_loss.isfinite()
 
-    task.progress.phase = "test"
+    task.progress.phase = "val"
     task.start_phase()
     task.step(next(task.batches()))
     assert 0 <= task.phase_metrics()["mean_iou"] <= 1

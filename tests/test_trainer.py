@@ -19,7 +19,7 @@ from classyseg.io import FolderLock
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_task, write_config
 
-SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 1}
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 1}
 
 
 DIVERGES = {"optimizer.lr": 1e6, "optimizer.weight_decay": 1e6}
@@ -116,7 +116,7 @@ def test_a_signal_after_the_last_batch_lets_the_run_end(tmp_path: Path) -> None:
 
     Trainer(tmp_path).train(tiny_task(SMALL, SignalAtTheEnd()))
 
-    assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train", "test"]
+    assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train", "val"]
 
 
 def test_a_run_also_works_outside_the_main_thread() -> None:

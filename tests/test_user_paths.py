@@ -30,7 +30,7 @@ num_epochs: 1
 batch_size: 2
 dataset:
   train: {name: synthetic_shapes, split: train, num_samples: 2, size: [32, 32]}
-  test: {name: synthetic_shapes, split: test, num_samples: 1, size: [32, 32]}
+  val: {name: synthetic_shapes, split: test, num_samples: 1, size: [32, 32]}
 model: {name: resnet18, heads: {main: {name: fcn, blocks: [stage1]}}}
 loss: {name: cross_entropy}
 optimizer: {name: sgd, lr: 0.01}

@@ -108,13 +108,21 @@ def guarded(command: Callable[[], int]) -> int:
         return 1
 
 
-def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
-    """The config at `path` (or a packaged one of that name) with `overrides`, checked whole. Raises: `ConfigError`."""
+def read_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
+    """The config at `path` (or a packaged one of that name) with `overrides`: keys, types and ranges are right.
+
+    What the parts ask of each other is told when a task is built, or by `checked_config`. Raises: `ConfigError`.
+    """
     from classyseg.config import load_config
     from classyseg.io import find_task_config
     from classyseg.registry import TASKS
 
-    config = TASKS.validate(load_config(find_task_config(path), overrides))
+    return TASKS.validate(load_config(find_task_config(path), overrides))
+
+
+def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
+    """`read_config`, and all that can be known of the parts before a file is opened. Raises: `ConfigError`."""
+    config = read_config(path, overrides)
     config.component.check(config)  # type: ignore[attr-defined]
     return config
 
@@ -127,10 +135,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output == "":  # of a variable of the shell that is not set
         arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
-        config = checked_config(arguments.config, arguments.overrides)
         if arguments.check:
+            checked_config(arguments.config, arguments.overrides)
             emit(f"{arguments.config}: ok")
             return 0
+        config = read_config(arguments.config, arguments.overrides)
         with _logging(), switches.kept():
             return _run_processes(config, arguments)
 

@@ -17,6 +17,7 @@ from classyseg.inference import BudgetError, ClassyProtocol, Network, Predictor,
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
 from classyseg.meters import ClassyMeter
+from classyseg.models import ClassyModel
 from classyseg.structures import Sample
 
 
@@ -47,14 +48,8 @@ class Evaluation:
         self.unseen_classes: Collection[str] = ()
         self.bad_samples: Callable[[], dict[str, int]] = dict
         """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
-        self._read = [self._wanted_by(meter) for meter in meters]
+        self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
         protocol.check(network, self._read)
-
-    def _wanted_by(self, meter: ClassyMeter) -> Wanted:
-        head = meter.head or self.main_head
-        # Whole outputs of the head hold its logits as they are: smaller than scores, and in the same order.
-        logits = meter.takes_logits and self.protocol.gives_outputs and LOGITS in self.network.head(head).output_names
-        return Wanted(head, "outputs" if logits else meter.reads)
 
     def begin(self) -> None:
         for meter in self.meters:
@@ -106,6 +101,18 @@ class Evaluation:
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
         return {"loss": loss, **joined_metrics(self.meters, values, self.main_head), **self.bad_samples()}
+
+
+def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read of `model`, wherever this lies."""
+    protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
+
+
+def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
+    head = meter.head or model.main_head
+    # Whole outputs of a head hold its logits as they are: smaller than scores, and in the same order.
+    logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
+    return Wanted(head, "outputs" if logits else meter.reads)
 
 
 def evaluate(

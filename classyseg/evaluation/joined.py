@@ -8,11 +8,11 @@ from typing import Any
 from classyseg.config import ConfigError
 
 RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
-"""What the record of every phase holds; the meters add to those of test phases."""
+"""What the record of every phase holds; the meters add to those of val phases."""
 
 
 def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
-    """The `values` of all meters as a test record holds them: those of another head than `main_head` as `HEAD/NAME`.
+    """The `values` of all meters as a val record holds them: those of another head than `main_head` as `HEAD/NAME`.
 
     Raises: `ConfigError` for a name that two meters give, or that every record has.
     """

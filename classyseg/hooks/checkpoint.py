@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class CheckpointHook(ClassyHook):
     """Saves after every `every_epochs` training phases and every `every_steps` steps; keeps the newest `keep`.
 
-    With `best`, a number in the test record such as `mean_iou`, or `iou/CLASS`, the checkpoint of the best test phase
+    With `best`, a number in the val record such as `mean_iou`, or `iou/CLASS`, the checkpoint of the best val phase
     is saved, kept and named in `checkpoints/BEST`. Whether the largest or the smallest value is best, the number knows;
     `best_is` says it for one that does not, or instead of it. A phase without the value (nothing valid was measured) is
     never best; of equal ones the first is. The last training phase is always saved. A save that fails (a full disk)
@@ -42,7 +42,7 @@ class CheckpointHook(ClassyHook):
         every_steps: And after every so many steps.
         keep: The newest ones that are kept, and the best if it is not one of them; all others are deleted, former bests
             too.
-        best: A number of the test record, such as `mean_iou`: the checkpoint of the best test phase by it is saved,
+        best: A number of the val record, such as `mean_iou`: the checkpoint of the best val phase by it is saved,
             kept, and named in `checkpoints/BEST`. `loss`, a number of one of the `meters`, or one of a class, such as
             `iou/person`; `HEAD/iou/person` of another head. A phase in which it is null is not the best; of equal ones
             the first is. One hook of a run may have it.
@@ -50,6 +50,8 @@ class CheckpointHook(ClassyHook):
             built-in meter the largest. A plugin's meter that does not say it needs this key. What is written here
             counts, whatever the number says.
     """
+
+    names_best = True
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class CheckpointHook(ClassyHook):
         self.failures = 0
         self._saved: Path | None = None
         self._values: dict[str, float] = {}
-        """The number of each test phase so far, by the name of the checkpoint that it measured."""
+        """The number of each val phase so far, by the name of the checkpoint that it measured."""
 
     def on_start(self, task: WatchedTask) -> None:
         if task.run_folder is None or self.best is None:
@@ -76,7 +78,7 @@ class CheckpointHook(ClassyHook):
         with failing_together():
             if is_primary():
                 for record in read_json_lines(task.run_folder / METRICS):
-                    if record["phase"] == "test":
+                    if record["phase"] == "val":
                         with within(f"{task.run_folder / METRICS}, epoch {record['epoch']}"):
                             self._remember(record)
                 # The best one may be damaged by now, and `best` may be another number than before.
@@ -93,7 +95,7 @@ class CheckpointHook(ClassyHook):
             record["epoch"] % self.every_epochs == 0 or record["epoch"] == task.num_epochs
         ):
             self._save(task)
-        if record["phase"] == "test" and self.best is not None and task.run_folder is not None:
+        if record["phase"] == "val" and self.best is not None and task.run_folder is not None:
             root, name = task.run_folder / CHECKPOINTS, f"step-{record['step']}"
             with failing_together():
                 self._remember(record)
@@ -144,12 +146,12 @@ class CheckpointHook(ClassyHook):
     # -- the best one --------------------------------------------------------------------------------------------------
 
     def _remember(self, record: Mapping[str, Any]) -> None:
-        """Keeps the number of a test phase; nothing where it has none (nothing valid was measured): never the best."""
+        """Keeps the number of a val phase; nothing where it has none (nothing valid was measured): never the best."""
         numbers = numbers_of(record)
         key = same_text(self.best or "", numbers)
         if key is None:
             raise ConfigError(
-                f"hooks.checkpoint.best: the test record has no number '{self.best}'; it has {listed(list(numbers))}"
+                f"hooks.checkpoint.best: the val record has no number '{self.best}'; it has {listed(list(numbers))}"
             )
         value, name = numbers[key], f"step-{record['step']}"
         self._values.pop(name, None)
@@ -202,7 +204,7 @@ def _not_saved(task: WatchedTask, error: OSError) -> WriteError:
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of a test record by the names that `best` takes: those of classes as `iou/CLASS`."""
+    """The numbers of a val record by the names that `best` takes: those of classes as `iou/CLASS`."""
     numbers: dict[str, float | None] = {}
     for key, value in record.items():
         if value is None or isinstance(value, int | float):

@@ -26,7 +26,7 @@ class WatchedTask(Protocol):
     metrics: dict[str, Any]
     """The record of the last finished phase, as it stands in metrics.jsonl."""
     unseen_classes: Collection[str]
-    """The classes that no mask of the last test phase had, as far as the meters know."""
+    """The classes that no mask of the last val phase had, as far as the meters know."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -53,8 +53,15 @@ class WatchedTask(Protocol):
 class ClassyHook(Configurable):
     """Watches a run in every process: what only one shall do asks `classyseg.distributed.is_primary()`.
 
-    Hooks read the task; they do not steer it. A phase is one pass over the training or the test set.
+    Hooks read the task; they do not steer it. A phase is one pass over the training or the validation set.
     """
+
+    best: str | None = None
+    """The number of a record, such as `mean_iou`, by which the hook tells better from worse: checked at the start."""
+    best_is: BestIs | None = None
+    """Which value of it is best, where the hook says it; else the task knows (`task.best_is`)."""
+    names_best: bool = False
+    """Whether it names the run's best checkpoint by it: a run has one."""
 
     def on_start(self, task: WatchedTask) -> None:
         """Once, before the first phase (of this process: a resumed run starts again)."""

@@ -29,10 +29,10 @@ class ProgressBarHook(ClassyHook):
     """A bar on a terminal or in a notebook; elsewhere a plain line every `seconds`. After each phase, its results.
 
     Shown: the loss, samples a second, how much of the time was spent waiting for data, and the time left of the
-    training; after a test phase also what was measured of each class. Where printing fails (a closed pipe or terminal,
+    training; after a val phase also what was measured of each class. Where printing fails (a closed pipe or terminal,
     a full disk), the run goes on without it.
 
-    A narrow terminal shows less, but always the time left. After each phase come its results, and after a test phase
+    A narrow terminal shows less, but always the time left. After each phase come its results, and after a val phase
     those of each class that the meters give (`iou`, `dice`, ...): of up to 20 classes all, of more the worst five and
     all that are 0. A class that is not in the set has `-`; one that is in no mask, but was predicted, says so.
 
@@ -81,7 +81,7 @@ class ProgressBarHook(ClassyHook):
         # Broken between two results on a terminal; in a file it is one line, to be searched.
         columns = terminal_width() if is_terminal(sys.stdout) else sys.maxsize
         lines = wrapped([*(f"{text}," for text in shown[:-1]), *shown[-1:]], columns, first=title, indent="    ")
-        if record["phase"] == "test":
+        if record["phase"] == "val":
             lines += class_table(record, task.best_is, task.unseen_classes, terminal_width())
         self._print("\n".join(lines))
 
@@ -125,7 +125,7 @@ class ProgressBarHook(ClassyHook):
         return [f"loss {task.last_loss.item():.4f}", *speed] if task.progress.phase == "train" else speed
 
     def _left(self, task: WatchedTask, now: float) -> str:
-        """The time left of the training; where none is left, of the test phase."""
+        """The time left of the training; where none is left, of the val phase."""
         progress = task.progress
         done = progress.step_in_phase - self._first_step
         seconds_per_step = (now - self._started) / done if done else None
@@ -136,7 +136,7 @@ class ProgressBarHook(ClassyHook):
             steps = (task.num_epochs - progress.epoch) * task.steps_per_epoch
         if steps or progress.phase == "train":
             return f"training left {_duration(steps, self._train_seconds_per_step)}"
-        return f"test left {_duration(task.num_batches - progress.step_in_phase, seconds_per_step)}"
+        return f"val left {_duration(task.num_batches - progress.step_in_phase, seconds_per_step)}"
 
 
 _UNSHOWN = ("samples_per_second", "data_wait")
@@ -151,6 +151,6 @@ def _duration(steps: int, seconds_per_step: float | None) -> str:
 
 
 def _title(task: WatchedTask) -> str:
-    progress = task.progress  # a test phase comes after the epoch was counted
+    progress = task.progress  # a val phase comes after the epoch was counted
     epoch = progress.epoch + 1 if progress.phase == "train" else progress.epoch
     return f"epoch {epoch}/{task.num_epochs} {progress.phase}"

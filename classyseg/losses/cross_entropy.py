@@ -64,7 +64,7 @@ class CrossEntropyLoss(ClassWeightedLoss):
     `label_smoothing` is the same loss with `label_smoothing: 0.1`. (ClassyVision's `smoothing_param` s is s / (1 + s)
     here.)
 
-    A batch without a valid pixel has the loss 0. `loss` in a test record sums the heads that are computed in
+    A batch without a valid pixel has the loss 0. `loss` in a val record sums the heads that are computed in
     evaluation: no `train_only` ones; it is null where the loss reads nothing else.
 
     Args:

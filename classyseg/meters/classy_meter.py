@@ -33,13 +33,13 @@ class ClassyMeter(Configurable, ABC):
     """
     head: str | None = None
     clips_per_video: int = 1
-    """As many test samples that follow each other are one: they come in one batch, to one process."""
+    """As many validation samples that follow each other are one: they come in one batch, to one process."""
     numbers: tuple[str, ...] | None = None
     """The names in `compute()` whose values are numbers, by which a checkpoint can be best; None: not declared."""
     class_numbers: tuple[str, ...] = ()
     """The names in `compute()` whose values are a number, or None, by the name of each class.
 
-    A checkpoint can be best by one of them as `NAME/CLASS`. The log shows them after each test phase.
+    A checkpoint can be best by one of them as `NAME/CLASS`. The log shows them after each val phase.
     """
     unseen_classes: Sequence[str] = ()
     """Set by `compute`: the classes that no mask of the whole job had, where the meter knows. The log tells them apart

@@ -196,7 +196,7 @@ class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
 
     Args:
         clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
-            Test batches (`runtime.eval_batch_size`) and the test set must hold whole videos, a video one target.
+            Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
         topk: The numbers k; none may be above the number of classes.
         head: The head whose predictions count.
     """
@@ -212,7 +212,7 @@ class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
 
     Args:
         clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
-            Test batches (`runtime.eval_batch_size`) and the test set must hold whole videos, a video one target.
+            Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
         topk: The numbers k; none may be above the number of classes.
         head: The head whose predictions count.
     """
@@ -228,7 +228,7 @@ class VideoRecallMeter(_VideoMeter, RecallMeter):
 
     Args:
         clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
-            Test batches (`runtime.eval_batch_size`) and the test set must hold whole videos, a video one target.
+            Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
         topk: The numbers k; none may be above the number of classes.
         head: The head whose predictions count.
     """

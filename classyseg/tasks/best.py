@@ -1,25 +1,25 @@
-"""By which numbers of a test record a checkpoint can be best, and which of their values is."""
+"""By which numbers of a val record a checkpoint can be best, and which of their values is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from classyseg.config import ConfigError, closest, listed, unknown
 from classyseg.evaluation import joined_metrics
-from classyseg.hooks import CheckpointHook
+from classyseg.hooks import ClassyHook
 from classyseg.hooks.checkpoint import same_text
+from classyseg.meters import ClassyMeter
 from classyseg.structures import BestIs
 
 
 @dataclass(frozen=True)
 class RecordNumbers:
-    """What is known of a test record before there is one: which of its values is best, None where nobody says.
+    """What is known of a val record before there is one: which of its values is best, None where nobody says.
 
     `single` has the numbers by name, `by_class` the names whose values are a number of each class, such as `iou`.
     `classes` are None where the config does not tell them; `is_whole` is False where a meter does not declare what it
-    computes, `are_built` where it is still a config: some declare it when they are built.
+    computes, `are_built` where it is not built yet: some declare it then.
     """
 
     single: Mapping[str, BestIs | None]
@@ -54,54 +54,53 @@ class RecordNumbers:
         if number in self.by_class:
             example = f", such as {number}/{self.classes[0]}" if self.classes else ""
             return f"is a number of each class; write {number}/CLASS{example}. Known: {listed(names)}."
-        return unknown("number of the test record", number, names)
+        return unknown("number of the val record", number, names)
 
 
 def record_numbers(
     own: Mapping[str, BestIs | None] | Iterable[str],
-    meters: Sequence[Any],
+    meters: Sequence[ClassyMeter | None],
     main_head: str,
     classes: Sequence[str] | None,
-    *,
-    are_built: bool,
 ) -> RecordNumbers:
-    """The numbers that a task has of its `own` and those that its `meters` declare.
-
-    `are_built` says that they are meters, not configs of meters.
+    """The numbers that a task has of its `own` and those that its `meters` declare; None is a meter not built yet.
 
     Raises: `ConfigError` for a name that two of them give.
     """
-    declared = [getattr(meter, "component", meter) for meter in meters]
-    single = [{name: _best_is(meter, name) for name in meter.numbers or ()} for meter in declared]
-    by_class = [{name: _best_is(meter, name) for name in meter.class_numbers} for meter in declared]
+    single = [{name: _best_is(meter, name) for name in meter.numbers or ()} if meter else {} for meter in meters]
+    by_class = [{name: _best_is(meter, name) for name in meter.class_numbers} if meter else {} for meter in meters]
     joined_metrics(meters, [a | b for a, b in zip(single, by_class, strict=True)], main_head)  # which finds doubles
     own = own if isinstance(own, Mapping) else dict.fromkeys(own)
     return RecordNumbers(
         single={**own, **joined_metrics(meters, single, main_head)},
         by_class=joined_metrics(meters, by_class, main_head),
         classes=classes,
-        is_whole=all(meter.numbers is not None for meter in declared),
-        are_built=are_built,
+        is_whole=all(meter is not None and meter.numbers is not None for meter in meters),
+        are_built=None not in meters,
     )
 
 
-def _best_is(meter: Any, name: str) -> BestIs | None:
+def _best_is(meter: ClassyMeter, name: str) -> BestIs | None:
     best_is = meter.best_is
     return best_is.get(name) if isinstance(best_is, Mapping) else best_is
 
 
-def check_best(hooks: Iterable[Any], numbers: RecordNumbers) -> None:
-    """Raises: `ConfigError` for a `best` that no test record holds, and for one that must say `best_is`.
-
-    Takes hooks, or their configs.
+def check_best(hooks: Sequence[ClassyHook], numbers: RecordNumbers, *, is_measured: bool) -> None:
+    """Raises: `ConfigError` for a `best` that no record has, for one that must say `best_is`, and for a second hook
+    that names the best checkpoint of the run.
     """
     first: int | None = None
     for i, hook in enumerate(hooks):
-        if not issubclass(getattr(hook, "component", type(hook)), CheckpointHook) or hook.best is None:
+        if hook.best is None:
             continue
-        if first is not None:
+        if not is_measured:
+            raise ConfigError(
+                f"hooks[{i}].best: found '{hook.best}', but there is no dataset.val by which to measure it; add one, "
+                "or leave best out"
+            )
+        if hook.names_best and first is not None:
             raise ConfigError(f"hooks[{i}].best: hooks[{first}] has one already; a run has one best checkpoint")
-        first = i
+        first = i if hook.names_best else first
         try:
             best_is = numbers.best_is(hook.best)
         except ConfigError as error:
@@ -111,15 +110,4 @@ def check_best(hooks: Iterable[Any], numbers: RecordNumbers) -> None:
             raise ConfigError(
                 f"hooks[{i}].best_is: missing; nothing says which value of '{hook.best}' is best: set it to largest or "
                 "smallest"
-            )
-
-
-def check_measured(hooks: Iterable[Any], *, has_test: bool) -> None:
-    """Raises: `ConfigError` for a `best` where nothing is measured. Takes hooks, or their configs."""
-    for i, hook in enumerate(hooks):
-        is_checkpoint = issubclass(getattr(hook, "component", type(hook)), CheckpointHook)
-        if is_checkpoint and hook.best is not None and not has_test:
-            raise ConfigError(
-                f"hooks[{i}].best: found '{hook.best}', but there is no dataset.test by which to measure it; add one, "
-                "or leave best out"
             )

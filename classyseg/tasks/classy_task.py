@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import ABC
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -15,22 +15,16 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError, dump_yaml, within
+from classyseg.config import MAX_SEED, ConfigError, dump_yaml
 from classyseg.engine import Computed, Engine
-from classyseg.engine.runtime import RuntimeConfig, check_batch_size
+from classyseg.engine.runtime import RuntimeConfig
 from classyseg.evaluation import Evaluation
-from classyseg.hooks import ClassyHook
-from classyseg.inference import ClassyProtocol, Network, black_of
-from classyseg.layers import ImageNormalizer, NormalizeConfig
-from classyseg.losses import ClassyLoss, Terms, build_loss
-from classyseg.meters import ClassyMeter
-from classyseg.models import ClassyModel, build_model, load_initial_weights
-from classyseg.optim import ClassyOptimizer, build_optimizer
+from classyseg.inference import Network, black_of
+from classyseg.layers import NormalizeConfig
+from classyseg.losses import Terms
+from classyseg.models import load_initial_weights
 from classyseg.records import RunRecords
 from classyseg.registry import (
-    HOOKS,
-    METERS,
-    PROTOCOLS,
     ComponentConfig,
     Configurable,
     HookConfig,
@@ -44,20 +38,14 @@ from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
-from classyseg.tasks.best import check_best, check_measured, record_numbers
+from classyseg.tasks.assembly import Given, assemble, look_at
 from classyseg.tasks.checks import (
-    check_classes_of_all,
-    check_complete,
-    check_masks,
     check_samples,
-    chosen_normalize,
-    clips_in_a_batch,
     warn_of_compression,
 )
 from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.given import config_of, tell_what_is_not_written
-from classyseg.tasks.known import check_config, check_together, check_unit, in_own_unit
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.resume import (
     cut_records,
@@ -75,35 +63,39 @@ log = logging.getLogger(__name__)
 class ClassyTask(Configurable, ABC):
     """A run's parts and its steps; `Trainer` is the loop around it.
 
-    A run is a sequence of phases: one over the training set an epoch, one over the test set after every
-    `test_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
+    A run is a sequence of phases: one over the training set an epoch, one over the validation set after every
+    `val_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
     `checkpoint_tensors` all that a continued run needs.
 
     A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
     these, unless it has an `__init__` that lists them and its own.
 
     Args:
-        num_epochs: Passes over the training set. 0 measures the test set once and trains nothing: it needs no
+        num_epochs: Passes over the training set. 0 measures the validation set once and trains nothing: it needs no
             `dataset.train` and no `optimizer`.
         batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
             not be larger than the training set.
-        dataset: `train` and `test`; see key `dataset`.
+        dataset: `train` and `val`; see key `dataset`.
         model: A model with its heads.
         loss: A loss.
         optimizer: An optimizer; required unless `num_epochs` is 0.
         seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
-        meters: Meters, computed on the test set.
+        meters: Meters, computed on the validation set.
         hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
         normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
             tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
-        test_every_epochs: The test set is measured after every so many epochs, and after the last.
+        val_every_epochs: The validation set is measured after every so many epochs, and after the last.
         protocol: How the network is run on the images that are measured; see [protocols](#protocols). The loss is
             measured with `whole` alone.
         runtime: See key `runtime`.
     """
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
-    """The task's own numbers of a test record, and which of their values is best. The meters add theirs."""
+    """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
+    whole_images: bool = False
+    """Whether it takes data sets with one class for each image, not those with masks."""
+    takes_clips: bool = False
+    """Whether it takes clips of videos, not images."""
     _given: Mapping[str, Any]
 
     def __init__(
@@ -119,59 +111,49 @@ class ClassyTask(Configurable, ABC):
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
-        test_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        val_every_epochs: Annotated[int, Field(ge=1)] = 1,
         protocol: ProtocolConfig = "whole",
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self.num_epochs = num_epochs
-        self.test_every_epochs = test_every_epochs
+        self.val_every_epochs = val_every_epochs
         self.seed = seed
         self.batch_size = batch_size
-        self.runtime = RuntimeConfig.model_validate(runtime)
         self._begin_at_zero()
-        dataset = DatasetsConfig.model_validate(dataset)
-        check_complete(num_epochs, dataset, optimizer)
-        check_batch_size(batch_size, self.runtime.accumulate_steps)
-        self.data = TaskData(dataset)
-        self.has_test = "test" in self.data.sets
-        described = self.data.described
-        for name, data in self.data.sets.items():
-            data.seed = seed
-            check_masks(name, data)
-            check_classes_of_all(name, data, described)
-        check_unit(self.data.sets, normalize)
-        self.normalize, self.chosen = chosen_normalize(self.data.sets, model, normalize)
+        given = Given.of(
+            type(self),
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            dataset=dataset,
+            model=model,
+            loss=loss,
+            optimizer=optimizer,
+            seed=seed,
+            meters=meters,
+            hooks=hooks,
+            normalize=normalize,
+            protocol=protocol,
+            runtime=runtime,
+        )
+        parts = assemble(given)
+        self.runtime, self._model_config = given.runtime, given.model
+        self.model, self.loss, self.optimizer = parts.model, parts.loss, parts.optimizer
+        self.meters, self.hooks = parts.meters, parts.hooks
+        self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
         """`chosen`: values that the config left to the task, for the record of the run."""
-        self.normalizer = ImageNormalizer(self.normalize, own_unit=in_own_unit(self.data.sets))
-
-        seed_everything(seed)
-        self._model_config = model
-        self.model: ClassyModel = build_model(model, described.num_classes, load=False)
-        with within("loss"):
-            self.loss: ClassyLoss = build_loss(loss, described.ignore_index)
-        check_together(self.data.sets, dataset, self.model, self.loss, meters, self.runtime, num_epochs > 0, batch_size)
+        self._numbers = parts.numbers
         warn_of_compression(self.model, self.runtime)
-        self.meters: list[ClassyMeter] = METERS.build_each("meters", meters, described.classes, described.ignore_index)
-        self._numbers = record_numbers(
-            self.record_numbers, self.meters, self.model.main_head, described.classes, are_built=True
+        self.data = TaskData(parts.sets)
+        self.has_val = "val" in self.data.sets
+        self.data.order(
+            batch_size, self.runtime, seed=seed, trains=num_epochs > 0, clips_in_a_batch=parts.clips_per_batch
         )
-        self._optimizer_config = optimizer
-        test = self.data.sets.get("test")
-        together = clips_in_a_batch(
-            self.meters, self.runtime.eval_batch_size, len(test or ()), None if test is None else test.group_size
-        )
-        self.data.order(batch_size, self.runtime, seed=seed, trains=num_epochs > 0, clips_in_a_batch=together)
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
-        self.features = TaskFeatures(self.model, model, self.runtime, f"{self.normalize}{unit}")
-        self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
-        network = Network(
-            self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last
-        )  # whose precision is the engine's, which runs it
+        self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
+        self.protocol = parts.protocol
+        network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
         self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
-        self.hooks: Sequence[ClassyHook] = HOOKS.build_each("hooks", hooks)
-        check_measured(self.hooks, has_test=self.has_test)
-        check_best(self.hooks, self._numbers)
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         task = super().__new__(cls)
@@ -180,7 +162,7 @@ class ClassyTask(Configurable, ABC):
 
     def _begin_at_zero(self) -> None:
         """The clock and what a run gathers."""
-        self.progress = Progress(phase="train" if self.num_epochs else "test")
+        self.progress = Progress(phase="train" if self.num_epochs else "val")
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
@@ -209,8 +191,7 @@ class ClassyTask(Configurable, ABC):
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
         """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""
-        check_complete(config.num_epochs, config.dataset, config.optimizer)  # type: ignore[attr-defined]
-        check_config(config, cls.record_numbers)
+        look_at(Given.of(cls, **config.options()))
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 
@@ -240,13 +221,7 @@ class ClassyTask(Configurable, ABC):
                 check_samples(self.data.sets)
         self.engine.place()
         self.normalizer.to(self.engine.device)
-        optimizer: ClassyOptimizer | None = None
-        if self._optimizer_config is not None:
-            with within("optimizer"):
-                optimizer = build_optimizer(
-                    self._optimizer_config, self.model.named_parameters(), float(self.num_epochs)
-                )
-        self.engine.start(optimizer)
+        self.engine.start(self.optimizer)
         self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
 
     def load_initial_weights(self) -> None:
@@ -354,13 +329,14 @@ class ClassyTask(Configurable, ABC):
                     for name in FILES:
                         remove_leftovers(run_folder, f"{name}.tmp-*")
                     records = read_records(run_folder)
-        if run_folder is None or not resume or not resume_run(self, run_folder):
+        checkpoint = resume_run(self, run_folder) if run_folder is not None and resume else None
+        if checkpoint is None:
             with distributed.failing_together():
                 self.load_initial_weights()
         if run_folder is not None:
             with distributed.failing_together():
                 if distributed.is_primary():
-                    cut_records(records, self.progress)
+                    cut_records(records, self.progress, checkpoint)
                     self.records.replace(CONFIG, dump_yaml(self.config))
         for hook in self.hooks:
             hook.on_start(self)
@@ -370,7 +346,7 @@ class ClassyTask(Configurable, ABC):
         done = self.progress.epoch >= self.num_epochs
         if self.progress.phase == "train" and done:
             return False
-        if self.progress.phase == "test" and not self.has_test:
+        if self.progress.phase == "val" and not self.has_val:
             return False
         self.pace.begin()
         self.begin_phase()
@@ -382,7 +358,7 @@ class ClassyTask(Configurable, ABC):
         """The batches of the phase that are left, while measuring how long the loop waits for each."""
         batches = iter(self.load_batches(self.progress.step_in_phase))
         while True:
-            # A process may have one test batch more than another: the other's vote is then that its batches are over.
+            # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
                 with distributed.failing_together() if all_load else contextlib.nullcontext(), self.pace.waiting():
@@ -445,14 +421,14 @@ class ClassyTask(Configurable, ABC):
 
     def _next_progress(self) -> Progress:
         now = self.progress
-        if now.phase == "test":
+        if now.phase == "val":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
-        return Progress(epoch=epoch, phase="test" if self.is_tested(epoch) else "train", step=now.step)
+        return Progress(epoch=epoch, phase="val" if self.is_measured(epoch) else "train", step=now.step)
 
-    def is_tested(self, epoch: int) -> bool:
-        """Whether a test phase follows so many epochs."""
-        return self.has_test and (epoch == self.num_epochs or (epoch > 0 and epoch % self.test_every_epochs == 0))
+    def is_measured(self, epoch: int) -> bool:
+        """Whether a val phase follows so many epochs."""
+        return self.has_val and (epoch == self.num_epochs or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -471,7 +447,7 @@ class ClassyTask(Configurable, ABC):
         return distributed.mean_over_processes(self.last_loss)
 
     def best_is(self, number: str) -> BestIs | None:
-        """Which value of a number of the test record is best; None: nothing says, and a `best` must say it itself."""
+        """Which value of a number of the val record is best; None: nothing says, and a `best` must say it itself."""
         with contextlib.suppress(ConfigError):  # of a number that a plugin's meter gives and does not declare
             return self._numbers.best_is(number)
         return None

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from classyseg import distributed
-from classyseg.config import ConfigRecord, within
+from classyseg.config import ConfigRecord
 from classyseg.datasets import (
     BadSamples,
     Batches,
     ClassyDataset,
     EvalBatches,
     TrainBatches,
-    build_dataset,
     make_loader,
 )
 from classyseg.engine.runtime import RuntimeConfig
@@ -26,18 +25,18 @@ from classyseg.structures import Phase, Progress, Sample
 
 
 class DatasetsConfig(ConfigRecord):
-    """The data sets of a task; without `test`, nothing is measured but the training loss.
+    """The data sets of a task; without `val`, nothing is measured but the training loss.
 
     A task that trains needs `train`.
 
     Args:
         train: A data set; required unless `num_epochs` is 0. Classes, palette and ignored label come from here, or from
-            `test` where there is no `train`.
-        test: A data set with the same classes; null: only the training loss is recorded.
+            `val` where there is no `train`.
+        val: A data set with the same classes; null: only the training loss is recorded.
     """
 
     train: DatasetConfig | None = None
-    test: DatasetConfig | None = None
+    val: DatasetConfig | None = None
 
     @classmethod
     def instead_of(cls, key: object, value: object) -> str:
@@ -47,16 +46,12 @@ class DatasetsConfig(ConfigRecord):
 class TaskData:
     """The data sets that a task has, by name, and this process's batches of them.
 
-    `described` is the one that classes, palette and ignored label come from: the training set, or the test set where
-    there is no other. `bad_samples` counts those that cannot be read.
+    `described` is the one that classes, palette and ignored label come from: the training set, or the validation set
+    where there is no other. `bad_samples` counts those that cannot be read.
     """
 
-    def __init__(self, config: DatasetsConfig) -> None:
-        self.sets: dict[str, ClassyDataset] = {}
-        for name, part in config:
-            if part is not None:
-                with within(f"dataset.{name}"):
-                    self.sets[name] = build_dataset(part)
+    def __init__(self, sets: dict[str, ClassyDataset]) -> None:
+        self.sets = sets
         self.described = next(iter(self.sets.values()))
         self._loaders: dict[Phase, Batches] = {}
 
@@ -70,17 +65,17 @@ class TaskData:
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         num_train = len(self.sets.get("train", ())) if trains else batch_size
         self.train_batches = TrainBatches(num_train, batch_size, seed=seed, **process)
-        num_test = len(self.sets.get("test", ()))
-        self.test_batches = EvalBatches(num_test, runtime.eval_batch_size, together=clips_in_a_batch, **process)
+        num_val = len(self.sets.get("val", ()))
+        self.val_batches = EvalBatches(num_val, runtime.eval_batch_size, together=clips_in_a_batch, **process)
         self.bad_samples = BadSamples(self.sets)
-        self._read: tuple[Phase, ...] = ("train", "test") if trains else ("test",)
+        self._read: tuple[Phase, ...] = ("train", "val") if trains else ("val",)
 
     def open(self, runtime: RuntimeConfig, device: torch.device, gives_up: Callable[[], bool]) -> None:
         """Makes the loaders, whose workers start with the first batch. `gives_up` says whether to wait no longer."""
         loading: dict[str, Any] = {**runtime.loading(device), "gives_up": gives_up}
         for phase in self._read:
             if phase in self.sets:
-                order = self.train_batches if phase == "train" else self.test_batches
+                order = self.train_batches if phase == "train" else self.val_batches
                 self._loaders[phase] = make_loader(self.sets[phase], order, **loading)
 
     def batches(self, progress: Progress, start: int, run_folder: Path | None) -> Iterator[Sample]:
@@ -95,11 +90,11 @@ class TaskData:
 
     def num_batches(self, phase: Phase) -> int:
         """How many batches a phase has in this process."""
-        return len(self.train_batches if phase == "train" else self.test_batches)
+        return len(self.train_batches if phase == "train" else self.val_batches)
 
     def common_batches(self, phase: Phase) -> int:
         """How many of them every process has at least."""
-        return len(self.train_batches) if phase == "train" else self.test_batches.common_batches
+        return len(self.train_batches) if phase == "train" else self.val_batches.common_batches
 
     def close(self) -> None:
         """Ends the processes that load."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, within
+from classyseg.distributed import world_size
+from classyseg.engine.runtime import RuntimeConfig
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadOutputError, outputs_of
 from classyseg.layers import BATCH_NORMS
 from classyseg.losses import ClassyLoss
@@ -36,15 +38,11 @@ class _FewValuesError(ConfigError):
     """A batch norm sees a single value of each channel in training."""
 
 
-def check_takes_images(model: ClassyModel) -> None:
-    """Raises: `ConfigError` for a model of clips or of vectors."""
-    found = len(model.input_shape(PROBE_SIZE, PROBE_SIZE))
-    if found != 3:
-        what = "clips (C, frames, H, W)" if found == 4 else f"inputs of {found} dimensions"
-        raise ConfigError(
-            f"model.name: {type(model).__name__} takes {what}; this task gives it images (C, H, W): choose a model of "
-            "images, such as resnet50"
-        )
+def seen_at_once(batch_size: int, runtime: RuntimeConfig, size: tuple[int, int] | None) -> SeenAtOnce:
+    """What the batch norms of a process see at once, of images of that `size`."""
+    joined = 1 if runtime.sync_batch_norm else world_size()
+    images = batch_size // (runtime.accumulate_steps * joined)
+    return SeenAtOnce(max(1, images), size)
 
 
 def check_outputs(

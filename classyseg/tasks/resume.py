@@ -46,7 +46,7 @@ FREE_ON_RESUME = (
     "runtime.cache_features",
     "runtime.cache_gigabytes",
     "dataset.train.cache_samples",
-    "dataset.test.cache_samples",
+    "dataset.val.cache_samples",
 )
 """The keys that may differ between a run and its continuation."""
 OPTIMIZER = "optimizer"
@@ -102,9 +102,9 @@ def _is_sample_cache(at: Location) -> bool:
 
 
 def saved_progress(
-    checkpoint: Checkpoint, *, num_epochs: int, steps_per_epoch: int, is_tested: Callable[[int], bool]
+    checkpoint: Checkpoint, *, num_epochs: int, steps_per_epoch: int, is_measured: Callable[[int], bool]
 ) -> Progress:
-    """Where the run of `checkpoint` was; `is_tested` tells whether a test phase follows so many epochs.
+    """Where the run of `checkpoint` was; `is_measured` tells whether a val phase follows so many epochs.
 
     Raises: `ConfigError` for a place where such a run cannot be.
     """
@@ -113,15 +113,15 @@ def saved_progress(
         raise _wrong(checkpoint, "progress", saved, f"a mapping with {', '.join(COUNTS)} and phase")
     for key in COUNTS:
         whole_number(checkpoint, f"progress.{key}", saved[key])
-    if saved["phase"] not in ("train", "test"):
-        raise _wrong(checkpoint, "progress.phase", saved["phase"], "train or test")
+    if saved["phase"] not in ("train", "val"):
+        raise _wrong(checkpoint, "progress.phase", saved["phase"], "train or val")
     now = Progress(**saved)
     if now.epoch > num_epochs:
         raise _wrong(checkpoint, "progress.epoch", now.epoch, f"at most num_epochs, {num_epochs}")
     if now.step != step_of(checkpoint.folder):
         raise _wrong(checkpoint, "progress.step", now.step, "the number in the name of its folder")
-    if now.phase == "test" and not is_tested(now.epoch):
-        raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no test phase follows epoch {now.epoch}")
+    if now.phase == "val" and not is_measured(now.epoch):
+        raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows epoch {now.epoch}")
     within = now.step_in_phase if now.phase == "train" else 0
     most = steps_per_epoch if now.epoch < num_epochs else 0
     if within > most or now.step != now.epoch * steps_per_epoch + within:
@@ -195,7 +195,7 @@ def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> No
     if optimizer is not None:
         restore_optimizer(optimizer, checkpoint, step)
     engine.model.load_state_dict(checkpoint.tensors["model"])
-    if step > 0 and optimizer is not None:  # a test phase that comes first records the rate of that step
+    if step > 0 and optimizer is not None:  # a val phase that comes first records the rate of that step
         optimizer.set_progress((step - 1) / num_steps)
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)
@@ -248,11 +248,18 @@ def read_records(run_folder: Path) -> Records:
     return {run_folder / name: read_json_lines(run_folder / name, keys) for name, keys in REQUIRED.items()}
 
 
-def cut_records(records: Records, now: Progress) -> None:
-    """Takes out of the files of `records` what comes after `now`, which is about to be done again."""
+def cut_records(records: Records, now: Progress, checkpoint: Checkpoint | None = None) -> None:
+    """Takes out of the files of `records` what comes after `now`, which is about to be done again.
+
+    `checkpoint` is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
+    """
+    if checkpoint is not None and checkpoint.format == 1:
+        for path, found in records.items():
+            if path.name == METRICS:
+                records[path] = [r | {"phase": "val"} if r["phase"] == "test" else r for r in found]
 
     def is_past(record: Mapping[str, Any]) -> bool:
-        about_to_be_done = record["phase"] == "test" == now.phase and record["epoch"] == now.epoch
+        about_to_be_done = record["phase"] == "val" == now.phase and record["epoch"] == now.epoch
         return record["epoch"] <= now.epoch and not about_to_be_done
 
     kept: dict[str, Callable[[Mapping[str, Any]], bool]] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from classyseg import distributed
-from classyseg.checkpoint import NUM_TENSORS, load_checkpoint, save_checkpoint
+from classyseg.checkpoint import NUM_TENSORS, Checkpoint, load_checkpoint, save_checkpoint
 from classyseg.run_folder import CHECKPOINTS
 from classyseg.tasks.resume import newest_of_run, require_finite, same_run, saved_loss_sum, saved_progress
 
@@ -38,11 +38,11 @@ def save_run(task: ClassyTask) -> Path | None:
     return save_checkpoint(task.run_folder / CHECKPOINTS, task.progress.step, tensors, state)
 
 
-def resume_run(task: ClassyTask, run_folder: Path) -> bool:
-    """Restores the newest checkpoint of a run that verifies; False where there is none. Every process calls it."""
+def resume_run(task: ClassyTask, run_folder: Path) -> Checkpoint | None:
+    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it."""
     folder = newest_of_run(run_folder / CHECKPOINTS)
     if folder is None:
-        return False
+        return None
     with distributed.failing_together():
         checkpoint = load_checkpoint(folder)
         same_run(checkpoint, task.config)
@@ -50,7 +50,7 @@ def resume_run(task: ClassyTask, run_folder: Path) -> bool:
             checkpoint,
             num_epochs=task.num_epochs,
             steps_per_epoch=task.steps_per_epoch,
-            is_tested=task.is_tested,
+            is_measured=task.is_measured,
         )
         loss_sum = saved_loss_sum(checkpoint)
         task.restore(checkpoint)
@@ -58,4 +58,4 @@ def resume_run(task: ClassyTask, run_folder: Path) -> bool:
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
-    return True
+    return checkpoint

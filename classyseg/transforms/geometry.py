@@ -91,7 +91,7 @@ class Resize(ClassyTransform):
         fit: A height and a width which the image fills in one direction; the ratio stays. With `pad` to the same size,
             a letter box.
         interpolation: Of the image; or `bicubic`. Masks get the nearest label.
-        image_only: Leaves the mask as it is. For the test set: see evaluation. Crops and pads must come before it.
+        image_only: Leaves the mask as it is. For `val`: see evaluation. Crops and pads must come before it.
     """
 
     keeps_type = True

@@ -256,7 +256,7 @@ def test_a_model_folder_of_no_run_needs_data_and_output(
 
 
 def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp_path: Path) -> None:
-    config = runs.write_config(tmp_path, {"num_epochs": 0, "dataset.test.num_samples": 1})
+    config = runs.write_config(tmp_path, {"num_epochs": 0, "dataset.val.num_samples": 1})
     words = ["train", str(config), "--output", str(tmp_path / "run")]
     assert main(words) == 0
     assert evaluate(trained, tmp_path / "run", "--split", "test") == 0

@@ -183,7 +183,7 @@ def test_a_suffix_is_proposed_only_where_it_explains_all_masks(drawn: Path) -> N
     mask.rename(mask.with_stem("other"))
     findings = check_data(data_sets(drawn)).findings
     found = {(finding.place, finding.kind, finding.config) for finding in findings}
-    suffix = ("dataset.test", "missing_mask", 'mask_suffix: "_mask"')
+    suffix = ("dataset.val", "missing_mask", 'mask_suffix: "_mask"')
     assert found == {suffix, ("dataset.train", "missing_mask", ""), ("dataset.train", "missing_image", "")}
 
 
@@ -269,7 +269,7 @@ def test_median_frequency_weights_are_those_of_hand_arithmetic(tmp_path: Path) -
 
 
 def test_workers_find_what_this_process_finds_in_the_same_order(drawn: Path) -> None:
-    for name in ("a_truncated_mask", "a_training_image_in_the_test_set"):
+    for name in ("a_truncated_mask", "a_training_image_in_the_validation_set"):
         FAULTS[name].plant(drawn)
     handler = signal.getsignal(signal.SIGCHLD)
     alone, together = (check_data(data_sets(drawn), workers=workers) for workers in (0, 2))
@@ -290,7 +290,7 @@ def test_lists_of_files_and_of_values_stay_short_however_many_there_are(drawn: P
     assert max(len(text) for _, text in finding.files) < 80
     assert len(diagnosis.summaries[0].strange) == 1000
     assert len(finding.message) < 300
-    assert len(pickle.dumps(inspect(build_dataset(data_sets(drawn)["dataset.test"]), 0))) < 2000
+    assert len(pickle.dumps(inspect(build_dataset(data_sets(drawn)["dataset.val"]), 0))) < 2000
 
 
 def test_a_mask_of_countless_values_takes_little_memory(drawn: Path) -> None:
@@ -364,9 +364,9 @@ def test_a_data_set_without_files_is_looked_at_through_its_samples() -> None:
 
 def test_test_classes_that_are_not_those_of_training_are_a_fault(drawn: Path) -> None:
     sets = data_sets(drawn)
-    sets["dataset.test"]["classes"] = ["nucleus", "background"]
+    sets["dataset.val"]["classes"] = ["nucleus", "background"]
     (finding,) = check_data(sets).findings
-    assert (finding.kind, finding.place) == ("other_classes", "dataset.test")
+    assert (finding.kind, finding.place) == ("other_classes", "dataset.val")
 
 
 def test_a_missing_file_of_a_list_or_a_table_leaves_the_rest_to_be_looked_at(drawn: Path) -> None:

@@ -35,14 +35,14 @@ def write_noise(path: Path, size: tuple[int, int] = (10, 14), **options: Any) ->
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    for split in ("train", "test"):
+    for split in ("train", "val"):
         for i in range(9):
             write_noise(tmp_path / split / CLASSES[i % 3] / f"{split}{i}.png")
     return tmp_path
 
 
 def sets(root: Path, **options: Any) -> dict[str, dict[str, Any]]:
-    folders = {f"dataset.{split}": str(root / split) for split in ("train", "test")}
+    folders = {f"dataset.{split}": str(root / split) for split in ("train", "val")}
     return {place: {"name": "image_folder", "root": folder, **options} for place, folder in folders.items()}
 
 
@@ -76,12 +76,12 @@ def test_each_fault_of_labelled_images_is_found_with_its_file(pets: Path) -> Non
     exif[0x0112] = 6
     write_noise(pets / "train" / "dog" / "turned.jpg", exif=exif)
     Image.new("RGB", (14, 10)).save(pets / "train" / "dog" / "black.png")
-    shutil.copy(pets / "train" / "cat" / "train3.png", pets / "test" / "cat" / "seen.png")
+    shutil.copy(pets / "train" / "cat" / "train3.png", pets / "val" / "cat" / "seen.png")
     shutil.copy(pets / "train" / "dog" / "train1.png", pets / "train" / "owl" / "contradiction.png")
-    shutil.copy(pets / "test" / "dog" / "test1.png", pets / "test" / "dog" / "copy.png")
+    shutil.copy(pets / "val" / "dog" / "val1.png", pets / "val" / "dog" / "copy.png")
     (pets / "train" / "bat").mkdir()
 
-    found = findings(sets(pets, classes=[*CLASSES, "bat"]) | {"dataset.test": sets(pets)["dataset.test"]})
+    found = findings(sets(pets, classes=[*CLASSES, "bat"]) | {"dataset.val": sets(pets)["dataset.val"]})
 
     assert {kind: finding.severity for kind, finding in found.items()} == {
         "empty_class": "fault",
@@ -175,7 +175,7 @@ def test_shares_and_flags_of_classes_count_each_class_that_has_one() -> None:
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
     """Folders of frames: 2 classes with 2 videos of 8 frames each in both splits."""
-    for split in ("train", "test"):
+    for split in ("train", "val"):
         for name in ("jump/a", "jump/b", "run/a", "run/b"):
             for i in range(8):
                 write_noise(tmp_path / split / name / f"{i}.png")
@@ -184,7 +184,7 @@ def videos(tmp_path: Path) -> Path:
 
 def clips(root: Path, per_video: int = 3, **options: Any) -> dict[str, dict[str, Any]]:
     config = {"name": "video_folder", "clips": {"frames": 4, "per_video": per_video}, **options}
-    sampling = {"train": "random", "test": "even"}
+    sampling = {"train": "random", "val": "even"}
     return {f"dataset.{s}": {**config, "root": str(root / s), "sampling": sampling[s]} for s in sampling}
 
 
@@ -201,14 +201,14 @@ def test_each_fault_of_clips_is_found_with_its_video(videos: Path) -> None:
     (videos / "train" / "jump" / "a" / "3.png").write_bytes(b"")
     (videos / "train" / "run" / "nothing").mkdir()
     write_noise(videos / "train" / "run" / "short" / "0.png")
-    shutil.copytree(videos / "train" / "run" / "b", videos / "test" / "run" / "seen")
+    shutil.copytree(videos / "train" / "run" / "b", videos / "val" / "run" / "seen")
 
     found = check_data(clips(videos, classes=["jump", "run", "sit"])).findings
 
     kinds = [(finding.kind, finding.severity, finding.place) for finding in found]
     assert sorted(kinds) == [
-        ("absent_class", "warning", "dataset.test"),
-        ("duplicate_across", "fault", "dataset.test"),
+        ("absent_class", "warning", "dataset.val"),
+        ("duplicate_across", "fault", "dataset.val"),
         ("short_video", "warning", "dataset.train"),
         ("video_unreadable", "fault", "dataset.train"),  # when it was opened
         ("video_unreadable", "fault", "dataset.train"),  # when its clips were read
@@ -335,7 +335,7 @@ def test_the_look_before_a_training_passes_sound_classes_and_clips(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         check_samples({"train": build_dataset(sets(pets)["dataset.train"])})
-        check_samples({"train": build_dataset(DRAWN["clips"]), "test": build_dataset(DRAWN["clips"])})
+        check_samples({"train": build_dataset(DRAWN["clips"]), "val": build_dataset(DRAWN["clips"])})
     assert caplog.text == ""
 
 

@@ -34,13 +34,13 @@ def composed(tree: Path, **options: Any) -> dict[str, Any]:
         {"name": "subset", "every": 2, "dataset": train},
         {"name": "subset", "every": 2, "rest": True, "dataset": train},
     ]
-    return {"dataset.train": {"name": "concat", "datasets": parts}, "dataset.test": test}
+    return {"dataset.train": {"name": "concat", "datasets": parts}, "dataset.val": test}
 
 
 def test_what_is_found_is_what_the_parts_hold(tree: Path) -> None:
     whole, parts = check_data(data_sets(tree)), check_data(composed(tree))
     assert parts.findings == []
-    assert [summary.name for summary in parts.summaries] == ["dataset.train", "dataset.test"]
+    assert [summary.name for summary in parts.summaries] == ["dataset.train", "dataset.val"]
     for one, other in zip(whole.summaries, parts.summaries, strict=True):
         assert (one.num_samples, one.pixels, one.sizes) == (other.num_samples, other.pixels, other.sizes)
         assert (one.mean, one.std) == (pytest.approx(other.mean), pytest.approx(other.std))
@@ -95,14 +95,14 @@ def test_overrides_at_the_places_of_findings_mend_a_composed_set(
 
 
 def test_duplicates_are_found_across_splits_and_parts_with_their_files(tree: Path) -> None:
-    FAULTS["a_training_image_in_the_test_set"].plant(tree)
+    FAULTS["a_training_image_in_the_validation_set"].plant(tree)
     train, test = data_sets(tree).values()
     sets = {
         "dataset.train": {"name": "concat", "datasets": [{"name": "subset", "first": 4, "dataset": train}, train]},
-        "dataset.test": {"name": "subset", "first": 5, "dataset": test},
+        "dataset.val": {"name": "subset", "first": 5, "dataset": test},
     }
     across, within = check_data(sets).findings
-    assert (across.kind, across.place) == ("duplicate_across", "dataset.test.dataset")
+    assert (across.kind, across.place) == ("duplicate_across", "dataset.val.dataset")
     assert (Path(across.files[0][0]).name, across.count) == ("zz.jpg", 1)
     assert "dataset.train.datasets[0].dataset holds, too" in across.message
     assert (within.kind, within.severity, within.count) == ("duplicate", "warning", 4)  # named twice: perhaps meant so

@@ -119,7 +119,7 @@ def test_what_is_wrong_with_an_image_hides_nothing_of_its_mask(tmp_path: Path) -
 
 
 def test_clips_are_counted_by_video_and_are_no_copies_of_each_other() -> None:
-    diagnosis = check_data({"dataset.test": Films()})
+    diagnosis = check_data({"dataset.val": Films()})
     (summary,) = diagnosis.summaries
     assert [row.get("videos") for row in summary.class_rows()] == [2, 1, 0]
     found = {finding.kind: finding.count for finding in diagnosis.findings}

@@ -24,7 +24,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def run(hook: CheckpointHook, task: FakeTask, values: Sequence[float | None] = (0.1, 0.2)) -> None:
-    """Two epochs; the test phases end with the `values` of mean_iou."""
+    """Two epochs; the val phases end with the `values` of mean_iou."""
     for value in values:
         task.steps(hook)
         task.end_phase(hook, loss=1.0)
@@ -108,12 +108,12 @@ def test_a_number_of_which_nobody_knows_what_is_best_asks_for_best_is(tmp_path: 
 
 
 def phases(values: dict[int, dict[str, float]], folder: Path) -> FakeTask:
-    """A run to be continued: a checkpoint and a record of a test phase for each step."""
+    """A run to be continued: a checkpoint and a record of a val phase for each step."""
     task = FakeTask(folder)
     for step, numbers in values.items():
         task.progress.step = step
         task.save_checkpoint()
-        append_json_line(folder / "metrics.jsonl", {"phase": "test", "epoch": step // 10, "step": step, **numbers})
+        append_json_line(folder / "metrics.jsonl", {"phase": "val", "epoch": step // 10, "step": step, **numbers})
     return task
 
 
@@ -147,7 +147,7 @@ def test_a_continued_run_finds_the_best_of_the_checkpoints_that_are_there(
 
 def test_a_phase_that_is_measured_again_counts_once_by_the_number_that_is_asked_for_now(tmp_path: Path) -> None:
     task = phases({10: {"mean_iou": 0.5, "loss": 1.0}}, tmp_path)
-    task.progress = Progress(2, "test", 20)
+    task.progress = Progress(2, "val", 20)
     task.save_checkpoint()
     (tmp_path / "checkpoints/BEST").write_text("step-20 0.9\n")  # a mean_iou, whose record is cut
     hook = CheckpointHook(best="loss")
@@ -160,7 +160,7 @@ def test_a_phase_that_is_measured_again_counts_once_by_the_number_that_is_asked_
 
 def test_former_bests_of_an_earlier_config_are_deleted_in_a_continued_run(tmp_path: Path) -> None:
     task = phases(MEASURED, tmp_path)
-    task.progress = Progress(3, "test", 30)
+    task.progress = Progress(3, "val", 30)
     hook = CheckpointHook(best="loss", keep=1)
     hook.on_start(task)  # type: ignore[arg-type]
 
@@ -250,7 +250,7 @@ def test_a_real_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:
     losses = {
         record["step"]: record["loss"]
         for record in read_records(tmp_path / "metrics.jsonl")
-        if record["phase"] == "test"
+        if record["phase"] == "val"
     }
     step = min(losses, key=lambda step: losses[step])
     assert (tmp_path / "checkpoints/BEST").read_text() == f"step-{step} {losses[step]!r}\n"

@@ -1,4 +1,4 @@
-"""What the log shows of each class after a test phase."""
+"""What the log shows of each class after a val phase."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_a_test_phase_shows_the_training_that_is_left_and_no_loss(
     run_steps(hook, task, advance, 4)
 
     line = capsys.readouterr().out
-    assert line.startswith("epoch 1/2 test 4/10")
+    assert line.startswith("epoch 1/2 val 4/10")
     assert "loss" not in line
     assert line.rstrip().endswith("training left 0:00:20")
 
@@ -129,7 +129,7 @@ def test_a_test_phase_ends_with_what_was_measured_of_each_class(
     task.end_phase(hook, mean_iou=0.25, iou={"sky": 0.5, "disc": 0.0})
 
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 1/2 test: mean_iou 0.25",
+        "epoch 1/2 val: mean_iou 0.25",
         "       iou    class",
         "    0.5000  0 sky",
         "         0  1 disc (in no mask)",
@@ -140,15 +140,15 @@ def test_the_time_left_is_unknown_before_a_step_was_measured_and_that_of_the_tes
     advance: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hook, task = ProgressBarHook(seconds=1), FakeTask()
-    task.progress = Progress(epoch=1, phase="test", step=10)  # resumed in a test phase
+    task.progress = Progress(epoch=1, phase="val", step=10)  # resumed in a val phase
     hook.on_phase_start(task)
     run_steps(hook, task, advance, 1)
     assert capsys.readouterr().out.rstrip().endswith("training left ?")
 
-    task.progress = Progress(epoch=2, phase="test", step=20)
+    task.progress = Progress(epoch=2, phase="val", step=20)
     hook.on_phase_start(task)
     run_steps(hook, task, advance, 4)
-    assert capsys.readouterr().out.rstrip().endswith("test left 0:00:12")
+    assert capsys.readouterr().out.rstrip().endswith("val left 0:00:12")
 
 
 @contextmanager
@@ -197,7 +197,7 @@ DETAILS = ["loss 0.1234", "1234.5 samples/s", "data wait 100%"]
 
 @pytest.mark.parametrize("columns", [1, 7, 20, 40, 60, 80, 100, 200])
 @pytest.mark.parametrize("title", ["epoch 1/2 train", "epoch 12345/100000 train"])
-@pytest.mark.parametrize("left", [LEFT, "training left 0:00:32", "test left ?"])
+@pytest.mark.parametrize("left", [LEFT, "training left 0:00:32", "val left ?"])
 def test_a_bar_fits_its_line_and_shows_the_time_left_at_every_width(columns: int, title: str, left: str) -> None:
     line = bar_format(title, "123456/200000", left, DETAILS, columns)
 

@@ -10,7 +10,7 @@ import pytest
 from classyseg.config import ConfigError
 from classyseg.hooks import CheckpointHook
 from classyseg.meters import MeanIoUMeter, build_meter
-from classyseg.registry import METERS, TASKS
+from classyseg.registry import TASKS
 from classyseg.tasks import SegmentationTask
 from classyseg.tasks.best import check_best, record_numbers
 from runs import tiny_config, tiny_task
@@ -96,20 +96,17 @@ def test_a_plugins_meter_says_of_each_number_which_value_is_best(best: str, best
 def test_a_class_may_be_written_in_the_other_form_of_unicode() -> None:
     data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["M\u00fcll", "a/b, c.d"]}
     for best in ("iou/Mu\u0308ll", "iou/a/b, c.d"):
-        check({"dataset.train": data, "dataset.test": data, "hooks": [{"name": "checkpoint", "best": best}]})
+        check({"dataset.train": data, "dataset.val": data, "hooks": [{"name": "checkpoint", "best": best}]})
     with pytest.raises(ConfigError, match=r"did you mean 'iou/a/b, c\.d'"):
-        check({"dataset.train": data, "dataset.test": data, "hooks": [{"name": "checkpoint", "best": "iou/a/b c.d"}]})
+        check({"dataset.train": data, "dataset.val": data, "hooks": [{"name": "checkpoint", "best": "iou/a/b c.d"}]})
 
 
 def test_a_number_that_a_meter_declares_when_it_is_built_is_left_to_the_build_where_classes_are_unknown() -> None:
     hook = CheckpointHook(best="accuracy_top_1")
-    check_best(
-        [hook],
-        record_numbers({"loss": "smallest"}, [METERS.validate({"name": "accuracy"})], "main", None, are_built=False),
-    )
+    check_best([hook], record_numbers({"loss": "smallest"}, [None], "main", None), is_measured=True)
     meter = build_meter({"name": "accuracy"}, CLASSES, 255)
-    numbers = record_numbers({"loss": "smallest"}, [meter], "main", CLASSES, are_built=True)
-    check_best([hook], numbers)
+    numbers = record_numbers({"loss": "smallest"}, [meter], "main", CLASSES)
+    check_best([hook], numbers, is_measured=True)
     assert numbers.best_is("accuracy_top_1") == "largest"
 
 

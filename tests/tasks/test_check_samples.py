@@ -39,7 +39,7 @@ def test_training_is_refused_before_its_first_step_with_the_line_that_mends_it(
 
     error = capsys.readouterr().err
     assert "  dataset.train: label_map: {1: 0, 2: 1}\n" in error
-    assert "  dataset.test: label_map: {1: 0, 2: 1}\n" in error
+    assert "  dataset.val: label_map: {1: 0, 2: 1}\n" in error
     assert "`classyseg data check CONFIG`" in error
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -60,10 +60,10 @@ def test_a_warning_that_holds_for_all_samples_is_logged_and_others_are_not(
     with caplog.at_level(logging.WARNING):
         check_samples(built(tree))
         assert caplog.text == ""
-        for _, mask in pairs(tree, "test"):
+        for _, mask in pairs(tree, "val"):
             Image.fromarray(np.asarray(Image.open(mask)) * 0).save(mask)
         check_samples(built(tree))
-    assert "warning: dataset.test: masks of one class alone: 4" in caplog.text
+    assert "warning: dataset.val: masks of one class alone: 4" in caplog.text
     assert "dataset.train" not in caplog.text
 
 
@@ -121,7 +121,7 @@ def test_a_map_that_leaves_one_class_ends_a_training_unless_a_mask_or_a_part_has
     train = build_dataset(sets["a"])
     with pytest.raises(DataError, match=r"dataset\.train: with its label_map, every mask holds class 0, 'background'"):
         check_samples({"train": train})
-    check_samples({"train": build_dataset({"name": "concat", "datasets": [*sets.values()]}), "test": train})
+    check_samples({"train": build_dataset({"name": "concat", "datasets": [*sets.values()]}), "val": train})
     set_masks(tmp_path / "a", {1: [1]}, [0, 255])  # which is none of the masks that are looked at first
     check_samples({"train": train})
 
@@ -141,7 +141,7 @@ def test_a_few_samples_are_read_however_many_there_are(monkeypatch: pytest.Monke
 
 def test_a_run_is_the_same_with_and_without_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
     def trained() -> dict[str, Tensor]:
-        task = tiny_task({"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test": None})
+        task = tiny_task({"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val": None})
         Trainer().train(task)
         return task.model.state_dict()
 

@@ -13,7 +13,7 @@ from runs import tiny_config
 
 
 def check(data: dict[str, Any]) -> None:
-    config = TASKS.validate(tiny_config({"dataset.train": data, "dataset.test": None, "hooks": []}))
+    config = TASKS.validate(tiny_config({"dataset.train": data, "dataset.val": None, "hooks": []}))
     config.component.check(config)
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from classyseg.cli.main import main
 from classyseg.config import ConfigError
 from classyseg.datasets import ClassyDataset
+from classyseg.datasets.facts import DataFacts
 from classyseg.losses import PerOutputLoss
 from classyseg.registry import LOSSES, TASKS
 from classyseg.structures import Sample
 from classyseg.tasks import build_task
-from classyseg.tasks.checks import check_classes
+from classyseg.tasks.data_checks import check_min_classes
 from data_trees import changed_masks, data_sets, drawn_tree
 from runs import tiny_config, write_config
 
@@ -71,8 +72,8 @@ def check(changes: dict[str, Any]) -> None:
 
 
 def test_one_class_of_the_test_set_alone_is_named(tmp_path: Path) -> None:
-    sets = data_sets(tmp_path) | {"dataset.test": one_class(tmp_path)["dataset.test"]}
-    with pytest.raises(ConfigError, match=r"(?m)^dataset\.test\.classes: found one class"):
+    sets = data_sets(tmp_path) | {"dataset.val": one_class(tmp_path)["dataset.val"]}
+    with pytest.raises(ConfigError, match=r"(?m)^dataset\.val\.classes: found one class"):
         check(sets)
 
 
@@ -92,7 +93,7 @@ class Drawn(ClassyDataset):
 
 def test_one_class_of_a_plugins_data_set_is_refused_when_the_task_is_built() -> None:
     with pytest.raises(ConfigError, match=rf"^dataset\.train: found one class, 'nucleus', .*{MEND}"):
-        build_task(tiny_config({"dataset.train": Drawn(), "dataset.test": None}))
+        build_task(tiny_config({"dataset.train": Drawn(), "dataset.val": None}))
 
 
 def test_every_loss_of_the_project_needs_two_classes() -> None:
@@ -113,7 +114,7 @@ class Sigmoid(PerOutputLoss):
 
 
 def test_a_plugins_loss_that_says_so_may_have_one_class() -> None:
-    check_classes("train", None, ["nucleus"], Sigmoid())
+    check_min_classes("train", DataFacts(classes=("nucleus",)), Sigmoid())
     combined = LOSSES.build({"name": "multi_output_sum", "loss": Sigmoid()}, 255)
     assert combined.min_classes == 1
 

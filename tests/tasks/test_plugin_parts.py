@@ -84,7 +84,7 @@ def test_a_training_set_smaller_than_a_batch_is_no_fault_of_a_task_that_only_mea
     [
         (1, ["optimizer"], r"^optimizer: missing; a task that trains"),
         (1, ["optimizer", "train"], r"^dataset\.train: missing; .*\noptimizer: missing"),
-        (0, ["train", "test"], r"^dataset: found neither train nor test"),
+        (0, ["train", "val"], r"^dataset: found neither train nor val"),
     ],
 )
 def test_what_a_task_cannot_do_without_is_named(num_epochs: int, left_out: Sequence[str], message: str) -> None:

@@ -43,7 +43,7 @@ def checkpoint(folder: str = "run/step-6", **changes: Any) -> Checkpoint:
 
 
 def progress_of(found: Checkpoint) -> Progress:
-    return saved_progress(found, num_epochs=3, steps_per_epoch=4, is_tested=lambda epoch: epoch in (2, 3))
+    return saved_progress(found, num_epochs=3, steps_per_epoch=4, is_measured=lambda epoch: epoch in (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def progress_of(found: Checkpoint) -> Progress:
     [
         (0, "train", 0, 0),
         (1, "train", 8, 4),
-        (2, "test", 8, 0),
-        (2, "test", 8, 70),
+        (2, "val", 8, 0),
+        (2, "val", 8, 70),
         (3, "train", 12, 0),
-        (3, "test", 12, 1),
+        (3, "val", 12, 1),
     ],
 )
 def test_every_place_of_a_run_is_taken(epoch: int, phase: str, step: int, step_in_phase: int) -> None:
@@ -77,7 +77,7 @@ def test_a_count_that_such_a_run_never_has_is_named(value: Any, key: str) -> Non
         progress_of(checkpoint(**{f"progress__{key}": value}))
 
 
-@pytest.mark.parametrize("phase", ["test", "Train", "", None, 0])
+@pytest.mark.parametrize("phase", ["val", "Train", "", None, 0])
 def test_a_phase_that_does_not_come_there_is_named(phase: Any) -> None:
     with pytest.raises(ConfigError, match=r"state\.json: progress\.phase: found"):
         progress_of(checkpoint(progress__phase=phase))

@@ -18,7 +18,7 @@ from classyseg.tasks import SegmentationTask, classy_task
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_task
 
-SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2}
 GROUP_NORM = {"name": "group", "groups": 8}
 WEIGHTED_SUM: dict[str, Any] = {
     "name": "sum_arbitrary",
@@ -55,9 +55,9 @@ def test_phases_alternate_and_their_records_hold_what_other_tools_read(tmp_path:
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["phase"], r["epoch"], r["step"]) for r in records] == [
         ("train", 1, 2),
-        ("test", 1, 2),
+        ("val", 1, 2),
         ("train", 2, 4),
-        ("test", 2, 4),
+        ("val", 2, 4),
     ]
     common = {"phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait"}
     assert records[0].keys() == common == set(RECORD_KEYS)
@@ -76,18 +76,18 @@ def phases(changes: Mapping[str, Any], folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"num_epochs": 3, "test_every_epochs": 2}, ["train 1", "train 2", "test 2", "train 3", "test 3"]),
-        ({"num_epochs": 2, "test_every_epochs": 5}, ["train 1", "train 2", "test 2"]),
-        ({"num_epochs": 2, "dataset.test": None}, ["train 1", "train 2"]),
-        ({"num_epochs": 0}, ["test 0"]),
-        ({"num_epochs": 0, "dataset.test": None}, []),
+        ({"num_epochs": 3, "val_every_epochs": 2}, ["train 1", "train 2", "val 2", "train 3", "val 3"]),
+        ({"num_epochs": 2, "val_every_epochs": 5}, ["train 1", "train 2", "val 2"]),
+        ({"num_epochs": 2, "dataset.val": None}, ["train 1", "train 2"]),
+        ({"num_epochs": 0}, ["val 0"]),
+        ({"num_epochs": 0, "dataset.val": None}, []),
     ],
-    ids=["every second", "only the last", "no test set", "only measuring", "nothing"],
+    ids=["every second", "only the last", "no validation set", "only measuring", "nothing"],
 )
-def test_the_test_set_is_measured_when_the_config_says(
+def test_the_validation_set_is_measured_when_the_config_says(
     changes: Mapping[str, Any], expected: list[str], tmp_path: Path
 ) -> None:
-    assert phases({"dataset.test.num_samples": 1, **changes}, tmp_path) == expected
+    assert phases({"dataset.val.num_samples": 1, **changes}, tmp_path) == expected
 
 
 def test_measuring_changes_no_weight_and_no_running_statistic() -> None:
@@ -100,10 +100,10 @@ def test_measuring_changes_no_weight_and_no_running_statistic() -> None:
 
 
 @pytest.mark.parametrize("loss", [{"name": "cross_entropy"}, WEIGHTED_SUM], ids=["one", "sum"])
-def test_the_test_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches(loss: dict[str, Any]) -> None:
+def test_the_val_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches(loss: dict[str, Any]) -> None:
     losses = []
     for size in (1, 2, 3):
-        changes = {"num_epochs": 0, "dataset.test.num_samples": 5, "runtime.eval_batch_size": size, "loss": loss}
+        changes = {"num_epochs": 0, "dataset.val.num_samples": 5, "runtime.eval_batch_size": size, "loss": loss}
         task = tiny_task(changes)
         Trainer().train(task)
         losses.append(task.metrics["loss"])
@@ -113,14 +113,14 @@ def test_the_test_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches(lo
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_training_lowers_the_loss(precision: str, tmp_path: Path) -> None:
-    Trainer(tmp_path).train(tiny_task({"runtime.precision": precision, "dataset.test": None}))
+    Trainer(tmp_path).train(tiny_task({"runtime.precision": precision, "dataset.val": None}))
 
     losses = [record["loss"] for record in read_records(tmp_path / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_float16_run_resumes_its_gradient_scale(tmp_path: Path) -> None:
-    changes = {**SMALL, "runtime.precision": "float16", "dataset.train.num_samples": 24, "dataset.test": None}
+    changes = {**SMALL, "runtime.precision": "float16", "dataset.train.num_samples": 24, "dataset.val": None}
 
     def task(*stop: SignalAt) -> SegmentationTask:
         made = tiny_task(changes, *stop)
@@ -195,7 +195,7 @@ def test_normalising_on_the_device_equals_normalising_in_a_transform() -> None:
     on_device = started({**BATCH_INDEPENDENT, "normalize": values})
     transforms = ["horizontal_flip", {"name": "normalize", **values}]
     in_transform = started(
-        {**BATCH_INDEPENDENT, "dataset.train.transforms": transforms, "dataset.test.transforms": transforms[1:]}
+        {**BATCH_INDEPENDENT, "dataset.train.transforms": transforms, "dataset.val.transforms": transforms[1:]}
     )
 
     assert one_step(on_device) == pytest.approx(one_step(in_transform), rel=1e-5)
@@ -265,13 +265,13 @@ def folder_data(root: Path, classes: Sequence[str], value: int = 0, size: tuple[
 
 
 def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) -> None:
-    changes = {"dataset.test": folder_data(tmp_path, ["wall", "floor"])}
+    changes = {"dataset.val": folder_data(tmp_path, ["wall", "floor"])}
 
-    with pytest.raises(ConfigError, match=r"dataset\.test: its classes \['wall', 'floor'\].*'disc'"):
+    with pytest.raises(ConfigError, match=r"dataset\.val: its classes \['wall', 'floor'\].*'disc'"):
         tiny_task(changes)
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("part", ["train", "val"])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -305,7 +305,7 @@ def test_wrong_data_ends_the_run_naming_the_file(
 ) -> None:
     monkeypatch.setattr(classy_task, "check_samples", lambda data_sets: None)  # which would find it first
     data = folder_data(tmp_path, ["wall", "floor"], **wrong)
-    task = tiny_task({**SMALL, "dataset.train": data, "dataset.test": None, "runtime.workers": workers})
+    task = tiny_task({**SMALL, "dataset.train": data, "dataset.val": None, "runtime.workers": workers})
 
     with pytest.raises(DataError, match=message) as error:
         Trainer().train(task)

@@ -19,12 +19,12 @@ from classyseg.meters import build_meter
 from classyseg.models.backbones.resnet import ResNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
-from classyseg.tasks.checks import check_outputs
+from classyseg.tasks.outputs import check_outputs
 from classyseg.trainer import Trainer
 from classyseg.weights.cache import PublicWeights
 from runs import tiny_config, tiny_task
 
-SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.test.num_samples": 2}
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2}
 
 
 def check(changes: Mapping[str, Any]) -> None:
@@ -123,13 +123,13 @@ def triples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("triples")
 @pytest.mark.parametrize("find", [check, tiny_task])
-def test_test_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[Any], object]) -> None:
+def test_val_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[Any], object]) -> None:
     message = r"runtime\.eval_batch_size: found 2; accepted with meters\[1\]\.clips_per_video 3: multiples"
     with pytest.raises(ConfigError, match=message):
         find({**VIDEO, "runtime.eval_batch_size": 2})
     find({**VIDEO, "runtime.eval_batch_size": 6})
-    with pytest.raises(ConfigError, match=r"dataset\.test: found 5 samples; accepted with meters\[1\]\.clips"):
-        tiny_task({**VIDEO, "runtime.eval_batch_size": 6, "dataset.test.num_samples": 5})
+    with pytest.raises(ConfigError, match=r"dataset\.val: found 5 samples; accepted with meters\[1\]\.clips"):
+        tiny_task({**VIDEO, "runtime.eval_batch_size": 6, "dataset.val.num_samples": 5})
 
 
 @pytest.mark.usefixtures("triples")
@@ -138,15 +138,15 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
     for rank in range(2):
         monkeypatch.setattr("classyseg.distributed.rank", lambda rank=rank: rank)
         monkeypatch.setattr("classyseg.distributed.world_size", lambda: 2)
-        task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.test.num_samples": 6})
-        shares.append([index for batch in task.data.test_batches for _, index in batch])
+        task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.val.num_samples": 6})
+        shares.append([index for batch in task.data.val_batches for _, index in batch])
     assert shares == [[0, 1, 2], [3, 4, 5]]
 
 
 class SmallVideos(SyntheticVideo):
     """With masks and the classes of shapes as far as anybody asks, so that the task takes it."""
 
-    whole_images = False
+    whole_images = gives_clips = False
     classes = SyntheticShapes.classes
 
 
@@ -168,7 +168,7 @@ def test_a_meter_of_other_videos_than_the_test_set_has_is_found_without_data(
     test = {"name": "small_videos", **data}
     if composed:
         test = {"name": "concat", "datasets": [{"name": "subset", "dataset": test, "first": 1}]}
-    changes = {"dataset.test": test, "runtime.eval_batch_size": 30}
+    changes = {"dataset.val": test, "runtime.eval_batch_size": 30}
     message = rf"^meters\[0\]\.clips_per_video: found {found}; accepted: {accepted}, the number of samples"
     with pytest.raises(ConfigError, match=message):
         check({**changes, "meters": [{"name": "video_accuracy", "clips_per_video": found}]})
@@ -180,7 +180,7 @@ def test_a_meter_of_videos_beside_images_is_found_when_the_task_is_built() -> No
         tiny_task({**VIDEO, "runtime.eval_batch_size": 3})
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("composed", [False, True])
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_data_sets_without_masks_are_found_before_the_run(
@@ -219,7 +219,7 @@ def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> Non
 
     for part in (data, {"name": "concat", "datasets": [{"name": "subset", "dataset": data, "first": 1}]}):
         with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
-            check({"dataset.train": part, "dataset.test": part, "loss.class_weights": [1.0, 2.0]})
+            check({"dataset.train": part, "dataset.val": part, "loss.class_weights": [1.0, 2.0]})
 
 
 POINT_REND = {"name": "point_rend", "blocks": ["stage1", "stage4"], "num_points": 64}
@@ -368,7 +368,7 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     [
         ({}, IMAGENET),
         ({"normalize": OTHER}, OTHER),
-        ({f"dataset.{part}.transforms": [{"name": "normalize", **OTHER}] for part in ("train", "test")}, OTHER),
+        ({f"dataset.{part}.transforms": [{"name": "normalize", **OTHER}] for part in ("train", "val")}, OTHER),
         ({"dataset.train.transforms": ["normalize"]}, IMAGENET),
     ],
     ids=["default", "task", "transforms", "transform as the default"],
@@ -391,12 +391,12 @@ def test_a_checkpoint_says_what_the_images_were_normalised_with(
             r"dataset\.train\.transforms: found 'normalize' beside",
         ),
         (
-            {"dataset.test.transforms": ["normalize", "normalize"]},
-            r"dataset\.test\.transforms: found 'normalize' 2 times",
+            {"dataset.val.transforms": ["normalize", "normalize"]},
+            r"dataset\.val\.transforms: found 'normalize' 2 times",
         ),
         (
             {"dataset.train.transforms": [{"name": "normalize", **OTHER}]},
-            r"dataset\.test\.transforms: its images get mean \[0\.485.*those of dataset\.train mean \[0\.5",
+            r"dataset\.val\.transforms: its images get mean \[0\.485.*those of dataset\.train mean \[0\.5",
         ),
     ],
     ids=["both", "twice", "other values"],
@@ -465,7 +465,7 @@ def test_weights_that_are_known_set_the_normalisation_and_the_run_records_it(
         (
             {
                 "dataset.train.transforms": [{"name": "normalize", "mean": [0.3] * 3, "std": [0.3] * 3}],
-                "dataset.test.transforms": [{"name": "normalize", "mean": [0.3] * 3, "std": [0.3] * 3}],
+                "dataset.val.transforms": [{"name": "normalize", "mean": [0.3] * 3, "std": [0.3] * 3}],
             },
             [0.3, 0.3, 0.3],
         ),

@@ -106,8 +106,8 @@ def test_each_image_is_computed_once_and_the_run_is_the_same(tmp_path: Path) -> 
     ids=["weights and data", "normalisation", "transforms", "blocks", "precision", "output stride"],
 )
 def test_what_changes_features_changes_the_key(tmp_path: Path, changes: dict[str, Any]) -> None:
-    cached_run(tmp_path, {"dataset.test": None})
-    hits, misses = counts(cached_run(tmp_path, {"dataset.test": None, "num_epochs": 1, **changes}))
+    cached_run(tmp_path, {"dataset.val": None})
+    hits, misses = counts(cached_run(tmp_path, {"dataset.val": None, "num_epochs": 1, **changes}))
     assert (hits, misses) == (0, 48)
 
 
@@ -128,13 +128,13 @@ def test_jobs_of_any_number_of_processes_share_a_cache(device: str, tmp_path: Pa
 
 
 def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_path: Path) -> None:
-    cached_run(tmp_path, {"dataset.test": None, "runtime.cache_gigabytes": 1e-9})
+    cached_run(tmp_path, {"dataset.val": None, "runtime.cache_gigabytes": 1e-9})
     assert not list(tmp_path.rglob("*.safetensors"))
-    cached_run(tmp_path, {"dataset.test": None})
+    cached_run(tmp_path, {"dataset.val": None})
     files = sorted(tmp_path.rglob("*.safetensors"))
     assert len(files) == 48
     files[0].write_bytes(files[0].read_bytes()[:50])
-    assert counts(cached_run(tmp_path, {"dataset.test": None, "num_epochs": 1})) == (47, 1)
+    assert counts(cached_run(tmp_path, {"dataset.val": None, "num_epochs": 1})) == (47, 1)
 
 
 def test_a_cache_for_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_the_log_tells_what_was_read_and_one_warning_that_the_cache_is_of_no_use
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="classyseg.models.memory.feature_cache")
-    cached_run(tmp_path, {"dataset.test": None})
+    cached_run(tmp_path, {"dataset.val": None})
     assert [r.message for r in caplog.records] == [
         f"feature cache: {read} of 48 images read in this train phase" for read in (0, 48)
     ]
     caplog.clear()
     random = {"dataset.train.transforms": [{"name": "random_scale_crop", "size": [24, 24]}], "num_epochs": 3}
-    cached_run(tmp_path, {"dataset.test": None, **random})
+    cached_run(tmp_path, {"dataset.val": None, **random})
     warnings = [r.message for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 1
     assert "a second epoch found none of its images" in warnings[0]

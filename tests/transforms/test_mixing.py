@@ -11,11 +11,12 @@ from PIL import Image
 
 from classyseg import TASKS, ConfigError, Trainer, build_task
 from classyseg.datasets import TrainBatches, build_dataset, make_loader
+from classyseg.datasets.facts import DataFacts, Described
 from classyseg.io import read_json_lines
 from classyseg.losses import build_loss
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.tasks.checks import check_targets
+from classyseg.tasks.data_checks import check_shares
 from classyseg.transforms import PairTransform, build_transform
 from classyseg.transforms.mixing import as_shares, mixed_shares
 
@@ -231,8 +232,8 @@ def test_the_loss_of_mixed_masks_is_the_mixed_loss_of_the_pixels_that_both_have(
 
 def config_of(transforms: list[Any], loss: str, where: str = "train") -> dict[str, Any]:
     dataset: dict[str, Any] = {
-        split: {"name": "synthetic_shapes", "split": split, "num_samples": 8, "size": [32, 32]}
-        for split in ("train", "test")
+        key: {"name": "synthetic_shapes", "split": split, "num_samples": 8, "size": [32, 32]}
+        for key, split in (("train", "train"), ("val", "test"))
     }
     dataset[where]["transforms"] = transforms
     return {
@@ -250,21 +251,22 @@ def config_of(transforms: list[Any], loss: str, where: str = "train") -> dict[st
 
 def test_a_task_trains_on_mixed_samples(tmp_path: Path) -> None:
     Trainer(tmp_path / "run").train(build_task(config_of(CHAIN, "soft_target_cross_entropy")))
-    train, test = read_json_lines(tmp_path / "run" / "metrics.jsonl")
+    train, val = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert train["loss"] > 0
-    assert test["mean_iou"] is not None
+    assert val["mean_iou"] is not None
 
 
 @pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
 def test_shares_of_whole_images_are_refused_where_nobody_can_take_them(name: str) -> None:
-    steps = [build_transform("horizontal_flip"), build_transform(name)]
+    steps, whole = [build_transform("horizontal_flip"), build_transform(name)], DataFacts(whole_images=True)
     message = rf"dataset\.train\.transforms\[1\]: {type(steps[1]).__name__} gives shares of classes, which the loss"
     with pytest.raises(ConfigError, match=message):
-        check_targets({"train": steps}, build_loss("cross_entropy"), whole_images=True)
-    with pytest.raises(ConfigError, match=r"dataset\.test\.transforms\[1\]: \w+ gives .* which meters cannot count"):
-        check_targets({"test": steps}, build_loss("soft_target_cross_entropy"), whole_images=True)
-    check_targets({"train": steps, "test": steps[:1]}, build_loss("soft_target_cross_entropy"), whole_images=True)
-    check_targets({"train": [build_transform("cut_mix")]}, build_loss("cross_entropy"))  # of masks, labels stay
+        check_shares("train", Described(whole, steps), build_loss("cross_entropy"))
+    with pytest.raises(ConfigError, match=r"dataset\.val\.transforms\[1\]: \w+ gives .* which meters cannot count"):
+        check_shares("val", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_shares("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_shares("val", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))
+    check_shares("train", Described(DataFacts(), [build_transform("cut_mix")]), build_loss("cross_entropy"))
 
 
 @pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
@@ -311,7 +313,7 @@ def test_shares_of_whole_images_travel_from_files_through_cache_and_workers_to_t
             "train",
             r"dataset\.train\.transforms\[1\]: MixUp gives shares of classes, which the loss cannot",
         ),
-        ("soft_target_cross_entropy", "test", r"dataset\.test\.transforms\[1\]: MixUp .* which meters cannot count"),
+        ("soft_target_cross_entropy", "val", r"dataset\.val\.transforms\[1\]: MixUp .* which meters cannot count"),
     ],
 )
 def test_shares_that_nobody_can_take_are_refused_before_the_first_step(loss: str, where: str, message: str) -> None:

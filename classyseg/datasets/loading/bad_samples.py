@@ -102,9 +102,9 @@ class BadSamples:
         self.before = 0
         self._own = 0
         self._problems: list[str] = []
-        if "test" in data_sets and data_sets["test"].on_bad_sample == "replace":
+        if "val" in data_sets and data_sets["val"].on_bad_sample == "replace":
             raise ConfigError(
-                "dataset.test.on_bad_sample: found 'replace', which counts other images twice; accepted: error, skip"
+                "dataset.val.on_bad_sample: found 'replace', which counts other images twice; accepted: error, skip"
             )
 
     def begin_phase(self, *, anew: bool) -> None:

@@ -77,7 +77,7 @@ FOLDER = {"name": "folder", "images": "images", "masks": "masks", "classes": ["a
 
 
 def run_config(train: dict[str, Any], test: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    config = {"dataset": {"train": train, "test": train if test is None else test}}
+    config = {"dataset": {"train": train, "val": train if test is None else test}}
     return tiny_config({**config, "model.in_channels": BANDS, "batch_size": 2, **more})
 
 
@@ -308,14 +308,14 @@ def test_a_config_without_normalize_is_refused_and_so_is_another_number_of_means
 def test_data_sets_of_32_bits_and_of_others_are_not_mixed(tmp_path: Path, bits: int) -> None:
     numbers, other = {**FOLDER, "channels": BANDS}, {**FOLDER, "channels": BANDS, "bits": bits}
     message = r"images are not of `bits: 32`, as those of .* are"
-    assert re.search(f"dataset.test: its {message}", refusal(run_config(numbers, other, normalize=UNIT)))
+    assert re.search(f"dataset.val: its {message}", refusal(run_config(numbers, other, normalize=UNIT)))
     both = {"name": "concat", "datasets": [other, numbers]}
     assert re.search(rf"dataset.train.datasets\[0\]: its {message}", refusal(run_config(both, numbers, normalize=UNIT)))
     real = tree(tmp_path)
     with pytest.raises(ConfigError, match=rf"datasets\[1\]: its {message}"):
         build_dataset({"name": "concat", "datasets": [real, {**real, "bits": bits}]})
     task = run_config(real, {"name": "subset", "first": 2, "dataset": {**real, "bits": bits}}, normalize=UNIT)
-    with pytest.raises(ConfigError, match=f"dataset.test: its {message}"):
+    with pytest.raises(ConfigError, match=f"dataset.val: its {message}"):
         SegmentationTask(**{key: value for key, value in task.items() if key != "name"})
 
 
@@ -324,7 +324,7 @@ def test_data_sets_of_32_bits_and_of_others_are_not_mixed(tmp_path: Path, bits: 
 
 def test_the_commands_for_data_take_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tree(tmp_path / "data")
-    path = write_config(tmp_path, {"dataset": {"train": data, "test": None}})
+    path = write_config(tmp_path, {"dataset": {"train": data, "val": None}})
     assert main(["data", "check", str(path), "--workers=0"]) == 0
     assert "0 faults, 0 warnings" in capsys.readouterr().out
     every = np.stack([scene(i) for i in range(6)]).astype(np.float64).reshape(-1, BANDS)
@@ -345,7 +345,7 @@ def test_data_check_finds_holes_and_blank_images(tmp_path: Path, capsys: pytest.
     image = scene(2)
     image[3] = np.nan
     planar(tmp_path / "data" / "images" / "2.tif", image)
-    path = write_config(tmp_path, {"dataset": {"train": data, "test": None}})
+    path = write_config(tmp_path, {"dataset": {"train": data, "val": None}})
     assert main(["data", "check", str(path), "--workers=0"]) == 2
     found = capsys.readouterr().out
     assert "2.tif: of its 4,800 numbers, 200 NaN; accepted are finite ones" in found
@@ -384,7 +384,7 @@ def test_a_run_learns_from_numbers_and_continues_to_the_bit(tmp_path: Path) -> N
     steps = [{"name": "random_scale_crop", "size": [32, 32]}, "horizontal_flip"]
     train = {**data, "transforms": steps, "cache_samples": str(tmp_path / "cache")}
     hooks = [{"name": "checkpoint", "every_steps": 2, "keep": 2}, {"name": "log", "every": 1}]
-    changes = {"dataset": {"train": train, "test": data}, "model.in_channels": BANDS, "normalize": UNIT}
+    changes = {"dataset": {"train": train, "val": data}, "model.in_channels": BANDS, "normalize": UNIT}
     changes |= {"hooks": hooks, "batch_size": 2}
     path = write_config(tmp_path, changes)
     assert main(["config", "check", str(path)]) == 0
@@ -407,7 +407,7 @@ def test_a_run_learns_from_numbers_and_continues_to_the_bit(tmp_path: Path) -> N
 def test_what_the_network_gets_is_the_number_less_the_mean_by_the_deviation(tmp_path: Path) -> None:
     data = tree(tmp_path, 2)
     task = tiny_task(
-        {"dataset": {"train": data, "test": data}, "normalize": UNIT, "model.in_channels": BANDS, "batch_size": 2}
+        {"dataset": {"train": data, "val": data}, "normalize": UNIT, "model.in_channels": BANDS, "batch_size": 2}
     )
     task.prepare()
     batch = next(iter(make_loader(build_dataset(data), EvalBatches(2, 2), workers=0)))

@@ -25,11 +25,10 @@ from classyseg.datasets import (
     EvalBatches,
     Folder,
     TrainBatches,
-    bad_samples,
     build_dataset,
     make_loader,
-    workers,
 )
+from classyseg.datasets.loading import bad_samples, workers
 from classyseg.datasets.loading.bad_samples import BadSample
 from classyseg.io import append_json_line, read_json_lines
 from classyseg.structures import Sample
@@ -139,7 +138,7 @@ def test_a_set_without_a_good_sample_is_an_error(tree: Path) -> None:
 def changes(tree: Path, **options: Any) -> dict[str, Any]:
     return {
         "dataset.train": config(tree, **{"on_bad_sample": "replace", **options}),
-        "dataset.test": config(tree, on_bad_sample="skip"),
+        "dataset.val": config(tree, on_bad_sample="skip"),
         "batch_size": 4,
         "num_epochs": 2,
     }
@@ -153,7 +152,7 @@ def counts(output: Path) -> list[tuple[str, int]]:
     return [(record["phase"], record["bad_samples"]) for record in runs.read_records(output / "metrics.jsonl")]
 
 
-EVERY_PHASE = [("train", 2), ("test", 2), ("train", 2), ("test", 2)]
+EVERY_PHASE = [("train", 2), ("val", 2), ("train", 2), ("val", 2)]
 
 
 def test_bad_samples_are_counted_in_the_records_and_listed_once(tree: Path) -> None:
@@ -161,7 +160,7 @@ def test_bad_samples_are_counted_in_the_records_and_listed_once(tree: Path) -> N
     assert counts(tree / "run") == EVERY_PHASE
     listed = [json.loads(line) for line in (tree / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert sorted((line["data_set"], line["index"]) for line in listed) == [
-        (s, i) for s in ("test", "train") for i in BAD
+        (s, i) for s in ("val", "train") for i in BAD
     ]
     assert {Path(line["problem"].split(":")[0]).name for line in listed} == {"03.png", "07.png"}
 
@@ -186,7 +185,7 @@ def test_two_processes_count_together(tree: Path, limit: float, code: int) -> No
         assert counts(tree / "run") == EVERY_PHASE
 
 
-@pytest.mark.parametrize(("phase", "step"), [("train", 1), ("train", 2), ("test", 8)])
+@pytest.mark.parametrize(("phase", "step"), [("train", 1), ("train", 2), ("val", 8)])
 def test_a_continued_phase_counts_the_bad_samples_from_before(tree: Path, phase: str, step: int) -> None:
     stopped = task(tree)
     stopped.hooks = [runs.SignalAt(phase, 1, step)]
@@ -243,8 +242,8 @@ def test_as_many_bad_samples_as_the_limit_says_are_none_too_many(tree: Path) -> 
 
 
 def test_a_test_set_repeats_no_image(tree: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset.test.on_bad_sample: found 'replace'"):
-        runs.tiny_task({"dataset.test": config(tree, on_bad_sample="replace"), "dataset.train": config(tree)})
+    with pytest.raises(ConfigError, match=r"dataset.val.on_bad_sample: found 'replace'"):
+        runs.tiny_task({"dataset.val": config(tree, on_bad_sample="replace"), "dataset.train": config(tree)})
 
 
 class Broken(ClassyDataset):

@@ -1,0 +1,352 @@
+"""The parts of a task, put together in one place: on the `meta` device to check a config, or for real."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from classyseg.config import ConfigError, within
+from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.datasets.build import describe
+from classyseg.datasets.facts import DataFacts, Part
+from classyseg.engine.runtime import RuntimeConfig, check_batch_size
+from classyseg.evaluation import check_protocol
+from classyseg.hooks import ClassyHook
+from classyseg.inference import ClassyProtocol
+from classyseg.layers import ImageNormalizer, NormalizeConfig
+from classyseg.losses import ClassyLoss, build_loss
+from classyseg.meters import ClassyMeter
+from classyseg.models import ClassyModel, build_model
+from classyseg.models.memory.feature_cache import check_frozen
+from classyseg.optim import ClassyOptimizer, build_optimizer
+from classyseg.problems import Problems
+from classyseg.registry import HOOKS, METERS, MODELS, PROTOCOLS, ComponentConfig
+from classyseg.rng import seed_everything
+from classyseg.shapes import Shapes, bounded
+from classyseg.structures import BestIs
+from classyseg.tasks.best import RecordNumbers, check_best, record_numbers
+from classyseg.tasks.data import DatasetsConfig
+from classyseg.tasks.data_checks import (
+    Data,
+    applied_normalize,
+    check_data,
+    check_in_channels,
+    check_loss,
+    check_normalize,
+    clips_in_a_batch,
+    facts_of_all,
+    normalize_of_weights,
+    normalizes,
+)
+from classyseg.tasks.model_checks import check_compile, check_head_names, check_takes
+from classyseg.tasks.outputs import check_outputs, seen_at_once
+
+log = logging.getLogger(__name__)
+
+SOME_CLASSES = tuple(f"class{i}" for i in range(1000))
+"""What a meter is given on the `meta` device where only files tell the classes."""
+
+
+class TaskKind(Protocol):
+    """What the class of a task says of it."""
+
+    record_numbers: Mapping[str, BestIs]
+    whole_images: bool
+    takes_clips: bool
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a task is made of, as a checked config or Python code gives it: configs, or built parts.
+
+    `dataset` has the data sets by name. `length` is that of the training in epochs; a task of length 0 only measures.
+    `whole_images` and `takes_clips` say which kind of data the task takes; `numbers` are its own of each record.
+    """
+
+    dataset: Mapping[str, Any]
+    model: Any
+    loss: Any
+    optimizer: Any
+    meters: Sequence[Any]
+    hooks: Sequence[Any]
+    normalize: NormalizeConfig | None
+    runtime: RuntimeConfig
+    protocol: Any
+    batch_size: int
+    seed: int
+    length: float
+    whole_images: bool
+    takes_clips: bool
+    numbers: Mapping[str, BestIs]
+
+    @classmethod
+    def of(
+        cls,
+        task: type[TaskKind],
+        *,
+        num_epochs: int,
+        batch_size: int,
+        dataset: Any,
+        model: Any,
+        loss: Any,
+        optimizer: Any,
+        seed: int,
+        meters: Sequence[Any],
+        hooks: Sequence[Any],
+        normalize: Any,
+        runtime: Any,
+        protocol: Any = "whole",
+        **others: Any,
+    ) -> Given:
+        """From the keyword arguments of a task of the class `task`; `others` belong to it alone."""
+        sets = {name: part for name, part in DatasetsConfig.model_validate(dataset) if part is not None}
+        return cls(
+            dataset=sets,
+            model=model if isinstance(model, ClassyModel | ComponentConfig) else MODELS.validate(model, placed=True),
+            loss=loss,
+            optimizer=optimizer,
+            meters=meters,
+            hooks=hooks,
+            normalize=None if normalize is None else NormalizeConfig.model_validate(normalize),
+            runtime=RuntimeConfig.model_validate(runtime),
+            protocol=protocol,
+            batch_size=batch_size,
+            seed=seed,
+            length=float(num_epochs),
+            whole_images=task.whole_images,
+            takes_clips=task.takes_clips,
+            numbers=task.record_numbers,
+        )
+
+
+@dataclass
+class Parts:
+    """The parts of a task, which fit each other; `chosen` are values that the config left to the task."""
+
+    sets: dict[str, ClassyDataset]
+    facts: DataFacts
+    model: ClassyModel
+    loss: ClassyLoss
+    optimizer: ClassyOptimizer | None
+    meters: list[ClassyMeter]
+    hooks: list[ClassyHook]
+    normalize: NormalizeConfig
+    normalizer: ImageNormalizer
+    protocol: ClassyProtocol
+    numbers: RecordNumbers
+    clips_per_batch: int
+    chosen: dict[str, Any]
+
+
+def assemble(given: Given) -> Parts:
+    """The parts that `given` describes, which fit each other. Raises: `ConfigError` with every problem, a line each."""
+    parts = _assembled(given, real=True)
+    if parts is None:
+        raise RuntimeError("a part of the task is missing, and no problem was told")
+    return parts
+
+
+def look_at(given: Given) -> None:
+    """Does the same on the `meta` device and opens no file: what only data sets know is left out.
+
+    Raises: `ConfigError` with every problem, a line each.
+    """
+    _assembled(given, real=False)
+
+
+def _assembled(given: Given, *, real: bool) -> Parts | None:
+    """The parts for real; or None, after all has been asked of what the configs tell."""
+    problems = Problems()
+    check_complete(given, problems)
+    with problems.collected():
+        check_batch_size(given.batch_size, given.runtime.accumulate_steps)
+    data, sets = _data(given, problems, real=real)
+    facts = facts_of_all(data)
+    check_data(data, problems, whole_images=given.whole_images, takes_clips=given.takes_clips)
+
+    loss: ClassyLoss | None = None
+    ignore_index = 255 if facts.ignore_index is None else facts.ignore_index
+    with problems.collected(), within("loss"):
+        loss = build_loss(given.loss, ignore_index)
+    if loss is not None:
+        check_loss(data, loss, problems)
+
+    model: ClassyModel | None = None
+    num_classes = 2 if facts.classes is None else len(facts.classes)
+    with problems.collected():
+        model = _model(given, num_classes, real=real and not problems.found)
+    meters = _meters(given.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
+    if model is not None:
+        _check_model(model, loss, meters, num_classes, given, data, problems)
+
+    optimizer: ClassyOptimizer | None = None
+    if given.optimizer is not None and model is not None:
+        with problems.collected(), within("optimizer"):
+            optimizer = build_optimizer(given.optimizer, model.named_parameters(), given.length)
+
+    normalizer: ImageNormalizer | None = None
+    of_weights = _normalize_of_weights(given, data, real=real)
+    with problems.collected():
+        normalize = applied_normalize(data, given.normalize, of_weights)
+        normalizer = ImageNormalizer(normalize, own_unit=facts.in_own_unit)
+        in_channels = None if model is None else model.in_channels
+        check_normalize(normalize, data, in_channels, given=given.normalize is not None)
+
+    measured = {name: part for name, part in data.items() if name != "train"}
+    clips_per_batch = 1
+    with problems.collected():
+        clips_per_batch = clips_in_a_batch(meters, given.runtime.eval_batch_size, measured)
+    protocol: ClassyProtocol | None = None
+    with problems.collected():
+        protocol = PROTOCOLS.build(given.protocol)
+    if protocol is not None and model is not None and not problems.found:
+        with problems.collected():
+            check_protocol(protocol, model, [meter for meter in meters if meter is not None])
+
+    hooks: list[ClassyHook] = []
+    with problems.collected():
+        hooks = HOOKS.build_each("hooks", given.hooks)
+    numbers: RecordNumbers | None = None
+    if model is not None and set(model.heads) - model.train_only_heads:
+        with problems.collected():
+            numbers = record_numbers(given.numbers, meters, model.main_head, facts.classes)
+            check_best(hooks, numbers, is_measured=bool(measured))
+    problems.tell()
+    if not real or normalizer is None or model is None or loss is None or numbers is None or protocol is None:
+        return None
+    chosen = {}
+    if of_weights is not None and normalize == of_weights and not any(map(normalizes, data.values())):
+        log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
+        chosen = {"normalize": of_weights.model_dump(mode="json")}
+    return Parts(
+        sets=sets,
+        facts=facts,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        meters=[meter for meter in meters if meter is not None],
+        hooks=hooks,
+        normalize=normalize,
+        normalizer=normalizer,
+        protocol=protocol,
+        numbers=numbers,
+        clips_per_batch=clips_per_batch,
+        chosen=chosen,
+    )
+
+
+def check_complete(given: Given, problems: Problems) -> None:
+    """A task that trains needs a training set and an optimizer. Raises: `ConfigError` where there is no data set."""
+    if not given.dataset:
+        raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
+    missing = {"dataset.train": "train" not in given.dataset, "optimizer": given.optimizer is None}
+    for key in missing if given.length else ():
+        with problems.collected():
+            if missing[key]:
+                raise ConfigError(f"{key}: missing; a task that trains has one, and only num_epochs: 0 needs none")
+
+
+def _data(given: Given, problems: Problems, *, real: bool) -> tuple[dict[str, Part], dict[str, ClassyDataset]]:
+    """The data sets by name, and those of them that are built; of others, what their configs tell."""
+    data: dict[str, Part] = {}
+    sets: dict[str, ClassyDataset] = {}
+    for name, config in given.dataset.items():
+        with problems.within(f"dataset.{name}"):
+            if real:
+                with problems.collected():
+                    sets[name] = build_dataset(config)
+                    sets[name].seed = given.seed
+            data[name] = sets[name] if name in sets else describe(config, problems)
+    return data, sets
+
+
+def _model(given: Given, num_classes: int, *, real: bool) -> ClassyModel:
+    """The model with its heads: with the values that the seed gives, or on the `meta` device.
+
+    Raises: `ConfigError` for one that cannot be built, or is larger than anybody means.
+    """
+    if not real:
+        try:
+            with torch.device("meta"), Shapes(), bounded():
+                return build_model(given.model, num_classes, load=False)
+        except ConfigError:
+            raise
+        except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
+            pass
+        except (ArithmeticError, AssertionError, MemoryError, ValueError) as error:
+            raise _not_built(error) from error
+    if real:
+        seed_everything(given.seed)
+    try:
+        with bounded(real=not real):  # who only checks a config does not expect gigabytes
+            return build_model(given.model, num_classes, load=False)
+    except ConfigError:
+        raise
+    except (ArithmeticError, AssertionError, MemoryError, RuntimeError, ValueError) as error:
+        raise _not_built(error) from error
+
+
+def _not_built(error: Exception) -> ConfigError:
+    reason = str(error).partition("\n")[0]
+    return ConfigError(f"model: cannot be built with these options ({type(error).__name__}: {reason}); choose others")
+
+
+def _meters(
+    configs: Sequence[Any], classes: tuple[str, ...] | None, ignore_index: int, problems: Problems, *, real: bool
+) -> list[ClassyMeter | None]:
+    """The meters; None for one that cannot be built, or not before its classes are known."""
+    built: list[ClassyMeter | None] = []
+    for i, config in enumerate(configs):
+        meter: ClassyMeter | None = None
+        left_to_the_build = contextlib.suppress(ConfigError) if classes is None else problems.collected()
+        memory = contextlib.nullcontext() if real else torch.device("meta")  # of many classes, meters take gigabytes
+        with left_to_the_build, within(f"meters[{i}]"), memory:
+            meter = METERS.build(config, SOME_CLASSES if classes is None else classes, ignore_index)
+        built.append(meter)
+    return built
+
+
+def _check_model(
+    model: ClassyModel,
+    loss: ClassyLoss | None,
+    meters: Sequence[ClassyMeter | None],
+    num_classes: int,
+    given: Given,
+    data: Data,
+    problems: Problems,
+) -> None:
+    """What a model, a loss and meters ask of each other, and of the images that are seen at once in training."""
+    before = len(problems.found)
+    with problems.collected():
+        check_takes(model, takes_clips=given.takes_clips)
+    with problems.collected():
+        check_head_names(model, loss, meters)
+    with problems.collected():
+        check_compile(model, given.runtime)
+    if given.runtime.cache_features is not None:
+        with problems.collected():
+            check_frozen(model)
+    with problems.collected():
+        check_in_channels(data, model.in_channels)
+    if loss is None or len(problems.found) > before:
+        return
+    loss.choose_main_head(model.main_head)
+    with problems.collected():
+        seen = seen_at_once(given.batch_size, given.runtime, data["train"].facts.size if "train" in data else None)
+        check_outputs(model, loss, num_classes, trains=given.length > 0, seen=seen)
+
+
+def _normalize_of_weights(given: Given, data: Data, *, real: bool) -> NormalizeConfig | None:
+    """What published weights need, where that matters: looking them up imports torchvision, which takes a second.
+
+    Without data sets it is compared with a data set's own `normalize` where another one has none.
+    """
+    own = [normalizes(part) for part in data.values()]
+    if given.normalize is not None or all(own) or not (real or any(own)):
+        return None
+    return normalize_of_weights(given.model)

@@ -1,0 +1,280 @@
+"""What must hold between data sets and the other parts of a task, by the facts of built ones or of their configs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from classyseg.config import ConfigError
+from classyseg.datasets.build import check_same_unit
+from classyseg.datasets.facts import DataFacts, Part
+from classyseg.datasets.label_map import classes_line, with_more_classes
+from classyseg.layers import NormalizeConfig
+from classyseg.losses import ClassyLoss
+from classyseg.meters import ClassyMeter
+from classyseg.models.public_weights import public_weights
+from classyseg.problems import Problems
+from classyseg.registry import ComponentConfig
+from classyseg.transforms import Normalize, PairTransform
+
+Data = Mapping[str, Part]
+"""The data sets of a task by name, such as `train`."""
+
+
+def facts_of_all(data: Data) -> DataFacts:
+    """What a task takes from its data sets: the facts of the first of them; those that it does not tell, of the others.
+
+    All of them agree: see `check_data`.
+    """
+    facts = [part.facts for part in data.values()]
+    keys = ("classes", "ignore_index", "channels", "bits")
+    known: dict[str, Any] = {
+        key: next((v for each in facts if (v := getattr(each, key)) is not None), None) for key in keys
+    }
+    return replace(facts[0], **known)
+
+
+def check_data(data: Data, problems: Problems, *, whole_images: bool, takes_clips: bool) -> None:
+    """Data sets must be of the kind that the task takes, and be alike."""
+    for name, part in data.items():
+        with problems.collected():
+            check_kind(name, part.facts, whole_images=whole_images, takes_clips=takes_clips)
+    for name, part in data.items():
+        first_name, first = next(iter(data.items()))
+        with problems.collected():
+            check_same_classes(name, part.facts, first_name, first.facts)
+        with problems.collected():
+            check_same_channels(name, part.facts, first_name, first.facts)
+    with problems.collected():
+        check_same_unit({f"dataset.{name}": part.facts for name, part in data.items()})
+    for name, part in data.items():
+        with problems.collected():
+            check_colors(name, part)
+
+
+def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: bool) -> None:
+    """Raises: `ConfigError` for a data set of another kind than the task takes."""
+    if facts.whole_images != whole_images:
+        found, wanted = ("one class", "a mask") if facts.whole_images else ("a mask", "one class")
+        raise ConfigError(f"dataset.{name}: has {found} for each image; this task needs {wanted} for each")
+    if facts.gives_clips != takes_clips:
+        found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
+        raise ConfigError(f"dataset.{name}: has {found} of videos; this task takes {wanted}")
+    if facts.has_masks is False:
+        raise ConfigError(
+            f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
+            "predicted (see `submission` in docs/datasets.md)"
+        )
+
+
+def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
+    """Raises: `ConfigError` for a data set whose classes, or ignored label, are known and not the first one's."""
+    if facts.classes != wanted.classes and None not in (facts.classes, wanted.classes):
+        found, expected = (list(each.classes or ()) for each in (facts, wanted))
+        raise ConfigError(
+            f"dataset.{name}: its classes {found!s:.300} are not those of dataset.{first_name}, {expected!s:.300}; "
+            "give both the same, in the same order"
+        )
+    if facts.ignore_index != wanted.ignore_index and None not in (facts.ignore_index, wanted.ignore_index):
+        raise ConfigError(
+            f"dataset.{name}: ignores the label {facts.ignore_index}, dataset.{first_name} {wanted.ignore_index}; "
+            "give both the same ignore_index"
+        )
+
+
+def check_same_channels(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
+    """Raises: `ConfigError` for a data set whose channels are known and not the first one's."""
+    if facts.channels != wanted.channels and None not in (facts.channels, wanted.channels):
+        raise ConfigError(
+            f"dataset.{name}: its images have {facts.channels} channels, those of dataset.{first_name} "
+            f"{wanted.channels}; accepted are data sets of the same channels"
+        )
+
+
+def check_colors(name: str, part: Part) -> None:
+    """Raises: `ConfigError` for transforms of colours where the images have other than three channels."""
+    channels = part.facts.channels
+    for i, step in enumerate(part.transforms):
+        if channels in (None, 3) or not step.keeps_type:  # which may change the channels
+            return
+        if step.needs_color:
+            raise ConfigError(
+                f"dataset.{name}.transforms[{i}]: {type(step).__name__} takes images of three channels, those of "
+                f"dataset.{name} have {channels}; leave it out"
+            )
+
+
+def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
+    """The loss must be able to learn the classes, and to take the targets that transforms make."""
+    for name, part in data.items():
+        with problems.collected():
+            check_min_classes(name, part.facts, loss)
+    classes = facts_of_all(data).classes
+    if classes is not None:
+        with problems.collected():
+            loss.check_num_classes(len(classes))
+    for name, part in data.items():
+        with problems.collected():
+            check_shares(name, part, loss)
+
+
+def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for fewer classes than the loss can learn."""
+    if facts.classes is None or len(facts.classes) >= loss.min_classes:
+        return
+    key = ".classes" if "classes" in facts.keys else ""
+    raise ConfigError(
+        f"dataset.{name}{key}: found one class, '{facts.classes[0]}', which cannot be learnt: a softmax over one class "
+        "is always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "
+        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}"
+    )
+
+
+def check_shares(name: str, part: Part, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+    for i, step in enumerate(part.transforms):
+        if not isinstance(step, PairTransform) or not step.gives_shares(part.facts.whole_images):
+            continue
+        place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
+        if name != "train":
+            raise ConfigError(f"{place}, which meters cannot count; leave it out")
+        if not loss.takes_shares:
+            raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
+
+
+def check_in_channels(data: Data, in_channels: int) -> None:
+    """Raises: `ConfigError` for a model of other channels than the images, which are all alike, are known to have."""
+    known = {name: part.facts.channels for name, part in data.items() if part.facts.channels is not None}
+    for name, channels in known.items() if len({*known.values()}) == 1 else ():
+        if channels != in_channels:
+            raise ConfigError(
+                f"model.in_channels: found {in_channels}, but the images of dataset.{name} have {channels} channels; "
+                f"write model.in_channels: {channels}, or data of {in_channels} channels"
+            )
+
+
+# -- mean and deviation ----------------------------------------------------------------------------------------------
+
+
+def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
+    """The mean and deviation that the published weights need which a model's config names; None for other weights."""
+    if not isinstance(model_config, ComponentConfig):  # a model that Python code built
+        return None
+    weights = getattr(model_config, "weights", None)
+    source = getattr(weights, "source", weights)
+    if source is None:
+        return None
+    component: Any = model_config.component
+    known = public_weights(component, model_config.name).get(source)
+    return NormalizeConfig(mean=known.mean, std=known.std) if known else None
+
+
+def applied_normalize(
+    data: Data, normalize: NormalizeConfig | None, of_weights: NormalizeConfig | None
+) -> NormalizeConfig:
+    """The mean and deviation that the images of every data set meet.
+
+    A transform's, else the task's own `normalize`, else what the weights need, else ImageNet's.
+
+    Raises: `ConfigError` when images would be normalised twice, or those of one data set otherwise than those of the
+    other.
+    """
+    if normalize is None and facts_of_all(data).in_own_unit:
+        raise ConfigError(
+            "normalize: missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
+            "else knows: `classyseg data stats CONFIG` prints the line to write"
+        )
+    applied: dict[str, NormalizeConfig] = {}
+    for name, part in data.items():
+        found = [step.normalize for step in part.transforms if isinstance(step, Normalize)]
+        if found and normalize is not None:
+            raise ConfigError(
+                f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
+            )
+        if len(found) > 1:
+            raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")
+        applied[name] = found[0] if found else normalize or of_weights or NormalizeConfig()
+    first, *others = applied.items()
+    for name, other in others:
+        if other != first[1]:
+            raise ConfigError(
+                f"dataset.{name}.transforms: its images get {_text(other)}, those of dataset.{first[0]} "
+                f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
+            )
+    return first[1]
+
+
+def normalizes(part: Part) -> bool:
+    return any(isinstance(step, Normalize) for step in part.transforms)
+
+
+def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | None, *, given: bool) -> None:
+    """Raises: `ConfigError` for as many means and deviations as the images do not have channels.
+
+    `given` says that the task's config has a `normalize`. Images of transforms that may give floating point, which
+    nobody normalises, are left to the first step, unless somebody wrote means for them.
+    """
+    facts = facts_of_all(data)
+    if len(normalize.mean) != len(normalize.std):
+        raise ConfigError(
+            f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations; expected one "
+            "of each for every channel"
+        )
+    by_transform = [
+        f"dataset.{name}.transforms[{i}].mean"
+        for name, part in data.items()
+        for i, step in enumerate(part.transforms)
+        if isinstance(step, Normalize)
+    ]
+    is_written = given or bool(by_transform)
+    if not is_written and not all(step.keeps_type for part in data.values() for step in part.transforms):
+        return
+    channels = facts.channels if facts.channels is not None or not is_written else in_channels
+    if channels is None or len(normalize.mean) == channels:
+        return
+    place = next(iter(by_transform), "normalize.mean" if given else "normalize")
+    what = "" if is_written else " by default"
+    if facts.in_own_unit:
+        raise ConfigError(
+            f"{place}: found {len(normalize.mean)} means, but the images have {channels} channels; give one mean and "
+            "one std for each, in their unit; `classyseg data stats CONFIG` measures them"
+        )
+    means = ", ".join(["0.5"] * min(channels, 5)) + (", ..." if channels > 5 else "")
+    raise ConfigError(
+        f"{place}: found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "
+        f"one std for each, such as normalize: {{mean: [{means}], std: [{means.replace('0.5', '0.25')}]}}; "
+        "`classyseg data stats CONFIG` measures them"
+    )
+
+
+def _text(normalize: NormalizeConfig) -> str:
+    return f"mean {list(normalize.mean)} and std {list(normalize.std)}"
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+
+
+def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> int:
+    """How many samples that follow each other must stay together for all `meters`; None is not known yet.
+
+    Raises: `ConfigError` where a meter takes others for a video than a data set has, and where batches, or the end of
+    the data set, would cut one.
+    """
+    for i, meter in enumerate(meters):
+        clips = 1 if meter is None else meter.clips_per_video
+        place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
+        if eval_batch_size % clips:
+            raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")
+        for name, facts in ((name, part.facts) for name, part in measured.items()):
+            is_of_videos = meter is not None and "clips_per_video" in vars(meter)
+            if is_of_videos and facts.group_size not in (None, clips):
+                raise ConfigError(
+                    f"meters[{i}].clips_per_video: found {clips}; accepted: {facts.group_size}, the number of samples "
+                    f"of dataset.{name} that are clips of one video and follow each other (its clips.per_video, "
+                    "sampled evenly)"
+                )
+            if facts.num_samples is not None and facts.num_samples % clips:
+                raise ConfigError(f"dataset.{name}: found {facts.num_samples} samples; {place}")
+    return math.lcm(*(1 if meter is None else meter.clips_per_video for meter in meters))
