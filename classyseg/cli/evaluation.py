@@ -58,7 +58,7 @@ class Measurement:
         described = self.dataset.classes, self.dataset.ignore_index
         meters: list[ClassyMeter] = METERS.build_each("meters", self.config.meters, *described)
         main_head = self.predictor.head
-        self._numbers = record_numbers({"loss": "smallest"}, meters, main_head, self.dataset.classes, are_built=True)
+        self._numbers = record_numbers({"loss": "smallest"}, meters, main_head, self.dataset.classes)
         if not any(isinstance(meter, ConfusionMatrixMeter) and meter.head in (None, main_head) for meter in meters):
             meters.append(ConfusionMatrixMeter(*described))
         self.worst = WorstImages(*described, count=num_worst)

@@ -36,7 +36,7 @@ def evaluate(trained: Path, output: Path, *words: object) -> int:
     return main(["evaluate", str(trained), "--output", str(output), *map(str, words)])
 
 
-def result(output: Path, name: str = "test") -> dict[str, Any]:
+def result(output: Path, name: str = "val") -> dict[str, Any]:
     found: dict[str, Any] = json.loads((output / f"evaluation-{name}.json").read_text(encoding="utf-8"))
     return found
 
@@ -51,7 +51,7 @@ def plain_matrices(trained: Path) -> list[np.ndarray]:
     model = build_model(config["model"], 4)
     (checkpoint,) = (trained / "checkpoints").glob("step-*")
     model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    dataset = build_dataset(config["dataset"]["test"])
+    dataset = build_dataset(config["dataset"]["val"])
     matrices = []
     for i in range(len(dataset)):
         sample = dataset[i]
@@ -74,7 +74,7 @@ def mean_iou(matrix: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("evaluated")
-    assert evaluate(trained, output, "--split", "test", "--worst", 4) == 0
+    assert evaluate(trained, output, "--worst", 4) == 0
     return output
 
 
@@ -92,14 +92,14 @@ def test_the_numbers_are_those_of_the_last_record(trained: Path, evaluated: Path
 def test_the_confusion_matrix_is_that_of_a_plain_loop(trained: Path, evaluated: Path) -> None:
     expected = sum(plain_matrices(trained))
     assert result(evaluated)["confusion_matrix"] == expected.tolist()
-    with (evaluated / "evaluation-test-confusion_matrix.csv").open(encoding="utf-8") as file:
+    with (evaluated / "evaluation-val-confusion_matrix.csv").open(encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0][1:] == ["background", "disc", "square", "triangle"]
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == expected.tolist()
 
 
 def test_the_table_of_classes_is_printed(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(trained, tmp_path, "--split", "test") == 0
+    assert evaluate(trained, tmp_path) == 0
     told = capsys.readouterr().out
     assert "mean_iou" in told
     for name, value in last_record(trained)["iou"].items():
@@ -111,8 +111,8 @@ def test_the_worst_images_are_those_of_the_lowest_mean_iou(trained: Path, evalua
     worst = result(evaluated)["worst"]
     assert [image["mean_iou"] for image in worst] == pytest.approx(sorted(by_image)[:4])
     first = int(np.argmin(by_image))
-    assert worst[0]["name"] == build_dataset(runs.tiny_config()["dataset"]["test"])[first].name
-    pictures = sorted((evaluated / "evaluation-test-worst").iterdir())
+    assert worst[0]["name"] == build_dataset(runs.tiny_config()["dataset"]["val"])[first].name
+    pictures = sorted((evaluated / "evaluation-val-worst").iterdir())
     assert [picture.name[:2] for picture in pictures] == ["01", "02", "03", "04"]
 
 
@@ -124,7 +124,7 @@ def test_a_picture_shows_image_label_prediction_and_errors(trained: Path, evalua
     image, label, prediction, errors = (
         drawn[::factor, i * (side + 6) : i * (side + 6) + side : factor][:32] for i in range(4)
     )
-    dataset = build_dataset(runs.tiny_config()["dataset"]["test"])
+    dataset = build_dataset(runs.tiny_config()["dataset"]["val"])
     sample = next(sample for sample in (dataset[i] for i in range(6)) if sample.name == place["name"])
     assert np.array_equal(image, sample.image.permute(1, 2, 0).numpy())
     valid = sample.target.numpy() != 255
@@ -158,12 +158,12 @@ def test_neither_training_set_nor_optimizer_nor_hooks_are_needed(
         optimizer={"name": "of_a_plugin", "lr": 1},
         hooks=["of_a_plugin"],
     )
-    assert main(["evaluate", str(run), "--split", "test"]) == 0
+    assert main(["evaluate", str(run)]) == 0
     assert result(run)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
 
 
 def test_data_set_meters_and_runtime_may_be_changed(trained: Path, evaluated: Path, tmp_path: Path) -> None:
-    words = ["dataset.test.num_samples=4", "meters=[dice]", "runtime.eval_batch_size=3", "--split", "test"]
+    words = ["dataset.val.num_samples=4", "meters=[dice]", "runtime.eval_batch_size=3"]
     assert evaluate(trained, tmp_path, *words, "--name", "four") == 0
     found = result(tmp_path, "four")
     assert found["samples"] == 4
@@ -174,27 +174,27 @@ def test_data_set_meters_and_runtime_may_be_changed(trained: Path, evaluated: Pa
 
 
 def test_an_evaluation_of_the_same_name_is_replaced_whole(trained: Path, tmp_path: Path) -> None:
-    assert evaluate(trained, tmp_path, "--split", "test") == 0
-    assert evaluate(trained, tmp_path, "--split", "test", "dataset.test.num_samples=2") == 0
-    assert len([*(tmp_path / "evaluation-test-worst").iterdir()]) == 2
+    assert evaluate(trained, tmp_path) == 0
+    assert evaluate(trained, tmp_path, "dataset.val.num_samples=2") == 0
+    assert len([*(tmp_path / "evaluation-val-worst").iterdir()]) == 2
     assert result(tmp_path)["samples"] == 2
 
 
 def test_a_checkpoint_and_a_model_folder_are_measured_alike(trained: Path, evaluated: Path, tmp_path: Path) -> None:
     (checkpoint,) = (trained / "checkpoints").glob("step-*")
-    assert evaluate(checkpoint, tmp_path / "a", "--split", "test") == 0
+    assert evaluate(checkpoint, tmp_path / "a") == 0
     from classyseg.inference import load
 
     load(trained).save(tmp_path / "model")
-    data = json.dumps(runs.tiny_config()["dataset"]["test"])
-    assert evaluate(tmp_path / "model", tmp_path / "b", "--split", "test", f"dataset.test={data}") == 0
-    for name in ("a", "b"):
-        assert result(tmp_path / name)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
+    data = json.dumps(runs.tiny_config()["dataset"]["val"])
+    assert evaluate(tmp_path / "model", tmp_path / "b", f"dataset.val={data}") == 0
+    for folder in ("a", "b"):
+        assert result(tmp_path / folder)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
 
 
 def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Path, tmp_path: Path) -> None:
     protocol = "{name: sliding_window, size: [32, 32]}"
-    assert evaluate(trained, tmp_path, "--split", "test", "--protocol", protocol, "--max-memory", "2G") == 0
+    assert evaluate(trained, tmp_path, "--protocol", protocol, "--max-memory", "2G") == 0
     assert result(tmp_path)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
     assert result(tmp_path)["protocol"]["name"] == "sliding_window"
 
@@ -205,19 +205,21 @@ def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Pa
         (["model.output_stride=8"], "model"),
         (["optimizer.lr=1"], "optimizer"),
         (["metres=[dice]"], "meters"),
-        (["dataset.train.num_samples=4"], "--split test"),
-        (["dataset.test.num_sample=4"], "num_samples"),
+        (["dataset.train.num_samples=4"], "--split val"),
+        (["dataset.test.num_samples=4"], "--split val"),
+        (["--split", "test"], "dataset.test="),
+        (["dataset.val.num_sample=4"], "num_samples"),
         (["meters=[mean_iuo]"], "mean_iou"),
         (["--protocol", "windows"], "protocol"),
         (["--max-memory", "little"], "max_memory"),
         (["--name", "../a"], "--name"),
-        (["dataset.test.name=camvid"], "dataset.test"),
+        (["dataset.val.name=camvid"], "dataset.val"),
     ],
 )
 def test_what_the_user_wrote_is_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: Sequence[str], part: str
 ) -> None:
-    assert evaluate(trained, tmp_path / "out", "--split", "test", *words) == 2
+    assert evaluate(trained, tmp_path / "out", *words) == 2
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert part in told
@@ -236,7 +238,7 @@ def test_data_of_other_classes_is_refused(trained: Path, tmp_path: Path, capsys:
         "masks": str(tmp_path / "masks"),
         "classes": ["a", "b"],
     }
-    assert evaluate(trained, tmp_path / "out", "--split", "test", f"dataset.test={json.dumps(data)}") == 2
+    assert evaluate(trained, tmp_path / "out", f"dataset.val={json.dumps(data)}") == 2
     assert "classes" in capsys.readouterr().err
 
 
@@ -251,7 +253,7 @@ def test_a_model_folder_of_no_run_needs_data_and_output(
     assert evaluate(tmp_path / "model", tmp_path / "out") == 2
     assert "dataset.val=" in capsys.readouterr().err
     for missing in (tmp_path / "gone", tmp_path):
-        assert evaluate(missing, tmp_path / "out", "dataset.val=synthetic_shapes") == 2
+        assert evaluate(missing, tmp_path / "out", "dataset.val={name: synthetic_shapes, split: test}") == 2
         assert "run's folder" in capsys.readouterr().err
 
 
@@ -259,7 +261,7 @@ def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp
     config = runs.write_config(tmp_path, {"num_epochs": 0, "dataset.val.num_samples": 1})
     words = ["train", str(config), "--output", str(tmp_path / "run")]
     assert main(words) == 0
-    assert evaluate(trained, tmp_path / "run", "--split", "test") == 0
+    assert evaluate(trained, tmp_path / "run") == 0
     assert main([*words, "--overwrite"]) == 0
     assert not [*(tmp_path / "run").glob("evaluation-*")]
 
@@ -268,7 +270,7 @@ def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp
 
 
 def test_two_processes_find_the_same_integers_and_images(trained: Path, evaluated: Path, tmp_path: Path) -> None:
-    words = ["evaluate", trained, "--output", tmp_path, "--split", "test", "--worst", 4]
+    words = ["evaluate", trained, "--output", tmp_path, "--worst", 4]
     job = runs.start_job(words, tmp_path)
     assert [process.wait() for process in job] == [0, 0], job[0].text + job[1].text
     one, two = result(evaluated), result(tmp_path)
@@ -277,7 +279,7 @@ def test_two_processes_find_the_same_integers_and_images(trained: Path, evaluate
     told = [[(image["place"], image["name"]) for image in found["worst"]] for found in (one, two)]
     assert told[0] == told[1]
     names = [
-        sorted(path.name for path in (folder / "evaluation-test-worst").iterdir()) for folder in (evaluated, tmp_path)
+        sorted(path.name for path in (folder / "evaluation-val-worst").iterdir()) for folder in (evaluated, tmp_path)
     ]
     assert names[0] == names[1]
 
@@ -286,7 +288,7 @@ def test_two_processes_find_the_same_integers_and_images(trained: Path, evaluate
 
 
 def test_label_maps_of_predict_have_the_confusion_matrix_of_evaluate(trained: Path, tmp_path: Path) -> None:
-    dataset = build_dataset(runs.tiny_config()["dataset"]["test"])
+    dataset = build_dataset(runs.tiny_config()["dataset"]["val"])
     for i in range(len(dataset)):
         for folder, array in (("images", dataset[i].image.permute(1, 2, 0)), ("masks", dataset[i].target)):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -297,7 +299,7 @@ def test_label_maps_of_predict_have_the_confusion_matrix_of_evaluate(trained: Pa
         "masks": str(tmp_path / "masks"),
         "classes": list(dataset.classes),
     }
-    assert evaluate(trained, tmp_path, "--split", "test", f"dataset.test={json.dumps(data)}") == 0
+    assert evaluate(trained, tmp_path, f"dataset.val={json.dumps(data)}") == 0
     assert main(["predict", str(trained), str(tmp_path / "images"), "--output", str(tmp_path / "labels")]) == 0
     matrix = np.zeros((4, 4), int)
     for i in range(len(dataset)):
@@ -336,12 +338,12 @@ def test_a_cityscapes_submission_holds_label_ids(tmp_path: Path, split: str) -> 
     cityscapes(tmp_path / "data", split, 2)
     model = untrained(tmp_path / "model", Cityscapes.classes)
     data = f"{{name: cityscapes, split: {split}, root: {tmp_path / 'data'}}}"
-    words = ["--submission", "cityscapes", "--split", "test", f"dataset.test={data}"]
+    words = ["--submission", "cityscapes", f"dataset.val={data}"]
     assert evaluate(model, tmp_path / "out", *words) == 0
     assert ("mean_iou" in result(tmp_path / "out")) == (split == "val")
     images = sorted((tmp_path / "data" / "leftImg8bit" / split / "city").iterdir())
     assert main(["predict", str(model), *map(str, images), "--output", str(tmp_path / "labels")]) == 0
-    written = sorted((tmp_path / "out" / "evaluation-test-submission").iterdir())
+    written = sorted((tmp_path / "out" / "evaluation-val-submission").iterdir())
     assert [path.name for path in written] == [f"city_00000{i}_000019_pred_labelIds.png" for i in range(2)]
     for path, image in zip(written, images, strict=True):
         labels = np.array(Image.open(tmp_path / "labels" / image.name))
@@ -366,5 +368,5 @@ def test_an_ade20k_submission_has_the_size_of_the_files_whatever_was_measured(tm
 def test_a_submission_of_other_classes_is_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(trained, tmp_path / "out", "--split", "test", "--submission", "cityscapes") == 2
+    assert evaluate(trained, tmp_path / "out", "--submission", "cityscapes") == 2
     assert "--submission" in capsys.readouterr().err
