@@ -252,7 +252,8 @@ def test_a_model_folder_of_no_run_needs_data_and_output(
     assert "--output" in capsys.readouterr().err
     assert evaluate(tmp_path / "model", tmp_path / "out") == 2
     assert "dataset.val=" in capsys.readouterr().err
-    for missing in (tmp_path / "gone", tmp_path):
+    (tmp_path / "empty").mkdir()
+    for missing in (tmp_path / "gone", tmp_path / "empty"):
         assert evaluate(missing, tmp_path / "out", "dataset.val={name: synthetic_shapes, split: test}") == 2
         assert "run's folder" in capsys.readouterr().err
 
