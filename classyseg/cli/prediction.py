@@ -136,7 +136,8 @@ class Job:
         seconds = (time.perf_counter() - started) / len(batch)
         for read, (labels, scores) in zip(batch, found, strict=True):
             self._writing.append((read.given.path, self._pool.submit(self._write, read, labels, scores, seconds)))
-        self._collect(2 * THREADS)
+        large = pixels_of(batch[0].image) > MAX_PIXELS  # of which only one is written at a time, to save memory
+        self._collect(0 if large else 2 * THREADS)
 
     def _predict_video(self, given: Input) -> None:
         """Labels the frames in turn. Of a video that breaks off, the frames before stay."""
