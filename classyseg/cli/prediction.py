@@ -116,11 +116,10 @@ class Job:
 
     def _found(self, images: Sequence[Tensor]) -> list[tuple[Labels, Labels | None]]:
         """The labels of each image, and its scores where they are wanted."""
-        labels = [*self.predictor.predict(images)]
         if self.scores is None:
-            return [(found, None) for found in labels]
-        scores = (found.astype(self.scores, copy=False) for found in self.predictor.scores(images))
-        return [*zip(labels, scores, strict=True)]
+            return [(labels, None) for labels in self.predictor.predict(images)]
+        both = self.predictor.labels_and_scores(images)
+        return [(labels, scores.astype(self.scores, copy=False)) for labels, scores in both]
 
     def _predict(self, batch: Sequence[Read]) -> None:
         started = time.perf_counter()
