@@ -99,6 +99,32 @@ def any_process(flag: bool) -> bool:
     return bool(votes.item())
 
 
+def each_in_any_process(*flags: bool) -> tuple[bool, ...]:
+    """`any_process` of several flags at once."""
+    if world_size() == 1:
+        return flags
+    votes = torch.tensor([int(flag) for flag in flags])
+    dist.all_reduce(votes)
+    return tuple(bool(count) for count in votes.tolist())
+
+
+def first_text(text: str | None) -> str | None:
+    """The text of the first process that has one, in every process; None where none has. Every process calls it."""
+    if world_size() == 1:
+        return text
+    own = text.encode() if text is not None else b""
+    vote = torch.tensor([world_size() if text is None else rank()])
+    dist.all_reduce(vote, dist.ReduceOp.MIN)
+    first = int(vote.item())
+    if first == world_size():
+        return None
+    size = torch.tensor([len(own)])
+    dist.broadcast(size, src=first)
+    letters = torch.tensor(list(own) if first == rank() else [0] * int(size.item()), dtype=torch.uint8)
+    dist.broadcast(letters, src=first)
+    return bytes(letters.tolist()).decode()
+
+
 class PeerError(Exception):
     """Another process of the job failed and says why; `exit_code` is the one that it ends with."""
 

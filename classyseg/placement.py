@@ -125,3 +125,5 @@ DATASET_KEYS: dict[str, Any] = described(
     DATASET_MEANINGS,
 )
 """The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
+DATASET_KEYS_FREE_ON_RESUME = ("cache_samples", "cache_samples_gigabytes")
+"""Those that a run may change when it goes on: they leave samples as they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,20 @@ class _Content:
 
     def write(self, path: Path) -> None:
         write_atomically(path, self.text)
+
+
+@dataclass(frozen=True, eq=False)
+class RecordFile:
+    """A file of records in a run's folder, a line each, as whoever adds to it declares it.
+
+    When a run goes on from a checkpoint, records after its step come again. So a record has a `step`, and those after
+    it are taken out; `by_step` is False for records that stay.
+    """
+
+    name: str
+    keys: Mapping[str, type]
+    """What each record has, at least."""
+    by_step: bool = True
 
 
 class RunRecords:

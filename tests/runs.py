@@ -113,6 +113,13 @@ class FakeTask:
         self.samples_per_second = 20.0
         self.data_wait = 0.25
 
+    @property
+    def training_is_over(self) -> bool:
+        return self.progress.epoch >= self.num_epochs
+
+    def request_stop(self, reason: str) -> None:
+        raise AssertionError(reason)
+
     def step_loss(self) -> float:
         return self.last_loss.item()
 

@@ -24,6 +24,7 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import ConfigError
 from classyseg.run_folder import remove_leftovers
+from classyseg.trainer import Trainer
 from runs import tiny_task
 
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
@@ -264,3 +265,13 @@ def test_starting_a_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     tiny_task().start(tmp_path)
 
     assert list(root.iterdir()) == []
+
+
+def test_a_resumed_run_hashes_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"num_epochs": 1, "dataset.train.num_samples": 8, "dataset.val": None}
+    Trainer(tmp_path).train(tiny_task({**changes, "hooks": ["checkpoint"]}))
+    hashed: list[str] = []
+    sha256_of = classyseg.checkpoint.sha256_of
+    monkeypatch.setattr("classyseg.checkpoint.sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    Trainer(tmp_path, resume=True).train(tiny_task({**changes, "hooks": []}))
+    assert sorted(hashed) == ["model.safetensors", "optimizer.safetensors", "state.json"]

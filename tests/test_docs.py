@@ -250,12 +250,12 @@ def test_a_docstring_gives_the_meaning_of_keys_to_the_schema() -> None:
 
 
 def test_the_resume_page_lists_the_keys_that_may_change() -> None:
-    from classyseg.tasks.resume import FREE_ON_RESUME
+    from classyseg.tasks import ClassyTask
 
     text = section(ROOT / "docs" / "configs.md", "Resuming").replace("\n", " ")
     listed = re.search(r"do not change the numbers: (.*?)\. ", text)
     assert listed
-    assert tuple(re.findall(r"`([\w.]+)`", listed[1])) == FREE_ON_RESUME
+    assert tuple(re.findall(r"`([\w.]+)`", listed[1])) == ClassyTask.free_on_resume
 
 
 def test_the_run_folder_page_names_every_file_and_field_of_a_run(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def _backbone(name: str) -> tuple[str, ...]:
     with torch.device("meta"):
         model = create_backbone(name).eval()
     cost = complexity(model, lambda: features_on_meta(model, TABLE_SIZE))
-    blocks = ", ".join(f"`{block.name}`: {block.channels} / {block.stride}" for block in model.blocks.values())
+    blocks = ", ".join(
+        f"`{block.name}`: {block.channels} / {block.stride or 'vectors'}" for block in model.blocks.values()
+    )
     hints = get_type_hints(MODELS.entry(name).component.__init__)  # type: ignore[misc]
     strides = ", ".join(str(value) for value in get_args(hints.get("output_stride")) if value is not None)
     known = ", ".join(f"`{weights}`" for weights in public_weights(type(model), name))

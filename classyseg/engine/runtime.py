@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -61,6 +61,20 @@ class RuntimeConfig(ConfigRecord):
         cache_gigabytes: What all files in that folder may hold together, whatever processes and runs write them; beyond
             it, features are computed each time.
     """
+
+    free_on_resume: ClassVar[tuple[str, ...]] = (
+        "workers",
+        "worker_timeout",
+        "device",
+        "compile",
+        "channels_last",
+        "eval_batch_size",
+        "deterministic",
+        "threads",
+        "cache_features",
+        "cache_gigabytes",
+    )
+    """The keys that a run may change when it goes on: they leave its numbers as they are."""
 
     @classmethod
     def instead_of(cls, key: object, value: object) -> str:

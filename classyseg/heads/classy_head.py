@@ -108,8 +108,8 @@ class ClassyHead(nn.Module, Configurable, ABC):
     def _logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
         if LOGITS not in outputs:
             raise HeadOutputError(
-                f"{type(self).__name__}: its outputs are {', '.join(outputs) or 'none'}, without '{LOGITS}'; such a "
-                "head has `labels` and `scores` of its own"
+                f"{type(self).__name__} gives {', '.join(outputs) or 'nothing'}, without '{LOGITS}'; such a head has "
+                "`labels` and `scores` of its own"
             )
         return outputs[LOGITS]
 

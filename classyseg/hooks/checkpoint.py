@@ -51,6 +51,7 @@ class CheckpointHook(ClassyHook):
             counts, whatever the number says.
     """
 
+    saves = True
     names_best = True
 
     def __init__(
@@ -69,6 +70,8 @@ class CheckpointHook(ClassyHook):
         self.best_is = best_is
         self.failures = 0
         self._saved: Path | None = None
+        self._unsaved = False
+        """Whether training steps came after the newest checkpoint."""
         self._values: dict[str, float] = {}
         """The number of each val phase so far, by the name of the checkpoint that it measured."""
 
@@ -86,14 +89,13 @@ class CheckpointHook(ClassyHook):
 
     def on_step(self, task: WatchedTask) -> None:
         progress = task.progress
+        self._unsaved = self._unsaved or progress.phase == "train"
         if progress.phase == "train" and self.every_steps and progress.step % self.every_steps == 0:
             self._save(task)
 
     def on_phase_end(self, task: WatchedTask) -> None:
         record = task.metrics
-        if record["phase"] == "train" and (
-            record["epoch"] % self.every_epochs == 0 or record["epoch"] == task.num_epochs
-        ):
+        if record["phase"] == "train" and (record["epoch"] % self.every_epochs == 0 or task.training_is_over):
             self._save(task)
         if record["phase"] == "val" and self.best is not None and task.run_folder is not None:
             root, name = task.run_folder / CHECKPOINTS, f"step-{record['step']}"
@@ -124,24 +126,26 @@ class CheckpointHook(ClassyHook):
             log.warning("checkpoint of step %d not saved: %s; training goes on", task.progress.step, error)
             return
         self.failures = 0
-        self._saved = folder
+        self._saved, self._unsaved = folder, False
         if folder is not None and is_primary():
             prune(folder, self.keep, _named_best(folder.parent))
 
     def on_end(self, task: WatchedTask) -> None:
-        """Tries the last checkpoint once more, where it could not be saved or is gone.
+        """Saves the last step where no checkpoint has it: it could not be saved, is gone, or came without warning.
 
         Raises: `WriteError` where it still cannot be.
         """
         is_lost = self.failures > 0 or (self._saved is not None and not self._saved.is_dir())
-        if integer_from_primary(int(is_lost)):
+        if integer_from_primary(int(is_lost or self._unsaved)):
             with failing_together():
                 try:
-                    task.save_checkpoint()
+                    folder = task.save_checkpoint()
                 except WriteError:
                     raise
                 except OSError as error:
                     raise _not_saved(task, error) from error
+                if folder is not None and is_primary():
+                    prune(folder, self.keep, _named_best(folder.parent))
 
     # -- the best one --------------------------------------------------------------------------------------------------
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from classyseg.records import RunRecords
+from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
 from classyseg.structures import BestIs, Progress
 
@@ -49,11 +49,21 @@ class WatchedTask(Protocol):
 
     def save_checkpoint(self) -> Path | None: ...
 
+    @property
+    def training_is_over(self) -> bool:
+        """Whether no training step follows: all are done, or somebody asked to stop."""
+
+    def request_stop(self, reason: str) -> None:
+        """Asks the run to end after this step or phase, as a finished one. Any process may ask."""
+
 
 class ClassyHook(Configurable):
     """Watches a run in every process: what only one shall do asks `classyseg.distributed.is_primary()`.
 
-    Hooks read the task; they do not steer it. A phase is one pass over the training or the validation set.
+    Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is one pass over
+    the training or the validation set.
+
+    A hook that remembers something gives it by `state`, so that a resumed run is the same as one that went through.
     """
 
     best: str | None = None
@@ -62,6 +72,20 @@ class ClassyHook(Configurable):
     """Which value of it is best, where the hook says it; else the task knows (`task.best_is`)."""
     names_best: bool = False
     """Whether it names the run's best checkpoint by it: a run has one."""
+    saves: bool = False
+    """Whether it saves checkpoints. Such hooks are called last: a checkpoint holds what the others made of an event."""
+    record_files: tuple[RecordFile, ...] = ()
+    """The files of records that it adds to in the run's folder."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the hook: plain values, as JSON holds them.
+
+        Every process calls it; what the primary gives is saved.
+        """
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes what `state` gave, in every process of a resumed run, before `on_start`."""
 
     def on_start(self, task: WatchedTask) -> None:
         """Once, before the first phase (of this process: a resumed run starts again)."""

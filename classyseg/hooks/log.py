@@ -8,6 +8,7 @@ from pydantic import Field
 
 from classyseg.distributed import failing_together
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.records import RecordFile
 from classyseg.registry import HOOKS
 from classyseg.run_folder import STEPS
 
@@ -23,6 +24,8 @@ class LogHook(ClassyHook):
     Args:
         every: Training steps between two records. Reading the loss waits for the GPU.
     """
+
+    record_files = (RecordFile(STEPS, {"step": int}),)
 
     def __init__(self, *, every: Annotated[int, Field(ge=1)] = 50) -> None:
         self.every = every

@@ -66,7 +66,7 @@ def load(
     if (folder / MANIFEST).is_file():
         return _checkpoint(folder, options)
     if (folder / CHECKPOINTS).is_dir():
-        return _checkpoint(_chosen(folder / CHECKPOINTS), options)
+        return _checkpoint(_chosen(folder / CHECKPOINTS), options, verified=True)
     raise ConfigError(f"{folder}: {_told(folder)}; {EXPECTED}")
 
 
@@ -88,8 +88,8 @@ def _chosen(root: Path) -> Path:
     return newest
 
 
-def _checkpoint(folder: Path, options: Mapping[str, Any]) -> Predictor:
-    checkpoint = load_checkpoint(folder, only=("model",))
+def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:
+    checkpoint = load_checkpoint(folder, only=("model",), verified=verified)
     description = of_state(checkpoint.state, str(folder / STATE))
     return _predictor(description, checkpoint.tensors["model"], folder / STATE, folder / WEIGHTS, options)
 

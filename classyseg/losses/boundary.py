@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, as_pixels, sum_over_pixels
-from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
+from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, sum_over_pixels
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
 from classyseg.registry import LOSSES
 
 
@@ -42,8 +42,12 @@ class BoundaryLoss(PerOutputLoss):
         super().__init__(ignore_index, head_weights=head_weights, heads=heads)
         self.max_distance = max_distance
 
+    needs = MASKS
+
+    def fits(self, output: Tensor, target: Tensor) -> bool:
+        return of_masks(output, target)
+
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits, target = as_pixels(logits, target)
         num_classes = logits.shape[1]
         present = [labels[labels != self.ignore_index].unique() for labels in target]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Annotated, NamedTuple
 
 import torch
@@ -33,6 +33,14 @@ class Terms(NamedTuple):
     """(num_terms,) float64."""
     weights: tuple[float, ...] = ()
     """One for each term; empty where each is 1."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device, weights: tuple[float, ...] = ()) -> Terms:
+        """The terms of pairs (sum, count) of scalars on `device`; none of them where a loss finds nothing to read."""
+        if not pairs:
+            return cls(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
+        sums, counts = zip(*pairs, strict=True)
+        return cls(torch.stack(sums), torch.stack(counts).double(), weights)
 
     def divided(self, counts: Tensor, share: float = 1.0) -> Tensor:
         """The loss, a scalar: each sum times `share / count`, 0 where nothing counts, times its weight; added up."""
@@ -208,7 +216,7 @@ class PerOutputLoss(ClassyLoss):
     def terms(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Terms:
         read = self.read(outputs, target)
         if not read:
-            return no_terms(target.device)
+            return Terms.of([], target.device)
         parts = [self.head_weights.get(name, 1.0) * self.total(output, target) for name, output in read.items()]
         return Terms(torch.stack(parts).sum().reshape(1), self.count(target).reshape(1))
 
@@ -231,14 +239,20 @@ class PerOutputLoss(ClassyLoss):
 
         They are chosen and checked when outputs of such names, kinds and numbers of classes are seen first.
 
-        Raises: `ConfigError` for a named output that is not there (in training: in eval mode some are not computed),
-            for an output, named or a head, that does not fit the target, and as `check_num_classes`.
+        Raises: `ConfigError` for a named output that is not there and for none (in training: in eval mode some are not
+            computed), for an output, named or a head, that does not fit the target, and as `check_num_classes`.
         """
         outputs = outputs_by_name(outputs)
         kinds = tuple((name, output.dim(), output.shape[1:2]) for name, output in outputs.items())
         names = self._chosen.get((kinds, target.dim(), self.training))
         if names is None:
             names = self.choose(outputs, target)
+            if not names and self.training:
+                found = ", ".join(outputs) or "none"
+                raise ConfigError(
+                    f"loss: {type(self).__name__} found nothing to read among the outputs {found}; {self.needs}. Name "
+                    "what it is to read in loss.heads, or take another loss"
+                )
             for name in names:
                 self.check_num_classes(outputs[name].shape[1])
             self._chosen[kinds, target.dim(), self.training] = names
@@ -247,6 +261,8 @@ class PerOutputLoss(ClassyLoss):
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
         """The names of the outputs to read. Raises: `ConfigError` as `read`."""
         if "" in outputs:
+            if not self.fits(outputs[""], target):
+                raise ConfigError(f"loss: found {_shapes(outputs[''], target)}; {self.needs}")
             return list(outputs)
         for place, name in self.named_outputs():
             if name not in outputs and self.training:
@@ -264,14 +280,25 @@ class PerOutputLoss(ClassyLoss):
         if self.fits(outputs[name], target):
             return named or is_of_classes(name, outputs)
         if named or "." not in name:  # another output of a head's own may be for another loss
-            found = f"logits {tuple(outputs[name].shape)} for targets {tuple(target.shape)}"
-            raise ConfigError(f"model.heads.{name}: found {found}; {self.needs}")
+            raise ConfigError(f"model.heads.{name}: found {_shapes(outputs[name], target)}; {self.needs}")
         return False
 
 
 def fits(output: Tensor, target: Tensor) -> bool:
     """Whether an output has the shape of logits for such targets: (N, C, h, w) for masks, (N, C) for whole images."""
     return output.dim() == (4 if target.dim() >= 3 else 2)
+
+
+MASKS = "this loss needs masks (N, H, W) and logits (N, C, h, w): it compares the pixels of an image with each other"
+
+
+def of_masks(output: Tensor, target: Tensor) -> bool:
+    """`fits` of a loss that compares the pixels of an image with each other; the samples of a batch are no pixels."""
+    return output.dim() == 4 and target.dim() == 3
+
+
+def _shapes(output: Tensor, target: Tensor) -> str:
+    return f"logits {tuple(output.shape)} for targets {tuple(target.shape)}"
 
 
 def is_of_classes(name: str, outputs: Mapping[str, Tensor]) -> bool:
@@ -281,11 +308,6 @@ def is_of_classes(name: str, outputs: Mapping[str, Tensor]) -> bool:
     """
     head = name.partition(".")[0]
     return head == name or (head in outputs and outputs[head].shape[1] == outputs[name].shape[1])
-
-
-def no_terms(device: torch.device) -> Terms:
-    """The terms of a loss that finds nothing to read."""
-    return Terms(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
 
 
 def outputs_by_name(outputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

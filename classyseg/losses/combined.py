@@ -17,7 +17,6 @@ from classyseg.losses.classy_loss import (
     Terms,
     fits,
     is_of_classes,
-    no_terms,
     outputs_by_name,
 )
 from classyseg.losses.cross_entropy import ClassWeights, CrossEntropyLoss
@@ -143,11 +142,11 @@ class MultiOutputSumLoss(CombinedLoss):
 
     def terms(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Terms:
         each = [self.loss.terms(output, target) for output in self._each(outputs, target)]  # type: ignore[arg-type]
-        return _joined(each, (1.0,) * len(each)) if each else no_terms(target.device)
+        return _joined(each, (1.0,) * len(each)) if each else Terms.of([], target.device)
 
     def counts(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Tensor:
         each = [self.loss.counts(output, target) for output in self._each(outputs, target)]  # type: ignore[arg-type]
-        return torch.cat(each) if each else no_terms(target.device).counts
+        return torch.cat(each) if each else Terms.of([], target.device).counts
 
     def _each(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> list[Tensor]:
         if isinstance(outputs, list | tuple):

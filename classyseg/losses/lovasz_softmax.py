@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classyseg.losses.bands import ResizedImage, as_pixels, resized, with_gradient
+from classyseg.losses.bands import ResizedImage, resized, with_gradient
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
 from classyseg.losses.tversky import Classes, ImageLoss
 from classyseg.registry import LOSSES
@@ -38,7 +38,6 @@ class LovaszSoftmaxLoss(ImageLoss):
         self.classes = classes
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits, target = as_pixels(logits, target)
 
         def run(logits: Tensor, gradient: Tensor | None) -> Tensor:
             total = torch.zeros((), dtype=torch.float64, device=logits.device)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from classyseg.config import ConfigError
 from classyseg.layers import pixels_at
-from classyseg.losses.classy_loss import HeadNames, HeadWeights, Terms, no_terms
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, Terms
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights
 from classyseg.registry import LOSSES
 
@@ -61,12 +61,11 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
         return names
 
     def terms(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Terms:
-        sums, counts = [], []
+        pairs = []
         for name, points in self.read(outputs, target).items():
             labels = pixels_at(target, outputs[name.removesuffix(POINTS) + COORDINATES])  # type: ignore[index]
-            sums.append(self.head_weights.get(name, 1.0) * self.total(points, labels))
-            counts.append(self.count(labels))
-        return Terms(torch.stack(sums), torch.stack(counts)) if sums else no_terms(target.device)
+            pairs.append((self.head_weights.get(name, 1.0) * self.total(points, labels), self.count(labels)))
+        return Terms.of(pairs, target.device)
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """Of points' logits (N, C, P) and labels (N, P)."""

@@ -9,19 +9,22 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import ConfigError
-from classyseg.losses.bands import as_pixels, resized, with_gradient
-from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
+from classyseg.losses.bands import resized, with_gradient
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
 from classyseg.registry import LOSSES
 
 Classes = Literal["present", "all"]
 
 
 class ImageLoss(PerOutputLoss):
-    """A loss of whole images: the mean over the job's images that have a valid pixel."""
+    """A loss of each image's mask: the mean over the job's images that have a valid pixel."""
+
+    needs = MASKS
+
+    def fits(self, output: Tensor, target: Tensor) -> bool:
+        return of_masks(output, target)
 
     def count(self, target: Tensor) -> Tensor:
-        if target.dim() == 1:  # the samples of a classification are the pixels of one image
-            target = target[None]
         return (target != self.ignore_index).flatten(1).any(1).sum().double()
 
 
@@ -73,7 +76,6 @@ class TverskyLoss(ImageLoss):
         self.classes = classes
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits, target = as_pixels(logits, target)
         valid = target != self.ignore_index
         labels = target.where(valid, 0)
 

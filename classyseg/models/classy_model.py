@@ -170,8 +170,9 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     @property
     def classifier_block(self) -> BlockInfo:
-        """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest."""
-        return self._optional.get("pre_logits") or list(self._declared.values())[-1]
+        """What the reference's classifier averages and reads: the optional block `pre_logits`, else the deepest map."""
+        maps = [block for block in self._declared.values() if block.stride]
+        return self._optional.get("pre_logits") or [*self._declared.values(), *maps][-1]
 
     def block(self, name: str) -> BlockInfo:
         """The declared block `name`, or what the submodule of that name puts out, found by a run on the `meta` device.
@@ -215,6 +216,12 @@ class ClassyModel(nn.Module, Configurable, ABC):
             raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
         infos = [self.block(block.name) for block in head.blocks]
         for wanted, info in zip(head.blocks, infos, strict=True):
+            if bool(wanted.stride) != bool(info.stride):
+                kinds = ["vectors (N, count, C)", "a map (N, C, h, w)"]
+                raise ConfigError(
+                    f"heads.{name}: built for '{info.name}' as {kinds[bool(wanted.stride)]}, but it is "
+                    f"{kinds[bool(info.stride)]}"
+                )
             if wanted.channels != info.channels:
                 raise ConfigError(
                     f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
@@ -327,14 +334,19 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """
         read = self.blocks_read()
         has_own = any("." in name for name in self.output_names)
-        unread = [name for name in self._optional if name not in read and name not in self._declared]
+        # Later blocks are made of the maps before them, but need not be made of vectors.
+        aside = [name for name, block in self._declared.items() if not block.stride and name not in read]
+        needed = [name for name in self._declared if name not in aside]
+        unread = [*aside, *(name for name in self._optional if name not in read and name not in self._declared)]
         useless, used = (
             tuple(f"{layer}." for name in names for layer in self._layers[name])
-            for names in (unread, [*self._declared, *(name for name in self._optional if name in read)])
+            for names in (unread, [*needed, *(name for name in self._optional if name in read)])
         )
         names = [f"{name}." for name, _ in self._backbone_parameters()]
-        only_optional = any(name.startswith(useless) and not name.startswith(used) for name in names)
-        return bool(self.heads) and (has_own or only_optional or next(reversed(self._declared), None) not in read)
+        unneeded = any(name.startswith(useless) and not name.startswith(used) for name in names)
+        untold = any(not self._layers[name] for name in aside)
+        deepest = next(reversed(needed), None)
+        return bool(self.heads) and (has_own or unneeded or untold or deepest not in read)
 
     def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]

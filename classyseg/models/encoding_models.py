@@ -92,7 +92,7 @@ def with_heads(backbones: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     }
 
 
-def _whole(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[str, PublicWeights]:
+def _with_heads(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[str, PublicWeights]:
     dataset = NAMED[name].dataset
     licence = f"MIT; trained on {dataset}"
     found = replace(pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, whole=True)
@@ -100,10 +100,10 @@ def _whole(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[s
 
 
 WEIGHTS = {
-    "deepten_resnet50_minc": _whole("deepten_resnet50_minc", "1225f149", 224, 256),
-    "encnet_resnet101s_ade": _whole("encnet_resnet101s_ade", "3f54fa3b", 576, 640),
+    "deepten_resnet50_minc": _with_heads("deepten_resnet50_minc", "1225f149", 224, 256),
+    "encnet_resnet101s_ade": _with_heads("encnet_resnet101s_ade", "3f54fa3b", 576, 640),
     **{
-        name: _whole(name, digest)
+        name: _with_heads(name, digest)
         for name, digest in {
             "encnet_resnet50s_ade": "07ac287c",
             "encnet_resnet50s_pcontext": "4de91d59",

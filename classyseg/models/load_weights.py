@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,8 +39,9 @@ class LoadedWeights:
 
     `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
     empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
-    the model's heads that the file has nothing for: they are as they were initialised. `assumed` says in sentences what
-    the file does not tell and was taken for granted.
+    the model's heads that the file has nothing for: they are random, as they were initialised. `assumed` says in
+    sentences what the file does not tell and was taken for granted. `other_classes` is the number of classes of the
+    file's classifier, where it was asked for and the head has another number; else 0.
     """
 
     library: str
@@ -52,6 +53,7 @@ class LoadedWeights:
     ignored: tuple[str, ...]
     new_heads: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    other_classes: int = field(default=0, kw_only=True)
 
     def problems(self) -> str:
         """The missing, unexpected and mismatched keys in one line; empty where there are none."""
@@ -67,7 +69,7 @@ class LoadedWeights:
         counts = Counter(key.partition(".")[0] for key in self.ignored)
         beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
         more = f"; ignored: {beside}" if beside else ""
-        new = f"; new, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
+        new = f"; random, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
         return f"{len(self.loaded)} tensors loaded{_as(self)}{more}{new}"
 
 
@@ -132,11 +134,10 @@ def load_weights(
             f"{place} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}"
         )
     if classifier in report.new_heads:
-        text = f"{place} holds no classifier for the head '{classifier}' of {name}"
         if strict and not new_classifier:
+            text = f"{place} holds no classifier for the head '{classifier}' of {name}"
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
-        classes = len(model.state_dict()[f"heads.{classifier}.{linear_layers(model, str(classifier))[-1]}.weight"])
-        log.warning("%s, of %d classes: it starts as it was initialised", text, classes)
+        log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
     require_sound(place, state)
     model.load_state_dict(state, strict=False)
     if report.problems():
@@ -176,6 +177,19 @@ def _no_classifier(model: ClassyModel, head: str) -> str:
     )
 
 
+def _random_classifier(model: ClassyModel, head: str, other_classes: int) -> str:
+    """Which tensors of the head a file without a classifier for it left random, and what to do."""
+    start = f"heads.{head}."
+    state = {key: value for key, value in model.state_dict().items() if key.startswith(start)}
+    classes = len(state[f"{start}{linear_layers(model, head)[-1]}.weight"])
+    found = (
+        f"its classifier has {other_classes} classes, the head '{head}' has {classes}"
+        if other_classes
+        else f"it holds no classifier for the head '{head}', of {classes} classes"
+    )
+    return f"{found}: {_listed(state)} are random, as initialised; train them before use"
+
+
 # -- matching --------------------------------------------------------------------------------------------------------
 
 
@@ -211,10 +225,11 @@ def match(
     of_head = [key for key in tensors if key.startswith(f"{outer}head.") and prefix != outer]
     head_names = encoding_names(model) if of_head else {}
     theirs |= {key: outer + name for key, name in head_names.items()}
+    other_classes = 0
     if classifier is not None:
-        keys = classifier_keys(classifier, model, starts_of_classifier(naming.classifier, prefix), tensors)
-        if not new_classifier or _has_classes_of(keys, tensors, everything):
-            theirs |= keys
+        starts = starts_of_classifier(naming.classifier, prefix)
+        names_of_classifier, other_classes = _classifier_names(model, classifier, starts, tensors, new_classifier)
+        theirs |= names_of_classifier
     expected |= {key: everything[key] for key in theirs if key not in expected}
     fit = _Fit(model, adapt_input, grid, image_size)
     state = fit.tensors(
@@ -233,13 +248,19 @@ def match(
     ignored = [key for key in others if key not in told]
     new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
     lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
-    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists))
+    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists), other_classes=other_classes)
 
 
-def _has_classes_of(keys: Mapping[str, str], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> bool:
-    """Whether the file's classifier has as many classes as the head; `keys` are the file's by ours."""
-    weights = [(ours, theirs) for ours, theirs in keys.items() if ours.endswith(".weight")]
-    return bool(weights) and len(tensors[weights[-1][1]]) == len(own[weights[-1][0]])
+def _classifier_names(
+    model: ClassyModel, head: str, starts: tuple[str, ...], tensors: Mapping[str, Tensor], may_differ: bool
+) -> tuple[dict[str, str], int]:
+    """The file's names of the keys of `head`, and 0; nothing and the file's number of classes where that differs."""
+    keys = classifier_keys(head, model, starts, tensors)
+    weights = [key for key in keys if key.endswith(".weight")]
+    if not weights or not may_differ:
+        return keys, 0
+    found, wanted = len(tensors[keys[weights[-1]]]), len(model.state_dict()[weights[-1]])
+    return (keys, 0) if found == wanted else ({}, found)
 
 
 class _Fit:

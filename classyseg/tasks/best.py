@@ -91,7 +91,7 @@ def check_best(hooks: Sequence[ClassyHook], numbers: RecordNumbers, *, is_measur
     """
     first: int | None = None
     for i, hook in enumerate(hooks):
-        if hook.best is None:
+        if not isinstance(hook.best, str):  # a plugin's hook may keep the best value so far under this name
             continue
         if not is_measured:
             raise ConfigError(

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError, dump_yaml
+from classyseg.config import MAX_SEED, ConfigError
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.evaluation import Evaluation
+from classyseg.hooks import ClassyHook
 from classyseg.inference import Network, black_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
@@ -35,7 +36,7 @@ from classyseg.registry import (
     ProtocolConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, METRICS, remove_leftovers
+from classyseg.run_folder import METRICS
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.assembly import Given, assemble, look_at
@@ -44,18 +45,17 @@ from classyseg.tasks.checks import (
     warn_of_compression,
 )
 from classyseg.tasks.data import DatasetsConfig, TaskData
+from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
-from classyseg.tasks.given import config_of, tell_what_is_not_written
+from classyseg.tasks.given import config_of
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.resume import (
-    cut_records,
-    read_records,
     require_finite,
     restore_engine,
     versions,
     whole_number,
 )
-from classyseg.tasks.saving import resume_run, save_run
+from classyseg.tasks.saving import save_run, start_run
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class ClassyTask(Configurable, ABC):
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
     """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
+    free_on_resume: tuple[str, ...] = ("hooks", *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume))
+    """The keys of its config that may differ between a run and its continuation."""
     whole_images: bool = False
     """Whether it takes data sets with one class for each image, not those with masks."""
     takes_clips: bool = False
@@ -142,6 +144,12 @@ class ClassyTask(Configurable, ABC):
         self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
         """`chosen`: values that the config left to the task, for the record of the run."""
         self._numbers = parts.numbers
+        if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
+            raise ConfigError(
+                f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
+                "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
+                "task `outputs` and `terms` in its place"
+            )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
         self.has_val = "val" in self.data.sets
@@ -173,6 +181,7 @@ class ClassyTask(Configurable, ABC):
         """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, and is not to wait for data any longer."""
+        self.ending = Ending()
         self.last_loss = torch.zeros(())
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.pace = Pace()
@@ -202,6 +211,20 @@ class ClassyTask(Configurable, ABC):
     def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
         """The terms of the loss."""
         return self.loss.terms(outputs, batch.target)
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the counts of the terms follow from the targets, so that a batch can be computed part by part.
+
+        A subclass with `terms` of its own is computed as a whole, by one more forward pass, unless it gives this and
+        `counts`.
+        """
+        own = type(self)
+        return self.loss.is_additive and own.terms is ClassyTask.terms and own.compute is ClassyTask.compute
+
+    def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
+        """The counts of the terms of a batch, where they are additive; only the names and kinds of `outputs` matter."""
+        return self.loss.counts(outputs, batch.target)
 
     def compute(self, batch: Sample) -> Computed:
         """Outputs and terms of a batch that is on the device and normalised."""
@@ -317,47 +340,33 @@ class ClassyTask(Configurable, ABC):
 
         `in_place` tells whether the folder is still the run's; only the primary process asks.
         """
-        self.run_folder = run_folder
-        self.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
-        if run_folder is not None and distributed.is_primary():
-            tell_what_is_not_written(self.config)
-        self.prepare()
-        if run_folder is not None:
-            with distributed.failing_together():
-                if distributed.is_primary():
-                    remove_leftovers(run_folder / CHECKPOINTS)
-                    for name in FILES:
-                        remove_leftovers(run_folder, f"{name}.tmp-*")
-                    records = read_records(run_folder)
-        checkpoint = resume_run(self, run_folder) if run_folder is not None and resume else None
-        if checkpoint is None:
-            with distributed.failing_together():
-                self.load_initial_weights()
-        if run_folder is not None:
-            with distributed.failing_together():
-                if distributed.is_primary():
-                    cut_records(records, self.progress, checkpoint)
-                    self.records.replace(CONFIG, dump_yaml(self.config))
-        for hook in self.hooks:
+        start_run(self, run_folder, resume=resume, in_place=in_place)
+        for hook in self._hooks_in_turn():
             hook.on_start(self)
+
+    def _hooks_in_turn(self) -> list[ClassyHook]:
+        return sorted(self.hooks, key=lambda hook: hook.saves)
 
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
-        done = self.progress.epoch >= self.num_epochs
-        if self.progress.phase == "train" and done:
+        self.ending.agree(self.progress.step)
+        if self.progress.phase == "train" and self.training_is_over and not self.progress.step_in_phase:
             return False
         if self.progress.phase == "val" and not self.has_val:
             return False
         self.pace.begin()
         self.begin_phase()
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_phase_start(self)
         return True
 
     def batches(self) -> Iterator[Sample]:
-        """The batches of the phase that are left, while measuring how long the loop waits for each."""
+        """The batches of the phase that are left, while measuring how long the loop waits for each.
+
+        A training that somebody asked to stop has none left.
+        """
         batches = iter(self.load_batches(self.progress.step_in_phase))
-        while True:
+        while self.progress.phase != "train" or not self.training_is_over:
             # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
@@ -380,12 +389,22 @@ class ClassyTask(Configurable, ABC):
             self.eval_step(batch)
         self.progress.step_in_phase += 1
         self.pace.count(len(batch.image))
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_step(self)
 
+    def request_stop(self, reason: str) -> None:
+        """Asks the run to end after this step or phase of measuring, as a finished run does. Any process may ask."""
+        self.ending.request(reason)
+
+    @property
+    def training_is_over(self) -> bool:
+        """Whether no training step follows: all are done, or somebody asked to stop."""
+        return self.progress.epoch >= self.num_epochs or self.ending.reason is not None
+
     def agree_to_stop(self, asked: bool) -> bool:
-        """Whether any process was asked to stop, between two batches, where all of them can save the same step."""
-        return self.progress.step_in_phase <= self.common_batches and distributed.any_process(asked)
+        """Whether any process got a signal to stop, between two batches, where all of them can save the same step."""
+        can_agree = self.progress.step_in_phase <= self.common_batches
+        return can_agree and self.ending.agree_in_step(self.progress.step, signalled=asked)
 
     def end_phase(self) -> None:
         """Writes the record of the phase and moves `progress` to the next one."""
@@ -393,7 +412,7 @@ class ClassyTask(Configurable, ABC):
         record: dict[str, Any] = {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step}
         if progress.phase == "train":
             record["epoch"] += 1
-            record["loss"] = distributed.mean_over_processes(self.loss_sum) / self.steps_per_epoch
+            record["loss"] = distributed.mean_over_processes(self.loss_sum) / progress.step_in_phase
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
             "seconds": self.pace.seconds,
@@ -401,7 +420,7 @@ class ClassyTask(Configurable, ABC):
             "data_wait": self.pace.data_wait,
         }
         self.metrics = record
-        self.progress = self._next_progress()
+        self.progress = self._next_progress(progress)
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         with distributed.failing_together():
             if record["phase"] == "train":
@@ -410,17 +429,20 @@ class ClassyTask(Configurable, ABC):
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
                 self.records.append(METRICS, record, durable=True)
-        for hook in self.hooks:
-            hook.on_phase_end(self)
+        for saves in (False, True):
+            for hook in self._hooks_in_turn():
+                if hook.saves == saves:
+                    hook.on_phase_end(self)
+            self.ending.agree(self.progress.step)
+            self.progress = self._next_progress(progress)  # which a request to stop changes
 
     def end(self) -> None:
-        for hook in self.hooks:
+        for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
             self.records.finish()
 
-    def _next_progress(self) -> Progress:
-        now = self.progress
+    def _next_progress(self, now: Progress) -> Progress:
         if now.phase == "val":
             return Progress(epoch=now.epoch, phase="train", step=now.step)
         epoch = now.epoch + 1
@@ -428,7 +450,8 @@ class ClassyTask(Configurable, ABC):
 
     def is_measured(self, epoch: int) -> bool:
         """Whether a val phase follows so many epochs."""
-        return self.has_val and (epoch == self.num_epochs or (epoch > 0 and epoch % self.val_every_epochs == 0))
+        is_last = epoch == self.num_epochs or self.ending.reason is not None
+        return self.has_val and (is_last or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -474,11 +497,9 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Plain values to save beside the tensors."""
-        described, scaler = self.data.described, self.engine.precision.scaler
+        scaler = self.engine.precision.scaler
         return {
-            "classes": list(described.classes),
-            "palette": [list(color) for color in described.palette],
-            "ignore_index": described.ignore_index,
+            **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),

@@ -18,6 +18,7 @@ from classyseg.datasets import (
     TrainBatches,
     make_loader,
 )
+from classyseg.datasets.loading.bad_samples import RECORD_FILE
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.foreign import instead_of_key
 from classyseg.registry import DatasetConfig
@@ -68,6 +69,7 @@ class TaskData:
         num_val = len(self.sets.get("val", ()))
         self.val_batches = EvalBatches(num_val, runtime.eval_batch_size, together=clips_in_a_batch, **process)
         self.bad_samples = BadSamples(self.sets)
+        self.record_file = RECORD_FILE
         self._read: tuple[Phase, ...] = ("train", "val") if trains else ("val",)
 
     def open(self, runtime: RuntimeConfig, device: torch.device, gives_up: Callable[[], bool]) -> None:
@@ -95,6 +97,14 @@ class TaskData:
     def common_batches(self, phase: Phase) -> int:
         """How many of them every process has at least."""
         return len(self.train_batches) if phase == "train" else self.val_batches.common_batches
+
+    def meaning_of_labels(self) -> dict[str, Any]:
+        """The classes, their colours and the label that is ignored, for checkpoints."""
+        return {
+            "classes": list(self.described.classes),
+            "palette": [list(color) for color in self.described.palette],
+            "ignore_index": self.described.ignore_index,
+        }
 
     def close(self) -> None:
         """Ends the processes that load."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +26,22 @@ from classyseg.checkpoint import (
 from classyseg.config import ConfigError, Location, differences, path_text
 from classyseg.console import printable
 from classyseg.engine import Engine
+from classyseg.hooks import ClassyHook
 from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
-from classyseg.run_folder import BAD_SAMPLES, METRICS, STEPS
+from classyseg.placement import DATASET_KEYS_FREE_ON_RESUME
+from classyseg.records import RecordFile
+from classyseg.registry import HOOKS
+from classyseg.run_folder import METRICS
 from classyseg.structures import Progress
 
 log = logging.getLogger(__name__)
 
 MAX_DIFFERENCES = 20
-FREE_ON_RESUME = (
-    "hooks",
-    "runtime.workers",
-    "runtime.worker_timeout",
-    "runtime.device",
-    "runtime.compile",
-    "runtime.channels_last",
-    "runtime.eval_batch_size",
-    "runtime.deterministic",
-    "runtime.threads",
-    "runtime.cache_features",
-    "runtime.cache_gigabytes",
-    "dataset.train.cache_samples",
-    "dataset.val.cache_samples",
-)
-"""The keys that may differ between a run and its continuation."""
 OPTIMIZER = "optimizer"
 COUNTS = ("epoch", "step", "step_in_phase")
 
-Records = dict[Path, list[dict[str, Any]]]
+Records = dict[RecordFile, list[dict[str, Any]]]
 
 
 def newest_of_run(root: Path) -> Path | None:
@@ -74,8 +63,11 @@ def newest_of_run(root: Path) -> Path | None:
     return None if step < 0 else root / f"step-{step}"
 
 
-def same_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-    """Raises: `ConfigError` that names what differs between the config of `checkpoint` and this one."""
+def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+    """Raises: `ConfigError` that names what differs between the config of `checkpoint` and this one.
+
+    The keys `free` may differ, with all below them, and those of every data set that leave its samples as they are.
+    """
     saved = checkpoint.state.get("config")
     if not isinstance(saved, Mapping):
         raise _wrong(checkpoint, "config", saved, "the run's config")
@@ -83,7 +75,7 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
         changed = [
             f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
             for at, old, new in differences(saved, config)
-            if not path_text(at).startswith(FREE_ON_RESUME) and not _is_sample_cache(at)
+            if not _is_free(at, free)
         ]
     except RecursionError:
         raise _wrong(checkpoint, "config", "hundreds of values within each other", "the run's config") from None
@@ -96,15 +88,85 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
         )
 
 
-def _is_sample_cache(at: Location) -> bool:
-    """Also that of a data set within another one."""
-    return at[0] == "dataset" and str(at[-1]).startswith("cache_samples")
+def _is_free(at: Location, free: Sequence[str]) -> bool:
+    """Whether what lies there, or around it, may differ."""
+    above = {path_text(at[:i]) for i in range(1, len(at) + 1)}
+    # Also of a data set within another one.
+    return not above.isdisjoint(free) or (at[0] == "dataset" and at[-1] in DATASET_KEYS_FREE_ON_RESUME)
+
+
+def saved_stop(checkpoint: Checkpoint) -> str | None:
+    """Why a hook asked the run of `checkpoint` to end, if one did. Raises: `ConfigError` for what is no text."""
+    found = checkpoint.state.get("stop")
+    if found is not None and not isinstance(found, str):
+        raise _wrong(checkpoint, "stop", found, "a text or null")
+    return found
+
+
+def load_hooks(hooks: Sequence[ClassyHook], checkpoint: Checkpoint) -> None:
+    """Gives hooks their states. Of other hooks than those of `checkpoint` the log tells, in the primary process.
+
+    Raises: `ConfigError` for states that a hook cannot take.
+    """
+    saved = checkpoint.state.get("hooks", {})  # older versions had none
+    if not isinstance(saved, Mapping) or not all(isinstance(state, Mapping) for state in saved.values()):
+        raise _wrong(checkpoint, "hooks", saved, "a mapping of hooks to mappings")
+    named = hooks_by_name(hooks)
+    for name, hook in named.items():
+        if name in saved:
+            try:
+                hook.load_state(saved[name])
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{checkpoint.folder / STATE}: hooks.{name}: {type(hook).__name__} cannot take what is saved of it "
+                    f"({type(error).__name__}: {error}); to go on from an earlier checkpoint, delete "
+                    f"{checkpoint.folder}"
+                ) from error
+        elif hook.state() and distributed.is_primary():
+            log.info("%s holds nothing of the hook '%s', which begins anew", checkpoint.folder, name)
+    strangers = [printable(name)[:200] for name in saved if name not in named]
+    if strangers and distributed.is_primary():
+        log.info("%s remembers hooks that this run does not have: %s", checkpoint.folder, ", ".join(strangers))
+
+
+def states_of_hooks(hooks: Sequence[ClassyHook]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint keeps of `hooks`, by their names; those that remember nothing are left out.
+
+    Raises: `ValueError` for a state that is no JSON.
+    """
+    states = {name: hook.state() for name, hook in hooks_by_name(hooks).items()}
+    for name, state in states.items():
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"hook '{name}': `state` gives what JSON cannot hold ({error}); accepted are numbers, texts, lists and "
+                "mappings of them"
+            ) from None
+    return {name: state for name, state in states.items() if state}
+
+
+def hooks_by_name(hooks: Sequence[ClassyHook]) -> dict[str, ClassyHook]:
+    """Hooks by their registered names, or those of their classes; the second of two that are alike has ` 2` behind."""
+    named: dict[str, ClassyHook] = {}
+    for hook in hooks:
+        name = HOOKS.name_of(type(hook)) or type(hook).__name__
+        same = sum(type(hook) is type(other) for other in named.values())
+        named[f"{name} {same + 1}" if same else name] = hook
+    return named
 
 
 def saved_progress(
-    checkpoint: Checkpoint, *, num_epochs: int, steps_per_epoch: int, is_measured: Callable[[int], bool]
+    checkpoint: Checkpoint,
+    *,
+    num_epochs: int,
+    steps_per_epoch: int,
+    is_measured: Callable[[int], bool],
+    has_ended: bool = False,
 ) -> Progress:
     """Where the run of `checkpoint` was; `is_measured` tells whether a val phase follows so many epochs.
+
+    With `has_ended`, a hook may have ended the training within its last epoch.
 
     Raises: `ConfigError` for a place where such a run cannot be.
     """
@@ -124,7 +186,9 @@ def saved_progress(
         raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows epoch {now.epoch}")
     within = now.step_in_phase if now.phase == "train" else 0
     most = steps_per_epoch if now.epoch < num_epochs else 0
-    if within > most or now.step != now.epoch * steps_per_epoch + within:
+    before = now.step - (now.epoch * steps_per_epoch + within)
+    is_cut_short = has_ended and not within and -steps_per_epoch < before <= 0
+    if within > most or (before and not is_cut_short):
         raise _wrong(
             checkpoint,
             "progress",
@@ -236,38 +300,30 @@ def _wrong(checkpoint: Checkpoint, key: str, found: Any, expected: str) -> Confi
 
 # -- records -----------------------------------------------------------------------------------------------------------
 
-REQUIRED: dict[str, dict[str, type]] = {
-    METRICS: {"phase": str, "epoch": int, "step": int},
-    STEPS: {"step": int},
-    BAD_SAMPLES: {"data_set": str, "index": int},
-}
+METRICS_FILE = RecordFile(METRICS, {"phase": str, "epoch": int, "step": int})
 
 
-def read_records(run_folder: Path) -> Records:
+def read_records(run_folder: Path, files: Sequence[RecordFile]) -> Records:
     """The records of the run so far. Raises: `ConfigError` that names a line which is none."""
-    return {run_folder / name: read_json_lines(run_folder / name, keys) for name, keys in REQUIRED.items()}
+    return {file: read_json_lines(run_folder / file.name, file.keys) for file in files}
 
 
-def cut_records(records: Records, now: Progress, checkpoint: Checkpoint | None = None) -> None:
+def cut_records(run_folder: Path, records: Records, now: Progress, checkpoint: Checkpoint | None = None) -> None:
     """Takes out of the files of `records` what comes after `now`, which is about to be done again.
 
     `checkpoint` is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
     """
     if checkpoint is not None and checkpoint.format == 1:
-        for path, found in records.items():
-            if path.name == METRICS:
-                records[path] = [r | {"phase": "val"} if r["phase"] == "test" else r for r in found]
+        found = records[METRICS_FILE]
+        records[METRICS_FILE] = [r | {"phase": "val"} if r["phase"] == "test" else r for r in found]
 
-    def is_past(record: Mapping[str, Any]) -> bool:
+    def is_past(file: RecordFile, record: Mapping[str, Any]) -> bool:
+        if file != METRICS_FILE:
+            return not file.by_step or record["step"] <= now.step
         about_to_be_done = record["phase"] == "val" == now.phase and record["epoch"] == now.epoch
         return record["epoch"] <= now.epoch and not about_to_be_done
 
-    kept: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-        METRICS: is_past,
-        STEPS: lambda record: record["step"] <= now.step,
-        BAD_SAMPLES: lambda record: True,  # but for a line that a crash cut short
-    }
-    for path, found in records.items():
-        if path.exists():
-            keep = kept[path.name]
-            write_atomically(path, "".join(json_line(record) for record in found if keep(record)))
+    for file, found in records.items():
+        path = run_folder / file.name
+        if path.exists():  # written anew in any case: a crash may have cut the last line short
+            write_atomically(path, "".join(json_line(record) for record in found if is_past(file, record)))

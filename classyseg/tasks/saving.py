@@ -1,8 +1,9 @@
-"""How a run is saved between two batches, and goes on from there."""
+"""How a run starts in its folder, is saved between two batches, and goes on from there."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,23 @@ import torch
 
 from classyseg import distributed
 from classyseg.checkpoint import NUM_TENSORS, Checkpoint, load_checkpoint, save_checkpoint
-from classyseg.run_folder import CHECKPOINTS
-from classyseg.tasks.resume import newest_of_run, require_finite, same_run, saved_loss_sum, saved_progress
+from classyseg.config import dump_yaml
+from classyseg.records import RecordFile, RunRecords
+from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, remove_leftovers
+from classyseg.tasks.given import tell_what_is_not_written
+from classyseg.tasks.resume import (
+    METRICS_FILE,
+    cut_records,
+    load_hooks,
+    newest_of_run,
+    read_records,
+    require_finite,
+    same_run,
+    saved_loss_sum,
+    saved_progress,
+    saved_stop,
+    states_of_hooks,
+)
 
 if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
@@ -20,15 +36,54 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+def start_run(task: ClassyTask, run_folder: Path | None, *, resume: bool, in_place: Callable[[], bool]) -> None:
+    """Prepares a task and its folder: its weights, clock and records are those of its start, or of a checkpoint."""
+    task.run_folder = run_folder
+    task.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
+    if run_folder is not None and distributed.is_primary():
+        tell_what_is_not_written(task.config)
+    task.prepare()
+    if run_folder is not None:
+        with distributed.failing_together():
+            if distributed.is_primary():
+                remove_leftovers(run_folder / CHECKPOINTS)
+                for name in FILES:
+                    remove_leftovers(run_folder, f"{name}.tmp-*")
+                records = read_records(run_folder, _record_files(task))
+    checkpoint = resume_run(task, run_folder) if run_folder is not None and resume else None
+    if checkpoint is None:
+        with distributed.failing_together():
+            task.load_initial_weights()
+    if run_folder is not None:
+        with distributed.failing_together():
+            if distributed.is_primary():
+                cut_records(run_folder, records, task.progress, checkpoint)
+                task.records.replace(CONFIG, dump_yaml(task.config))
+
+
+def _record_files(task: ClassyTask) -> list[RecordFile]:
+    """The files of records in the run's folder, of whoever adds to them; by their names, each once."""
+    declared = [METRICS_FILE, task.data.record_file, *(file for hook in task.hooks for file in hook.record_files)]
+    return list({file.name: file for file in declared}.values())
+
+
 def save_run(task: ClassyTask) -> Path | None:
     """`ClassyTask.save_checkpoint`."""
     loss_sum = distributed.mean_over_processes(task.loss_sum)
     require_finite(loss_sum, f"the steps up to {task.progress.step}")
-    gathered = {"progress": asdict(task.progress), "loss_sum": loss_sum, **task.gather_state()}
+    task.ending.agree(task.progress.step)
+    gathered = {
+        "progress": asdict(task.progress),
+        "loss_sum": loss_sum,
+        "stop": task.ending.reason,
+        **task.gather_state(),
+    }
+    # Every process gathers what is spread over them, before the primary does anything that may fail in it alone.
+    gathered["hooks"] = states_of_hooks(task.hooks)
+    tensors = {} if task.run_folder is None else task.checkpoint_tensors()
     if task.run_folder is None or not distributed.is_primary():
         return None
     task.records.write()  # a checkpoint tells nothing of what is not on the disk
-    tensors = task.checkpoint_tensors()
     state = {
         **gathered,
         NUM_TENSORS: {name: len(group) for name, group in tensors.items()},
@@ -44,18 +99,23 @@ def resume_run(task: ClassyTask, run_folder: Path) -> Checkpoint | None:
     if folder is None:
         return None
     with distributed.failing_together():
-        checkpoint = load_checkpoint(folder)
-        same_run(checkpoint, task.config)
+        checkpoint = load_checkpoint(folder, verified=True)
+        same_run(checkpoint, task.config, task.free_on_resume)
+        task.ending.reason = saved_stop(checkpoint)
         progress = saved_progress(
             checkpoint,
             num_epochs=task.num_epochs,
             steps_per_epoch=task.steps_per_epoch,
             is_measured=task.is_measured,
+            has_ended=task.ending.reason is not None,
         )
         loss_sum = saved_loss_sum(checkpoint)
         task.restore(checkpoint)
+        load_hooks(task.hooks, checkpoint)
     task.progress = progress
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
+        if task.ending.reason is not None:
+            log.info("a hook ended this run at step %d: %s", progress.step, task.ending.reason)
     return checkpoint

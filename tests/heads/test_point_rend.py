@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.heads import PointRendHead, build_head
 from classyseg.heads.point_rend import certainty
-from classyseg.layers import cell_centres, pixels_at, resize_logits, values_at
+from classyseg.layers import cell_centres, pixels_at, resize_logits, spread_points, values_at
 from classyseg.models import build_model
 from classyseg.structures import BlockInfo
 
@@ -81,6 +81,24 @@ def test_training_draws_the_least_sure_of_many_points_and_random_ones() -> None:
     assert away[300:].max() > 0.45
     assert away[300:].mean() == pytest.approx(0.25, abs=0.05)
     assert points[0, :, 1].mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_in_evaluation_the_points_of_an_image_are_always_the_same() -> None:
+    """Alone, in a batch, at any time: so the measured loss does not depend on how images are shared out."""
+    head = build(num_points=40, uncertain_share=0.75).eval()
+    whole = head(features())
+    torch.manual_seed(1)
+    for i in range(2):
+        alone = head([x[i : i + 1] for x in features()])
+        assert torch.equal(alone["point_coordinates"], whole["point_coordinates"][i : i + 1])
+        torch.testing.assert_close(alone["points"], whole["points"][i : i + 1])
+    coarse = head.head(features()[1:])
+    torch.testing.assert_close(whole["points"], head.at_points(features()[0], coarse, whole["point_coordinates"]))
+    spread = spread_points(head.num_candidates + 10, coarse.device)
+    for i in range(2):
+        sure = certainty(values_at(coarse[i : i + 1], spread[None, : head.num_candidates]))[0]
+        expected = spread[: head.num_candidates][sure.argsort()[:30]].tolist() + spread[head.num_candidates :].tolist()
+        assert sorted(whole["point_coordinates"][i].tolist()) == sorted(expected)
 
 
 def test_training_gives_the_heads_own_logits_and_points_of_all_images() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.layers import cell_centres, pixels_at, resize_logits, values_at
+from classyseg.layers import cell_centres, pixels_at, resize_logits, spread_points, values_at
 
 
 def drawn(*shape: int) -> Tensor:
@@ -35,3 +35,15 @@ def test_a_point_belongs_to_the_pixel_that_it_lies_in() -> None:
     mask = torch.arange(6).view(1, 2, 3)  # pixels are 1/3 wide and 1/2 high
     points = torch.tensor([[[0.0, 0.0], [0.32, 0.49], [0.34, 0.49], [0.34, 0.51], [0.99, 0.0], [1.0, 1.0]]])
     assert pixels_at(mask, points).tolist() == [[0, 0, 1, 4, 2, 5]]
+
+
+def test_spread_points_cover_the_square_better_than_drawn_ones() -> None:
+    """Each of 16 x 16 cells gets about its share; Roberts' sequence from its formula."""
+    points = spread_points(2560, torch.device("cpu"))
+    index = torch.arange(1, 2561, dtype=torch.float64)[:, None]
+    golden = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
+    torch.testing.assert_close(points.double(), (index * golden) % 1, rtol=0, atol=1e-3)
+    cells = (points * 16).long()
+    counts = torch.bincount(cells[:, 0] * 16 + cells[:, 1], minlength=256)
+    assert 7 <= counts.min() <= counts.max() <= 13
+    assert torch.equal(spread_points(10, torch.device("cpu")), points[:10])

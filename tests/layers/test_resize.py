@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.layers import argmax_at, interpolation_matrix, rank_at, resize_logits, row_tap_range
+from classyseg.layers import argmax_at, interpolation_matrix, rank_at, resize_logits, row_tap_range, scores_at
 
 SIZES = [(1, 1), (1, 7), (4, 32), (5, 17), (9, 9), (13, 100), (32, 4), (30, 7), (7, 6), (45, 360)]
 LOW_SIZES = [(5, 7), (20, 30), (1, 1), (40, 11)]
@@ -95,6 +95,23 @@ def test_a_label_beyond_the_classes_is_no_error() -> None:
 
 def test_argmax_keeps_no_graph() -> None:
     assert not argmax_at(random_logits(1, 3, 4, 4).requires_grad_(), (8, 8)).requires_grad
+
+
+@pytest.mark.parametrize("band_bytes", [1, 10_000, 10**9])
+@pytest.mark.parametrize(("low", "size"), [((5, 7), (24, 31)), ((6, 6), (6, 6)), ((20, 9), (7, 11)), ((1, 1), (3, 5))])
+@pytest.mark.parametrize("num_classes", [1, 2, 5])
+def test_scores_are_the_softmax_of_resized_logits_and_of_one_class_the_sigmoid(
+    monkeypatch: pytest.MonkeyPatch, num_classes: int, low: tuple[int, int], size: tuple[int, int], band_bytes: int
+) -> None:
+    monkeypatch.setattr("classyseg.layers.resize.CHUNK_BYTES", band_bytes)
+    logits = random_logits(2, num_classes, *low)
+    resized = interpolate(logits, size)
+    expected = resized.sigmoid() if num_classes == 1 else resized.softmax(1)
+    torch.testing.assert_close(scores_at(logits, size), expected, rtol=1e-6, atol=1e-7)
+    half = scores_at(logits.bfloat16().requires_grad_(), size)
+    torch.testing.assert_close(half, scores_at(logits.bfloat16().float(), size), rtol=0, atol=0)
+    assert half.dtype == torch.float32
+    assert not half.requires_grad
 
 
 def test_logits_that_have_the_size_are_given_back() -> None:

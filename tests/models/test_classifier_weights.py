@@ -64,7 +64,10 @@ def test_a_file_without_a_classifier_is_an_error_where_one_is_wanted(tmp_path: P
 def test_a_new_classifier_is_asked_for_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path / "backbone.pth", backbone_keys())
     model = create_model("resnet18", weights={"source": file, "strict": False}, **TINY)
-    assert "holds no classifier for the head 'main' of resnet18, of 1000 classes: it starts as it was" in caplog.text
+    assert (
+        "holds no classifier for the head 'main', of 1000 classes: heads.main.fc.weight, heads.main.fc.bias are random"
+        in caplog.text
+    )
     assert torch.equal(model.state_dict()["layer1.0.conv1.weight"], backbone_keys()["layer1.0.conv1.weight"])
 
 
@@ -74,7 +77,8 @@ def test_other_classes_than_the_file_s_start_anew_and_are_told(
 ) -> None:
     file = write(tmp_path / "w.pth", backbone_keys(), "fc" if given else "", given)
     create_model("resnet18", num_classes=7, weights=file, **TINY)
-    assert "holds no classifier for the head 'main' of resnet18, of 7 classes: it starts as it was" in caplog.text
+    found = "its classifier has 1000 classes, the head 'main' has 7" if given else "the head 'main', of 7 classes"
+    assert f"{found}: heads.main.fc.weight, heads.main.fc.bias are random" in caplog.text
 
 
 def test_a_classifier_of_the_classes_that_are_asked_for_is_loaded(tmp_path: Path) -> None:
@@ -201,7 +205,7 @@ def test_heads_of_which_the_file_holds_nothing_are_told(tmp_path: Path) -> None:
     model.attach_head("main", build_head("fcn", [model.block("stage4")], 5))
     report = load_weights(model, str(tmp_path / "w.safetensors"))
     assert report.new_heads == ("main",)
-    assert report.summary().endswith("; new, as initialised: heads.main")
+    assert report.summary().endswith("; random, as initialised: heads.main")
 
 
 def test_the_heads_that_a_name_brings_are_told_where_the_file_has_none(

@@ -14,9 +14,12 @@ from classyseg import distributed
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, ClassyDataset
 from classyseg.io import append_json_line, read_json_lines
+from classyseg.records import RecordFile
 from classyseg.run_folder import BAD_SAMPLES
 from classyseg.structures import Sample
 
+RECORD_FILE = RecordFile(BAD_SAMPLES, {"data_set": str, "index": int}, by_step=False)
+"""A sample stays bad: its record stays when a run goes back."""
 Key = tuple[int, int]
 """The epoch and the index of a sample: all that its content depends on."""
 
