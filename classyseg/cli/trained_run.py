@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classyseg.checkpoint import MANIFEST, MAX_STATE, STATE
+from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_of_format_2, load_checkpoint
 from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, listed, load_config
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
-from classyseg.run_folder import CHECKPOINTS, CONFIG, read_plain
+from classyseg.run_folder import CHECKPOINTS, CONFIG
 
 OVERRIDDEN = ("dataset", "meters", "protocol", "runtime")
 """The keys of a config that a measurement may change. The others are the model's, or the training's."""
@@ -41,18 +40,17 @@ def trained_run(path: str) -> TrainedRun:
         raise ConfigError(f"'{path}': no such folder; accepted are a run's folder, a checkpoint and a model's folder")
     for run in (folder, folder.parent):  # the second: of RUN/model
         if (run / CONFIG).is_file():
-            return TrainedRun(load_config(run / CONFIG), run)
+            tree = load_config(run / CONFIG)
+            if OF_FORMAT_1 in tree.values:
+                tree = ConfigTree(config_in_words_of_format_2(tree.values), tree.source)
+            return TrainedRun(tree, run)
     if not (folder / MANIFEST).is_file():
         return TrainedRun(None, None)
-    try:
-        state = json.loads(read_plain(folder / STATE, MAX_STATE))
-    except (OSError, ValueError, RecursionError):  # whoever loads the weights tells what is wrong with the checkpoint
-        return TrainedRun(None, None)
+    config = load_checkpoint(folder, only=(), verified=True).state.get("config")  # hashed when the weights are read
     run = folder.parent.parent
     is_within = folder.parent.name == CHECKPOINTS and (run / CONFIG).is_file()
-    config = state.get("config") if isinstance(state, dict) else None
     return TrainedRun(
-        ConfigTree(dict(config), str(folder / STATE)) if isinstance(config, dict) and config else None,
+        ConfigTree(config, str(folder / STATE)) if isinstance(config, dict) and config else None,
         run if is_within else None,
     )
 

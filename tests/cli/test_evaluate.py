@@ -162,6 +162,13 @@ def test_neither_training_set_nor_optimizer_nor_hooks_are_needed(
     assert result(run)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
 
 
+def test_a_run_of_before_val_was_called_so_is_measured(trained: Path, evaluated: Path, tmp_path: Path) -> None:
+    config = load_config(trained / "config.yaml").values
+    run = changed_run(trained, tmp_path / "run", dataset={"test": config["dataset"]["val"]}, test_every_epochs=1)
+    assert main(["evaluate", str(run)]) == 0
+    assert result(run)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
+
+
 def test_data_set_meters_and_runtime_may_be_changed(trained: Path, evaluated: Path, tmp_path: Path) -> None:
     words = ["dataset.val.num_samples=4", "meters=[dice]", "runtime.eval_batch_size=3"]
     assert evaluate(trained, tmp_path, *words, "--name", "four") == 0
