@@ -21,6 +21,7 @@ from classyseg.run_folder import (
     GIVEN,
     LOCK,
     METRICS,
+    MODEL,
     STARTED,
     STEPS,
     given_files,
@@ -208,6 +209,8 @@ def _own(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.name.partition(".tmp-")[0] in names or path.name.startswith(EVALUATION)
     ]
+    if (folder / MODEL / "config.json").is_file():
+        own.append(folder / MODEL)
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir():
         own += [path for path in checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name)]

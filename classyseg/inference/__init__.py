@@ -1,7 +1,7 @@
 """Trained models at work: `load` and `Predictor`, and the protocols by which a network is run on any image."""
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Wanted
-from classyseg.inference.description import Card
+from classyseg.inference.description import Card, preparation_of
 from classyseg.inference.load import load
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.network import Network
@@ -32,6 +32,7 @@ __all__ = [
     "build_protocol",
     "bytes_of",
     "load",
+    "preparation_of",
     "register_protocol",
     "shown",
 ]

@@ -20,7 +20,7 @@ from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.evaluation import Evaluation
 from classyseg.hooks import ClassyHook
-from classyseg.inference import Network, black_of
+from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
 from classyseg.models import load_initial_weights
@@ -48,6 +48,7 @@ from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.given import config_of
+from classyseg.tasks.giving import save_model
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.resume import (
     require_finite,
@@ -440,6 +441,8 @@ class ClassyTask(Configurable, ABC):
         for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
+            save_model(self)
+        with distributed.failing_together():
             self.records.finish()
 
     def _next_progress(self, now: Progress) -> Progress:
@@ -501,6 +504,7 @@ class ClassyTask(Configurable, ABC):
         return {
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
+            "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         }

@@ -21,7 +21,6 @@ from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Trainer
 from runs import read_records, tiny_config, tiny_task
 
-MEASURED = next(name for name in ("val", "test") if name in tiny_config()["dataset"])
 WINDOWS = {"name": "sliding_window", "size": [16, 24], "overlap": 0.25}
 CHANGES: dict[str, Any] = {
     "num_epochs": 1,
@@ -50,14 +49,14 @@ def matrix_of(predictor: Any, dataset: Any) -> list[list[int]]:
 
 def test_a_training_measures_what_its_predictor_predicts(run: Path) -> None:
     record = read_records(run / "metrics.jsonl")[-1]
-    dataset = build_dataset(tiny_config()["dataset"][MEASURED])
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
     assert record["confusion_matrix"] == matrix_of(classyseg.load(run), dataset)
 
 
 def test_a_run_evaluated_again_gives_the_integers_of_its_record(run: Path) -> None:
     record = read_records(run / "metrics.jsonl")[-1]
     predictor = classyseg.load(run)
-    dataset = build_dataset(tiny_config()["dataset"][MEASURED])
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
     meters = [build_meter(name, predictor.classes, predictor.ignore_index) for name in CHANGES["meters"]]
     found = evaluate(predictor, dataset, meters).result()
     for key in ("confusion_matrix", "mean_iou", "iou", "pixel_accuracy"):
@@ -74,14 +73,14 @@ def test_the_loss_is_measured_of_whole_images_alone(run: Path) -> None:
 @pytest.mark.parametrize("protocol", ["multi_scale", WINDOWS], ids=str)
 def test_another_protocol_is_one_argument_away(run: Path, protocol: Any) -> None:
     predictor = classyseg.load(run, protocol=protocol)
-    dataset = build_dataset(tiny_config()["dataset"][MEASURED])
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
     meter = build_meter("confusion_matrix", predictor.classes, predictor.ignore_index)
     assert evaluate(predictor, dataset, [meter]).result()["confusion_matrix"] == matrix_of(predictor, dataset)
 
 
 def test_batches_of_several_images_count_alike(run: Path) -> None:
     predictor = classyseg.load(run)
-    dataset = build_dataset(tiny_config()["dataset"][MEASURED])
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
     found = []
     for batch_size in (1, 4):
         meter = build_meter("mean_iou", predictor.classes, predictor.ignore_index)
@@ -123,7 +122,7 @@ def test_a_meter_of_outputs_asks_for_whole_images_before_anything_runs(
 
 
 def test_a_budget_that_is_too_small_is_told_with_one_that_serves(run: Path) -> None:
-    dataset = build_dataset(tiny_config()["dataset"][MEASURED])
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
     predictor = classyseg.load(run, max_memory="20K")
     meter = build_meter("mean_iou", predictor.classes, predictor.ignore_index)
     with pytest.raises(ConfigError, match="needs"):
