@@ -140,7 +140,7 @@ def test_a_picture_shows_image_label_prediction_and_errors(trained: Path, evalua
 def changed_run(trained: Path, folder: Path, **values: Any) -> Path:
     """A copy of a run whose config says otherwise."""
     folder.mkdir()
-    config = load_config(trained / "config.yaml").values | values
+    config = {key: value for key, value in (load_config(trained / "config.yaml").values | values).items() if value}
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     (folder / "checkpoints").symlink_to(trained / "checkpoints")
     return folder
@@ -164,7 +164,8 @@ def test_neither_training_set_nor_optimizer_nor_hooks_are_needed(
 
 def test_a_run_of_before_val_was_called_so_is_measured(trained: Path, evaluated: Path, tmp_path: Path) -> None:
     config = load_config(trained / "config.yaml").values
-    run = changed_run(trained, tmp_path / "run", dataset={"test": config["dataset"]["val"]}, test_every_epochs=1)
+    old = {"dataset": {"test": config["dataset"]["val"]}, "test_every_epochs": 1}
+    run = changed_run(trained, tmp_path / "run", **old, val_every_epochs=None)
     assert main(["evaluate", str(run)]) == 0
     assert result(run)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
 
