@@ -327,10 +327,16 @@ def _distribution_text(offer: EntryPoint) -> str:
 
 
 @cache
+def _installed() -> Any:
+    """All entry points: the files of all distributions are read once, which takes 15 ms."""
+    return entry_points()
+
+
+@cache
 def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
     """The entry points of a group by name, each distribution's once (a path may be searched twice)."""
     offers: dict[str, list[EntryPoint]] = {}
-    for offer in entry_points(group=group):
+    for offer in _installed().select(group=group):
         same = [known for known in offers.get(offer.name, []) if _distribution_text(known) == _distribution_text(offer)]
         if not same:
             offers.setdefault(offer.name, []).append(offer)
