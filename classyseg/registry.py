@@ -335,8 +335,7 @@ def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
     offers: dict[str, list[EntryPoint]] = {}
     for offer in _installed().select(group=group):
         known = offers.setdefault(offer.name, [])
-        if _distribution_text(offer) not in map(_distribution_text, known):
-            known.append(offer)
+        known += [offer] if _distribution_text(offer) not in map(_distribution_text, known) else []
     return offers
 
 
