@@ -15,6 +15,7 @@ _HOMES = {
     "parse_config": "config",
     "BlockInfo": "structures",
     "Sample": "structures",
+    "outputs_of": "structures",
     "ClassyModel": "models",
     "build_model": "models",
     "create_backbone": "models",

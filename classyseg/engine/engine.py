@@ -87,6 +87,6 @@ class Engine:
         self.optimizer.set_progress(progress)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
-        loss = gradients(batch, work, self.network, self.loss, self.precision, num_parts)
+        loss = gradients(batch, work, self.network, self.precision, num_parts)
         self.optimizer.step(self.precision.scaler)
         return loss

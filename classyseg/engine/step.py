@@ -13,7 +13,7 @@ from classyseg.distributed import sum_over_processes, world_size
 from classyseg.engine.accumulation import whole_batch_step
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import no_sync
-from classyseg.losses import ClassyLoss, Terms
+from classyseg.losses import Terms
 from classyseg.structures import Sample
 
 
@@ -27,6 +27,13 @@ class Computed(NamedTuple):
 class Work(Protocol):
     """What a step is handed: how images become outputs, and outputs the terms of a loss."""
 
+    @property
+    def is_additive(self) -> bool:
+        """Whether `counts` are those of the terms of a whole batch, whose parts are then computed one by one."""
+
+    def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
+        """The counts of the terms of `batch`, by outputs of a part of it, of which the values do not matter."""
+
     def complete(self, batch: Sample) -> Sample:
         """The batch with what is read or computed once, however often `outputs` is called."""
 
@@ -37,14 +44,12 @@ class Work(Protocol):
     def compute(self, batch: Sample) -> Computed: ...
 
 
-def gradients(
-    batch: Sample, work: Work, network: nn.Module, loss: ClassyLoss, precision: Precision, num_parts: int
-) -> Tensor:
+def gradients(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
     """Adds the gradients of the batch's loss to those of `network`; gives the loss, on the device.
 
     The batch is computed in `num_parts` parts, one after the other, which takes the memory of one.
     """
-    if num_parts > 1 and not loss.is_additive:
+    if num_parts > 1 and not work.is_additive:
         return _of_whole_batch(batch, work, network, precision, num_parts)
     total: Tensor | float = 0.0
     counts: Tensor | None = None
@@ -52,7 +57,7 @@ def gradients(
         with no_sync(network, unless=i == num_parts - 1):
             outputs, terms = work.compute(work.complete(part))
             if counts is None:
-                counts = terms.counts if num_parts == 1 else loss.counts(outputs, batch.target)
+                counts = terms.counts if num_parts == 1 else work.counts(outputs, batch)
                 counts = sum_over_processes(counts)
             value = terms.divided(counts, float(world_size()))
             precision.backward(value)

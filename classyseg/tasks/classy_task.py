@@ -138,6 +138,12 @@ class ClassyTask(Configurable, ABC):
         self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
         """`chosen`: values that the config left to the task, for the record of the run."""
         self._numbers = parts.numbers
+        if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
+            raise ConfigError(
+                f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
+                "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
+                "task `outputs` and `terms` in its place"
+            )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
         self.has_val = "val" in self.data.sets
@@ -197,6 +203,20 @@ class ClassyTask(Configurable, ABC):
     def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
         """The terms of the loss."""
         return self.loss.terms(outputs, batch.target)
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether the counts of the terms follow from the targets, so that a batch can be computed part by part.
+
+        A subclass with `terms` of its own is computed as a whole, by one more forward pass, unless it gives this and
+        `counts`.
+        """
+        own = type(self)
+        return self.loss.is_additive and own.terms is ClassyTask.terms and own.compute is ClassyTask.compute
+
+    def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
+        """The counts of the terms of a batch, where they are additive; only the names and kinds of `outputs` matter."""
+        return self.loss.counts(outputs, batch.target)
 
     def compute(self, batch: Sample) -> Computed:
         """Outputs and terms of a batch that is on the device and normalised."""

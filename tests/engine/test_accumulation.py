@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
+from classyseg.engine import Computed
 from classyseg.engine.accumulation import whole_batch_step
 from classyseg.heads import FCNHead
 from classyseg.heads.point_rend import COORDINATES, POINTS
 from classyseg.layers import NormConfig, values_at
-from classyseg.losses import build_loss
+from classyseg.losses import Terms, build_loss
 from classyseg.registry import HEADS, LOSSES
-from classyseg.structures import BlockInfo
+from classyseg.structures import BlockInfo, Sample
 from classyseg.tasks import SegmentationTask
-from runs import tiny_task
+from runs import tiny_config
 
 NORM = {"name": "group", "groups": 8}
 HEAD = {"name": "test_fixed_points", "blocks": ["stage2"], "channels": 16, "dropout": 0.0, "norm": NORM}
@@ -71,8 +72,11 @@ def own_head(monkeypatch: pytest.MonkeyPatch) -> None:
     HEADS.register("test_fixed_points")(FixedPointsHead)
 
 
-def stepped(loss: Mapping[str, Any], steps: int, **changes: Any) -> SegmentationTask:
-    task = tiny_task({**BATCH_INDEPENDENT, **changes, "loss": dict(loss), "runtime.accumulate_steps": steps})
+def stepped(
+    loss: Mapping[str, Any], steps: int, kind: type[SegmentationTask] = SegmentationTask, **changes: Any
+) -> SegmentationTask:
+    config = tiny_config({**BATCH_INDEPENDENT, **changes, "loss": dict(loss), "runtime.accumulate_steps": steps})
+    task = kind.from_config(config)
     task.start(None)
     assert task.start_phase()
     batch = next(task.batches())
@@ -124,3 +128,38 @@ def test_outputs_that_are_not_of_each_image_are_refused_by_name() -> None:
 
     with pytest.raises(ConfigError, match=r"runtime\.accumulate_steps: .*'main\.penalty' as \[\(\), \(\)\]"):
         whole_batch_step(network, run, 2, lambda outputs: outputs["main"].sum(), lambda loss: loss.backward())
+
+
+class PenaltyTask(SegmentationTask):
+    """Adds to the loss how large the logits are, over all of the job's logits."""
+
+    def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
+        own = super().terms(outputs, batch)
+        count = torch.tensor(float(outputs["main"].numel()))
+        return Terms.of(
+            [*zip(own.sums, own.counts, strict=True), (outputs["main"].square().sum(), count)], batch.target.device
+        )
+
+
+class ComputingTask(SegmentationTask):
+    def compute(self, batch: Sample) -> Computed:
+        outputs = self.outputs(batch)
+        return Computed(outputs, self.terms(outputs, batch))
+
+
+def test_a_task_with_terms_of_its_own_is_computed_as_a_whole() -> None:
+    loss = {"name": "cross_entropy", "heads": ["main"]}
+    plain = stepped(loss, 1).last_loss.item()
+    whole, parts = (stepped(loss, steps, PenaltyTask) for steps in (1, 4))
+    assert whole.last_loss.item() > plain
+    assert parts.last_loss.item() == pytest.approx(whole.last_loss.item(), rel=1e-5)
+    for expected, found in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        if expected.grad is not None and found.grad is not None:
+            torch.testing.assert_close(found.grad, expected.grad, rtol=2e-4, atol=2e-6)
+
+
+def test_parts_of_a_task_that_computes_in_one_piece_are_refused() -> None:
+    loss = {"name": "cross_entropy", "heads": ["main"]}
+    assert stepped(loss, 1, ComputingTask).last_loss > 0
+    with pytest.raises(ConfigError, match=r"runtime\.accumulate_steps: found 4, but ComputingTask has a `compute`"):
+        stepped(loss, 4, ComputingTask)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from goldens import drawn_input
 from torch import Tensor, nn
 from torch.export import Dim
 
 from classyseg.config import ConfigError
 from classyseg.models import ClassyModel, FeaturePyramid, FeatureSelector, create_backbone, create_model
-from tests.goldens import drawn_input
 
 VIT = {"image_size": 64, "num_layers": 4, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from goldens import assert_fingerprint, drawn, drawn_input, golden, load_reference, parameters
 from torch import nn
 from torch.nn import functional as F
 
 from classyseg.config import ConfigError
 from classyseg.models import create_backbone
 from classyseg.models.backbones.hybrid_vit import StandardizedConv2d, same_padded
-from tests.goldens import assert_fingerprint, drawn, drawn_input, golden, load_reference, parameters
 
 PARAMETERS = {"vit_small_r26_s32": 36_431_912 - 385_000, "vit_base_r50_s16": 97_890_112}
 TINY: dict[str, Any] = {"depths": (1, 1, 1), "image_size": 64, "num_layers": 2, "num_heads": 2, "hidden_dim": 32}
