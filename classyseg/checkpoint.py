@@ -209,12 +209,15 @@ def load_checkpoint(folder: Path, *, only: Collection[str] | None = None, verifi
 
 
 def _in_words_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
-    """What `state` of format 1 says, where validation was called `test`. Whatever is wrong in it stays as it is."""
+    """What `state` of format 1 says, where validation was called `test`, and had no protocol.
+
+    Whatever is wrong in it stays as it is.
+    """
     progress, config = state.get("progress"), state.get("config")
     if isinstance(progress, dict) and progress.get("phase") == "test":
         state = state | {"progress": progress | {"phase": "val"}}
     if isinstance(config, dict):
-        config = _renamed(config, "test_every_epochs", "val_every_epochs")
+        config = {"protocol": {"name": "whole"}} | _renamed(config, "test_every_epochs", "val_every_epochs")
         if isinstance(config.get("dataset"), dict):
             config["dataset"] = _renamed(config["dataset"], "test", "val")
         state = state | {"config": config}

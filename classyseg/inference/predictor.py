@@ -230,7 +230,7 @@ class Predictor:
         A model's folder that is there already is replaced; any other folder that is not empty is refused.
         Raises: `ConfigError`; `OSError`.
         """
-        return write_model_folder(Path(folder), self.model, self.description(), card)
+        return write_model_folder(Path(folder), self.model.state_dict(), self.description(), card)
 
 
 def torch_device(name: str | torch.device) -> torch.device:

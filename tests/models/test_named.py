@@ -128,7 +128,7 @@ def their_keys(name: str, model: ClassyModel) -> dict[str, str]:
     return {key: key.removeprefix("heads.main.") for key in model.state_dict()}
 
 
-@pytest.mark.parametrize("entry", goldens("float64").get("registry", ()), ids=lambda entry: entry["name"])
+@pytest.mark.parametrize("entry", goldens("float64")["registry"], ids=lambda entry: entry["name"])
 def test_keys_and_shapes_are_pytorch_encodings(entry: dict[str, Any]) -> None:
     model = on_meta(entry["name"])
     keys = their_keys(entry["name"], model)
