@@ -17,9 +17,11 @@ from classyseg.run_folder import (
     BAD_SAMPLES,
     CHECKPOINTS,
     CONFIG,
+    EVALUATION,
     GIVEN,
     LOCK,
     METRICS,
+    MODEL,
     STARTED,
     STEPS,
     given_files,
@@ -202,7 +204,13 @@ class RunFolder:
 def _own(folder: Path) -> list[Path]:
     """What is a run's in `folder`; the rest is somebody else's. Of a link, the link."""
     names = {*RECORDS, STARTED, GIVEN, *given_files(folder)}
-    own = [path for path in folder.iterdir() if path.name in names or path.name.partition(".tmp-")[0] in names]
+    own = [
+        path
+        for path in folder.iterdir()
+        if path.name.partition(".tmp-")[0] in names or path.name.startswith(EVALUATION)
+    ]
+    if (folder / MODEL / "config.json").is_file():
+        own.append(folder / MODEL)
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir():
         own += [path for path in checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name)]

@@ -1,11 +1,13 @@
-"""Puts this folder on the path, for the helpers that several test files share; `--every-variant`."""
+"""What all tests have: `--every-variant`, a data root of their own, and no skip in CI without a known reason."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from skips import fail_unless_allowed
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core of its own
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +19,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="hold the contract tests for every registered model, not one of each family (hours)",
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    fail_unless_allowed(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    fail_unless_allowed(report)
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Recorded numbers of the reference implementations, and the weights without files that they were recorded with.
 
-`float32`: `backbone_goldens.json`, weights drawn by `drawn(key, shape)` from the key as the reference spells it.
-`float64`: `pytorch_encoding_goldens.json`, weights hashed by `hashed(key, shape)`.
+`float32`: `goldens/backbones.json`, weights drawn by `drawn(key, shape)` from the key as the reference spells it.
+`float64`: `goldens/pytorch_encoding.json`, weights hashed by `hashed(key, shape)`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from classyseg.models import ClassyModel, create_backbone
 from classyseg.models.load_weights import encoding_names, match
 from classyseg.registry import HEADS
 
-REFERENCE = Path(__file__).parents[1] / "../shared/reference"
-FILES = {"float32": "backbone_goldens.json", "float64": "pytorch_encoding_goldens.json"}
+FOLDER = Path(__file__).parent / "goldens"
+FILES = {"float32": "backbones.json", "float64": "pytorch_encoding.json"}
 OWN = "classyseg"
 TOLERANCE = 1e-4
 """Of the largest magnitude: kernels differ in float32."""
@@ -36,31 +36,23 @@ Shape = tuple[int, ...]
 
 @cache
 def goldens(precision: str) -> dict[str, Any]:
-    path = REFERENCE / FILES[precision]
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return json.loads((FOLDER / FILES[precision]).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def golden(section: str, name: str) -> dict[str, Any]:
-    """One entry of the float32 goldens; skips where the file is absent."""
-    return wanted(goldens("float32"))[section][name]
+    """One entry of the float32 goldens."""
+    return goldens("float32")[section][name]  # type: ignore[no-any-return]
 
 
 def golden_names(section: str, precision: str = "float32") -> list[str]:
-    """The entries of a section; none where the file is absent, so that a test parametrised by them is skipped."""
-    return list(goldens(precision).get(section, ()))
-
-
-def wanted(found: dict[str, Any]) -> dict[str, Any]:
-    if not found:
-        pytest.skip("the recorded numbers of the references are not here (../shared/reference)")
-    return found
+    return list(goldens(precision)[section])
 
 
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
 def drawn(key: str, shape: Shape, fan_in_axis: int = 1) -> np.ndarray:
-    """The value that `key` had when the float32 goldens were recorded; `meta.fill_rule_source` tells the rule."""
+    """The value that `key` had when the float32 goldens were recorded."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.rpartition(".")[2]
     if leaf in ("running_var", "_variance"):
@@ -84,7 +76,7 @@ def drawn_input(height: int, width: int, channels: int = 3) -> Tensor:
 
 
 def hashed(key: str, shape: Shape) -> np.ndarray:
-    """Float64 numbers in [-1, 1) from an integer hash: `meta.recipe_python` of the float64 goldens."""
+    """Float64 numbers in [-1, 1) from an integer hash, as the float64 goldens were recorded with."""
     mask = np.uint64(0xFFFFFFFF)
     x = (np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(zlib.crc32(key.encode()))) & mask
     x = (x * np.uint64(2654435761)) & mask
@@ -186,7 +178,7 @@ LARGE = 60_000_000
 
 def encoding_entries(*families: str) -> list[dict[str, Any]]:
     """The networks of the float64 goldens whose constructors begin so; those with equal keys side by side."""
-    found = [e for e in goldens("float64").get("backbones", ()) if _constructor(e).startswith(families)]
+    found = [e for e in goldens("float64")["backbones"] if _constructor(e).startswith(families)]
     return sorted(found, key=lambda entry: (entry["params"], entry["keys_sha1"]))
 
 

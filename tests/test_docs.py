@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from classyseg import TASKS, load_config, parse_config
 from classyseg.cli.keys import BEGIN, KINDS, sections, shown, written
 from classyseg.cli.main import main as classyseg_main
-from classyseg.cli.models import row
+from classyseg.cli.models import WRITTEN, row
 from classyseg.cli.train import main as classy_train_main
 from classyseg.config import ConfigTree
 from classyseg.documented import meaning, parts_of
@@ -292,11 +292,10 @@ def test_the_yaml_of_pages_reads_alike_with_a_usual_reader() -> None:
 
 
 BACKBONES = ROOT / "docs" / "backbones.md"
-TABLES = "<!-- the rest is written by `classyseg models --table` -->\n"
 
 
 def documented_rows() -> dict[str, str]:
-    rows = BACKBONES.read_text(encoding="utf-8").partition(TABLES)[2].splitlines()
+    rows = BACKBONES.read_text(encoding="utf-8").partition(WRITTEN)[2].splitlines()
     return {row.split("`")[1]: row for row in rows if row.startswith("| `")}
 
 
@@ -304,7 +303,7 @@ def test_the_page_of_backbones_lists_every_one_that_needs_no_config() -> None:
     models = REGISTRIES["models"]
     own = [name for name in models.names() if models.entry(name).distribution == "classyseg"]
     needed = {name for name in own if not required_keys(models.config_model(name))}
-    assert set(documented_rows()) == needed
+    assert set(documented_rows()) == needed, "run `classyseg models --write docs/backbones.md`"
 
 
 def required_keys(config: type[BaseModel]) -> list[str]:

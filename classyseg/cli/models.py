@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from typing import Any, get_args, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from classyseg.cli.output import emit
 
@@ -13,12 +15,15 @@ HEADS_COLUMNS = ("name", "10⁶ parameters", "classes", "data set", "backbone", 
 HEADS_TEXT = """\
 A backbone with heads, whose parameters are counted, and the number of classes of a data set. The weights are those of
 the whole model; a name also knows those of its backbone."""
+WRITTEN = "<!-- the rest is written by `classyseg models --write` -->\n"
+"""Where the tables begin in a page."""
 COLUMNS = ("name", "10⁶ parameters", "10⁹ multiply-adds", "blocks: channels / stride", "output strides", "weights")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pattern", nargs="?", default="*", help="such as 'resnet*'")
     parser.add_argument("--table", action="store_true", help="a Markdown table: parameters, cost, blocks, weights")
+    parser.add_argument("--write", metavar="PAGE", help="bring these names' rows in the tables of a page up to date")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,16 +35,38 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"'{arguments.pattern}' matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
         )
+    if arguments.write:
+        page = Path(arguments.write)
+        page.write_text(written(page.read_text(encoding="utf-8"), arguments.pattern), encoding="utf-8")
+        return 0
     for line in table(names) if arguments.table else ["\n".join(names)]:
         if not emit(line):  # nobody reads: what is left need not be built
             break
     return 0
 
 
-def table(names: Iterable[str]) -> Iterator[str]:
+def written(page: str, pattern: str = "*") -> str:
+    """`page` with its tables as they are now: new rows for the names that match `pattern`, and for those it lacks.
+
+    Plugins' names are no part of it. Rows that stay are not computed again: all of them take minutes.
+    """
+    from classyseg.config import ConfigError
+    from classyseg.registry import MODELS
+
+    start, mark, rest = page.partition(WRITTEN)
+    if not mark:
+        raise ConfigError(f"--write: the page has no line {WRITTEN.strip()!r}, below which the tables stand")
+    rows = {line.split("`")[1]: line for line in rest.splitlines() if line.startswith("| `")}
+    kept = {name: line for name, line in rows.items() if not fnmatchcase(name, pattern)}
+    own = [name for name in MODELS.names() if MODELS.entry(name).distribution == "classyseg"]
+    return f"{start}{mark}" + "".join(f"{line}\n" for line in table(own, kept))
+
+
+def table(names: Iterable[str], rows: Mapping[str, str] | None = None) -> Iterator[str]:
     """A section for each class with a row for each of its names, then one for the names with heads, as Markdown lines.
 
-    Models are built on the `meta` device; those that cannot be built without a config are left out.
+    Models are built on the `meta` device, but for those in `rows`; those that cannot be built without a config are
+    left out.
     """
     from classyseg.registry import MODELS
 
@@ -55,14 +82,15 @@ def table(names: Iterable[str]) -> Iterator[str]:
             families.setdefault(MODELS.entry(name).component, []).append(name)
     for component, members in sorted(families.items(), key=lambda item: item[1][0]):
         text = (component.__doc__ or "").split("\n\n")[0].strip()
-        yield from _section(component.__name__, text, COLUMNS, "|---|--:|--:|---|---|---|", members)
+        yield from _heading(component.__name__, text, COLUMNS, "|---|--:|--:|---|---|---|")
+        yield from ((rows or {}).get(name) or row(name) for name in members)
     if with_heads:
-        yield from _section("Models with heads", HEADS_TEXT, HEADS_COLUMNS, "|---|--:|--:|---|---|---|---|", with_heads)
+        yield from _heading("Models with heads", HEADS_TEXT, HEADS_COLUMNS, "|---|--:|--:|---|---|---|---|")
+        yield from ((rows or {}).get(name) or row(name) for name in with_heads)
 
 
-def _section(title: str, text: str, columns: Iterable[str], rule: str, members: Iterable[str]) -> Iterator[str]:
-    yield from ("", f"## {title}", "", text, "", f"| {' | '.join(columns)} |", rule)
-    yield from (row(name) for name in members)
+def _heading(title: str, text: str, columns: Iterable[str], rule: str) -> Iterable[str]:
+    return ("", f"## {title}", "", text, "", f"| {' | '.join(columns)} |", rule)
 
 
 def brings_heads(name: str) -> bool:
@@ -95,9 +123,16 @@ def _backbone(name: str) -> tuple[str, ...]:
         f"`{block.name}`: {block.channels} / {block.stride or 'vectors'}" for block in model.blocks.values()
     )
     hints = get_type_hints(MODELS.entry(name).component.__init__)  # type: ignore[misc]
-    strides = ", ".join(str(value) for value in get_args(hints.get("output_stride")) if value is not None)
+    strides = ", ".join(map(str, _choices(hints.get("output_stride"))))
     known = ", ".join(f"`{weights}`" for weights in public_weights(type(model), name))
     return (f"{cost.parameters / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.2f}", blocks, strides, known)
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The values that a `Literal` in an annotation allows."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [value for part in get_args(hint) for value in _choices(part)]
 
 
 def _whole_model(name: str) -> tuple[str, ...]:
@@ -105,7 +140,7 @@ def _whole_model(name: str) -> tuple[str, ...]:
     import torch
 
     from classyseg.models import create_model
-    from classyseg.models.encoding_models import NAMED
+    from classyseg.models.encoding_models import ENCODING_MODELS
     from classyseg.models.public_weights import default_num_classes, public_weights
     from classyseg.registry import MODELS
 
@@ -115,6 +150,7 @@ def _whole_model(name: str) -> tuple[str, ...]:
         model = create_model(name, num_classes=num_classes or 1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     heads = ", ".join(f"`{key}`: {head.name} of {', '.join(head.blocks)}" for key, head in config.heads.items())
-    backbone, dataset = (f"`{NAMED[name].backbone}`", f"`{NAMED[name].dataset}`") if name in NAMED else ("", "")
+    named = ENCODING_MODELS.get(name)
+    backbone, dataset = (f"`{named.backbone}`", f"`{named.dataset}`") if named else ("", "")
     weights = ", ".join(f"`{key}`" for key, known in public_weights(type(model), name).items() if known.whole)
     return (f"{parameters / 1e6:.2f}", str(num_classes or ""), dataset, backbone, heads, weights)

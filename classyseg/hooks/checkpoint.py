@@ -249,12 +249,6 @@ def _read_best(root: Path) -> tuple[str, float] | None:
         return None
 
 
-def best_checkpoint(root: Path) -> Path | None:
-    """The best checkpoint under `root`, where one is named and there."""
-    name = _named_best(root)
-    return next((folder for folder in checkpoint_folders(root) if folder.name == name), None)
-
-
 def _named_best(root: Path) -> str | None:
     best = _read_best(root)
     return None if best is None else best[0]

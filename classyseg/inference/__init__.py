@@ -1,11 +1,11 @@
 """Trained models at work: `load` and `Predictor`, and the protocols by which a network is run on any image."""
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Wanted
-from classyseg.inference.description import Card
+from classyseg.inference.description import Card, preparation_of
 from classyseg.inference.load import load
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.network import Network
-from classyseg.inference.predictor import Predictor
+from classyseg.inference.predictor import Predictor, black_of, shown
 from classyseg.inference.preparation import Preparation
 from classyseg.inference.pytorch_encoding import PyTorchEncoding
 from classyseg.inference.scales import MultiScale
@@ -28,8 +28,11 @@ __all__ = [
     "SlidingWindow",
     "Wanted",
     "Whole",
+    "black_of",
     "build_protocol",
     "bytes_of",
     "load",
+    "preparation_of",
     "register_protocol",
+    "shown",
 ]

@@ -12,7 +12,7 @@ from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Int, T
 from classyseg.inference.network import Precision
 from classyseg.inference.preparation import PreparationConfig
 from classyseg.layers import NormalizeConfig
-from classyseg.registry import ProtocolConfig
+from classyseg.registry import DATASETS, ProtocolConfig
 
 NOT_OF_PREDICTION = (
     "weights",
@@ -92,7 +92,7 @@ def of_state(state: Mapping[str, Any], source: str) -> Description:
     values = {
         "model": architecture(config["model"]),
         **{key: state[key] for key in ("classes", "palette", "ignore_index", "normalize") if key in state},
-        "preparation": state["preparation"] if "preparation" in state else _preparation_of(config),
+        "preparation": state["preparation"] if "preparation" in state else preparation_of(config),
         "protocol": config.get("protocol", "whole"),
         **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
         "versions": state.get("versions", {}),
@@ -100,15 +100,37 @@ def of_state(state: Mapping[str, Any], source: str) -> Description:
     return described(values, source)
 
 
-def _preparation_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of checkpoints that were written before they told it: what the data set that was measured says."""
+def preparation_of(config: Mapping[str, Any], *, own_unit: bool = False) -> dict[str, Any]:
+    """What the resolved `config` of a task says of the images that it measures: their transforms and their files.
+
+    Of a data set around others, what the first of them says comes first. `own_unit` where its images are numbers of
+    `bits: 32`, which a class may say instead of its config.
+    """
     datasets = config.get("dataset")
     datasets = datasets if isinstance(datasets, Mapping) else {}
-    found = datasets.get("val") or datasets.get("test") or datasets.get("train")
-    if not isinstance(found, Mapping):
-        return {}
-    transforms = found.get("transforms") if found is not datasets.get("train") else []
-    return {
-        "transforms": transforms if isinstance(transforms, list) else [],
-        **{key: found[key] for key in ("bits", "exif") if key in found},
-    }
+    found = datasets.get("val") or datasets.get("test")
+    read = found or datasets.get("train")
+    inner = _innermost(read) if isinstance(read, Mapping) else {}
+    values = {key: inner[key] for key in ("bits", "exif") if inner.get(key) is not None}
+    transforms = _transforms(found) if isinstance(found, Mapping) else []
+    return {"transforms": transforms, **values, **({"bits": 32} if own_unit else {})}
+
+
+def _within(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The config of the first data set within another one."""
+    for value in config.values():
+        first = value[0] if isinstance(value, list) and value else value
+        name = first.get("name") if isinstance(first, Mapping) else None
+        if isinstance(name, str) and name in DATASETS:
+            return first  # type: ignore[no-any-return]
+    return None
+
+
+def _innermost(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = _within(config)
+    return config if inner is None else _innermost(inner)
+
+
+def _transforms(config: Mapping[str, Any]) -> list[Any]:
+    inner, own = _within(config), config.get("transforms")
+    return [*([] if inner is None else _transforms(inner)), *(own if isinstance(own, list) else [])]

@@ -77,15 +77,21 @@ def _told(folder: Path) -> str:
 
 def _chosen(root: Path) -> Path:
     """The best checkpoint of a run, where one is named and whole, else the newest one that is."""
-    best = root / BEST
-    if best.is_file():
-        name = read_plain(best, 1000).decode("utf-8", "replace").partition(" ")[0]
-        if CHECKPOINT_NAME.fullmatch(name) and problem_of(root / name) is None:
-            return root / name
+    best = best_of(root)
+    if best is not None and problem_of(best) is None:
+        return best
     newest, problems = newest_checkpoint(root)
     if newest is None:
         raise ConfigError(f"{root}: holds no whole checkpoint{''.join(f'; {problem}' for problem in problems[:3])}")
     return newest
+
+
+def best_of(root: Path) -> Path | None:
+    """The checkpoint under `root` that is named the best, whole or not; None where none is."""
+    if not (root / BEST).is_file():
+        return None
+    name = read_plain(root / BEST, 1000).decode("utf-8", "replace").partition(" ")[0]
+    return root / name if CHECKPOINT_NAME.fullmatch(name) else None
 
 
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:

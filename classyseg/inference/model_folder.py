@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
 from classyseg.checkpoint import own_storages
 from classyseg.config import ConfigError
@@ -24,8 +24,8 @@ README = "README.md"
 FILES = (CONFIG, WEIGHTS, README)
 
 
-def write_model_folder(folder: Path, model: nn.Module, description: Description, card: Card) -> Path:
-    """Writes the three files next to `folder`, and puts them there in one rename.
+def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], description: Description, card: Card) -> Path:
+    """Writes the three files next to `folder`, and puts them there in one rename; of `tensors` those of its heads.
 
     Raises: `ConfigError` where something else than such a folder stands there; `OSError`.
     """
@@ -34,9 +34,7 @@ def write_model_folder(folder: Path, model: nn.Module, description: Description,
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    trained = {
-        key: value for key, value in model.state_dict().items() if _belongs(key, description.model.get("heads", {}))
-    }
+    trained = {key: value for key, value in tensors.items() if _belongs(key, description.model.get("heads", {}))}
     try:
         temporary.mkdir()
         save_file(own_storages(trained), temporary / WEIGHTS)

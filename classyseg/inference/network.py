@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ class Network:
     """What protocols run: `network(images)` gives the model's outputs by name, without gradients.
 
     `black` is what a black pixel becomes when it is normalised, one value a channel: what borders are made of where a
-    protocol pads. `forward` stands in for the model's own forward pass, for whoever has its features already.
+    protocol pads.
     """
 
     def __init__(
@@ -34,13 +35,12 @@ class Network:
         precision: Precision = "float32",
         black: Tensor | None = None,
         channels_last: bool = False,
-        forward: Callable[[Tensor], Outputs] | None = None,
     ) -> None:
         self.model = model
         self.precision = precision
         self.black = torch.zeros(model.in_channels) if black is None else black
         self.channels_last = channels_last
-        self._forward: Callable[[Tensor], Any] = model if forward is None else forward
+        self._forward: Callable[[Tensor], Any] = model
         self._facts: dict[str, tuple[bool, int]] = {}
         self._examples: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._forwards: dict[tuple[int, int], int] = {}
@@ -52,6 +52,20 @@ class Network:
         dtype = DTYPES[self.precision]
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             return dict(self._forward(images))
+
+    @property
+    def plain_forward(self) -> Callable[[Tensor], Any]:
+        """The model's own forward pass, in whichever precision is set around it."""
+        return self.model
+
+    @contextmanager
+    def running(self, forward: Callable[[Tensor], Outputs]) -> Iterator[None]:
+        """Within it, `forward` stands in for the model's own forward pass: for whoever has its features already."""
+        before, self._forward = self._forward, forward
+        try:
+            yield
+        finally:
+            self._forward = before
 
     def head(self, name: str) -> ClassyHead:
         return self.model.head(name)
@@ -119,11 +133,15 @@ class Network:
         count, *one = shape
         size = (one[1], one[2])
         if size not in self._forwards:
-            with LiveTensors() as live:
-                try:
+            # What the run on `meta` makes of the model's own tensors is no part of a forward pass.
+            state = chain(self.model.parameters(), self.model.buffers())
+            own = sum(value.numel() * value.element_size() for value in state if not value.is_meta)
+            try:
+                with LiveTensors() as live:
                     run_on_meta(self.model, (1, *one))
-                except Exception:  # as in `example`: then it is measured
-                    live.peak = live.now
+            except Exception:  # as in `example`: then it is measured
+                own = 0
+                with LiveTensors() as live:
                     self._zeros(size)
-            self._forwards[size] = live.peak
+            self._forwards[size] = live.peak - own
         return BASE + int(WORKSPACE * count * self._forwards[size])

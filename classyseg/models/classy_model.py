@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     """The head that classifies as the reference does, as a config; it reads `classifier_block`."""
     classifier_prefixes: ClassVar[tuple[str, ...]] = ()
     """Keys of the reference implementation's own classifier, which public weights hold and a backbone does not."""
+    rounding: ClassVar[Literal["up", "down", "mixed"]] = "up"
+    """How strided layers round a size that is no multiple of the stride; `mixed`: some up, some down."""
     namings: tuple[Naming, ...] = ()
     """How other libraries spell this family's keys; files of theirs are recognised and load."""
 

@@ -15,7 +15,9 @@ from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.datasets.build import describe
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
+from classyseg.evaluation import check_protocol
 from classyseg.hooks import ClassyHook
+from classyseg.inference import ClassyProtocol
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
@@ -23,7 +25,7 @@ from classyseg.models import ClassyModel, build_model
 from classyseg.models.memory.feature_cache import check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.problems import Problems
-from classyseg.registry import HOOKS, METERS, MODELS, ComponentConfig
+from classyseg.registry import HOOKS, METERS, MODELS, PROTOCOLS, ComponentConfig
 from classyseg.rng import seed_everything
 from classyseg.shapes import Shapes, bounded
 from classyseg.structures import BestIs, RunLength
@@ -75,6 +77,7 @@ class Given:
     hooks: Sequence[Any]
     normalize: NormalizeConfig | None
     runtime: RuntimeConfig
+    protocol: Any
     batch_size: int
     seed: int
     lengths: Mapping[str, int | None]
@@ -101,6 +104,7 @@ class Given:
         num_steps: int | None = None,
         val_every_epochs: int | None = None,
         val_every_steps: int | None = None,
+        protocol: Any = "whole",
         **others: Any,
     ) -> Given:
         """From the keyword arguments of a task of the class `task`; `others` belong to it alone."""
@@ -122,6 +126,7 @@ class Given:
             hooks=hooks,
             normalize=None if normalize is None else NormalizeConfig.model_validate(normalize),
             runtime=RuntimeConfig.model_validate(runtime),
+            protocol=protocol,
             batch_size=batch_size,
             seed=seed,
             lengths=lengths,
@@ -156,6 +161,7 @@ class Parts:
     hooks: list[ClassyHook]
     normalize: NormalizeConfig
     normalizer: ImageNormalizer
+    protocol: ClassyProtocol
     numbers: RecordNumbers
     clips_per_batch: int
     chosen: dict[str, Any]
@@ -219,6 +225,13 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
     clips_per_batch = 1
     with problems.collected():
         clips_per_batch = clips_in_a_batch(meters, given.runtime.eval_batch_size, measured)
+    protocol: ClassyProtocol | None = None
+    with problems.collected():
+        protocol = PROTOCOLS.build(given.protocol)
+    if protocol is not None and model is not None and not problems.found:
+        with problems.collected():
+            check_protocol(protocol, model, [meter for meter in meters if meter is not None])
+
     hooks: list[ClassyHook] = []
     with problems.collected():
         hooks = HOOKS.build_each("hooks", given.hooks)
@@ -228,7 +241,7 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
             numbers = record_numbers(given.numbers, meters, model.main_head, facts.classes)
             check_best(hooks, numbers, is_measured="val" in data)
     problems.tell()
-    if not real or normalizer is None or model is None or loss is None or numbers is None:
+    if not real or normalizer is None or model is None or loss is None or numbers is None or protocol is None:
         return None
     chosen = {}
     if of_weights is not None and normalize == of_weights and not any(map(normalizes, data.values())):
@@ -244,6 +257,7 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
         hooks=hooks,
         normalize=normalize,
         normalizer=normalizer,
+        protocol=protocol,
         numbers=numbers,
         clips_per_batch=clips_per_batch,
         chosen=chosen,
@@ -350,7 +364,7 @@ def _check_model(
     loss.choose_main_head(model.main_head)
     with problems.collected():
         seen = seen_at_once(given.batch_size, given.runtime, data["train"].facts.size if "train" in data else None)
-        check_outputs(model, loss, num_classes, trains=given.trains, seen=seen)
+        check_outputs(model, loss, num_classes, trains=given.trains, seen=seen, whole_images=given.whole_images)
 
 
 def _normalize_of_weights(given: Given, data: Data, *, real: bool) -> NormalizeConfig | None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from classyseg.config import ConfigError, closest, listed, unknown
+from classyseg.evaluation import joined_metrics
 from classyseg.hooks import ClassyHook
 from classyseg.hooks.checkpoint import same_text
 from classyseg.meters import ClassyMeter
 from classyseg.structures import BestIs
-from classyseg.tasks.checks import joined_metrics
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import check_tensors, load_checkpoint, step_of
-from classyseg.hooks.checkpoint import best_checkpoint
+from classyseg.inference.load import best_of
 from classyseg.models import ClassyModel
 
 
@@ -30,7 +30,7 @@ class BorrowedWeights:
         """
         step = -1
         with distributed.failing_together():
-            if distributed.is_primary() and (best := best_checkpoint(checkpoints)) is not None:
+            if distributed.is_primary() and (best := best_of(checkpoints)) is not None:
                 step = step_of(best)
         step = distributed.integer_from_primary(step)
         if step < 0:

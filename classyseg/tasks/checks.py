@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassyDataset
@@ -15,8 +14,6 @@ from classyseg.models import ClassyModel
 
 log = logging.getLogger(__name__)
 
-RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
-"""What the record of every phase holds; the meters add to those of val phases."""
 SHORT_LOOK = "a look at some samples; `classyseg data check CONFIG` looks at all"
 NUM_SAMPLES = 8
 """How many samples of each data set are looked at before the first step."""
@@ -71,29 +68,3 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
             "most activations have 16 bits anyhow; int8 saves more",
             runtime.precision,
         )
-
-
-def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
-    """The `values` of all meters as a val record holds them: those of another head than `main_head` as `HEAD/NAME`.
-
-    Raises: `ConfigError` for a name that two meters give, or that every record has.
-    """
-    joined: dict[str, Any] = {}
-    giver = dict.fromkeys(RECORD_KEYS, "every record")
-    for i, (meter, named) in enumerate(zip(meters, values, strict=True)):
-        head = getattr(meter, "head", None) or main_head
-        for name, value in named.items():
-            key = name if head == main_head else f"{head}/{name}"
-            if key in giver:
-                raise ConfigError(f"meters[{i}]: gives '{key}', which {giver[key]} has already; leave one of them out")
-            giver[key], joined[key] = f"meters[{i}]", value
-    return joined
-
-
-def joined_files(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, str]:
-    """What all meters give to the run's folder, from their `values`: those of another head as `HEAD_NAME`."""
-    files: dict[str, str] = {}
-    for meter, named in zip(meters, values, strict=True):
-        prefix = "" if meter.head in (None, main_head) else f"{meter.head}_"
-        files |= {f"{prefix}{name}": text for name, text in meter.files(named).items()}
-    return files

@@ -18,7 +18,9 @@ from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED, ConfigError
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.evaluation import Evaluation
 from classyseg.hooks import ClassyHook
+from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
 from classyseg.models import load_initial_weights
@@ -31,6 +33,7 @@ from classyseg.registry import (
     MeterConfig,
     ModelConfig,
     OptimizerConfig,
+    ProtocolConfig,
 )
 from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
@@ -46,7 +49,7 @@ from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.given import config_of
-from classyseg.tasks.measuring import Measuring
+from classyseg.tasks.giving import save_model
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.plan import RunPlan, epoch_of
 from classyseg.tasks.resume import (
@@ -88,6 +91,8 @@ class ClassyTask(Configurable, ABC):
         val_every_epochs: The validation set is measured after every so many epochs, and after the last step. null: 1,
             unless `val_every_steps` is given.
         val_every_steps: The same in steps; give one of the two. A measurement in mid-epoch ends a training phase there.
+        protocol: How the network is run on the images that are measured; see [protocols](#protocols). The loss is
+            measured with `whole` alone.
         runtime: See key `runtime`.
     """
 
@@ -121,6 +126,7 @@ class ClassyTask(Configurable, ABC):
         normalize: NormalizeConfig | None = None,
         val_every_epochs: Annotated[int, Field(ge=1)] | None = None,
         val_every_steps: Annotated[int, Field(ge=1)] | None = None,
+        protocol: ProtocolConfig = "whole",
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self.num_epochs = num_epochs
@@ -142,6 +148,7 @@ class ClassyTask(Configurable, ABC):
             meters=meters,
             hooks=hooks,
             normalize=normalize,
+            protocol=protocol,
             runtime=runtime,
         )
         parts = assemble(given)
@@ -168,7 +175,9 @@ class ClassyTask(Configurable, ABC):
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
-        self.measuring = Measuring(self.loss, self.meters, self.model)
+        self.protocol = parts.protocol
+        network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
+        self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
         self.borrowed = BorrowedWeights(self.model)
         """Those of the best checkpoint, while the test set is measured."""
 
@@ -320,7 +329,7 @@ class ClassyTask(Configurable, ABC):
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
         self.engine.mode(training)
-        self.measuring.begin()
+        self.evaluation.begin()
 
     def on_device(self, batch: Sample) -> Sample:
         """The batch as the network takes it: on the device, normalised."""
@@ -342,8 +351,15 @@ class ClassyTask(Configurable, ABC):
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
         """Counts a batch in the meters."""
-        batch = self.complete(self.on_device(batch))
-        self.measuring.update(self.outputs(batch), batch.target)
+        batch = self.on_device(batch)
+        # Features are cached of whole images, as the network sees them in training.
+        whole = self.complete(batch) if self.protocol.gives_outputs else None
+        self.evaluation.update(
+            batch.image,
+            batch.target,
+            forward=lambda images: self.outputs(batch.replace(image=images) if whole is None else whole),
+            terms=lambda outputs: self.terms(outputs, batch if whole is None else whole),
+        )
 
     def phase_metrics(self) -> dict[str, Any]:
         """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
@@ -353,8 +369,8 @@ class ClassyTask(Configurable, ABC):
         bad = self.data.bad_samples.end_phase(phase)
         if phase == "train":
             return dict(bad)
-        metrics = self.measuring.result()
-        self.phase_files, self.unseen_classes = self.measuring.files, self.measuring.unseen_classes
+        metrics = self.evaluation.result()
+        self.phase_files, self.unseen_classes = self.evaluation.files, self.evaluation.unseen_classes
         return metrics | bad
 
     # -- the life of a run, called by the trainer --------------------------------------------------------------------
@@ -473,6 +489,8 @@ class ClassyTask(Configurable, ABC):
         for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
+            save_model(self)
+        with distributed.failing_together():
             self.records.finish()
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
@@ -524,6 +542,7 @@ class ClassyTask(Configurable, ABC):
         return {
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
+            "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         }

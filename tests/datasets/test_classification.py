@@ -219,7 +219,7 @@ def test_wrong_lists_are_errors(root: Path, options: dict[str, Any], message: st
         build_dataset({**PATHS, **options})
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="needs ../shared/data/imagenet_sample")
+@pytest.mark.skipif(not SAMPLE.exists(), reason="the real imagenet_sample is not there")
 def test_the_imagenet_sample_is_read_with_imagenets_labels() -> None:
     columns = {"image_column": "file", "label_column": "class_name"}
     table = str((SAMPLE / "labels.csv").resolve())

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from head_blocks import ANY, CLASSIFIERS, NUM_BLOCKS, deepest
-from tiny_backbone import KINDS, TinyBackbone
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -18,6 +17,7 @@ from classyseg.heads.classy_head import outputs_of
 from classyseg.models import ClassyModel
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
+from tiny_backbone import KINDS, TinyBackbone
 
 NUM_CLASSES = 5
 NAMES = HEADS.names()

@@ -87,6 +87,7 @@ LABELS, SCORES = Wanted("main"), Wanted("main", "scores")
 NETWORKS: dict[str, Callable[[], Network]] = {
     "full": lambda: Network(Convolution()),
     "stride 4": lambda: Network(Convolution(stride=4)),
+    "queries": lambda: Network(Convolution(stride=2, head=MasksOfQueries)),
 }
 
 

@@ -31,7 +31,7 @@ def theirs(key: str) -> str:
     ],
 )
 def test_values_are_pytorch_encodings(name: str, options: dict[str, Any]) -> None:
-    expected = goldens.wanted(goldens.goldens("float64"))[SECTION][name]
+    expected = goldens.goldens("float64")[SECTION][name]
     layer = ACFAttention(16, **options).double().eval()
     keys = {theirs(key): list(value.shape) for key, value in layer.state_dict().items()}
     assert keys.items() <= expected["state_keys"].items()

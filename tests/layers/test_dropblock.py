@@ -22,7 +22,7 @@ SECTION = "modules_losses_metrics_lr_transforms_eval"
     ],
 )
 def test_rates_are_pytorch_encodings(name: str, probability: float, size: int, shape: tuple[int, int]) -> None:
-    expected = goldens.wanted(goldens.goldens("float64"))[SECTION]["DropBlock_gamma"][name]
+    expected = goldens.goldens("float64")[SECTION]["DropBlock_gamma"][name]
     assert DropBlock2d(probability, size).rate(*shape).item() == pytest.approx(expected, rel=1e-6)
 
 

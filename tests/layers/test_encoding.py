@@ -20,7 +20,7 @@ KINDS = (Encoding, DropEncoding, CosineEncoding)
 
 
 def recorded(name: str) -> Any:
-    return goldens.wanted(goldens.goldens("float64"))[SECTION][name]
+    return goldens.goldens("float64")[SECTION][name]
 
 
 def golden_layer(kind: type[Any]) -> Any:

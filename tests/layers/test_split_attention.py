@@ -17,7 +17,7 @@ SECTION = "modules_losses_metrics_lr_transforms_eval"
     ("name", "options"), [("SplAtConv2d_8_8_r2_g2", {"radix": 2, "groups": 2}), ("SplAtConv2d_8_8_r1", {"radix": 1})]
 )
 def test_keys_and_values_are_pytorch_encodings(name: str, options: dict[str, int]) -> None:
-    expected = goldens.wanted(goldens.goldens("float64"))[SECTION][name]
+    expected = goldens.goldens("float64")[SECTION][name]
     layer = SplitAttentionConv2d(8, 8, **options).double().eval()  # type: ignore[arg-type]
     assert {key: list(value.shape) for key, value in layer.state_dict().items()} == expected["state_keys"]
     goldens.fill_hashed(layer)

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
+from classyseg.evaluation import RECORD_KEYS
 from classyseg.tasks import SegmentationTask, classy_task
-from classyseg.tasks.checks import RECORD_KEYS
 from classyseg.trainer import Stopped, Trainer
 from runs import SignalAt, read_records, tiny_task
 

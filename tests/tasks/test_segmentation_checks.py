@@ -13,12 +13,12 @@ from torch import Tensor
 
 from classyseg.config import ConfigError, parse_config
 from classyseg.datasets import SyntheticShapes, SyntheticVideo
+from classyseg.evaluation import RECORD_KEYS, joined_metrics
 from classyseg.heads import LinearHead
 from classyseg.meters import build_meter
 from classyseg.models.backbones.resnet import ResNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
-from classyseg.tasks.checks import RECORD_KEYS, joined_metrics
 from classyseg.tasks.outputs import check_outputs
 from classyseg.trainer import Trainer
 from classyseg.weights.cache import PublicWeights

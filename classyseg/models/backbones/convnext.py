@@ -78,6 +78,7 @@ class ConvNeXt(ClassyModel):
 
     classifier_head = MappingProxyType({"name": "linear", "layer_norm": True})
     classifier_prefixes = ("classifier.",)
+    rounding = "down"
     namings = (Naming("timm", TIMM_RULES, ("head.",), _scale_of_maps),)
 
     def __init__(

@@ -99,6 +99,7 @@ class DenseNet(ClassyModel):
     """
 
     classifier_prefixes = ("classifier.",)
+    rounding = "mixed"
     namings = (_PUBLISHED, _CLASSYVISION)
 
     def __init__(

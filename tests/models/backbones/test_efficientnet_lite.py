@@ -56,7 +56,7 @@ class ImageNetSample(ClassyDataset):
 
     def __init__(self, weights: PublicWeights, every: int = 1) -> None:
         if not SAMPLE.is_dir():
-            pytest.skip("the images are not here (../shared/data/imagenet_sample)")
+            pytest.skip("the real imagenet_sample is not there")
         with open(SAMPLE / "labels.csv", encoding="utf-8") as file:
             self.rows = list(csv.DictReader(file))[::every]
         self.classes = tuple(map(str, range(1000)))

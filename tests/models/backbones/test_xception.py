@@ -22,8 +22,8 @@ from torch import Tensor
 
 from classyseg.models import ClassyModel, create_backbone
 
-RECORDED = [b for b in goldens("float64").get("backbones", ()) if "xception" in b["id"]]
-FROM_JSON = [b for b in goldens("float32").get("pytorch_encoding", {}) if "xception" in b]
+RECORDED = [b for b in goldens("float64")["backbones"] if "xception" in b["id"]]
+FROM_JSON = [b for b in goldens("float32")["pytorch_encoding"] if "xception" in b]
 COUNTS = {("xception65", 8): 37_867_312, ("xception71", 32): 39_681_424, ("xception71", 8): 39_149_984}
 
 

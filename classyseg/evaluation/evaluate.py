@@ -1,0 +1,161 @@
+"""Measuring a model on labelled images: a protocol, meters, and a loss where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from classyseg import distributed
+from classyseg.datasets import BadSamples, ClassyDataset
+from classyseg.datasets.loading.loader import EvalBatches, make_loader
+from classyseg.evaluation.joined import joined_files, joined_metrics
+from classyseg.heads.classy_head import LOGITS
+from classyseg.inference import BudgetError, ClassyProtocol, Network, Predictor, Wanted
+from classyseg.inference.network import Outputs
+from classyseg.losses import ClassyLoss, LossSum, Terms
+from classyseg.meters import ClassyMeter
+from classyseg.models import ClassyModel
+from classyseg.structures import Sample
+
+
+class Evaluation:
+    """Counts batches in meters and in a loss: what a phase of a training measures, and `classyseg evaluate`.
+
+    `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
+    they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
+    measured where the protocol gives what the network gave of whole images; else it is None.
+
+    Raises: `ConfigError` for a meter that reads what the protocol does not give.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        protocol: ClassyProtocol,
+        meters: Sequence[ClassyMeter],
+        loss: ClassyLoss | None = None,
+        *,
+        max_memory: int | None = None,
+    ) -> None:
+        self.network, self.protocol, self.meters = network, protocol, meters
+        self.loss = loss if protocol.gives_outputs else None
+        self.max_memory = max_memory
+        self.main_head = network.model.main_head
+        self.files: dict[str, str] = {}
+        self.unseen_classes: Collection[str] = ()
+        self.bad_samples: Callable[[], dict[str, int]] = dict
+        """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
+        self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
+        protocol.check(network, self._read)
+
+    def begin(self) -> None:
+        for meter in self.meters:
+            meter.reset()
+        self._loss = LossSum()
+
+    @torch.no_grad()
+    def update(
+        self,
+        images: Tensor,
+        target: Tensor,
+        *,
+        forward: Callable[[Tensor], Outputs] | None = None,
+        terms: Callable[[Outputs], Terms] | None = None,
+    ) -> None:
+        """Counts images (N, C, H, W), normalised and on the device, of which `target` is the truth at its own size.
+
+        `forward` runs the network on this batch otherwise than `network` does, `terms` gives the loss's terms otherwise
+        than `loss` does: for a task that has rules of its own.
+        """
+        outputs: Outputs = {}
+
+        def run(given: Tensor) -> Outputs:
+            nonlocal outputs
+            outputs = (forward or self.network.plain_forward)(given)
+            return outputs
+
+        size = (images if target.dim() < 3 else target).shape[-2:]
+        with self.network.running(run):
+            found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), self._budget(images))
+        if self.loss is not None:
+            self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
+        for meter, wanted in zip(self.meters, self._read, strict=True):
+            prediction = found[wanted]
+            meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
+
+    def _budget(self, images: Tensor) -> int | None:
+        if self.max_memory is None:
+            return None
+        left = self.max_memory - images.numel() * (images.element_size() + 4)
+        if left <= 0:
+            raise BudgetError("the image itself", self.max_memory, self.max_memory - left + 1)
+        return left
+
+    def result(self) -> dict[str, Any]:
+        """The numbers of the whole job. Every process calls it."""
+        loss = None if self.loss is None else self._loss.value()
+        values = [meter.compute() for meter in self.meters]
+        self.files = joined_files(self.meters, values, self.main_head)
+        self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
+        return {"loss": loss, **joined_metrics(self.meters, values, self.main_head), **self.bad_samples()}
+
+
+def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read of `model`, wherever this lies."""
+    protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
+
+
+def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
+    head = meter.head or model.main_head
+    # Whole outputs of a head hold its logits as they are: smaller than scores, and in the same order.
+    logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
+    return Wanted(head, "outputs" if logits else meter.reads)
+
+
+def evaluate(
+    predictor: Predictor,
+    dataset: ClassyDataset,
+    meters: Sequence[ClassyMeter],
+    *,
+    loss: ClassyLoss | None = None,
+    batch_size: int = 1,
+    workers: int = 0,
+    worker_timeout: float | None = None,
+    split: str = "val",
+    watch: Callable[[Sample], None] | None = None,
+) -> Evaluation:
+    """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
+
+    The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
+    own size. `watch` sees each batch of this process before it is counted. `split` is what messages call the data set.
+    `result` of what is returned has the numbers. Processes exchange nothing before it.
+
+    Raises: `ConfigError`; `DataError` for a sample that cannot be read.
+    """
+    evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
+    together = max((meter.clips_per_video for meter in meters), default=1)
+    process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    order = EvalBatches(len(dataset), batch_size, together=together, **process)
+    pin_memory = predictor.device.type == "cuda"
+    loader = make_loader(dataset, order, workers=workers, worker_timeout=worker_timeout, pin_memory=pin_memory)
+    bad = BadSamples({split: dataset})
+    evaluation.bad_samples = lambda: bad.end_phase(split)
+    evaluation.begin()
+    try:
+        for batch in loader:
+            bad.add(split, loader.bad, None)
+            if watch is not None:
+                watch(batch)
+            count(evaluation, predictor, batch)
+    finally:
+        loader.close()
+    return evaluation
+
+
+def count(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
+    """Counts a batch as it comes from a loader."""
+    on_device = batch.to(predictor.device, channels_last=predictor.channels_last)
+    evaluation.update(predictor.normalizer(on_device.image), on_device.target)

@@ -1,0 +1,63 @@
+"""The folder that a run ends with: the model that one gives away."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from classyseg import distributed
+from classyseg.checkpoint import load_checkpoint, problem_of, step_of
+from classyseg.config import ConfigError
+from classyseg.inference import Card
+from classyseg.inference.description import of_state
+from classyseg.inference.load import best_of
+from classyseg.inference.model_folder import write_model_folder
+from classyseg.io import read_json_lines
+from classyseg.records import WriteError
+from classyseg.run_folder import CHECKPOINTS, METRICS, MODEL
+
+if TYPE_CHECKING:
+    from classyseg.tasks.classy_task import ClassyTask
+
+log = logging.getLogger(__name__)
+
+
+def save_model(task: ClassyTask) -> None:
+    """Writes `model/` into the run's folder: the best weights where a hook names a best checkpoint, else the last.
+
+    Every process calls it, within `failing_together`; the primary writes. What Python code built cannot be described:
+    then the log tells that there is no such folder. Raises: `WriteError` where the disk does not take it.
+    """
+    tensors = task.engine.tensors()["model"]  # every process gathers what is spread over them
+    if task.run_folder is None or not distributed.is_primary():
+        return
+    task.records.write()
+    step = task.progress.step
+    if any(getattr(hook, "best", None) for hook in task.hooks):
+        best = best_of(task.run_folder / CHECKPOINTS)
+        if best is not None and problem_of(best) is None:
+            tensors, step = load_checkpoint(best, only=("model",)).tensors["model"], step_of(best)
+    state = json.loads(json.dumps({"config": task.config, **task.checkpoint_state()}))
+    try:
+        description = of_state(state, "the task's config")
+    except ConfigError as error:
+        log.warning("%s: not written: %s", task.run_folder / MODEL, error)
+        return
+    card = Card(title=f"{task.run_folder.name}, step {step}", records=_records(task, step))
+    try:
+        write_model_folder(task.run_folder / MODEL, tensors, description, card)
+    except OSError as error:
+        raise WriteError(
+            f"{task.run_folder / MODEL}: the model cannot be written ({error.strerror}); its checkpoints are there. "
+            "Mend the disk, and end the run again with --resume"
+        ) from error
+
+
+def _records(task: ClassyTask, step: int) -> dict[str, Mapping[str, Any]]:
+    """What was measured of the weights of `step`, by phase."""
+    path = None if task.run_folder is None else task.run_folder / METRICS
+    found = [] if path is None or not path.is_file() else read_json_lines(path)
+    measured = [r for r in found if r.get("phase") in ("val", "test")]
+    return {r["phase"]: r for r in measured if r.get("weights_step", r.get("step")) == step}

@@ -1,0 +1,129 @@
+"""Evaluation: a training's measuring phase and `evaluate` are one; any protocol; the numbers of a plain count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import classyseg
+from classyseg.config import ConfigError
+from classyseg.datasets import build_dataset
+from classyseg.evaluation import Evaluation, evaluate
+from classyseg.inference import build_protocol
+from classyseg.meters import ClassyMeter, build_meter
+from classyseg.registry import METERS, TASKS
+from classyseg.tasks import SegmentationTask
+from classyseg.trainer import Trainer
+from runs import read_records, tiny_config, tiny_task
+
+WINDOWS = {"name": "sliding_window", "size": [16, 24], "overlap": 0.25}
+CHANGES: dict[str, Any] = {
+    "num_epochs": 1,
+    "hooks": ["checkpoint"],
+    "dataset.train.num_samples": 8,
+    "meters": ["mean_iou", "confusion_matrix"],
+}
+
+
+@pytest.fixture(scope="module", params=["whole", WINDOWS], ids=["whole", "windows"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    Trainer(folder).train(tiny_task({**CHANGES, "protocol": request.param}))
+    return folder
+
+
+def matrix_of(predictor: Any, dataset: Any) -> list[list[int]]:
+    """A confusion matrix by a loop over pixels' pairs, of what the predictor says of each image alone."""
+    found = np.zeros((4, 4), np.int64)
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        labels, target = predictor.predict(sample.image), sample.target.numpy()
+        np.add.at(found, (target[target < 255], labels[target < 255]), 1)
+    return found.tolist()  # type: ignore[no-any-return]
+
+
+def test_a_training_measures_what_its_predictor_predicts(run: Path) -> None:
+    record = read_records(run / "metrics.jsonl")[-1]
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
+    assert record["confusion_matrix"] == matrix_of(classyseg.load(run), dataset)
+
+
+def test_a_run_evaluated_again_gives_the_integers_of_its_record(run: Path) -> None:
+    record = read_records(run / "metrics.jsonl")[-1]
+    predictor = classyseg.load(run)
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
+    meters = [build_meter(name, predictor.classes, predictor.ignore_index) for name in CHANGES["meters"]]
+    found = evaluate(predictor, dataset, meters).result()
+    for key in ("confusion_matrix", "mean_iou", "iou", "pixel_accuracy"):
+        assert found[key] == record[key]
+    assert found["loss"] is None
+
+
+def test_the_loss_is_measured_of_whole_images_alone(run: Path) -> None:
+    record = read_records(run / "metrics.jsonl")[-1]
+    is_whole = type(classyseg.load(run).protocol).gives_outputs
+    assert (record["loss"] is not None) == is_whole
+
+
+@pytest.mark.parametrize("protocol", ["multi_scale", WINDOWS], ids=str)
+def test_another_protocol_is_one_argument_away(run: Path, protocol: Any) -> None:
+    predictor = classyseg.load(run, protocol=protocol)
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
+    meter = build_meter("confusion_matrix", predictor.classes, predictor.ignore_index)
+    assert evaluate(predictor, dataset, [meter]).result()["confusion_matrix"] == matrix_of(predictor, dataset)
+
+
+def test_batches_of_several_images_count_alike(run: Path) -> None:
+    predictor = classyseg.load(run)
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
+    found = []
+    for batch_size in (1, 4):
+        meter = build_meter("mean_iou", predictor.classes, predictor.ignore_index)
+        found.append(evaluate(predictor, dataset, [meter], batch_size=batch_size).result())
+    assert found[0] == found[1]
+
+
+class Outputs(ClassyMeter):
+    """Counts the numbers in what a head gives."""
+
+    reads = "outputs"
+
+    def __init__(self, classes: Any, ignore_index: int) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.count = 0
+
+    def update(self, prediction: Mapping[str, torch.Tensor], target: torch.Tensor) -> None:
+        self.count += prediction["logits"].numel()
+
+    def compute(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+
+def test_a_meter_of_outputs_asks_for_whole_images_before_anything_runs(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = classyseg.load(run)
+    for protocol in (build_protocol(WINDOWS), build_protocol("multi_scale")):
+        with pytest.raises(ConfigError, match=r"protocol.*outputs"):
+            Evaluation(predictor.network, protocol, [Outputs((), 255)])
+    METERS.names()
+    monkeypatch.setattr(METERS, "_entries", dict(METERS._entries))
+    METERS.register("outputs")(Outputs)
+    with pytest.raises(ConfigError, match=r"protocol.*outputs"):
+        SegmentationTask.check(TASKS.validate(tiny_config({"meters": ["outputs"], "protocol": WINDOWS})))
+    SegmentationTask.check(TASKS.validate(tiny_config({"meters": ["outputs"]})))
+
+
+def test_a_budget_that_is_too_small_is_told_with_one_that_serves(run: Path) -> None:
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
+    predictor = classyseg.load(run, max_memory="20K")
+    meter = build_meter("mean_iou", predictor.classes, predictor.ignore_index)
+    with pytest.raises(ConfigError, match="needs"):
+        evaluate(predictor, dataset, [meter])
