@@ -24,6 +24,8 @@ STATE = "state.json"
 FORMAT = 2
 READABLE = (1, FORMAT)
 """Format 1 said `test` where format 2 says `val`: `load_checkpoint` gives both in the words of format 2."""
+OF_FORMAT_1 = "test_every_epochs"
+"""A key that every config has that was written with a checkpoint of format 1, and no later one."""
 MAX_MANIFEST = 2**20
 MAX_STATE = 2**24
 """Bytes: the config and the names of the classes are most of it."""
@@ -217,11 +219,16 @@ def _in_words_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
     if isinstance(progress, dict) and progress.get("phase") == "test":
         state = state | {"progress": progress | {"phase": "val"}}
     if isinstance(config, dict):
-        config = {"protocol": {"name": "whole"}} | _renamed(config, "test_every_epochs", "val_every_epochs")
-        if isinstance(config.get("dataset"), dict):
-            config["dataset"] = _renamed(config["dataset"], "test", "val")
-        state = state | {"config": config}
+        state = state | {"config": config_in_words_of_format_2(config)}
     return state
+
+
+def config_in_words_of_format_2(config: dict[str, Any]) -> dict[str, Any]:
+    """What a config says that was written with a checkpoint of format 1."""
+    config = {"protocol": {"name": "whole"}} | _renamed(config, OF_FORMAT_1, "val_every_epochs")
+    if isinstance(config.get("dataset"), dict):
+        config["dataset"] = _renamed(config["dataset"], "test", "val")
+    return config
 
 
 def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from classyseg.run_folder import (
     BAD_SAMPLES,
     CHECKPOINTS,
     CONFIG,
+    EVALUATION,
     GIVEN,
     LOCK,
     METRICS,
@@ -203,7 +204,11 @@ class RunFolder:
 def _own(folder: Path) -> list[Path]:
     """What is a run's in `folder`; the rest is somebody else's. Of a link, the link."""
     names = {*RECORDS, STARTED, GIVEN, *given_files(folder)}
-    own = [path for path in folder.iterdir() if path.name in names or path.name.partition(".tmp-")[0] in names]
+    own = [
+        path
+        for path in folder.iterdir()
+        if path.name.partition(".tmp-")[0] in names or path.name.startswith(EVALUATION)
+    ]
     if (folder / MODEL / "config.json").is_file():
         own.append(folder / MODEL)
     checkpoints = folder / CHECKPOINTS

@@ -77,6 +77,19 @@ def gather_over_processes(tensor: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
+def gather_texts(text: str) -> list[str]:
+    """Every process's `text`, by rank."""
+    own = torch.frombuffer(bytearray(text.encode("utf-8", "surrogateescape") + b"."), dtype=torch.uint8)
+    lengths = gather_over_processes(torch.tensor(len(own))).tolist()
+    padded = torch.zeros(max(lengths), dtype=torch.uint8)
+    padded[: len(own)] = own
+    found = gather_over_processes(padded)
+    return [
+        bytes(part[: length - 1].tolist()).decode("utf-8", "surrogateescape")
+        for part, length in zip(found, lengths, strict=True)
+    ]
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` is true in any process of the job; every process must call it at the same point."""
     if world_size() == 1:

@@ -326,14 +326,16 @@ def _distribution_text(offer: EntryPoint) -> str:
     return f"{offer.dist.name} {offer.dist.version}" if offer.dist else offer.value
 
 
+_installed: Any = cache(entry_points)  # reading the files of all distributions takes 15 ms: once, not for every kind
+
+
 @cache
 def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
     """The entry points of a group by name, each distribution's once (a path may be searched twice)."""
     offers: dict[str, list[EntryPoint]] = {}
-    for offer in entry_points(group=group):
-        same = [known for known in offers.get(offer.name, []) if _distribution_text(known) == _distribution_text(offer)]
-        if not same:
-            offers.setdefault(offer.name, []).append(offer)
+    for offer in _installed().select(group=group):
+        known = offers.setdefault(offer.name, [])
+        known += [offer] if _distribution_text(offer) not in map(_distribution_text, known) else []
     return offers
 
 

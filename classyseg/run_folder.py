@@ -14,6 +14,8 @@ from classyseg.config import ConfigError
 from classyseg.console import printable
 
 CHECKPOINTS = "checkpoints"
+EVALUATION = "evaluation-"
+"""How the names begin of what `classyseg evaluate` writes."""
 MODEL = "model"
 """The folder that one gives away: weights, `config.json`, a card."""
 CONFIG = "config.yaml"

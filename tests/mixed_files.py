@@ -1,6 +1,7 @@
 """A folder of files as people have them, and whether `classyseg predict` took each of them as it must.
 
-`python tests/mixed_files.py RUN [COUNT]` makes COUNT files (1000), predicts them with a trained run, and checks.
+`python tests/mixed_files.py RUN [COUNT OPTIONS]` makes COUNT files (1000), predicts them with a trained run and the
+OPTIONS of the command, such as `--max-memory 2G`, and checks.
 """
 
 from __future__ import annotations
@@ -167,14 +168,14 @@ def problems(folder: Path, output: Path, expected: dict[Path, Size | str]) -> li
     return wrong
 
 
-def main(run: str, count: int) -> int:
+def main(run: str, count: int = 1000, *options: str) -> int:
     from classyseg.cli.main import main as classyseg
 
     with tempfile.TemporaryDirectory() as place:
         folder, output = Path(place) / "in", Path(place) / "out"
         expected = make(folder, count, large=4)
         started = time.perf_counter()
-        code = classyseg(["predict", run, str(folder), "--output", str(output)])
+        code = classyseg(["predict", run, str(folder), "--output", str(output), *options])
         print(f"{count} files in {time.perf_counter() - started:.1f} s, exit code {code}")
         wrong = problems(folder, output, expected)
     print("\n".join(wrong) or "all right")
@@ -182,4 +183,4 @@ def main(run: str, count: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1000))
+    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:3]), *sys.argv[3:]))

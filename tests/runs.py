@@ -154,7 +154,7 @@ _processes.set_forkserver_preload(["classyseg.tasks", "classyseg.trainer", "clas
 
 
 class Command:
-    """`classy_train.py` with `arguments`, running; what it prints goes to the file `log`."""
+    """`classy_train.py` or `classyseg evaluate` with `arguments`, running; what it prints goes to the file `log`."""
 
     def __init__(self, arguments: Sequence[object], log: Path, environment: Mapping[str, object] | None = None) -> None:
         self.log = log
@@ -240,9 +240,10 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     _print_to(log)
-    from classyseg.cli.train import main
+    from classyseg.cli import main, train
 
-    sys.exit(main(arguments))
+    is_command = arguments[:1] == ["evaluate"]  # of `classyseg`; else they are those of `classy_train.py`
+    sys.exit((main.main if is_command else train.main)(arguments))
 
 
 def _print_to(log: str | Path) -> None:

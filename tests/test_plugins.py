@@ -99,8 +99,10 @@ def broken_installed(broken_site: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         monkeypatch.setattr(each, "_entries", dict(each._entries))
     with monkeypatch.context() as patch:
         patch.syspath_prepend(str(broken_site))
+        registry._installed.cache_clear()
         registry._entry_points_of.cache_clear()
         yield
+    registry._installed.cache_clear()
     registry._entry_points_of.cache_clear()
     for distribution, *_ in BROKEN:
         sys.modules.pop(distribution.replace("-", "_"), None)

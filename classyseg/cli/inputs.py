@@ -115,6 +115,10 @@ class _Search:
     def add(self, path: Path, name: Path) -> None:
         """A path that the user named: a file whatever its name, or a folder, below which names begin anew."""
         if path.is_dir():
+            if os.path.realpath(path) == self.output:
+                raise ConfigError(
+                    f"--output: {printable(str(path))} is an input; choose another folder for the outputs"
+                )
             self._add_folder(path, Path())
         elif path.is_file():
             self._take(path, name)
@@ -130,16 +134,18 @@ class _Search:
                 break
             fixed.append(part)
         base = Path(*fixed)
+        self._refuse_output(base)
         matches = sorted(map(Path, glob.glob(str(pattern), recursive=True)))
         if not matches:
             raise ConfigError(f"{printable(word)}: matches no file")
         for path in matches:
             name = path.relative_to(base)
-            if path.is_dir():
-                if "**" not in pattern.parts:  # which gives what lies in folders itself
-                    self._add_folder(path, name)
-            elif not self._is_output(path):
+            if self._is_output_below(base, path):
+                continue
+            if not path.is_dir():
                 self._take_by_suffix(path, name)
+            elif "**" not in pattern.parts:  # which gives what lies in folders itself
+                self._add_folder(path, name)
 
     def _add_folder(self, folder: Path, name: Path) -> None:
         for path, relative in self._below(folder, name, {os.path.realpath(folder)}):
@@ -165,8 +171,14 @@ class _Search:
             else:
                 yield path, name / entry.name
 
-    def _is_output(self, path: Path) -> bool:
-        return os.path.realpath(path).startswith(f"{self.output}{os.sep}")
+    def _refuse_output(self, folder: Path) -> None:
+        if os.path.realpath(folder) == self.output:
+            raise ConfigError(f"--output: inputs are looked for in {printable(str(folder))}; choose another folder")
+
+    def _is_output_below(self, base: Path, path: Path) -> bool:
+        """Whether `path` is of the output folder, which lies below the `base` of a pattern."""
+        is_below = self.output.startswith(os.path.join(os.path.realpath(base), ""))
+        return is_below and os.path.join(os.path.realpath(path), "").startswith(os.path.join(self.output, ""))
 
     def _take_by_suffix(self, path: Path, name: Path) -> None:
         if not path.name.lower().endswith(SUFFIXES):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import data, keys, models, predict, train
+from classyseg.cli import data, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 
 
@@ -24,6 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "predict",
             help="label images, folders and videos with a trained model",
             epilog="Exit codes: 0 done; 1 some files could not be predicted, or else; 2 something you wrote is wrong.",
+        )
+    )
+
+    evaluate.add_arguments(
+        commands.add_parser(
+            "evaluate",
+            help="measure a trained model on a data set: by class, worst images, submissions",
+            epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
         )
     )
 

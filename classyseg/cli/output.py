@@ -92,26 +92,29 @@ def json_text(value: Any) -> str:
 
 
 class Progress:
-    """How many of `total` things are done: a bar on a terminal, elsewhere a line on standard error now and then."""
+    """How many of `total` things are done: a bar on a terminal, elsewhere a line on standard error now and then.
 
-    def __init__(self, total: int, things: str) -> None:
-        self.total, self.things, self.done = total, things, 0
+    One that is not `shown` only counts: that of another process than the first.
+    """
+
+    def __init__(self, total: int, things: str, *, shown: bool = True) -> None:
+        self.total, self.things, self.shown, self.done = total, things, shown, 0
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
         from classyseg.hooks.bar import open_bar
 
-        self._started = self._shown = time.monotonic()
+        self._started = self._told = time.monotonic()
         with suppress(OSError):
-            self._bar = open_bar(self.total, 0)
+            self._bar = open_bar(self.total, 0) if self.shown else None
         return self
 
     def add(self, count: int = 1) -> None:
         self.done += count
         now = time.monotonic()
-        if now - self._shown < (LINE_SECONDS if self._bar is None else BAR_SECONDS):
+        if not self.shown or now - self._told < (LINE_SECONDS if self._bar is None else BAR_SECONDS):
             return
-        self._shown = now
+        self._told = now
         each = (now - self._started) / self.done
         left = f"{each * (self.total - self.done):.0f} s left"
         if self._bar is None:

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.prediction import Job
     from classyseg.config import ConfigError, user_path
     from classyseg.io import write_atomically
+    from classyseg.run_folder import require_writable
 
     if not arguments.output:
         raise ConfigError("--output: found ''; name a folder")
@@ -69,8 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_plans(plans, output / SUMMARY, overwrite=arguments.overwrite)
     try:
         output.mkdir(parents=True, exist_ok=True)
+        require_writable(output)
     except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be made ({error.strerror})") from None
+        raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from None
     job = Job(
         predictor,
         plans,
@@ -123,7 +125,7 @@ def _summary(
     predictor = job.predictor
     description = predictor.description().model_dump(mode="json")
     files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]
-    pixels = {name: sum(record["pixels"].get(name, 0) for record in files) for name in predictor.classes}
+    pixels = {name: sum(record.get("pixels", {}).get(name, 0) for record in files) for name in predictor.classes}
     images = {name: sum(record.get("class") == name for record in files) for name in predictor.classes}
     return {
         "run": arguments.model,

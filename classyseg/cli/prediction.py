@@ -116,11 +116,10 @@ class Job:
 
     def _found(self, images: Sequence[Tensor]) -> list[tuple[Labels, Labels | None]]:
         """The labels of each image, and its scores where they are wanted."""
-        labels = [*self.predictor.predict(images)]
         if self.scores is None:
-            return [(found, None) for found in labels]
-        scores = (found.astype(self.scores, copy=False) for found in self.predictor.scores(images))
-        return [*zip(labels, scores, strict=True)]
+            return [(labels, None) for labels in self.predictor.predict(images)]
+        both = self.predictor.labels_and_scores(images)
+        return [(labels, scores.astype(self.scores, copy=False)) for labels, scores in both]
 
     def _predict(self, batch: Sequence[Read]) -> None:
         started = time.perf_counter()
@@ -136,7 +135,8 @@ class Job:
         seconds = (time.perf_counter() - started) / len(batch)
         for read, (labels, scores) in zip(batch, found, strict=True):
             self._writing.append((read.given.path, self._pool.submit(self._write, read, labels, scores, seconds)))
-        self._collect(2 * THREADS)
+        large = pixels_of(batch[0].image) > MAX_PIXELS  # of which only one is written at a time, to save memory
+        self._collect(0 if large else 2 * THREADS)
 
     def _predict_video(self, given: Input) -> None:
         """Labels the frames in turn. Of a video that breaks off, the frames before stay."""
@@ -211,8 +211,9 @@ class Job:
         """What the summary tells of a file: what was written, its size, its pixels of each class."""
         names = {"labels": plan.labels, "overlay": plan.overlay, "scores": plan.scores}
         written = {key: str(path) for key, path in names.items() if path is not None}
-        pixels = dict(zip(self.predictor.classes, counts.tolist(), strict=True)) if plan.labels is not None else {}
-        return {**written, "width": size[1], "height": size[0], **more, "seconds": seconds, "pixels": pixels}
+        if plan.labels is not None:
+            more["pixels"] = dict(zip(self.predictor.classes, counts.tolist(), strict=True))
+        return {**written, "width": size[1], "height": size[0], "seconds": seconds, **more}
 
     def _counts(self, labels: Labels) -> npt.NDArray[np.int64]:
         return np.bincount(labels.ravel(), minlength=len(self.predictor.classes))

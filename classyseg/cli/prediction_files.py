@@ -82,7 +82,7 @@ def write_values(path: Path, values: npt.NDArray[Any]) -> None:
 
 def write_scores(path: Path, scores: npt.NDArray[Any]) -> None:
     """Writes scores (num_classes, H, W) as `.npy`."""
-    with written_atomically(path) as temporary, open(temporary, "xb") as file:
+    with _placed(path) as temporary, open(temporary, "xb") as file:
         np.save(file, scores)
 
 
@@ -95,19 +95,25 @@ def write_overlay(path: Path, overlay: Image.Image) -> None:
 
 
 def save_image(path: Path, image: Image.Image, form: str, **options: Any) -> None:
-    """Saves an image, whole or not at all; the folders above it are made."""
+    """Saves an image, whole or not at all."""
+    with _placed(path) as temporary:
+        image.save(temporary, form, **options)
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[Path]:
+    """As `written_atomically`; the folders above are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as temporary:
-        image.save(temporary, form, **options)
+        yield temporary
 
 
 @contextmanager
 def overlay_video(path: Path, rate: Any) -> Iterator[Callable[[Image.Image], None]]:
     """Gives a function that adds a frame to an MP4 of `rate` frames a second; it becomes `path` when all are added."""
     av = importlib.import_module("av")
-    path.parent.mkdir(parents=True, exist_ok=True)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with written_atomically(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with _placed(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=rate or FRAMES_A_SECOND, options={"crf": "20"})
         stream.pix_fmt = "yuv420p"
 

@@ -134,7 +134,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             whole_images=cls.whole_images is True,  # a subclass may have a property of that name
             gives_clips=cls.gives_clips is True,
             has_masks=False if cls.has_masks is False else None,
-            keys=frozenset(own_parameters(cls)),
+            keys=keys_of(cls),
         )
 
     @property
@@ -151,7 +151,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             whole_images=self.whole_images,
             gives_clips=self.gives_clips,
             has_masks=self.has_masks,
-            keys=frozenset(own_parameters(type(self))),
+            keys=keys_of(type(self)),
         ).after(self.transforms)
 
     @classmethod
@@ -324,6 +324,14 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     def _label_hint(self, values: list[int]) -> str:
         """What the author of the config may do about wrong labels; data sets with a label map say so."""
         return ""
+
+
+def keys_of(dataset: type) -> frozenset[str]:
+    """The keys of a data set's own config; none of a class that no config can describe."""
+    try:
+        return frozenset(own_parameters(dataset))
+    except TypeError:  # it takes **kwargs, and was built by Python code
+        return frozenset()
 
 
 def _declared(cls: type[ClassyDataset], config: Any, key: str) -> int | None:

@@ -14,12 +14,11 @@ from pydantic import Field
 
 from classyseg.config import MAX_SEED, ConfigError, within
 from classyseg.datasets.build import build_dataset, build_datasets, check_same_unit
-from classyseg.datasets.classy_dataset import ClassyDataset
+from classyseg.datasets.classy_dataset import ClassyDataset, keys_of
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.files.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
-from classyseg.signature import own_parameters
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform, Normalize, PairTransform
 
@@ -63,7 +62,7 @@ class Composed(ClassyDataset):
 
     @property
     def facts(self) -> DataFacts:
-        keys = frozenset(own_parameters(type(self)))
+        keys = keys_of(type(self))
         return replace(self.parts[0].facts, num_samples=len(self), keys=keys).after(self.transforms)
 
     @property

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from classyseg import distributed
-from classyseg.datasets import ClassyDataset
+from classyseg.datasets import BadSamples, ClassyDataset
 from classyseg.datasets.loading.loader import EvalBatches, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
@@ -46,6 +46,8 @@ class Evaluation:
         self.main_head = network.model.main_head
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
+        self.bad_samples: Callable[[], dict[str, int]] = dict
+        """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
         protocol.check(network, self._read)
 
@@ -98,7 +100,7 @@ class Evaluation:
         values = [meter.compute() for meter in self.meters]
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
-        return {"loss": loss, **joined_metrics(self.meters, values, self.main_head)}
+        return {"loss": loss, **joined_metrics(self.meters, values, self.main_head), **self.bad_samples()}
 
 
 def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
@@ -121,12 +123,15 @@ def evaluate(
     loss: ClassyLoss | None = None,
     batch_size: int = 1,
     workers: int = 0,
+    worker_timeout: float | None = None,
+    split: str = "val",
     watch: Callable[[Sample], None] | None = None,
 ) -> Evaluation:
     """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
 
     The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
-    own size. `watch` sees each batch of this process when it is counted. `result` of what is returned has the numbers.
+    own size. `watch` sees each batch of this process before it is counted. `split` is what messages call the data set.
+    `result` of what is returned has the numbers. Processes exchange nothing before it.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
@@ -134,13 +139,17 @@ def evaluate(
     together = max((meter.clips_per_video for meter in meters), default=1)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     order = EvalBatches(len(dataset), batch_size, together=together, **process)
-    loader = make_loader(dataset, order, workers=workers, pin_memory=predictor.device.type == "cuda")
+    pin_memory = predictor.device.type == "cuda"
+    loader = make_loader(dataset, order, workers=workers, worker_timeout=worker_timeout, pin_memory=pin_memory)
+    bad = BadSamples({split: dataset})
+    evaluation.bad_samples = lambda: bad.end_phase(split)
     evaluation.begin()
     try:
         for batch in loader:
-            count(evaluation, predictor, batch)
+            bad.add(split, loader.bad, None)
             if watch is not None:
                 watch(batch)
+            count(evaluation, predictor, batch)
     finally:
         loader.close()
     return evaluation

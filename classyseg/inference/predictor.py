@@ -121,15 +121,21 @@ class Predictor:
 
         Raises: `DataError` for what is no image that the model takes; `BudgetError` where `max_memory` is too small.
         """
-        kind = np.min_scalar_type(max(0, len(self.classes) - 1))
-        return self._each(images, "labels", lambda labels, _: labels.cpu().numpy().astype(kind))
+        return self._each(images, ("labels",), lambda found: self._labels(*found))
 
     def scores(self, images: Any) -> Any:
         """The probability of each class at each pixel, float32 (num_classes, H, W), at the image's own size.
 
         Of a model for whole images: (num_classes,). Of an iterable, an iterator.
         """
-        return self._each(images, "scores", lambda scores, _: scores.float().cpu().numpy())
+        return self._each(images, ("scores",), lambda found: _scores(*found))
+
+    def labels_and_scores(self, images: Any) -> Any:
+        """What `predict` and `scores` give, as a pair, of one forward pass. Of an iterable, an iterator."""
+        return self._each(images, ("labels", "scores"), lambda found: (self._labels(found[0]), _scores(found[1])))
+
+    def _labels(self, labels: Tensor) -> Labels:
+        return labels.cpu().numpy().astype(np.min_scalar_type(max(0, len(self.classes) - 1)))
 
     def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
         """The image with the colours of its classes over it, `alpha` of them; of `labels` that were predicted before.
@@ -141,58 +147,56 @@ class Predictor:
         if found.ndim != 2:
             raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
         colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
-        mixed = (1 - alpha) * _shown(tensor) + alpha * colors
+        mixed = (1 - alpha) * shown(tensor) + alpha * colors
         return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
     def read(self, image: Any) -> Tensor:
         """An image in any form as the tensor (channels, H, W) that `predict` makes of it first."""
         return self.preparation.read(image)
 
-    def _each(self, images: Any, kind: Kind, finish: Callable[[Tensor, Prepared], Labels]) -> Any:
+    def _each(self, images: Any, kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]) -> Any:
+        """`finish` of what is found of each image, one tensor for each of `kinds`."""
         if _is_one(images):
-            return next(self._iterate([images], kind, finish))
+            return next(self._iterate([images], kinds, finish))
         if not isinstance(images, Iterable):
             return self.read(images)  # which says what is accepted
-        return self._iterate(images, kind, finish)
+        return self._iterate(images, kinds, finish)
 
     def _iterate(
-        self, images: Iterable[Any], kind: Kind, finish: Callable[[Tensor, Prepared], Labels]
-    ) -> Iterator[Labels]:
+        self, images: Iterable[Any], kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]
+    ) -> Iterator[Any]:
         whole = not self.network.gives_maps(self.head)
         waiting: list[Prepared] = []
         for image in images:
             try:
                 prepared = self.preparation.apply(self.read(image), whole_images=whole)
             except Exception:
-                yield from self._finished(waiting, kind, finish)  # what came before is not lost with it
+                yield from self._finished(waiting, kinds, finish)  # what came before is not lost with it
                 raise
             if waiting and (len(waiting) >= self.batch_size or not _alike(waiting[0], prepared)):
-                yield from self._finished(waiting, kind, finish)
+                yield from self._finished(waiting, kinds, finish)
                 waiting = []
             waiting.append(prepared)
-        yield from self._finished(waiting, kind, finish)
+        yield from self._finished(waiting, kinds, finish)
 
     def _finished(
-        self, prepared: Sequence[Prepared], kind: Kind, finish: Callable[[Tensor, Prepared], Labels]
-    ) -> Iterator[Labels]:
-        if not prepared:
-            return
-        for maps, image in zip(self._run(prepared, kind), prepared, strict=True):
-            yield finish(image.cut(maps), image)
+        self, prepared: Sequence[Prepared], kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]
+    ) -> Iterator[Any]:
+        if prepared:
+            for image, *maps in zip(prepared, *self._run(prepared, kinds), strict=True):
+                yield finish([image.cut(found) for found in maps])
 
     @torch.no_grad()
-    def _run(self, prepared: Sequence[Prepared], kind: Kind) -> Tensor:
+    def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:
         """What is wanted of images of one size, (N, ...) at their output size."""
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
         budget = None if self.max_memory is None else self.max_memory - taken
         if budget is not None and budget <= 0:
             raise BudgetError("the image itself", self.max_memory or 0, 2 * taken)
-        wanted = Wanted(self.head, kind)
-        found: Tensor = self.protocol(self.network, self.normalized(images), prepared[0].output_size, [wanted], budget)[
-            wanted
-        ]
-        return found
+        wanted = [Wanted(self.head, kind) for kind in kinds]
+        found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
+        return [found[item] for item in wanted]
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""
@@ -257,6 +261,10 @@ def _colors(num_classes: int) -> tuple[Color, ...]:
     return tuple(default_color(i) for i in range(num_classes))
 
 
+def _scores(scores: Tensor) -> npt.NDArray[np.float32]:
+    return scores.float().cpu().numpy()
+
+
 def _is_one(images: Any) -> bool:
     """Whether it is an image, and no several of them."""
     if isinstance(images, np.ndarray | Tensor):
@@ -270,7 +278,7 @@ def _alike(first: Prepared, second: Prepared) -> bool:
     return same and first.output_size == second.output_size
 
 
-def _shown(image: Tensor) -> npt.NDArray[np.float32]:
+def shown(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
     array = values.float().permute(1, 2, 0).numpy()

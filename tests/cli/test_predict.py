@@ -24,6 +24,7 @@ from torch.nn import functional
 import runs
 from classyseg.cli import prediction
 from classyseg.cli.main import main
+from classyseg.inference import Predictor
 from classyseg.models import build_model
 
 ROOT = Path(__file__).parents[2]
@@ -165,9 +166,16 @@ def test_a_name_with_the_signs_of_a_pattern_is_that_file(trained: Path, tmp_path
 
 def test_outputs_within_the_input_folder_are_no_inputs(trained: Path, tmp_path: Path) -> None:
     save(tmp_path / "a.png", noise(4, 5))
-    for _ in range(2):
-        assert predict(trained, tmp_path, "--output", tmp_path / "out", "--overwrite", "--scores") == 0
-    assert labels_in(tmp_path / "out") == {"a.png"}
+    for words in ([tmp_path], [tmp_path], [tmp_path / "*"], [tmp_path / "**" / "*.png"]):
+        assert predict(trained, *words, "--output", tmp_path / "out", "--overwrite", "--scores") == 0
+        assert summary(tmp_path / "out")["totals"]["files"] == 1
+
+
+def test_the_output_folder_may_lie_above_the_inputs(trained: Path, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", noise(4, 5))
+    for words in ([tmp_path / "in"], [tmp_path / "in" / "*.png"]):
+        assert predict(trained, *words, "--output", tmp_path, "--overwrite") == 0
+        assert (tmp_path / "a.png").is_file()
 
 
 def test_a_file_found_twice_is_predicted_once(trained: Path, tmp_path: Path) -> None:
@@ -220,8 +228,6 @@ def test_a_file_that_is_named_and_no_image_is_a_failure(trained: Path, tmp_path:
 def test_an_image_that_the_model_cannot_take_fails_alone(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from classyseg.inference import Predictor
-
     for i in range(4):
         save(tmp_path / "in" / f"{i}.png", np.full((4, 5, 3), i, np.uint8))
     honest = Predictor.predict
@@ -280,8 +286,8 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(
 
 def test_an_input_is_never_overwritten(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "a.png", noise(4, 5))
-    for words in ([tmp_path], [tmp_path / "a.png"]):
-        assert "input" in refused(trained, tmp_path, capsys, *words, "--overwrite")
+    for words in ([tmp_path], [tmp_path / "a.png"], [tmp_path / "*.png"]):
+        assert "--output" in refused(trained, tmp_path, capsys, *words, "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -399,6 +405,27 @@ def test_more_than_256_classes_become_16_bits(tmp_path: Path) -> None:
     assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), labels)
 
 
+def test_a_model_of_whole_images_tells_their_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    head = {"name": "fully_connected", "blocks": ["stage4"]}
+    config = {"name": "resnet18", "depths": [1, 1, 1, 1], "heads": {"main": head}}
+    model = build_model(config, 3)
+    classes = ["cat", "dog", "cow"]
+    folder = Predictor(model, classes=classes, model_config=config, device="cpu").save(tmp_path / "model")
+    image = noise(40, 50)
+    save(tmp_path / "in" / "sub" / "a.png", image)
+    assert predict(folder, tmp_path / "in", "--output", tmp_path / "out", "--scores") == 0
+    normalised = (torch.from_numpy(image).float() / 255 - MEAN) / STD
+    with torch.no_grad():
+        scores = model.eval()(normalised.permute(2, 0, 1)[None])["main"].softmax(1)[0]
+    assert np.allclose(np.load(tmp_path / "out" / "sub" / "a.npy"), scores.numpy(), atol=1e-5)
+    (record,) = summary(tmp_path / "out")["files"]
+    assert record["class"] == classes[int(scores.argmax())]
+    assert summary(tmp_path / "out")["totals"]["images"][record["class"]] == 1
+    assert labels_in(tmp_path / "out") == set()
+    assert "whole images" in refused(folder, tmp_path / "other", capsys, tmp_path / "in", "--overlay")
+
+
 # -- an interrupted command ------------------------------------------------------------------------------------------
 
 
@@ -427,7 +454,7 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
 
 
 def test_help_imports_nothing_heavy() -> None:
-    for command in ("predict",):
+    for command in ("predict", "evaluate"):
         words = [sys.executable, "-X", "importtime", "-m", "classyseg", command, "--help"]
         done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
         imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}

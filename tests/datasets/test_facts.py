@@ -163,6 +163,17 @@ def test_what_is_wrong_within_data_sets_is_told_with_its_place_before_any_file()
     ]
 
 
+class AnyKeys(Bands):
+    """What Python code may build, and no config describes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+
+
+def test_a_data_set_that_no_config_describes_has_facts() -> None:
+    assert AnyKeys(channels=4).facts == replace(Bands(channels=4).facts, keys=frozenset())
+
+
 @pytest.mark.usefixtures("bands")
 def test_a_plugins_parts_agree_or_are_refused(bands: None) -> None:
     part = {"name": "bands"}

@@ -1,0 +1,171 @@
+"""`classyseg evaluate`: a trained model is measured on a data set of its run, or on another one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
+from classyseg.cli.output import emit, json_text
+from classyseg.console import is_terminal, printable, terminal_width, wrapped
+
+if TYPE_CHECKING:
+    from classyseg.cli.evaluation import Measurement
+    from classyseg.registry import ComponentConfig
+
+NAME = re.compile(r"[\w.+-]{1,100}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of data set, meters, runtime: dataset.val.root=other"
+    )
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="which data set of the config (val)")
+    parser.add_argument("--name", metavar="NAME", help="files are called evaluation-NAME (default: the split)")
+    parser.add_argument("--output", metavar="DIR", help="the folder for the files (default: that of the run)")
+    parser.add_argument(
+        "--worst", type=_count, default=20, metavar="N", help="so many of the worst images are drawn (20)"
+    )
+    parser.add_argument(
+        "--submission",
+        choices=("cityscapes", "ade20k"),
+        help="also write label maps as this benchmark's server reads them",
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
+    )
+    add_model_arguments(parser)
+    parser.set_defaults(run=interruptible(run))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 4:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; 0 to 9999 are accepted")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from classyseg import distributed, switches
+    from classyseg.cli.train import guarded
+    from classyseg.cli.trained_run import config_to_measure, trained_run
+    from classyseg.config import ConfigError
+    from classyseg.io import DATA_ROOT_VARIABLE
+    from classyseg.run_folder import EVALUATION
+
+    name = arguments.split if arguments.name is None else arguments.name
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--name: found '{printable(name)[:100]}'; accepted are letters, digits and . _ + -")
+    overrides = list(arguments.overrides)
+    if arguments.protocol is not None:
+        protocol_of(arguments.protocol)  # which tells what is wrong with it by its own name
+        overrides.append(f"protocol={arguments.protocol}")
+    if arguments.device is not None:
+        overrides.append(f"runtime.device={arguments.device}")
+    trained = trained_run(arguments.model)
+    output = _output_folder(arguments, trained.folder)
+    with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), switches.kept():
+        config, protocol = config_to_measure(trained, arguments.split, overrides, arguments.model)
+        distributed.start_processes(config.runtime.torch_device().type)  # type: ignore[attr-defined]
+        try:
+            return guarded(lambda: _evaluate(arguments, config, protocol, output / f"{EVALUATION}{name}"))
+        finally:
+            distributed.stop_processes()
+
+
+def _output_folder(arguments: argparse.Namespace, run: Path | None) -> Path:
+    from classyseg.config import ConfigError, user_path
+
+    if arguments.output == "":
+        raise ConfigError("--output: found ''; name a folder, or leave --output out")
+    if arguments.output is None and run is None:
+        raise ConfigError(f"--output: missing; {arguments.model} lies in no run's folder, where the files would go")
+    return run if arguments.output is None and run is not None else user_path(arguments.output)
+
+
+def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: Any, place: Path) -> int:
+    """`place` is how the paths of all files begin."""
+    from classyseg import distributed
+    from classyseg.cli.evaluation import Measurement
+
+    submission = None if arguments.submission is None else (arguments.submission, _beside(place, "-submission"))
+    try:
+        with distributed.failing_together():
+            measurement = Measurement(
+                arguments.model,
+                config,
+                arguments.split,
+                protocol=protocol,
+                max_memory=arguments.max_memory,
+                num_worst=arguments.worst,
+                submission=submission,
+            )
+        with distributed.failing_together():
+            if distributed.is_primary():
+                _make_room(place)
+        record = measurement.run()
+        with distributed.failing_together():
+            drawn = measurement.worst.draw(_beside(place, "-worst"), measurement.predictor.palette)
+        texts = distributed.gather_texts(json.dumps(drawn))
+        worst = sorted((image for text in texts for image in json.loads(text)), key=lambda image: image["place"])
+        with distributed.failing_together():
+            if distributed.is_primary():
+                _write(place, measurement, record, worst)
+    except distributed.PeerError as error:  # which the peer explains
+        distributed.wait_for_peers_to_end()
+        return error.exit_code
+    if distributed.is_primary():
+        emit("\n".join([*_report(measurement, record), printable(str(_beside(place, ".json")))]))
+    return 0
+
+
+def _beside(place: Path, end: str) -> Path:
+    return place.with_name(f"{place.name}{end}")
+
+
+def _make_room(place: Path) -> None:
+    """Makes the folder, and takes away what an earlier evaluation of this name left: none of it may seem to be new."""
+    from classyseg.config import ConfigError
+
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (_beside(place, "-worst"), _beside(place, "-submission")):
+            if folder.is_dir() and not folder.is_symlink():
+                shutil.rmtree(folder)
+        for path in (_beside(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {place.parent}: cannot be written ({error.strerror})") from None
+
+
+def _write(place: Path, measurement: Measurement, record: Mapping[str, Any], worst: Sequence[Any]) -> None:
+    from classyseg.io import write_atomically
+
+    description = measurement.predictor.description().model_dump(mode="json")
+    told = {
+        "run": measurement.path,
+        "protocol": description["protocol"],
+        "precision": description["precision"],
+        "dataset": measurement.dataset_config,
+        **record,
+        "worst": worst,
+    }
+    for file, text in measurement.files.items():
+        write_atomically(_beside(place, f"-{file}"), text)
+    write_atomically(_beside(place, ".json"), json_text(told))
+
+
+def _report(measurement: Measurement, record: Mapping[str, Any]) -> Iterator[str]:
+    from classyseg.hooks.class_table import class_table
+
+    numbers = [f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float)]
+    columns = terminal_width() if is_terminal(sys.stdout) else sys.maxsize
+    words = [*(f"{text}," for text in numbers[:-1]), *numbers[-1:]]
+    yield from wrapped(words, columns, first=f"{record['split']}, {record['samples']} samples:", indent="    ")
+    yield from class_table(record, measurement.best_is, measurement.unseen_classes, terminal_width())

@@ -1,0 +1,152 @@
+"""The work of `classyseg evaluate`: a data set is measured, its worst images are kept, label maps are written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from classyseg import distributed
+from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
+from classyseg.cli.output import Progress
+from classyseg.config import ConfigError, listed, within
+from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.evaluation import evaluate
+from classyseg.inference import Predictor, load
+from classyseg.losses import ClassyLoss, build_loss
+from classyseg.meters import ClassyMeter
+from classyseg.meters.confusion import ConfusionMatrixMeter
+from classyseg.registry import METERS
+from classyseg.structures import BestIs, Sample
+from classyseg.tasks import ClassyTask
+from classyseg.tasks.best import record_numbers
+
+
+class Measurement:
+    """A trained model, the data set `split` of a config, and what is measured on it.
+
+    Every process of a job has one, which takes its share of the samples. `config` is that of a task, `submission` the
+    benchmark and the folder of its label maps. Raises: `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config: Any,
+        split: str,
+        *,
+        protocol: Any,
+        max_memory: str | None,
+        num_worst: int,
+        submission: tuple[str, Path] | None,
+    ) -> None:
+        self.path, self.config, self.split = path, config, split
+        runtime = self.config.runtime
+        runtime.apply()
+        self.predictor: Predictor = load(
+            path,
+            device=runtime.torch_device(),
+            precision=runtime.precision,
+            protocol=protocol,
+            max_memory=max_memory,
+        )
+        with within(f"dataset.{split}"):
+            self.dataset: ClassyDataset = build_dataset(getattr(self.config.dataset, split))
+            self.dataset.seed = self.config.seed
+            self._check_data()
+        described = self.dataset.classes, self.dataset.ignore_index
+        meters: list[ClassyMeter] = METERS.build_each("meters", self.config.meters, *described)
+        main_head = self.predictor.head
+        self._numbers = record_numbers({"loss": "smallest"}, meters, main_head, self.dataset.classes)
+        if not any(isinstance(meter, ConfusionMatrixMeter) and meter.head in (None, main_head) for meter in meters):
+            meters.append(ConfusionMatrixMeter(*described))
+        self.worst = WorstImages(*described, count=num_worst)
+        self.loss = self._built_loss()
+        self.submission: SubmissionFiles | None = None
+        if submission is not None:
+            benchmark, folder = submission
+            self.submission = SubmissionFiles(*described, benchmark=benchmark, folder=folder)
+        elif not self.dataset.has_masks:
+            raise ConfigError(
+                f"dataset.{split}: has no masks, so that nothing can be measured; --submission writes label maps for a "
+                "server, and `classyseg predict` any"
+            )
+        self._submits_what_is_measured = self.submission is not None and not self.dataset.transforms
+        self.meters = [*meters, self.worst]
+        if self.submission is not None and self._submits_what_is_measured:
+            self.meters.append(self.submission)
+        self.files: Mapping[str, str] = {}
+        self.unseen_classes: Collection[str] = ()
+
+    def _built_loss(self) -> ClassyLoss | None:
+        """The loss that the training measured; None where its task has terms of its own, which need the task."""
+        if self.config.component.terms is not ClassyTask.terms:
+            return None
+        with within("loss"):
+            loss = build_loss(self.config.loss, self.dataset.ignore_index)
+        loss.choose_main_head(self.predictor.head)
+        return loss.to(self.predictor.device).eval()
+
+    def _check_data(self) -> None:
+        if not len(self.dataset):
+            raise ConfigError("found no sample")
+        if self.dataset.classes != self.predictor.classes:
+            raise ConfigError(
+                f"its classes, {listed([*self.dataset.classes], limit=8)}, are not those of the model, "
+                f"{listed([*self.predictor.classes], limit=8)}"
+            )
+
+    @property
+    def dataset_config(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.config.resolved()["dataset"][self.split]
+        return found
+
+    def best_is(self, number: str) -> BestIs | None:
+        return self._numbers.best_is(number)
+
+    def run(self) -> dict[str, Any]:
+        """Measures all of it, and gives the numbers of the whole job. Every process calls it."""
+        started = time.perf_counter()
+        record: dict[str, Any] = {"split": self.split, "samples": len(self.dataset)}
+        if self.dataset.has_masks:
+            record |= self._measure_all()
+        if self.submission is not None and not (self.dataset.has_masks and self._submits_what_is_measured):
+            with distributed.failing_together():
+                self._submit_all(self.submission)
+        return {**record, "seconds": time.perf_counter() - started}
+
+    def _measure_all(self) -> dict[str, Any]:
+        runtime = self.config.runtime
+        share = len(range(distributed.rank(), len(self.dataset), distributed.world_size()))
+        with distributed.failing_together(), Progress(share, "samples", shown=distributed.is_primary()) as progress:
+
+            def watch(batch: Sample) -> None:
+                self.worst.names, self.worst.images = batch.name, batch.image
+                if self.submission is not None:
+                    self.submission.names = batch.name
+                progress.add(len(batch.image))
+
+            evaluation = evaluate(
+                self.predictor,
+                self.dataset,
+                self.meters,
+                loss=self.loss,
+                batch_size=runtime.eval_batch_size,
+                workers=runtime.workers,
+                worker_timeout=runtime.worker_timeout,
+                split=self.split,
+                watch=watch,
+            )
+        result = evaluation.result()
+        self.files, self.unseen_classes = evaluation.files, evaluation.unseen_classes
+        return result
+
+    def _submit_all(self, submission: SubmissionFiles) -> None:
+        """At the size of the image files, which transforms of the data set change."""
+        mine = range(distributed.rank(), len(self.dataset), distributed.world_size())
+        with Progress(len(mine), "images", shown=distributed.is_primary()) as progress:
+            for index in mine:
+                sample = self.dataset.load(index)
+                submission.write(str(sample.name), self.predictor.predict(sample.image))
+                progress.add()

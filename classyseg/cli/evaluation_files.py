@@ -1,0 +1,178 @@
+"""What `classyseg evaluate` writes of single images: pictures of the worst, and label maps for evaluation servers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from classyseg.cli.prediction_files import save_image, write_values
+from classyseg.config import ConfigError, listed
+from classyseg.console import printable
+from classyseg.distributed import gather_over_processes
+from classyseg.inference import shown
+from classyseg.meters.classy_meter import ClassyMeter
+from classyseg.meters.confusion import confusion_matrix
+from classyseg.registry import DATASETS
+
+Color = tuple[int, int, int]
+Labels = npt.NDArray[Any]
+MIN_SIDE, MAX_SIDE = 240, 1024
+"""The longest side of an image in a picture: smaller ones are enlarged, larger ones made smaller."""
+GAP, LINE = 6, 20
+WRONG: Color = (230, 30, 30)
+IGNORED: Color = (255, 255, 255)
+NOTHING = (float("inf"), float("inf"))
+MAX_NAME = 100
+"""So many characters of an image's name stand in that of its picture."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An image (C, H, W) of the set with its labels (H, W). `rank` is its mean IoU, then a number of its name.
+
+    The number makes the order one, however many processes share the images.
+    """
+
+    rank: tuple[float, float]
+    name: str
+    image: Tensor
+    label: Labels
+    prediction: Labels
+
+
+class WorstImages(ClassyMeter):
+    """Keeps the `count` images of the lowest mean IoU, over the classes that are in their label or prediction.
+
+    `names` and `images` (N, C, H, W) of the batch are set before each update.
+    """
+
+    numbers = ()
+
+    def __init__(self, classes: Sequence[str], ignore_index: int, *, count: int = 20) -> None:
+        self.num_classes, self.ignore_index, self.count = len(classes), ignore_index, count
+        self.names: Sequence[str] = ()
+        self.images = torch.zeros(0)
+        self.reset()
+
+    def reset(self) -> None:
+        self.kept: list[Looked] = []
+        self.worst: list[tuple[float, ...]] = []
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        for i, name in enumerate(self.names):
+            matrix = confusion_matrix(prediction[i], target[i], self.num_classes, self.ignore_index).cpu()
+            union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
+            if not self.count or not union.any():  # every pixel is ignored
+                continue
+            mean_iou = (matrix.diag()[union > 0].double() / union[union > 0]).mean().item()
+            rank = mean_iou, float(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6]))
+            if len(self.kept) == self.count and rank > self.kept[-1].rank:
+                continue
+            step = max(1, -(-max(target.shape[1:]) // MAX_SIDE))
+            label, predicted = (part[i, ::step, ::step].cpu().numpy().copy() for part in (target, prediction))
+            self.kept.append(Looked(rank, name, self.images[i, ..., ::step, ::step].cpu().clone(), label, predicted))
+            self.kept = sorted(self.kept, key=lambda looked: looked.rank)[: self.count]
+
+    def compute(self) -> dict[str, Any]:
+        """The mean IoU of the worst images of the whole job."""
+        own = [looked.rank for looked in self.kept]
+        padded = torch.tensor([*own, *[NOTHING] * (self.count - len(own))], dtype=torch.float64).view(-1, 2)
+        everyone = sorted(map(tuple, gather_over_processes(padded).flatten(0, 1).tolist()))
+        self.worst = [rank for rank in everyone[: self.count] if rank != NOTHING]
+        return {}
+
+    def draw(self, folder: Path, palette: Sequence[Color]) -> list[dict[str, Any]]:
+        """Draws this process's share of the worst images, and tells of them. Files are named by their place."""
+        drawn = []
+        for looked in self.kept:
+            if looked.rank in self.worst:
+                place = self.worst.index(looked.rank) + 1
+                stem = printable(PurePath(looked.name).stem)[-MAX_NAME:].replace("/", "_")
+                path = folder / f"{place:02}_{stem}.png"
+                save_image(path, picture(looked, palette, self.ignore_index), "PNG")
+                drawn.append({"place": place, "mean_iou": looked.rank[0], "name": looked.name, "file": str(path)})
+        return drawn
+
+
+def picture(looked: Looked, palette: Sequence[Color], ignore_index: int) -> Image.Image:
+    """Image, label, prediction and error map side by side, under a line with the name and the mean IoU.
+
+    In the error map wrong pixels are red, ignored ones white, right ones the image in grey.
+    """
+    colors = np.array([*palette, IGNORED], np.uint8)
+    ignored = looked.label == ignore_index
+    image = shown(looked.image).astype(np.uint8)
+    label = colors[np.where(ignored, len(palette), looked.label)]
+    prediction = colors[looked.prediction]
+    errors = np.repeat(image.mean(axis=2, keepdims=True) * 0.6, 3, axis=2).astype(np.uint8)
+    errors[looked.prediction != looked.label] = WRONG
+    errors[ignored] = IGNORED
+    factor = max(1, MIN_SIDE // max(looked.label.shape))
+    height, width = (factor * side for side in looked.label.shape)
+    whole = Image.new("RGB", (4 * width + 3 * GAP, height + LINE), "white")
+    text = f"{printable(PurePath(looked.name).name)}: mean IoU {looked.rank[0]:.4f}; image, label, prediction, errors"
+    ImageDraw.Draw(whole).text((2, 2), text, fill=(0, 0, 0), font=ImageFont.load_default(12))
+    for i, part in enumerate((image, label, prediction, errors)):
+        whole.paste(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST), (i * (width + GAP), LINE))
+    return whole
+
+
+class SubmissionFiles(ClassyMeter):
+    """Writes label maps as the server of a benchmark reads them, into a folder of their own.
+
+    `names` of the batch are set before each update.
+    """
+
+    numbers = ()
+
+    def __init__(self, classes: Sequence[str], ignore_index: int, *, benchmark: str, folder: Path) -> None:
+        component: Any = DATASETS.entry(benchmark).component
+        if tuple(classes) != component.classes:
+            raise ConfigError(
+                f"--submission {benchmark}: the model's classes are {listed([*classes], limit=5)}; that server's are "
+                f"{listed([*component.classes], limit=5)}"
+            )
+        self.head = None
+        self.names: Sequence[str] = ()
+        self._values = np.array(component.submission_values, np.uint8)
+        self._name_of, self._folder = SUBMISSION_NAMES[benchmark], folder
+
+    def reset(self) -> None:
+        pass
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        for name, labels in zip(self.names, prediction, strict=True):
+            self.write(name, labels.cpu().numpy())
+
+    def write(self, name: str, labels: Labels) -> None:
+        write_values(self._folder / self._name_of(name), self._values[labels])
+
+    def compute(self) -> dict[str, Any]:
+        return {}
+
+
+def _cityscapes_name(name: str) -> str:
+    """City, sequence and frame, which the server looks for. Raises: `ConfigError` for images of other names."""
+    parts = PurePath(name).stem.split("_")
+    if len(parts) < 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        raise ConfigError(
+            f"--submission cityscapes: {name} is not named as its images are, CITY_SEQUENCE_FRAME_leftImg8bit.png"
+        )
+    return f"{'_'.join(parts[:3])}_pred_labelIds.png"
+
+
+def _ade20k_name(name: str) -> str:
+    return f"{PurePath(name).stem}.png"
+
+
+SUBMISSION_NAMES: Mapping[str, Callable[[str], str]] = {"cityscapes": _cityscapes_name, "ade20k": _ade20k_name}
+"""How the file of an image is called, by the name of the benchmark, which its data set has, too."""

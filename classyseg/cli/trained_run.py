@@ -1,0 +1,100 @@
+"""What the folder of a trained model tells of its data, and what of it a measurement may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_of_format_2, load_checkpoint
+from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, listed, load_config
+from classyseg.io import existing_path
+from classyseg.registry import TASKS, ComponentConfig
+from classyseg.run_folder import CHECKPOINTS, CONFIG
+
+OVERRIDDEN = ("dataset", "meters", "protocol", "runtime")
+"""The keys of a config that a measurement may change. The others are the model's, or the training's."""
+NOT_MEASURED: Mapping[str, Any] = {"optimizer": None, "hooks": []}
+"""What stands for the parts of a config that no measurement needs: they may be of plugins that are not installed."""
+OF_A_MODEL: Mapping[str, Any] = {
+    "name": "segmentation",
+    "batch_size": 1,
+    "model": {"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}},
+    "loss": {"name": "cross_entropy"},
+}
+"""What stands for the config of a model's folder, which tells of no training. The model itself is read from there."""
+LENGTHS = ("num_epochs", "num_steps", "val_every_epochs", "val_every_steps")
+
+
+class TrainedRun(NamedTuple):
+    """The config with which a model was trained, and the folder of its run; None where a folder tells of none."""
+
+    config: ConfigTree | None
+    folder: Path | None
+
+
+def trained_run(path: str) -> TrainedRun:
+    """The run that `path` is, or that the checkpoint or the model's folder lies in. Raises: `ConfigError`."""
+    folder = existing_path(path)
+    if not path or not folder.is_dir():
+        raise ConfigError(f"'{path}': no such folder; accepted are a run's folder, a checkpoint and a model's folder")
+    for run in (folder, folder.parent):  # the second: of RUN/model
+        if (run / CONFIG).is_file():
+            tree = load_config(run / CONFIG)
+            if OF_FORMAT_1 in tree.values:
+                tree = ConfigTree(config_in_words_of_format_2(tree.values), tree.source)
+            return TrainedRun(tree, run)
+    if not (folder / MANIFEST).is_file():
+        return TrainedRun(None, None)
+    config = load_checkpoint(folder, only=(), verified=True).state.get("config")  # hashed when the weights are read
+    run = folder.parent.parent
+    is_within = folder.parent.name == CHECKPOINTS and (run / CONFIG).is_file()
+    return TrainedRun(
+        ConfigTree(config, str(folder / STATE)) if isinstance(config, dict) and config else None,
+        run if is_within else None,
+    )
+
+
+def config_to_measure(
+    trained: TrainedRun, split: str, overrides: Sequence[str], path: str
+) -> tuple[ComponentConfig, Any]:
+    """The config of a task that only measures `split`, without training set and optimizer, and the protocol.
+
+    The protocol is None where no override names one: the model's folder has that with which it was measured.
+
+    Raises: `ConfigError` for overrides of what the model or the training decides, for a split that nobody describes,
+    and for what the config of a task cannot be.
+    """
+    for text in overrides:
+        _check_override(text.partition("=")[0], split)
+    values = OF_A_MODEL if trained.config is None else trained.config.values
+    datasets = values.get("dataset")
+    datasets = datasets if isinstance(datasets, Mapping) else {}
+    values = {key: value for key, value in values.items() if key not in (*LENGTHS, *NOT_MEASURED, "protocol")}
+    values |= {**NOT_MEASURED, "num_epochs": 0}
+    values["dataset"] = {} if datasets.get(split) is None else {split: datasets[split]}
+    lines = {} if trained.config is None else trained.config.lines
+    tree = ConfigTree(values, path if trained.config is None else trained.config.source, dict(lines))
+    apply_overrides(tree, overrides)
+    if not tree.values["dataset"]:
+        known = [name for name in ("val", "test") if datasets.get(name) is not None]
+        has = f"its config has {listed([f'dataset.{name}' for name in known])}" if known else "it tells of no data set"
+        raise ConfigError(
+            f"{path}: --split {split}: {has}; give another --split, or describe the data set: "
+            f"'dataset.{split}={{name: camvid, split: {split}}}'"
+        )
+    protocol = tree.values.pop("protocol", None)
+    return TASKS.validate(tree), protocol
+
+
+def _check_override(key: str, split: str) -> None:
+    first, *more = key.replace("[", ".").split(".")
+    if first not in OVERRIDDEN:
+        near = closest(first, OVERRIDDEN)
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise ConfigError(
+            f"override '{key}': a measurement may change {listed([*OVERRIDDEN])}; the rest is the model's, or its "
+            f"training's{hint}"
+        )
+    if first == "dataset" and more and more[0] != split:
+        raise ConfigError(f"override '{key}': --split {split} is measured, which reads dataset.{split} alone")
