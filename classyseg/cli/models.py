@@ -140,7 +140,7 @@ def _whole_model(name: str) -> tuple[str, ...]:
     import torch
 
     from classyseg.models import create_model
-    from classyseg.models.encoding_models import NAMED
+    from classyseg.models.encoding_models import ENCODING_MODELS
     from classyseg.models.public_weights import default_num_classes, public_weights
     from classyseg.registry import MODELS
 
@@ -150,6 +150,7 @@ def _whole_model(name: str) -> tuple[str, ...]:
         model = create_model(name, num_classes=num_classes or 1)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     heads = ", ".join(f"`{key}`: {head.name} of {', '.join(head.blocks)}" for key, head in config.heads.items())
-    backbone, dataset = (f"`{NAMED[name].backbone}`", f"`{NAMED[name].dataset}`") if name in NAMED else ("", "")
+    named = ENCODING_MODELS.get(name)
+    backbone, dataset = (f"`{named.backbone}`", f"`{named.dataset}`") if named else ("", "")
     weights = ", ".join(f"`{key}`" for key, known in public_weights(type(model), name).items() if known.whole)
     return (f"{parameters / 1e6:.2f}", str(num_classes or ""), dataset, backbone, heads, weights)

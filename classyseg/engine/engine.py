@@ -39,7 +39,9 @@ class Engine:
             torch.cuda.set_device(self.device)
         if self.runtime.sync_batch_norm and distributed.world_size() > 1:
             synchronize_batch_norm(self.model, self.device)
-        layout = torch.channels_last if self.runtime.channels_last else torch.contiguous_format
+        of_clips = any(weight.dim() == 5 for weight in self.model.parameters())  # which have no such layout
+        channels_last = self.runtime.channels_last and not of_clips
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.loss.to(self.device)
 

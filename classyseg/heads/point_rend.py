@@ -47,13 +47,13 @@ class PointMLP(nn.Module):
 class PointRendHead(ClassyHead):
     """`head` over all blocks but the first, whose logits a small network predicts again where they are least sure.
 
-    That network reads a point's features in the first block and the logits of `head` there. It sees `num_points` points
-    an image: of `oversampling` times as many random ones the least sure, up to `uncertain_share` of them, and random
-    ones. Outputs are those of `head`, the points' logits `points` (N, num_classes, P) and `point_coordinates`
-    (N, P, 2), (x, y) from 0 to 1, which the loss `point_cross_entropy` reads. In evaluation the points are chosen from
-    the same ones for every image, spread evenly instead of drawn, so that their loss depends on the image alone. The
-    logits are then doubled in size `num_subdivisions` times, each time with the `num_refined` least sure cells
-    predicted again. Least sure is where the two highest logits are closest.
+    That network reads a point's features in the first block and the logits of `head` there. In training it sees
+    `num_points` points an image: of `oversampling` times as many random ones the least sure, up to `uncertain_share` of
+    them, and random ones. Outputs are those of `head`, the points' logits `points` (N, num_classes, P) and
+    `point_coordinates` (N, P, 2), (x, y) from 0 to 1, which the loss `point_cross_entropy` reads. In evaluation as many
+    points are spread evenly over each image, always the same ones, and the logits are doubled in size
+    `num_subdivisions` times, each time with the `num_refined` least sure cells predicted again. Least sure is where the
+    two highest logits are closest.
 
     It reads the first block, the finest; the other head reads the others, and a block may be named twice. The network
     learns by the loss `point_cross_entropy` of its points, without which the task does not start:
@@ -140,16 +140,12 @@ class PointRendHead(ClassyHead):
 
     def chosen_points(self, coarse: Tensor) -> Tensor:
         """The points of a step, (N, num_points, 2): in training drawn by chance, in evaluation always the same."""
-        num_others = self.num_points - self.num_uncertain
-        if self.training:
-            candidates = torch.rand(len(coarse), self.num_candidates, 2, device=coarse.device)
-        else:
-            spread = spread_points(self.num_candidates + num_others, coarse.device).expand(len(coarse), -1, -1)
-            candidates, others = spread[:, : self.num_candidates], spread[:, self.num_candidates :]
+        if not self.training:
+            return spread_points(self.num_points, coarse.device).expand(len(coarse), -1, -1)
+        candidates = torch.rand(len(coarse), self.num_candidates, 2, device=coarse.device)
         chosen = certainty(values_at(coarse, candidates)).topk(self.num_uncertain, dim=1, largest=False).indices
         uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-        if self.training:
-            others = torch.rand(len(coarse), num_others, 2, device=coarse.device)
+        others = torch.rand(len(coarse), self.num_points - self.num_uncertain, 2, device=coarse.device)
         return torch.cat([uncertain, others], 1)
 
     def refined(self, fine: Tensor, coarse: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ Head = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class NamedModel:
+class EncodingModel:
     """The registered name of a backbone, the heads as in a config, and the data set whose classes they have."""
 
     backbone: str
@@ -58,16 +58,16 @@ _S = ("resnet50s", "resnet101s")
 _RESNEST = ("resnest50", "resnest101", "resnest200", "resnest269")
 
 
-def _with_aux(backbone: str, dataset: str, main: Head) -> NamedModel:
-    return NamedModel(backbone, dataset, {"main": main, "aux": _AUX})
+def _with_aux(backbone: str, dataset: str, main: Head) -> EncodingModel:
+    return EncodingModel(backbone, dataset, {"main": main, "aux": _AUX})
 
 
-NAMED: dict[str, NamedModel] = {
-    "deepten_resnet50_minc": NamedModel("resnet50s", "minc", {"main": _DEEPTEN}, output_stride=32),
+ENCODING_MODELS: dict[str, EncodingModel] = {
+    "deepten_resnet50_minc": EncodingModel("resnet50s", "minc", {"main": _DEEPTEN}, output_stride=32),
     "encnet_resnet101s_coco": _with_aux("resnet101s", "coco", _ENCNET),
     **{f"encnet_{name}_pcontext": _with_aux(name, "pascal_context", _ENCNET_LATERAL) for name in _S},
     **{f"encnet_{name}_ade": _with_aux(name, "ade20k", _ENCNET) for name in _S},
-    "fcn_resnet50s_pcontext": NamedModel("resnet50s", "pascal_context", {"main": _FCN}),
+    "fcn_resnet50s_pcontext": EncodingModel("resnet50s", "pascal_context", {"main": _FCN}),
     "fcn_resnet50s_ade": _with_aux("resnet50s", "ade20k", _FCN),
     "psp_resnet50s_ade": _with_aux("resnet50s", "ade20k", _PSP),
     "fcn_resnest50_ade": _with_aux("resnest50", "ade20k", _FCN),
@@ -78,8 +78,8 @@ NAMED: dict[str, NamedModel] = {
     "encnet_resnet152s_ade": _with_aux("resnet152s", "ade20k", _ENCNET),
     "deeplab_resnet50s_ade": _with_aux("resnet50s", "ade20k", _DEEPLAB),
     "atten_resnet50s_ade": _with_aux("resnet50s", "ade20k", _ATTEN),
-    "upernet_resnet50s_ade": NamedModel("resnet50s", "ade20k", {"main": _UPERNET}, output_stride=32),
-    "fcfpn_resnet50_ade": NamedModel("resnet50", "ade20k", {"main": _FCFPN}, output_stride=32),
+    "upernet_resnet50s_ade": EncodingModel("resnet50s", "ade20k", {"main": _UPERNET}, output_stride=32),
+    "fcfpn_resnet50_ade": EncodingModel("resnet50", "ade20k", {"main": _FCFPN}, output_stride=32),
 }
 
 
@@ -87,13 +87,13 @@ def with_heads(backbones: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     """The settings of the named models on `backbones`, which are settings by name: what `Registry.variants` takes."""
     return {
         name: {**backbones[model.backbone], "output_stride": model.output_stride, "heads": dict(model.heads)}
-        for name, model in NAMED.items()
+        for name, model in ENCODING_MODELS.items()
         if model.backbone in backbones
     }
 
 
 def _with_heads(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[str, PublicWeights]:
-    dataset = NAMED[name].dataset
+    dataset = ENCODING_MODELS[name].dataset
     licence = f"MIT; trained on {dataset}"
     found = replace(pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, whole=True)
     return {f"{dataset}_encoding": found}

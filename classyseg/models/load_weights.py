@@ -15,7 +15,7 @@ from classyseg.checkpoint import problem_of_values
 from classyseg.config import ConfigError
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, placed
+from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, on_own_grid
 from classyseg.models.public_weights import WeightsSource, public_weights
 from classyseg.weights.key_maps import Naming
 from classyseg.weights.read import read_tensors
@@ -300,7 +300,7 @@ class _Fit:
         expected = self.expected[key]
         if key in self.positions:
             told = self.grid or grid_of(self.image_size, self.positions[key], tensor)
-            tensor, assumed = placed(name, tensor, tuple(expected.shape), self.positions[key], told)
+            tensor, assumed = on_own_grid(name, tensor, tuple(expected.shape), self.positions[key], told)
             self.assumed += [assumed] if assumed else []
         return _fitted(self.model.fit_tensor(key, tensor), expected, self.adapt_input, self.model.in_channels)
 

@@ -21,7 +21,7 @@ class UnplacedError(ValueError):
     """The grid of a file's position embeddings is not known; the message says what to do."""
 
 
-def placed(
+def on_own_grid(
     name: str, tensor: Tensor, shape: tuple[int, ...], own: PositionGrid, told: Grid | None
 ) -> tuple[Tensor, str]:
     """The file's position embeddings `tensor` as those of `shape` on the grid `own`, and what was assumed on the way.

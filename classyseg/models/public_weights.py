@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 from classyseg.config import ConfigError, closest
 from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.encoding_models import NAMED, WEIGHTS
+from classyseg.models.encoding_models import ENCODING_MODELS, WEIGHTS
 from classyseg.weights.cache import PublicWeights, fetch
 from classyseg.weights.catalogue import published
 
@@ -21,12 +21,12 @@ def public_weights(component: type[ClassyModel], name: str) -> dict[str, PublicW
     A name with heads also knows those of its backbone.
     """
     found = component.known_weights(name) | published(name) | WEIGHTS.get(name, {})
-    return found | (public_weights(component, NAMED[name].backbone) if name in NAMED else {})
+    return found | (public_weights(component, ENCODING_MODELS[name].backbone) if name in ENCODING_MODELS else {})
 
 
 def default_num_classes(component: type[ClassyModel], name: str) -> int | None:
     """How many classes the heads that the registered name `name` brings have by default; None without heads."""
-    return NAMED[name].num_classes if name in NAMED else component.default_num_classes(name)
+    return ENCODING_MODELS[name].num_classes if name in ENCODING_MODELS else component.default_num_classes(name)
 
 
 class WeightsSource:

@@ -338,7 +338,8 @@ def _check_model(
     loss.choose_main_head(model.main_head)
     with problems.collected():
         seen = seen_at_once(given.batch_size, given.runtime, data["train"].facts.size if "train" in data else None)
-        check_outputs(model, loss, num_classes, trains=given.length > 0, seen=seen)
+        trains = given.length > 0
+        check_outputs(model, loss, num_classes, trains=trains, seen=seen, whole_images=given.whole_images)
 
 
 def _normalize_of_weights(given: Given, data: Data, *, real: bool) -> NormalizeConfig | None:

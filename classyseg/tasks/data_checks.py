@@ -61,7 +61,7 @@ def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: 
         raise ConfigError(f"dataset.{name}: has {found} for each image; this task needs {wanted} for each")
     if facts.gives_clips != takes_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
-        raise ConfigError(f"dataset.{name}: has {found} of videos; this task takes {wanted}")
+        raise ConfigError(f"dataset.{name}: has {found}; this task takes {wanted}")
     if facts.has_masks is False:
         raise ConfigError(
             f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "

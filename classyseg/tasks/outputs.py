@@ -46,11 +46,18 @@ def seen_at_once(batch_size: int, runtime: RuntimeConfig, size: tuple[int, int] 
 
 
 def check_outputs(
-    model: ClassyModel, loss: ClassyLoss, num_classes: int, *, trains: bool, seen: SeenAtOnce | None = None
+    model: ClassyModel,
+    loss: ClassyLoss,
+    num_classes: int,
+    *,
+    trains: bool,
+    seen: SeenAtOnce | None = None,
+    whole_images: bool = False,
 ) -> None:
-    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w); for outputs that the loss cannot
-    read; and, in a task that trains, for a head of which it reads nothing or not what the head needs, and for a batch
-    of which a norm has no more than one value.
+    """Raises: `ConfigError` for a head whose logits are not those of pixels, (N, num_classes, h, w), or with
+    `whole_images` of images, (N, num_classes); for outputs that the loss cannot read; and, in a task that trains, for a
+    head of which it reads nothing or not what the head needs, and for a batch of which a norm has no more than one
+    value.
 
     A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
     """
@@ -58,7 +65,7 @@ def check_outputs(
     outputs = _outputs_on_meta(model, seen)
     if outputs is None:
         return
-    size = seen.size or (PROBE_SIZE, PROBE_SIZE)
+    size = () if whole_images else seen.size or (PROBE_SIZE, PROBE_SIZE)
     for name in model.heads:
         _check_head(name, model.head(name), outputs_of(outputs, name), num_classes, size)
     target = torch.empty(seen.images, *size, dtype=torch.int64, device="meta")
@@ -80,24 +87,30 @@ def check_outputs(
 
 
 def _check_head(
-    name: str, head: ClassyHead, own: Mapping[str, Tensor], num_classes: int, size: tuple[int, int]
+    name: str, head: ClassyHead, own: Mapping[str, Tensor], num_classes: int, size: tuple[int, ...]
 ) -> None:
-    """Raises: `ConfigError` for logits, or labels of a head without logits, that are not of pixels."""
+    """Raises: `ConfigError` for logits, or labels of a head without logits, that are not of pixels at `size` (H, W).
+
+    With the `size` () they must be of whole images.
+    """
+    wanted = "(N, H, W) and (N, {}, H, W)" if size else "(N,) and (N, {})"
     if LOGITS not in own:
         with within(f"model.heads.{name}"), contextlib.suppress(RuntimeError, NotImplementedError):  # it needs values
             labels, scores = head.labels(own, size), head.scores(own, size)
             count = len(next(iter(own.values())))
             if labels.shape != (count, *size) or scores.shape != (count, num_classes, *size):
                 raise HeadOutputError(
-                    f"{type(head).__name__} gives labels {_shape(labels)} and scores {_shape(scores)} for images of "
-                    f"{size[0]} x {size[1]} pixels; expected (N, H, W) and (N, {num_classes}, H, W)"
+                    f"{type(head).__name__} gives labels {_shape(labels)} and scores {_shape(scores)} for images at "
+                    f"the size {size}; expected {wanted.format(num_classes)}"
                 )
         return
     found = own[LOGITS]
-    if found.dim() != 4:
+    if found.dim() != 2 + len(size):
+        kind = "whole images" if found.dim() == 2 else "pixels"
+        needed = "each pixel, (N, num_classes, h, w)" if size else "each image, (N, num_classes), such as linear"
         raise ConfigError(
-            f"model.heads.{name}: its logits {_shape(found)} are of whole images; this task needs a head with "
-            "logits for each pixel, (N, num_classes, h, w)"
+            f"model.heads.{name}: its logits {_shape(found)} are of {kind}; this task needs a head with logits for "
+            f"{needed}"
         )
     if found.shape[1] != num_classes:
         raise ConfigError(
@@ -140,7 +153,7 @@ def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Te
                 stack.callback(module.register_forward_pre_hook(_refuse_few(name, images)).remove)
         stack.enter_context(Shapes())
         # In training, else heads that only train are left out.
-        outputs: dict[str, Tensor] = run_on_meta(model, (images, model.in_channels, *size), training=True)
+        outputs: dict[str, Tensor] = run_on_meta(model, (images, *model.input_shape(*size)), training=True)
         return outputs
 
 

@@ -20,7 +20,7 @@ from torch.export import Dim
 from torchvision.ops import StochasticDepth
 
 from classyseg.models import ClassyModel, build_model, fuse, list_models
-from classyseg.models.encoding_models import NAMED
+from classyseg.models.encoding_models import ENCODING_MODELS
 from classyseg.models.memory.freezing import freeze
 from classyseg.models.memory.recompute import checkpoint_activations, recomputes
 from classyseg.registry import HEADS, MODELS
@@ -86,7 +86,7 @@ def smallest_of_other_families() -> list[str]:
     """Of each family without a name in `SMALLEST`, the one with the fewest parameters: a new one needs no line here."""
     families: dict[type, list[str]] = {}
     for name in list_models():
-        if name not in NAMED:
+        if name not in ENCODING_MODELS:
             families.setdefault(MODELS.entry(name).component, []).append(name)
     others = [names for names in families.values() if not {*names} & {*SMALLEST, *PLUGINS}]
     return [min(names, key=num_parameters) for names in others]
@@ -106,7 +106,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 UNDER_TEST = [*SMALLEST, *smallest_of_other_families(), *PLUGINS]
-OTHERS = [name for name in list_models() if name not in (*UNDER_TEST, *NAMED)]
+OTHERS = [name for name in list_models() if name not in (*UNDER_TEST, *ENCODING_MODELS)]
 """Without the names that bring heads, whose backbones are among them."""
 SOME_HEADS = ("linear", "fcn", "unet")
 """One that pools, one of a single map, one that joins maps of several sizes."""

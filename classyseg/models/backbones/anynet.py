@@ -30,7 +30,7 @@ Activation = Literal["relu", "silu"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 WIDTH_STEP = 8
-MAX_DEPTH = 40
+TIMM_DEPTH = 40
 """Of a stage in timm's spelling, which counts blocks from 1."""
 
 
@@ -160,7 +160,7 @@ _TIMM = Naming(
     (
         (r"^stem\.0\.", "stem.conv."),
         (r"^stem\.1\.", "stem.bn."),
-        *((rf"^trunk_output\.block(\d+)\.block\d+-{i}\.", rf"s\1.b{i + 1}.") for i in range(MAX_DEPTH)),
+        *((rf"^trunk_output\.block(\d+)\.block\d+-{i}\.", rf"s\1.b{i + 1}.") for i in range(TIMM_DEPTH)),
         *((rf"\.{ours}\.0\.", f".{theirs}.conv.") for ours, theirs in _TIMM_LAYERS.items()),
         *((rf"\.{ours}\.1\.", f".{theirs}.bn.") for ours, theirs in _TIMM_LAYERS.items()),
         (r"\.f\.se\.", ".se."),

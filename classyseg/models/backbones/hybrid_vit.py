@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from classyseg.models.backbones.transformer import (
     Classifier,
     Count,
-    Encoder,
+    EncoderOptions,
     ImageSize,
     TransformerModel,
     check_heads,
@@ -143,16 +143,8 @@ class HybridViT(TransformerModel):
         self.conv_proj = nn.Conv2d(channels, hidden_dim, kernel_size=1)
         nn.init.trunc_normal_(self.conv_proj.weight, std=math.sqrt(1 / channels))
         nn.init.zeros_(self.conv_proj.bias)  # type: ignore[arg-type]
-        encoder = Encoder(
-            math.prod(grid) + (classifier == "token"),
-            num_layers,
-            hidden_dim,
-            num_heads,
-            mlp_dim,
-            dropout=dropout_rate,
-            attention_dropout=attention_dropout_rate,
-        )
-        self.add_encoder(encoder, grid, stride, classifier)
+        options = EncoderOptions(num_layers, hidden_dim, num_heads, mlp_dim, dropout_rate, attention_dropout_rate)
+        self.add_encoder(options, grid, stride, classifier)
         self.last = f"stage{len(depths) + 1}"
         layers = [f"encoder.layers.encoder_layer_{i}" for i in range(num_layers)]
         before = ("conv_proj", "class_token", "encoder.pos_embedding", "encoder.dropout")

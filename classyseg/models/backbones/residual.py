@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from classyseg.config import ConfigError
 from classyseg.layers import NormConfig, build_norm
+from classyseg.models.classy_model import ClassyModel
 
 KERNELS = {"basic": (3, 3), "bottleneck": (1, 3, 1)}
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -54,3 +56,38 @@ class ResidualBlock(nn.Module):
         if self.se is not None:
             x = self.se(x)
         return self.relu(x + shortcut)
+
+
+class FourStages(ClassyModel):
+    """A stem and four stages with torchvision's names: the blocks `stem` and `stage1` to `stage4`."""
+
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        features = {}
+        x = features["stem"] = self.relu(self.bn1(self.conv1(image)))
+        x = self.maxpool(x)
+        x = features["stage1"] = self.run_layer(self.layer1, x)
+        x = features["stage2"] = self.run_layer(self.layer2, x)
+        x = features["stage3"] = self.run_layer(self.layer3, x)
+        features["stage4"] = self.run_layer(self.layer4, x)
+        return features
+
+
+def multi_grid_dilations(dilation: int, depth: int, factors: Sequence[int] | None) -> list[int]:
+    """The dilations of a stage's `depth` blocks: `dilation`, times a factor each where there are `factors`.
+
+    Raises: `ConfigError` for another number of factors.
+    """
+    if factors is not None and len(factors) != depth:
+        raise ConfigError(
+            f"multi_grid: found {len(factors)} factors; the last stage has {depth} blocks, which need one each"
+        )
+    return [dilation * factor for factor in factors or (1,) * depth]

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
 from classyseg.layers import NormConfig
+from classyseg.models.backbones.residual import FourStages, multi_grid_dilations
 from classyseg.models.backbones.resnet_blocks import EXPANSION, BasicBlock, BlockOptions, Bottleneck, build_stage
-from classyseg.models.classy_model import ClassyModel
 from classyseg.models.encoding_models import with_heads
 from classyseg.registry import MODELS
 from classyseg.weights.cache import PublicWeights, torchvision_weights
@@ -36,7 +36,7 @@ _SECOND_NORM = {"basic": r"layer\1.\2.bn.", "bottleneck": r"layer\1.\2.convoluti
 
 
 @MODELS.register("resnet")
-class ResNet(ClassyModel):
+class ResNet(FourStages):
     """Blocks `stem` at stride 2 and `stage1` to `stage4`; the state dict has torchvision's keys, without its `fc`.
 
     `depths` are the residual blocks of the four stages. An `output_stride` of 16 or 8 replaces the strides beyond it by
@@ -132,7 +132,6 @@ class ResNet(ClassyModel):
     def _add_stem(self, options: BlockOptions, width: int | None, small_input: bool) -> int:
         """Gives the stem's channels; `width` is that of a deep stem."""
         conv, planes = options.conv, self.in_channels
-        self.conv1: nn.Module
         if width is not None:
             self.conv1 = nn.Sequential(
                 conv(planes, width, 3, 2, 1, bias=False),
@@ -162,10 +161,6 @@ class ResNet(ClassyModel):
         output_stride: int,
         multi_grid: Sequence[int] | None,
     ) -> None:
-        self.layer1: nn.Module
-        self.layer2: nn.Module
-        self.layer3: nn.Module
-        self.layer4: nn.Module
         without_pool = replace(options, avd=False, avd_first=False)
         without_drop = replace(options, dropblock=0.0, dropblock_ramp=0.0)
         by_stage = [replace(without_pool, dropblock=0.0, dropblock_ramp=0.0), without_drop, options, options]
@@ -178,7 +173,7 @@ class ResNet(ClassyModel):
                 dilation, step = 2 * dilation, 1
                 dilations[1:] = [dilation] * (depth - 1)
             if i == 3 and multi_grid is not None:
-                dilations = _multi_grid(dilation, depth, multi_grid)
+                dilations = multi_grid_dilations(dilation, depth, multi_grid)
             stride *= step
             width = 64 * 2**i
             setattr(self, f"layer{i + 1}", build_stage(stage_options, channels, width, step, dilations, dilation))
@@ -193,16 +188,6 @@ class ResNet(ClassyModel):
                 last = "bn2" if isinstance(module, BasicBlock) else "bn3"
                 nn.init.zeros_(module.get_parameter(f"{last}.weight"))
 
-    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        features = {}
-        x = features["stem"] = self.relu(self.bn1(self.conv1(image)))
-        x = self.maxpool(x)
-        x = features["stage1"] = self.run_layer(self.layer1, x)
-        x = features["stage2"] = self.run_layer(self.layer2, x)
-        x = features["stage3"] = self.run_layer(self.layer3, x)
-        features["stage4"] = self.run_layer(self.layer4, x)
-        return features
-
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
         return torchvision_weights(variant)
@@ -214,14 +199,6 @@ def _deep_stem_width(deep_stem: bool, stem_width: int, small_input: bool) -> int
     if stem_width != STEM_WIDTH and not deep_stem:
         raise ConfigError(f"stem_width: found {stem_width}, which means nothing without deep_stem")
     return stem_width if deep_stem else None
-
-
-def _multi_grid(dilation: int, depth: int, factors: Sequence[int]) -> list[int]:
-    if len(factors) != depth:
-        raise ConfigError(
-            f"multi_grid: found {len(factors)} factors; the last stage has {depth} blocks, which need one each"
-        )
-    return [factor * dilation for factor in factors]
 
 
 def _classyvision(block: str) -> Naming:

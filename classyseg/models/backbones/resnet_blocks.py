@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -74,6 +74,18 @@ class BlockOptions:
         return SqueezeExcitation(channels, max(1, channels // self.se_reduction))
 
 
+class Place(NamedTuple):
+    """Where a residual block stands: what it reads and gives, and how it moves over the map."""
+
+    in_channels: int
+    width: int
+    stride: int
+    dilation: int = 1
+    shortcut: nn.Module | None = None
+    pool: bool = False
+    """Whether an average pool may take over the stride (`avd`)."""
+
+
 def build_stage(
     options: BlockOptions, in_channels: int, width: int, stride: int, dilations: Sequence[int], base_dilation: int
 ) -> nn.Sequential:
@@ -88,14 +100,15 @@ def build_stage(
         shortcut = None
         if not blocks and (stride != 1 or in_channels != out_channels):
             shortcut = _shortcut(options, in_channels, out_channels, stride)
+        place = Place(in_channels, width, stride, dilation, shortcut, pool=options.avd and not blocks)
         if options.block == "basic":
-            block = _basic_block(options, in_channels, width, stride, shortcut)
+            kind = BasicBlock if options.se_reduction is None else ExcitedBasicBlock
+            block = kind(options, place)
             set_dilation(block.conv1, dilation)
             set_dilation(block.conv2, base_dilation)
             blocks.append(block)
         else:
-            pool = options.avd and not blocks
-            blocks.append(_bottleneck(options, in_channels, width, stride, dilation, shortcut, pool=pool))
+            blocks.append((SwitchedBottleneck if options.needs_own_block else Bottleneck)(options, place))
         in_channels, stride = out_channels, 1
     return nn.Sequential(*blocks)
 
@@ -114,42 +127,18 @@ def _shortcut(options: BlockOptions, in_channels: int, out_channels: int, stride
     return nn.Sequential(pool, conv, options.build_norm(out_channels))
 
 
-def _basic_block(
-    options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
-) -> BasicBlock:
-    if options.se_reduction is not None:
-        return ExcitedBasicBlock(options, in_channels, width, stride, shortcut)
-    return BasicBlock(options, in_channels, width, stride, shortcut)
-
-
-def _bottleneck(
-    options: BlockOptions,
-    in_channels: int,
-    width: int,
-    stride: int,
-    dilation: int,
-    shortcut: nn.Module | None,
-    *,
-    pool: bool,
-) -> Bottleneck:
-    if options.needs_own_block:
-        return SwitchedBottleneck(options, in_channels, width, stride, dilation, shortcut, pool=pool)
-    return Bottleneck(options, in_channels, width, stride, dilation, shortcut)
-
-
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut, with torchvision's keys and its order of draws."""
 
-    def __init__(
-        self, options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
-    ) -> None:
+    def __init__(self, options: BlockOptions, place: Place) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
+        width = place.width
+        self.conv1 = nn.Conv2d(place.in_channels, width, 3, place.stride, padding=1, bias=False)
         self.bn1 = options.build_norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = options.build_norm(width)
-        self.downsample = shortcut
+        self.downsample = place.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -162,16 +151,9 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 with the stride and the groups, 1x1, beside a shortcut; torchvision's keys and its order of draws."""
 
-    def __init__(
-        self,
-        options: BlockOptions,
-        in_channels: int,
-        width: int,
-        stride: int,
-        dilation: int,
-        shortcut: nn.Module | None,
-    ) -> None:
+    def __init__(self, options: BlockOptions, place: Place) -> None:
         super().__init__()
+        in_channels, width, stride, dilation, shortcut, _ = place
         inner = int(width * (options.width_per_group / 64)) * options.groups
         out_channels = width * EXPANSION["bottleneck"]
         self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)
@@ -194,11 +176,9 @@ class Bottleneck(nn.Module):
 class ExcitedBasicBlock(BasicBlock):
     """The basic block with squeeze and excitation before the sum."""
 
-    def __init__(
-        self, options: BlockOptions, in_channels: int, width: int, stride: int, shortcut: nn.Module | None
-    ) -> None:
-        super().__init__(options, in_channels, width, stride, shortcut)
-        self.se = options.build_excitation(width)
+    def __init__(self, options: BlockOptions, place: Place) -> None:
+        super().__init__(options, place)
+        self.se = options.build_excitation(place.width)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -211,21 +191,12 @@ class ExcitedBasicBlock(BasicBlock):
 class SwitchedBottleneck(Bottleneck):
     """The bottleneck with split attention, rectified convolutions, dropped squares, squeeze and excitation.
 
-    With `pool`, an average pool after the 3x3 convolution (or before it: `avd_first`) has the stride in its place.
+    With `place.pool`, an average pool after the 3x3 convolution (or before it: `avd_first`) has the stride instead.
     """
 
-    def __init__(
-        self,
-        options: BlockOptions,
-        in_channels: int,
-        width: int,
-        stride: int,
-        dilation: int,
-        shortcut: nn.Module | None,
-        *,
-        pool: bool,
-    ) -> None:
-        super().__init__(options, in_channels, width, stride, dilation, shortcut)
+    def __init__(self, options: BlockOptions, place: Place) -> None:
+        super().__init__(options, place)
+        stride, pool = place.stride, place.pool
         self.radix = options.radix
         self.pool_first = nn.AvgPool2d(3, stride, padding=1) if pool and options.avd_first else nn.Identity()
         self.pool_last = nn.AvgPool2d(3, stride, padding=1) if pool and not options.avd_first else nn.Identity()

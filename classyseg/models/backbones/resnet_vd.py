@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from classyseg.config import MAX_CHANNELS, ConfigError
 from classyseg.layers import CeilMeanPool2d, NormConfig, build_norm
 from classyseg.models.backbones.paddle import initialise
-from classyseg.models.backbones.residual import EXPANSION, KERNELS, ResidualBlock
-from classyseg.models.classy_model import ClassyModel
+from classyseg.models.backbones.residual import EXPANSION, KERNELS, FourStages, ResidualBlock, multi_grid_dilations
 from classyseg.registry import MODELS
 from classyseg.weights.key_maps import PADDLE_LEAVES, Naming, paddle_tensor
 
@@ -23,7 +22,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 @MODELS.register("resnet_vd")
-class ResNetVd(ClassyModel):
+class ResNetVd(FourStages):
     """Blocks `stage1` to `stage4`, and `stem` at stride 2 for heads that read it.
 
     `depths` are the residual blocks of the four stages. An `output_stride` of 16 or 8 gives *all* blocks of the last
@@ -96,11 +95,6 @@ class ResNetVd(ClassyModel):
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        grid = multi_grid or (1,) * depths[3]
-        if len(grid) != depths[3]:
-            raise ConfigError(
-                f"multi_grid: found {len(grid)} factors; the last stage has {depths[3]} blocks, which need one each"
-            )
         self.in_channels = in_channels
         self.conv1 = nn.Sequential(
             *_unit(in_channels, 32, stride=2, norm=norm),
@@ -112,12 +106,8 @@ class ResNetVd(ClassyModel):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.add_block("stem", 64, 2, "conv1", "bn1", optional=True)
         channels, stride = 64, 4
-        self.layer1: nn.Module
-        self.layer2: nn.Module
-        self.layer3: nn.Module
-        self.layer4: nn.Module
         for i, (width, depth, dilation) in enumerate(zip(WIDTHS, depths, DILATIONS[output_stride], strict=True)):
-            dilations = [dilation * factor for factor in (grid if i == 3 else (1,) * depth)]
+            dilations = multi_grid_dilations(dilation, depth, multi_grid if i == 3 else None)
             stage_stride = 2 if i > 0 and dilations[0] == 1 else 1
             outputs = width * EXPANSION[block]
             blocks = [
@@ -135,16 +125,6 @@ class ResNetVd(ClassyModel):
             channels, stride = outputs, stride * stage_stride
             self.add_block(f"stage{i + 1}", channels, stride, *(() if i else ("conv1", "bn1")), f"layer{i + 1}")
         initialise(self)
-
-    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
-        features = {}
-        x = features["stem"] = self.relu(self.bn1(self.conv1(image)))
-        x = self.maxpool(x)
-        x = features["stage1"] = self.run_layer(self.layer1, x)
-        x = features["stage2"] = self.run_layer(self.layer2, x)
-        x = features["stage3"] = self.run_layer(self.layer3, x)
-        features["stage4"] = self.run_layer(self.layer4, x)
-        return features
 
     @classmethod
     def lr_groups(cls, factors: Sequence[float]) -> list[dict[str, Any]]:

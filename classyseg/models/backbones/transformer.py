@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -69,27 +70,33 @@ class EncoderBlock(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class Encoder(nn.Module):
-    """Position embeddings for a grid of patches, blocks and a last norm; `TransformerModel` runs them one by one."""
+class EncoderOptions(NamedTuple):
+    """What an encoder is made of."""
 
-    def __init__(
-        self,
-        length: int,
-        num_layers: int,
-        channels: int,
-        num_heads: int,
-        mlp_channels: int,
-        *,
-        dropout: float,
-        attention_dropout: float,
-    ) -> None:
+    num_layers: int
+    channels: int
+    num_heads: int
+    mlp_channels: int
+    dropout: float
+    attention_dropout: float
+
+
+class Encoder(nn.Module):
+    """`length` position embeddings, blocks and a last norm; `TransformerModel` runs them one by one."""
+
+    def __init__(self, length: int, options: EncoderOptions) -> None:
         super().__init__()
+        channels = options.channels
         self.pos_embedding = nn.Parameter(torch.empty(1, length, channels).normal_(std=0.02))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(options.dropout)
         self.layers = nn.Sequential()
-        for i in range(num_layers):
+        for i in range(options.num_layers):
             block = EncoderBlock(
-                channels, num_heads, mlp_channels, dropout=dropout, attention_dropout=attention_dropout
+                channels,
+                options.num_heads,
+                options.mlp_channels,
+                dropout=options.dropout,
+                attention_dropout=options.attention_dropout,
             )
             self.layers.add_module(f"encoder_layer_{i}", block)
         self.ln = nn.LayerNorm(channels, eps=EPS)
@@ -104,9 +111,10 @@ class TransformerModel(ClassyModel):
 
     class_token: nn.Parameter | None
 
-    def add_encoder(self, encoder: Encoder, grid: tuple[int, int], stride: int, classifier: Classifier) -> None:
-        """Takes `encoder`, whose position embeddings are for a `grid` (rows, columns) of patches of `stride` pixels."""
-        channels = encoder.pos_embedding.shape[2]
+    def add_encoder(self, options: EncoderOptions, grid: tuple[int, int], stride: int, classifier: Classifier) -> None:
+        """Adds an encoder whose position embeddings are for a `grid` (rows, columns) of patches of `stride` pixels."""
+        channels = options.channels
+        encoder = Encoder(math.prod(grid) + (classifier == "token"), options)
         self.grid = grid
         self.class_token = nn.Parameter(torch.zeros(1, 1, channels)) if classifier == "token" else None
         self.encoder = encoder

@@ -13,7 +13,7 @@ from classyseg.models.backbones.transformer import (
     PYRAMID_STRIDES,
     Classifier,
     Count,
-    Encoder,
+    EncoderOptions,
     ImageSize,
     TransformerModel,
     check_heads,
@@ -132,16 +132,8 @@ class VisionTransformer(TransformerModel):
         self.patch_size = patch_size
         self.hierarchical = hierarchical
         self.conv_proj = _embedding(in_channels, hidden_dim, patch_size, conv_stem_layers)
-        encoder = Encoder(
-            math.prod(grid) + (classifier == "token"),
-            num_layers,
-            hidden_dim,
-            num_heads,
-            mlp_dim,
-            dropout=dropout_rate,
-            attention_dropout=attention_dropout_rate,
-        )
-        self.add_encoder(encoder, grid, patch_size, classifier)
+        options = EncoderOptions(num_layers, hidden_dim, num_heads, mlp_dim, dropout_rate, attention_dropout_rate)
+        self.add_encoder(options, grid, patch_size, classifier)
         self.stages = {last: f"stage{i}" for i, last in enumerate(evenly(num_layers, 4), start=1)}
         first = 0
         for i, (last, name) in enumerate(self.stages.items()):

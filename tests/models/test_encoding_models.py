@@ -17,7 +17,7 @@ from classyseg.config import ConfigError
 from classyseg.datasets.named import ade20k, pascal_context, pascal_voc
 from classyseg.models import ClassyModel, build_model, create_backbone, create_model, list_models, load_weights
 from classyseg.models.backbones.resnet import ResNet
-from classyseg.models.encoding_models import NAMED, NUM_CLASSES, WEIGHTS
+from classyseg.models.encoding_models import ENCODING_MODELS, NUM_CLASSES, WEIGHTS
 from classyseg.models.meta import features_on_meta
 from classyseg.models.public_weights import default_num_classes, public_weights
 from classyseg.registry import MODELS
@@ -112,7 +112,11 @@ def test_parameters_are_pytorch_encodings(name: str, expected: int) -> None:
 
 def test_every_name_with_heads_is_counted() -> None:
     assert len(PARAMETERS) == 35
-    assert {name for name in PARAMETERS | UNLISTED if name in NAMED} == set(NAMED) <= set(list_models())
+    assert (
+        {name for name in PARAMETERS | UNLISTED if name in ENCODING_MODELS}
+        == set(ENCODING_MODELS)
+        <= set(list_models())
+    )
 
 
 def test_classes_are_those_of_the_data_sets() -> None:
@@ -123,7 +127,7 @@ def test_classes_are_those_of_the_data_sets() -> None:
 
 def their_keys(name: str, model: ClassyModel) -> dict[str, str]:
     """PyTorch-Encoding's names of our keys; a plain backbone's classifier is its `fc`."""
-    if name in NAMED:
+    if name in ENCODING_MODELS:
         return encoding_keys(model)
     return {key: key.removeprefix("heads.main.") for key in model.state_dict()}
 
@@ -142,7 +146,7 @@ def test_keys_and_shapes_are_pytorch_encodings(entry: dict[str, Any]) -> None:
         assert ("aux" in model.heads) == entry["aux"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if not name.startswith("deepten")])
+@pytest.mark.parametrize("name", [name for name in ENCODING_MODELS if not name.startswith("deepten")])
 def test_heads_are_of_the_forms_whose_values_equal_pytorch_encodings(name: str) -> None:
     kind = name.partition("_")[0]
     main = encoding_head(kind, {"lateral": kind == "encnet" and name.endswith("_pcontext")})
@@ -154,11 +158,11 @@ def test_heads_are_of_the_forms_whose_values_equal_pytorch_encodings(name: str) 
     assert aux is None or (aux.name, aux.blocks, aux.train_only) == ("fcn", ["stage3"], True)
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", ENCODING_MODELS)
 def test_every_name_gives_logits_of_its_classes(name: str) -> None:
-    model, classes = on_meta(name), NAMED[name].num_classes
+    model, classes = on_meta(name), ENCODING_MODELS[name].num_classes
     run = model.train()(torch.empty(2, 3, 65, 97, device="meta"))
-    size = () if name.startswith("deepten") else (17, 25) if NAMED[name].output_stride == 32 else (9, 13)
+    size = () if name.startswith("deepten") else (17, 25) if ENCODING_MODELS[name].output_stride == 32 else (9, 13)
     expected = dict.fromkeys(model.heads, (2, classes, *size))
     expected |= {"main.se": (2, classes)} if name.startswith("encnet") else {}
     assert {key: tuple(value.shape) for key, value in run.items()} == expected
@@ -279,5 +283,5 @@ def test_create_backbone_leaves_the_heads_out(name: str) -> None:
         classifier = create_backbone(name, features_only=False)
     assert not backbone.heads
     assert list(backbone.state_dict()) == list(plain.state_dict())
-    assert backbone.blocks["stage4"].stride == NAMED[name].output_stride
+    assert backbone.blocks["stage4"].stride == ENCODING_MODELS[name].output_stride
     assert classifier.heads["main"].fc.out_features == 1000  # type: ignore[union-attr]
