@@ -344,11 +344,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
             tuple(f"{layer}." for name in names for layer in self._layers[name])
             for names in (unread, [*needed, *(name for name in self._optional if name in read)])
         )
-        names = [f"{name}." for name, _ in self._backbone_parameters()]
+        names = [f"{name}." for name, _ in self.named_parameters() if not name.startswith("heads.")]
         unneeded = any(name.startswith(useless) and not name.startswith(used) for name in names)
         untold = any(not self._layers[name] for name in aside)
         deepest = next(reversed(needed), None)
         return bool(self.heads) and (has_own or unneeded or untold or deepest not in read)
-
-    def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]

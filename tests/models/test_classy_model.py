@@ -184,6 +184,18 @@ def test_every_layer_with_set_progress_is_told_wherever_it_stands() -> None:
     assert [layer.told for layer in layers] == [[0.0, 0.25]] * 2
 
 
+def test_a_backbone_that_changes_itself_is_told_and_so_are_its_layers() -> None:
+    class Changing(Pooled, Ramp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[float] = []
+            self.ramp = Ramp()
+
+    model = Changing()
+    tell_progress(model, 0.5)
+    assert (model.told, model.ramp.told) == ([0.5], [0.5])
+
+
 @pytest.mark.parametrize(
     ("name", "block", "message"),
     [

@@ -227,9 +227,17 @@ def test_the_log_tells_what_was_read_and_one_warning_that_the_cache_is_of_no_use
     assert "a second epoch found none of its images" in warnings[0]
 
 
+class Ramp(nn.Module):
+    """A plugin's layer that changes while a training goes on."""
+
+    def set_progress(self, progress: float) -> None:
+        """Nothing that a test needs."""
+
+
 @pytest.mark.parametrize(
     ("module", "live"),
     [
+        (Ramp(), True),
         (nn.Dropout(0.1), True),
         (DropBlock2d(0.1), True),
         (StochasticDepth(0.1, "row"), True),
