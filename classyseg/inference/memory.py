@@ -16,10 +16,10 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
 """What kernels take beside the tensors that torch knows of: copies in another layout, columns of a convolution.
 
-Measured by `benchmarks/inference.py`: peak of the process over the tensors alive, of ResNets, HRNet, SegFormer and
-U-Net on the CPU, between 1.0 and 1.2."""
+The peak of the process over the tensors alive lies between 0.7 and 1.0 of images of 512 and 768 pixels, of ResNets and
+Swin on the CPU (`benchmarks/inference.py estimate`); the rest is for networks that nobody measured."""
 BASE = 48_000_000
-"""Bytes that any forward pass may take: code and pools that are loaded at the first one."""
+"""Bytes that any forward pass may take: pools that the allocator keeps, which weigh most where images are small."""
 
 
 class BudgetError(ConfigError):

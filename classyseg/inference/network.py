@@ -133,11 +133,15 @@ class Network:
         count, *one = shape
         size = (one[1], one[2])
         if size not in self._forwards:
-            with LiveTensors() as live:
-                try:
+            # What the run on `meta` makes of the model's own tensors is no part of a forward pass.
+            state = chain(self.model.parameters(), self.model.buffers())
+            own = sum(value.numel() * value.element_size() for value in state if not value.is_meta)
+            try:
+                with LiveTensors() as live:
                     run_on_meta(self.model, (1, *one))
-                except Exception:  # as in `example`: then it is measured
-                    live.peak = live.now
+            except Exception:  # as in `example`: then it is measured
+                own = 0
+                with LiveTensors() as live:
                     self._zeros(size)
-            self._forwards[size] = live.peak
+            self._forwards[size] = live.peak - own
         return BASE + int(WORKSPACE * count * self._forwards[size])
