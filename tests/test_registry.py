@@ -295,47 +295,6 @@ def test_a_component_of_another_kind_is_refused(vehicles: Registry) -> None:
         vehicles.validate({"name": "convoy", "first": "mean_iou"})
 
 
-# -- every registered name ---------------------------------------------------------------------------------------------
-
-
-def names_without_required_options() -> list[tuple[str, str]]:
-    return [
-        (kind, name)
-        for kind, registry in REGISTRIES.items()
-        for name in registry.names()
-        if registry.entry(name).distribution == "classyseg"
-        and all(
-            field.default is not ... and not field.is_required()
-            for key, field in registry.config_model(name).model_fields.items()
-            if key != "name"
-        )
-    ]
-
-
-@pytest.mark.parametrize(("kind", "name"), names_without_required_options())
-def test_a_resolved_config_resolves_to_itself(kind: str, name: str) -> None:
-    registry = REGISTRIES[kind]
-    config = registry.validate(name)
-    resolved = config.resolved()
-    assert json.loads(json.dumps(resolved)) == resolved
-    assert registry.validate(resolved) == config
-    assert registry.validate(resolved).resolved() == resolved
-
-
-def test_most_names_were_looked_at() -> None:
-    seen = {kind for kind, _ in names_without_required_options()}
-    assert seen >= {"models", "heads", "losses", "meters", "transforms", "schedulers", "hooks"}
-
-
-@pytest.mark.parametrize("kind", REGISTRIES)
-def test_every_component_inherits_from_the_base_and_has_a_docstring(kind: str) -> None:
-    registry = REGISTRIES[kind]
-    for name in registry.names():
-        component = registry.entry(name).component
-        assert issubclass(component, registry.base())
-        assert vars(component).get("__doc__"), name
-
-
 # -- JSON Schema -------------------------------------------------------------------------------------------------------
 
 

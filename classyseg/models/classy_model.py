@@ -58,7 +58,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.taps = Taps()
-        self.frozen = Frozen()
+        self.frozen_part = Frozen()
         self.activation_compression: Compression = "none"
         self.heads = nn.ModuleDict()
 
@@ -289,8 +289,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for name, module in self.backbone_modules() if mode and self.frozen.modules else ():
-            if name in self.frozen.modules:
+        for name, module in self.backbone_modules() if mode and self.frozen_part.modules else ():
+            if name in self.frozen_part.modules:
                 module.training = False
         return self
 
@@ -344,11 +344,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
             tuple(f"{layer}." for name in names for layer in self._layers[name])
             for names in (unread, [*needed, *(name for name in self._optional if name in read)])
         )
-        names = [f"{name}." for name, _ in self._backbone_parameters()]
+        names = [f"{name}." for name, _ in self.named_parameters() if not name.startswith("heads.")]
         unneeded = any(name.startswith(useless) and not name.startswith(used) for name in names)
         untold = any(not self._layers[name] for name in aside)
         deepest = next(reversed(needed), None)
         return bool(self.heads) and (has_own or unneeded or untold or deepest not in read)
-
-    def _backbone_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return [(name, value) for name, value in self.named_parameters() if not name.startswith("heads.")]

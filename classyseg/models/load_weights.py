@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class LoadedWeights:
 
 def load_weights(
     model: ClassyModel,
-    weights: str | WeightsSource,
+    weights: str | Path | WeightsSource,
     *,
     variant: str = "",
     classifier: str | None = None,
@@ -101,9 +102,10 @@ def load_weights(
     holds values that are not finite; for a name that does not exist; for a download whose hash is wrong; for a head
     that cannot take a classifier; for position embeddings of a grid that nobody tells. The model is unchanged then.
     """
-    source = (
-        weights if isinstance(weights, WeightsSource) else WeightsSource(weights, public_weights(type(model), variant))
-    )
+    if isinstance(weights, WeightsSource):
+        source = weights
+    else:
+        source = WeightsSource(str(weights), public_weights(type(model), variant))
     place = f"model.weights: '{source.text}'"
     for key, wanted in source.public.config if source.public else ():
         if getattr(model, key, wanted) != wanted:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from classyseg.layers import argmax_at
 from classyseg.meters import ClassyMeter, build_meter
 from classyseg.registry import METERS
+from config_contract import assert_keeps_the_config_contract
 
 CLASSES = ("sky", "road", "car", "tree")
 IGNORED = 255
@@ -162,3 +163,8 @@ def test_masks_of_bytes_are_counted_as_those_of_wide_integers(name: str, num_cla
         meter.update(logits.argmax(1) if meter.reads == "labels" else logits, target)
         values.append(meter.compute())
     assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("name", METERS.names())
+def test_every_meter_keeps_the_config_contract(name: str) -> None:
+    assert_keeps_the_config_contract("meters", name)

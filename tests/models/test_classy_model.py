@@ -16,7 +16,7 @@ from torch.nn import functional
 from classyseg.config import ConfigError
 from classyseg.heads import ClassyHead, FCNHead, LinearHead
 from classyseg.layers import tell_progress
-from classyseg.models import ClassyModel, build_model, create_backbone
+from classyseg.models import ClassyModel, build_model, classy_model, create_backbone
 from classyseg.models.memory.freezing import freeze
 from classyseg.models.memory.recompute import checkpoint_activations
 from classyseg.structures import BlockInfo, outputs_of
@@ -182,6 +182,18 @@ def test_every_layer_with_set_progress_is_told_wherever_it_stands() -> None:
     for progress in (0.0, 0.25):
         tell_progress(model, progress)
     assert [layer.told for layer in layers] == [[0.0, 0.25]] * 2
+
+
+def test_a_backbone_that_changes_itself_is_told_and_so_are_its_layers() -> None:
+    class Changing(Pooled, Ramp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[float] = []
+            self.ramp = Ramp()
+
+    model = Changing()
+    tell_progress(model, 0.5)
+    assert (model.told, model.ramp.told) == ([0.5], [0.5])
 
 
 @pytest.mark.parametrize(
@@ -407,3 +419,9 @@ def test_layers_of_an_optional_block_that_nobody_reads_get_no_gradient(name: str
 def test_a_submodule_of_a_model_of_another_precision_is_found(dtype: torch.dtype) -> None:
     model = create_backbone("resnet18").to(dtype)
     assert model.block("layer3.1.conv2") == create_backbone("resnet18").block("layer3.1.conv2")
+
+
+def test_the_contract_knows_no_other_library_and_no_address() -> None:
+    modules = {module.__name__ for module in vars(classy_model).values() if hasattr(module, "__file__")}
+    origins = {getattr(value, "__module__", "") for value in vars(classy_model).values()} | modules
+    assert not {"encoding_models", "catalogue", "public_weights"} & {origin.rpartition(".")[2] for origin in origins}

@@ -25,6 +25,7 @@ from classyseg.models.memory.freezing import freeze
 from classyseg.models.memory.recompute import checkpoint_activations, recomputes
 from classyseg.registry import HEADS, MODELS
 from classyseg.structures import BlockInfo
+from config_contract import assert_keeps_the_config_contract
 
 NUM_CLASSES = 5
 SMALLEST = [
@@ -355,3 +356,8 @@ def test_the_resolved_config_builds_the_same_model(model: ClassyModel, request: 
     assert {key: value.shape for key, value in rebuilt.state_dict().items()} == {
         key: value.shape for key, value in model.state_dict().items()
     }
+
+
+def test_every_backbone_keeps_the_config_contract() -> None:
+    for name in list_models():
+        assert_keeps_the_config_contract("models", name, **CONFIGS.get(name, {}))

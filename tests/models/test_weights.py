@@ -198,6 +198,9 @@ def test_the_functions_take_weights_in_every_form_of_a_config(tmp_path: Path, re
     for form in (str(path), path, {"source": str(path)}, {"source": path}, WeightsConfig(source=str(path))):
         for model in (create_backbone("resnet18", weights=form), create_model("resnet18", num_classes=3, weights=form)):
             assert torch.equal(model.state_dict()[KEY], reference[KEY])
+    model = create_backbone("resnet18")
+    load_weights(model, path)
+    assert torch.equal(model.state_dict()[KEY], reference[KEY])
     write(path, {KEY: reference[KEY]})
     part = {"source": path, "strict": False, "adapt_input": True}
     assert create_backbone("resnet18", in_channels=1, weights=part).state_dict()[KEY].shape[1] == 1

@@ -227,9 +227,17 @@ def test_the_log_tells_what_was_read_and_one_warning_that_the_cache_is_of_no_use
     assert "a second epoch found none of its images" in warnings[0]
 
 
+class Ramp(nn.Module):
+    """A plugin's layer that changes while a training goes on."""
+
+    def set_progress(self, progress: float) -> None:
+        """Nothing that a test needs."""
+
+
 @pytest.mark.parametrize(
     ("module", "live"),
     [
+        (Ramp(), True),
         (nn.Dropout(0.1), True),
         (DropBlock2d(0.1), True),
         (StochasticDepth(0.1, "row"), True),
@@ -244,7 +252,7 @@ def test_a_module_that_works_otherwise_in_training_is_refused_where_it_is_not_fr
 ) -> None:
     model = tiny_task(FROZEN).model
     check_frozen(model)
-    model.frozen = Frozen(frozenset(name for name, _ in model.backbone_modules()))
+    model.frozen_part = Frozen(frozenset(name for name, _ in model.backbone_modules()))
     model.add_module("extra", module.requires_grad_(False))
     with pytest.raises(ConfigError, match=r"such as extra \(") if live else contextlib.nullcontext():
         check_frozen(model.eval())

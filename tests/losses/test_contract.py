@@ -11,6 +11,7 @@ from torch import Tensor
 from classyseg.config import ConfigError
 from classyseg.losses import ClassyLoss, LossSum, PerOutputLoss, Terms, build_loss
 from classyseg.registry import LOSSES
+from config_contract import assert_keeps_the_config_contract
 
 IGNORED = 255
 NAMES = [name for name in LOSSES.names() if LOSSES.entry(name).distribution == "classyseg"]
@@ -158,3 +159,8 @@ def test_masks_of_queries_are_no_logits_of_classes() -> None:
     with pytest.raises(ConfigError, match=r"found nothing to read among the outputs main\.masks, main\.classes"):
         loss(queries, target)
     assert loss.eval().terms(queries, target).sums.numel() == 0
+
+
+@pytest.mark.parametrize("name", LOSSES.names())
+def test_every_loss_keeps_the_config_contract(name: str) -> None:
+    assert_keeps_the_config_contract("losses", name)
