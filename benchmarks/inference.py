@@ -136,7 +136,9 @@ def in_turn(sides: list[Callable[[], Any]], repeats: int) -> list[list[float]]:
 
 
 def windows(arguments: argparse.Namespace) -> None:
-    sizes = [(1024, 2048, 19), (1024, 2048, 150), (512, 1536, 150)]
+    sizes = [(512, 1536, 150), (1024, 2048, 19), (1024, 2048, 150)]
+    if arguments.numbers:
+        sizes = [(arguments.numbers[0], arguments.numbers[1], arguments.numbers[2])]
     for height, width, num_classes in sizes:
         predictor = predictor_of(arguments.model, num_classes, protocol=WINDOWS)
         image = image_of(height, width)
@@ -252,7 +254,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--max-memory", default="2G")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--numbers", type=int, nargs="*", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--numbers", type=int, nargs="*", default=[], help="height, width and, of windows, classes")
     arguments = parser.parse_args()
     globals()[arguments.what](arguments)
 

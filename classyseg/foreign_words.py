@@ -18,7 +18,6 @@ _LOG = "hooks, such as [{name: log, every: 50}]"
 _FOLDER_IMAGES = "dataset.train.images, of {name: folder}"
 _FOLDER_MASKS = "dataset.train.masks, of {name: folder}"
 _IGNORE = "dataset.train.ignore_index, of {name: folder}; other data sets know theirs"
-_EPOCHS = "num_epochs: a run is counted in epochs, of (number of images) / batch_size steps each"
 _BATCH = "batch_size, of all processes together"
 _GROUPS = "optimizer.groups, such as [{match: heads.*, lr_factor: 10}]"
 _SCHEDULE = "optimizer.schedule, such as {name: polynomial, power: 0.9}"
@@ -37,7 +36,7 @@ KEYS: dict[str, str] = {
     "epochs max_epochs n_epochs nb_epochs total_epochs num_train_epochs nepochs epoch n_epoch "
     "max_epoch epoch_num training_epochs train_epochs num_epoch": "num_epochs",
     "total_iters max_iters iterations iters num_iters num_iterations num_steps max_steps train_steps "
-    "max_iter total_steps total_iterations n_iters train_iters training_steps max_train_steps": _EPOCHS,
+    "max_iter total_steps total_iterations n_iters train_iters training_steps max_train_steps": "num_steps",
     "steps_per_epoch iters_per_epoch limit_train_batches limit_val_batches validation_steps eval_iters "
     "num_sanity_val_steps": _WHOLE_EPOCHS,
     "batch bs train_batch_size batch_size_per_gpu samples_per_gpu imgs_per_gpu per_gpu_batch_size "
@@ -46,8 +45,9 @@ KEYS: dict[str, str] = {
     "per_device_eval_batch_size": "runtime.eval_batch_size",
     "random_seed manual_seed rng_seed seed_everything seed": "seed",
     "eval_interval val_interval check_val_every_n_epoch eval_every val_every val_freq eval_freq eval_period "
-    "evaluation_interval val_every_epochs eval_strategy evaluation_strategy eval_steps validation_freq "
+    "evaluation_interval val_every_epochs eval_strategy evaluation_strategy validation_freq "
     "validation_interval test_freq test_interval val_every_epochs": "val_every_epochs",
+    "eval_steps val_every_steps val_steps val_check_interval": "val_every_steps",
     "work_dir workdir output_dir save_dir out_dir exp_dir log_dir logdir save_path output exp_name run_name "
     "checkpoint_dir ckpt_dir project experiment experiment_name exp default_root_dir logging_dir run_dir": _OUTPUT,
     "exist_ok overwrite overwrite_output_dir": "nothing: a run replaces another one with `--overwrite` of the command",
@@ -79,7 +79,8 @@ KEYS: dict[str, str] = {
     "data datasets dataset_train": "dataset, such as {train: {name: folder, ...}, val: {name: folder, ...}}",
     "train train_dataset train_dataloader train_data train_loader trainset train_set": "dataset.train",
     "val valid validation eval val_dataset val_dataloader valid_dataset validation_dataset val_data val_loader "
-    "test_dataset test_dataloader valset testset validation_data test": "dataset.val",
+    "valset validation_data": "dataset.val",
+    "test_dataset test_dataloader test_loader test_data test_set testset test": "dataset.test",
     "data_root dataroot data_path data_dir dataset_dir dataset_root datadir": _ROOT,
     "transform augmentation augmentations augment aug augs pipeline train_pipeline train_transform "
     "train_transforms target_transform target_transforms joint_transform transforms": "dataset.train.transforms",
@@ -94,14 +95,16 @@ KEYS: dict[str, str] = {
     "multi_scale scale_range zoom_range scale_limit": (
         "dataset.train.transforms, such as [{name: random_scale_crop, size: [512, 512], scale: [0.5, 2.0]}]"
     ),
-    "test_pipeline val_pipeline val_transform val_transforms test_transforms": "dataset.val.transforms",
+    "val_pipeline val_transform val_transforms": "dataset.val.transforms",
+    "test_pipeline test_transform test_transforms": "dataset.test.transforms",
     "crop_size cropsize image_size img_size input_size imgsz train_size img_scale crop base_size": _TRANSFORMS,
     "img_dir image_dir images_dir img_path image_path image_root img_root images_path imgs img_prefix "
     "data_prefix x_dir images": _FOLDER_IMAGES,
     "ann_dir mask_dir masks_dir label_dir labels_dir gt_dir seg_dir ann_file ann_path annotations annotation_dir "
     "mask_path labels_path seg_map_path seg_prefix seg_map_dir y_dir masks": _FOLDER_MASKS,
     "file_list image_list split_file list_file img_list train_list train_path train_txt": _LIST,
-    "val_list val_path val_txt test_list": "dataset.val.list, of {name: folder}",
+    "val_list val_path val_txt": "dataset.val.list, of {name: folder}",
+    "test_list test_path test_txt": "dataset.test.list, of {name: folder}",
     "validation_split val_split train_val_split split_ratio val_ratio val_fraction": (
         "nothing: dataset.train and dataset.val are two data sets; a list, or a table and its split, names the images "
         "of each"
@@ -161,12 +164,13 @@ KEYS: dict[str, str] = {
     "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy lr_decay "
     "lr_scheduler_type learning_rate_scheduler lr_scheduler_name lr_scheduler_kwargs scheduler_type cos_lr cosine_lr "
     "decay_epochs decay_rate lr_gamma lr_drop step_size decay_steps gamma": _SCHEDULE,
-    "warmup warmup_iters warmup_steps warmup_epoch num_warmup_steps warmup_ep warm_up "
-    "warmup_epochs": "optimizer.schedule.warmup_epochs",
+    "warmup warmup_epoch warmup_ep warm_up warmup_epochs": "optimizer.schedule.warmup_epochs",
+    "warmup_iters warmup_steps num_warmup_steps warmup_iterations": "optimizer.schedule.warmup_steps",
     "warmup_ratio start_factor warmup_start_factor warmup_lr warmup_factor": "optimizer.schedule.warmup_factor",
     "lr_power poly_power power": "optimizer.schedule.power, of {name: polynomial}",
     "min_lr eta_min lr_min end_lr final_lr lrf": "optimizer.schedule.end_factor, of {name: cosine}: a share of the lr",
-    "lr_steps step_epochs milestones": "optimizer.schedule.milestones, of {name: multi_step}",
+    "step_epochs milestones": "optimizer.schedule.milestones, of {name: multi_step}",
+    "lr_steps milestone_steps": "optimizer.schedule.milestone_steps, of {name: multi_step}",
     "t_max t_initial": "nothing: a schedule takes the whole run",
     # measuring, hooks
     "metric metrics eval_metric eval_metrics evaluation evaluator val_evaluator test_evaluator "

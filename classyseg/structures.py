@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-Phase = Literal["train", "val"]
+Phase = Literal["train", "val", "test"]
 BestIs = Literal["largest", "smallest"]
 """Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
 
@@ -115,6 +115,14 @@ class Sample:
 
     def pin_memory(self) -> Self:
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory())
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """How long a run trains, in epochs and in steps; None where it is not known, as before a data set is opened."""
+
+    epochs: float | None = None
+    steps: int | None = None
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from classyseg import distributed, switches
 from classyseg.claims import RunFolder, check_free
+from classyseg.config import ConfigError
 from classyseg.io import existing_path
 from classyseg.records import WriteError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
@@ -23,7 +24,8 @@ class Trainer:
 
     `output` is the run's folder, or None to write nothing; `resume` continues what lies there, `overwrite` replaces it.
     They are the options of the command, and a folder that holds a run is refused without one of them. A run that
-    `torchrun` restarts continues by itself. The loop:
+    `torchrun` restarts continues by itself. `extend`, with `resume`, allows another `num_epochs` or `num_steps` than
+    the run's even where that changes its learning rate; the log says how. The loop:
 
         while the task has a phase:
             for each batch: one step; asked to stop? save, and raise `Stopped`
@@ -31,10 +33,20 @@ class Trainer:
     A run that ends before its first step leaves the folder as it was.
     """
 
-    def __init__(self, output: str | Path | None = None, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output: str | Path | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        extend: bool = False,
+    ) -> None:
+        if extend and not resume:
+            raise ConfigError("--extend: found without --resume, whose run it makes longer; give both, or neither")
         self.output = None if output is None else existing_path(output)
         self.resume = resume
         self.overwrite = overwrite
+        self.extend = extend
 
     def check_output(self) -> None:
         """Looks whether the run may start, before the work of building a task; changes nothing. Every process calls it.
@@ -71,7 +83,12 @@ class Trainer:
     def _run(self, task: ClassyTask, requests: StopRequests, folder: RunFolder | None, *, resume: bool) -> None:
         has_begun = False
         task.gives_up = requests.gives_up
-        task.start(self.output, resume=resume, in_place=folder.is_in_place if folder is not None else lambda: True)
+        task.start(
+            self.output,
+            resume=resume,
+            extend=self.extend,
+            in_place=folder.is_in_place if folder is not None else lambda: True,
+        )
         if distributed.any_process(requests.received is not None):
             raise Stopped(requests.received or signal.SIGTERM, saved=False)
         while task.start_phase():

@@ -102,7 +102,8 @@ class FakeTask:
 
     def __init__(self, run_folder: Path | None = None) -> None:
         self.progress = Progress()
-        self.num_epochs = 2
+        self.num_epochs: int | None = 2
+        self.num_steps = 20
         self.run_folder = run_folder
         self.records = RunRecords(run_folder)
         self.last_loss = torch.tensor(0.5)
@@ -115,7 +116,7 @@ class FakeTask:
 
     @property
     def training_is_over(self) -> bool:
-        return self.progress.epoch >= self.num_epochs
+        return self.progress.step >= self.num_steps
 
     def request_stop(self, reason: str) -> None:
         raise AssertionError(reason)

@@ -16,8 +16,10 @@ from jsonschema import Draft202012Validator
 
 import runs
 from classyseg.cli.main import main as classyseg_main
+from classyseg.cli.models import WRITTEN
 from classyseg.cli.train import main as classy_train_main
 from classyseg.config import load_config
+from classyseg.registry import REGISTRIES
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = "task_configs/quickstart.yaml"
@@ -304,6 +306,30 @@ def test_models_as_a_table_tell_what_stands_behind_a_name(capsys: pytest.Capture
     assert row[1:3] == ["11.18", "1.81"]
     assert "`stage4`: 512 / 32" in row[3]
     assert row[4:] == ["8, 16, 32", "`imagenet1k_v1` |"]
+
+
+@pytest.mark.parametrize("command", [("models", "resnet18"), ("config", "keys")], ids=" ".join)
+def test_a_page_that_cannot_be_written_is_one_error(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "binary.md").write_bytes(b"\xff\xfe")
+    for page, reason in (("missing.md", "No such file"), ("binary.md", "no text in UTF-8"), ("", "directory")):
+        assert classyseg_main([*command, "--write", str(tmp_path / page)]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_new_rows_of_backbones_leave_the_others_and_the_text_before_them(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    row = "| `resnet34` | of before |"
+    everything = "\n".join(f"| `{name}` | kept |" for name in REGISTRIES["models"].names() if name != "resnet18")
+    page.write_text(f"# Title\n\n{WRITTEN}{everything}\n{row}\n| `no_more` | gone |\n", encoding="utf-8")
+    assert classyseg_main(["models", "resnet18", "--write", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"# Title\n\n{WRITTEN}\n## ")
+    assert "| `resnet18` | 11.18 | 1.81 |" in text
+    assert row in text
+    assert "| `vit_b_16` | kept |" in text
+    assert "no_more" not in text
 
 
 def test_models_that_do_not_exist_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:

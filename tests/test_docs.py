@@ -262,6 +262,7 @@ def test_the_run_folder_page_names_every_file_and_field_of_a_run(tmp_path: Path)
     settings = ["num_epochs=1", "batch_size=2", "dataset.train.num_samples=4", "dataset.val.num_samples=1"]
     settings += ["runtime.workers=0", "hooks=[{name: checkpoint, best: mean_iou}, {name: log, every: 1}]"]
     settings += ["meters=[mean_iou, confusion_matrix]", "optimizer.schedule=constant"]
+    settings += ["dataset.test={name: synthetic_shapes, split: test, num_samples: 1}"]
     output = tmp_path / "run"
     assert classy_train_main(["--config", "task_configs/quickstart.yaml", "--output", str(output), *settings]) == 0
 

@@ -36,7 +36,7 @@ KEYS = {
     "gradient_accumulation_steps=2": "write runtime.accumulate_steps.",
     "epochs=3": "did you mean 'num_epochs'?",
     "max_epochs=3": "did you mean 'num_epochs'?",
-    "total_iters=1000": "did you mean 'num_epochs'?",
+    "total_iters=1000": "did you mean 'num_steps'?",
     "batch_size_per_gpu=2": "did you mean 'batch_size'?",
     "samples_per_gpu=2": "did you mean 'batch_size'?",
     "dataset.train.batch_size=2": "write at the top of the config: batch_size",
@@ -60,7 +60,7 @@ KEYS = {
     "loss.ignore_index=0": "write dataset.train.ignore_index, of {name: folder}",
     "ignore_label=255": "write dataset.train.ignore_index, of {name: folder}",
     "val={}": "write dataset.val.",
-    "dataset.test={}": "did you mean 'val'?",
+    "dataset.testset={}": "did you mean 'test'?",
     "validation={}": "write dataset.val.",
     "crop_size=[64,64]": "write dataset.train.transforms, such as",
     "dataset.train.img_dir=x": "write dataset.train.images, of {name: folder}",
@@ -69,7 +69,7 @@ KEYS = {
     "SOLVER.BASE_LR=0.1": "for 'BASE_LR' write optimizer.lr.",
     "DATALOADER={NUM_WORKERS: 2, SAMPLER: x}": "for 'NUM_WORKERS' write runtime.workers.",
     "trainer={max_epochs: 3, devices: 2}": "for 'max_epochs' write num_epochs; 'devices': several GPUs are `torchrun",
-    "train_cfg.max_iters=80000": "for 'max_iters' write num_epochs: a run is counted in epochs",
+    "train_cfg.max_iters=80000": "for 'max_iters' write num_steps",
     "optimzer={name: sgd, lr: 0.1}": "did you mean 'optimizer'?",
     "modle={name: resnet18, weights: x}": "did you mean 'model'?",
     "INPUT.CROP.SIZE=[2, 2]": "for 'CROP' write dataset.train.transforms",
@@ -175,7 +175,11 @@ def test_a_word_for_what_we_lack_gets_no_guess(override: str) -> None:
 def exists(path: str) -> bool:
     """Whether some component has the key that a path of a task config names."""
     places = sorted(foreign.PLACES.items(), key=lambda item: -len(item[1]))
-    path = path.replace("dataset.val", "dataset.train").replace(".NAME.", ".main.")
+    path = (
+        path.replace("dataset.val", "dataset.train")
+        .replace("dataset.test", "dataset.train")
+        .replace(".NAME.", ".main.")
+    )
     for kind, place in places:
         if place and not path.startswith(f"{place}."):
             continue
@@ -186,7 +190,7 @@ def exists(path: str) -> bool:
                 return True
         elif kind == "runtime":
             return key in RuntimeConfig.model_fields
-        elif kind == "dataset" and key in ("train", "val"):
+        elif kind == "dataset" and key in ("train", "val", "test"):
             return True
     return False
 

@@ -283,8 +283,8 @@ class NoisyTask(SegmentationTask):
         block.conv2.weight = block.conv1.weight
         super().prepare()
 
-    def load_batches(self, start: int) -> Iterator[Sample]:
-        for batch in super().load_batches(start):
+    def load_batches(self) -> Iterator[Sample]:
+        for batch in super().load_batches():
             yield batch
             _ = torch.rand(()) + np.random.rand() + random.random()  # draws between the steps must not matter either
 

@@ -228,7 +228,10 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     as_text = _significant if summary.in_own_unit else _number
     mean, std = (", ".join(map(as_text, record[key])) for key in ("mean", "std"))
     weights = ", ".join(_number(row["weight"]) for row in record["classes"][:-1])
-    for_config = summary.name != "dataset.val"  # what a training is told comes from its training set
+    for_config = summary.name not in (
+        "dataset.val",
+        "dataset.test",
+    )  # what a training is told comes from its training set
     if for_config and (mean or summary.labelled_pixels):
         yield "  config lines:"
     if for_config and mean:

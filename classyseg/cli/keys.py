@@ -7,10 +7,9 @@ import fnmatch
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.output import emit
+from classyseg.cli.output import emit, rewrite
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -32,8 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.config import ConfigError, unknown
 
     if arguments.write:
-        page = Path(arguments.write)
-        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+        rewrite(arguments.write, written)
         return 0
     found = 0
     for what in (*KINDS, "records"):

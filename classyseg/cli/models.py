@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from classyseg.cli.output import emit
+from classyseg.cli.output import emit, rewrite
 
 TABLE_SIZE = 224
 HEADS_COLUMNS = ("name", "10⁶ parameters", "classes", "data set", "backbone", "heads: of blocks", "weights")
@@ -36,8 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"'{arguments.pattern}' matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
         )
     if arguments.write:
-        page = Path(arguments.write)
-        page.write_text(written(page.read_text(encoding="utf-8"), arguments.pattern), encoding="utf-8")
+        rewrite(arguments.write, lambda page: written(page, arguments.pattern))
         return 0
     for line in table(names) if arguments.table else ["\n".join(names)]:
         if not emit(line):  # nobody reads: what is left need not be built

@@ -6,7 +6,7 @@ import errno
 import json
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -127,3 +127,16 @@ class Progress:
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.close(is_done=self.done >= self.total)
+
+
+def rewrite(page: str, change: Callable[[str], str]) -> None:
+    """Replaces the text of the file `page` by what `change` makes of it. Raises: `ConfigError` where it cannot."""
+    from classyseg.config import ConfigError, user_path
+
+    path = user_path(page)
+    try:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(change(text), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ConfigError(f"--write: {path} cannot be brought up to date: {reason}") from None

@@ -6,6 +6,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def write_values(path: Path, values: npt.NDArray[Any]) -> None:
 
 def write_scores(path: Path, scores: npt.NDArray[Any]) -> None:
     """Writes scores (num_classes, H, W) as `.npy`."""
+    scores = np.ascontiguousarray(scores)
     with _placed(path) as temporary, open(temporary, "xb") as file:
-        np.save(file, scores)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(scores))
+        file.write(scores.data)  # numpy would not say that a disk is full
 
 
 def write_overlay(path: Path, overlay: Image.Image) -> None:
@@ -96,8 +99,10 @@ def write_overlay(path: Path, overlay: Image.Image) -> None:
 
 def save_image(path: Path, image: Image.Image, form: str, **options: Any) -> None:
     """Saves an image, whole or not at all."""
-    with _placed(path) as temporary:
-        image.save(temporary, form, **options)
+    content = BytesIO()
+    image.save(content, form, **options)
+    with _placed(path) as temporary, open(temporary, "xb") as file:  # Pillow would not say that a disk is full
+        file.write(content.getbuffer())
 
 
 @contextmanager

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="CONFIG", help="the task config, where it does not stand in first place")
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="with --resume: another num_epochs or num_steps than the run's, even where its learning rate changes",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the folder holds")
     parser.add_argument("--check", action="store_true", help="check the config and stop")
     parser.add_argument(
@@ -134,6 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
     take_config(arguments)
     if arguments.output == "":  # of a variable of the shell that is not set
         arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
+    if arguments.extend and not arguments.resume:
+        arguments.wrong_use("argument --extend: makes the run longer that --resume continues; give both")
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
         if arguments.check:
             checked_config(arguments.config, arguments.overrides)
@@ -183,7 +190,7 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg.tasks import build_task
     from classyseg.trainer import Stopped, Trainer
 
-    trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite)
+    trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite, extend=arguments.extend)
     try:
         trainer.check_output()
         with distributed.failing_together():

@@ -72,11 +72,11 @@ def config_to_measure(
     datasets = datasets if isinstance(datasets, Mapping) else {}
     values = {key: value for key, value in values.items() if key not in (*LENGTHS, *NOT_MEASURED, "protocol")}
     values |= {**NOT_MEASURED, "num_epochs": 0}
-    values["dataset"] = {} if datasets.get(split) is None else {split: datasets[split]}
+    values["dataset"] = {"val": None, split: datasets.get(split)}  # `test` without a word on `val` is one of before
     lines = {} if trained.config is None else trained.config.lines
     tree = ConfigTree(values, path if trained.config is None else trained.config.source, dict(lines))
     apply_overrides(tree, overrides)
-    if not tree.values["dataset"]:
+    if tree.values["dataset"].get(split) is None:
         known = [name for name in ("val", "test") if datasets.get(name) is not None]
         has = f"its config has {listed([f'dataset.{name}' for name in known])}" if known else "it tells of no data set"
         raise ConfigError(
@@ -96,5 +96,7 @@ def _check_override(key: str, split: str) -> None:
             f"override '{key}': a measurement may change {listed([*OVERRIDDEN])}; the rest is the model's, or its "
             f"training's{hint}"
         )
-    if first == "dataset" and more and more[0] != split:
-        raise ConfigError(f"override '{key}': --split {split} is measured, which reads dataset.{split} alone")
+    if first == "dataset" and more[:1] != [split]:
+        raise ConfigError(
+            f"override '{key}': --split {split} is measured; write dataset.{split}, or dataset.{split}.KEY"
+        )

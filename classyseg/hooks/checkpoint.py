@@ -27,18 +27,18 @@ log = logging.getLogger(__name__)
 
 @HOOKS.register("checkpoint")
 class CheckpointHook(ClassyHook):
-    """Saves after every `every_epochs` training phases and every `every_steps` steps; keeps the newest `keep`.
+    """Saves after every `every_epochs` epochs and every `every_steps` steps; keeps the newest `keep`.
 
     With `best`, a number in the val record such as `mean_iou`, or `iou/CLASS`, the checkpoint of the best val phase
     is saved, kept and named in `checkpoints/BEST`. Whether the largest or the smallest value is best, the number knows;
     `best_is` says it for one that does not, or instead of it. A phase without the value (nothing valid was measured) is
-    never best; of equal ones the first is. The last training phase is always saved. A save that fails (a full disk)
+    never best; of equal ones the first is. The last step is always saved. A save that fails (a full disk)
     leaves the older ones as they are and is tried again; the third failure in a row ends the run.
 
     Saves the run; see run_folder.md.
 
     Args:
-        every_epochs: After every so many training phases.
+        every_epochs: After every so many epochs.
         every_steps: And after every so many steps.
         keep: The newest ones that are kept, and the best if it is not one of them; all others are deleted, former bests
             too.
@@ -95,8 +95,10 @@ class CheckpointHook(ClassyHook):
 
     def on_phase_end(self, task: WatchedTask) -> None:
         record = task.metrics
-        if record["phase"] == "train" and (record["epoch"] % self.every_epochs == 0 or task.training_is_over):
-            self._save(task)
+        if record["phase"] == "train":
+            ends_epoch = record["step"] % task.steps_per_epoch == 0
+            if task.training_is_over or (ends_epoch and record["epoch"] % self.every_epochs == 0):
+                self._save(task)
         if record["phase"] == "val" and self.best is not None and task.run_folder is not None:
             root, name = task.run_folder / CHECKPOINTS, f"step-{record['step']}"
             with failing_together():

@@ -17,7 +17,8 @@ class WatchedTask(Protocol):
     """What a hook may count on seeing of a task."""
 
     progress: Progress
-    num_epochs: int
+    num_epochs: int | None
+    """None where the run's length is given in steps."""
     run_folder: Path | None
     records: RunRecords
     """Writes files into the run's folder, where the process is to."""
@@ -30,6 +31,9 @@ class WatchedTask(Protocol):
 
     @property
     def steps_per_epoch(self) -> int: ...
+
+    @property
+    def num_steps(self) -> int: ...
 
     @property
     def num_batches(self) -> int: ...
@@ -60,8 +64,8 @@ class WatchedTask(Protocol):
 class ClassyHook(Configurable):
     """Watches a run in every process: what only one shall do asks `classyseg.distributed.is_primary()`.
 
-    Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is one pass over
-    the training or the validation set.
+    Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is an epoch of
+    training, or the part of one before a measurement; or a pass over the validation or the test set.
 
     A hook that remembers something gives it by `state`, so that a resumed run is the same as one that went through.
     """
@@ -94,7 +98,7 @@ class ClassyHook(Configurable):
         """Before the first batch of a phase; `task.progress.phase` says which."""
 
     def on_step(self, task: WatchedTask) -> None:
-        """After every batch of either phase."""
+        """After every batch of any phase."""
 
     def on_phase_end(self, task: WatchedTask) -> None:
         """After a phase; `task.metrics` holds its record, and `task.progress` stands at the next one."""

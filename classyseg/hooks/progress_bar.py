@@ -29,8 +29,8 @@ class ProgressBarHook(ClassyHook):
     """A bar on a terminal or in a notebook; elsewhere a plain line every `seconds`. After each phase, its results.
 
     Shown: the loss, samples a second, how much of the time was spent waiting for data, and the time left of the
-    training; after a val phase also what was measured of each class. Where printing fails (a closed pipe or terminal,
-    a full disk), the run goes on without it.
+    training; after a val or test phase also what was measured of each class. Where printing fails (a closed pipe or
+    terminal, a full disk), the run goes on without it.
 
     A narrow terminal shows less, but always the time left. After each phase come its results, and after a val phase
     those of each class that the meters give (`iou`, `dice`, ...): of up to 20 classes all, of more the worst five and
@@ -77,11 +77,11 @@ class ProgressBarHook(ClassyHook):
         shown = [
             f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float) and key not in _UNSHOWN
         ]
-        title = f"epoch {record['epoch']}/{task.num_epochs} {record['phase']}:"
+        title = f"{_place(task, record['epoch'], record['step'])} {record['phase']}:"
         # Broken between two results on a terminal; in a file it is one line, to be searched.
         columns = terminal_width() if is_terminal(sys.stdout) else sys.maxsize
         lines = wrapped([*(f"{text}," for text in shown[:-1]), *shown[-1:]], columns, first=title, indent="    ")
-        if record["phase"] == "val":
+        if record["phase"] != "train":
             lines += class_table(record, task.best_is, task.unseen_classes, terminal_width())
         self._print("\n".join(lines))
 
@@ -125,18 +125,16 @@ class ProgressBarHook(ClassyHook):
         return [f"loss {task.last_loss.item():.4f}", *speed] if task.progress.phase == "train" else speed
 
     def _left(self, task: WatchedTask, now: float) -> str:
-        """The time left of the training; where none is left, of the val phase."""
+        """The time left of the training; where none is left, of the phase that measures."""
         progress = task.progress
         done = progress.step_in_phase - self._first_step
         seconds_per_step = (now - self._started) / done if done else None
         if progress.phase == "train":
             self._train_seconds_per_step = seconds_per_step or self._train_seconds_per_step
-            steps = task.num_epochs * task.steps_per_epoch - progress.step
-        else:
-            steps = (task.num_epochs - progress.epoch) * task.steps_per_epoch
+        steps = task.num_steps - progress.step
         if steps or progress.phase == "train":
             return f"training left {_duration(steps, self._train_seconds_per_step)}"
-        return f"val left {_duration(task.num_batches - progress.step_in_phase, seconds_per_step)}"
+        return f"{progress.phase} left {_duration(task.num_batches - progress.step_in_phase, seconds_per_step)}"
 
 
 _UNSHOWN = ("samples_per_second", "data_wait")
@@ -151,6 +149,12 @@ def _duration(steps: int, seconds_per_step: float | None) -> str:
 
 
 def _title(task: WatchedTask) -> str:
-    progress = task.progress  # a val phase comes after the epoch was counted
-    epoch = progress.epoch + 1 if progress.phase == "train" else progress.epoch
-    return f"epoch {epoch}/{task.num_epochs} {progress.phase}"
+    progress = task.progress
+    done = -(-progress.step // task.steps_per_epoch)  # the epoch that the last step belongs to
+    epoch = progress.epoch + 1 if progress.phase == "train" else done
+    return f"{_place(task, epoch, progress.step)} {progress.phase}"
+
+
+def _place(task: WatchedTask, epoch: int, step: int) -> str:
+    """Where a run is, in the unit of its length."""
+    return f"step {step}/{task.num_steps}" if task.num_epochs is None else f"epoch {epoch}/{task.num_epochs}"

@@ -58,7 +58,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         self._watched: set[str] = set()
         self._train_only: set[str] = set()
         self.taps = Taps()
-        self.frozen = Frozen()
+        self.frozen_part = Frozen()
         self.activation_compression: Compression = "none"
         self.heads = nn.ModuleDict()
 
@@ -289,8 +289,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        for name, module in self.backbone_modules() if mode and self.frozen.modules else ():
-            if name in self.frozen.modules:
+        for name, module in self.backbone_modules() if mode and self.frozen_part.modules else ():
+            if name in self.frozen_part.modules:
                 module.training = False
         return self
 

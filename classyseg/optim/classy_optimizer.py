@@ -16,6 +16,7 @@ from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
 from classyseg.console import printable
 from classyseg.optim.schedules import ClassyScheduler
 from classyseg.registry import SCHEDULERS, Configurable
+from classyseg.structures import RunLength
 
 
 class ParameterGroup(ConfigRecord):
@@ -44,7 +45,7 @@ class ParameterGroup(ConfigRecord):
 
 
 class ClassyOptimizer(Configurable, ABC):
-    """Built as `Optimizer(named_parameters, num_epochs, *, options)`.
+    """Built as `Optimizer(named_parameters, length, *, options)`, where `length` is the run's.
 
     A subclass hands the base its shared options and gives `torch_optimizer`. Parameters that need no gradient are
     left out. `decay_vectors: false` takes weight decay from biases and from the scales of norms, whatever they are
@@ -54,7 +55,7 @@ class ClassyOptimizer(Configurable, ABC):
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
-        num_epochs: float,
+        length: RunLength,
         *,
         lr: float,
         weight_decay: float,
@@ -65,7 +66,8 @@ class ClassyOptimizer(Configurable, ABC):
     ) -> None:
         self.lr = lr
         self.clip_norm = clip_norm
-        self.schedule: ClassyScheduler = SCHEDULERS.build(schedule, num_epochs)
+        self._schedule_config = schedule
+        self.schedule: ClassyScheduler = self.schedule_for(length)
         self.current_lr = lr * self.schedule(0.0)
         parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         if not parameters:
@@ -82,6 +84,11 @@ class ClassyOptimizer(Configurable, ABC):
                     self.names.append(chosen)
                     self.lr_factors.append(group.lr_factor)
         self._torch_groups = torch_groups
+
+    def schedule_for(self, length: RunLength) -> ClassyScheduler:
+        """What the schedule would be in a run of another length."""
+        schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
+        return schedule
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -12,6 +12,7 @@ from torch import nn
 from classyseg.config import ConfigError
 from classyseg.optim.classy_optimizer import ClassyOptimizer, ParameterGroup
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
+from classyseg.structures import RunLength
 
 Positive = Annotated[float, Field(gt=0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
@@ -36,7 +37,7 @@ class SGD(ClassyOptimizer):
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
-        num_epochs: float,
+        length: RunLength,
         *,
         lr: Positive,
         momentum: Beta = 0.9,
@@ -53,7 +54,7 @@ class SGD(ClassyOptimizer):
         self.nesterov = nesterov
         super().__init__(
             named_parameters,
-            num_epochs,
+            length,
             lr=lr,
             weight_decay=weight_decay,
             decay_vectors=decay_vectors,
@@ -86,7 +87,7 @@ class AdamW(ClassyOptimizer):
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
-        num_epochs: float,
+        length: RunLength,
         *,
         lr: Positive,
         betas: tuple[Beta, Beta] = (0.9, 0.999),
@@ -101,7 +102,7 @@ class AdamW(ClassyOptimizer):
         self.eps = eps
         super().__init__(
             named_parameters,
-            num_epochs,
+            length,
             lr=lr,
             weight_decay=weight_decay,
             decay_vectors=decay_vectors,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fvcore.common import param_scheduler as fvcore_schedules
@@ -10,8 +11,10 @@ from pydantic import Field
 
 from classyseg.config import ConfigError
 from classyseg.registry import SCHEDULERS, Configurable
+from classyseg.structures import RunLength
 
 Epochs = Annotated[float, Field(ge=0)]
+Steps = Annotated[int, Field(ge=0)]
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 IntervalScaling = Literal["rescaled", "fixed"]
@@ -22,27 +25,32 @@ GRID = 10**9
 
 
 class ClassyScheduler(Configurable, ABC):
-    """Built as `Schedule(num_epochs, *, options)`; called before every step with how much of the run is done.
+    """Built as `Schedule(length, *, options)`; called before every step with how much of the run is done.
 
-    For `warmup_epochs`, the factor rises linearly from `warmup_factor` to where the curve goes on. With
-    `interval_scaling` `rescaled`, the whole curve takes the rest of the run, and what it has at an epoch comes later
-    than without a warm-up. With `fixed`, the curve is that of the whole run, and the warm-up takes the place of its
-    beginning: nothing else moves. So do ClassyVision's "fixed", detectron2 and, for steps, PyTorch-Encoding.
+    For `warmup_epochs`, or `warmup_steps`, the factor rises linearly from `warmup_factor` to where the curve goes on.
+    With `interval_scaling` `rescaled`, the whole curve takes the rest of the run, and what it has at an epoch comes
+    later than without a warm-up. With `fixed`, the curve is that of the whole run, and the warm-up takes the place of
+    its beginning: nothing else moves. So do ClassyVision's "fixed", detectron2 and, for steps, PyTorch-Encoding.
+
+    `length` is the run's. What it does not tell (the epochs of a run in steps, before its data are opened) is not
+    checked.
     """
 
     def __init__(
         self,
-        num_epochs: float,
+        length: RunLength,
         warmup_epochs: float,
         warmup_factor: float,
         interval_scaling: IntervalScaling = "rescaled",
+        warmup_steps: int = 0,
     ) -> None:
-        if warmup_epochs >= num_epochs > 0:
+        if warmup_epochs and warmup_steps:
             raise ConfigError(
-                f"optimizer.schedule.warmup_epochs: found {warmup_epochs}; the run has {num_epochs} epochs, and the "
-                "warm-up takes fewer: shorten it, or write 0"
+                f"optimizer.schedule: found warmup_epochs {warmup_epochs} and warmup_steps {warmup_steps}; keep one"
             )
-        share = warmup_epochs / num_epochs if num_epochs else 0.0
+        share = _share_of_warmup("warmup_steps", warmup_steps, length.steps, "steps") if warmup_steps else None
+        if warmup_epochs:
+            share = _share_of_warmup("warmup_epochs", warmup_epochs, length.epochs, "epochs")
         curve = self.curve()
         if share:
             reached = curve(0.0 if interval_scaling == "rescaled" else share)
@@ -61,17 +69,35 @@ class ClassyScheduler(Configurable, ABC):
         return float(self._curve(where))
 
 
+def _share_of_warmup(key: str, warmup: float, whole: float | None, unit: str) -> float | None:
+    """The share of the run that a warm-up takes; None where the run's length is not known, or nothing is trained.
+
+    Raises: `ConfigError` for a warm-up of the whole run.
+    """
+    if not whole:
+        return None
+    if warmup >= whole:
+        raise ConfigError(
+            f"optimizer.schedule.{key}: found {warmup}; the run has {whole} {unit}, and the warm-up takes fewer: "
+            "shorten it, or write 0"
+        )
+    return warmup / whole
+
+
 @SCHEDULERS.register("constant")
 class Constant(ClassyScheduler):
     """The base rate throughout.
 
     Args:
-        warmup_epochs: For so many epochs at the start, less than `num_epochs`, the factor rises linearly to 1.
+        warmup_epochs: For so many epochs at the start, fewer than the run has, the factor rises linearly to 1.
+        warmup_steps: The same in steps; give one of the two.
         warmup_factor: Where the warm-up begins, 0 to 1.
     """
 
-    def __init__(self, num_epochs: float, *, warmup_epochs: Epochs = 0.0, warmup_factor: Factor = 0.001) -> None:
-        super().__init__(num_epochs, warmup_epochs, warmup_factor)
+    def __init__(
+        self, length: RunLength, *, warmup_epochs: Epochs = 0.0, warmup_steps: Steps = 0, warmup_factor: Factor = 0.001
+    ) -> None:
+        super().__init__(length, warmup_epochs, warmup_factor, warmup_steps=warmup_steps)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         return fvcore_schedules.ConstantParamScheduler(1.0)
@@ -84,21 +110,23 @@ class Polynomial(ClassyScheduler):
     Args:
         power: `(1 - where) ** power`, from 1 down to 0.
         warmup_epochs: For so many epochs at the start, the factor rises linearly to the curve.
+        warmup_steps: The same in steps; give one of the two.
         warmup_factor: Where the warm-up begins, 0 to 1.
         interval_scaling: `rescaled` or `fixed`; see Schedules.
     """
 
     def __init__(
         self,
-        num_epochs: float,
+        length: RunLength,
         *,
         power: Annotated[float, Field(gt=0, le=100)] = 0.9,
         warmup_epochs: Epochs = 0.0,
+        warmup_steps: Steps = 0,
         warmup_factor: Factor = 0.001,
         interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
         self.power = power
-        super().__init__(num_epochs, warmup_epochs, warmup_factor, interval_scaling)
+        super().__init__(length, warmup_epochs, warmup_factor, interval_scaling, warmup_steps)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         return fvcore_schedules.PolynomialDecayParamScheduler(1.0, self.power)
@@ -111,21 +139,23 @@ class Cosine(ClassyScheduler):
     Args:
         end_factor: Half a cosine from 1 to this.
         warmup_epochs: For so many epochs at the start, the factor rises linearly to the curve.
+        warmup_steps: The same in steps; give one of the two.
         warmup_factor: Where the warm-up begins, 0 to 1.
         interval_scaling: `rescaled` or `fixed`; see Schedules.
     """
 
     def __init__(
         self,
-        num_epochs: float,
+        length: RunLength,
         *,
         end_factor: Factor = 0.0,
         warmup_epochs: Epochs = 0.0,
+        warmup_steps: Steps = 0,
         warmup_factor: Factor = 0.001,
         interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
         self.end_factor = end_factor
-        super().__init__(num_epochs, warmup_epochs, warmup_factor, interval_scaling)
+        super().__init__(length, warmup_epochs, warmup_factor, interval_scaling, warmup_steps)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         return fvcore_schedules.CosineParamScheduler(1.0, self.end_factor)
@@ -135,37 +165,52 @@ class Cosine(ClassyScheduler):
 class MultiStep(ClassyScheduler):
     """Multiplied by `factor` at each of `milestones`.
 
-    They are epochs of the run, from its first step; behind a warm-up only with `interval_scaling` `fixed`. With
-    `rescaled`, as the whole curve is squeezed into the rest, 30 of 90 epochs behind 5 of warm-up falls at 33.3.
+    They are epochs of the run, or steps, from its first step; behind a warm-up only with `interval_scaling` `fixed`.
+    With `rescaled`, as the whole curve is squeezed into the rest, 30 of 90 epochs behind 5 of warm-up falls at 33.3.
 
     Args:
-        milestones: Rising epochs below `num_epochs`. With a warm-up, set `interval_scaling: fixed` to keep them where
-            they are.
+        milestones: Rising epochs, fewer than the run has. With a warm-up, set `interval_scaling: fixed` to keep them
+            where they are.
+        milestone_steps: The same in steps; give one of the two.
         factor: Multiplies the rate at each milestone.
         warmup_epochs: For so many epochs at the start, the factor rises linearly to the curve.
+        warmup_steps: The same in steps; give one of the two.
         warmup_factor: Where the warm-up begins, 0 to 1.
         interval_scaling: `rescaled` (milestones move with the curve) or `fixed` (they do not); see Schedules.
     """
 
     def __init__(
         self,
-        num_epochs: float,
+        length: RunLength,
         *,
-        milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)],
+        milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None,
+        milestone_steps: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] | None = None,
         factor: Factor = 0.1,
         warmup_epochs: Epochs = 0.0,
+        warmup_steps: Steps = 0,
         warmup_factor: Factor = 0.001,
         interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
-        if list(milestones) != sorted(set(milestones)) or (num_epochs and milestones[-1] >= num_epochs):
-            raise ConfigError(
-                f"optimizer.schedule.milestones: found {list(milestones)}; expected rising epochs below {num_epochs}"
-            )
-        whole = num_epochs or milestones[-1] + 1  # without epochs, no step asks
-        self.milestones = [round(milestone / whole * GRID) for milestone in milestones]
+        if milestones is None and milestone_steps is None:
+            raise ConfigError("optimizer.schedule.milestones: missing; write it, or milestone_steps")
+        if milestones is not None and milestone_steps is not None:
+            raise ConfigError("optimizer.schedule.milestone_steps: found beside milestones; keep one of them")
+        if milestones is not None:
+            self.milestones = _on_grid("milestones", milestones, length.epochs, "epochs")
+        elif milestone_steps is not None:
+            self.milestones = _on_grid("milestone_steps", milestone_steps, length.steps, "steps")
         self.factor = factor
-        super().__init__(num_epochs, warmup_epochs, warmup_factor, interval_scaling)
+        super().__init__(length, warmup_epochs, warmup_factor, interval_scaling, warmup_steps)
 
     def curve(self) -> fvcore_schedules.ParamScheduler:
         values = [self.factor**i for i in range(len(self.milestones) + 1)]
         return fvcore_schedules.MultiStepParamScheduler(values, num_updates=GRID, milestones=self.milestones)
+
+
+def _on_grid(key: str, milestones: Sequence[float], whole: float | None, unit: str) -> list[int]:
+    """The milestones as parts of a run that is cut into `GRID`. Raises: `ConfigError` for others than rising ones."""
+    if list(milestones) != sorted(set(milestones)) or (whole and milestones[-1] >= whole):
+        below = f" below {whole}" if whole else ""
+        raise ConfigError(f"optimizer.schedule.{key}: found {list(milestones)}; expected rising {unit}{below}")
+    whole = whole or milestones[-1] + 1  # of a run that is not known yet, or has no step to ask
+    return [round(milestone / whole * GRID) for milestone in milestones]

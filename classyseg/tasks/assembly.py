@@ -28,9 +28,9 @@ from classyseg.problems import Problems
 from classyseg.registry import HOOKS, METERS, MODELS, PROTOCOLS, ComponentConfig
 from classyseg.rng import seed_everything
 from classyseg.shapes import Shapes, bounded
-from classyseg.structures import BestIs
+from classyseg.structures import BestIs, RunLength
 from classyseg.tasks.best import RecordNumbers, check_best, record_numbers
-from classyseg.tasks.data import DatasetsConfig
+from classyseg.tasks.data import DatasetsConfig, check_splits
 from classyseg.tasks.data_checks import (
     Data,
     applied_normalize,
@@ -45,6 +45,7 @@ from classyseg.tasks.data_checks import (
 )
 from classyseg.tasks.model_checks import check_compile, check_head_names, check_takes
 from classyseg.tasks.outputs import check_outputs, seen_at_once
+from classyseg.tasks.plan import check_lengths
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class TaskKind(Protocol):
 class Given:
     """What a task is made of, as a checked config or Python code gives it: configs, or built parts.
 
-    `dataset` has the data sets by name. `length` is that of the training in epochs; a task of length 0 only measures.
+    `dataset` has the data sets by name. `lengths` are `num_epochs` and so on; a task of length 0 only measures.
     `whole_images` and `takes_clips` say which kind of data the task takes; `numbers` are its own of each record.
     """
 
@@ -79,7 +80,7 @@ class Given:
     protocol: Any
     batch_size: int
     seed: int
-    length: float
+    lengths: Mapping[str, int | None]
     whole_images: bool
     takes_clips: bool
     numbers: Mapping[str, BestIs]
@@ -89,7 +90,6 @@ class Given:
         cls,
         task: type[TaskKind],
         *,
-        num_epochs: int,
         batch_size: int,
         dataset: Any,
         model: Any,
@@ -100,11 +100,23 @@ class Given:
         hooks: Sequence[Any],
         normalize: Any,
         runtime: Any,
+        num_epochs: int | None = None,
+        num_steps: int | None = None,
+        val_every_epochs: int | None = None,
+        val_every_steps: int | None = None,
         protocol: Any = "whole",
         **others: Any,
     ) -> Given:
         """From the keyword arguments of a task of the class `task`; `others` belong to it alone."""
-        sets = {name: part for name, part in DatasetsConfig.model_validate(dataset) if part is not None}
+        datasets = DatasetsConfig.model_validate(dataset)
+        lengths = {
+            "num_epochs": num_epochs,
+            "num_steps": num_steps,
+            "val_every_epochs": val_every_epochs,
+            "val_every_steps": val_every_steps,
+        }
+        check_splits(datasets)
+        sets = {name: part for name, part in datasets if part is not None}
         return cls(
             dataset=sets,
             model=model if isinstance(model, ClassyModel | ComponentConfig) else MODELS.validate(model, placed=True),
@@ -117,11 +129,23 @@ class Given:
             protocol=protocol,
             batch_size=batch_size,
             seed=seed,
-            length=float(num_epochs),
+            lengths=lengths,
             whole_images=task.whole_images,
             takes_clips=task.takes_clips,
             numbers=task.record_numbers,
         )
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.lengths["num_epochs"] or self.lengths["num_steps"])
+
+    def run_length(self, train_set: ClassyDataset | None) -> RunLength:
+        """How long the run trains, as far as that can be told without the training set, or with it."""
+        num_epochs, num_steps = self.lengths["num_epochs"], self.lengths["num_steps"]
+        steps_per_epoch = 0 if train_set is None else len(train_set) // self.batch_size
+        if num_steps is None:
+            return RunLength(float(num_epochs or 0), (num_epochs or 0) * steps_per_epoch or None)
+        return RunLength(num_steps / steps_per_epoch if steps_per_epoch else None, num_steps)
 
 
 @dataclass
@@ -187,7 +211,7 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
     optimizer: ClassyOptimizer | None = None
     if given.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
-            optimizer = build_optimizer(given.optimizer, model.named_parameters(), given.length)
+            optimizer = build_optimizer(given.optimizer, model.named_parameters(), given.run_length(sets.get("train")))
 
     normalizer: ImageNormalizer | None = None
     of_weights = _normalize_of_weights(given, data, real=real)
@@ -215,7 +239,7 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
             numbers = record_numbers(given.numbers, meters, model.main_head, facts.classes)
-            check_best(hooks, numbers, is_measured=bool(measured))
+            check_best(hooks, numbers, is_measured="val" in data)
     problems.tell()
     if not real or normalizer is None or model is None or loss is None or numbers is None or protocol is None:
         return None
@@ -244,8 +268,10 @@ def check_complete(given: Given, problems: Problems) -> None:
     """A task that trains needs a training set and an optimizer. Raises: `ConfigError` where there is no data set."""
     if not given.dataset:
         raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
+    with problems.collected():
+        check_lengths(given.lengths)
     missing = {"dataset.train": "train" not in given.dataset, "optimizer": given.optimizer is None}
-    for key in missing if given.length else ():
+    for key in missing if given.trains else ():
         with problems.collected():
             if missing[key]:
                 raise ConfigError(f"{key}: missing; a task that trains has one, and only num_epochs: 0 needs none")
@@ -338,8 +364,7 @@ def _check_model(
     loss.choose_main_head(model.main_head)
     with problems.collected():
         seen = seen_at_once(given.batch_size, given.runtime, data["train"].facts.size if "train" in data else None)
-        trains = given.length > 0
-        check_outputs(model, loss, num_classes, trains=trains, seen=seen, whole_images=given.whole_images)
+        check_outputs(model, loss, num_classes, trains=given.trains, seen=seen, whole_images=given.whole_images)
 
 
 def _normalize_of_weights(given: Given, data: Data, *, real: bool) -> NormalizeConfig | None:

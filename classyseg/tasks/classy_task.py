@@ -36,10 +36,11 @@ from classyseg.registry import (
     ProtocolConfig,
 )
 from classyseg.rng import seed_everything
-from classyseg.run_folder import METRICS
+from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.stopping import WaitEnded
-from classyseg.structures import BestIs, Progress, Sample
+from classyseg.structures import BestIs, Sample
 from classyseg.tasks.assembly import Given, assemble, look_at
+from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.checks import (
     check_samples,
     warn_of_compression,
@@ -50,6 +51,7 @@ from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.given import config_of
 from classyseg.tasks.giving import save_model
 from classyseg.tasks.pace import Pace
+from classyseg.tasks.plan import RunPlan, epoch_of
 from classyseg.tasks.resume import (
     require_finite,
     restore_engine,
@@ -64,28 +66,31 @@ log = logging.getLogger(__name__)
 class ClassyTask(Configurable, ABC):
     """A run's parts and its steps; `Trainer` is the loop around it.
 
-    A run is a sequence of phases: one over the training set an epoch, one over the validation set after every
-    `val_every_epochs` of them and after the last. `progress` is the only clock, and with the tensors of
-    `checkpoint_tensors` all that a continued run needs.
+    A run is a sequence of phases, as its `plan` says: training, an epoch or less at a time, the validation set after
+    every so many steps and after the last, then the test set, once. `progress` is the only clock, and with the tensors
+    of `checkpoint_tensors` all that a continued run needs.
 
     A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
     these, unless it has an `__init__` that lists them and its own.
 
     Args:
-        num_epochs: Passes over the training set. 0 measures the validation set once and trains nothing: it needs no
-            `dataset.train` and no `optimizer`.
+        num_epochs: Passes over the training set; or give `num_steps`. 0 trains nothing and measures `val` and `test`
+            once: it needs no `dataset.train` and no `optimizer`.
+        num_steps: Optimizer steps, in place of `num_epochs`.
         batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
             not be larger than the training set.
-        dataset: `train` and `val`; see key `dataset`.
+        dataset: `train`, `val` and `test`; see key `dataset`.
         model: A model with its heads.
         loss: A loss.
         optimizer: An optimizer; required unless `num_epochs` is 0.
         seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
-        meters: Meters, computed on the validation set.
+        meters: Meters, computed on the validation and the test set.
         hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
         normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
             tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
-        val_every_epochs: The validation set is measured after every so many epochs, and after the last.
+        val_every_epochs: The validation set is measured after every so many epochs, and after the last step. null: 1,
+            unless `val_every_steps` is given.
+        val_every_steps: The same in steps; give one of the two. A measurement in mid-epoch ends a training phase there.
         protocol: How the network is run on the images that are measured; see [protocols](#protocols). The loss is
             measured with `whole` alone.
         runtime: See key `runtime`.
@@ -93,7 +98,11 @@ class ClassyTask(Configurable, ABC):
 
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
     """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
-    free_on_resume: tuple[str, ...] = ("hooks", *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume))
+    free_on_resume: tuple[str, ...] = (
+        "hooks",
+        "dataset.test",
+        *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
+    )
     """The keys of its config that may differ between a run and its continuation."""
     whole_images: bool = False
     """Whether it takes data sets with one class for each image, not those with masks."""
@@ -104,7 +113,8 @@ class ClassyTask(Configurable, ABC):
     def __init__(
         self,
         *,
-        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)],
+        num_epochs: Annotated[int, Field(ge=0, le=10_000_000)] | None = None,
+        num_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None,
         batch_size: Annotated[int, Field(ge=1, le=1_000_000)],
         dataset: DatasetsConfig,
         model: ModelConfig,
@@ -114,18 +124,21 @@ class ClassyTask(Configurable, ABC):
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
         hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
         normalize: NormalizeConfig | None = None,
-        val_every_epochs: Annotated[int, Field(ge=1)] = 1,
+        val_every_epochs: Annotated[int, Field(ge=1)] | None = None,
+        val_every_steps: Annotated[int, Field(ge=1)] | None = None,
         protocol: ProtocolConfig = "whole",
         runtime: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self.num_epochs = num_epochs
-        self.val_every_epochs = val_every_epochs
+        """None where the config gives the length in steps."""
         self.seed = seed
         self.batch_size = batch_size
-        self._begin_at_zero()
         given = Given.of(
             type(self),
             num_epochs=num_epochs,
+            num_steps=num_steps,
+            val_every_epochs=val_every_epochs,
+            val_every_steps=val_every_steps,
             batch_size=batch_size,
             dataset=dataset,
             model=model,
@@ -153,16 +166,20 @@ class ClassyTask(Configurable, ABC):
             )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
-        self.has_val = "val" in self.data.sets
         self.data.order(
-            batch_size, self.runtime, seed=seed, trains=num_epochs > 0, clips_in_a_batch=parts.clips_per_batch
+            batch_size, self.runtime, seed=seed, trains=given.trains, clips_in_a_batch=parts.clips_per_batch
         )
+        measured = {f"has_{name}": name in self.data.sets for name in ("val", "test")}
+        self._plan = RunPlan.of(given.lengths, self.data.num_batches("train"), **measured)
+        self._begin_at_zero()
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
         network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
         self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
+        self.borrowed = BorrowedWeights(self.model)
+        """Those of the best checkpoint, while the test set is measured."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         task = super().__new__(cls)
@@ -171,7 +188,7 @@ class ClassyTask(Configurable, ABC):
 
     def _begin_at_zero(self) -> None:
         """The clock and what a run gathers."""
-        self.progress = Progress(phase="train" if self.num_epochs else "val")
+        self.progress = self._plan.first
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
@@ -256,16 +273,34 @@ class ClassyTask(Configurable, ABC):
         """Ends the processes that load data, and what the hooks hold; called when a run ends, however it ends."""
         for hook in self.hooks:
             hook.close()
+        self.borrowed.give_back()
         self.data.close()
 
     @property
+    def plan(self) -> RunPlan:
+        """The phases of the run; none of training follows where somebody ended it."""
+        return self._plan if self.ending.reason is None else self._plan.ended(self.progress.step)
+
+    @property
     def steps_per_epoch(self) -> int:
-        return self.data.num_batches("train")
+        return self._plan.steps_per_epoch
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the whole run has."""
+        return self._plan.num_steps
 
     @property
     def num_batches(self) -> int:
         """How many batches the current phase has in this process."""
+        if self.progress.phase == "train":
+            return self._phase_end - (self.progress.step - self.progress.step_in_phase)
         return self.data.num_batches(self.progress.phase)
+
+    @property
+    def _phase_end(self) -> int:
+        """After how many steps of the run the current training phase ends."""
+        return self.plan.end_of_training_phase(self.progress.step - self.progress.step_in_phase)
 
     @property
     def common_batches(self) -> int:
@@ -276,15 +311,21 @@ class ClassyTask(Configurable, ABC):
     def lr(self) -> float:
         return 0.0 if self.engine.optimizer is None else self.engine.optimizer.current_lr
 
-    def load_batches(self, start: int) -> Iterator[Sample]:
-        """The batches of the current phase from number `start` on."""
-        return self.data.batches(self.progress, start, self.run_folder)
+    def load_batches(self) -> Iterator[Sample]:
+        """The batches of the current phase that are left."""
+        return self.data.batches(self.progress, self._phase_end, self.run_folder)
 
     def begin_phase(self) -> None:
         """Train or eval mode; meters at zero."""
         training = self.progress.phase == "train"
         if not training:
             self.progress.step_in_phase = 0
+        if (
+            self.progress.phase == "test"
+            and self.run_folder is not None
+            and any(hook.names_best and hook.best is not None for hook in self.hooks)
+        ):
+            self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
         self.engine.mode(training)
@@ -304,7 +345,7 @@ class ClassyTask(Configurable, ABC):
         """Learns from a batch; sets `last_loss` to its loss, on the device."""
         step = self.progress.step
         seed_everything(self.seed, step, distributed.rank())
-        progress = step / (self.num_epochs * self.steps_per_epoch)
+        progress = step / self.num_steps
         self.last_loss = self.engine.step(self.on_device(batch), self, progress)
 
     @torch.no_grad()
@@ -335,13 +376,19 @@ class ClassyTask(Configurable, ABC):
     # -- the life of a run, called by the trainer --------------------------------------------------------------------
 
     def start(
-        self, run_folder: Path | None, *, resume: bool = False, in_place: Callable[[], bool] = lambda: True
+        self,
+        run_folder: Path | None,
+        *,
+        resume: bool = False,
+        extend: bool = False,
+        in_place: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any.
 
-        `in_place` tells whether the folder is still the run's; only the primary process asks.
+        `extend` allows another length than the run's, where that changes what its learning rate was to be. `in_place`
+        tells whether the folder is still the run's; only the primary process asks.
         """
-        start_run(self, run_folder, resume=resume, in_place=in_place)
+        start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
 
@@ -351,9 +398,7 @@ class ClassyTask(Configurable, ABC):
     def start_phase(self) -> bool:
         """Begins the phase that `progress` names; False when the run is done."""
         self.ending.agree(self.progress.step)
-        if self.progress.phase == "train" and self.training_is_over and not self.progress.step_in_phase:
-            return False
-        if self.progress.phase == "val" and not self.has_val:
+        if self.plan.is_over(self.progress):
             return False
         self.pace.begin()
         self.begin_phase()
@@ -366,7 +411,7 @@ class ClassyTask(Configurable, ABC):
 
         A training that somebody asked to stop has none left.
         """
-        batches = iter(self.load_batches(self.progress.step_in_phase))
+        batches = iter(self.load_batches())
         while self.progress.phase != "train" or not self.training_is_over:
             # A process may have one val batch more than another: the other's vote is then that its batches are over.
             all_load = self.progress.step_in_phase <= self.common_batches
@@ -400,7 +445,7 @@ class ClassyTask(Configurable, ABC):
     @property
     def training_is_over(self) -> bool:
         """Whether no training step follows: all are done, or somebody asked to stop."""
-        return self.progress.epoch >= self.num_epochs or self.ending.reason is not None
+        return self.progress.step >= self.num_steps or self.ending.reason is not None
 
     def agree_to_stop(self, asked: bool) -> bool:
         """Whether any process got a signal to stop, between two batches, where all of them can save the same step."""
@@ -410,18 +455,21 @@ class ClassyTask(Configurable, ABC):
     def end_phase(self) -> None:
         """Writes the record of the phase and moves `progress` to the next one."""
         progress = self.progress
-        record: dict[str, Any] = {"phase": progress.phase, "epoch": progress.epoch, "step": progress.step}
+        epoch = epoch_of(progress.step, self.steps_per_epoch)
+        record: dict[str, Any] = {"phase": progress.phase, "epoch": epoch, "step": progress.step}
         if progress.phase == "train":
-            record["epoch"] += 1
             record["loss"] = distributed.mean_over_processes(self.loss_sum) / progress.step_in_phase
+        if progress.phase == "test":
+            record["weights_step"] = progress.step if self.borrowed.step is None else self.borrowed.step
         record |= {"lr": self.lr, **self.phase_metrics()}
         record |= {
             "seconds": self.pace.seconds,
             "samples_per_second": self.pace.samples_per_second,
             "data_wait": self.pace.data_wait,
         }
+        self.borrowed.give_back()
         self.metrics = record
-        self.progress = self._next_progress(progress)
+        self.progress = self.plan.after(progress)
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         with distributed.failing_together():
             if record["phase"] == "train":
@@ -435,7 +483,7 @@ class ClassyTask(Configurable, ABC):
                 if hook.saves == saves:
                     hook.on_phase_end(self)
             self.ending.agree(self.progress.step)
-            self.progress = self._next_progress(progress)  # which a request to stop changes
+            self.progress = self.plan.after(progress)  # which a request to stop changes
 
     def end(self) -> None:
         for hook in self._hooks_in_turn():
@@ -444,17 +492,6 @@ class ClassyTask(Configurable, ABC):
             save_model(self)
         with distributed.failing_together():
             self.records.finish()
-
-    def _next_progress(self, now: Progress) -> Progress:
-        if now.phase == "val":
-            return Progress(epoch=now.epoch, phase="train", step=now.step)
-        epoch = now.epoch + 1
-        return Progress(epoch=epoch, phase="val" if self.is_measured(epoch) else "train", step=now.step)
-
-    def is_measured(self, epoch: int) -> bool:
-        """Whether a val phase follows so many epochs."""
-        is_last = epoch == self.num_epochs or self.ending.reason is not None
-        return self.has_val and (is_last or (epoch > 0 and epoch % self.val_every_epochs == 0))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 
@@ -492,7 +529,8 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Groups of tensors to save: `model` and `optimizer`."""
-        return self.engine.tensors()
+        tensors = self.engine.tensors()
+        return tensors if self.borrowed.own is None else {**tensors, "model": self.borrowed.own}
 
     def gather_state(self) -> dict[str, Any]:
         """Plain values to save that need all processes; every process calls it."""
@@ -512,5 +550,5 @@ class ClassyTask(Configurable, ABC):
     def restore(self, checkpoint: Checkpoint) -> None:
         """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
         bad_samples = whole_number(checkpoint, "bad_samples", checkpoint.state.get("bad_samples", 0))
-        restore_engine(self.engine, checkpoint, self.num_epochs * self.steps_per_epoch)
+        restore_engine(self.engine, checkpoint, self.num_steps)
         self.data.bad_samples.before = bad_samples

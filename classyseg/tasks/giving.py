@@ -59,4 +59,5 @@ def _records(task: ClassyTask, step: int) -> dict[str, Mapping[str, Any]]:
     """What was measured of the weights of `step`, by phase."""
     path = None if task.run_folder is None else task.run_folder / METRICS
     found = [] if path is None or not path.is_file() else read_json_lines(path)
-    return {r["phase"]: r for r in found if r.get("phase") in ("val", "test") and r.get("step") == step}
+    measured = [r for r in found if r.get("phase") in ("val", "test")]
+    return {r["phase"]: r for r in measured if r.get("weights_step", r.get("step")) == step}

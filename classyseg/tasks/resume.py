@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,18 @@ from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
 from classyseg.placement import DATASET_KEYS_FREE_ON_RESUME
 from classyseg.records import RecordFile
-from classyseg.registry import HOOKS
+from classyseg.registry import HOOKS, TASKS
 from classyseg.run_folder import METRICS
 from classyseg.structures import Progress
+from classyseg.tasks.plan import LENGTH_KEYS, RunPlan
 
 log = logging.getLogger(__name__)
 
 MAX_DIFFERENCES = 20
 OPTIMIZER = "optimizer"
 COUNTS = ("epoch", "step", "step_in_phase")
+ORDER = {"train": 0, "val": 1, "test": 2}
+"""In which phases follow a step."""
 
 Records = dict[RecordFile, list[dict[str, Any]]]
 
@@ -71,11 +74,12 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[s
     saved = checkpoint.state.get("config")
     if not isinstance(saved, Mapping):
         raise _wrong(checkpoint, "config", saved, "the run's config")
+    saved = _with_defaults(saved)
     try:
         changed = [
             f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
             for at, old, new in differences(saved, config)
-            if not _is_free(at, free)
+            if not _is_free(at, free) and at[0] not in LENGTH_KEYS
         ]
     except RecursionError:
         raise _wrong(checkpoint, "config", "hundreds of values within each other", "the run's config") from None
@@ -156,44 +160,67 @@ def hooks_by_name(hooks: Sequence[ClassyHook]) -> dict[str, ClassyHook]:
     return named
 
 
-def saved_progress(
-    checkpoint: Checkpoint,
-    *,
-    num_epochs: int,
-    steps_per_epoch: int,
-    is_measured: Callable[[int], bool],
-    has_ended: bool = False,
-) -> Progress:
-    """Where the run of `checkpoint` was; `is_measured` tells whether a val phase follows so many epochs.
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of a checkpoint with the keys that came later, whose defaults are what was before."""
+    try:
+        return TASKS.validate(saved).resolved()
+    except (ConfigError, RecursionError):  # of a task that Python code built, or that was edited: compared as it is
+        return saved
 
-    With `has_ended`, a hook may have ended the training within its last epoch.
 
-    Raises: `ConfigError` for a place where such a run cannot be.
+def saved_plan(checkpoint: Checkpoint, plan: RunPlan) -> RunPlan:
+    """The plan of the run of `checkpoint`, which goes on by `plan`.
+
+    Raises: `ConfigError` for lengths that are none, and for val phases at another distance.
+    """
+    config = checkpoint.state["config"]
+    lengths = {key: config.get(key) for key in LENGTH_KEYS}
+    for key, value in lengths.items():
+        if value is not None:
+            whole_number(checkpoint, f"config.{key}", value)
+    if lengths["num_epochs"] is None and lengths["num_steps"] is None:  # of a task that has keys of its own for it
+        return plan
+    saved = RunPlan.of(lengths, plan.steps_per_epoch, has_val=plan.has_val, has_test=True)
+    if plan.has_val and plan.num_steps and saved.val_every != plan.val_every:
+        raise ConfigError(
+            f"val_every_epochs or val_every_steps: val phases came every {saved.val_every} steps, now every "
+            f"{plan.val_every}; a run goes on with the same ({checkpoint.folder})"
+        )
+    return saved
+
+
+def saved_progress(checkpoint: Checkpoint, plan: RunPlan, *, has_ended: bool = False) -> Progress:
+    """Where the run of `checkpoint`, whose plan is given, was.
+
+    With `has_ended`, a hook ended its training there. Raises: `ConfigError` for a place where it cannot be.
     """
     saved = checkpoint.state.get("progress")
     if not isinstance(saved, Mapping) or saved.keys() != {*COUNTS, "phase"}:
         raise _wrong(checkpoint, "progress", saved, f"a mapping with {', '.join(COUNTS)} and phase")
     for key in COUNTS:
         whole_number(checkpoint, f"progress.{key}", saved[key])
-    if saved["phase"] not in ("train", "val"):
-        raise _wrong(checkpoint, "progress.phase", saved["phase"], "train or val")
+    if saved["phase"] not in ORDER:
+        raise _wrong(checkpoint, "progress.phase", saved["phase"], "train, val or test")
     now = Progress(**saved)
-    if now.epoch > num_epochs:
-        raise _wrong(checkpoint, "progress.epoch", now.epoch, f"at most num_epochs, {num_epochs}")
+    if now.epoch * plan.steps_per_epoch > plan.num_steps:
+        raise _wrong(checkpoint, "progress.epoch", now.epoch, f"at most those of {plan.text()}")
     if now.step != step_of(checkpoint.folder):
         raise _wrong(checkpoint, "progress.step", now.step, "the number in the name of its folder")
-    if now.phase == "val" and not is_measured(now.epoch):
-        raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows epoch {now.epoch}")
+    if has_ended:
+        plan = plan.ended(now.step)
+    if now.phase == "val" and not plan.is_measured(now.step):
+        raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows step {now.step}")
+    if now.phase == "test" and now.step != plan.last_step:
+        raise _wrong(checkpoint, "progress.phase", now.phase, f"train or val, as {plan.text()} are not done")
     within = now.step_in_phase if now.phase == "train" else 0
-    most = steps_per_epoch if now.epoch < num_epochs else 0
-    before = now.step - (now.epoch * steps_per_epoch + within)
-    is_cut_short = has_ended and not within and -steps_per_epoch < before <= 0
-    if within > most or (before and not is_cut_short):
+    start = now.step - within
+    most = plan.end_of_training_phase(start) if within else plan.last_step
+    if start < 0 or now.epoch != start // plan.steps_per_epoch or now.step > most:
         raise _wrong(
             checkpoint,
             "progress",
-            f"step {now.step} as number {within} after {now.epoch} epochs",
-            f"epochs of {steps_per_epoch} steps (has the number of samples changed?)",
+            f"step {now.step} as number {within} of a phase after {now.epoch} epochs",
+            f"epochs of {plan.steps_per_epoch} steps (has the number of samples changed?)",
         )
     return now
 
@@ -308,20 +335,28 @@ def read_records(run_folder: Path, files: Sequence[RecordFile]) -> Records:
     return {file: read_json_lines(run_folder / file.name, file.keys) for file in files}
 
 
-def cut_records(run_folder: Path, records: Records, now: Progress, checkpoint: Checkpoint | None = None) -> None:
+def cut_records(
+    run_folder: Path, records: Records, now: Progress, last_step: int, checkpoint: Checkpoint | None = None
+) -> None:
     """Takes out of the files of `records` what comes after `now`, which is about to be done again.
 
-    `checkpoint` is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
+    The run ends after `last_step`; a test phase of the run before it was made longer is not done again. `checkpoint`
+    is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
     """
     if checkpoint is not None and checkpoint.format == 1:
         found = records[METRICS_FILE]
         records[METRICS_FILE] = [r | {"phase": "val"} if r["phase"] == "test" else r for r in found]
 
+    done = now.step - (now.step_in_phase if now.phase == "train" else 0)
+
     def is_past(file: RecordFile, record: Mapping[str, Any]) -> bool:
         if file != METRICS_FILE:
             return not file.by_step or record["step"] <= now.step
-        about_to_be_done = record["phase"] == "val" == now.phase and record["epoch"] == now.epoch
-        return record["epoch"] <= now.epoch and not about_to_be_done
+        if record["phase"] == "test":
+            return record["step"] <= done and record["step"] < last_step
+        if now.phase == "train":
+            return record["step"] <= done
+        return (record["step"], ORDER.get(record["phase"], 0)) < (done, ORDER[now.phase])
 
     for file, found in records.items():
         path = run_folder / file.name

@@ -15,6 +15,7 @@ from classyseg.checkpoint import NUM_TENSORS, Checkpoint, load_checkpoint, save_
 from classyseg.config import dump_yaml
 from classyseg.records import RecordFile, RunRecords
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, remove_leftovers
+from classyseg.tasks.extension import check_extension
 from classyseg.tasks.given import tell_what_is_not_written
 from classyseg.tasks.resume import (
     METRICS_FILE,
@@ -25,6 +26,7 @@ from classyseg.tasks.resume import (
     require_finite,
     same_run,
     saved_loss_sum,
+    saved_plan,
     saved_progress,
     saved_stop,
     states_of_hooks,
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def start_run(task: ClassyTask, run_folder: Path | None, *, resume: bool, in_place: Callable[[], bool]) -> None:
+def start_run(
+    task: ClassyTask, run_folder: Path | None, *, resume: bool, extend: bool, in_place: Callable[[], bool]
+) -> None:
     """Prepares a task and its folder: its weights, clock and records are those of its start, or of a checkpoint."""
     task.run_folder = run_folder
     task.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
@@ -50,14 +54,14 @@ def start_run(task: ClassyTask, run_folder: Path | None, *, resume: bool, in_pla
                 for name in FILES:
                     remove_leftovers(run_folder, f"{name}.tmp-*")
                 records = read_records(run_folder, _record_files(task))
-    checkpoint = resume_run(task, run_folder) if run_folder is not None and resume else None
+    checkpoint = resume_run(task, run_folder, extend=extend) if run_folder is not None and resume else None
     if checkpoint is None:
         with distributed.failing_together():
             task.load_initial_weights()
     if run_folder is not None:
         with distributed.failing_together():
             if distributed.is_primary():
-                cut_records(run_folder, records, task.progress, checkpoint)
+                cut_records(run_folder, records, task.progress, task.plan.last_step, checkpoint)
                 task.records.replace(CONFIG, dump_yaml(task.config))
 
 
@@ -93,8 +97,11 @@ def save_run(task: ClassyTask) -> Path | None:
     return save_checkpoint(task.run_folder / CHECKPOINTS, task.progress.step, tensors, state)
 
 
-def resume_run(task: ClassyTask, run_folder: Path) -> Checkpoint | None:
-    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it."""
+def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoint | None:
+    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it.
+
+    `extend` allows another length where that changes the learning rate.
+    """
     folder = newest_of_run(run_folder / CHECKPOINTS)
     if folder is None:
         return None
@@ -102,18 +109,19 @@ def resume_run(task: ClassyTask, run_folder: Path) -> Checkpoint | None:
         checkpoint = load_checkpoint(folder, verified=True)
         same_run(checkpoint, task.config, task.free_on_resume)
         task.ending.reason = saved_stop(checkpoint)
-        progress = saved_progress(
-            checkpoint,
-            num_epochs=task.num_epochs,
-            steps_per_epoch=task.steps_per_epoch,
-            is_measured=task.is_measured,
-            has_ended=task.ending.reason is not None,
-        )
+        plan = saved_plan(checkpoint, task.plan)
+        progress = saved_progress(checkpoint, plan, has_ended=task.ending.reason is not None)
+        if plan.num_steps != task.num_steps:
+            check_extension(plan, task.plan, progress.step, task.model, task.optimizer, extend=extend)
         loss_sum = saved_loss_sum(checkpoint)
         task.restore(checkpoint)
         load_hooks(task.hooks, checkpoint)
     task.progress = progress
+    task.progress = task.plan.taken_up(progress)
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
+    if plan.num_steps != task.num_steps and task.optimizer is not None and progress.step:
+        done = (progress.step - 1) / plan.num_steps  # what the last step was taken with, for the next record
+        task.optimizer.current_lr = task.optimizer.lr * task.optimizer.schedule_for(plan.length)(done)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
         if task.ending.reason is not None:

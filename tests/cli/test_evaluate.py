@@ -196,8 +196,9 @@ def test_a_checkpoint_and_a_model_folder_are_measured_alike(trained: Path, evalu
     load(trained).save(tmp_path / "model")
     data = json.dumps(runs.tiny_config()["dataset"]["val"])
     assert evaluate(tmp_path / "model", tmp_path / "b", f"dataset.val={data}") == 0
-    for folder in ("a", "b"):
-        assert result(tmp_path / folder)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
+    assert evaluate(tmp_path / "model", tmp_path / "c", "--split", "test", f"dataset.test={data}") == 0
+    for folder, split in (("a", "val"), ("b", "val"), ("c", "test")):
+        assert result(tmp_path / folder, split)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
 
 
 def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Path, tmp_path: Path) -> None:
@@ -216,6 +217,10 @@ def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Pa
         (["dataset.train.num_samples=4"], "--split val"),
         (["dataset.test.num_samples=4"], "--split val"),
         (["--split", "test"], "dataset.test="),
+        (["dataset=null"], "dataset.val"),
+        (["dataset.val=null"], "dataset.val="),
+        (["dataset.val=5"], "dataset.val"),
+        (["runtime=fast"], "runtime"),
         (["dataset.val.num_sample=4"], "num_samples"),
         (["meters=[mean_iuo]"], "mean_iou"),
         (["--protocol", "windows"], "protocol"),
@@ -372,6 +377,25 @@ def test_an_ade20k_submission_has_the_size_of_the_files_whatever_was_measured(tm
     assert written.shape == (30, 50)
     assert written.min() >= 1
     assert written.max() <= 150
+
+
+def test_a_model_of_whole_images_is_measured(tmp_path: Path) -> None:
+    config = {**MODEL, "heads": {"main": {"name": "fully_connected", "blocks": ["stage4"]}}}
+    torch.manual_seed(0)
+    model = build_model(config, 2)
+    data = {"name": "synthetic_image", "split": "test", "num_samples": 8, "size": [32, 32]}
+    dataset = build_dataset(data)
+    folder = Predictor(model, classes=dataset.classes, model_config=config, device="cpu").save(tmp_path / "model")
+    words = [f"dataset.val={json.dumps(data)}", "meters=[accuracy]"]
+    assert evaluate(folder, tmp_path / "out", *words) == 0
+    matrix = np.zeros((2, 2), int)
+    for i in range(8):
+        image = (dataset[i].image.permute(1, 2, 0).float() / 255 - MEAN) / STD
+        with torch.no_grad():
+            found = int(model.eval()(image.permute(2, 0, 1)[None])["main"].argmax())
+        matrix[int(dataset[i].target), found] += 1
+    assert result(tmp_path / "out")["confusion_matrix"] == matrix.tolist()
+    assert result(tmp_path / "out")["accuracy_top_1"] == np.trace(matrix) / 8
 
 
 def test_a_submission_of_other_classes_is_refused(

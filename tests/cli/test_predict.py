@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -451,6 +452,27 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
     for record in found["files"]:
         Image.open(record["labels"]).load()
     assert not [*(tmp_path / "out").glob("*.tmp-*")]
+
+
+@pytest.mark.parametrize("option", ["--scores", "--overlay"])
+def test_a_full_disk_ends_it_with_one_line(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", noise(200, 300, seed=i))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # no file grows beyond it, as on a full disk
+    try:
+        code = predict(trained, tmp_path / "in", "--output", tmp_path / "out", option)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert code == 1
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1
+    assert "File too large" in told[0]
+    assert not [*(tmp_path / "out").rglob("*.tmp-*")]
 
 
 def test_help_imports_nothing_heavy() -> None:

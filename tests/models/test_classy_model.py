@@ -16,7 +16,7 @@ from torch.nn import functional
 from classyseg.config import ConfigError
 from classyseg.heads import ClassyHead, FCNHead, LinearHead
 from classyseg.layers import tell_progress
-from classyseg.models import ClassyModel, build_model, create_backbone
+from classyseg.models import ClassyModel, build_model, classy_model, create_backbone
 from classyseg.models.memory.freezing import freeze
 from classyseg.models.memory.recompute import checkpoint_activations
 from classyseg.structures import BlockInfo, outputs_of
@@ -419,3 +419,9 @@ def test_layers_of_an_optional_block_that_nobody_reads_get_no_gradient(name: str
 def test_a_submodule_of_a_model_of_another_precision_is_found(dtype: torch.dtype) -> None:
     model = create_backbone("resnet18").to(dtype)
     assert model.block("layer3.1.conv2") == create_backbone("resnet18").block("layer3.1.conv2")
+
+
+def test_the_contract_knows_no_other_library_and_no_address() -> None:
+    modules = {module.__name__ for module in vars(classy_model).values() if hasattr(module, "__file__")}
+    origins = {getattr(value, "__module__", "") for value in vars(classy_model).values()} | modules
+    assert not {"encoding_models", "catalogue", "public_weights"} & {origin.rpartition(".")[2] for origin in origins}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.optim import ClassyOptimizer, ClassyScheduler, build_optimizer, build_scheduler
 from classyseg.registry import OPTIMIZERS, SCHEDULERS
+from classyseg.structures import RunLength
 
 
 def network() -> nn.Module:
@@ -22,7 +23,7 @@ def network() -> nn.Module:
 
 
 def optimizer_for(module: nn.Module, config: Mapping[str, Any], num_epochs: float = 10) -> ClassyOptimizer:
-    return build_optimizer({"lr": 0.1, **config}, module.named_parameters(), num_epochs)
+    return build_optimizer({"lr": 0.1, **config}, module.named_parameters(), RunLength(num_epochs))
 
 
 def option_by_name(optimizer: ClassyOptimizer, option: str) -> dict[str, float]:
@@ -198,7 +199,7 @@ CURVES: list[tuple[dict[str, Any], dict[float, float]]] = [
 def test_a_schedule_has_the_values_that_one_computes_by_hand(
     config: dict[str, Any], values: dict[float, float]
 ) -> None:
-    schedule: ClassyScheduler = build_scheduler(config, 10.0)
+    schedule: ClassyScheduler = build_scheduler(config, RunLength(10.0))
     assert {where: schedule(where) for where in values} == pytest.approx(values, abs=2e-5)
 
 
@@ -206,7 +207,7 @@ def test_a_schedule_has_the_values_that_one_computes_by_hand(
 def test_30_of_90_epochs_behind_5_of_warm_up_come_where_the_convention_says(scaling: str, first_step: int) -> None:
     """At 33.3 where the curve is squeezed, at 30 where it is not, as PyTorch-Encoding has it; 10 steps an epoch."""
     config = {"name": "multi_step", "milestones": [30, 60], "warmup_epochs": 5, "interval_scaling": scaling}
-    schedule: ClassyScheduler = build_scheduler(config, 90.0)
+    schedule: ClassyScheduler = build_scheduler(config, RunLength(90.0))
     factors = [schedule(step / 900) for step in range(900)]
     assert next(step for step in range(50, 900) if factors[step] < 0.5) == first_step
     encoding = [0.1 ** (step // 300) if step >= 50 else step / 50 for step in range(900)]
@@ -217,7 +218,7 @@ def test_30_of_90_epochs_behind_5_of_warm_up_come_where_the_convention_says(scal
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS.names() if name != "constant"])
 def test_a_fixed_warm_up_ends_where_the_curve_without_one_is(name: str) -> None:
     options = {"name": name, **({"milestones": [3.0, 7.0]} if name == "multi_step" else {})}
-    alone, behind = build_scheduler(options, 10.0), build_scheduler({**options, **FIXED}, 10.0)
+    alone, behind = build_scheduler(options, RunLength(10.0)), build_scheduler({**options, **FIXED}, RunLength(10.0))
     assert [behind(i / 100) for i in range(20, 100)] == [alone(i / 100) for i in range(20, 100)]
     assert behind(0.19999) == pytest.approx(alone(0.2), abs=1e-3)
 
@@ -226,7 +227,7 @@ def test_a_fixed_warm_up_ends_where_the_curve_without_one_is(name: str) -> None:
 @pytest.mark.parametrize("num_epochs", [0.0, 1.0, 3.0, 300.0])
 def test_every_schedule_stays_between_zero_and_one_for_runs_of_any_length(name: str, num_epochs: float) -> None:
     options = {"milestones": [num_epochs / 2 or 1.0]} if name == "multi_step" else {}
-    schedule = build_scheduler({"name": name, "warmup_epochs": num_epochs / 7, **options}, num_epochs)
+    schedule = build_scheduler({"name": name, "warmup_epochs": num_epochs / 7, **options}, RunLength(num_epochs))
     assert all(0 <= schedule(i / 1000) <= 1 + 1e-5 for i in range(1000))
 
 
@@ -245,4 +246,4 @@ def test_every_schedule_stays_between_zero_and_one_for_runs_of_any_length(name: 
 )
 def test_a_wrong_schedule_is_named_with_what_was_found(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_scheduler(config, 10.0)
+        build_scheduler(config, RunLength(10.0))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from classyseg.checkpoint import Checkpoint, check_tensors
 from classyseg.config import ConfigError
 from classyseg.optim import ClassyOptimizer, build_optimizer
-from classyseg.structures import Progress
+from classyseg.structures import Progress, RunLength
+from classyseg.tasks.plan import RunPlan
 from classyseg.tasks.resume import restore_optimizer, same_run, saved_loss_sum, saved_progress, saved_scaler
 
 CONFIG = {"num_epochs": 3, "optimizer": {"lr": 0.1}, "hooks": []}
@@ -43,7 +44,7 @@ def checkpoint(folder: str = "run/step-6", **changes: Any) -> Checkpoint:
 
 
 def progress_of(found: Checkpoint) -> Progress:
-    return saved_progress(found, num_epochs=3, steps_per_epoch=4, is_measured=lambda epoch: epoch in (2, 3))
+    return saved_progress(found, RunPlan(num_steps=12, steps_per_epoch=4, val_every=8))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_a_buffer_that_is_infinite_by_itself_may_be() -> None:
 
 def running(name: str) -> ClassyOptimizer:
     net = model()
-    optimizer = build_optimizer({"name": name, "lr": 0.1}, net.named_parameters(), 1.0)
+    optimizer = build_optimizer({"name": name, "lr": 0.1}, net.named_parameters(), RunLength(1.0))
     for _ in range(3):
         optimizer.zero_grad()
         net(torch.randn(4, 3)).square().sum().backward()

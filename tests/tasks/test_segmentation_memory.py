@@ -252,7 +252,7 @@ def test_a_module_that_works_otherwise_in_training_is_refused_where_it_is_not_fr
 ) -> None:
     model = tiny_task(FROZEN).model
     check_frozen(model)
-    model.frozen = Frozen(frozenset(name for name, _ in model.backbone_modules()))
+    model.frozen_part = Frozen(frozenset(name for name, _ in model.backbone_modules()))
     model.add_module("extra", module.requires_grad_(False))
     with pytest.raises(ConfigError, match=r"such as extra \(") if live else contextlib.nullcontext():
         check_frozen(model.eval())

@@ -105,10 +105,12 @@ class BadSamples:
         self.before = 0
         self._own = 0
         self._problems: list[str] = []
-        if "val" in data_sets and data_sets["val"].on_bad_sample == "replace":
-            raise ConfigError(
-                "dataset.val.on_bad_sample: found 'replace', which counts other images twice; accepted: error, skip"
-            )
+        for name, data_set in data_sets.items():
+            if name != "train" and data_set.on_bad_sample == "replace":
+                raise ConfigError(
+                    f"dataset.{name}.on_bad_sample: found 'replace', which counts other images twice; accepted: "
+                    "error, skip"
+                )
 
     def begin_phase(self, *, anew: bool) -> None:
         """Counts from zero, or, unless `anew`, from what a continued phase had counted."""

@@ -37,7 +37,7 @@ class TrainBatches:
     """The batches of one epoch as this process's share of each: shuffled by (seed, epoch), the short last one dropped.
 
     `batch_size` is the whole job's; process `rank` of `world_size` takes every `world_size`-th sample of a batch. Set
-    `epoch` and `start` (the first batch) before iterating.
+    `epoch`, `start` (the first batch) and `stop` (the one behind the last; None: to the end) before iterating.
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -46,6 +46,7 @@ class TrainBatches:
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
+        self.stop: int | None = None
 
     def __len__(self) -> int:
         """How many batches an epoch has, wherever it starts."""
@@ -53,7 +54,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, PERMUTATION))
-        for batch in range(self.start, len(self)):
+        for batch in range(self.start, len(self) if self.stop is None else self.stop):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
 

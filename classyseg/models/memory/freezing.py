@@ -27,7 +27,7 @@ def freeze(model: ClassyModel, through: bool | str = True, *, norm: bool = False
         if is_frozen(name) or (norm and getattr(module, "running_mean", None) is not None)
     }
     of_modules = {parameter for module in modules.values() for parameter in module.parameters()}
-    for name in model.frozen.parameters:
+    for name in model.frozen_part.parameters:
         model.get_parameter(name).requires_grad_(True)
     parameters = [
         name
@@ -36,7 +36,7 @@ def freeze(model: ClassyModel, through: bool | str = True, *, norm: bool = False
     ]
     for name in parameters:
         model.get_parameter(name).requires_grad_(False)
-    model.frozen = Frozen(frozenset(modules), frozenset(parameters))
+    model.frozen_part = Frozen(frozenset(modules), frozenset(parameters))
     model.train(model.training)
 
 

@@ -1,0 +1,49 @@
+"""The weights of the best checkpoint, which a model has while the test set is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from classyseg import distributed
+from classyseg.checkpoint import check_tensors, load_checkpoint, step_of
+from classyseg.inference.load import best_of
+from classyseg.models import ClassyModel
+
+
+class BorrowedWeights:
+    """Puts the best weights into a model and gives it back its `own`, which are kept meanwhile.
+
+    `step` is that of the weights; None where they are the model's own.
+    """
+
+    def __init__(self, model: ClassyModel) -> None:
+        self._model = model
+        self.own: dict[str, Tensor] | None = None
+        self.step: int | None = None
+
+    def take(self, checkpoints: Path) -> None:
+        """Takes the best checkpoint's, if one is named. Every process calls it.
+
+        Raises: `ConfigError` for a damaged one.
+        """
+        step = -1
+        with distributed.failing_together():
+            if distributed.is_primary() and (best := best_of(checkpoints)) is not None:
+                step = step_of(best)
+        step = distributed.integer_from_primary(step)
+        if step < 0:
+            return
+        with distributed.failing_together():
+            checkpoint = load_checkpoint(checkpoints / f"step-{step}", only=("model",))
+            own = self._model.state_dict()
+            check_tensors(checkpoint, "model", own)
+            self.own = {name: tensor.clone() for name, tensor in own.items()}
+            self._model.load_state_dict(checkpoint.tensors["model"])
+            self.step = step
+
+    def give_back(self) -> None:
+        if self.own is not None:
+            self._model.load_state_dict(self.own)
+        self.own = self.step = None
