@@ -111,7 +111,11 @@ def check_lengths(lengths: Mapping[str, Any]) -> None:
     """Raises: `ConfigError` unless exactly one length is given, and at most one distance of val phases."""
     given = [key for key in ("num_epochs", "num_steps") if lengths.get(key) is not None]
     if len(given) != 1:
-        found = "found both num_epochs and num_steps; keep one, the other is null" if given else "missing; write it, or num_steps"
+        found = (
+            "found both num_epochs and num_steps; keep one, the other is null"
+            if given
+            else "missing; write it, or num_steps"
+        )
         raise ConfigError(f"num_epochs: {found}")
     if lengths.get("val_every_epochs") is not None and lengths.get("val_every_steps") is not None:
         raise ConfigError("val_every_steps: found beside val_every_epochs; keep one of them")
