@@ -7,7 +7,7 @@ from typing import Any
 
 from classyseg.config import ConfigError
 
-RECORD_KEYS = ("phase", "epoch", "step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
+RECORD_KEYS = ("phase", "epoch", "step", "weights_step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
 """What the record of every phase holds; the meters add to those of val phases."""
 
 

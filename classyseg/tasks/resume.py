@@ -74,22 +74,23 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[s
     saved = checkpoint.state.get("config")
     if not isinstance(saved, Mapping):
         raise _wrong(checkpoint, "config", saved, "the run's config")
-    saved = _with_defaults(saved)
     try:
-        changed = [
-            f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
-            for at, old, new in differences(saved, config)
-            if not _is_free(at, free) and at[0] not in LENGTH_KEYS
-        ]
+        for fills in (False, True):  # what is equal as it stands needs no look at defaults
+            changed = [
+                f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
+                for at, old, new in differences(_with_defaults(saved) if fills else saved, config)
+                if not _is_free(at, free) and at[0] not in LENGTH_KEYS
+            ]
+            if not changed:
+                return
     except RecursionError:
         raise _wrong(checkpoint, "config", "hundreds of values within each other", "the run's config") from None
-    if changed:
-        more = len(changed) - MAX_DIFFERENCES
-        raise ConfigError(
-            f"{checkpoint.folder} belongs to another run; resuming it needs the same config, but these differ:\n"
-            + "\n".join([*changed[:MAX_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])
-            + f"\nFor a new run from its weights, set model.weights={checkpoint.folder} and another --output."
-        )
+    more = len(changed) - MAX_DIFFERENCES
+    raise ConfigError(
+        f"{checkpoint.folder} belongs to another run; resuming it needs the same config, but these differ:\n"
+        + "\n".join([*changed[:MAX_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])
+        + f"\nFor a new run from its weights, set model.weights={checkpoint.folder} and another --output."
+    )
 
 
 def _is_free(at: Location, free: Sequence[str]) -> bool:
