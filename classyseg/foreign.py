@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
@@ -167,6 +168,9 @@ def _instead_of_model(word: str, names: Collection[str], heads: Collection[str])
     found = our_model(plain, names) or our_model(untagged, names)
     if found is not None:
         return f"did you mean '{found}'?"
+    slip = difflib.get_close_matches(plain, names, n=1, cutoff=0.94)  # of a letter, in a name such as psp_resnet50s_ade
+    if slip:
+        return f"did you mean '{slip[0]}'?"
     head, backbone = _head_and_backbone(plain, names, heads)
     if head is not None:
         blocks = HEAD_BLOCKS.get(head, "stage4")
