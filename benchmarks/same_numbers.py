@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -207,6 +208,8 @@ def config_of(run: Run, old_checkout: Path) -> dict[str, Any]:
 class Side:
     """The code of one commit: `start` trains with it, `end` says in words what went wrong."""
 
+    running: ClassVar[list[subprocess.Popen[bytes]]] = []
+
     def __init__(self, checkout: Path) -> None:
         self.checkout = checkout
 
@@ -227,9 +230,11 @@ class Side:
         self._log = output.parent / f"{output.name}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(command, cwd=self.checkout, env=environment, stdout=log, stderr=log)
+        self.running.append(self._process)
 
     def end(self, run: Run) -> str:
         code = self._process.wait()
+        self.running.remove(self._process)
         # torchrun gives 1 for any error of its processes
         expected = (143, 1) if self._stopped and run.processes > 1 else (143,) if self._stopped else (0,)
         return "" if code in expected else f"exit code {code}: {self._log.read_text(errors='replace')[-800:]}"
@@ -348,14 +353,48 @@ class Comparison:
             raise RuntimeError("; ".join(problems))
 
 
+MARK = "same-numbers-"
+"""How the temporary folders of this script begin; the number of its process follows."""
+
+
 @contextmanager
-def checked_out(commit: str, folder: Path) -> Iterator[Path]:
+def checked_out(commit: str) -> Iterator[Path]:
+    """`commit` in a folder of its own, which goes when the comparison ends: at a signal, too."""
     git = ["git", "-C", str(ROOT), "worktree"]
-    subprocess.run([*git, "add", "--quiet", "--detach", str(folder), commit], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+    remove_left()
+    with tempfile.TemporaryDirectory(prefix=f"{MARK}{os.getpid()}-") as text:
+        folder = Path(text) / "checkout"
+        try:
+            subprocess.run([*git, "add", "--quiet", "--detach", str(folder), commit], check=True)
+            yield folder
+        finally:
+            subprocess.run([*git, "remove", "--force", str(folder)], check=True)
+
+
+def remove_left() -> None:
+    """Removes what a killed comparison left: checkouts of this repository whose process is gone."""
+    git = ["git", "-C", str(ROOT), "worktree"]
+    listed = subprocess.run([*git, "list", "--porcelain"], check=True, capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        path = Path(line.removeprefix("worktree "))
+        made_by = re.fullmatch(rf"{MARK}(\d+)-.*", path.parent.name)
+        if line.startswith("worktree ") and made_by and not Path(f"/proc/{made_by[1]}").exists():
+            subprocess.run([*git, "remove", "--force", str(path)], check=False)
+            shutil.rmtree(path.parent, ignore_errors=True)
+    subprocess.run([*git, "prune"], check=False)
+
+
+def end_at(number: int, frame: object) -> None:
+    """Ends this script as an error does, so that it cleans up; and the runs that it started."""
+    signal.signal(number, signal.SIG_IGN)  # `timeout` sends more than one
+    for process in Side.running:
+        process.terminate()
+    for process in Side.running:
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    sys.exit(128 + number)
 
 
 def main() -> int:
@@ -370,9 +409,11 @@ def main() -> int:
     git = ["git", "-C", str(ROOT), "rev-parse", f"{arguments.commit}^{{commit}}"]
     commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     equal = True
-    with tempfile.TemporaryDirectory() as text, checked_out(commit, Path(text) / "checkout") as checkout:
-        kept = (arguments.keep.resolve() if arguments.keep else Path(text) / "old") / commit
-        comparison = Comparison(checkout, kept, Path(text) / "new")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end_at)
+    with checked_out(commit) as checkout:
+        kept = (arguments.keep.resolve() if arguments.keep else checkout.parent / "old") / commit
+        comparison = Comparison(checkout, kept, checkout.parent / "new")
         for name in names:
             needed = known[name].needs
             if needed and not (DATA / needed).is_dir():

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
+from classyseg.component import Configurable as Configurable
 from classyseg.config import (
     MAX_PROBLEMS,
     MAX_WORD,
@@ -44,20 +45,6 @@ T = TypeVar("T", bound=type)
 
 class PluginError(ConfigError):
     """An installed distribution offers a component that cannot be used; the message names the distribution."""
-
-
-class Configurable:
-    """What every component has: building itself from a config."""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | None = None, *args: Any) -> Self:
-        """`cls(*args, **config)` after checking `config` against the keyword-only parameters of `__init__`.
-
-        A `name` in `config` is allowed and ignored. Raises: `ConfigError` with every problem at once.
-        """
-        model = derive_config(cls, cls.__name__, {}, {})
-        values = {key: value for key, value in (config or {}).items() if key != "name"}
-        return cls(*args, **_validated(model, {"name": cls.__name__, **values}, cls.__name__).options())
 
 
 @dataclass(frozen=True)
@@ -313,13 +300,6 @@ def _error(*problems: tuple[Any, str, tuple[str | int, ...], Any]) -> Validation
         for kind, message, location, found in problems
     ]
     return ValidationError.from_exception_data("config", details)
-
-
-def _validated(model: type[ComponentConfig], values: Mapping[str, Any], source: str) -> ComponentConfig:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, ConfigTree(dict(values), source)) from None
 
 
 def _distribution_text(offer: EntryPoint) -> str:

@@ -124,6 +124,15 @@ class RunLength:
     epochs: float | None = None
     steps: int | None = None
 
+    @classmethod
+    def require(cls, length: object) -> None:
+        """Raises: `TypeError` for anything else, such as a number of epochs."""
+        if not isinstance(length, cls):
+            raise TypeError(
+                f"length: found {length!r:.100}; give a run's length, such as "
+                "classyseg.structures.RunLength(epochs=10, steps=1000)"
+            )
+
 
 @dataclass
 class Progress:

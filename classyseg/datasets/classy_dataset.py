@@ -67,6 +67,12 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     `label_map` are what the doctor (`classyseg data check`) finds more with than "cannot be read".
     """
 
+    replaced = {
+        **dict.fromkeys(
+            ("channels_of", "bits_of", "size_of", "group_size_of"), "write one class method `facts_of(config)`"
+        ),
+        "first_within": "write a class method `parts_in(config)`",
+    }
     classes: tuple[str, ...]
     palette: tuple[Color, ...] = ()
     ignore_index: int = 255

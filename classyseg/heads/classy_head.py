@@ -52,6 +52,10 @@ class ClassyHead(nn.Module, Configurable, ABC):
     Raises: `ConfigError` for a block of vectors, unless the class says `reads_vectors`.
     """
 
+    replaced = {
+        "extras": "name what `forward` gives in `output_names`, such as ('logits', 'points')",
+        "needed_extras": "name them in `needed_outputs`",
+    }
     shallow_to_deep: bool = False
     """Whether the blocks must come in the backbone's order: `ordered_blocks` sees strides, `attach_head` the order."""
     reads_vectors: bool = False

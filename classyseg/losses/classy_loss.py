@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.component import refuse_replaced
 from classyseg.config import ConfigError, unknown
 from classyseg.distributed import gather_over_processes, sum_over_processes, world_size
 from classyseg.registry import Configurable
+from classyseg.signature import qualified
 from classyseg.structures import output_name, outputs_by_head
 
 HeadWeights = dict[str, Annotated[float, Field(ge=0)]]
@@ -96,6 +98,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     A subclass gives `terms`. One that compares each output with the target by itself is a `PerOutputLoss`.
     """
 
+    replaced = {"extras": "name what the loss reads in `reads`"}
     reads: tuple[str, ...] = ()
     """The heads' own names of the outputs that this kind of loss reads, such as ("masks", "classes"); empty: all."""
     is_additive: bool = False
@@ -107,6 +110,13 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
     min_classes: int = 2
     """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.terms is ClassyLoss.terms:
+            refuse_replaced(cls, {"total": "a loss that gives it inherits from `PerOutputLoss`, others give `terms`"})
+        if getattr(vars(cls).get("terms"), "__annotations__", {}).get("return") in (Tensor, "Tensor", "torch.Tensor"):
+            raise TypeError(f"{qualified(cls)}: found `terms` that gives a tensor; it gives `Terms`, sums and counts")
 
     def __init__(self, ignore_index: int = 255) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ class ClassyMeter(Configurable, ABC):
     `head` names the head whose predictions are counted; None is the model's main head.
     """
 
+    replaced = {"reads_labels": "write reads = 'labels' or reads = 'scores'"}
     reads: Literal["labels", "scores", "outputs"] = "labels"
     """What `update` is given as the prediction, made once for all meters that read the same of a head.
 

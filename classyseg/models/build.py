@@ -53,6 +53,11 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
             model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
         except ConfigError as error:
             raise placed(f"model.heads.{name}", error) from None
+        except (ArithmeticError, AssertionError, LookupError, ValueError) as error:  # a plugin's head may ask nothing
+            raise ConfigError(
+                f"model.heads.{name}: the head '{head.name}' cannot be built with these options of the blocks "
+                f"{', '.join(head.blocks)} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); choose others"
+            ) from error
     _save_memory(model, checked)
     if load:
         load_initial_weights(model, checked)

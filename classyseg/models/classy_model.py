@@ -39,6 +39,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     under `heads.NAME`.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"run": "run_layer"})
+    """Methods that backbones of an earlier version call, and what they are called now."""
     in_channels: int = 3
     classifier_head: Mapping[str, Any] = MappingProxyType({"name": "linear"})
     """The head that classifies as the reference does, as a config; it reads `classifier_block`."""

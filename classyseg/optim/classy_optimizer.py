@@ -52,6 +52,8 @@ class ClassyOptimizer(Configurable, ABC):
     called.
     """
 
+    replaced = {"__init__(num_epochs)": "take `length`, a `RunLength` with `epochs` and `steps`, in its place"}
+
     def __init__(
         self,
         named_parameters: Iterable[tuple[str, nn.Parameter]],
@@ -64,6 +66,7 @@ class ClassyOptimizer(Configurable, ABC):
         schedule: Any,
         clip_norm: float | None,
     ) -> None:
+        RunLength.require(length)
         self.lr = lr
         self.clip_norm = clip_norm
         self._schedule_config = schedule

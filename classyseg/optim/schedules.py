@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fvcore.common import param_scheduler as fvcore_schedules
 from pydantic import Field
@@ -35,6 +35,13 @@ class ClassyScheduler(Configurable, ABC):
     `length` is the run's. What it does not tell (the epochs of a run in steps, before its data are opened) is not
     checked.
     """
+
+    replaced = {"__init__(num_epochs)": "take `length`, a `RunLength` with `epochs` and `steps`, in its place"}
+
+    def __new__(cls, length: RunLength | None = None, *args: Any, **options: Any) -> Self:
+        """Raises: `TypeError` for a length that is none; here, before a subclass reads it."""
+        RunLength.require(length)
+        return super().__new__(cls)
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError
+from classyseg.config import MAX_SEED, ConfigError, unknown
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.evaluation import Evaluation
@@ -37,6 +38,7 @@ from classyseg.registry import (
 )
 from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
+from classyseg.signature import qualified
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Sample
 from classyseg.tasks.assembly import Given, assemble, look_at
@@ -96,6 +98,10 @@ class ClassyTask(Configurable, ABC):
         runtime: See key `runtime`.
     """
 
+    replaced = {
+        "__init__(test_every_epochs)": "the data that training is measured on is `val`: take `val_every_epochs`",
+        "load_batches(start)": "it has no argument: `progress` and `plan` tell where a phase stands",
+    }
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
     """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
     free_on_resume: tuple[str, ...] = (
@@ -158,6 +164,8 @@ class ClassyTask(Configurable, ABC):
         self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
         """`chosen`: values that the config left to the task, for the record of the run."""
         self._numbers = parts.numbers
+        # Where data sets tell how many they have, the assembly has compared them.
+        self._files_tell_channels = any(data.facts.channels is None for data in parts.sets.values())
         if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
             raise ConfigError(
                 f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
@@ -182,6 +190,11 @@ class ClassyTask(Configurable, ABC):
         """Those of the best checkpoint, while the test set is measured."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Raises: `TypeError` for a keyword that is none, with the one that is meant."""
+        parameters = inspect.signature(cls.__init__).parameters
+        open_to_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        for key in () if open_to_all else sorted(given.keys() - parameters.keys()):
+            raise TypeError(f"{qualified(cls)}: '{key}': {unknown('argument', key, [*parameters][1:])}")
         task = super().__new__(cls)
         task._given = given  # of which `config` tells
         return task
@@ -333,7 +346,7 @@ class ClassyTask(Configurable, ABC):
 
     def on_device(self, batch: Sample) -> Sample:
         """The batch as the network takes it: on the device, normalised."""
-        if batch.image.shape[1] != self.model.in_channels:
+        if self._files_tell_channels and batch.image.shape[1] != self.model.in_channels:
             raise ConfigError(
                 f"model.in_channels: found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
                 f"channels ({batch.name[0]})"

@@ -38,6 +38,10 @@ class _FewValuesError(ConfigError):
     """A batch norm sees a single value of each channel in training."""
 
 
+class _RenamedError(ConfigError):
+    """A backbone calls a method that has another name now."""
+
+
 def seen_at_once(batch_size: int, runtime: RuntimeConfig, size: tuple[int, int] | None) -> SeenAtOnce:
     """What the batch norms of a process see at once, of images of that `size`."""
     joined = 1 if runtime.sync_batch_norm else world_size()
@@ -127,7 +131,7 @@ def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] 
     usual = SeenAtOnce()
     try:
         return _run(model, seen.images, seen.size or (PROBE_SIZE, PROBE_SIZE))
-    except (HeadOutputError, _FewValuesError):
+    except (HeadOutputError, _FewValuesError, _RenamedError):
         raise
     except (RuntimeError, ValueError, AssertionError) as error:
         if seen == usual or (isinstance(error, ConfigError) and seen.size is None):
@@ -153,7 +157,16 @@ def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Te
                 stack.callback(module.register_forward_pre_hook(_refuse_few(name, images)).remove)
         stack.enter_context(Shapes())
         # In training, else heads that only train are left out.
-        outputs: dict[str, Tensor] = run_on_meta(model, (images, *model.input_shape(*size)), training=True)
+        try:
+            outputs: dict[str, Tensor] = run_on_meta(model, (images, *model.input_shape(*size)), training=True)
+        except AttributeError as error:
+            name = error.name or ""
+            if name not in model.renamed or not isinstance(error.obj, ClassyModel):
+                raise
+            raise _RenamedError(
+                f"model: the class {type(error.obj).__name__} calls `self.{name}`, of an earlier version of "
+                f"classyseg; it is now `self.{model.renamed[name]}`"
+            ) from error
         return outputs
 
 

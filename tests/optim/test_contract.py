@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from classyseg.registry import OPTIMIZERS, SCHEDULERS
+from classyseg.structures import RunLength
 from config_contract import REQUIRED, assert_keeps_the_config_contract
 
 
@@ -39,10 +40,10 @@ def test_an_optimizer_lowers_a_loss_and_goes_on_from_its_state_as_if_it_had_not_
             optimizer.step()  # type: ignore[attr-defined]
         return float((network(image) - wanted).square().mean())
 
-    optimizer = OPTIMIZERS.build(config, module.named_parameters(), 10.0)
+    optimizer = OPTIMIZERS.build(config, module.named_parameters(), RunLength(10.0))
     before = steps(module, optimizer, 0)
     steps(module, optimizer, 3)
     twin = copy.deepcopy(module)
-    other = OPTIMIZERS.build(config, twin.named_parameters(), 10.0)
+    other = OPTIMIZERS.build(config, twin.named_parameters(), RunLength(10.0))
     other.load_state(optimizer.state())
     assert steps(module, optimizer, 3) == steps(twin, other, 3) < before

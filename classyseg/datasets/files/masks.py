@@ -22,6 +22,7 @@ class MaskFiles(ClassyDataset):
     Where there are no masks (`has_masks` is false), every pixel is ignored: such images are there to be predicted.
     """
 
+    replaced = {**ClassyDataset.replaced, "labels": "call it `load_target`, or write `read_labels(path)`"}
     label_map: LabelMap = LabelMap({}, others_stay=True)
     reads_apart = True
     channels: int = 3
