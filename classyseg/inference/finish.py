@@ -22,6 +22,7 @@ from classyseg.inference.rows import (
     bands,
     rows_within,
 )
+from classyseg.layers.resize import best_class
 
 LABEL = 8
 """Bytes of a label."""
@@ -85,7 +86,7 @@ def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) ->
         head, size = network.head(wanted.head), values.shape[1:]
         outputs = {LOGITS: values[None]}
         return (head.labels(outputs, size) if wanted.kind == "labels" else head.scores(outputs, size))[0]
-    return values.argmax(0) if wanted.kind == "labels" else values
+    return best_class(values, 0) if wanted.kind == "labels" else values
 
 
 def _result_bytes(network: Network, wanted: Wanted, size: Size) -> int:
