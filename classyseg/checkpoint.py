@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from classyseg.config import ConfigError
@@ -87,6 +89,14 @@ def save_checkpoint(
     fsync_folder(root)
     write_atomically(root / LATEST, folder.name)
     return folder
+
+
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes `path`, with the permissions of any new file: those of safetensors only their owner can read."""
+    path.touch(exist_ok=False)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    path.chmod(mode)
 
 
 def own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:

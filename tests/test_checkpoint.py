@@ -58,6 +58,16 @@ def test_tensors_and_values_come_back_as_they_were(tmp_path: Path) -> None:
             assert torch.equal(found.tensors[group][key], value)
 
 
+def test_files_of_tensors_have_the_permissions_of_any_other_file(tmp_path: Path) -> None:
+    for umask in (0o022, 0o027):
+        before = os.umask(umask)
+        try:
+            folder = save(tmp_path / oct(umask))
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+
+
 def test_tensors_of_one_storage_come_back_under_each_name(tmp_path: Path) -> None:
     whole = torch.arange(6.0).view(2, 3)
     group = {"a": whole, "b": whole, "row": whole[1], "more": torch.zeros(2), "empty": torch.zeros(0)}

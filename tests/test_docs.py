@@ -199,6 +199,17 @@ def test_ci_runs_the_test_command_of_the_readme_word_for_word() -> None:
     assert only_command("Tests") in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
+def test_the_readme_counts_backbones_heads_and_models_as_they_are() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rows = documented_rows()
+    with_heads = [name for name in rows if REGISTRIES["models"].entry(name).defaults.get("heads")]
+    heads = [
+        name for name in REGISTRIES["heads"].names() if REGISTRIES["heads"].entry(name).distribution == "classyseg"
+    ]
+    counts = [int(number) for number in re.findall(r"(\d+) \[", text)]
+    assert counts == [len(rows) - len(with_heads), len(heads), len(with_heads)]
+
+
 def test_the_plugin_page_lists_every_entry_point_group_with_its_base_class() -> None:
     rows = re.findall(r"^\| `(classyseg\.\w+)` \| `(\w+)` \|", (ROOT / "docs/plugins.md").read_text("utf-8"), re.M)
     assert rows == [(registry.group, registry.base().__name__) for registry in REGISTRIES.values()]

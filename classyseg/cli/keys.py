@@ -134,7 +134,10 @@ def _text(component: type) -> list[str]:
 
 
 def _linked(text: str) -> str:
-    return re.sub(r"\b(key `(\w+)`)", r"[\1](#key-\2)", text)
+    """`text` with links to the keys, parts and pages that it names."""
+    text = re.sub(r"\b(key `(\w+)`)", r"[\1](#key-\2)", text)
+    text = re.sub(r"\bsee (Losses|Schedules|Evaluation)\b", lambda m: f"see [{m[1]}](#{m[1].lower()})", text)
+    return re.sub(r"(?<![\w/(\[])([a-z_]+\.md)\b", r"[\1](\1)", text)
 
 
 def _names(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:

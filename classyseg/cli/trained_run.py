@@ -78,10 +78,14 @@ def config_to_measure(
     apply_overrides(tree, overrides)
     if tree.values["dataset"].get(split) is None:
         known = [name for name in ("val", "test") if datasets.get(name) is not None]
-        has = f"its config has {listed([f'dataset.{name}' for name in known])}" if known else "it tells of no data set"
+        if known:
+            has = f"its config has {listed([f'dataset.{name}' for name in known])}; give another --split, or describe"
+        elif trained.config is None:
+            has = "a model's folder tells of no data set; describe"
+        else:
+            has = "its config has neither dataset.val nor dataset.test; describe"
         raise ConfigError(
-            f"{path}: --split {split}: {has}; give another --split, or describe the data set: "
-            f"'dataset.{split}={{name: camvid, split: {split}}}'"
+            f"{path}: --split {split}: {has} the data set: 'dataset.{split}={{name: camvid, split: {split}}}'"
         )
     protocol = tree.values.pop("protocol", None)
     return TASKS.validate(tree), protocol

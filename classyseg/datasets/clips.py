@@ -35,8 +35,6 @@ class ClipConfig(ConfigRecord):
 
     Clips begin at every `step`-th frame. Without a `frame_rate`, frames are taken as they come.
 
-    Which frames become samples, of those data sets.
-
     Args:
         frames: Frames of a clip.
         per_video: Random: up to so many different clips of a video in an epoch. Even: so many, from the first to the

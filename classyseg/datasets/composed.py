@@ -111,7 +111,7 @@ class Concat(Composed):
 
     A data set that is named twice counts twice, and is augmented in two ways.
 
-    Several data sets as one; they have the same classes and ignored label.
+    They have the same ignored label, too.
 
     Args:
         datasets: A list of data sets. One that is named twice counts twice.
@@ -172,8 +172,6 @@ class Subset(Composed):
 
     With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
     the smaller one. Clips of one video count as one, and stay together, however they are sampled.
-
-    Of data sets that give several clips of a video, videos are counted, and stay whole.
 
     Args:
         dataset: The data set.

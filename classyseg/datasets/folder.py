@@ -26,12 +26,7 @@ from classyseg.registry import DATASETS, TransformConfig
 class Folder(MaskFiles):
     """Images of one folder with masks of another; the values of a mask are indices into `classes`.
 
-    `images` and `masks` are folders under the data root, or absolute. `label_map` replaces mask values before they are
-    checked, such as {255: 1} for masks of 0 and 255; `color_map` is for masks of colours, such as {"#804080": 0};
-    `ignore_index` marks pixels without a label. `list` is a text file of the images that are taken, `table` a CSV file
-    of the pairs. `masks: null` is for images to predict. Images have `channels` channels of `bits` bits: 8, 16, or 32
-    for the numbers of TIFF and `.npy` as they are, in floating point. `palette` has the colour in which each class is
-    shown; without it, the colours are `color_map`'s, or Pascal VOC's.
+    The folders are under the data root, or absolute.
 
     `NAME.jpg` in one folder goes with `NAME.png` in the other. Images: jpg, png, bmp, tif, webp, and npy of any number
     of channels. Masks: png, bmp, tif, gif of one channel or with a palette (then its indices are the labels), or of

@@ -20,8 +20,6 @@ class ImageFolder(LabelledFiles):
 
     `classes` gives them another order, or more of them than this part of the data has.
 
-    Images with one class each, in a folder for each class: `ROOT/CLASS/*.jpg`, at any depth below it.
-
     Args:
         root: The folder of the classes' folders.
         classes: The folders' names in the order of the labels; null: all folders, sorted.

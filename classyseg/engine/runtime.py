@@ -23,14 +23,6 @@ class RuntimeConfig(ConfigRecord):
     with `accumulate_steps`, by which dropout draws differently, too. `device`, `compile`, `channels_last`, `threads`,
     `deterministic` and `eval_batch_size` change the order of sums, and so the last bits at most; `workers` nothing.
 
-    `device`: auto (a GPU if there is one), cpu, cuda, or cuda:1. `accumulate_steps` splits each process's batch into
-    that many parts, whose gradients are added. `eval_batch_size` is each process's; 1 takes images of any size and
-    gives the same numbers on any number of processes. `sync_batch_norm` joins the statistics of processes.
-    `deterministic` makes GPU results repeatable bit for bit, at some cost. `threads` is torch's number of CPU threads.
-    A worker may spend `worker_timeout` seconds on a sample; then the run ends with an error that names it. None waits
-    for ever. `cache_features` is a folder for the features of a frozen backbone, `cache_gigabytes` how much it may
-    hold.
-
     Args:
         device: `auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
         precision: `float32`, or autocast to `bfloat16` or `float16` (the latter with loss scaling). Weights stay
@@ -45,7 +37,7 @@ class RuntimeConfig(ConfigRecord):
             loss is divided by what counts in the whole batch, so that only batch norm and what dropout (or
             `point_rend`) draws differ. For `ohem_cross_entropy` and `point_cross_entropy`, which must see the outputs
             of all parts at once, a step takes one more forward pass.
-        eval_batch_size: Test images at once in each process. 1 takes images of different sizes, and computes every
+        eval_batch_size: Images measured at once in each process. 1 takes images of different sizes, and computes every
             image alone, so that the counts are the same on any number of processes.
         sync_batch_norm: With several processes, on GPUs or CPUs, batch norm uses the statistics of the job's whole
             batch, and not those of each process's share: the numbers of one process.

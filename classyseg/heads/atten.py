@@ -23,12 +23,8 @@ NUM_CODES = 32
 class AttenHead(ClassyHead):
     """A 3x3 convolution, attention of several heads and mixtures, context encoding, and a classifier.
 
-    Reads the last block; others are laterals into it. `channels` are a quarter of the last block's by default, rounded
-    up to a multiple of `num_heads`. `with_global` stands the image's mean beside the attention, with a norm with
-    `norm_image` (batch norm then needs two images at once); `with_encoding` weights the channels by the context, and
-    gives the output `se` with `se_branch` (see the head `encnet`).
-
-    Blocks as of `encnet`.
+    Reads the last block; others are laterals into it, as in `encnet`. With `with_encoding` and `se_branch` it gives the
+    output `se`, as `encnet` does.
 
     Source: H. Zhang et al., "Co-occurrent Features in Semantic Segmentation", CVPR 2019, as PyTorch-Encoding has it.
 

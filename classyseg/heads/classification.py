@@ -35,9 +35,6 @@ Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 class FullyConnectedHead(ClassyHead):
     """A block's mean and a linear layer: logits (N, num_classes).
 
-    With `conv_channels`, a 1x1 convolution, `norm` and `activation` come first, of images' maps (N, C, h, w) alone.
-    `normalize` `l2` gives the mean the length 1.
-
     Source: ClassyVision's FullyConnectedHead.
 
     Args:
@@ -81,11 +78,10 @@ class FullyConnectedHead(ClassyHead):
 class FullyConvolutionalLinearHead(ClassyHead):
     """A linear layer at each position of a block's means over `pool_size` windows: logits (N, num_classes).
 
-    `pool_size` has a length for each of the map's axes, 1 (N, C, l), 2 (N, C, h, w) or 3 (N, C, t, h, w); None is the
-    mean of the whole map. In training the logits are the positions' mean. In eval mode they are such that `activation`
-    of them is the mean of the positions' activations, which is how a network trained on small crops sees large inputs
-    (ClassyVision gives these means themselves): logarithms of mean probabilities after `softmax`, their logits after
-    `sigmoid`, both in float32 or wider; mean logits after `identity`.
+    Maps are (N, C, l), (N, C, h, w) or (N, C, t, h, w). In training the logits are the positions' mean. In eval mode
+    they are such that `activation` of them is the mean of the positions' activations, which is how a network trained on
+    small crops sees large inputs (ClassyVision gives these means themselves): logarithms of mean probabilities after
+    `softmax`, their logits after `sigmoid`, both in float32 or wider; mean logits after `identity`.
 
     Source: ClassyVision's FullyConvolutionalLinearHead.
 
@@ -135,8 +131,7 @@ class FullyConvolutionalLinearHead(ClassyHead):
 class VisionTransformerHead(ClassyHead):
     """A block's mean, a layer of `hidden_dim` with tanh where that is given, and a linear layer that starts at zero.
 
-    Of a Vision Transformer it reads the block `pre_logits`, its class token or its tokens' mean. `normalize` `l2` gives
-    what it reads the length 1.
+    Of a Vision Transformer it reads the block `pre_logits`, its class token or its tokens' mean.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; ClassyVision's VisionTransformerHead.
 

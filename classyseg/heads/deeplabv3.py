@@ -19,11 +19,8 @@ from classyseg.structures import BlockInfo
 class DeepLabV3Head(ClassyHead):
     """ASPP, a 3x3 convolution and a classifier over one block; made for backbones with `output_stride` 8 or 16.
 
-    `rates` None means 6, 12, 18 at strides of 16 and above, and their doubles below, as in the paper. `dropout` follows
-    the pooling, of whole channels with `drop_channels`; `classifier_dropout` stands before the classifier. The branch
-    of the image's mean has a norm with `norm_image`; batch norm then needs two images at once.
-
-    PyTorch-Encoding's form:
+    PyTorch-Encoding's form is `dropout: 0.5, drop_channels: true, classifier_dropout: 0.1, norm_image: true`, at stride
+    8.
 
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587.
 

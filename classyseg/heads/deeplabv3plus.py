@@ -20,12 +20,7 @@ from classyseg.structures import BlockInfo
 class DeepLabV3PlusHead(ClassyHead):
     """ASPP over the deeper block, resized and joined with `low_channels` of the shallower one, two 3x3 convolutions.
 
-    Reads two blocks, shallow to deep: those at the strides 4 and 16 (or 8) in the paper. `separable` makes each 3x3
-    convolution a depthwise and a pointwise one. `rates` None means 6, 12, 18 at strides of 16 and above, and their
-    doubles below. The branch of the image's mean has a norm with `norm_image`; batch norm then needs two images at
-    once.
-
-    DeepLabV3's pooling over the deeper of two blocks, and a decoder that also sees the shallower one; `blocks: [stage1,
+    Reads two blocks, shallow to deep: those at the strides 4 and 16 (or 8) in the paper, such as `blocks: [stage1,
     stage4]` of a ResNet with `output_stride: 16`.
 
     Source: Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.

@@ -58,7 +58,7 @@ class EncNetHead(ClassyHead):
     With `se_branch`, `se` (N, num_classes) are logits of whether each class is in the image at all, for a loss of the
     classes present.
 
-    `[stage2, stage3, stage4]`.
+    PyTorch-Encoding reads `blocks: [stage2, stage3, stage4]`.
 
     Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018.
 

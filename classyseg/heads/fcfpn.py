@@ -68,8 +68,7 @@ class PyramidFusion(nn.Module):
 class FCFPNHead(ClassyHead):
     """A feature pyramid over two or more blocks, shallow to deep, all levels concatenated, and a classifier.
 
-    `channels` are those of each level, `fused_channels` those of the 3x3 convolution before the classifier. Made for
-    backbones without `output_stride`.
+    Made for backbones without `output_stride`.
 
     Source: PyTorch-Encoding's FCFPN, after Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
 

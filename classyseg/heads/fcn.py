@@ -21,10 +21,6 @@ from classyseg.structures import BlockInfo
 class FCNHead(ClassyHead):
     """A 3x3 convolution and a classifier; several blocks are brought to the finest one's size and concatenated.
 
-    `channels` between the two is a quarter of the (deepest) block's by default. `with_global` lets the classifier also
-    read the image's mean, after a 1x1 convolution, which has a norm with `norm_image`; batch norm then needs two images
-    at once.
-
     Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015; the concatenation is that
     of Sun et al., "High-Resolution Representations for Labeling Pixels and Regions", arXiv 1904.04514.
 

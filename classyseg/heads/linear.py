@@ -22,11 +22,7 @@ NORM_EPS = 1e-6
 class LinearHead(ClassyHead):
     """The means of the blocks' maps (also of clips), concatenated, and one linear layer: logits (N, num_classes).
 
-    `layer_norm` puts one before it, as ConvNeXt has; `hidden` a linear layer to so many features and `activation`, as
-    MobileNetV3 has.
-
-    Global average pooling and a linear layer: logits (N, classes), for classification. The task `segmentation` needs a
-    head with logits for each pixel.
+    For classification: the task `segmentation` needs a head with logits for each pixel.
 
     Args:
         dropout: Before the linear layer.

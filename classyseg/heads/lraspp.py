@@ -22,8 +22,6 @@ class LRASPPHead(ClassyHead):
     Reads two blocks, shallow to deep; made for strides 8 and 16. As in torchvision, the mean is the whole map's where
     the paper pools 49 x 49 windows.
 
-    MobileNetV3's light head over two blocks, shallow to deep, such as those at the strides 8 and 16.
-
     Source: Howard et al., "Searching for MobileNetV3", ICCV 2019.
 
     Args:

@@ -19,12 +19,6 @@ from classyseg.structures import BlockInfo
 class PSPHead(ClassyHead):
     """Pyramid pooling, a 3x3 convolution and a classifier over one block.
 
-    `channels` of each level and of the convolution are a quarter of the block's by default; `bins` are the cells along
-    the sides of each level's grid. The level of whole images has a norm with `norm_image`; batch norm then needs two
-    images per process.
-
-    Pyramid pooling over one block: means over grids beside the map.
-
     Source: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017.
 
     Args:

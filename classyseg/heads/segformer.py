@@ -20,8 +20,7 @@ from classyseg.structures import BlockInfo
 class SegFormerHead(ClassyHead):
     """Each position of each block through a linear layer, all resized to the finest block's size, fused and classified.
 
-    Reads one block or more, four in the paper. `channels` are 256 in SegFormer-B0 and B1, 768 in B2 to B5. A linear
-    layer of every position is a 1x1 convolution.
+    Reads one block or more, four in the paper. A linear layer of every position is a 1x1 convolution.
 
     Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers", NeurIPS
     2021.

@@ -23,11 +23,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 class UNetHead(ClassyHead):
     """From deep to shallow: the map at the next block's size, that block beside it, two 3x3 convolutions; a classifier.
 
-    Reads two blocks or more, shallow to deep. `channels` are those of each step from the deepest block on, as many as
-    there are blocks but one; each further number is a step to twice the size without a block. Without them: 256, 128,
-    64, 32, ... and 16 at the least.
-
-    `blocks: [stem, stage1, stage2, stage3, stage4]` of a ResNet.
+    Reads two blocks or more, shallow to deep, such as `blocks: [stem, stage1, stage2, stage3, stage4]` of a ResNet.
 
     Source: Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015; norms,
     padding and nearest resizing are those of segmentation_models.pytorch.

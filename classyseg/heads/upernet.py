@@ -20,10 +20,7 @@ from classyseg.structures import BlockInfo
 class UperNetHead(ClassyHead):
     """Pyramid pooling on the deepest block, a feature pyramid down to the shallowest, and a classifier.
 
-    Reads two or more blocks, shallow to deep. `channels` are those of each level, `fused_channels` those of the 3x3
-    convolution before the classifier; `bins` as of the head `psp`, each with `pool_channels`, by default a quarter of
-    the deepest block's. The level of whole images has a norm with `norm_image`; batch norm then needs two images at
-    once.
+    Reads two or more blocks, shallow to deep.
 
     Source: Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018.
 

@@ -29,13 +29,10 @@ log = logging.getLogger(__name__)
 class CheckpointHook(ClassyHook):
     """Saves after every `every_epochs` epochs and every `every_steps` steps; keeps the newest `keep`.
 
-    With `best`, a number in the val record such as `mean_iou`, or `iou/CLASS`, the checkpoint of the best val phase
-    is saved, kept and named in `checkpoints/BEST`. Whether the largest or the smallest value is best, the number knows;
-    `best_is` says it for one that does not, or instead of it. A phase without the value (nothing valid was measured) is
-    never best; of equal ones the first is. The last step is always saved. A save that fails (a full disk)
-    leaves the older ones as they are and is tried again; the third failure in a row ends the run.
+    The last step is always saved. A save that fails (a full disk) leaves the older ones as they are and is tried again;
+    the third failure in a row ends the run.
 
-    Saves the run; see run_folder.md.
+    What a checkpoint holds, and what is guaranteed of it, stands in run_folder.md.
 
     Args:
         every_epochs: After every so many epochs.

@@ -19,8 +19,6 @@ class LogHook(ClassyHook):
 
     It holds step, epoch, the whole job's loss, lr, samples_per_second and data_wait.
 
-    Reading the loss waits for the device, so a small `every` costs time on a GPU.
-
     Args:
         every: Training steps between two records. Reading the loss waits for the GPU.
     """

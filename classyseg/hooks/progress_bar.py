@@ -32,9 +32,8 @@ class ProgressBarHook(ClassyHook):
     training; after a val or test phase also what was measured of each class. Where printing fails (a closed pipe or
     terminal, a full disk), the run goes on without it.
 
-    A narrow terminal shows less, but always the time left. After each phase come its results, and after a val phase
-    those of each class that the meters give (`iou`, `dice`, ...): of up to 20 classes all, of more the worst five and
-    all that are 0. A class that is not in the set has `-`; one that is in no mask, but was predicted, says so.
+    A narrow terminal shows less, but always the time left. Of up to 20 classes all are shown, of more the worst five
+    and all that are 0. A class that is not in the set has `-`; one that is in no mask, but was predicted, says so.
 
     Args:
         seconds: Between two plain lines.

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from classyseg.checkpoint import own_storages
+from classyseg.checkpoint import own_storages, save_file
 from classyseg.config import ConfigError
 from classyseg.inference.description import Card, Description
 from classyseg.io import fsync_folder

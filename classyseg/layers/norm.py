@@ -34,9 +34,7 @@ def _known_norm(name: object) -> object:
 class NormConfig(ConfigRecord):
     """Which normalisation follows each convolution.
 
-    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm` joins;
-    `group` and `instance` do not. `groups` is used by `group` alone; without it a layer has as many as divide both its
-    channels and 32. `momentum` (torch's: the share of the new value) is used by `batch`.
+    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm` joins.
 
     Args:
         name: `batch`, `group` or `instance`. The latter two do not depend on the other images of a batch; they let a

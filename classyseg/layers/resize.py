@@ -65,6 +65,11 @@ def extended(x: Tensor, size: Sequence[int]) -> Tensor:
     return x
 
 
+def best_class(values: Tensor, dim: int) -> Tensor:
+    """`values.argmax(dim)`. On the CPU it takes about half of the time over a dimension that is not the last."""
+    return values.max(dim).indices if values.device.type == "cpu" else values.argmax(dim)
+
+
 def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """The class of each pixel, (N, H, W) int64, of logits (N, C, h, w) resized to `size` (H, W).
 
@@ -73,18 +78,18 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """
     logits = logits.detach().contiguous()
     if tuple(logits.shape[2:]) == tuple(size):
-        return logits.argmax(1)
-    best_class = torch.zeros(len(logits), *size, dtype=torch.int64, device=logits.device)
+        return best_class(logits, 1)
+    labels = torch.zeros(len(logits), *size, dtype=torch.int64, device=logits.device)
     buffer = _class_buffer(logits, size, beside=1)
     best, room = buffer[0], buffer[1:]
-    for image, found in zip(logits, best_class, strict=True):
+    for image, found in zip(logits, labels, strict=True):
         best.fill_(-torch.inf)
         for first, resized in _class_chunks(image, room):
             # In one maximum with the best so far, which comes first: so equal values and NaN go as in a whole arg-max.
             value, index = buffer[: 1 + len(resized)].max(0)
             torch.where(index > 0, index + (first - 1), found, out=found)
             best.copy_(value)
-    return best_class
+    return labels
 
 
 def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:

@@ -22,8 +22,6 @@ class BoundaryLoss(PerOutputLoss):
     that an image does not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative.
     Meant to be added to another one by `sum_arbitrary`.
 
-    Meant as a part of a sum.
-
     Source: Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
 
     Args:

@@ -88,7 +88,7 @@ def _moving_errors(place: str) -> Iterator[None]:
 class SumArbitraryLoss(CombinedLoss):
     """The sum of `losses`, each times its entry of `weights` (1 each by default).
 
-    The sum of other losses, each divided by its own count.
+    Each is divided by its own count.
 
     Raises: `ConfigError` for another number of weights than of losses.
 

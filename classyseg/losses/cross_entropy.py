@@ -58,11 +58,8 @@ class ClassWeightedLoss(PerOutputLoss):
 class CrossEntropyLoss(ClassWeightedLoss):
     """Cross entropy with class weights and label smoothing; the mean that `torch.nn.functional.cross_entropy` defines.
 
-    `class_weights` are one per class: as in torch, a pixel then counts as much as its class weighs, in the sum and in
-    what the sum is divided by. `label_smoothing` spreads that share of each pixel's target evenly over the classes.
-
-    `label_smoothing` is the same loss with `label_smoothing: 0.1`. (ClassyVision's `smoothing_param` s is s / (1 + s)
-    here.)
+    The loss `label_smoothing` is the same with `label_smoothing: 0.1`. (ClassyVision's `smoothing_param` s is s / (1 +
+    s) here.)
 
     A batch without a valid pixel has the loss 0. `loss` in a val record sums the heads that are computed in
     evaluation: no `train_only` ones; it is null where the loss reads nothing else.

@@ -24,8 +24,6 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
     last of them. With `class_weights`, the mean is a weighted one. In two passes: the first keeps one number a pixel.
     In eval mode it is plain cross entropy, since which pixels are hard would depend on how images are batched.
 
-    In evaluation it is plain cross entropy: the val loss does not depend on batches.
-
     Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; the
     defaults are PyTorch-Encoding's.
 

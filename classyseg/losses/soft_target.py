@@ -102,9 +102,8 @@ LOSSES.variants(
 class BarronLoss(DenseTargetLoss):
     """The general robust loss of `logits - target`, the mean over classes (channels) and pixels.
 
-    `alpha` 2 is half the squared error, 1 a smooth absolute error, 0 the Cauchy loss, -2 Geman-McClure's; null stands
-    for minus infinity, Welsch's. Errors are measured in units of `scale`. Targets are numbers (N, C), or (N, C, H, W)
-    for pixels; class indices stand for vectors of one 1. Entries that are `ignore_index` do not count.
+    Targets are numbers (N, C), or (N, C, H, W) for pixels; class indices stand for vectors of one 1. Entries that are
+    `ignore_index` do not count.
 
     Source: Barron, "A General and Adaptive Robust Loss Function", CVPR 2019.
 

@@ -127,9 +127,8 @@ class MeanIoUMeter(_MeanOverClassesMeter):
     A class that is neither in the masks nor predicted has no IoU: `absent: skip` leaves it out of the mean, `absent:
     zero` counts it as 0 (as PyTorch-Encoding does); its `iou` is null either way.
 
-    Gives `mean_iou`, `iou` by class, and `pixel_accuracy`. The IoU of a class is, over all valid pixels of the test
-    set, those that are of the class and predicted so, divided by those that are of the class or predicted so.
-    `mean_iou` is its mean over the classes that are present: in a mask, or predicted.
+    The IoU of a class is, over all valid pixels of the measured set, those that are of the class and predicted so,
+    divided by those that are of the class or predicted so.
 
     Args:
         absent: `zero` counts a class that is neither in the masks nor predicted as 0 in the mean (its `iou` is null
@@ -173,8 +172,6 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
 
     A class that is in no mask has none.
 
-    Gives `mean_class_accuracy`, and `class_accuracy` by class: the share of its valid pixels whose class is right.
-
     Args:
         absent: `zero` counts a class that is in no mask as 0 in the mean.
         head: The head whose predictions count.
@@ -205,8 +202,6 @@ class PixelAccuracyMeter(_ConfusionMeter):
 @METERS.register("confusion_matrix")
 class ConfusionMatrixMeter(_ConfusionMeter):
     """`confusion_matrix`: rows of true, columns of predicted classes, in pixels, as a list of lists.
-
-    The run's folder gets it as `confusion_matrix.csv`, too, with the names of the classes.
 
     The newest one lies in the run's folder as `confusion_matrix.csv`, too, with the names of the classes (that of
     another head as `HEAD_confusion_matrix.csv`).

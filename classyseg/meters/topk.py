@@ -192,8 +192,6 @@ class _VideoMeter(_TopKMeter):
 class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
     """`video_accuracy_top_K`: as `accuracy`, of the mean logits of `clips_per_video` samples that follow each other.
 
-    Gives `video_accuracy_top_K`: as `accuracy`, of whole videos.
-
     Args:
         clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
             Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
@@ -208,8 +206,6 @@ class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
 class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
     """`video_precision_top_K`: as `precision`, of the mean logits of a video's clips.
 
-    Gives `video_precision_top_K`: as `precision`, of whole videos.
-
     Args:
         clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
             Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
@@ -223,8 +219,6 @@ class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
 @METERS.register("video_recall")
 class VideoRecallMeter(_VideoMeter, RecallMeter):
     """`video_recall_top_K`: as `recall`, of the mean logits of a video's clips.
-
-    Gives `video_recall_top_K`: as `recall`, of whole videos.
 
     Args:
         clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from classyseg.checkpoint import save_file
 from classyseg.config import ConfigError, user_path
 from classyseg.io import sha256_of
 from classyseg.models.build import build_model

@@ -22,7 +22,7 @@ from classyseg.structures import RunLength
 class ParameterGroup(ConfigRecord):
     """The parameters whose names match `match`, a pattern with `*` and `?`, and by what their options are multiplied.
 
-    A parameter belongs to the first group that matches it.
+    A parameter belongs to the first group that matches it. A pattern that gets nothing is an error.
 
     ```yaml
     optimizer:

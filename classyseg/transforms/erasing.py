@@ -24,8 +24,6 @@ class RandomErasing(ClassyTransform):
     `fill` is a grey level, or `noise`. With `ignore`, the mask is ignored there; else the labels stay, for the model to
     guess what was there from what is around it.
 
-    Rectangles of the image lose their content (Zhong et al., AAAI 2020).
-
     Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020; the variant `cutout` (one grey square): DeVries
     and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
 

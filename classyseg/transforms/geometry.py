@@ -74,10 +74,6 @@ class VerticalFlip(_Flip):
 class Resize(ClassyTransform):
     """The image, and unless `image_only` the mask, at another size; give one form of it.
 
-    `size` is a height and a width, whatever the image's ratio. The other forms keep the ratio: `shorter_side` and
-    `longer_side` are lengths of those sides, both together the largest size of which neither side is longer; `fit` is a
-    height and a width that the image fills in one direction.
-
     With `image_only`, evaluation counts at the mask's original size, which is what published figures mean; transforms
     that crop or pad must come before it.
 
@@ -91,7 +87,7 @@ class Resize(ClassyTransform):
         fit: A height and a width which the image fills in one direction; the ratio stays. With `pad` to the same size,
             a letter box.
         interpolation: Of the image; or `bicubic`. Masks get the nearest label.
-        image_only: Leaves the mask as it is. For `val`: see evaluation. Crops and pads must come before it.
+        image_only: Leaves the mask as it is. For `val`; see Evaluation. Crops and pads must come before it.
     """
 
     keeps_type = True

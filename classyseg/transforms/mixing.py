@@ -149,8 +149,8 @@ class MixUp(PairTransform):
     Targets become shares of classes, of every sample: (num_classes, H, W), or (num_classes,) of whole images. Pixels
     that are ignored in one of the two are ignored.
 
-    Targets become shares of classes, for `soft_target_cross_entropy`: 2 bytes a pixel and class. Only for `train`,
-    behind a transform that gives one size, and behind those that need masks of labels.
+    The loss is then `soft_target_cross_entropy`; shares take 2 bytes a pixel and class. Only for `train`, behind a
+    transform that gives one size, and behind those that need masks of labels.
 
     ```yaml
     dataset:
@@ -196,9 +196,7 @@ class MixUp(PairTransform):
 class CopyPaste(PairTransform):
     """The pixels of some classes of another sample over this one, with their labels.
 
-    Those of `classes` (labels), or of a random half of the classes that the other one has.
-
-    Behind a transform that gives one size.
+    It stands behind a transform that gives one size.
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.

@@ -216,7 +216,10 @@ def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Pa
         (["metres=[dice]"], "meters"),
         (["dataset.train.num_samples=4"], "--split val"),
         (["dataset.test.num_samples=4"], "--split val"),
-        (["--split", "test"], "dataset.test="),
+        (
+            ["--split", "test"],
+            "its config has dataset.val; give another --split, or describe the data set: 'dataset.test=",
+        ),
         (["dataset=null"], "dataset.val"),
         (["dataset.val=null"], "dataset.val="),
         (["dataset.val=5"], "dataset.val"),

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from classyseg.layers import argmax_at, interpolation_matrix, rank_at, resize_logits, row_tap_range, scores_at
+from classyseg.layers.resize import best_class
 
 SIZES = [(1, 1), (1, 7), (4, 32), (5, 17), (9, 9), (13, 100), (32, 4), (30, 7), (7, 6), (45, 360)]
 LOW_SIZES = [(5, 7), (20, 30), (1, 1), (40, 11)]
@@ -158,3 +159,12 @@ def test_the_tap_range_holds_all_that_a_band_of_rows_mixes(in_size: int, out_siz
         assert first <= int(used.min())
         assert int(used.max()) < last
         assert last - int(used.max()) <= 2  # and hardly more
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_best_class_is_the_argmax_with_ties_and_what_is_not_finite(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 4, (2, 19, 40, 33), generator=generator).to(dtype)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        values[torch.rand(values.shape, generator=generator) < 0.02] = value
+    assert torch.equal(best_class(values, 1), values.argmax(1))

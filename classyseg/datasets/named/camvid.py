@@ -31,7 +31,7 @@ class CamVid(MaskFiles):
 
     `val` is of one drive that also gives training frames; report `test`.
 
-    CamVid as in the SegNet tutorial, 11 classes and void (11):
+    CamVid as in the SegNet tutorial: 11 classes, and void (11), which is ignored.
 
     Source: Brostow et al., "Semantic object classes in video: A high-definition ground truth database", PRL 2009; the
     split and the 11 classes are those of Badrinarayanan et al., "SegNet", TPAMI 2017.

@@ -50,8 +50,7 @@ class VideoFiles(Clips):
 class VideoFolder(VideoFiles):
     """`root/CLASS/*.mp4`, or folders of frames `root/CLASS/VIDEO/*.jpg`; the classes are the folders' names, sorted.
 
-    Clips of videos with one class each: `ROOT/CLASS/*.mp4` (avi, mkv, webm, mov, m4v, mpg), or
-    `ROOT/CLASS/VIDEO/*.jpg`, a folder of frames; more.
+    Videos are mp4, avi, mkv, webm, mov, m4v or mpg; more in datasets.md.
 
     Args:
         root: The folder of the classes' folders.

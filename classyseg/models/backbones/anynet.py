@@ -219,10 +219,7 @@ class _Staged(ClassyModel):
 class AnyNet(_Staged):
     """Blocks `stem` and `stage1`, `stage2`, ...: stages of `depths` blocks with `widths` channels.
 
-    The 3x3 convolution of a bottleneck has `bottleneck_multipliers` times the width, in groups of `group_widths`
-    channels. `output_stride` replaces the strides beyond it by dilation; null leaves all.
-
-    Stages of one kind of block; one value a stage in the first five keys. `stem` and `stage1`, `stage2`, ...
+    One kind of block; the first five keys have one value for each stage.
 
     Source: Radosavovic et al., "Designing Network Design Spaces", CVPR 2020, and ClassyVision's parametrisation.
 
@@ -240,7 +237,7 @@ class AnyNet(_Staged):
         activation: `relu` or `silu`.
         use_se: Squeeze and excitation in the bottlenecks.
         se_ratio: The squeezed channels, by those of the block's input.
-        output_stride: 4, 8, 16 or 32: strides beyond it become dilation.
+        output_stride: 4, 8, 16 or 32: strides beyond it become dilation; null leaves all.
     """
 
     def __init__(
@@ -308,11 +305,9 @@ class RegNet(_Staged):
     (`torchvision`): of the published networks, X-400MF, Y-800MF and Y-8GF differ by that. `output_stride` replaces the
     strides beyond it by dilation; null leaves all.
 
-    An `anynet` whose widths follow a line. `regnet_x_400mf`, `800mf`, `1_6gf`, `3_2gf`, `8gf`, `16gf`, `32gf`, the same
-    of `regnet_y_`, `regnet_y_64gf`, `regnet_y_128gf`, `regnet_y_256gf`, `regnet_z_500mf` and `regnet_z_4gf` are the
-    networks of the papers and of ClassyVision. torchvision's networks of three of these names have other widths, and so
-    have its weights: `regnet_x_400mf_torchvision`, `regnet_y_800mf_torchvision` and `regnet_y_8gf_torchvision` are
-    those.
+    An `anynet` whose widths follow a line. The names are the networks of the papers and of ClassyVision. torchvision's
+    `regnet_x_400mf`, `regnet_y_800mf` and `regnet_y_8gf` have other widths, and so have its weights: here they end in
+    `_torchvision`.
 
     Source: Radosavovic et al., "Designing Network Design Spaces", CVPR 2020; RegNetZ: Dollar et al., "Fast and Accurate
     Model Scaling", CVPR 2021.

@@ -79,10 +79,8 @@ _CLASSYVISION = Naming(
 class DenseNet(ClassyModel):
     """Blocks `stem` at stride 2 and `stage1` to `stage4`; the state dict has torchvision's keys, but no classifier.
 
-    `num_blocks` are the layers of each stage, which give `growth_rate` channels each, through `expansion` times as
-    many. The last stage ends with a norm and a ReLU unless `final_bn_relu` is false. `small_input` is a stem for images
-    of 32 pixels: strides are then a quarter. An `output_stride` replaces strides by dilation, which leaves the values
-    at the coarse positions as they were. Strides after the stem round sizes down, as the reference's.
+    `small_input` is for images of 32 pixels: strides are then a quarter. An `output_stride` leaves the values at the
+    coarse positions as they were. Strides after the stem round sizes down, as the reference's.
 
     Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017; squeeze and excitation as ClassyVision.
 

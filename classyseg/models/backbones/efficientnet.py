@@ -173,13 +173,9 @@ def _like(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
 class EfficientNet(_Wrapped):
     """Blocks `stem` at stride 2 and `stage1` to `stage4`; the state dict has torchvision's keys, but no classifier.
 
-    `width` and `depth` scale EfficientNet-B0's channels and blocks. An optional block `pre_logits` is what the
-    reference's classifier averages. `stochastic_depth` is the rate at which the last block's residual branch is left
-    out in training; earlier ones less, in proportion. An `output_stride` of 16 or 8 replaces strides by dilation. The
-    norms of B0 to B4 are torchvision's; ClassyVision's have `eps: 1e-3` and `momentum: 0.01` in all sizes.
-
-    `stem` at stride 2, `stage1` to `stage4`; and `pre_logits`, computed on request, which the reference's classifier
-    reads.
+    An optional block `pre_logits`, computed on request, is what the reference's classifier averages. The norms of B0 to
+    B4 are torchvision's; ClassyVision's have `eps: 1e-3` and `momentum: 0.01` in all sizes. Files of timm's `tf_`
+    networks fit, but were trained with TensorFlow's padding, which this class does not have.
 
     Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
 
@@ -227,7 +223,7 @@ class EfficientNet(_Wrapped):
 class EfficientNetV2(_Wrapped):
     """Blocks `stem` at stride 2 and `stage1` to `stage4`; the state dict has torchvision's keys, but no classifier.
 
-    The early stages fuse expansion and depthwise convolution. Otherwise as `EfficientNet`.
+    The early stages fuse expansion and depthwise convolution. Otherwise as `efficientnet`.
 
     Source: Tan and Le, "EfficientNetV2: Smaller Models and Faster Training", ICML 2021.
 

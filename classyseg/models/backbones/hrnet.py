@@ -222,16 +222,11 @@ class HRNet(ClassyModel):
 
     Heads may read the branches as they are: `branch1` to `branch4`, at strides 4 to 32.
 
-    `num_blocks` and `num_channels` are of each stage's branches, `num_modules` of stages 2 to 4; stage 1 is bottlenecks
-    with four times its channels. `has_se` weighs channels in every block. PaddleSeg's network pads strided convolutions
-    as `same` and fuses branches by bilinear upsampling, with `align_corners` for inputs of odd sides; the original, and
-    timm's, is `padding: symmetric` with `fuse_upsample: nearest`, and so are its public weights. `align_corners` holds
-    for the concatenation, too.
+    PaddleSeg's network pads strided convolutions as `same` and fuses branches by bilinear upsampling, with
+    `align_corners` for inputs of odd sides. The original, and timm's, is `padding: symmetric` with `fuse_upsample:
+    nearest`, and so are its public weights. The defaults are PaddleSeg's.
 
     The state dict has the keys of the original and of timm.
-
-    The defaults are PaddleSeg's; weights of timm and of the authors need `padding: symmetric` and `fuse_upsample:
-    nearest`.
 
     Source: Wang et al., "Deep High-Resolution Representation Learning for Visual Recognition", TPAMI 2020; PaddleSeg's
     HRNet.

@@ -135,8 +135,8 @@ class MobileNetV3(ClassyModel):
     Not torchvision's, nor timm's: every block expands, gates are as wide as a quarter of the block, unrounded. The
     state dict has the keys of PaddleSeg 2.6, with `layers` for its `blocks`; files of either version load.
 
-    `mobilenet_v3_{large,small}_x{0_35,0_5,0_75,1_0,1_25}` and `mobilenet_v3_{large,small}_x1_0_os8`: Files of PaddleSeg
-    from before and after its version 2.6 are told apart by their keys; `variant` says which network they are run as.
+    Files of PaddleSeg from before and after its version 2.6 are told apart by their keys; `variant` says which network
+    they are run as.
 
     Source: Howard et al., "Searching for MobileNetV3", ICCV 2019; PaddleSeg's MobileNetV3.
 

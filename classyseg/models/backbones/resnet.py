@@ -39,9 +39,8 @@ _SECOND_NORM = {"basic": r"layer\1.\2.bn.", "bottleneck": r"layer\1.\2.convoluti
 class ResNet(FourStages):
     """Blocks `stem` at stride 2 and `stage1` to `stage4`; the state dict has torchvision's keys, without its `fc`.
 
-    `depths` are the residual blocks of the four stages. An `output_stride` of 16 or 8 replaces the strides beyond it by
-    dilation; without `avd` and `avg_down`, that leaves the values at the coarse positions as they were. `multi_grid`
-    multiplies the dilation of the last stage's blocks, one factor each.
+    An `output_stride` of 16 or 8 leaves the values at the coarse positions as they were, but not with `avd` or
+    `avg_down`.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (with the stride in the 3x3
     convolution, as torchvision). ResNeXt: Xie et al., CVPR 2017; `deep_stem` and `avg_down`: He et al., "Bag of Tricks

@@ -34,9 +34,7 @@ class ResNetVd(FourStages):
     The state dict has timm's keys of its `resnet*d`; where those have no projection in the first stage (depths 18 and
     34), this one does, as PaddleSeg.
 
-    `resnet18_vd`, `resnet34_vd`, `resnet50_vd`, `resnet101_vd`, `resnet152_vd`, `resnet200_vd`: `stage1` (stride 4),
-    `stage2` (8), `stage3`, `stage4` (both 8 by default), and `stem` (2) for heads that name it. Files of PaddleSeg
-    (`.pdparams`) load.
+    By default `stage3` and `stage4` are both at stride 8. Files of PaddleSeg (`.pdparams`) load.
 
     A learning rate for each stage is a matter of the optimizer's groups; `ResNetVd.lr_groups` writes them:
 

@@ -34,12 +34,10 @@ STEM_MIDDLE_CHANNELS = 45
 class ResNeXt3D(ClassyModel):
     """Blocks `stem` and `stage1` to `stage4` of clips (N, 3, T, H, W): maps (N, C, t, h, w); images count as one frame.
 
-    `skip` and `residual` choose shortcut and block, `temporal_conv_1x1` whether a bottleneck looks along time in its
-    first convolution or in its second, by stage. `temporal_kernels` are the kernels along time of each stage's blocks,
-    repeated. Files of the same network over single frames load too: their kernels are repeated along time and divided
-    by its length. State-dict keys are ClassyVision's.
+    Files of the same network over single frames load, too: their kernels are repeated along time and divided by its
+    length. State-dict keys are ClassyVision's.
 
-    `stem` and `stage1`, `stage2`, ...: maps (N, C, t, h, w), which of the built-in heads `linear` reads.
+    Heads for whole images read such maps: `linear`, `fully_connected`, `fully_convolutional_linear`.
 
     Source: Feichtenhofer et al., "SlowFast", ICCV 2019; Tran et al., "A Closer Look at Spatiotemporal Convolutions",
     CVPR 2018; Carreira and Zisserman, CVPR 2017 (inflation).

@@ -98,8 +98,6 @@ class WideResNet(ClassyModel):
     training and evaluation; `reference_eval` leaves them out in evaluation, as PyTorch-Encoding's released code does.
     `dropout` is that of `mod6` and `mod7`.
 
-    PyTorch-Encoding's pre-activation networks.
-
     Source: Wu et al., "Wider or Deeper: Revisiting the ResNet Model for Visual Recognition", 2016, in the form of Rota
     Bulo et al., "In-Place Activated BatchNorm for Memory-Optimized Training of DNNs", CVPR 2018.
 
