@@ -88,6 +88,10 @@ def _as_it_is(image: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     return image.new_empty(image.shape)
 
 
+def _square(values: Tensor, **kwargs: Any) -> Tensor | None:
+    return values.new_empty(values.shape) if values.is_floating_point() and not kwargs else None
+
+
 def _in_place(values: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     return values
 
@@ -149,9 +153,10 @@ def _elementwise(first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor |
         return None
     if isinstance(second, int | float):
         return first.new_empty(first.shape)
-    if not isinstance(second, Tensor) or second.dtype != first.dtype or second.dim() != first.dim():
+    if not isinstance(second, Tensor) or second.dtype != first.dtype:
         return None
-    pairs = list(zip(first.shape, second.shape, strict=True))
+    dims = max(first.dim(), second.dim())
+    pairs = list(zip(*([1] * (dims - each.dim()) + list(each.shape) for each in (first, second)), strict=True))
     fits = all(a == b or 1 in (a, b) for a, b in pairs)
     return first.new_empty([max(pair) if min(pair) else 0 for pair in pairs]) if fits else None
 
@@ -169,10 +174,34 @@ def _cat(parts: Any, dim: int = 0) -> Tensor | None:
     return first.new_empty(joined)
 
 
+def _softmax(image: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> Tensor | None:
+    known = isinstance(dim, int) and -image.dim() <= dim < image.dim()
+    return image.new_empty(image.shape) if known and image.is_floating_point() and not (args or kwargs) else None
+
+
+def _matmul(first: Tensor, second: Any) -> Tensor | None:
+    """Of matrices, or a stack of them times one or as many."""
+    if not isinstance(second, Tensor) or first.dim() < 2 or first.dtype != second.dtype:
+        return None
+    alike = second.dim() == 2 or (second.dim() == first.dim() and second.shape[:-2] == first.shape[:-2])
+    fits = alike and first.shape[-1] == second.shape[-2]
+    return first.new_empty(*first.shape[:-1], second.shape[-1]) if fits else None
+
+
+def _linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    fits = bias is None or bias.shape == weight.shape[:1]
+    return _matmul(values, weight.T) if weight.dim() == 2 and fits else None
+
+
 def _mean(image: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
     if dim is None or kwargs or not image.is_floating_point():
         return None
-    dims = {number % image.dim() for number in ((dim,) if isinstance(dim, int) else dim)}
+    given = (dim,) if isinstance(dim, int) else tuple(dim)
+    if not given or not all(-image.dim() <= number < image.dim() for number in given):
+        return None
+    dims = {number % image.dim() for number in given}
+    if len(dims) < len(given):
+        return None
     kept = [1 if i in dims else side for i, side in enumerate(image.shape) if keepdim or i not in dims]
     return image.new_empty(kept)
 
@@ -181,6 +210,9 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
     torch.conv2d: _conv2d,
     F.relu: _as_it_is,
     F.relu_: _as_it_is,
+    F.linear: _linear,
+    torch.relu: _as_it_is,
+    Tensor.relu: _as_it_is,
     F.batch_norm: _batch_norm,
     F.interpolate: _interpolate,
     F.adaptive_avg_pool2d: _adaptive_pool,
@@ -192,10 +224,15 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
     **dict.fromkeys((Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_), _in_place),
     **{getattr(Tensor, name): _add_in_place for name in ("add_", "mul_", "__iadd__", "__imul__")},
     torch.cat: _cat,
-    torch.mean: _mean,
-    Tensor.mean: _mean,
+    **dict.fromkeys((torch.mean, Tensor.mean, torch.sum, Tensor.sum), _mean),
+    **dict.fromkeys((torch.square, Tensor.square), _square),
+    **dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), _softmax),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
     **dict.fromkeys((torch.add, torch.mul, torch.sub), _elementwise),
-    **{getattr(Tensor, name): _elementwise for name in ("add", "mul", "sub", "__add__", "__mul__", "__sub__")},
+    **{
+        getattr(Tensor, name): _elementwise
+        for name in ("add", "mul", "sub", "__add__", "__mul__", "__sub__", "__radd__", "__rmul__")
+    },
 }
 
 

@@ -55,6 +55,20 @@ CASES: dict[str, Callable[[], Any]] = {
     "mean": lambda: empty(2, 3, 4, 5).mean((2, 3), keepdim=True),
     "mean of one": lambda: torch.mean(empty(2, 3, 4, 5), dim=-1),
     "mean of all": lambda: empty(2, 3).mean(),
+    "mean of a dimension that is not there": lambda: empty(2, 3).mean(2),
+    "mean of a dimension twice": lambda: empty(2, 3).mean((1, -1)),
+    "total": lambda: empty(2, 3, 4).square().sum(-1, keepdim=True),
+    "sum of fewer dimensions": lambda: 2 * empty(2, 3, 4) + empty(4),
+    "sum of fewer dimensions that do not fit": lambda: empty(2, 3, 4) + empty(3),
+    "softmax": lambda: F.softmax(empty(2, 3, 4), dim=1),
+    "softmax of another type": lambda: empty(2, 3, 4).softmax(-1, torch.float64),
+    "softmax of a dimension that is not there": lambda: torch.softmax(empty(2, 3), 2),
+    "product of matrices": lambda: empty(2, 3, 4) @ empty(5, 4).T,
+    "product of matrices that do not fit": lambda: empty(2, 3, 4) @ empty(5, 4),
+    "products of stacks": lambda: empty(2, 3, 4).transpose(1, 2) @ empty(2, 3, 5),
+    "products of stacks of other sizes": lambda: empty(2, 3, 4) @ empty(5, 4, 2),
+    "linear": lambda: F.linear(empty(2, 3, 4), empty(5, 4), empty(5)),
+    "linear of other channels": lambda: F.linear(empty(2, 3), empty(5, 4), empty(5)),
     "dropout": lambda: F.dropout2d(empty(2, 3, 4, 5), 0.5, training=True),
     "sigmoid": lambda: empty(2, 3).sigmoid(),
     "drawn": lambda: nn.init.kaiming_normal_(empty(4, 3, 3, 3)),
@@ -65,7 +79,7 @@ CASES: dict[str, Callable[[], Any]] = {
 def outcome(run: Callable[[], Any]) -> Any:
     try:
         found = run()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         return type(error), str(error).partition("\n")[0]
     return found.shape, found.dtype, found.device
 
@@ -104,6 +118,7 @@ def test_a_check_of_a_resnet_imports_nothing_that_takes_a_second() -> None:
     code = (
         "import sys; from classyseg.cli.main import main; "
         "code = main(['config', 'check', 'task_configs/camvid/deeplabv3_resnet50.yaml']); "
+        "code += main(['config', 'check', 'task_configs/pascal_context/encnet_resnet50s.yaml']); "
         "print(code, *[name for name in ('torchvision', 'torch._dynamo', 'sympy') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -13,7 +13,8 @@ from classyseg.datasets import BadSamples, ClassyDataset
 from classyseg.datasets.loading.loader import EvalBatches, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
-from classyseg.inference import BudgetError, ClassyProtocol, Network, Predictor, Wanted
+from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
+from classyseg.inference.memory import left_of
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
 from classyseg.meters import ClassyMeter
@@ -78,21 +79,14 @@ class Evaluation:
             return outputs
 
         size = (images if target.dim() < 3 else target).shape[-2:]
-        with self.network.running(run):
-            found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), self._budget(images))
+        taken = images.numel() * (images.element_size() + 4)
+        with self.network.running(run), left_of(self.max_memory, taken) as budget:
+            found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
         if self.loss is not None:
             self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
         for meter, wanted in zip(self.meters, self._read, strict=True):
             prediction = found[wanted]
             meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
-
-    def _budget(self, images: Tensor) -> int | None:
-        if self.max_memory is None:
-            return None
-        left = self.max_memory - images.numel() * (images.element_size() + 4)
-        if left <= 0:
-            raise BudgetError("the image itself", self.max_memory, self.max_memory - left + 1)
-        return left
 
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import Wanted
-from classyseg.inference.memory import BudgetError
+from classyseg.inference.memory import BudgetError, left_of
 from classyseg.inference.network import Network
 from classyseg.inference.rows import (
     BAND_BYTES,
@@ -39,6 +39,23 @@ def as_scores(network: Network, head: str, maps: Rows) -> Rows:
     return ScoresOfLogits(network.head(head), maps) if network.averages_logits(head) else maps
 
 
+def of_each(
+    network: Network,
+    images: Tensor,
+    size: Size,
+    wanted: Collection[Wanted],
+    budget: int | None,
+    one: Callable[[Tensor, int | None], dict[Wanted, Tensor]],
+) -> dict[Wanted, Tensor]:
+    """What `one` finds of each image (C, H, W) within a budget, as batches. Joining several holds them twice."""
+    others = 2 * len(images) - 1 if len(images) > 1 else 0
+    with left_of(budget, others * _result_bytes(network, wanted, size)) as left:
+        found = [one(image, left) for image in images]
+    if len(found) == 1:
+        return {item: value[None] for item, value in found[0].items()}
+    return {item: torch.stack([each[item] for each in found]) for item in wanted}
+
+
 def finished(
     network: Network,
     maps: Mapping[str, Rows],
@@ -55,7 +72,7 @@ def finished(
     where `budget` is less than the results, the `cost` and one row of maps take.
     """
     size = next(iter(maps.values())).size
-    results = sum(_result_bytes(network, item, size) for item in wanted)
+    results = _result_bytes(network, wanted, size)
     sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
     highest = min(size[0], most_rows or size[0])
     count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
@@ -89,6 +106,6 @@ def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) ->
     return best_class(values, 0) if wanted.kind == "labels" else values
 
 
-def _result_bytes(network: Network, wanted: Wanted, size: Size) -> int:
-    each = LABEL if wanted.kind == "labels" else FLOAT * network.num_classes(wanted.head)
-    return each * size[0] * size[1]
+def _result_bytes(network: Network, wanted: Collection[Wanted], size: Size) -> int:
+    each = [LABEL if item.kind == "labels" else FLOAT * network.num_classes(item.head) for item in wanted]
+    return sum(each) * size[0] * size[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import ConfigError, within
 from classyseg.inference.description import Description, described, of_state
+from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
-from classyseg.inference.network import Precision
-from classyseg.inference.predictor import Predictor
+from classyseg.inference.network import Precision, known_precision
+from classyseg.inference.predictor import Predictor, torch_device
 from classyseg.io import existing_path
 from classyseg.models import ClassyModel, build_model
-from classyseg.registry import MODELS
+from classyseg.registry import MODELS, PROTOCOLS
 from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, read_plain
 from classyseg.shapes import bounded
 from classyseg.weights.read import read_tensors
@@ -54,11 +56,18 @@ def load(
 
     Raises: `ConfigError` for a folder that is none of these or is damaged, naming the file.
     """
+    if not isinstance(path, str | Path) or path == "":
+        raise ConfigError(f"load: found {path!r:.100}; name a folder, as text or as a pathlib.Path")
     folder = existing_path(path)
     if not folder.is_dir():
         found = "no folder" if folder.exists() else "no such folder"
         raise ConfigError(f"{folder}: {found}; {EXPECTED}")
-    options = {"device": device, "precision": precision, "protocol": protocol, "max_memory": max_memory}
+    options = {  # built here, so that no file is named for what the caller says
+        "device": torch_device(device),
+        "precision": None if precision is None else known_precision(precision),
+        "protocol": None if protocol is None else PROTOCOLS.build(protocol),
+        "max_memory": None if max_memory is None else bytes_of(max_memory),
+    }
     if (folder / MODEL / CONFIG).is_file():
         return _model_folder(folder / MODEL, options)
     if (folder / CONFIG).is_file():
@@ -122,7 +131,7 @@ def _predictor(
     with within(str(source)):
         model = _built(description)
     _fill(model, tensors, weights)
-    with within(str(source)):
+    with within(str(source)) if options["protocol"] is None else nullcontext():
         return Predictor.described(model, description, **options)
 
 

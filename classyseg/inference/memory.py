@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +30,18 @@ class BudgetError(ConfigError):
     def __init__(self, what: str, budget: int, needed: int) -> None:
         self.what, self.budget, self.needed = what, budget, needed
         super().__init__(f"max_memory: found {text_of(budget)}; {what} needs {text_of(needed)}")
+
+
+@contextmanager
+def left_of(budget: int | None, taken: int) -> Iterator[int | None]:
+    """What is left of a budget of which `taken` bytes are in use; a `BudgetError` from within tells the whole of it."""
+    if budget is None:
+        yield None
+        return
+    try:
+        yield max(0, budget - taken)
+    except BudgetError as error:
+        raise BudgetError(error.what, budget, error.needed + taken) from None
 
 
 def bytes_of(text: int | float | str) -> int:

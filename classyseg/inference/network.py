@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from classyseg.config import ConfigError
 from classyseg.heads.classy_head import LOGITS, ClassyHead, outputs_of
 from classyseg.inference.memory import BASE, WORKSPACE, LiveTensors
 from classyseg.models import ClassyModel
@@ -19,6 +20,13 @@ from classyseg.shapes import Shapes
 Precision = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Outputs = Mapping[str, Tensor]
+
+
+def known_precision(name: object) -> Precision:
+    """`name`, if it is a precision. Raises: `ConfigError`."""
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ConfigError(f"precision: found {name!r:.100}; accepted are {', '.join(DTYPES)}")
+    return name  # type: ignore[return-value]
 
 
 class Network:
@@ -37,7 +45,7 @@ class Network:
         channels_last: bool = False,
     ) -> None:
         self.model = model
-        self.precision = precision
+        self.precision = known_precision(precision)
         self.black = torch.zeros(model.in_channels) if black is None else black
         self.channels_last = channels_last
         self._forward: Callable[[Tensor], Any] = model

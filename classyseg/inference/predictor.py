@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, DataError
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
 from classyseg.inference.description import Card, Description, architecture
-from classyseg.inference.memory import BudgetError, bytes_of
+from classyseg.inference.memory import bytes_of, left_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -142,10 +142,15 @@ class Predictor:
 
         Raises: `ConfigError` for a model of whole images.
         """
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"overlay: alpha: found {alpha!r:.100}; accepted are 0 to 1")
         tensor = self.read(image)
         found = self.predict(tensor) if labels is None else labels
-        if found.ndim != 2:
+        if not self.network.gives_maps(self.head):
             raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
+        if found.shape != tensor.shape[-2:]:
+            size = tuple(tensor.shape[-2:])
+            raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
         colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
         mixed = (1 - alpha) * shown(tensor) + alpha * colors
         return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
@@ -191,11 +196,9 @@ class Predictor:
         """What is wanted of images of one size, (N, ...) at their output size."""
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
-        budget = None if self.max_memory is None else self.max_memory - taken
-        if budget is not None and budget <= 0:
-            raise BudgetError("the image itself", self.max_memory or 0, 2 * taken)
         wanted = [Wanted(self.head, kind) for kind in kinds]
-        found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
+        with left_of(self.max_memory, taken) as budget:
+            found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
         return [found[item] for item in wanted]
 
     def normalized(self, images: Tensor) -> Tensor:
@@ -239,13 +242,11 @@ class Predictor:
 
 def torch_device(name: str | torch.device) -> torch.device:
     """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`. Raises: `ConfigError` for what is not there."""
-    if isinstance(name, torch.device):
-        return name
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda", 0) if count else torch.device("cpu")
     kind, _, index = str(name).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and int(index or 0)):
         raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
     if kind == "cuda" and int(index or 0) >= count:
         raise ConfigError(f"device: found {name}; {count} GPUs are there")
@@ -269,7 +270,7 @@ def _is_one(images: Any) -> bool:
     """Whether it is an image, and no several of them."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
-    return isinstance(images, str | Path | Image.Image)
+    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # two of which no image is
 
 
 def _alike(first: Prepared, second: Prepared) -> bool:

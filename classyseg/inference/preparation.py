@@ -172,8 +172,14 @@ class Preparation:
                 array = array.astype(np.uint16)
             kind = np.float32 if self.own_unit or image.mode == "F" else np.uint16
             return image_tensor(np.array(array, dtype=kind)[..., None])
-        if (self.channels in (1, 3) and len(image.getbands()) != self.channels) or image.mode in ("P", "1", "CMYK"):
-            image = image.convert("L" if self.channels == 1 else "RGB")
+        mode = {1: "L", 3: "RGB"}.get(self.channels, image.mode)
+        if image.mode != mode:
+            try:
+                image = (image.convert("LA") if image.mode == "La" else image).convert(mode)
+            except ValueError as error:
+                raise DataError(
+                    f"found a PIL image of mode {image.mode}, of which Pillow makes no {mode} ({error}); convert it"
+                ) from None
         array = np.array(image)
         return image_tensor(array[..., None] if array.ndim == 2 else array)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished
+from classyseg.inference.finish import finished, of_each
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import (
     Cost,
@@ -76,8 +76,8 @@ class PyTorchEncoding(ClassyProtocol):
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
         heads = list(dict.fromkeys(item.head for item in wanted))
-        found = []
-        for image in images:
+
+        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
             maps: dict[str, list[Rows]] = {head: [] for head in heads}
             kept, running = 0, 0
             for scale in self.scales:
@@ -85,9 +85,10 @@ class PyTorchEncoding(ClassyProtocol):
                     maps[head].append(each)
                     kept, running = kept + cost.kept, max(running, cost.running)
             sums = {head: Mean(each, is_sum=True) for head, each in maps.items()}
-            item = finished(network, sums, wanted, Cost(kept, running), budget, are_scores=True)
-            found.append({key: _shares(value) if key.kind == "scores" else value for key, value in item.items()})
-        return {item: torch.stack([each[item] for each in found]) for item in wanted}
+            found = finished(network, sums, wanted, Cost(kept, running), left, are_scores=True)
+            return {key: _shares(value) if key.kind == "scores" else value for key, value in found.items()}
+
+        return of_each(network, images, size, wanted, budget, one)
 
     def resized(self, size: Size, scale: float) -> Size:
         """The size of an image at a scale, rounded as the reference does it."""
@@ -124,7 +125,7 @@ class PyTorchEncoding(ClassyProtocol):
 
 
 def _shares(sums: Tensor) -> Tensor:
-    return sums / sums.sum(0, keepdim=True)
+    return sums.div_(sums.sum(0, keepdim=True))
 
 
 MIRRORED = "mirrored "

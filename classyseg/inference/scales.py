@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished
+from classyseg.inference.finish import finished, of_each
 from classyseg.inference.network import Network
 from classyseg.inference.rows import Cost, Flipped, Held, Mean, Resized, Rows
 from classyseg.registry import PROTOCOLS, ProtocolConfig
@@ -55,11 +54,12 @@ class MultiScale(ClassyProtocol):
         if self.scales == (1.0,) and not self.flip:
             return self.inner(network, images, size, wanted, budget)
         heads = list(dict.fromkeys(item.head for item in wanted))
-        found = []
-        for image in images:
-            maps, cost = self.score_rows(network, Held(image), size, heads, budget)
-            found.append(finished(network, maps, wanted, cost, budget, are_scores=True))
-        return {item: torch.stack([each[item] for each in found]) for item in wanted}
+
+        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
+            maps, cost = self.score_rows(network, Held(image), size, heads, left)
+            return finished(network, maps, wanted, cost, left, are_scores=True)
+
+        return of_each(network, images, size, wanted, budget, one)
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

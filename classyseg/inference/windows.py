@@ -13,7 +13,8 @@ from torch import Tensor
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import as_scores, at_size, finished
+from classyseg.inference.finish import as_scores, at_size, finished, of_each
+from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import FLOAT, Cost, Held, Rows, ScoresOfHead, Windows
 from classyseg.inference.whole import Whole
@@ -75,12 +76,19 @@ class SlidingWindow(ClassyProtocol):
         if self._covers((images.shape[2], images.shape[3])):
             return Whole()(network, images, size, wanted, budget)
         heads = list(dict.fromkeys(item.head for item in wanted))
-        found: list[dict[Wanted, Tensor]] = []
-        for image in images:
-            runs = self._runs(network, Held(image), heads, budget)
+
+        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
+            runs = self._runs(network, Held(image), heads, left)
             maps = {head: at_size(runs.maps(head), size) for head in heads}
-            found.append(finished(network, maps, wanted, runs.cost(), budget, most_rows=self.steps[0]))
-        return {item: torch.stack([each[item] for each in found]) for item in wanted}
+            while True:
+                try:
+                    return finished(network, maps, wanted, runs.cost(), left, most_rows=self.steps[0])
+                except BudgetError:  # raised before anything runs
+                    if self.batch is not None or runs.batch == 1:
+                        raise
+                    runs.batch //= 2
+
+        return of_each(network, images, size, wanted, budget, one)
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

@@ -40,7 +40,7 @@ from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
 from classyseg.stopping import WaitEnded
-from classyseg.structures import BestIs, Sample
+from classyseg.structures import BestIs, Progress, Sample
 from classyseg.tasks.assembly import Given, assemble, look_at
 from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.checks import (
@@ -404,6 +404,10 @@ class ClassyTask(Configurable, ABC):
         start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
+        self.ending.agree(self.progress.step)
+        if self.ending.reason is not None:  # what is measured behind the last step follows even where none was taken
+            at_start = self.progress == Progress()
+            self.progress = self.plan.after(self.progress) if at_start else self.plan.taken_up(self.progress)
 
     def _hooks_in_turn(self) -> list[ClassyHook]:
         return sorted(self.hooks, key=lambda hook: hook.saves)

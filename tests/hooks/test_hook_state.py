@@ -66,6 +66,13 @@ class StopAt(ClassyHook):
             task.request_stop("enough")
 
 
+class StopAtStart(ClassyHook):
+    """Asks before the first phase."""
+
+    def on_start(self, task: WatchedTask) -> None:
+        task.request_stop("enough")
+
+
 @contextmanager
 def plugin_hooks() -> Iterator[None]:
     HOOKS.names()
@@ -231,3 +238,14 @@ def test_a_saved_state_that_is_none_is_one_error_that_names_the_file(state: Any,
 
     with pytest.raises(ConfigError, match=r"step-3/state\.json: hooks.*to go on from an earlier checkpoint, delete"):
         load_hooks([StopEarly()], Checkpoint(tmp_path / "step-3", {}, {"hooks": state}))
+
+
+def test_a_run_that_is_asked_to_stop_at_its_start_is_still_measured(tmp_path: Path) -> None:
+    run(tmp_path / "new", [], StopAtStart())
+    assert phases(tmp_path / "new") == [(False, 0, 0)]
+    with pytest.raises(Stopped):
+        run(tmp_path / "old", ["checkpoint"], SignalAt("train", 0, 1))
+    test = {"dataset.test": tiny_config(SMALL)["dataset"]["val"]}
+    run(tmp_path / "old", ["checkpoint"], StopAtStart(), resume=True, **test)
+    records = read_records(tmp_path / "old" / "metrics.jsonl")
+    assert [(record["phase"], record["step"]) for record in records] == [("train", 1), ("val", 1), ("test", 1)]

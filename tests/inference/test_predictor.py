@@ -15,7 +15,7 @@ from PIL import Image
 
 import classyseg
 from classyseg.config import ConfigError, DataError
-from classyseg.inference import Predictor, Preparation
+from classyseg.inference import BudgetError, Predictor, Preparation
 from classyseg.models import ClassyModel, build_model
 from classyseg.trainer import Trainer
 from runs import tiny_task
@@ -360,3 +360,61 @@ class _Given(classyseg.ClassyHead):
     def forward(self, features: Any) -> torch.Tensor:
         found: torch.Tensor = features[0]
         return found
+
+
+@pytest.mark.parametrize("protocol", ["whole", {"name": "sliding_window", "size": [24, 32]}])
+def test_an_error_of_a_budget_names_the_budget_that_serves(protocol: Any) -> None:
+    model = tiny_model()
+    with pytest.raises(BudgetError) as raised:
+        predictor_of(model, protocol=protocol, max_memory=1000).predict(PIXELS)
+    labels = predictor_of(model, protocol=protocol, max_memory=raised.value.needed).predict(PIXELS)
+    np.testing.assert_array_equal(labels, predictor_of(model, protocol=protocol).predict(PIXELS))
+    with pytest.raises(BudgetError, match=r"found 40M; .* needs"):
+        predictor_of(model, protocol=protocol, max_memory="40M").predict(PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV"])
+def test_colours_of_another_space_become_red_green_blue(mode: str) -> None:
+    image = Image.fromarray(PIXELS).convert(mode)
+    found = Preparation().read(image)
+    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+
+
+def test_premultiplied_grey_is_read_as_grey() -> None:
+    image = Image.fromarray(PIXELS[..., 0]).convert("LA")
+    assert torch.equal(Preparation().read(image.convert("La")), Preparation().read(image))
+
+
+@pytest.mark.parametrize("image", [b"photo.jpg", {"image": PIXELS}])
+def test_what_is_neither_an_image_nor_several_is_refused_at_once(image: Any) -> None:
+    with pytest.raises(DataError, match=type(image).__name__):
+        predictor_of(tiny_model()).predict(image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:9"}, r"^device: found cuda:9"),
+        ({"device": torch.device("meta")}, r"^device: found device\(type='meta'\)"),
+        ({"precision": "double"}, r"^precision: found 'double'"),
+        ({"protocol": "half"}, r"^the protocol config: 'half': unknown protocol"),
+        ({"max_memory": "much"}, r"^max_memory: found 'much'"),
+    ],
+)
+def test_what_the_caller_of_load_says_wrong_is_not_laid_to_a_file(run: Path, options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        classyseg.load(run, **options)
+
+
+@pytest.mark.parametrize("path", ["", None, b"run"])
+def test_load_says_what_a_folder_is_named_by(path: Any) -> None:
+    with pytest.raises(ConfigError, match="name a folder"):
+        classyseg.load(path)
+
+
+def test_overlay_refuses_what_cannot_be_drawn() -> None:
+    predictor = predictor_of(tiny_model())
+    with pytest.raises(ConfigError, match="alpha: found 2"):
+        predictor.overlay(PIXELS, alpha=2)
+    with pytest.raises(DataError, match=r"labels: found \(5, 56\)"):
+        predictor.overlay(PIXELS, labels=np.zeros((5, 56), np.uint8))
