@@ -79,9 +79,8 @@ class WorstImages(ClassyMeter):
             rank = mean_iou, float(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6]))
             if len(self.kept) == self.count and rank > self.kept[-1].rank:
                 continue
-            step = max(1, -(-max(target.shape[1:]) // MAX_SIDE))
-            label, predicted = (part[i, ::step, ::step].cpu().numpy().copy() for part in (target, prediction))
-            self.kept.append(Looked(rank, name, self.images[i, ..., ::step, ::step].cpu().clone(), label, predicted))
+            label, predicted = (_small(part[i]).numpy() for part in (target, prediction))
+            self.kept.append(Looked(rank, name, _small(self.images[i]), label, predicted))
             self.kept = sorted(self.kept, key=lambda looked: looked.rank)[: self.count]
 
     def compute(self) -> dict[str, Any]:
@@ -105,6 +104,12 @@ class WorstImages(ClassyMeter):
         return drawn
 
 
+def _small(values: Tensor) -> Tensor:
+    """A copy (..., H, W) on the CPU of at most `MAX_SIDE` rows and columns."""
+    step = max(1, -(-max(values.shape[-2:]) // MAX_SIDE))
+    return values[..., ::step, ::step].cpu().clone()
+
+
 def picture(looked: Looked, palette: Sequence[Color], ignore_index: int) -> Image.Image:
     """Image, label, prediction and error map side by side, under a line with the name and the mean IoU.
 
@@ -113,6 +118,8 @@ def picture(looked: Looked, palette: Sequence[Color], ignore_index: int) -> Imag
     colors = np.array([*palette, IGNORED], np.uint8)
     ignored = looked.label == ignore_index
     image = shown(looked.image).astype(np.uint8)
+    if image.shape[:2] != looked.label.shape:  # resized alone, its label left at its own size
+        image = np.array(Image.fromarray(image).resize(looked.label.shape[::-1], Image.Resampling.BILINEAR))
     label = colors[np.where(ignored, len(palette), looked.label)]
     prediction = colors[looked.prediction]
     errors = np.repeat(image.mean(axis=2, keepdims=True) * 0.6, 3, axis=2).astype(np.uint8)

@@ -134,6 +134,15 @@ def test_a_picture_shows_image_label_prediction_and_errors(trained: Path, evalua
     assert np.array_equal((errors == (230, 30, 30)).all(2), wrong)
 
 
+def test_an_image_that_is_resized_alone_is_drawn_at_the_size_of_its_label(trained: Path, tmp_path: Path) -> None:
+    resize = "dataset.val.transforms=[{name: resize, size: [48, 64], image_only: true}]"
+    assert evaluate(trained, tmp_path, resize, "--worst", 1) == 0
+    (place,) = result(tmp_path)["worst"]
+    with Image.open(place["file"]) as drawn:
+        sides = (drawn.width - 3 * 6) // 4, drawn.height
+    assert sides[0] % 32 == 0 and sides[1] - sides[0] < 32  # square, as the label
+
+
 # -- what may be changed ---------------------------------------------------------------------------------------------
 
 
