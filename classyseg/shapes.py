@@ -27,13 +27,15 @@ MAX_REAL_PARAMETERS = 250_000_000
 
 
 @contextmanager
-def bounded(*, real: bool = False) -> Iterator[None]:
+def bounded(*, real: bool = False, most: int | None = None) -> Iterator[None]:
     """Within it, a model of more layers or parameters than anybody means is refused while it is built.
 
-    With `real`, where parameters take memory, so are more than a gigabyte of them. Raises: `ConfigError`.
+    With `real`, where parameters take memory, so are more than a gigabyte of them; with `most`, more than that many.
+    Raises: `ConfigError`.
     """
     modules, parameters = 0, 0
-    most = MAX_REAL_PARAMETERS if real else MAX_PARAMETERS
+    if most is None:
+        most = MAX_REAL_PARAMETERS if real else MAX_PARAMETERS
 
     def count_module(module: nn.Module, name: str, child: nn.Module | None) -> None:
         nonlocal modules

@@ -65,10 +65,12 @@ def predictor_of(arguments: argparse.Namespace) -> Predictor:
 
 def protocol_of(text: str | None) -> Any:
     """The value of `--protocol`: a name, or what its YAML says; None where it is not given."""
-    from classyseg.config import ConfigTree, apply_overrides
+    from classyseg.config import ConfigError, ConfigTree, apply_overrides
 
     if text is None:
         return None
+    if not text.strip():
+        raise ConfigError(f"--protocol: found {text!r}; give a name, or leave --protocol out")
     tree = ConfigTree({}, "--protocol")
     apply_overrides(tree, [f"protocol={text}"])
     return tree.values["protocol"]

@@ -129,17 +129,18 @@ def _predictor(
     description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
 ) -> Predictor:
     with within(str(source)):
-        model = _built(description)
+        model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
     _fill(model, tensors, weights)
     with within(str(source)) if options["protocol"] is None else nullcontext():
         return Predictor.described(model, description, **options)
 
 
-def _built(description: Description) -> ClassyModel:
+def _built(description: Description, num_weights: int) -> ClassyModel:
     config = MODELS.validate(dict(description.model), placed=True)
     if getattr(config, "weights", None) is not None:
         raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
-    with bounded(real=True):
+    # As large as its weights, or a little larger: a config alone takes no memory, and any trained model is taken.
+    with bounded(most=4 * num_weights + 10**7):
         return build_model(config, len(description.classes), load=False)
 
 

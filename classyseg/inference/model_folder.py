@@ -22,6 +22,9 @@ WEIGHTS = "model.safetensors"
 README = "README.md"
 FILES = (CONFIG, WEIGHTS, README)
 
+OF_THE_RUN = ("lr", "seconds", "samples_per_second", "data_wait")
+"""What a record says of the run and its machine, which is no number of the model: cards leave it out."""
+
 
 def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], description: Description, card: Card) -> Path:
     """Writes the three files next to `folder`, and puts them there in one rename; of `tensors` those of its heads.
@@ -91,7 +94,9 @@ def card_text(description: Description, card: Card) -> str:
         "",
     ]
     for name, record in card.records.items():
-        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+        numbers = {
+            key: value for key, value in record.items() if isinstance(value, int | float) and key not in OF_THE_RUN
+        }
         by_class = {key: value for key, value in record.items() if isinstance(value, Mapping)}
         lines += [f"## Measured on {name}", "", "| number | value |", "|---|--:|"]
         lines += [f"| {key} | {_number(value)} |" for key, value in numbers.items()]

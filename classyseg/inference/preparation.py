@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DEEP = 8
 """Files of more bits a channel than these are read as 16 bits."""
+MAX_PIXELS = 2**28
+"""So many pixels a transform may make of an image that has fewer: 16,384 x 16,384."""
 SHAPES = "accepted are (H, W) and (H, W, C) for arrays, (C, H, W) for tensors"
 
 
@@ -216,6 +218,12 @@ class Preparation:
             if chosen is None or isinstance(chosen, PairTransform):
                 continue
             before: Size = (image.shape[-2], image.shape[-1])
+            planned = chosen.size_after(before)
+            if planned is not None and planned[0] * planned[1] > max(MAX_PIXELS, before[0] * before[1]):
+                raise DataError(
+                    f"preparation.transforms[{i}]: {type(chosen).__name__} makes {planned[0]} x {planned[1]} pixels of "
+                    f"{before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}"
+                )
             # The mask is none: it is there for transforms that ask for its size, and costs no memory.
             sample = Sample(image, torch.zeros((), dtype=torch.uint8).expand(before), name)
             image = chosen(sample, generator_for(0, 0, i)).image

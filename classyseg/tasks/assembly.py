@@ -226,7 +226,7 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
     with problems.collected():
         clips_per_batch = clips_in_a_batch(meters, given.runtime.eval_batch_size, measured)
     protocol: ClassyProtocol | None = None
-    with problems.collected():
+    with problems.collected(), within("protocol"):
         protocol = PROTOCOLS.build(given.protocol)
     if protocol is not None and model is not None and not problems.found:
         with problems.collected():
@@ -239,7 +239,8 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
             numbers = record_numbers(given.numbers, meters, model.main_head, facts.classes)
-            check_best(hooks, numbers, is_measured="val" in data)
+            has_loss = protocol is None or protocol.gives_outputs
+            check_best(hooks, numbers, is_measured="val" in data, has_loss=has_loss)
     problems.tell()
     if not real or normalizer is None or model is None or loss is None or numbers is None or protocol is None:
         return None

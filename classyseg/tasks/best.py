@@ -85,9 +85,11 @@ def _best_is(meter: ClassyMeter, name: str) -> BestIs | None:
     return best_is.get(name) if isinstance(best_is, Mapping) else best_is
 
 
-def check_best(hooks: Sequence[ClassyHook], numbers: RecordNumbers, *, is_measured: bool) -> None:
+def check_best(
+    hooks: Sequence[ClassyHook], numbers: RecordNumbers, *, is_measured: bool, has_loss: bool = True
+) -> None:
     """Raises: `ConfigError` for a `best` that no record has, for one that must say `best_is`, and for a second hook
-    that names the best checkpoint of the run.
+    that names the best checkpoint of the run. `has_loss`: whether the loss of the `val` data is measured.
     """
     first: int | None = None
     for i, hook in enumerate(hooks):
@@ -97,6 +99,11 @@ def check_best(hooks: Sequence[ClassyHook], numbers: RecordNumbers, *, is_measur
             raise ConfigError(
                 f"hooks[{i}].best: found '{hook.best}', but there is no dataset.val by which to measure it; add one, "
                 "or leave best out"
+            )
+        if hook.best == "loss" and not has_loss:
+            raise ConfigError(
+                f"hooks[{i}].best: found 'loss', which no record has, as the protocol of this config gives no outputs "
+                "of whole images; choose a meter's number, or protocol: whole"
             )
         if hook.names_best and first is not None:
             raise ConfigError(f"hooks[{i}].best: hooks[{first}] has one already; a run has one best checkpoint")

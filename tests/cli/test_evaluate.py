@@ -227,6 +227,7 @@ def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Pa
         (["dataset.val.num_sample=4"], "num_samples"),
         (["meters=[mean_iuo]"], "mean_iou"),
         (["--protocol", "windows"], "protocol"),
+        (["--protocol", ""], "--protocol: found ''"),
         (["--max-memory", "little"], "max_memory"),
         (["--name", "../a"], "--name"),
         (["dataset.val.name=camvid"], "dataset.val"),

@@ -42,7 +42,9 @@ def test_a_run_ends_with_its_best_weights_and_their_numbers(tmp_path: Path) -> N
     assert config["preparation"]["transforms"][0]["shorter_side"] == 48
     assert config["protocol"]["name"] == "sliding_window"
     assert str(tmp_path) not in (folder / "config.json").read_text()
-    assert f"{best['mean_iou']:.4f}" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"| mean_iou | {best['mean_iou']:.4f} |" in card
+    assert not any(f"| {key} |" in card for key in ("lr", "seconds", "samples_per_second", "data_wait"))
 
     moved = (tmp_path / "run").rename(tmp_path / "elsewhere")  # nothing leads back to the run
     predictor = classyseg.load(moved)

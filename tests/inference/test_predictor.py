@@ -418,3 +418,15 @@ def test_overlay_refuses_what_cannot_be_drawn() -> None:
         predictor.overlay(PIXELS, alpha=2)
     with pytest.raises(DataError, match=r"labels: found \(5, 56\)"):
         predictor.overlay(PIXELS, labels=np.zeros((5, 56), np.uint8))
+
+
+def test_any_model_that_was_trained_can_be_loaded_however_large(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classyseg.shapes.MAX_REAL_PARAMETERS", 1000)  # of who only checks a config
+    assert classyseg.load(run, device="cpu").predict(PIXELS).shape == PIXELS.shape[:2]
+
+
+def test_a_preparation_that_makes_an_image_absurdly_large_is_refused() -> None:
+    with pytest.raises(DataError, match=r"transforms\[0\]: Resize makes 60000 x 60000"):
+        predictor_of(tiny_model(), preparation=Preparation([{"name": "resize", "size": [60000, 60000]}])).predict(
+            PIXELS
+        )
