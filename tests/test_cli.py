@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -242,8 +244,9 @@ def test_a_user_error_has_no_traceback_in_a_process_of_its_own(tmp_path: Path) -
     arguments = ["-m", "classyseg", "train", "--config", CAMVID, "--data-root", "nowhere"]
     done = run_program(arguments, tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: dataset.train.root: {tmp_path / 'nowhere/camvid'}: no such folder")
-    assert done.stderr.count("\n") == 1
+    train, val = done.stderr.splitlines()  # all problems at once
+    assert train.startswith(f"error: dataset.train.root: {tmp_path / 'nowhere/camvid'}: no such folder")
+    assert val.startswith(f"dataset.val.root: {tmp_path / 'nowhere/camvid'}: no such folder")
 
 
 def test_a_training_that_diverges_is_one_message_and_exit_code_1(
@@ -395,3 +398,18 @@ def test_a_run_that_a_broken_pipe_ends_is_a_failure(tmp_path: Path) -> None:
     done = run_unread(["-c", code], tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "BrokenPipeError: [Errno 32] Broken pipe"
+
+
+def test_every_argument_of_every_command_says_what_it_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, object] = {}
+    add = argparse.ArgumentParser.add_argument
+
+    def add_argument(parser: argparse.ArgumentParser, *names: str, **options: Any) -> argparse.Action:
+        found[f"{parser.prog} {names[-1]}"] = options.get("help")
+        return add(parser, *names, **options)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
+    with pytest.raises(SystemExit):
+        classyseg_main(["--help"])
+    assert len(found) > 50
+    assert [argument for argument, meaning in found.items() if not meaning] == []

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stats = actions.add_parser("stats", help="mean and std, frequencies and weights of classes, sizes of images")
     stats.set_defaults(run=interruptible(_stats))
     sheet = actions.add_parser("sheet", help="draw samples with their masks and a legend into a PNG")
-    sheet.add_argument("--output", required=True, metavar="OUT.png")
+    sheet.add_argument("--output", required=True, metavar="OUT.png", help="the PNG to write")
     sheet.set_defaults(run=interruptible(_sheet))
     for command in (check, stats, sheet):
         command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON")
@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument(
             "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, ./data)"
         )
-        command.add_argument("overrides", nargs="*", metavar="key=value")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="overrides such as dataset.train.list=a.txt"
+        )
     for command in (check, stats):
         command.add_argument("--json", action="store_true", help="print JSON")
         command.add_argument(

@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("show", _show, "print it with every default filled in"),
     ):
         command = actions.add_parser(name, help=help_text)
-        command.add_argument("config", metavar="F", help="task config, YAML or JSON")
-        command.add_argument("overrides", nargs="*", metavar="key=value")
+        command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="overrides such as optimizer.lr=0.02")
         command.set_defaults(run=action)
     actions.add_parser("schema", help="print the JSON Schema of task configs").set_defaults(run=_schema)
     described = actions.add_parser("keys", help="print what a component takes: keys, defaults, meaning")
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights.set_defaults(run=_weights)
     convert = commands.add_parser("convert-weights", help="write any readable file of weights as safetensors")
     convert.add_argument("source", metavar="IN", help="a file, checkpoint folder or URL; with --model, also a name")
-    convert.add_argument("target", metavar="OUT.safetensors")
+    convert.add_argument("target", metavar="OUT.safetensors", help="the file to write")
     convert.add_argument("--model", default="", metavar="NAME", help="give the keys that model's names, and check them")
     convert.add_argument("--force", action="store_true", help="replace OUT")
     convert.set_defaults(run=_convert)

@@ -33,8 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlay-format", choices=("jpg", "png"), default="jpg", help="of overlays of images (jpg)")
     parser.add_argument("--alpha", type=_share, default=0.5, metavar="A", help="how much colours cover, 0 to 1 (0.5)")
     parser.add_argument("--scores", action="store_true", help="also write the probabilities of the classes, as .npy")
-    parser.add_argument("--scores-type", choices=("float32", "float16"), default="float32", help="(float32)")
-    parser.add_argument("--batch-size", type=positive, metavar="N", help="images of one size at once (8; on a CPU 1)")
+    parser.add_argument(
+        "--scores-type", choices=("float32", "float16"), default="float32", help="of --scores (float32); float16: half"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images of one size at once (8; 1 on a CPU or with --max-memory)",
+    )
     add_model_arguments(parser)
     parser.set_defaults(run=interruptible(run))
 

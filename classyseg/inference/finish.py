@@ -21,6 +21,7 @@ from classyseg.inference.rows import (
     Size,
     bands,
     rows_within,
+    scores_of,
 )
 from classyseg.layers.resize import best_class
 
@@ -100,9 +101,10 @@ def finished(
 
 def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) -> Tensor:
     if not are_scores and network.averages_logits(wanted.head):
-        head, size = network.head(wanted.head), values.shape[1:]
-        outputs = {LOGITS: values[None]}
-        return (head.labels(outputs, size) if wanted.kind == "labels" else head.scores(outputs, size))[0]
+        head = network.head(wanted.head)
+        if wanted.kind == "scores":
+            return scores_of(head, values)
+        return head.labels({LOGITS: values[None]}, values.shape[1:])[0]
     return best_class(values, 0) if wanted.kind == "labels" else values
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from classyseg.checkpoint import own_storages, save_file
 from classyseg.config import ConfigError
+from classyseg.console import printable
 from classyseg.inference.description import Card, Description
 from classyseg.io import fsync_folder
 from classyseg.run_folder import kind_of
@@ -77,10 +78,10 @@ def card_text(description: Description, card: Card) -> str:
     heads = description.model.get("heads", {})
     shown = ", ".join(f"{name} ({head.get('name')})" for name, head in heads.items()) or "none"
     lines = [
-        f"# {card.title}",
+        f"# {_cell(card.title)}",
         "",
         f"`{description.model.get('name')}` with the heads {shown}; {len(description.classes)} classes: "
-        f"{', '.join(description.classes)}.",
+        f"{', '.join(map(_cell, description.classes))}.",
         "",
         "```python",
         "import classyseg",
@@ -102,13 +103,18 @@ def card_text(description: Description, card: Card) -> str:
         lines += [f"| {key} | {_number(value)} |" for key, value in numbers.items()]
         for key, values in by_class.items():
             lines += ["", f"| class | {key} |", "|---|--:|"]
-            lines += [f"| {label} | {_number(value)} |" for label, value in values.items()]
+            lines += [f"| {_cell(label)} | {_number(value)} |" for label, value in values.items()]
         lines.append("")
     return "\n".join(lines)
 
 
 def _short(protocol: Any) -> str:
     return protocol if isinstance(protocol, str) else ", ".join(f"{key}: {value}" for key, value in protocol.items())
+
+
+def _cell(name: str) -> str:
+    """A name of anybody's within a line or a table of Markdown."""
+    return printable(name).replace("|", "\\|")
 
 
 def _number(value: Any) -> str:

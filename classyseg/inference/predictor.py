@@ -85,6 +85,11 @@ class Predictor:
             self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
         )
         self.head = model.main_head
+        if self.network.num_classes(self.head) != len(self.classes):
+            raise ConfigError(
+                f"classes: found {len(self.classes)} names; the head '{self.head}' of the model has "
+                f"{self.network.num_classes(self.head)} classes"
+            )
         self.protocol.check(self.network, [Wanted(self.head)])
 
     @classmethod

@@ -24,6 +24,10 @@ BAND_BYTES = 24_000_000
 """What a band of rows takes where no budget is smaller: few enough to stay near the processor."""
 
 
+LANES = 64
+"""A multiple of the numbers that any processor takes at once."""
+
+
 class Cost(NamedTuple):
     """Bytes that maps take beside their rows: what is `kept` of forward passes, and one while it is `running`."""
 
@@ -160,10 +164,30 @@ class Exponential(Rows):
         self.sum = Mean(sources, is_sum=True)
 
     def rows(self, first: int, stop: int) -> Tensor:
-        return self.sum.rows(first, stop).exp()
+        return aligned(self.sum.rows(first, stop)).exp()[..., : self.size[1]]
 
     def bytes_for(self, count: int) -> int:
-        return self.sum.bytes_for(count) + super().bytes_for(count)
+        return self.sum.bytes_for(count) + 2 * aligned_bytes(self, count)
+
+
+def aligned(values: Tensor) -> Tensor:
+    """Rows (channels, rows, width) with zeros at their ends, up to a multiple of `LANES`.
+
+    `exp` rounds the last numbers of a tensor, which fill no register, otherwise than those before them. Without this,
+    what a pixel gets would depend on the band in which it lies.
+    """
+    rest = -values.shape[-1] % LANES
+    return functional.pad(values, (0, rest)) if rest else values
+
+
+def aligned_bytes(maps: Rows, count: int) -> int:
+    return count * maps.channels * (maps.size[1] + -maps.size[1] % LANES) * FLOAT
+
+
+def scores_of(head: ClassyHead, logits: Tensor) -> Tensor:
+    """The scores of rows of logits (channels, rows, width) that are at their final size."""
+    x = aligned(logits)[None]
+    return head.scores({LOGITS: x}, (x.shape[2], x.shape[3]))[0, ..., : logits.shape[-1]]
 
 
 class ScoresOfLogits(Rows):
@@ -175,11 +199,10 @@ class ScoresOfLogits(Rows):
         self.logits = logits
 
     def rows(self, first: int, stop: int) -> Tensor:
-        x = self.logits.rows(first, stop)[None]
-        return self.head.scores({LOGITS: x}, (x.shape[2], x.shape[3]))[0]
+        return scores_of(self.head, self.logits.rows(first, stop))
 
     def bytes_for(self, count: int) -> int:
-        return self.logits.bytes_for(count) + 2 * super().bytes_for(count)
+        return self.logits.bytes_for(count) + 3 * aligned_bytes(self, count)
 
 
 class ScoresOfHead(Rows):

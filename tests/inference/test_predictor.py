@@ -15,7 +15,7 @@ from PIL import Image
 
 import classyseg
 from classyseg.config import ConfigError, DataError
-from classyseg.inference import BudgetError, Predictor, Preparation
+from classyseg.inference import BudgetError, Card, Predictor, Preparation
 from classyseg.models import ClassyModel, build_model
 from classyseg.trainer import Trainer
 from runs import tiny_task
@@ -430,3 +430,19 @@ def test_a_preparation_that_makes_an_image_absurdly_large_is_refused() -> None:
         predictor_of(tiny_model(), preparation=Preparation([{"name": "resize", "size": [60000, 60000]}])).predict(
             PIXELS
         )
+
+
+@pytest.mark.parametrize("classes", [["a"], ["a", "b", "c", "d"]])
+def test_as_many_names_as_the_model_has_classes_are_asked_for(classes: list[str]) -> None:
+    with pytest.raises(ConfigError, match=rf"classes: found {len(classes)} names; the head 'main' .* 3 classes"):
+        Predictor(tiny_model(), classes=classes)
+
+
+def test_a_card_is_a_table_whatever_the_names_of_classes(tmp_path: Path) -> None:
+    names = ["a|b", "c\nd", "\x1b[31m"]
+    predictor = Predictor(tiny_model(), classes=names, model_config=MODEL)
+    predictor.save(tmp_path / "model", Card(records={"val": {"iou": dict.fromkeys(names, 0.5)}}))
+    text = (tmp_path / "model/README.md").read_text(encoding="utf-8")
+    assert "\x1b" not in text
+    rows = [line for line in text.splitlines() if line.endswith("| 0.5000 |")]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [3, 3, 3]

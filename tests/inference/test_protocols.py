@@ -124,6 +124,18 @@ def test_what_is_found_depends_on_no_budget_and_on_no_other_image(name: str, kin
     torch.testing.assert_close(alone, wanted, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("name", sorted({*PROTOCOLS.names()} - {"whole"}))
+def test_scores_are_the_same_to_the_bit_in_bands_of_any_height(name: str) -> None:
+    network, protocol, wanted = NETWORKS["stride 4"](), small(name), Wanted("main", "scores")
+    image = images(1)[..., :-3]  # a width that fills no register
+    size = (image.shape[2], image.shape[3])
+    found = protocol(network, image, size, [wanted])[wanted]
+    with pytest.raises(BudgetError) as raised:
+        protocol(network, image, size, [wanted], 1)
+    in_bands = protocol(network, image, size, [wanted], raised.value.needed)[wanted]
+    torch.testing.assert_close(in_bands, found, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_the_config_of_a_protocol_makes_it_again(name: str) -> None:
     protocol = small(name)
