@@ -34,6 +34,11 @@ class Head(ClassyHead):
     def __init__(self, blocks, num_classes): super().__init__()
     def forward(self, features): return features[0]
 """
+OLD_LOSS = """
+from classyseg import ClassyLoss
+class Loss(ClassyLoss):
+    def total(self, logits, target): return logits.sum()
+"""
 BOTH = f"""
 from classyseg import register_head, register_model
 {MODEL}
@@ -53,6 +58,7 @@ BROKEN: Sequence[tuple[str, str, Mapping[str, str], str]] = (
     ("twin-a", "3.0", {"heads": "twin = twin_a:Head"}, HEAD),
     ("twin-b", "3.1", {"heads": "twin = twin_b:Head"}, HEAD),
     ("imposter", "4.0", {"models": "resnet18 = imposter:Net"}, MODEL),
+    ("old-loss", "4.1", {"losses": "old_loss = old_loss:Loss"}, OLD_LOSS),
     (
         "registers-itself",
         "5.0",
@@ -227,6 +233,16 @@ def test_a_name_that_two_distributions_offer_is_an_error_that_names_both(
     code, message = check(tmp_path, {"model.heads.main": {"name": "twin", "blocks": ["stage4"]}}, capsys)
     assert code == 2
     assert "model.heads.main.name: the head 'twin' is offered by twin-a 3.0 and by twin-b 3.1; uninstall" in message
+
+
+@pytest.mark.usefixtures("broken_installed")
+def test_a_plugin_of_an_earlier_version_is_told_what_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = check(tmp_path, {"loss": "old_loss"}, capsys)
+    assert code == 2
+    for part in ("old-loss 4.1", "old_loss.Loss", "`total`", "`PerOutputLoss`"):
+        assert part in message
 
 
 @pytest.mark.usefixtures("broken_installed")

@@ -109,9 +109,10 @@ def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoin
         checkpoint = load_checkpoint(folder, verified=True)
         same_run(checkpoint, task.config, task.free_on_resume)
         task.ending.reason = saved_stop(checkpoint)
+        has_ended = task.ending.reason is not None  # by a hook: another length changes nothing
         plan = saved_plan(checkpoint, task.plan)
-        progress = saved_progress(checkpoint, plan, has_ended=task.ending.reason is not None)
-        if plan.num_steps != task.num_steps:
+        progress = saved_progress(checkpoint, plan, has_ended=has_ended)
+        if plan.num_steps != task.num_steps and not has_ended:
             check_extension(plan, task.plan, progress.step, task.model, task.optimizer, extend=extend)
         loss_sum = saved_loss_sum(checkpoint)
         task.restore(checkpoint)
@@ -125,5 +126,5 @@ def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoin
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
         if task.ending.reason is not None:
-            log.info("a hook ended this run at step %d: %s", progress.step, task.ending.reason)
+            log.info("a hook ended this run at step %d, and it stays ended: %s", progress.step, task.ending.reason)
     return checkpoint

@@ -249,3 +249,15 @@ def test_a_run_that_is_asked_to_stop_at_its_start_is_still_measured(tmp_path: Pa
     run(tmp_path / "old", ["checkpoint"], StopAtStart(), resume=True, **test)
     records = read_records(tmp_path / "old" / "metrics.jsonl")
     assert [(record["phase"], record["step"]) for record in records] == [("train", 1), ("val", 1), ("test", 1)]
+
+
+def test_a_run_that_a_hook_ended_stays_ended_whatever_its_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, ["checkpoint", {"name": "stop_at", "step": 1}])
+    before = phases(tmp_path)
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, ["checkpoint", {"name": "stop_at", "step": 1}], resume=True, num_epochs=8)
+    assert phases(tmp_path) == before
+    assert "it stays ended: enough" in caplog.text
+    assert "goes on" not in caplog.text
