@@ -140,7 +140,8 @@ def test_an_image_that_is_resized_alone_is_drawn_at_the_size_of_its_label(traine
     (place,) = result(tmp_path)["worst"]
     with Image.open(place["file"]) as drawn:
         sides = (drawn.width - 3 * 6) // 4, drawn.height
-    assert sides[0] % 32 == 0 and sides[1] - sides[0] < 32  # square, as the label
+    assert sides[0] % 32 == 0
+    assert sides[1] - sides[0] < 32  # square, as the label
 
 
 # -- what may be changed ---------------------------------------------------------------------------------------------
