@@ -68,11 +68,7 @@ def save_checkpoint(
     try:
         temporary.mkdir()
         for name, group in tensors.items():
-            path = temporary / f"{name}.safetensors"
-            try:
-                save_file(own_storages(group), path)
-            except SafetensorError as error:  # safetensors' own wrapping of what the disk said
-                raise OSError(f"{path}: {error}") from None
+            save_file(own_storages(group), temporary / f"{name}.safetensors")
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
         files = {
             path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(temporary.iterdir())
@@ -92,10 +88,16 @@ def save_checkpoint(
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `path`, with the permissions of any new file: those of safetensors only their owner can read."""
+    """Writes `path`, with the permissions of any new file: those of safetensors only their owner can read.
+
+    Raises: `OSError` where the disk does not take it.
+    """
     path.touch(exist_ok=False)
     mode = stat.S_IMODE(path.stat().st_mode)
-    safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    try:
+        safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+    except SafetensorError as error:  # safetensors' own wrapping of what the disk said
+        raise OSError(f"{path}: {error}") from None
     path.chmod(mode)
 
 

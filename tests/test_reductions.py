@@ -119,6 +119,8 @@ def exchanges() -> dict[str, Callable[[Tensor], Tensor]]:
     return {name: function for name, function in own.items() if "Tensor" in str(hints[name])}
 
 
+OF_SCALARS = ("mean_over_processes",)
+"""Those that take one number."""
 VALUES = {
     "integers": torch.arange(6).view(2, 3),
     "columns first": torch.arange(6.0).view(2, 3).t(),
@@ -134,8 +136,13 @@ def call_all(folder: Path) -> None:
     for name, function in exchanges().items():
         for kind, value in VALUES.items():
             before = value.clone()
+            if name in OF_SCALARS and value.numel() != 1:
+                continue
             results = [function(value), function(value)]
             assert torch.equal(value, before), f"{name} changes its argument ({kind})"
+            if isinstance(results[0], float):
+                assert results[0] == results[1], f"{name} gives another result the second time ({kind})"
+                continue
             assert torch.equal(*results), f"{name} gives another result the second time ({kind})"
             results[0].zero_()
             assert torch.equal(value, before), f"the result of {name} is a view of its argument ({kind})"

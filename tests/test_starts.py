@@ -78,6 +78,9 @@ def shape(folder: Path) -> dict[str, Any]:
     """A run but for its times."""
     found: dict[str, Any] = {name: content for name, content in contents(folder).items() if name != ".started"}
     found["metrics.jsonl"] = read_records(folder / "metrics.jsonl")
+    card = found["model/README.md"].decode()
+    assert card.startswith(f"# {folder.name}, step ")  # the card's title names the run
+    found["model/README.md"] = card.partition("\n")[2]
     return found
 
 

@@ -54,7 +54,7 @@ def test_hooks_see_the_events_in_order() -> None:
     Trainer().train(tiny_task(SMALL, recorder))
 
     train = ["train starts", "train 1/2", "train 2/2", "train ended"]
-    assert recorder.events == ["start", *train, "test starts", "test 1/1", "test ended", "end"]
+    assert recorder.events == ["start", *train, "val starts", "val 1/1", "val ended", "end"]
 
 
 def test_the_record_of_a_phase_is_on_the_disk_before_the_run_goes_on(

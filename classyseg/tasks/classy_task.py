@@ -25,7 +25,7 @@ from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
 from classyseg.models import load_initial_weights
-from classyseg.records import RunRecords
+from classyseg.records import RunRecords, WriteError
 from classyseg.registry import (
     ComponentConfig,
     Configurable,
@@ -506,9 +506,14 @@ class ClassyTask(Configurable, ABC):
         for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
-            save_model(self)
-        with distributed.failing_together():
-            self.records.finish()
+            lost = []
+            for write in (lambda: save_model(self), self.records.finish):  # a full disk may take neither: both are told
+                try:
+                    write()
+                except WriteError as error:
+                    lost.append(str(error))
+            if lost:
+                raise WriteError("; ".join(lost))
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ def save_model(task: ClassyTask) -> None:
         write_model_folder(task.run_folder / MODEL, tensors, description, card)
     except OSError as error:
         raise WriteError(
-            f"{task.run_folder / MODEL}: the model cannot be written ({error.strerror}); its checkpoints are there. "
-            "Mend the disk, and end the run again with --resume"
+            f"{task.run_folder / MODEL}: the model cannot be written ({error.strerror or error}); its checkpoints are "
+            "there. Mend the disk, and end the run again with --resume"
         ) from error
 
 

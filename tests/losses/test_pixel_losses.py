@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from classyseg.config import ConfigError
 from classyseg.losses import BoundaryLoss, ClassyLoss, OhemCrossEntropyLoss, bands, build_loss
 from full_size_losses import IGNORED, full_size
 
@@ -169,7 +170,11 @@ def test_the_logits_of_ignored_pixels_get_no_gradient(name: str) -> None:
     assert gradient[~ignored].any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+OF_PIXELS = ("boundary", "dice", "focal_tversky", "lovasz_softmax", "tversky")
+"""Those that compare the pixels of an image with each other."""
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OF_PIXELS])
 def test_images_are_classified_as_pixels_are(name: str) -> None:
     logits, labels = torch.randn(6, 5, requires_grad=True), torch.tensor([0, 1, 2, 2, IGNORED, 0])
     loss = loss_of(name)
@@ -177,6 +182,12 @@ def test_images_are_classified_as_pixels_are(name: str) -> None:
     expected = loss(logits.T[None, :, None], labels[None, None])
     torch.testing.assert_close(found, expected)
     assert torch.autograd.grad(found, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", OF_PIXELS)
+def test_a_loss_that_compares_pixels_refuses_whole_images(name: str) -> None:
+    with pytest.raises(ConfigError, match="masks"):
+        loss_of(name)(torch.randn(6, 5), torch.tensor([0, 1, 2, 2, IGNORED, 0]))
 
 
 def test_no_loss_holds_a_tensor_of_full_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def test_bad_samples_are_counted_in_the_records_and_listed_once(tree: Path) -> N
     assert counts(tree / "run") == EVERY_PHASE
     listed = [json.loads(line) for line in (tree / "run" / "bad_samples.jsonl").read_text().splitlines()]
     assert sorted((line["data_set"], line["index"]) for line in listed) == [
-        (s, i) for s in ("val", "train") for i in BAD
+        (s, i) for s in ("train", "val") for i in BAD
     ]
     assert {Path(line["problem"].split(":")[0]).name for line in listed} == {"03.png", "07.png"}
 
