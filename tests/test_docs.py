@@ -222,9 +222,21 @@ def test_the_page_of_configs_is_what_the_code_says_now() -> None:
 
 
 def builtin_sections() -> dict[str, str]:
-    found = {f"{what} {name}": "\n".join(lines) for what in (*KINDS, "records") for name, lines in sections(what)}
+    found = {f"{what} {name}": "\n".join(lines) for what in KINDS for name, lines in sections(what, plugins=False)}
+    found |= {name: "\n".join(lines) for name, lines in sections("records")}
     assert len(found) > 100
     return found
+
+
+def test_components_of_plugins_are_printed_but_on_no_page(own_registries: None) -> None:
+    class Own(FCNHead):
+        """A head of somebody else."""
+
+    REGISTRIES["heads"].register("own_head")(Own)
+    assert "own_head" in dict(sections("heads"))
+    assert "own_head" not in dict(sections("heads", plugins=False))
+    page = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+    assert written(page) == page
 
 
 def test_every_component_and_record_is_on_the_page_with_a_meaning_of_each_key() -> None:

@@ -70,7 +70,7 @@ def written(page: str) -> str:
         if first == "every":  # the keys of whoever places a component
             lines += _placement_table(names[0])
         else:
-            for name, section in sections(first):
+            for name, section in sections(first, plugins=False):
                 if not names or name in names:
                     lines += ["", *section]
         return "\n".join([BEGIN.format(match["what"]), *lines, "", END])
@@ -78,8 +78,8 @@ def written(page: str) -> str:
     return _MARKED.sub(part, page)
 
 
-def sections(what: str) -> Iterator[tuple[str, list[str]]]:
-    """The sections of a kind of components, or of `records`, by name, as Markdown lines."""
+def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """The sections of a kind of components, or of `records`, by name, as Markdown lines; a page has none of plugins."""
     if what == "records":
         for name, record in records().items():
             yield name, [f"### key `{name}`", "", *_text(record), *_table(record, record)]
@@ -93,6 +93,8 @@ def sections(what: str) -> Iterator[tuple[str, list[str]]]:
         try:
             entry = registry.entry(name)
         except PluginError:  # `classyseg plugins` tells what is wrong with it
+            continue
+        if not plugins and entry.distribution != "classyseg":
             continue
         if entry.defaults:
             variants.setdefault(entry.component, {})[name] = entry.defaults
