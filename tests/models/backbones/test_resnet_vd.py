@@ -11,6 +11,7 @@ from torch import nn
 from classyseg.config import ConfigError
 from classyseg.models import ResNetVd, create_backbone, list_models
 from classyseg.registry import OPTIMIZERS
+from classyseg.structures import RunLength
 
 PARAMETERS = {
     "resnet18_vd": 11_199_968,
@@ -74,7 +75,9 @@ def test_convolutions_begin_as_paddles() -> None:
 def test_factors_of_the_stages_become_groups_of_the_optimizer() -> None:
     model = create_backbone("resnet18_vd")
     groups = ResNetVd.lr_groups([0, 0.1, 0.2, 0.5, 1])
-    optimizer = OPTIMIZERS.build({"name": "sgd", "lr": 2.0, "groups": groups}, model.named_parameters(), 1.0)
+    optimizer = OPTIMIZERS.build(
+        {"name": "sgd", "lr": 2.0, "groups": groups}, model.named_parameters(), RunLength(1, 10)
+    )
     rates = {
         name: group["lr"]
         for names, group in zip(optimizer.names, optimizer.optimizer.param_groups, strict=True)
