@@ -18,7 +18,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.console import printable
-from classyseg.io import fsync_folder, sha256_of, shown, write_atomically
+from classyseg.io import folder_written_whole, sha256_of, shown, write_atomically
 from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 
 MANIFEST = "manifest.json"
@@ -64,9 +64,7 @@ def save_checkpoint(
             write_atomically(root / LATEST, folder.name)
             return folder
         shutil.rmtree(folder)
-    temporary = root / f"step-{step}.tmp-{os.getpid()}"
-    try:
-        temporary.mkdir()
+    with folder_written_whole(folder) as temporary:
         for name, group in tensors.items():
             save_file(own_storages(group), temporary / f"{name}.safetensors")
         (temporary / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1), encoding="utf-8")
@@ -74,15 +72,6 @@ def save_checkpoint(
             path.name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(temporary.iterdir())
         }
         (temporary / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        fsync_folder(temporary)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_folder(root)
     write_atomically(root / LATEST, folder.name)
     return folder
 

@@ -41,7 +41,7 @@ def parts_of(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def meanings(component: type) -> dict[str, str]:
-    """What the docstring of a component, or of a record of options, says of its keys.
+    """What keys mean in the config of a component, or of a record of options: by its docstring, else `COMMON_KEYS`.
 
     A component that inherits its `__init__` inherits what the docstring there says.
     """
@@ -49,9 +49,4 @@ def meanings(component: type) -> dict[str, str]:
     for base in component.__mro__:
         if base.__init__ is component.__init__:  # type: ignore[misc]
             found = {**parts_of(base.__dict__.get("__doc__") or "")[1], **found}
-    return found
-
-
-def meaning(component: type, key: str) -> str | None:
-    """What `key` means in the config of `component`; None where nobody says it."""
-    return meanings(component).get(key) or COMMON_KEYS.get(key)
+    return {**COMMON_KEYS, **found}

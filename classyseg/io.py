@@ -8,6 +8,7 @@ import io
 import json
 import os
 import reprlib
+import shutil
 import socket
 import sys
 import unicodedata
@@ -215,6 +216,31 @@ def written_atomically(path: Path) -> Iterator[Path]:
             temporary.unlink()
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """Gives a new folder next to `folder` to fill with files; it becomes `folder` at the end, in one rename.
+
+    That comes after all bytes are on the disk. A folder that is there already is replaced. Leaves nothing else when
+    something fails.
+    """
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # of an earlier process with this number
+    try:
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        fsync_folder(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(folder.parent)
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import Field, Strict, TypeAdapter, ValidationError, create_model
 
 from classyseg.config import MAX_FLOAT, MAX_INT, ConfigRecord, ConfigTree, explain
-from classyseg.documented import meaning
+from classyseg.documented import meanings
 from classyseg.foreign import instead_of_key
 
 
@@ -93,14 +93,13 @@ def derive_config(
             placement[place][0],
             _checked(placement[place][0], place, defaults, qualified(component), name),
         )
+    said = meanings(component)
     for parameter in own.values():
         if parameter.name not in hints:
             raise TypeError(f"{qualified(component)}.__init__: the parameter '{parameter.name}' has no type annotation")
         default = defaults.get(parameter.name, parameter.default)
         required = default is inspect.Parameter.empty
-        annotation: Any = Annotated[
-            _strict(hints[parameter.name]), Field(description=meaning(component, parameter.name))
-        ]
+        annotation: Any = Annotated[_strict(hints[parameter.name]), Field(description=said.get(parameter.name))]
         fields[parameter.name] = (annotation, ... if required else default)
     summary = inspect.getdoc(component) or ""
     model = create_model(

@@ -23,7 +23,7 @@ from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.models import WRITTEN, row
 from classyseg.cli.train import main as classy_train_main
 from classyseg.config import ConfigTree
-from classyseg.documented import meaning, parts_of
+from classyseg.documented import meanings, parts_of
 from classyseg.heads import FCNHead
 from classyseg.io import read_json_lines
 from classyseg.registry import REGISTRIES
@@ -268,7 +268,7 @@ def test_a_docstring_gives_the_meaning_of_keys_to_the_schema() -> None:
     assert keys == {"a": "One: two. More.", "b": "Three."}
     assert text.split("\n\n") == ["First.", "Raises: `E`."]
     schema = REGISTRIES["heads"].config_model("fcn").model_json_schema()
-    assert schema["properties"]["dropout"]["description"] == meaning(FCNHead, "dropout")
+    assert schema["properties"]["dropout"]["description"] == meanings(FCNHead)["dropout"]
     assert schema["properties"]["norm"]["description"] == "See key `norm`."
 
 

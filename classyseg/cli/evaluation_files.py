@@ -22,8 +22,8 @@ from classyseg.inference import shown
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.meters.confusion import confusion_matrix
 from classyseg.registry import DATASETS
+from classyseg.structures import Color
 
-Color = tuple[int, int, int]
 Labels = npt.NDArray[Any]
 MIN_SIDE, MAX_SIDE = 240, 1024
 """The longest side of an image in a picture: smaller ones are enlarged, larger ones made smaller."""

@@ -175,12 +175,13 @@ def _keys(registry: Registry, name: str) -> list[str]:
 
 
 def _table(model: type[BaseModel], component: type) -> list[str]:
-    from classyseg.documented import meaning
+    from classyseg.documented import meanings
 
     fields = {key: field for key, field in model.model_fields.items() if key != "name" or model is component}
     if not fields:
         return ["It has no keys."]
-    return _rows({key: (field, meaning(component, key) or "") for key, field in fields.items()})
+    said = meanings(component)
+    return _rows({key: (field, said.get(key, "")) for key, field in fields.items()})
 
 
 def _placement_table(kind: str) -> list[str]:

@@ -11,6 +11,7 @@ from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, 
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG
+from classyseg.tasks.plan import LENGTH_KEYS
 
 OVERRIDDEN = ("dataset", "meters", "protocol", "runtime")
 """The keys of a config that a measurement may change. The others are the model's, or the training's."""
@@ -23,7 +24,6 @@ OF_A_MODEL: Mapping[str, Any] = {
     "loss": {"name": "cross_entropy"},
 }
 """What stands for the config of a model's folder, which tells of no training. The model itself is read from there."""
-LENGTHS = ("num_epochs", "num_steps", "val_every_epochs", "val_every_steps")
 
 
 class TrainedRun(NamedTuple):
@@ -70,7 +70,7 @@ def config_to_measure(
     values = OF_A_MODEL if trained.config is None else trained.config.values
     datasets = values.get("dataset")
     datasets = datasets if isinstance(datasets, Mapping) else {}
-    values = {key: value for key, value in values.items() if key not in (*LENGTHS, *NOT_MEASURED, "protocol")}
+    values = {key: value for key, value in values.items() if key not in (*LENGTH_KEYS, *NOT_MEASURED, "protocol")}
     values |= {**NOT_MEASURED, "num_epochs": 0}
     values["dataset"] = {"val": None, split: datasets.get(split)}  # `test` without a word on `val` is one of before
     lines = {} if trained.config is None else trained.config.lines

@@ -6,18 +6,19 @@ import torch
 from torch import Tensor
 
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.inference.network import autocast
 
 
 class Precision:
     """Runs a network in the runtime's precision; float16 also scales losses, as small gradients would become 0."""
 
     def __init__(self, runtime: RuntimeConfig, device: torch.device) -> None:
-        self.dtype = runtime.dtype()
+        self.name = runtime.precision
         self.device_type = device.type
-        self.scaler = torch.amp.GradScaler(device.type) if self.dtype == torch.float16 else None
+        self.scaler = torch.amp.GradScaler(device.type) if self.name == "float16" else None
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32)
+        return autocast(self.device_type, self.name)
 
     def backward(self, loss: Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,9 +11,8 @@ from pydantic import Field
 from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text
 from classyseg.distributed import world_size
 from classyseg.foreign import instead_of_key
+from classyseg.inference.network import Precision
 from classyseg.launcher import local_rank
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class RuntimeConfig(ConfigRecord):
@@ -97,9 +96,6 @@ class RuntimeConfig(ConfigRecord):
                 f"runtime.device: found {self.device} (GPU {index} for this process); {available} GPUs are there"
             )
         return torch.device("cuda", index)
-
-    def dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
 
     def loading(self, device: torch.device) -> dict[str, Any]:
         """How batches for `device` are loaded."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +110,11 @@ def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol)
     return Wanted(head, "outputs" if logits else meter.reads)
 
 
+def clips_per_batch(meters: Iterable[ClassyMeter]) -> int:
+    """How many samples that follow each other must stay together for all `meters`."""
+    return math.lcm(*(meter.clips_per_video for meter in meters))
+
+
 def evaluate(
     predictor: Predictor,
     dataset: ClassyDataset,
@@ -130,7 +136,7 @@ def evaluate(
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
     evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
-    together = max((meter.clips_per_video for meter in meters), default=1)
+    together = clips_per_batch(meters)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     order = EvalBatches(len(dataset), batch_size, together=together, **process)
     pin_memory = predictor.device.type == "cuda"

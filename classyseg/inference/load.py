@@ -86,8 +86,8 @@ def _told(folder: Path) -> str:
 
 def _chosen(root: Path) -> Path:
     """The best checkpoint of a run, where one is named and whole, else the newest one that is."""
-    best = best_of(root)
-    if best is not None and problem_of(best) is None:
+    best = whole_best_of(root)
+    if best is not None:
         return best
     newest, problems = newest_checkpoint(root)
     if newest is None:
@@ -101,6 +101,12 @@ def best_of(root: Path) -> Path | None:
         return None
     name = read_plain(root / BEST, 1000).decode("utf-8", "replace").partition(" ")[0]
     return root / name if CHECKPOINT_NAME.fullmatch(name) else None
+
+
+def whole_best_of(root: Path) -> Path | None:
+    """The checkpoint that `best_of` names, where its files verify: whoever reads it need not hash them again."""
+    best = best_of(root)
+    return best if best is not None and problem_of(best) is None else None
 
 
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from classyseg.checkpoint import own_storages, save_file
 from classyseg.config import ConfigError
 from classyseg.console import printable
 from classyseg.inference.description import Card, Description
-from classyseg.io import fsync_folder
+from classyseg.io import folder_written_whole
 from classyseg.run_folder import kind_of
 
 CONFIG = "config.json"
@@ -35,25 +34,12 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], description:
     if os.path.lexists(folder):
         _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     trained = {key: value for key, value in tensors.items() if _belongs(key, description.model.get("heads", {}))}
-    try:
-        temporary.mkdir()
+    with folder_written_whole(folder) as temporary:
         save_file(own_storages(trained), temporary / WEIGHTS)
         text = json.dumps(description.model_dump(mode="json"), indent=1, ensure_ascii=False)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         (temporary / README).write_text(card_text(description, card), encoding="utf-8")
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.rename(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    fsync_folder(folder.parent)
     return folder
 
 

@@ -29,6 +29,11 @@ def known_precision(name: object) -> Precision:
     return name  # type: ignore[return-value]
 
 
+def autocast(device_type: str, precision: Precision) -> torch.autocast:
+    """Within it, a network runs in `precision`; it does nothing for float32."""
+    return torch.autocast(device_type, DTYPES[precision], enabled=precision != "float32")
+
+
 class Network:
     """What protocols run: `network(images)` gives the model's outputs by name, without gradients.
 
@@ -57,8 +62,7 @@ class Network:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         if self.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        dtype = DTYPES[self.precision]
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(images.device.type, self.precision):
             return dict(self._forward(images))
 
     @property

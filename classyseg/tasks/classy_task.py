@@ -333,11 +333,7 @@ class ClassyTask(Configurable, ABC):
         training = self.progress.phase == "train"
         if not training:
             self.progress.step_in_phase = 0
-        if (
-            self.progress.phase == "test"
-            and self.run_folder is not None
-            and any(hook.names_best and hook.best is not None for hook in self.hooks)
-        ):
+        if self.progress.phase == "test" and self.run_folder is not None and self.names_best:
             self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
@@ -408,6 +404,11 @@ class ClassyTask(Configurable, ABC):
         if self.ending.reason is not None:  # what is measured behind the last step follows even where none was taken
             at_start = self.progress == Progress()
             self.progress = self.plan.after(self.progress) if at_start else self.plan.taken_up(self.progress)
+
+    @property
+    def names_best(self) -> bool:
+        """Whether a hook names a best checkpoint: its weights are tested, and given away."""
+        return any(hook.names_best and hook.best is not None for hook in self.hooks)
 
     def _hooks_in_turn(self) -> list[ClassyHook]:
         return sorted(self.hooks, key=lambda hook: hook.saves)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from classyseg.config import ConfigError
 from classyseg.datasets.build import check_same_unit
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.label_map import classes_line, with_more_classes
+from classyseg.evaluation import clips_per_batch
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter
@@ -277,4 +277,4 @@ def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int,
                 )
             if facts.num_samples is not None and facts.num_samples % clips:
                 raise ConfigError(f"dataset.{name}: found {facts.num_samples} samples; {place}")
-    return math.lcm(*(1 if meter is None else meter.clips_per_video for meter in meters))
+    return clips_per_batch(meter for meter in meters if meter is not None)

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg import distributed
-from classyseg.checkpoint import load_checkpoint, problem_of, step_of
+from classyseg.checkpoint import load_checkpoint, step_of
 from classyseg.config import ConfigError
 from classyseg.inference import Card
 from classyseg.inference.description import of_state
-from classyseg.inference.load import best_of
+from classyseg.inference.load import whole_best_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.io import read_json_lines
 from classyseg.records import WriteError
@@ -35,10 +35,9 @@ def save_model(task: ClassyTask) -> None:
         return
     task.records.write()
     step = task.progress.step
-    if any(getattr(hook, "best", None) for hook in task.hooks):
-        best = best_of(task.run_folder / CHECKPOINTS)
-        if best is not None and problem_of(best) is None:
-            tensors, step = load_checkpoint(best, only=("model",)).tensors["model"], step_of(best)
+    best = whole_best_of(task.run_folder / CHECKPOINTS) if task.names_best else None
+    if best is not None:
+        tensors, step = load_checkpoint(best, only=("model",), verified=True).tensors["model"], step_of(best)
     state = json.loads(json.dumps({"config": task.config, **task.checkpoint_state()}))
     try:
         description = of_state(state, "the task's config")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,8 +10,8 @@ from pydantic import Field
 
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.datasets.classification_dataset import ClassificationDataset
-from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS
-from classyseg.datasets.facts import DataFacts, told
+from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS, drawn_facts
+from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.arrays import image_tensor
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
@@ -58,8 +57,7 @@ class SyntheticImage(ClassificationDataset):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        size, count = told(config, "size", tuple), told(config, "num_samples", int)
-        return replace(super().facts_of(config), size=size, num_samples=count)
+        return drawn_facts(config, super().facts_of(config))
 
     def __len__(self) -> int:
         return self.num_samples

@@ -29,6 +29,11 @@ HUES = {1: 0.0, 2: 0.33, 3: 0.6}
 """The usual hue of each shape, in turns of the colour wheel."""
 
 
+def drawn_facts(config: Any, facts: DataFacts) -> DataFacts:
+    """`facts` with what the config of a drawn data set tells: the size of its images, and how many there are."""
+    return replace(facts, size=told(config, "size", tuple), num_samples=told(config, "num_samples", int))
+
+
 @DATASETS.register("synthetic_shapes")
 class SyntheticShapes(ClassyDataset):
     """Discs, squares and triangles of any place, size and turn, before a noisy background crossed by coloured lines.
@@ -73,8 +78,7 @@ class SyntheticShapes(ClassyDataset):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        size, count = told(config, "size", tuple), told(config, "num_samples", int)
-        return replace(super().facts_of(config), size=size, num_samples=count)
+        return drawn_facts(config, super().facts_of(config))
 
     def __len__(self) -> int:
         return self.num_samples
