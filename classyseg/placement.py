@@ -95,7 +95,7 @@ DATASET_MEANINGS = {
     "cache_samples": (
         "A folder, under the data root unless it is absolute, in which decoded images and masks are kept,"
         " as they are before transforms, for later epochs, workers, processes and runs. Worth it for "
-        "large JPEG and PNG of which a crop is taken; costs about `(channels + 1) x H x W` bytes a sample"
+        "large JPEG and PNG that are cropped; costs about `(channels + 1) x H x W` bytes a sample"
         " (for each channel 2 bytes of `bits: 16`, 4 of `bits: 32`). A folder in `/dev/shm` keeps them in"
         " memory."
     ),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Generator, Iterator
 
 import pytest
+from registered import forgotten
 
 from skips import fail_unless_allowed
 
@@ -45,3 +46,10 @@ def own_data_root() -> Iterator[None]:
         os.environ.pop(name, None)
     else:
         os.environ[name] = before
+
+
+@pytest.fixture
+def own_registries() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    with forgotten():
+        yield

@@ -124,10 +124,7 @@ class OneBlock(ClassyHead):
 
 
 @pytest.fixture
-def own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry in (MODELS, HEADS):
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+def own_parts(own_registries: None) -> None:
     MODELS.register("test_net")(Net)
     MODELS.register("test_old_net")(OldNet)
     HEADS.register("test_one_block")(OneBlock)

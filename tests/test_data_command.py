@@ -182,9 +182,7 @@ class NamedSetsTask(ClassyTask):
 
 
 @pytest.fixture
-def plugin_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    TASKS.names()
-    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+def plugin_tasks(own_registries: None) -> None:
     for name, task in {"own": OwnTask, "one_set": OneSetTask, "named_sets": NamedSetsTask}.items():
         TASKS.register(name)(task)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,15 +69,6 @@ def only_command(title: str) -> str:
     (block,) = re.findall(r"```bash\n(.*?)```", section(README, title), re.DOTALL)
     (line,) = block.splitlines()
     return line
-
-
-@pytest.fixture
-def own_registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the code of a page registers is forgotten after it."""
-    for registry in REGISTRIES.values():
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    return
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", [page])], ids=lambda page: page.name)

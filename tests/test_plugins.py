@@ -19,7 +19,6 @@ from classyseg import ConfigError, build_head, build_model, registry
 from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.train import main as classy_train_main
 from classyseg.config import dump_yaml
-from classyseg.registry import REGISTRIES
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "plugins" / "classyseg-example"
@@ -98,11 +97,8 @@ def broken_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def broken_installed(broken_site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def broken_installed(broken_site: Path, monkeypatch: pytest.MonkeyPatch, own_registries: None) -> Iterator[None]:
     """`broken_site` seen by this process, and forgotten after the test."""
-    for each in REGISTRIES.values():
-        each.names()
-        monkeypatch.setattr(each, "_entries", dict(each._entries))
     with monkeypatch.context() as patch:
         patch.syspath_prepend(str(broken_site))
         registry._installed.cache_clear()

@@ -177,10 +177,7 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    for registry, _ in PLUGIN:
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # contract tests run on all names
+def plugin(own_registries: None) -> None:
     register()
 
 

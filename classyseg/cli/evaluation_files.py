@@ -68,7 +68,7 @@ class WorstImages(ClassyMeter):
         self.worst: list[tuple[float, ...]] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        if target.dim() < 3:  # classes of whole images, of which there is nothing to draw
+        if target.dim() < 3:  # classes of whole images: there is nothing to draw
             return
         for i, name in enumerate(self.names):
             matrix = confusion_matrix(prediction[i], target[i], self.num_classes, self.ignore_index).cpu()

@@ -63,8 +63,8 @@ def written(page: str, pattern: str = "*") -> str:
 def table(names: Iterable[str], rows: Mapping[str, str] | None = None) -> Iterator[str]:
     """A section for each class with a row for each of its names, then one for the names with heads, as Markdown lines.
 
-    Models are built on the `meta` device, but for those in `rows`; those that cannot be built without a config are
-    left out.
+    Models are built on the `meta` device, unless `rows` has them. Those that cannot be built without a config are left
+    out.
     """
     from classyseg.registry import MODELS
 

@@ -135,7 +135,7 @@ class Job:
         seconds = (time.perf_counter() - started) / len(batch)
         for read, (labels, scores) in zip(batch, found, strict=True):
             self._writing.append((read.given.path, self._pool.submit(self._write, read, labels, scores, seconds)))
-        large = pixels_of(batch[0].image) > MAX_PIXELS  # of which only one is written at a time, to save memory
+        large = pixels_of(batch[0].image) > MAX_PIXELS  # written one at a time, to save memory
         self._collect(0 if large else 2 * THREADS)
 
     def _predict_video(self, given: Input) -> None:

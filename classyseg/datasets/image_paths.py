@@ -32,7 +32,7 @@ class ImagePaths(LabelledFiles):
         table: The list: a `.csv` or `.tsv` file, or another text file whose lines are a path, a space and a class.
         image_column: The column of the paths, in a CSV file.
         label_column: The column of the classes, in a CSV file: names or numbers.
-        paths: The list itself, in the place of `table`.
+        paths: The list itself, instead of `table`.
         labels: The class of each of `paths`: names or numbers.
         transforms: Transforms.
     """

@@ -32,7 +32,7 @@ class Work(Protocol):
         """Whether `counts` are those of the terms of a whole batch, whose parts are then computed one by one."""
 
     def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
-        """The counts of the terms of `batch`, by outputs of a part of it, of which the values do not matter."""
+        """The counts of the terms of `batch`. `outputs` are those of a part of it; their values do not matter."""
 
     def complete(self, batch: Sample) -> Sample:
         """The batch with what is read or computed once, however often `outputs` is called."""

@@ -67,7 +67,7 @@ class Evaluation:
         forward: Callable[[Tensor], Outputs] | None = None,
         terms: Callable[[Outputs], Terms] | None = None,
     ) -> None:
-        """Counts images (N, C, H, W), normalised and on the device, of which `target` is the truth at its own size.
+        """Counts images (N, C, H, W), normalised and on the device. `target` is their truth, at its own size.
 
         `forward` runs the network on this batch otherwise than `network` does, `terms` gives the loss's terms otherwise
         than `loss` does: for a task that has rules of its own.

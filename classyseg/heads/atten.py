@@ -32,7 +32,7 @@ class AttenHead(ClassyHead):
         channels: Of the map that looks at itself; null: a quarter of the last block's, a multiple of `num_heads`.
         num_heads: Heads of the attention.
         num_mixtures: Softmaxes that each head mixes.
-        with_global: The image's mean stands beside the attention.
+        with_global: The classifier also reads the image's mean.
         norm_image: That mean has a norm, too; batch norm then needs two images at once.
         with_encoding: Context encoding before the classifier.
         num_codes: Its codewords.

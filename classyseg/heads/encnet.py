@@ -65,7 +65,7 @@ class EncNetHead(ClassyHead):
     Args:
         channels: Of the map that is encoded.
         num_codes: Codewords.
-        se_branch: Gives the output `NAME.se` (N, classes), too: logits of which classes are in an image.
+        se_branch: Gives the output `NAME.se` (N, classes), too: logits that say which classes are in an image.
         dropout: Before the classifier.
     """
 

@@ -73,7 +73,7 @@ class PointRendHead(ClassyHead):
         channels: Of each layer of the network.
         num_layers: Before its classifier; without a norm.
         num_points: Of an image, in training.
-        oversampling: Random points, times `num_points`, of which the least sure are taken; 1 or more.
+        oversampling: Random points, times `num_points`; the least sure of them are taken. 1 or more.
         uncertain_share: Of the points: those taken so. The others are random.
         num_subdivisions: How often the size is doubled; null: as often as leads from the finest of the other head's
             blocks to the first block, and once at the least.

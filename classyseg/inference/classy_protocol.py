@@ -58,7 +58,7 @@ class ClassyProtocol(Configurable, ABC):
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
     ) -> tuple[Mapping[str, Rows], Cost]:
-        """The scores of one image (C, H, W) by head, at `size`, as maps by rows, and what they take beside their rows.
+        """The scores of one image (C, H, W) by head, at `size`, as maps by rows, and what they take in addition.
 
         For protocols that run another one at several scales. The base makes them whole, with `__call__`; a protocol
         that can make them band by band gives its own.

@@ -1,4 +1,4 @@
-"""What the numbers of a trained model depend on beside its weights: read from files that may be anybody's."""
+"""What the numbers of a trained model depend on, except its weights: read from files that may be anybody's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Description(ConfigRecord):
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's README tells beside the description: measured numbers, by the name of what was measured."""
+    """What a model's README tells in addition: measured numbers, by the name of what was measured."""
 
     title: str = "A model of classyseg"
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

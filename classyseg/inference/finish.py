@@ -28,7 +28,7 @@ from classyseg.layers.resize import best_class
 LABEL = 8
 """Bytes of a label."""
 _ROW = 2 * LABEL + FLOAT
-"""Bytes of a pixel that an arg-max takes beside its input."""
+"""Bytes that an arg-max takes for a pixel, without its input."""
 
 
 def at_size(maps: Rows, size: Size) -> Rows:

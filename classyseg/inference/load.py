@@ -51,7 +51,7 @@ def load(
 
     `path` is a run, whose `model/` is taken, else its best checkpoint, else its newest one that is whole; a checkpoint;
     or a model's folder. `precision` and `protocol` are by default those with which the run was measured; `max_memory`
-    (`"2G"`, or bytes) bounds what a prediction takes beside the model. Nothing is unpickled, no data set and no
+    (`"2G"`, or bytes) bounds what a prediction takes in addition to the model. Nothing is unpickled, no data set and no
     training config is needed, and no path or address that stands in a file is followed.
 
     Raises: `ConfigError` for a folder that is none of these or is damaged, naming the file.
@@ -127,7 +127,7 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
         raise ConfigError(f"{path}: holds no object in JSON; {EXPECTED}")
     description = described(values, str(path))
     if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it beside {CONFIG}")
+        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {CONFIG}")
     return _predictor(description, read_tensors(folder / WEIGHTS), path, folder / WEIGHTS, options)
 
 

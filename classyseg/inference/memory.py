@@ -16,7 +16,7 @@ from classyseg.config import ConfigError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
-"""What kernels take beside the tensors that torch knows of: copies in another layout, columns of a convolution.
+"""What kernels take in addition to the tensors that torch knows of: copies in another layout, columns of a convolution.
 
 The peak of the process over the tensors alive lies between 0.7 and 1.0 of images of 512 and 768 pixels, of ResNets and
 Swin on the CPU (`benchmarks/inference.py estimate`); the rest is for networks that nobody measured."""
@@ -34,7 +34,7 @@ class BudgetError(ConfigError):
 
 @contextmanager
 def left_of(budget: int | None, taken: int) -> Iterator[int | None]:
-    """What is left of a budget of which `taken` bytes are in use; a `BudgetError` from within tells the whole of it."""
+    """What is left of a budget when `taken` bytes are in use. A `BudgetError` from within tells the whole budget."""
     if budget is None:
         yield None
         return

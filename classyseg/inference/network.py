@@ -141,7 +141,7 @@ class Network:
         return sum(value.numel() * value.element_size() for value in self.kept(self.example(size), heads).values())
 
     def forward_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """What a forward pass on images of `shape` takes at its highest, beside the images: an estimate from above."""
+        """What a forward pass on images of `shape` takes at most, without the images: an estimate from above."""
         count, *one = shape
         size = (one[1], one[2])
         if size not in self._forwards:

@@ -35,7 +35,7 @@ class Predictor:
     `classyseg.load(FOLDER)` gives one; it may also be built around any model with a head:
     `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
     geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
-    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take beside the model.
+    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model.
 
     `batch_size` may be set: how many images of one size that follow each other are predicted at once.
 
@@ -275,7 +275,7 @@ def _is_one(images: Any) -> bool:
     """Whether it is an image, and no several of them."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
-    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # two of which no image is
+    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # bytes and mappings are refused later
 
 
 def _alike(first: Prepared, second: Prepared) -> bool:

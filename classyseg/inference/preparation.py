@@ -180,7 +180,7 @@ class Preparation:
                 image = (image.convert("LA") if image.mode == "La" else image).convert(mode)
             except ValueError as error:
                 raise DataError(
-                    f"found a PIL image of mode {image.mode}, of which Pillow makes no {mode} ({error}); convert it"
+                    f"found a PIL image of mode {image.mode}; Pillow makes no {mode} of it ({error}); convert it"
                 ) from None
         array = np.array(image)
         return image_tensor(array[..., None] if array.ndim == 2 else array)

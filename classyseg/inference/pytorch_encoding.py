@@ -35,10 +35,10 @@ class PyTorchEncoding(ClassyProtocol):
     """PyTorch-Encoding's `MultiEvalModule`: scales of the longer side, squares, flips, sums of exponentials.
 
     At each scale the longer side becomes `base_size` times the scale. A smaller image is padded to a square of
-    `crop_size`; a larger one is cut into such squares, two thirds of a square apart, of which the last ones are padded,
-    not moved back. Of each square the logits are added to those of its mirror image; their exponentials are averaged
-    over squares, and summed over scales. All resizing aligns the corners, that of logits, too. Other ways of averaging
-    are as good; this one is here because the figures of its model zoo mean it.
+    `crop_size`; a larger one is cut into such squares, two thirds of a square apart. The last ones are padded, not
+    moved back. The logits of each square are added to those of its mirror image; their exponentials are averaged over
+    squares, and summed over scales. All resizing aligns the corners, that of logits, too. Other ways of averaging are
+    as good; this one is here because the figures of its model zoo mean it.
 
     Scores are those sums divided by their sum over the classes.
 

@@ -1,4 +1,4 @@
-"""Maps of which only some rows exist at a time: how images and classes of any size pass through little memory.
+"""Maps that exist a few rows at a time: how images and classes of any size pass through little memory.
 
 Everything here is for one image. Rows are asked for from top to bottom, and each row's numbers do not depend on how
 many are asked for at once: so a budget of memory chooses the bands, and the result is the same to the bit.
@@ -29,7 +29,7 @@ LANES = 64
 
 
 class Cost(NamedTuple):
-    """Bytes that maps take beside their rows: what is `kept` of forward passes, and one while it is `running`."""
+    """What maps take, without their rows: bytes `kept` of forward passes, and those of one while it is `running`."""
 
     kept: int
     running: int
@@ -239,7 +239,7 @@ class Deferred(Rows):
 
 
 class Windows(Rows):
-    """The weighted mean of maps of windows, each of which is made when its first row is asked for.
+    """The weighted mean of maps of windows. Each is made when its first row is asked for.
 
     `tops` and `lefts` are where windows begin. `run(top, first)` gives the maps of the windows that begin at `top`, in
     the order of `lefts`; what lies above the row `first` is not asked for again. A window may reach beyond the map.

@@ -13,7 +13,7 @@ ALIGN_CORNERS = False
 """Whether the corner pixels' centres coincide, for every resize of features and logits in classyseg."""
 
 CHUNK_BYTES = 64_000_000
-"""How much memory `argmax_at` and `rank_at` take for resized logits; with the rest, twice that beside their results.
+"""How much memory `argmax_at` and `rank_at` take for resized logits; in all, they take twice that and their results.
 `scores_at` takes it once."""
 
 

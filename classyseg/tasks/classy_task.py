@@ -196,7 +196,7 @@ class ClassyTask(Configurable, ABC):
         for key in () if open_to_all else sorted(given.keys() - parameters.keys()):
             raise TypeError(f"{qualified(cls)}: '{key}': {unknown('argument', key, [*parameters][1:])}")
         task = super().__new__(cls)
-        task._given = given  # of which `config` tells
+        task._given = given  # `config` tells of it
         return task
 
     def _begin_at_zero(self) -> None:
@@ -209,7 +209,7 @@ class ClassyTask(Configurable, ABC):
         self.records = RunRecords(None)
         """What the run's folder gets; of the primary process."""
         self.phase_files: dict[str, str] = {}
-        """What the run's folder gets beside the record of a phase: texts by file name, in place of earlier ones."""
+        """What the run's folder gets with the record of a phase: texts by file name, in place of earlier ones."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, and is not to wait for data any longer."""
         self.ending = Ending()
@@ -560,7 +560,7 @@ class ClassyTask(Configurable, ABC):
         return {"bad_samples": self.data.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """Plain values to save beside the tensors."""
+        """Plain values to save with the tensors."""
         scaler = self.engine.precision.scaler
         return {
             **self.data.meaning_of_labels(),

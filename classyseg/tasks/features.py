@@ -23,7 +23,7 @@ NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_chec
 
 @dataclass(frozen=True)
 class CachedSample(Sample):
-    """A batch whose features lie in a cache under `keys`, or shall."""
+    """A batch whose features lie, or will lie, in a cache under `keys`."""
 
     keys: tuple[str, ...] = ()
     features: Mapping[str, Tensor] | None = None

@@ -25,7 +25,7 @@ def check_takes(model: ClassyModel, *, takes_clips: bool) -> None:
 
 
 def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
-    """Raises: `ConfigError` for a compiled model that shall keep fewer activations, which compilers decide alone."""
+    """Raises: `ConfigError` for a compiled model that is to keep fewer activations: compilers decide that alone."""
     if runtime.compile and (recomputes(model) or model.activation_compression != "none"):
         raise ConfigError(
             "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "

@@ -60,7 +60,7 @@ def check_outputs(
 ) -> None:
     """Raises: `ConfigError` for a head whose logits are not those of pixels, (N, num_classes, h, w), or with
     `whole_images` of images, (N, num_classes); for outputs that the loss cannot read; and, in a task that trains, for a
-    head of which it reads nothing or not what the head needs, and for a batch of which a norm has no more than one
+    head when it reads nothing of it or not what the head needs, and for a batch that gives a norm no more than one
     value.
 
     A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
@@ -171,7 +171,7 @@ def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Te
 
 
 def _refuse_few(name: str, images: int) -> Callable[[nn.Module, Any], None]:
-    """A hook that refuses the input of a batch norm of which there is one value of each channel in training."""
+    """A hook that refuses the input of a batch norm in training that has one value of each channel."""
 
     def refuse(module: nn.Module, inputs: Any) -> None:
         (values,) = inputs

@@ -306,7 +306,7 @@ class Normalize(ClassyTransform):
 
     Seldom needed: the task does the same on the device, where it is faster and a quarter of the bytes travel.
 
-    Not beside the task's own `normalize`, after `color_jitter`, and with the same values in `train` and `val`.
+    Not together with the task's own `normalize`, after `color_jitter`, and with the same values in `train` and `val`.
 
     Args:
         mean: One per channel.

@@ -82,7 +82,7 @@ class Resize(ClassyTransform):
     Args:
         size: Height and width, whatever the ratio of the image.
         shorter_side: The length of the shorter side; the ratio stays.
-        longer_side: The length of the longer side. With `shorter_side`: the largest size of which neither side is
+        longer_side: The length of the longer side. With `shorter_side`: the largest size whose sides are not
             longer than told.
         fit: A height and a width which the image fills in one direction; the ratio stays. With `pad` to the same size,
             a letter box.
@@ -136,8 +136,8 @@ class RandomResize(ClassyTransform):
     Args:
         scale: The range of a random factor, of the image's own size or of the fitted one. Needed unless `shorter_side`
             is a list.
-        shorter_side: The image is fitted as by `resize`: the length of its shorter side, or a list of lengths, of which
-            one is drawn.
+        shorter_side: The image is fitted as by `resize`: the length of its shorter side, or a list of lengths; one of
+            them is drawn.
         longer_side: The length of its longer side. With `shorter_side`: neither side is longer.
         fit: A height and a width which it fills in one direction.
         interpolation: Of the image; or `bicubic`. Masks get the nearest label.

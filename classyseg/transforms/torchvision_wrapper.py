@@ -81,7 +81,7 @@ class TorchvisionTransform(ClassyTransform):
     Where it has a `fill`, that is for the image, and the mask is ignored there.
 
     Those that would leave the mask behind (`AutoAugment`, `CutMix`, ...) are refused, with the name of ours. Where it
-    shrinks a mask, its labels lie up to half a pixel of the result beside those of the image's pixels, which ours do
+    shrinks a mask, its labels lie up to half a pixel of the result away from the image's pixels, which ours do
     not: for masks, rather `resize`, `random_resize` and `random_scale_crop`.
 
     ```yaml
@@ -94,7 +94,7 @@ class TorchvisionTransform(ClassyTransform):
           - {name: torchvision, transform: JPEG, arguments: {quality: [40, 90]}}
     ```
 
-    For images of one class, ClassyVision's `imagenet_augment` and `imagenet_no_augment`, but for a grey level of
+    For images of one class, ClassyVision's `imagenet_augment` and `imagenet_no_augment`, except for a grey level of
     rounding, are
 
     ```python

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -83,13 +83,9 @@ class TwoBands(ClassyDataset):
 
 
 @pytest.fixture
-def bands() -> Iterator[None]:
-    before = dict(DATASETS._entries)
+def bands(own_registries: None) -> None:
     DATASETS.register("bands")(Bands)
     DATASETS.register("two_bands")(TwoBands)
-    yield
-    DATASETS._entries.clear()
-    DATASETS._entries.update(before)
 
 
 def differing(known: DataFacts, real: DataFacts) -> list[str]:

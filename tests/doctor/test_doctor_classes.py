@@ -277,9 +277,7 @@ class ClassesTask(ClassyTask):
 
 
 @pytest.fixture
-def classes_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    TASKS.names()
-    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+def classes_task(own_registries: None) -> None:
     TASKS.register("classes")(ClassesTask)
 
 

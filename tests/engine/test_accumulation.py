@@ -66,9 +66,7 @@ class FixedPointsHead(FCNHead):
 
 
 @pytest.fixture(autouse=True)
-def own_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    HEADS.names()
-    monkeypatch.setattr(HEADS, "_entries", dict(HEADS._entries))  # the contract tests run on every registered name
+def own_head(own_registries: None) -> None:
     HEADS.register("test_fixed_points")(FixedPointsHead)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from registered import forgotten
 from torch import Tensor
 
 from classyseg import distributed
@@ -75,15 +76,10 @@ class StopAtStart(ClassyHook):
 
 @contextmanager
 def plugin_hooks() -> Iterator[None]:
-    HOOKS.names()
-    entries = HOOKS._entries
-    HOOKS._entries = dict(entries)  # the contract tests run on every registered name
-    HOOKS.register("stop_early")(StopEarly)
-    HOOKS.register("stop_at")(StopAt)
-    try:
+    with forgotten(HOOKS, TASKS):
+        HOOKS.register("stop_early")(StopEarly)
+        HOOKS.register("stop_at")(StopAt)
         yield
-    finally:
-        HOOKS._entries = entries
 
 
 @pytest.fixture(autouse=True)
@@ -168,23 +164,19 @@ class GatheringTask(SegmentationTask):
 
 def two_processes(folder: Path) -> None:
     with plugin_hooks():
-        entries, TASKS._entries = TASKS._entries, dict(TASKS._entries)
         TASKS.register("gathering")(GatheringTask)
-        try:
-            config = tiny_config({**SMALL, "name": "gathering"})
-            hooks = [{"name": "checkpoint", "every_steps": 1}, FIRST_IS_BEST]
-            for name, stop in (("whole", []), ("broken", [SignalAt("train", 1, 1)]), ("broken", [])):
-                task = build_task({**config, "hooks": hooks})
-                task.hooks = [*task.hooks, *stop]
-                try:
-                    Trainer(folder / name, resume=(folder / name).exists()).train(task)
-                except Stopped:
-                    assert stop
-            Trainer(folder / "one_asks").train(
-                build_task({**config, "hooks": [{"name": "stop_at", "step": 3, "process": 1}, "checkpoint"]})
-            )
-        finally:
-            TASKS._entries = entries
+        config = tiny_config({**SMALL, "name": "gathering"})
+        hooks = [{"name": "checkpoint", "every_steps": 1}, FIRST_IS_BEST]
+        for name, stop in (("whole", []), ("broken", [SignalAt("train", 1, 1)]), ("broken", [])):
+            task = build_task({**config, "hooks": hooks})
+            task.hooks = [*task.hooks, *stop]
+            try:
+                Trainer(folder / name, resume=(folder / name).exists()).train(task)
+            except Stopped:
+                assert stop
+        Trainer(folder / "one_asks").train(
+            build_task({**config, "hooks": [{"name": "stop_at", "step": 3, "process": 1}, "checkpoint"]})
+        )
 
 
 def test_two_processes_gather_what_they_save_and_end_at_the_same_step(tmp_path: Path) -> None:

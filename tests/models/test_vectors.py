@@ -77,11 +77,8 @@ class QueryHead(ClassyHead):
 
 
 @pytest.fixture(autouse=True)
-def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+def plugin(own_registries: None) -> None:
     """Registers the two for one test."""
-    for registry in (MODELS, HEADS):
-        registry.names()
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     MODELS.register("query_net")(QueryNet)
     HEADS.register("query_head")(QueryHead)
 

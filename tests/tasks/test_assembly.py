@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,8 @@ class Patience(ClassyHook):
 
 
 @pytest.fixture
-def patience() -> Iterator[None]:
-    before = dict(HOOKS._entries)
+def patience(own_registries: None) -> None:
     HOOKS.register("patience")(Patience)
-    yield
-    HOOKS._entries.clear()
-    HOOKS._entries.update(before)
 
 
 def check(changes: Mapping[str, Any]) -> None:

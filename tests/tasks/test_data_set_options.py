@@ -62,14 +62,12 @@ def test_transforms_of_colours_are_refused_where_the_images_have_none(name: str,
     check(folder(transforms=["horizontal_flip", name]))
 
 
-def test_a_plugins_folder_with_options_of_its_own_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plugins_folder_with_options_of_its_own_is_left_to_itself(own_registries: None) -> None:
     class Own(Folder):
         classes = ("a", "b")
 
         def __init__(self, *, root: str) -> None:
             super().__init__(images=root, masks=root, classes=self.classes)
 
-    DATASETS.names()
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
     DATASETS.register("own")(Own)
     check({"name": "own", "root": "gone"})

@@ -173,8 +173,7 @@ class Spectra(SyntheticShapes):
     channels = 7
 
 
-def test_a_plugins_data_set_says_its_channels_in_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
+def test_a_plugins_data_set_says_its_channels_in_its_class(own_registries: None) -> None:
     DATASETS.register("spectra")(Spectra)
     message = refusal({"dataset.train.name": "spectra", "dataset.val.name": "spectra"})
     assert message.splitlines()[0].startswith("model.in_channels: found 3, but the images of dataset.train have 7")
@@ -316,9 +315,8 @@ class Values(ClassyModel):
 
 @pytest.mark.parametrize(("width", "problem"), [(8, ""), (10_000_000, "model: a model of more than 2e+08 parameters")])
 def test_a_model_that_needs_values_is_built_for_real_within_bounds(
-    width: int, problem: str, monkeypatch: pytest.MonkeyPatch
+    width: int, problem: str, own_registries: None
 ) -> None:
-    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
     MODELS.register("values")(Values)
     config = {"model": {"name": "values", "width": width, "heads": {"main": {**FCN, "channels": 4}}}}
     if problem:

@@ -161,9 +161,8 @@ class SmallVideos(SyntheticVideo):
 )
 @pytest.mark.parametrize("composed", [False, True])
 def test_a_meter_of_other_videos_than_the_test_set_has_is_found_without_data(
-    composed: bool, data: dict[str, Any], found: int, accepted: int, monkeypatch: pytest.MonkeyPatch
+    composed: bool, data: dict[str, Any], found: int, accepted: int, own_registries: None
 ) -> None:
-    monkeypatch.setattr(DATASETS, "_entries", dict(DATASETS._entries))
     DATASETS.register("small_videos")(SmallVideos)
     test = {"name": "small_videos", **data}
     if composed:
@@ -254,9 +253,7 @@ class TooManyClassesHead(LinearHead):
 
 
 @pytest.fixture
-def too_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    HEADS.names()
-    monkeypatch.setattr(HEADS, "_entries", dict(HEADS._entries))
+def too_many_classes(own_registries: None) -> None:
     HEADS.register("too_many_classes")(TooManyClassesHead)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from registered import forgotten
 from whole_images import Clips, WholeImages
 
 from classyseg.config import ConfigError
@@ -62,15 +63,10 @@ def config(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any
 
 @contextmanager
 def registered() -> Iterator[None]:
-    TASKS.names()
-    entries = TASKS._entries
-    TASKS._entries = dict(entries)  # the contract tests run on every registered name
-    TASKS.register("whole_images")(WholeImages)
-    TASKS.register("clips")(Clips)
-    try:
+    with forgotten(TASKS):
+        TASKS.register("whole_images")(WholeImages)
+        TASKS.register("clips")(Clips)
         yield
-    finally:
-        TASKS._entries = entries
 
 
 @pytest.fixture(autouse=True)

@@ -145,7 +145,7 @@ class MobileNetV3(ClassyModel):
         scale: Multiplies the widths.
         variant: The network that PaddleSeg publishes since 2.6, or `v2.5`, the one before: hard swish everywhere,
             steeper gates, `SAME` padding.
-        output_stride: 2, 4, 8, 16 or 32: no block has a larger stride. `v2.6` puts dilation in the place of strides;
+        output_stride: 2, 4, 8, 16 or 32: no block has a larger stride. `v2.6` replaces strides by dilation;
             `v2.5` only takes the strides away, as published.
     """
 

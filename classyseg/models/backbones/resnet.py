@@ -53,7 +53,7 @@ class ResNet(FourStages):
         groups: Groups of the 3x3 convolutions; bottlenecks only, as the other keys from here to `dropblock_ramp` but
             for the stem's and `avg_down`.
         width_per_group: Channels of each group in the first stage; twice as many in each further one.
-        deep_stem: Three 3x3 convolutions in the place of the 7x7 one.
+        deep_stem: Three 3x3 convolutions instead of the 7x7 one.
         stem_width: Channels of the first two of them; the third has twice as many, and so has the block `stem`.
         small_input: For images of about 32 pixels: a 3x3 convolution at stride 1 and no pool, so that all strides are a
             quarter of those above.
