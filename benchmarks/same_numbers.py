@@ -237,7 +237,7 @@ class Side:
         self.running.remove(self._process)
         # torchrun gives 1 for any error of its processes
         expected = (143, 1) if self._stopped and run.processes > 1 else (143,) if self._stopped else (0,)
-        return "" if code in expected else f"exit code {code}: {self._log.read_text(errors='replace')[-800:]}"
+        return "" if code in expected else f"exit code {code}: {self._log.read_text(errors='replace')[-6000:]}"
 
 
 def records(path: Path, *, renames: bool) -> list[dict[str, Any]]:
