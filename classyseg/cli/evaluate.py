@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         config, protocol = config_to_measure(trained, arguments.split, overrides, arguments.model)
         distributed.start_processes(config.runtime.torch_device().type)  # type: ignore[attr-defined]
         try:
-            return guarded(lambda: _evaluate(arguments, config, protocol, output / f"{EVALUATION}{name}"))
+            place, of_run = output / f"{EVALUATION}{name}", trained.config is not None
+            return guarded(lambda: _evaluate(arguments, config, protocol, place, of_run=of_run))
         finally:
             distributed.stop_processes()
 
@@ -89,8 +90,10 @@ def _output_folder(arguments: argparse.Namespace, run: Path | None) -> Path:
     return run if arguments.output is None and run is not None else user_path(arguments.output)
 
 
-def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: Any, place: Path) -> int:
-    """`place` is how the paths of all files begin."""
+def _evaluate(
+    arguments: argparse.Namespace, config: ComponentConfig, protocol: Any, place: Path, *, of_run: bool
+) -> int:
+    """`place` is how the paths of all files begin; `of_run` as of `Measurement`."""
     from classyseg import distributed
     from classyseg.cli.evaluation import Measurement
 
@@ -101,6 +104,7 @@ def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: 
                 arguments.model,
                 config,
                 arguments.split,
+                of_run=of_run,
                 protocol=protocol,
                 max_memory=arguments.max_memory,
                 num_worst=arguments.worst,

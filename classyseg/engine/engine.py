@@ -32,13 +32,11 @@ class Engine:
         self.optimizer: ClassyOptimizer | None = None
 
     def place(self) -> None:
-        """Sets torch's switches and brings model and loss to the device, in the form that trains there."""
+        """Sets torch's switches and brings model and loss to the device."""
         self.runtime.apply()
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
-            synchronize_batch_norm(self.model, self.device)
         of_clips = any(weight.dim() == 5 for weight in self.model.parameters())  # which have no such layout
         channels_last = self.runtime.channels_last and not of_clips
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -49,6 +47,10 @@ class Engine:
         """Makes the placed model ready to train with `optimizer`; without one, it can only be measured."""
         self.optimizer = optimizer
         self.precision = Precision(self.runtime, self.device)
+        if optimizer is None:
+            return
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
         self.network = replicated(self.model, self.device)
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,12 +24,44 @@ from classyseg.models import ClassyModel
 from classyseg.structures import Sample
 
 
+class Meaning(Protocol):
+    """What a batch means to a task: how images become outputs, and outputs the terms of a loss."""
+
+    def complete(self, batch: Sample) -> Sample:
+        """The batch with what is read or computed once, however often `outputs` is called."""
+
+    def outputs(self, batch: Sample) -> Outputs: ...
+
+    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
+        """The outputs of a batch, and the terms of the loss; None where no loss is measured."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The meaning without a task: the network on images, and a loss on masks, where there is one."""
+
+    network: Network
+    loss: ClassyLoss | None
+
+    def complete(self, batch: Sample) -> Sample:
+        return batch
+
+    def outputs(self, batch: Sample) -> Outputs:
+        found: Outputs = self.network.plain_forward(batch.image)
+        return found
+
+    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
+        outputs = self.outputs(batch)
+        return outputs, None if self.loss is None else self.loss.terms(outputs, batch.target)
+
+
 class Evaluation:
     """Counts batches in meters and in a loss: what a phase of a training measures, and `classyseg evaluate`.
 
     `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
     they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
-    measured where the protocol gives what the network gave of whole images; else it is None.
+    measured where the protocol gives what the network gave of whole images; else it is None. `meaning` is how outputs
+    and the terms of the loss come from a batch: a task, or by default the network and `loss`.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -40,10 +73,12 @@ class Evaluation:
         meters: Sequence[ClassyMeter],
         loss: ClassyLoss | None = None,
         *,
+        meaning: Meaning | None = None,
         max_memory: int | None = None,
     ) -> None:
         self.network, self.protocol, self.meters = network, protocol, meters
-        self.loss = loss if protocol.gives_outputs else None
+        self.meaning: Meaning = Plain(network, loss) if meaning is None else meaning
+        self.measures_loss = protocol.gives_outputs and not (meaning is None and loss is None)
         self.max_memory = max_memory
         self.main_head = network.model.main_head
         self.files: dict[str, str] = {}
@@ -59,39 +94,33 @@ class Evaluation:
         self._loss = LossSum()
 
     @torch.no_grad()
-    def update(
-        self,
-        images: Tensor,
-        target: Tensor,
-        *,
-        forward: Callable[[Tensor], Outputs] | None = None,
-        terms: Callable[[Outputs], Terms] | None = None,
-    ) -> None:
-        """Counts images (N, C, H, W), normalised and on the device. `target` is their truth, at its own size.
+    def update(self, batch: Sample) -> None:
+        """Counts a batch that is on the device, its images normalised, its targets at their own size."""
+        images, target = batch.image, batch.target
+        terms: Terms | None = None
 
-        `forward` runs the network on this batch otherwise than `network` does, `terms` gives the loss's terms otherwise
-        than `loss` does: for a task that has rules of its own.
-        """
-        outputs: Outputs = {}
-
-        def run(given: Tensor) -> Outputs:
-            nonlocal outputs
-            outputs = (forward or self.network.plain_forward)(given)
+        def compute(_: Tensor) -> Outputs:
+            nonlocal terms
+            outputs, terms = self.meaning.compute(self.meaning.complete(batch))
             return outputs
+
+        def outputs(parts: Tensor) -> Outputs:
+            return self.meaning.outputs(batch.replace(image=parts))
 
         size = (images if target.dim() < 3 else target).shape[-2:]
         taken = images.numel() * (images.element_size() + 4)
+        run = compute if self.protocol.gives_outputs else outputs
         with self.network.running(run), left_of(self.max_memory, taken) as budget:
             found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
-        if self.loss is not None:
-            self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
+        if terms is not None:
+            self._loss.add(terms)
         for meter, wanted in zip(self.meters, self._read, strict=True):
             prediction = found[wanted]
             meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
 
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""
-        loss = None if self.loss is None else self._loss.value()
+        loss = self._loss.value() if self.measures_loss else None
         values = [meter.compute() for meter in self.meters]
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
@@ -121,6 +150,7 @@ def evaluate(
     meters: Sequence[ClassyMeter],
     *,
     loss: ClassyLoss | None = None,
+    meaning: Meaning | None = None,
     batch_size: int = 1,
     workers: int = 0,
     worker_timeout: float | None = None,
@@ -130,12 +160,14 @@ def evaluate(
     """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
 
     The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
-    own size. `watch` sees each batch of this process before it is counted. `split` is what messages call the data set.
-    `result` of what is returned has the numbers. Processes exchange nothing before it.
+    own size. `meaning` is as of `Evaluation`. `watch` sees each batch of this process before it is counted. `split` is
+    what messages call the data set. `result` of what is returned has the numbers. Processes exchange nothing before it.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
-    evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
+    evaluation = Evaluation(
+        predictor.network, predictor.protocol, meters, loss, meaning=meaning, max_memory=predictor.max_memory
+    )
     together = clips_per_batch(meters)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     order = EvalBatches(len(dataset), batch_size, together=together, **process)
@@ -149,13 +181,8 @@ def evaluate(
             bad.add(split, loader.bad, None)
             if watch is not None:
                 watch(batch)
-            count(evaluation, predictor, batch)
+            batch = batch.to(predictor.device, channels_last=predictor.channels_last)
+            evaluation.update(batch.replace(image=predictor.normalizer(batch.image)))
     finally:
         loader.close()
     return evaluation
-
-
-def count(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
-    """Counts a batch as it comes from a loader."""
-    on_device = batch.to(predictor.device, channels_last=predictor.channels_last)
-    evaluation.update(predictor.normalizer(on_device.image), on_device.target)

@@ -15,6 +15,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, DataError
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
 from classyseg.inference.description import Card, Description, architecture
+from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of, left_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
@@ -243,19 +244,6 @@ class Predictor:
         Raises: `ConfigError`; `OSError`.
         """
         return write_model_folder(Path(folder), self.model.state_dict(), self.description(), card)
-
-
-def torch_device(name: str | torch.device) -> torch.device:
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`. Raises: `ConfigError` for what is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
-    kind, _, index = str(name).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and int(index or 0)):
-        raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
-    if kind == "cuda" and int(index or 0) >= count:
-        raise ConfigError(f"device: found {name}; {count} GPUs are there")
-    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
 
 
 def black_of(normalizer: ImageNormalizer) -> Tensor:

@@ -24,7 +24,7 @@ from classyseg.hooks import ClassyHook
 from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
-from classyseg.models import load_initial_weights
+from classyseg.models import ClassyModel, load_initial_weights
 from classyseg.records import RunRecords, WriteError
 from classyseg.registry import (
     ComponentConfig,
@@ -72,7 +72,8 @@ class ClassyTask(Configurable, ABC):
     every so many steps and after the last, then the test set, once. `progress` is the only clock, and with the tensors
     of `checkpoint_tensors` all that a continued run needs.
 
-    A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
+    A subclass may give another `outputs` or `terms`, or another `compute` for both: training, its measuring phases and
+    `classyseg evaluate` go by them. Its keyword-only parameters are
     these, unless it has an `__init__` that lists them and its own.
 
     Args:
@@ -185,7 +186,7 @@ class ClassyTask(Configurable, ABC):
         self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
         network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
-        self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
+        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=self)
         self.borrowed = BorrowedWeights(self.model)
         """Those of the best checkpoint, while the test set is measured."""
 
@@ -273,10 +274,26 @@ class ClassyTask(Configurable, ABC):
         with distributed.failing_together():
             if distributed.is_primary():
                 check_samples(self.data.sets)
+        self.place()
+        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+
+    def place(self) -> None:
+        """Brings the parts to their device; a task with networks of its own (a teacher) brings these there, too."""
         self.engine.place()
         self.normalizer.to(self.engine.device)
         self.engine.start(self.optimizer)
-        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+
+    def measure(self, model: ClassyModel) -> None:
+        """Takes a trained `model` in place of its own, to say what its batches mean: for `classyseg evaluate`.
+
+        A task of `num_epochs: 0` is enough for it. No process waits for another one.
+        """
+        self.model, self.optimizer = model, None
+        self.engine = Engine(model, self.loss, self.runtime)
+        self.loss.choose_main_head(model.main_head)
+        self.place()
+        for part in (model, self.loss):
+            part.eval()
 
     def load_initial_weights(self) -> None:
         """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
@@ -360,15 +377,7 @@ class ClassyTask(Configurable, ABC):
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
         """Counts a batch in the meters."""
-        batch = self.on_device(batch)
-        # Features are cached of whole images, as the network sees them in training.
-        whole = self.complete(batch) if self.protocol.gives_outputs else None
-        self.evaluation.update(
-            batch.image,
-            batch.target,
-            forward=lambda images: self.outputs(batch.replace(image=images) if whole is None else whole),
-            terms=lambda outputs: self.terms(outputs, batch if whole is None else whole),
-        )
+        self.evaluation.update(self.on_device(batch))
 
     def phase_metrics(self) -> dict[str, Any]:
         """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
