@@ -12,6 +12,7 @@ from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.engine.step import Work, gradients
+from classyseg.inference.device import bring
 from classyseg.layers import synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -37,10 +38,7 @@ class Engine:
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        of_clips = any(weight.dim() == 5 for weight in self.model.parameters())  # which have no such layout
-        channels_last = self.runtime.channels_last and not of_clips
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        bring(self.model, self.device, channels_last=self.runtime.channels_last)
         self.loss.to(self.device)
 
     def start(self, optimizer: ClassyOptimizer | None) -> None:

@@ -1,10 +1,11 @@
-"""Which device a text names."""
+"""Which device a text names, and how a model comes there."""
 
 from __future__ import annotations
 
 import re
 
 import torch
+from torch import nn
 
 from classyseg.config import ConfigError
 from classyseg.launcher import local_rank
@@ -25,3 +26,10 @@ def torch_device(name: str | torch.device) -> torch.device:
     if number >= available:
         raise ConfigError(f"device: found {name} (GPU {number} for this process); {available} GPUs are there")
     return torch.device("cuda", number)
+
+
+def bring(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Brings a model to its device, in place; its weights in the layout `channels_last` where all can have it."""
+    of_clips = any(weight.dim() == 5 for weight in model.parameters())  # which have no such layout
+    layout = torch.channels_last if channels_last and not of_clips else torch.contiguous_format
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]

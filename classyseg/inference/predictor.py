@@ -15,7 +15,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, DataError
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
 from classyseg.inference.description import Card, Description, architecture
-from classyseg.inference.device import torch_device
+from classyseg.inference.device import bring, torch_device
 from classyseg.inference.memory import bytes_of, left_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
@@ -79,8 +79,8 @@ class Predictor:
         self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         self.channels_last = channels_last
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = model.eval()
+        bring(self.model, self.device, channels_last=channels_last)
         self.normalizer.to(self.device)
         self.network = Network(
             self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
