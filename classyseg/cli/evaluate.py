@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
-from classyseg.cli.output import emit, json_text
+from classyseg.cli.output import complain, emit, json_text
 from classyseg.console import is_terminal, printable, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -125,8 +125,20 @@ def _evaluate(
         distributed.wait_for_peers_to_end()
         return error.exit_code
     if distributed.is_primary():
+        for key in ("computed_in_windows", "submission_in_windows"):
+            if record.get(key) is not None:
+                complain(f"warning: {_told_of_windows(record[key])}")
         emit("\n".join([*_report(measurement, record), printable(str(_beside(place, ".json")))]))
     return 0
+
+
+def _told_of_windows(report: Mapping[str, Any]) -> str:
+    """A line of warning about what `Budget.report` gives."""
+    sizes = ", ".join(f"{each['size'][0]} x {each['size'][1]} ({each['images']})" for each in report["windows"])
+    return (
+        f"computed in windows, as they do not fit into --max-memory as a whole: {report['images']} images, in windows "
+        f"of {sizes}. The numbers are not those of whole images; a --protocol that is named is kept to"
+    )
 
 
 def _beside(place: Path, end: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from classyseg.config import ConfigError, listed, within
 from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.evaluation import evaluate
 from classyseg.inference import Predictor, load
+from classyseg.inference.budget import joined_counts
 from classyseg.meters import ClassyMeter
 from classyseg.meters.confusion import ConfusionMatrixMeter
 from classyseg.registry import METERS
@@ -117,6 +119,8 @@ class Measurement:
         if self.submission is not None and not (self.dataset.has_masks and self._submits_what_is_measured):
             with distributed.failing_together():
                 self._submit_all(self.submission)
+            texts = distributed.gather_texts(json.dumps(self.predictor.in_windows))
+            record["submission_in_windows"] = self.predictor.budget.report(joined_counts(texts))
         return {**record, "seconds": time.perf_counter() - started}
 
     def _measure_all(self) -> dict[str, Any]:
@@ -143,7 +147,7 @@ class Measurement:
             )
         result = evaluation.result()
         self.files, self.unseen_classes = evaluation.files, evaluation.unseen_classes
-        return result
+        return {**result, "computed_in_windows": self.predictor.budget.report(evaluation.in_windows)}
 
     def _submit_all(self, submission: SubmissionFiles) -> None:
         """At the size of the image files, which transforms of the data set change."""

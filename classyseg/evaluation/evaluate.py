@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +18,7 @@ from classyseg.datasets.loading.loader import EvalBatches, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
+from classyseg.inference.budget import Budget, joined_counts
 from classyseg.inference.memory import left_of
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
@@ -60,8 +63,9 @@ class Evaluation:
 
     `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
     they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
-    measured where the protocol gives what the network gave of whole images; else it is None. `meaning` is how outputs
-    and the terms of the loss come from a batch: a task, or by default the network and `loss`.
+    measured where the protocol gives what the network gave of whole images; else it is None. Images that do not fit
+    into `budget` may be computed in windows: `in_windows` counts them, and then no loss is measured. `meaning` is how
+    outputs and the terms of the loss come from a batch: a task, or by default the network and `loss`.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -74,12 +78,15 @@ class Evaluation:
         loss: ClassyLoss | None = None,
         *,
         meaning: Meaning | None = None,
-        max_memory: int | None = None,
+        budget: Budget = Budget(),
     ) -> None:
         self.network, self.protocol, self.meters = network, protocol, meters
         self.meaning: Meaning = Plain(network, loss) if meaning is None else meaning
         self.measures_loss = protocol.gives_outputs and not (meaning is None and loss is None)
-        self.max_memory = max_memory
+        # A meter of outputs is shown none of windows.
+        self.budget = replace(
+            budget, may_use_windows=budget.may_use_windows and all(m.reads != "outputs" for m in meters)
+        )
         self.main_head = network.model.main_head
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
@@ -92,6 +99,7 @@ class Evaluation:
         for meter in self.meters:
             meter.reset()
         self._loss = LossSum()
+        self.in_windows: Counter[str] = Counter()
 
     @torch.no_grad()
     def update(self, batch: Sample) -> None:
@@ -99,28 +107,35 @@ class Evaluation:
         images, target = batch.image, batch.target
         terms: Terms | None = None
 
-        def compute(_: Tensor) -> Outputs:
+        def run(given: Tensor) -> Outputs:
             nonlocal terms
-            outputs, terms = self.meaning.compute(self.meaning.complete(batch))
-            return outputs
+            if self.measures_loss and given.shape == images.shape:
+                outputs, terms = self.meaning.compute(self.meaning.complete(batch))
+                return outputs
+            return self.meaning.outputs(batch.replace(image=given))
 
-        def outputs(parts: Tensor) -> Outputs:
-            return self.meaning.outputs(batch.replace(image=parts))
-
-        size = (images if target.dim() < 3 else target).shape[-2:]
-        taken = images.numel() * (images.element_size() + 4)
-        run = compute if self.protocol.gives_outputs else outputs
-        with self.network.running(run), left_of(self.max_memory, taken) as budget:
-            found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
+        height, width = (images if target.dim() < 3 else target).shape[-2:]
+        size, read, shape = (height, width), self._read, images.shape
+        with left_of(self.budget.max_memory, images.numel() * (images.element_size() + 4)) as left:
+            choice = self.budget.choice(self.protocol, self.network, shape, size, set(read), left)
+            if choice.window is not None:
+                read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
+                self.in_windows[choice.text] += 1
+            with self.network.running(run):
+                found = choice.protocol(self.network, images, size, set(read), left)
         if terms is not None:
             self._loss.add(terms)
-        for meter, wanted in zip(self.meters, self._read, strict=True):
+        for meter, wanted in zip(self.meters, read, strict=True):
             prediction = found[wanted]
             meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
 
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""
+        if self.budget.may_use_windows:
+            texts = distributed.gather_texts(json.dumps(self.in_windows))
+            self.in_windows = joined_counts(texts)
         loss = self._loss.value() if self.measures_loss else None
+        loss = None if self.in_windows else loss  # that of some images alone
         values = [meter.compute() for meter in self.meters]
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
@@ -166,9 +181,10 @@ def evaluate(
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
     evaluation = Evaluation(
-        predictor.network, predictor.protocol, meters, loss, meaning=meaning, max_memory=predictor.max_memory
+        predictor.network, predictor.protocol, meters, loss, meaning=meaning, budget=predictor.budget
     )
     together = clips_per_batch(meters)
+    batch_size = batch_size if predictor.max_memory is None else together  # a budget is that of an image
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     order = EvalBatches(len(dataset), batch_size, together=together, **process)
     pin_memory = predictor.device.type == "cuda"

@@ -149,7 +149,7 @@ class Network:
             state = chain(self.model.parameters(), self.model.buffers())
             own = sum(value.numel() * value.element_size() for value in state if not value.is_meta)
             try:
-                with LiveTensors() as live:
+                with LiveTensors() as live, Shapes():
                     run_on_meta(self.model, (1, *one))
             except Exception:  # as in `example`: then it is measured
                 own = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from classyseg import distributed
 from classyseg.config import ConfigError, DataError
-from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
+from classyseg.inference.budget import Budget, Choice
+from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
 from classyseg.inference.device import bring, torch_device
-from classyseg.inference.memory import bytes_of, left_of
+from classyseg.inference.memory import bytes_of, left_of, text_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -24,6 +28,8 @@ from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
 from classyseg.structures import Color, default_color
+
+log = logging.getLogger(__name__)
 
 Labels = npt.NDArray[Any]
 GPU_BATCH = 8
@@ -36,7 +42,9 @@ class Predictor:
     `classyseg.load(FOLDER)` gives one; it may also be built around any model with a head:
     `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
     geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
-    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model.
+    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model. An
+    image that takes more is an error where a `protocol` is named; with `may_use_windows`, by default where none is, it
+    is computed in windows, none smaller than `train_size` (the images of the training). `in_windows` counts these.
 
     `batch_size` may be set: how many images of one size that follow each other are predicted at once.
 
@@ -53,7 +61,9 @@ class Predictor:
         ignore_index: int = 255,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         preparation: Preparation | None = None,
-        protocol: Any = "whole",
+        protocol: Any = None,
+        may_use_windows: bool | None = None,
+        train_size: Size | None = None,
         precision: Precision = "float32",
         device: str | torch.device = "auto",
         max_memory: int | str | None = None,
@@ -73,7 +83,10 @@ class Predictor:
                 f"normalize: found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
                 "give it one mean and one std for each"
             )
-        self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
+        self.protocol: ClassyProtocol = PROTOCOLS.build("whole" if protocol is None else protocol)
+        self.may_use_windows = protocol is None if may_use_windows is None else may_use_windows
+        self.train_size = train_size
+        self.in_windows: Counter[str] = Counter()
         self.device = torch_device(device)
         self.max_memory = None if max_memory is None else bytes_of(max_memory)
         self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
@@ -112,6 +125,8 @@ class Predictor:
             normalize=description.normalize,
             preparation=Preparation.of(description.preparation, model.in_channels),
             protocol=description.protocol if protocol is None else protocol,
+            may_use_windows=protocol is None,
+            train_size=description.train_size,
             precision=precision or description.precision,
             channels_last=description.channels_last,
             model_config=description.model,
@@ -203,9 +218,27 @@ class Predictor:
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
         wanted = [Wanted(self.head, kind) for kind in kinds]
-        with left_of(self.max_memory, taken) as budget:
-            found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
+        size = prepared[0].output_size
+        with left_of(self.max_memory, taken) as left:
+            choice = self.budget.choice(self.protocol, self.network, images.shape, size, wanted, left)
+            found = choice.protocol(self.network, self.normalized(images), size, wanted, left)
+        if choice.window is not None:
+            self._count_windows(choice)
         return [found[item] for item in wanted]
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.max_memory, self.may_use_windows, self.train_size)
+
+    def _count_windows(self, choice: Choice) -> None:
+        if not self.in_windows and distributed.is_primary():
+            log.warning(
+                "max_memory %s is too small for an image as a whole: it is computed in windows of %d x %d, and so are "
+                "all that do not fit, which changes their labels; a protocol that is named is kept to",
+                text_of(self.max_memory or 0),
+                *(choice.window or ()),
+            )
+        self.in_windows[choice.text] += 1
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""
@@ -232,6 +265,7 @@ class Predictor:
             normalize=self.normalize,
             preparation=self.preparation.config(),
             protocol=self.protocol.config(),
+            train_size=self.train_size,
             precision=self.network.precision,
             channels_last=self.channels_last,
             versions={"torch": str(torch.__version__)},

@@ -575,6 +575,7 @@ class ClassyTask(Configurable, ABC):
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
+            "train_size": self.data.sets["train"].facts.size if "train" in self.data.sets else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         }
