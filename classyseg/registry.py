@@ -29,7 +29,7 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, described
+from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, with_meanings
 from classyseg.signature import (
     MAX_COMPONENTS,
     ComponentConfig,
@@ -428,7 +428,7 @@ MODELS = Registry(
     "models",
     noun="model",
     base="classyseg.models:ClassyModel",
-    placement=described(
+    placement=with_meanings(
         {
             "weights": (WeightsOption | None, None),
             "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
@@ -444,7 +444,7 @@ HEADS = Registry(
     "heads",
     noun="head",
     base="classyseg.heads:ClassyHead",
-    placement=described(
+    placement=with_meanings(
         {
             "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
             "train_only": (Bool, False),

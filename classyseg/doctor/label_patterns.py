@@ -36,11 +36,11 @@ class Pattern:
 def label_pattern(summary: DataSummary) -> Pattern | None:
     """What the labels of a data set are, where they are not all classes; None where nothing is wrong with them."""
     dataset = summary.dataset
-    if dataset.num_classes == 1 and summary.num_masks and not summary.whole:
+    if dataset.num_classes == 1 and summary.num_masks and not summary.whole_images:
         return _one_class(summary)
     if not summary.strange:
         return _silent_pattern(summary)
-    if summary.whole:
+    if summary.whole_images:
         return _no_classes(summary)
     if not _takes_map(dataset):
         return _foreign(summary)
@@ -72,7 +72,7 @@ def _one_class(summary: DataSummary) -> Pattern:
 def _silent_pattern(summary: DataSummary) -> Pattern | None:
     """Masks of one class, or of 0 and 255 where 255 is ignored: no error ever tells that a class is missing."""
     dataset, ignored, held = summary.dataset, summary.dataset.ignore_index, summary.held_classes
-    if summary.whole:
+    if summary.whole_images:
         return None
     if not held and summary.pixels[ignored]:
         found = f"no mask holds a class: every pixel is {ignored}, ignored"

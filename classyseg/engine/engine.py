@@ -11,7 +11,7 @@ from classyseg import distributed
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
-from classyseg.engine.step import Work, gradients
+from classyseg.engine.step import BatchWork, gradients
 from classyseg.layers import synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -63,7 +63,7 @@ class Engine:
         optimizer = {} if self.optimizer is None else self.optimizer.state()
         return {"model": self.model.state_dict(), "optimizer": optimizer}
 
-    def mode(self, training: bool) -> None:
+    def set_mode(self, training: bool) -> None:
         """Begins to train or to measure: with the primary's running statistics, which every process takes then."""
         if not training:
             distributed.broadcast_buffers(self.evaluated)
@@ -79,12 +79,12 @@ class Engine:
             outputs: Mapping[str, Tensor] = network(inputs)
         return outputs
 
-    def step(self, batch: Sample, work: Work, progress: float) -> Tensor:
-        """Learns from a batch when the share `progress` of the run is done; gives its loss, on the device."""
+    def step(self, batch: Sample, work: BatchWork, share_done: float) -> Tensor:
+        """Learns from a batch when the share `share_done` of the run is done; gives its loss, on the device."""
         if self.optimizer is None:
             raise ValueError("found no optimizer to train with; give one to `start`")
-        tell_progress(self.model, progress)
-        self.optimizer.set_progress(progress)
+        tell_progress(self.model, share_done)
+        self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
         loss = gradients(batch, work, self.network, self.precision, num_parts)

@@ -24,7 +24,7 @@ class Computed(NamedTuple):
     terms: Terms
 
 
-class Work(Protocol):
+class BatchWork(Protocol):
     """What a step is handed: how images become outputs, and outputs the terms of a loss."""
 
     @property
@@ -44,7 +44,7 @@ class Work(Protocol):
     def compute(self, batch: Sample) -> Computed: ...
 
 
-def gradients(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
+def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
     """Adds the gradients of the batch's loss to those of `network`; gives the loss, on the device.
 
     The batch is computed in `num_parts` parts, one after the other, which takes the memory of one.
@@ -65,7 +65,7 @@ def gradients(batch: Sample, work: Work, network: nn.Module, precision: Precisio
     return torch.as_tensor(total)
 
 
-def _of_whole_batch(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
+def _of_whole_batch(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
     """Of a loss that must see the outputs of all parts at once."""
     parts = [work.complete(part) for part in batch.chunk(num_parts)]
     passes = itertools.count(1)
@@ -75,5 +75,5 @@ def _of_whole_batch(batch: Sample, work: Work, network: nn.Module, precision: Pr
             return work.outputs(parts[i])
 
     return whole_batch_step(
-        network, run, num_parts, lambda outputs: work.terms(outputs, batch).of_job(), precision.backward
+        network, run, num_parts, lambda outputs: work.terms(outputs, batch).job_loss(), precision.backward
     )

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.datasets import BadSamples, ClassyDataset
-from classyseg.datasets.loading.loader import EvalBatches, make_loader
+from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
-from classyseg.inference.memory import left_of
+from classyseg.inference.memory import remaining_budget
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
 from classyseg.meters import ClassyMeter
@@ -81,7 +81,7 @@ class Evaluation:
 
         size = (images if target.dim() < 3 else target).shape[-2:]
         taken = images.numel() * (images.element_size() + 4)
-        with self.network.running(run), left_of(self.max_memory, taken) as budget:
+        with self.network.with_forward(run), remaining_budget(self.max_memory, taken) as budget:
             found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
         if self.loss is not None:
             self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
@@ -110,8 +110,8 @@ def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol)
     return Wanted(head, "outputs" if logits else meter.reads)
 
 
-def clips_per_batch(meters: Iterable[ClassyMeter]) -> int:
-    """How many samples that follow each other must stay together for all `meters`."""
+def group_size_of(meters: Iterable[ClassyMeter]) -> int:
+    """How many consecutive samples a batch must keep together, so that no meter sees half a video."""
     return math.lcm(*(meter.clips_per_video for meter in meters))
 
 
@@ -136,9 +136,9 @@ def evaluate(
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
     evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
-    together = clips_per_batch(meters)
+    group_size = group_size_of(meters)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    order = EvalBatches(len(dataset), batch_size, together=together, **process)
+    order = EvalOrder(len(dataset), batch_size, group_size=group_size, **process)
     pin_memory = predictor.device.type == "cuda"
     loader = make_loader(dataset, order, workers=workers, worker_timeout=worker_timeout, pin_memory=pin_memory)
     bad = BadSamples({split: dataset})
@@ -149,13 +149,13 @@ def evaluate(
             bad.add(split, loader.bad, None)
             if watch is not None:
                 watch(batch)
-            count(evaluation, predictor, batch)
+            count_batch(evaluation, predictor, batch)
     finally:
         loader.close()
     return evaluation
 
 
-def count(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
+def count_batch(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
     """Counts a batch as it comes from a loader."""
     on_device = batch.to(predictor.device, channels_last=predictor.channels_last)
     evaluation.update(predictor.normalizer(on_device.image), on_device.target)

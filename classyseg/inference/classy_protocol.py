@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.network import Network
-from classyseg.inference.rows import Cost, Held, Rows, Size
+from classyseg.inference.rows import Cost, Rows, Size, TensorRows
 from classyseg.registry import PROTOCOLS, Configurable
 from classyseg.signature import own_parameters
 
@@ -65,7 +65,7 @@ class ClassyProtocol(Configurable, ABC):
         """
         wanted = [Wanted(head, "scores") for head in heads]
         found = self(network, image.rows(0, image.size[0])[None], size, wanted, budget)
-        return {item.head: Held(found[item][0]) for item in wanted}, Cost(0, 0)
+        return {item.head: TensorRows(found[item][0]) for item in wanted}, Cost(0, 0)
 
     def config(self) -> dict[str, Any]:
         """What `PROTOCOLS.build` makes again, every default filled in. Raises: `ConfigError` without a name."""

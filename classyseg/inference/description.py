@@ -55,7 +55,7 @@ class Card:
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def described(values: Mapping[str, Any], source: str) -> Description:
+def checked_description(values: Mapping[str, Any], source: str) -> Description:
     """`values` of the file `source`, checked. Raises: `ConfigError` with every problem."""
     try:
         found = Description.model_validate(values)
@@ -79,7 +79,7 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def of_state(state: Mapping[str, Any], source: str) -> Description:
+def description_of_state(state: Mapping[str, Any], source: str) -> Description:
     """What the `state.json` of a checkpoint tells. Raises: `ConfigError` for what is missing or wrong."""
     config = state.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
@@ -97,7 +97,7 @@ def of_state(state: Mapping[str, Any], source: str) -> Description:
         **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
         "versions": state.get("versions", {}),
     }
-    return described(values, source)
+    return checked_description(values, source)
 
 
 def preparation_of(config: Mapping[str, Any], *, own_unit: bool = False) -> dict[str, Any]:

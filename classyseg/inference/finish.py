@@ -9,7 +9,7 @@ from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import Wanted
-from classyseg.inference.memory import BudgetError, left_of
+from classyseg.inference.memory import BudgetError, remaining_budget
 from classyseg.inference.network import Network
 from classyseg.inference.rows import (
     BAND_BYTES,
@@ -40,7 +40,7 @@ def as_scores(network: Network, head: str, maps: Rows) -> Rows:
     return ScoresOfLogits(network.head(head), maps) if network.averages_logits(head) else maps
 
 
-def of_each(
+def per_image(
     network: Network,
     images: Tensor,
     size: Size,
@@ -50,14 +50,14 @@ def of_each(
 ) -> dict[Wanted, Tensor]:
     """What `one` finds of each image (C, H, W) within a budget, as batches. Joining several holds them twice."""
     others = 2 * len(images) - 1 if len(images) > 1 else 0
-    with left_of(budget, others * _result_bytes(network, wanted, size)) as left:
+    with remaining_budget(budget, others * _result_bytes(network, wanted, size)) as left:
         found = [one(image, left) for image in images]
     if len(found) == 1:
         return {item: value[None] for item, value in found[0].items()}
     return {item: torch.stack([each[item] for each in found]) for item in wanted}
 
 
-def finished(
+def finished_maps(
     network: Network,
     maps: Mapping[str, Rows],
     wanted: Collection[Wanted],

@@ -21,7 +21,7 @@ from classyseg.checkpoint import (
     problem_of_tensor,
 )
 from classyseg.config import ConfigError, within
-from classyseg.inference.description import Description, described, of_state
+from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
 from classyseg.inference.network import Precision, known_precision
@@ -75,7 +75,7 @@ def load(
     if (folder / MANIFEST).is_file():
         return _checkpoint(folder, options)
     if (folder / CHECKPOINTS).is_dir():
-        return _checkpoint(_chosen(folder / CHECKPOINTS), options, verified=True)
+        return _checkpoint(_best_or_newest(folder / CHECKPOINTS), options, verified=True)
     raise ConfigError(f"{folder}: {_told(folder)}; {EXPECTED}")
 
 
@@ -84,7 +84,7 @@ def _told(folder: Path) -> str:
     return f"found {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
 
 
-def _chosen(root: Path) -> Path:
+def _best_or_newest(root: Path) -> Path:
     """The best checkpoint of a run, where one is named and whole, else the newest one that is."""
     best = whole_best_of(root)
     if best is not None:
@@ -111,7 +111,7 @@ def whole_best_of(root: Path) -> Path | None:
 
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:
     checkpoint = load_checkpoint(folder, only=("model",), verified=verified)
-    description = of_state(checkpoint.state, str(folder / STATE))
+    description = description_of_state(checkpoint.state, str(folder / STATE))
     return _predictor(description, checkpoint.tensors["model"], folder / STATE, folder / WEIGHTS, options)
 
 
@@ -125,7 +125,7 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no object in JSON; {EXPECTED}")
-    description = described(values, str(path))
+    description = checked_description(values, str(path))
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {CONFIG}")
     return _predictor(description, read_tensors(folder / WEIGHTS), path, folder / WEIGHTS, options)
@@ -138,7 +138,7 @@ def _predictor(
         model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
     _fill(model, tensors, weights)
     with within(str(source)) if options["protocol"] is None else nullcontext():
-        return Predictor.described(model, description, **options)
+        return Predictor.from_description(model, description, **options)
 
 
 def _built(description: Description, num_weights: int) -> ClassyModel:

@@ -33,7 +33,7 @@ class BudgetError(ConfigError):
 
 
 @contextmanager
-def left_of(budget: int | None, taken: int) -> Iterator[int | None]:
+def remaining_budget(budget: int | None, taken: int) -> Iterator[int | None]:
     """What is left of a budget when `taken` bytes are in use. A `BudgetError` from within tells the whole budget."""
     if budget is None:
         yield None

@@ -71,7 +71,7 @@ class Network:
         return self.model
 
     @contextmanager
-    def running(self, forward: Callable[[Tensor], Outputs]) -> Iterator[None]:
+    def with_forward(self, forward: Callable[[Tensor], Outputs]) -> Iterator[None]:
         """Within it, `forward` stands in for the model's own forward pass: for whoever has its features already."""
         before, self._forward = self._forward, forward
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, DataError
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
 from classyseg.inference.description import Card, Description, architecture
-from classyseg.inference.memory import bytes_of, left_of
+from classyseg.inference.memory import bytes_of, remaining_budget
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -93,7 +93,7 @@ class Predictor:
         self.protocol.check(self.network, [Wanted(self.head)])
 
     @classmethod
-    def described(
+    def from_description(
         cls,
         model: ClassyModel,
         description: Description,
@@ -157,7 +157,7 @@ class Predictor:
             size = tuple(tensor.shape[-2:])
             raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
         colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
-        mixed = (1 - alpha) * shown(tensor) + alpha * colors
+        mixed = (1 - alpha) * display_colors(tensor) + alpha * colors
         return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
     def read(self, image: Any) -> Tensor:
@@ -202,7 +202,7 @@ class Predictor:
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
         wanted = [Wanted(self.head, kind) for kind in kinds]
-        with left_of(self.max_memory, taken) as budget:
+        with remaining_budget(self.max_memory, taken) as budget:
             found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
         return [found[item] for item in wanted]
 
@@ -284,7 +284,7 @@ def _alike(first: Prepared, second: Prepared) -> bool:
     return same and first.output_size == second.output_size
 
 
-def shown(image: Tensor) -> npt.NDArray[np.float32]:
+def display_colors(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
     array = values.float().permute(1, 2, 0).numpy()
@@ -293,5 +293,5 @@ def shown(image: Tensor) -> npt.NDArray[np.float32]:
     elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
         low, high = float(array.min()), float(array.max())
         array = (array - low) * (255 / (high - low) if high > low else 0.0)
-    shown: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
-    return shown
+    colors: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return colors

@@ -214,21 +214,21 @@ class Preparation:
         size: Size = (image.shape[-2], image.shape[-1])
         region = Region(0, 0, *size)
         for i, step in enumerate(self.transforms):
-            chosen = step if whole_images else self._whole(i, step, (image.shape[-2], image.shape[-1]))
-            if chosen is None or isinstance(chosen, PairTransform):
+            applied = step if whole_images else self._whole(i, step, (image.shape[-2], image.shape[-1]))
+            if applied is None or isinstance(applied, PairTransform):
                 continue
             before: Size = (image.shape[-2], image.shape[-1])
-            planned = chosen.size_after(before)
+            planned = applied.size_after(before)
             if planned is not None and planned[0] * planned[1] > max(MAX_PIXELS, before[0] * before[1]):
                 raise DataError(
-                    f"preparation.transforms[{i}]: {type(chosen).__name__} makes {planned[0]} x {planned[1]} pixels of "
-                    f"{before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}"
+                    f"preparation.transforms[{i}]: {type(applied).__name__} makes {planned[0]} x {planned[1]} pixels "
+                    f"of {before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}"
                 )
             # The mask is none: it is there for transforms that ask for its size, and costs no memory.
             sample = Sample(image, torch.zeros((), dtype=torch.uint8).expand(before), name)
-            image = chosen(sample, generator_for(0, 0, i)).image
+            image = applied(sample, generator_for(0, 0, i)).image
             after: Size = (image.shape[-2], image.shape[-1])
-            found = chosen.region_of(before, after)
+            found = applied.region_of(before, after)
             region = region if found is None else region.within(before, found)
         return Prepared(image, size, None if whole_images else region)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from classyseg.heads.classy_head import LOGITS, ClassyHead
-from classyseg.layers.resize import taps
+from classyseg.layers.resize import neighbours
 
 Size = tuple[int, int]
 FLOAT = 4
@@ -51,7 +51,7 @@ class Rows(ABC):
         return count * self.channels * self.size[1] * FLOAT
 
 
-class Held(Rows):
+class TensorRows(Rows):
     """A tensor (channels, height, width) that is there."""
 
     def __init__(self, values: Tensor) -> None:
@@ -69,7 +69,7 @@ class Resized(Rows):
         super().__init__(source.channels, size)
         self.source = source
         self.align_corners = align_corners
-        self.low, self.high, self.share = taps(source.size[0], size[0], align_corners)
+        self.low, self.high, self.share = neighbours(source.size[0], size[0], align_corners)
 
     def rows(self, first: int, stop: int) -> Tensor:
         start = int(self.low[first])

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished, of_each
+from classyseg.inference.finish import finished_maps, per_image
 from classyseg.inference.network import Network
-from classyseg.inference.rows import Cost, Flipped, Held, Mean, Resized, Rows
+from classyseg.inference.rows import Cost, Flipped, Mean, Resized, Rows, TensorRows
 from classyseg.registry import PROTOCOLS, ProtocolConfig
 
 Scale = Annotated[float, Field(gt=0, le=16)]
@@ -56,10 +56,10 @@ class MultiScale(ClassyProtocol):
         heads = list(dict.fromkeys(item.head for item in wanted))
 
         def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            maps, cost = self.score_rows(network, Held(image), size, heads, left)
-            return finished(network, maps, wanted, cost, left, are_scores=True)
+            maps, cost = self.score_rows(network, TensorRows(image), size, heads, left)
+            return finished_maps(network, maps, wanted, cost, left, are_scores=True)
 
-        return of_each(network, images, size, wanted, budget, one)
+        return per_image(network, images, size, wanted, budget, one)
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

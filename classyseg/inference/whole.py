@@ -12,7 +12,7 @@ from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wan
 from classyseg.inference.finish import LABEL, at_size
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
-from classyseg.inference.rows import FLOAT, Cost, Deferred, Held, Rows, ScoresOfHead, ScoresOfLogits
+from classyseg.inference.rows import FLOAT, Cost, Deferred, Rows, ScoresOfHead, ScoresOfLogits, TensorRows
 from classyseg.layers.resize import CHUNK_BYTES
 from classyseg.registry import PROTOCOLS
 
@@ -47,7 +47,7 @@ class Whole(ClassyProtocol):
             own = network.outputs_of(found, head)
             if not network.averages_logits(head):
                 return ScoresOfHead(network.head(head), own, size, network.num_classes(head))
-            return ScoresOfLogits(network.head(head), at_size(Held(own[LOGITS][0]), size))
+            return ScoresOfLogits(network.head(head), at_size(TensorRows(own[LOGITS][0]), size))
 
         def deferred(head: str) -> Rows:
             example = maps(head, network.example(image.size))

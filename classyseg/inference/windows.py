@@ -13,10 +13,10 @@ from torch import Tensor
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import as_scores, at_size, finished, of_each
+from classyseg.inference.finish import as_scores, at_size, finished_maps, per_image
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
-from classyseg.inference.rows import FLOAT, Cost, Held, Rows, ScoresOfHead, Windows
+from classyseg.inference.rows import FLOAT, Cost, Rows, ScoresOfHead, TensorRows, Windows
 from classyseg.inference.whole import Whole
 from classyseg.registry import PROTOCOLS
 
@@ -78,17 +78,17 @@ class SlidingWindow(ClassyProtocol):
         heads = list(dict.fromkeys(item.head for item in wanted))
 
         def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            runs = self._runs(network, Held(image), heads, left)
+            runs = self._runs(network, TensorRows(image), heads, left)
             maps = {head: at_size(runs.maps(head), size) for head in heads}
             while True:
                 try:
-                    return finished(network, maps, wanted, runs.cost(), left, most_rows=self.steps[0])
+                    return finished_maps(network, maps, wanted, runs.cost(), left, most_rows=self.steps[0])
                 except BudgetError:  # raised before anything runs
                     if self.batch is not None or runs.batch == 1:
                         raise
                     runs.batch //= 2
 
-        return of_each(network, images, size, wanted, budget, one)
+        return per_image(network, images, size, wanted, budget, one)
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
@@ -173,7 +173,7 @@ class WindowRuns:
         """The map of a head at the size of a window, of what is kept of it."""
         own = self.network.outputs_of(outputs, head)
         if self.network.averages_logits(head):
-            return at_size(Held(own[LOGITS][0]), self.window)
+            return at_size(TensorRows(own[LOGITS][0]), self.window)
         return ScoresOfHead(self.network.head(head), own, self.window, self.network.num_classes(head))
 
     def _run(self, top: int) -> list[Outputs]:
@@ -191,7 +191,7 @@ class WindowRuns:
         height, width = self.window
         gap = max(1, *(b - a for a, b in zip(self.tops, self.tops[1:], strict=False))) if self.tops[1:] else height
         rows = min(len(self.tops), -(-height // gap) + 2)
-        pixels = 0 if isinstance(self.image, Held) else self.image.bytes_for(height)
+        pixels = 0 if isinstance(self.image, TensorRows) else self.image.bytes_for(height)
         windows = self.batch * self.image.channels * height * width * FLOAT
         running = self.network.forward_bytes((self.batch, self.image.channels, height, width))
         kept = rows * len(self.lefts) * self.network.kept_bytes(self.heads, self.window)

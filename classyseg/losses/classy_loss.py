@@ -49,7 +49,7 @@ class Terms(NamedTuple):
         factors = torch.where(counts > 0, share / counts, 0.0)
         return self._weighted(self.sums * factors.to(self.sums.dtype)).sum()
 
-    def of_job(self) -> Tensor:
+    def job_loss(self) -> Tensor:
         """The loss of a training step from this process's share of the batch; every process calls it.
 
         Scaled so that the mean over processes, which is what distributed training forms of the gradients, is the loss
@@ -98,7 +98,10 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     A subclass gives `terms`. One that compares each output with the target by itself is a `PerOutputLoss`.
     """
 
-    replaced = {"extras": "name what the loss reads in `reads`"}
+    replaced = {
+        "extras": "name what the loss reads in `reads`",
+        "takes_shares": "it is called `takes_soft_targets`",
+    }
     reads: tuple[str, ...] = ()
     """The heads' own names of the outputs that this kind of loss reads, such as ("masks", "classes"); empty: all."""
     is_additive: bool = False
@@ -106,8 +109,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     Where it is false (how much counts, or which pixels, depends on the outputs), a batch in parts is measured whole.
     """
-    takes_shares: bool = False
-    """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
+    takes_soft_targets: bool = False
+    """Whether targets may be soft: a share of each class, (N, C) or (N, C, H, W), as mix-up makes them."""
     min_classes: int = 2
     """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
 
@@ -139,7 +142,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
         Raises: `ConfigError` for outputs that this loss cannot read, and in training where it finds none.
         """
-        found = {output_name(head, own) for head, given in self.of_heads(outputs).items() for own in given}
+        found = {output_name(head, own) for head, given in self.read_by_head(outputs).items() for own in given}
         if not found and self.training:
             wanted = " and ".join(f"'{name}'" for name in self.reads)
             raise ConfigError(
@@ -162,8 +165,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         """
         raise ValueError(f"{type(self).__name__}: how much counts is known from the outputs alone")
 
-    def of_heads(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """By head, those of `reads` by the head's own names; heads that do not give them all are left out."""
+    def read_by_head(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """What the loss reads, by head and by the head's own names. A head that lacks one of `reads` is left out."""
         by_head = outputs_by_head(outputs)
         if not self.reads:
             return by_head
@@ -177,7 +180,7 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         """The loss, a scalar; labels of any integer type, as data sets give them."""
         target = target if target.is_floating_point() else target.long()
         terms = self.terms(outputs, target)  # type: ignore[arg-type]
-        return terms.of_job() if self.training else terms.divided(terms.counts)
+        return terms.job_loss() if self.training else terms.divided(terms.counts)
 
 
 class PerOutputLoss(ClassyLoss):
@@ -204,7 +207,7 @@ class PerOutputLoss(ClassyLoss):
         super().__init__(ignore_index)
         self.head_weights = dict(head_weights or {})
         self.heads = heads
-        self._chosen: dict[object, list[str]] = {}
+        self._names: dict[object, list[str]] = {}
         for name in heads or ():
             if heads.count(name) > 1:  # type: ignore[union-attr]
                 raise ConfigError(f"heads: found '{name}' twice")
@@ -254,7 +257,7 @@ class PerOutputLoss(ClassyLoss):
         """
         outputs = outputs_by_name(outputs)
         kinds = tuple((name, output.dim(), output.shape[1:2]) for name, output in outputs.items())
-        names = self._chosen.get((kinds, target.dim(), self.training))
+        names = self._names.get((kinds, target.dim(), self.training))
         if names is None:
             names = self.choose(outputs, target)
             if not names and self.training:
@@ -265,7 +268,7 @@ class PerOutputLoss(ClassyLoss):
                 )
             for name in names:
                 self.check_num_classes(outputs[name].shape[1])
-            self._chosen[kinds, target.dim(), self.training] = names
+            self._names[kinds, target.dim(), self.training] = names
         return {name: outputs[name] for name in names}
 
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
@@ -302,7 +305,7 @@ def fits(output: Tensor, target: Tensor) -> bool:
 MASKS = "this loss needs masks (N, H, W) and logits (N, C, h, w): it compares the pixels of an image with each other"
 
 
-def of_masks(output: Tensor, target: Tensor) -> bool:
+def fits_masks(output: Tensor, target: Tensor) -> bool:
     """`fits` of a loss that compares the pixels of an image with each other; the samples of a batch are no pixels."""
     return output.dim() == 4 and target.dim() == 3
 

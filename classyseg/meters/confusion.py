@@ -136,8 +136,8 @@ class MeanIoUMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_iou", "pixel_accuracy")
-    class_numbers = ("iou",)
+    number_names = ("mean_iou", "pixel_accuracy")
+    class_number_names = ("iou",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -158,8 +158,8 @@ class DiceMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_dice",)
-    class_numbers = ("dice",)
+    number_names = ("mean_dice",)
+    class_number_names = ("dice",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -177,8 +177,8 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_class_accuracy",)
-    class_numbers = ("class_accuracy",)
+    number_names = ("mean_class_accuracy",)
+    class_number_names = ("class_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -193,7 +193,7 @@ class PixelAccuracyMeter(_ConfusionMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("pixel_accuracy",)
+    number_names = ("pixel_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         return {"pixel_accuracy": _pixel_accuracy(self.total())}
@@ -210,7 +210,7 @@ class ConfusionMatrixMeter(_ConfusionMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ()
+    number_names = ()
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}

@@ -43,7 +43,7 @@ class _TopKMeter(ClassyMeter):
         self.ignore_index = ignore_index
         self.topk = tuple(topk)
         self.head = head
-        self.numbers = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
+        self.number_names = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
         self.reset()
 
     def reset(self) -> None:
@@ -70,7 +70,7 @@ class _TopKMeter(ClassyMeter):
         if mixed:
             raise ValueError(f"{self.value_name}: {mixed} videos have clips with different classes; all must be alike")
         of = [self.out_of(k, samples, true) for k in self.topk]
-        return {name: n / m if m else None for name, n, m in zip(self.numbers or (), right, of, strict=True)}
+        return {name: n / m if m else None for name, n, m in zip(self.number_names or (), right, of, strict=True)}
 
     def right(self, found: Tensor) -> Tensor:
         """How much counts as right; `found` (samples, true classes) says which classes are among the first."""

@@ -242,7 +242,7 @@ def _start(name: str, pretrained: bool, weights: Any, adapt_input: bool, *, with
     if not known:
         raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
     brings_heads = with_heads and entry.defaults.get("heads")
-    fit = [key for key in known if known[key].whole or not brings_heads]
+    fit = [key for key in known if known[key].has_heads or not brings_heads]
     if not fit:
         raise ConfigError(
             f"'{name}' knows no public weights of its heads; leave pretrained out, or start its backbone from "

@@ -15,7 +15,7 @@ from classyseg.config import ConfigError, closest, shown
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.memory.compress import Compression, compressed
 from classyseg.models.memory.recompute import recomputed
-from classyseg.models.tap import Taps, described
+from classyseg.models.tap import Taps, submodule_block
 from classyseg.registry import Configurable, head_name_problem
 from classyseg.structures import BlockInfo, PositionGrid, output_name
 from classyseg.weights.cache import PublicWeights
@@ -196,7 +196,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         watched = set(self._watched)
         self._watched.add(name)  # so that the backbone runs it
         try:
-            return described(self, name)
+            return submodule_block(self, name)
         finally:
             self._watched = watched
 

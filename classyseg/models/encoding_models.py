@@ -95,7 +95,7 @@ def with_heads(backbones: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 def _with_heads(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[str, PublicWeights]:
     dataset = ENCODING_MODELS[name].dataset
     licence = f"MIT; trained on {dataset}"
-    found = replace(pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, whole=True)
+    found = replace(pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, has_heads=True)
     return {f"{dataset}_encoding": found}
 
 

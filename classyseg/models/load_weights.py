@@ -16,7 +16,7 @@ from classyseg.checkpoint import problem_of_values
 from classyseg.config import ConfigError
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, on_own_grid
+from classyseg.models.position_grids import Grid, UnknownGridError, grid_of, image_size_of_run, on_own_grid
 from classyseg.models.public_weights import WeightsSource, public_weights
 from classyseg.weights.key_maps import Naming
 from classyseg.weights.read import read_tensors
@@ -287,7 +287,7 @@ class _Fit:
                 continue
             try:
                 tensor = self._fitted(key, name, tensor)
-            except UnplacedError as error:
+            except UnknownGridError as error:
                 self.mismatched.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected.shape)}: {error}")
                 continue
             if tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from classyseg.models.classy_model import ClassyModel
 
 
-def described(model: ClassyModel, name: str) -> BlockInfo:
+def submodule_block(model: ClassyModel, name: str) -> BlockInfo:
     """What the submodule `name` puts out: a feature map (N, C, h, w), or vectors (N, count, C), whose stride is 0.
 
     Raises: `ConfigError` for another output, and for a submodule that does not run once in a forward pass.

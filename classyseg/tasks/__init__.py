@@ -18,7 +18,7 @@ def build_task(config: Any) -> ClassyTask:
     """
     checked = config if isinstance(config, ComponentConfig) else TASKS.validate(config)
     task: ClassyTask = TASKS.build(checked)
-    task.config = {**checked.resolved(), **task.chosen}
+    task.config = {**checked.resolved(), **task.filled_in}
     return task
 
 

@@ -10,6 +10,7 @@ from classyseg.evaluation import joined_metrics
 from classyseg.hooks import ClassyHook
 from classyseg.hooks.checkpoint import same_text
 from classyseg.meters import ClassyMeter
+from classyseg.signature import qualified
 from classyseg.structures import BestIs
 
 
@@ -65,17 +66,20 @@ def record_numbers(
 ) -> RecordNumbers:
     """The numbers that a task has of its `own` and those that its `meters` declare; None is a meter not built yet.
 
-    Raises: `ConfigError` for a name that two of them give.
+    Raises: `ConfigError` for a name that two of them give; `TypeError` for a meter of an earlier version.
     """
-    single = [{name: _best_is(meter, name) for name in meter.numbers or ()} if meter else {} for meter in meters]
-    by_class = [{name: _best_is(meter, name) for name in meter.class_numbers} if meter else {} for meter in meters]
+    for meter in meters:
+        if meter is not None and "numbers" in vars(meter):  # set in `__init__`, where no class shows it
+            raise TypeError(f"{qualified(type(meter))}: found `numbers`, of an earlier version; call it `number_names`")
+    single = [{name: _best_is(meter, name) for name in meter.number_names or ()} if meter else {} for meter in meters]
+    by_class = [{name: _best_is(meter, name) for name in meter.class_number_names} if meter else {} for meter in meters]
     joined_metrics(meters, [a | b for a, b in zip(single, by_class, strict=True)], main_head)  # which finds doubles
     own = own if isinstance(own, Mapping) else dict.fromkeys(own)
     return RecordNumbers(
         single={**own, **joined_metrics(meters, single, main_head)},
         by_class=joined_metrics(meters, by_class, main_head),
         classes=classes,
-        is_whole=all(meter is not None and meter.numbers is not None for meter in meters),
+        is_whole=all(meter is not None and meter.number_names is not None for meter in meters),
         are_built=None not in meters,
     )
 

@@ -41,24 +41,24 @@ from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
-from classyseg.tasks.assembly import Given, assemble, look_at
+from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
-from classyseg.tasks.checks import (
-    check_samples,
-    warn_of_compression,
-)
 from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
-from classyseg.tasks.given import config_of
-from classyseg.tasks.giving import save_model
+from classyseg.tasks.final_model import save_model
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.plan import RunPlan, epoch_of
+from classyseg.tasks.python_config import config_of
 from classyseg.tasks.resume import (
     require_finite,
     restore_engine,
     versions,
     whole_number,
+)
+from classyseg.tasks.sample_checks import (
+    check_samples,
+    warn_of_compression,
 )
 from classyseg.tasks.saving import save_run, start_run
 
@@ -139,7 +139,7 @@ class ClassyTask(Configurable, ABC):
         """None where the config gives the length in steps."""
         self.seed = seed
         self.batch_size = batch_size
-        given = Given.of(
+        spec = TaskSpec.of(
             type(self),
             num_epochs=num_epochs,
             num_steps=num_steps,
@@ -157,12 +157,12 @@ class ClassyTask(Configurable, ABC):
             protocol=protocol,
             runtime=runtime,
         )
-        parts = assemble(given)
-        self.runtime, self._model_config = given.runtime, given.model
+        parts = assemble(spec)
+        self.runtime, self._model_config = spec.runtime, spec.model
         self.model, self.loss, self.optimizer = parts.model, parts.loss, parts.optimizer
         self.meters, self.hooks = parts.meters, parts.hooks
-        self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
-        """`chosen`: values that the config left to the task, for the record of the run."""
+        self.normalize, self.normalizer, self.filled_in = parts.normalize, parts.normalizer, parts.filled_in
+        """`filled_in`: values that the config left to the task, for the record of the run."""
         self._numbers = parts.numbers
         # Where data sets tell how many they have, the assembly has compared them.
         self._files_tell_channels = any(data.facts.channels is None for data in parts.sets.values())
@@ -174,15 +174,13 @@ class ClassyTask(Configurable, ABC):
             )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
-        self.data.order(
-            batch_size, self.runtime, seed=seed, trains=given.trains, clips_in_a_batch=parts.clips_per_batch
-        )
+        self.data.order(batch_size, self.runtime, seed=seed, trains=spec.trains, group_size=parts.group_size)
         measured = {f"has_{name}": name in self.data.sets for name in ("val", "test")}
-        self._plan = RunPlan.of(given.lengths, self.data.num_batches("train"), **measured)
+        self._plan = RunPlan.of(spec.lengths, self.data.num_batches("train"), **measured)
         self._begin_at_zero()
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
-        self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
+        self.features = TaskFeatures(self.model, spec.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
         network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
         self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
@@ -221,7 +219,7 @@ class ClassyTask(Configurable, ABC):
     def config(self) -> Mapping[str, Any]:
         """The resolved config: what `build_task` read, or the arguments that Python code gave."""
         if self._config is None:
-            self._config = {**config_of(type(self), self._given), **self.chosen}
+            self._config = {**config_of(type(self), self._given), **self.filled_in}
         return self._config
 
     @config.setter
@@ -231,7 +229,7 @@ class ClassyTask(Configurable, ABC):
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
         """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""
-        look_at(Given.of(cls, **config.options()))
+        check_assembly(TaskSpec.of(cls, **config.options()))
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 
@@ -292,7 +290,7 @@ class ClassyTask(Configurable, ABC):
     @property
     def plan(self) -> RunPlan:
         """The phases of the run; none of training follows where somebody ended it."""
-        return self._plan if self.ending.reason is None else self._plan.ended(self.progress.step)
+        return self._plan if self.ending.reason is None else self._plan.ending_at(self.progress.step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -337,7 +335,7 @@ class ClassyTask(Configurable, ABC):
             self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
-        self.engine.mode(training)
+        self.engine.set_mode(training)
         self.evaluation.begin()
 
     def on_device(self, batch: Sample) -> Sample:
@@ -403,7 +401,7 @@ class ClassyTask(Configurable, ABC):
         self.ending.agree(self.progress.step)
         if self.ending.reason is not None:  # what is measured behind the last step follows even where none was taken
             at_start = self.progress == Progress()
-            self.progress = self.plan.after(self.progress) if at_start else self.plan.taken_up(self.progress)
+            self.progress = self.plan.after(self.progress) if at_start else self.plan.resumed_at(self.progress)
 
     @property
     def names_best(self) -> bool:

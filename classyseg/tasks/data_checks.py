@@ -10,7 +10,6 @@ from classyseg.config import ConfigError
 from classyseg.datasets.build import check_same_unit
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.label_map import classes_line, with_more_classes
-from classyseg.evaluation import clips_per_batch
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter
@@ -117,7 +116,7 @@ def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
             loss.check_num_classes(len(classes))
     for name, part in data.items():
         with problems.collected():
-            check_shares(name, part, loss)
+            check_soft_targets(name, part, loss)
 
 
 def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
@@ -132,15 +131,15 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
     )
 
 
-def check_shares(name: str, part: Part, loss: ClassyLoss) -> None:
+def check_soft_targets(name: str, part: Part, loss: ClassyLoss) -> None:
     """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
     for i, step in enumerate(part.transforms):
-        if not isinstance(step, PairTransform) or not step.gives_shares(part.facts.whole_images):
+        if not isinstance(step, PairTransform) or not step.gives_soft_targets(part.facts.whole_images):
             continue
         place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
         if name != "train":
             raise ConfigError(f"{place}, which meters cannot count; leave it out")
-        if not loss.takes_shares:
+        if not loss.takes_soft_targets:
             raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
 
 
@@ -256,11 +255,11 @@ def _text(normalize: NormalizeConfig) -> str:
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> int:
-    """How many samples that follow each other must stay together for all `meters`; None is not known yet.
+def check_group_sizes(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> None:
+    """A video is a group of consecutive samples. Meters and data sets must agree on its size; None is not known yet.
 
-    Raises: `ConfigError` where a meter takes others for a video than a data set has, and where batches, or the end of
-    the data set, would cut one.
+    Raises: `ConfigError` for a meter whose groups are not those of a data set, and where the end of a batch or of the
+    data set would cut a group.
     """
     for i, meter in enumerate(meters):
         clips = 1 if meter is None else meter.clips_per_video
@@ -277,4 +276,3 @@ def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int,
                 )
             if facts.num_samples is not None and facts.num_samples % clips:
                 raise ConfigError(f"dataset.{name}: found {facts.num_samples} samples; {place}")
-    return clips_per_batch(meter for meter in meters if meter is not None)

@@ -48,7 +48,7 @@ class RunPlan:
     def last_step(self) -> int:
         return self.num_steps if self.ended_at is None else min(self.ended_at, self.num_steps)
 
-    def ended(self, step: int) -> RunPlan:
+    def ending_at(self, step: int) -> RunPlan:
         """The plan of a run whose training somebody ended behind so many steps."""
         return replace(self, ended_at=step)
 
@@ -90,7 +90,7 @@ class RunPlan:
     def is_over(self, now: Progress) -> bool:
         return now.phase == "train" and now.step >= self.last_step and not now.step_in_phase
 
-    def taken_up(self, now: Progress) -> Progress:
+    def resumed_at(self, now: Progress) -> Progress:
         """Where a run goes on that stood at `now` by another plan, such as that of a shorter run."""
         begins = now.phase == "train" and now.step_in_phase == 0 and now.step == self.last_step
         if begins and self.has_test:

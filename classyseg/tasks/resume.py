@@ -208,7 +208,7 @@ def saved_progress(checkpoint: Checkpoint, plan: RunPlan, *, has_ended: bool = F
     if now.step != step_of(checkpoint.folder):
         raise _wrong(checkpoint, "progress.step", now.step, "the number in the name of its folder")
     if has_ended:
-        plan = plan.ended(now.step)
+        plan = plan.ending_at(now.step)
     if now.phase == "val" and not plan.is_measured(now.step):
         raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows step {now.step}")
     if now.phase == "test" and now.step != plan.last_step:

@@ -16,7 +16,7 @@ from classyseg.config import dump_yaml
 from classyseg.records import RecordFile, RunRecords
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, remove_leftovers
 from classyseg.tasks.extension import check_extension
-from classyseg.tasks.given import tell_what_is_not_written
+from classyseg.tasks.python_config import tell_what_is_not_written
 from classyseg.tasks.resume import (
     METRICS_FILE,
     cut_records,
@@ -118,7 +118,7 @@ def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoin
         task.restore(checkpoint)
         load_hooks(task.hooks, checkpoint)
     task.progress = progress
-    task.progress = task.plan.taken_up(progress)
+    task.progress = task.plan.resumed_at(progress)
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
     if plan.num_steps != task.num_steps and task.optimizer is not None and progress.step:
         done = (progress.step - 1) / plan.num_steps  # what the last step was taken with, for the next record

@@ -90,8 +90,10 @@ class PairTransform(ClassyTransform):
     costs the loading of a second sample.
     """
 
-    def gives_shares(self, whole_images: bool) -> bool:
-        """Whether targets become shares of classes, (num_classes, H, W) or (num_classes,), for every sample.
+    replaced = {"gives_shares": "it is called `gives_soft_targets`"}
+
+    def gives_soft_targets(self, whole_images: bool) -> bool:
+        """Whether targets become soft, a share of each class: (num_classes, H, W) or (num_classes,) of every sample.
 
         `whole_images` says that targets are classes of whole images, not masks.
         """

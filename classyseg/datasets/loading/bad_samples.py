@@ -58,7 +58,7 @@ class Loaded:
         return Loaded(self.sample.pin_memory(), self.bad)
 
 
-class ByKey(Dataset[Loaded | Failure]):
+class SampleSource(Dataset[Loaded | Failure]):
     """The samples of a data set by (epoch, index), as workers load them; `at` tells where each worker is.
 
     What stands in for a bad sample depends on `(seed, epoch, index)` alone: another sample, drawn until one is good;

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from classyseg.config import ConfigError
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.loading.bad_samples import BadSample, ByKey, Failure, Key, Loaded
+from classyseg.datasets.loading.bad_samples import BadSample, Failure, Key, Loaded, SampleSource
 from classyseg.datasets.loading.workers import (
     LEAVE_SECONDS,
     POLL_SECONDS,
@@ -20,10 +20,10 @@ from classyseg.datasets.loading.workers import (
     WorkerError,
     check_limits,
     deaths,
-    deaths_are_found_in_turn,
     killed_unless_they_leave,
     start_worker,
     warm_fork_server,
+    without_sigchld_handler,
 )
 from classyseg.rng import generator_for
 from classyseg.stopping import WaitEnded
@@ -33,7 +33,7 @@ PERMUTATION = -1
 """The third integer of the permutation's generator, which no sample index equals."""
 
 
-class TrainBatches:
+class TrainOrder:
     """The batches of one epoch as this process's share of each: shuffled by (seed, epoch), the short last one dropped.
 
     `batch_size` is the whole job's; process `rank` of `world_size` takes every `world_size`-th sample of a batch. Set
@@ -59,25 +59,25 @@ class TrainBatches:
             yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
 
 
-class EvalBatches:
+class EvalOrder:
     """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
 
-    `together` samples that follow each other stay in one batch; shares then differ by as many.
+    `group_size` samples that follow each other stay in one batch; shares then differ by as many.
 
-    Raises: `ValueError` where the other numbers are no multiples of `together`.
+    Raises: `ValueError` where the other numbers are no multiples of `group_size`.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, together: int = 1
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, group_size: int = 1
     ) -> None:
-        if num_samples % together or batch_size % together:
+        if num_samples % group_size or batch_size % group_size:
             raise ValueError(
-                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {together}"
+                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {group_size}"
             )
-        self.num_groups, self.groups_per_batch, self.together = (
-            num_samples // together,
-            batch_size // together,
-            together,
+        self.num_groups, self.groups_per_batch, self.group_size = (
+            num_samples // group_size,
+            batch_size // group_size,
+            group_size,
         )
         self.rank, self.world_size = rank, world_size
 
@@ -93,7 +93,7 @@ class EvalBatches:
         mine = range(self.rank, self.num_groups, self.world_size)
         for first in range(0, len(mine), self.groups_per_batch):
             groups = mine[first : first + self.groups_per_batch]
-            yield [(0, group * self.together + i) for group in groups for i in range(self.together)]
+            yield [(0, group * self.group_size + i) for group in groups for i in range(self.group_size)]
 
 
 def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
@@ -125,7 +125,7 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
     return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
 
 
-class Batches:
+class BatchLoader:
     """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
 
     `close` ends its workers. A worker that hangs is a `WorkerError` after `worker_timeout` seconds. While a batch does
@@ -137,8 +137,8 @@ class Batches:
     def __init__(
         self,
         loader: DataLoader[Loaded | Failure],
-        source: ByKey,
-        order: TrainBatches | EvalBatches,
+        source: SampleSource,
+        order: TrainOrder | EvalOrder,
         *,
         worker_timeout: float | None = None,
         gives_up: Callable[[], bool] = lambda: False,
@@ -152,7 +152,7 @@ class Batches:
         if self._loader.num_workers and self._loader._iterator is None:
             check_limits(self._source, next(iter(self._order), []), self._loader.num_workers)
         try:
-            with deaths_are_found_in_turn():
+            with without_sigchld_handler():
                 batches = iter(self._loader)
             while (batch := self._next(batches)) is not None:
                 if isinstance(batch, Failure):
@@ -193,15 +193,15 @@ class Batches:
 
 def make_loader(
     dataset: ClassyDataset,
-    batches: TrainBatches | EvalBatches,
+    batches: TrainOrder | EvalOrder,
     *,
     workers: int,
     pin_memory: bool = False,
     worker_timeout: float | None = None,
     gives_up: Callable[[], bool] = lambda: False,
-) -> Batches:
+) -> BatchLoader:
     """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
-    source = ByKey(dataset, workers)
+    source = SampleSource(dataset, workers)
     if workers:
         warm_fork_server()
     loader = DataLoader(
@@ -216,4 +216,4 @@ def make_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # else each iteration would draw from the global one
     )
-    return Batches(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)
+    return BatchLoader(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from classyseg.config import ConfigError
-from classyseg.datasets.loading.bad_samples import NOTHING, ByKey, Failure, Key
+from classyseg.datasets.loading.bad_samples import NOTHING, Failure, Key, SampleSource
 from classyseg.launcher import local_world_size
 from classyseg.structures import Sample
 
@@ -73,7 +73,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
+def check_limits(source: SampleSource, batch: Sequence[Key], workers: int) -> None:
     """Whether the machine can hold the batches that `workers` make ahead, judged by one sample of the first `batch`.
 
     Raises: `ConfigError` for too little shared memory, or too few open files.
@@ -112,7 +112,7 @@ def _open_files() -> int:
 
 
 @contextmanager
-def deaths_are_found_in_turn() -> Iterator[None]:
+def without_sigchld_handler() -> Iterator[None]:
     """Keeps torch from handling SIGCHLD, by which a worker's death would be an error wherever the main process is.
 
     In the middle of a save, say. Whoever waits for a batch finds it out within seconds, as torch looks after workers.
@@ -125,14 +125,14 @@ def deaths_are_found_in_turn() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def _sample(source: ByKey, epoch: int, index: int) -> str:
+def _loading_text(source: SampleSource, epoch: int, index: int) -> str:
     return f"loading {source.dataset.described(index)}, epoch {epoch}"
 
 
 class Watch:
     """Whether workers move on while somebody waits for a batch: each may take `limit` seconds for a sample."""
 
-    def __init__(self, source: ByKey, limit: float | None) -> None:
+    def __init__(self, source: SampleSource, limit: float | None) -> None:
         self._source, self._limit = source, limit
         self._at = source.at.clone()
         self._seconds = [0.0] * len(self._at)
@@ -152,7 +152,7 @@ class Watch:
         busy = [i for i in late if at[i, 1] != NOTHING]
         if busy:
             names = "; ".join(
-                f"data worker {i} (process {workers[i].pid}) has been {_sample(self._source, *at[i].tolist())}"
+                f"data worker {i} (process {workers[i].pid}) has been {_loading_text(self._source, *at[i].tolist())}"
                 for i in busy[:4]
             )
             raise WorkerError(
@@ -184,7 +184,7 @@ def killed_unless_they_leave(workers: Sequence[Any], seconds: float) -> Iterator
         timer.join()
 
 
-def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:
+def deaths(source: SampleSource, workers: Sequence[Any]) -> Iterator[str]:
     """For each worker that was killed or left: how, and at which sample."""
     ending = wait([worker.sentinel for worker in workers], DEATH_SECONDS) if workers else []  # its pipes break first
     for i, worker in enumerate(workers):
@@ -193,7 +193,7 @@ def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:
         if worker.exitcode in (None, 0):
             continue
         epoch, index = source.at[i].tolist()
-        at = "between two samples" if index == NOTHING else _sample(source, epoch, index)
+        at = "between two samples" if index == NOTHING else _loading_text(source, epoch, index)
         how = f"ended with code {worker.exitcode}"
         if worker.exitcode < 0:
             how = f"was killed by {signal.Signals(-worker.exitcode).name}"

@@ -11,7 +11,7 @@ from classyseg import distributed
 from classyseg.checkpoint import load_checkpoint, step_of
 from classyseg.config import ConfigError
 from classyseg.inference import Card
-from classyseg.inference.description import of_state
+from classyseg.inference.description import description_of_state
 from classyseg.inference.load import whole_best_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.io import read_json_lines
@@ -40,7 +40,7 @@ def save_model(task: ClassyTask) -> None:
         tensors, step = load_checkpoint(best, only=("model",), verified=True).tensors["model"], step_of(best)
     state = json.loads(json.dumps({"config": task.config, **task.checkpoint_state()}))
     try:
-        description = of_state(state, "the task's config")
+        description = description_of_state(state, "the task's config")
     except ConfigError as error:
         log.warning("%s: not written: %s", task.run_folder / MODEL, error)
         return

@@ -30,7 +30,7 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
     diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2)
     for summary in diagnosis.summaries:
-        if summary.whole and not summary.dataset.whole_images:
+        if summary.whole_images and not summary.dataset.whole_images:
             raise ConfigError(
                 f"{summary.name}: {type(summary.dataset).__name__} gives classes of whole images, which its class does "
                 "not say: set whole_images = True there, or inherit from ClassificationDataset"
