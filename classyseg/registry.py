@@ -222,7 +222,7 @@ class Registry:
                 self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
             entry = self._entries[offer.name]
             derive_config(entry.component, entry.name, entry.defaults, self.placement, self.kind).model_json_schema()
-        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only whoever asks shall hear of it
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only those who ask for it are told
             self._entries.pop(offer.name, None)
             raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
         finally:

@@ -368,7 +368,7 @@ def _short_videos(summary: DataSummary) -> Iterator[Finding]:
     if short:
         message = f"videos that are shorter than a clip, and left out: {len(short)}"
         files = tuple((name, "") for name in short[: summary.max_files])
-        mend = "take fewer clips.frames, or another clips.frame_rate, unless they shall be left out"
+        mend = "take fewer clips.frames, or another clips.frame_rate, unless you mean to leave them out"
         yield Finding("short_video", "warning", summary.name, message, mend, len(short), files)
 
 
@@ -433,6 +433,6 @@ class Duplicates:
                 mend = f"keep the one whose {'class' if part.whole_images else 'mask'} is right"
             else:
                 what = f"{nouns} that are {within}"
-                mend = "keep one of each, unless it shall count twice"
+                mend = "keep one of each, unless you mean to count it twice"
             files = tuple(tally.places)
             yield Finding(kind, severity, here, f"{what}: {tally.count}", mend, tally.count, files)

@@ -45,9 +45,9 @@ def label_pattern(summary: DataSummary) -> Pattern | None:
     if not _takes_map(dataset):
         return _foreign(summary)
     if dataset.color_map is not None:
-        return _colors_beside(summary)
+        return _unmapped_colors(summary)
     if labels := _labels(dataset):
-        return _beside_label_map(summary, labels)
+        return _unmapped_values(summary, labels)
     return _numbers(summary)
 
 
@@ -250,7 +250,7 @@ def _guessed_labels(summary: DataSummary) -> dict[int, int]:
     return {value: free.pop(0) if free else ignored for value in values}
 
 
-def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
+def _unmapped_values(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
     """Of a folder with a label map that does not name a value."""
     return Pattern(
         "unknown_values",
@@ -260,7 +260,7 @@ def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Patter
     )
 
 
-def _colors_beside(summary: DataSummary) -> Pattern:
+def _unmapped_colors(summary: DataSummary) -> Pattern:
     guessed = _guessed_labels(summary)
     shown = ", ".join(f'"{summary.value_text(value)}": {label}' for value, label in guessed.items())
     return Pattern(

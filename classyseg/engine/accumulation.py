@@ -21,9 +21,9 @@ def whole_batch_step(
 ) -> Tensor:
     """The loss of all parts' outputs together, and its gradients in the parameters of `network`, a part at a time.
 
-    `run(i)` gives the outputs of part i and is called twice: first for the values that the loss compares, of which
-    nothing else is kept; then again, with the same random numbers, for the gradients. So a step takes one more forward
-    pass, and the memory of one part. Buffers are as after one pass. `backward` is what the loss's gradients start from.
+    `run(i)` gives the outputs of part i and is called twice. The first call gives the values that the loss compares;
+    nothing else of it is kept. The second call, with the same random numbers, gives the gradients. So a step takes one
+    more forward pass, and the memory of one part. Buffers are as after one pass. `backward(loss)` starts the gradients.
     `network` may be a wrapper; `run` decides when gradients are exchanged.
 
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.

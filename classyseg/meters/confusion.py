@@ -58,7 +58,8 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
             check_labels("target", target, num_classes, ignored)
             raise
         if len(found) > num_classes**2 + 1 or found[-1] != np.count_nonzero(ignored.numpy()):
-            check_labels("target", target, num_classes, ignored)  # num_classes itself counts as ignored beside 0
+            # The label num_classes with the prediction 0 falls into the bin of ignored pixels: only the count tells.
+            check_labels("target", target, num_classes, ignored)
         counts = torch.from_numpy(found)
     else:
         counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)

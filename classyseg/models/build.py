@@ -74,8 +74,8 @@ def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
     model.activation_compression = getattr(config, "activation_compression", "none")
     if checkpointing and model.activation_compression != "none":
         raise ConfigError(
-            f"model.activation_compression: found '{model.activation_compression}' beside activation_checkpointing, "
-            "which would compute again from rounded inputs; keep one of them"
+            f"model.activation_compression: found '{model.activation_compression}' together with "
+            "activation_checkpointing, which would compute again from rounded inputs; keep one of them"
         )
 
 
@@ -105,7 +105,7 @@ class _Start(NamedTuple):
 
 
 def load_initial_weights(model: ClassyModel, config: Any) -> None:
-    """Loads what `config`, of which `model` was built, says under `weights`, if anything. Raises: `ConfigError`."""
+    """Loads the weights that `config`, from which `model` was built, names, if any. Raises: `ConfigError`."""
     if isinstance(config, ClassyModel):
         return
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)

@@ -34,9 +34,9 @@ class Frozen(NamedTuple):
 class ClassyModel(nn.Module, Configurable, ABC):
     """A backbone with named blocks and any number of heads.
 
-    A subclass calls `super().__init__()`, names its blocks with `add_block` beside the layers that make them, shallow
-    to deep, and gives `extract_features`. Its parameters keep their names whatever is attached; those of heads are
-    under `heads.NAME`.
+    A subclass calls `super().__init__()`, gives `extract_features`, and declares its blocks in `__init__`, shallow to
+    deep: `add_block` stands next to the layers that make the block. Its parameters keep their names whatever is
+    attached; those of heads are under `heads.NAME`.
     """
 
     renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"run": "run_layer"})

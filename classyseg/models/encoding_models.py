@@ -2,7 +2,7 @@
 
 Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, "Deep TEN: Texture Encoding Network",
 CVPR 2017, and "ResNeSt: Split-Attention Networks", 2020, as PyTorch-Encoding has them. Its plain backbones
-(`resnet50s`, `wideresnet38`, ...) are registered beside their classes.
+(`resnet50s`, `wideresnet38`, ...) are registered where their classes are.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ class LoadedWeights:
     """What became of a file's tensors.
 
     `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
-    empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
-    the model's heads that the file has nothing for: they are random, as they were initialised. `assumed` says in
-    sentences what the file does not tell and was taken for granted. `other_classes` is the number of classes of the
+    empty after a strict load; `ignored` are keys of other things than the backbone: classifiers, heads, optimizers.
+    `new_heads` are the model's heads that the file has nothing for: they are random, as they were initialised.
+    `assumed` says in sentences what the file does not tell and was taken for granted. `other_classes` is the number of classes of the
     file's classifier, where it was asked for and the head has another number; else 0.
     """
 
@@ -66,10 +66,10 @@ class LoadedWeights:
         return "; ".join(f"{len(keys)} {title}: {_listed(keys)}" for title, keys in groups if keys)
 
     def summary(self) -> str:
-        """How much was loaded from where, and how much was beside it, in one line."""
+        """In one line: how much was loaded from where, and what else the file holds."""
         counts = Counter(key.partition(".")[0] for key in self.ignored)
-        beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
-        more = f"; ignored: {beside}" if beside else ""
+        others = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
+        more = f"; ignored: {others}" if others else ""
         new = f"; random, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
         return f"{len(self.loaded)} tensors loaded{_as(self)}{more}{new}"
 

@@ -190,7 +190,7 @@ def applied_normalize(
         found = [step.normalize for step in part.transforms if isinstance(step, Normalize)]
         if found and normalize is not None:
             raise ConfigError(
-                f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
+                f"dataset.{name}.transforms: found 'normalize' together with the task's own `normalize`; keep one"
             )
         if len(found) > 1:
             raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")

@@ -28,8 +28,8 @@ def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Raises: `ConfigError` for a compiled model that is to keep fewer activations: compilers decide that alone."""
     if runtime.compile and (recomputes(model) or model.activation_compression != "none"):
         raise ConfigError(
-            "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
-            "the compiler cannot take; it computes activations again by itself. Keep one of them"
+            "runtime.compile: found true together with model.activation_checkpointing or model.activation_compression; "
+            "keep one of them. The compiler cannot take these, and computes activations again by itself"
         )
 
 

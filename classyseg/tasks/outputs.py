@@ -180,7 +180,7 @@ def _refuse_few(name: str, images: int) -> Callable[[nn.Module, Any], None]:
         head = name.split(".")[1] if name.startswith("heads.") else ""
         place = f"model.heads.{head}.norm" if head else "model.norm"
         raise _FewValuesError(
-            f"batch_size: found {images} at once, of which model.{name} sees {tuple(values.shape)}: one value of each "
+            f"batch_size: found {images} at once; model.{name} sees {tuple(values.shape)} of them, one value of each "
             "channel, which has no variance in training. Accepted: 2 or more images at once (batch_size / "
             f"runtime.accumulate_steps / processes), or {place}: {{name: group}}"
         )

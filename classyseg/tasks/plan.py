@@ -118,4 +118,4 @@ def check_lengths(lengths: Mapping[str, Any]) -> None:
         )
         raise ConfigError(f"num_epochs: {found}")
     if lengths.get("val_every_epochs") is not None and lengths.get("val_every_steps") is not None:
-        raise ConfigError("val_every_steps: found beside val_every_epochs; keep one of them")
+        raise ConfigError("val_every_steps: found together with val_every_epochs; keep one of them")

@@ -342,7 +342,7 @@ def cut_records(
     """Takes out of the files of `records` what comes after `now`, which is about to be done again.
 
     The run ends after `last_step`; a test phase of the run before it was made longer is not done again. `checkpoint`
-    is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
+    is the one that the run goes on from. Records of format 1 say `test` for `val`.
     """
     if checkpoint is not None and checkpoint.format == 1:
         found = records[METRICS_FILE]

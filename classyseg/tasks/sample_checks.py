@@ -56,7 +56,7 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
 
 
 def _root(finding: Finding, places: Iterable[str]) -> str:
-    """The data set of the task in which, or in a part of which, something was found."""
+    """The data set of the task to which a finding belongs; it may lie in a part of that data set."""
     return next(place for place in places if finding.place == place or finding.place.startswith(f"{place}."))
 
 
@@ -64,7 +64,7 @@ def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Warns of activations to be kept in 16 bits that autocast computes in 16 bits anyhow."""
     if model.activation_compression == "bfloat16" and runtime.precision != "float32":
         log.warning(
-            "model.activation_compression: bfloat16 saves nothing, or little, beside runtime.precision: %s, in which "
-            "most activations have 16 bits anyhow; int8 saves more",
+            "model.activation_compression: bfloat16 saves little or nothing with runtime.precision: %s, as most "
+            "activations have 16 bits already; int8 saves more",
             runtime.precision,
         )

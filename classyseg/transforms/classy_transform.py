@@ -144,7 +144,7 @@ def apply_transforms(
 def _transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
     """`sample` after `transform`, whatever its form is.
 
-    The target of a whole image stays as it is; in its place, `transform` sees a mask of which every pixel is ignored.
+    The target of a whole image stays as it is; `transform` sees a mask of ignored pixels in its place.
     The frames of a clip are transformed one by one, all with the same draws.
     """
     whole, clip = sample.target.dim() < 2, sample.image.dim() == 4

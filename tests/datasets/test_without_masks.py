@@ -101,7 +101,7 @@ def test_images_with_masks_and_images_alone_do_not_make_one_set(tmp_path: Path) 
 
 @pytest.mark.parametrize("options", [{"mask_suffix": "_mask", "nested": False}, {"table": "t.csv", "nested": False}])
 def test_a_folder_without_masks_refuses_what_is_of_masks(options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="masks: found null beside table or mask_suffix"):
+    with pytest.raises(ConfigError, match="masks: found null together with table or mask_suffix"):
         build_dataset({**folder(tmp_path), **options})
 
 

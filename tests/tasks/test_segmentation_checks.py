@@ -385,7 +385,7 @@ def test_a_checkpoint_says_what_the_images_were_normalised_with(
     [
         (
             {"normalize": {}, "dataset.train.transforms": ["normalize"]},
-            r"dataset\.train\.transforms: found 'normalize' beside",
+            r"dataset\.train\.transforms: found 'normalize' together with",
         ),
         (
             {"dataset.val.transforms": ["normalize", "normalize"]},
