@@ -1,4 +1,4 @@
-"""What a model is worth: meters and a loss over a data set, by any protocol, in any number of processes."""
+"""Measuring a model: meters and a loss over a data set, by any protocol, in any number of processes."""
 
 from classyseg.evaluation.evaluate import Evaluation, check_protocol, count_batch, evaluate, group_size_of
 from classyseg.evaluation.joined import RECORD_KEYS, joined_files, joined_metrics

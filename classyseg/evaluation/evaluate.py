@@ -24,11 +24,11 @@ from classyseg.structures import Sample
 
 
 class Evaluation:
-    """Counts batches in meters and in a loss: what a phase of a training measures, and `classyseg evaluate`.
+    """Counts batches in meters and in a loss. A phase of a training measures with it, and so does `classyseg evaluate`.
 
-    `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
-    they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
-    measured where the protocol gives what the network gave of whole images; else it is None.
+    Call `begin`, `update` for each batch, and `result` once. Meters count integers, which are summed over the processes
+    of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
+    `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -49,7 +49,7 @@ class Evaluation:
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
         self.bad_samples: Callable[[], dict[str, int]] = dict
-        """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
+        """What `result` tells of unreadable samples. The caller that loads them sets it; every process calls it."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
         protocol.check(network, self._read)
 
@@ -67,10 +67,10 @@ class Evaluation:
         forward: Callable[[Tensor], Outputs] | None = None,
         terms: Callable[[Outputs], Terms] | None = None,
     ) -> None:
-        """Counts images (N, C, H, W), normalised and on the device. `target` is their truth, at its own size.
+        """Counts images (N, C, H, W), normalised and on the device. `target` holds their true labels, at its own size.
 
-        `forward` runs the network on this batch otherwise than `network` does, `terms` gives the loss's terms otherwise
-        than `loss` does: for a task that has rules of its own.
+        A task with rules of its own gives `forward` in place of the network's forward pass, and `terms` in place of the
+        loss's terms.
         """
         outputs: Outputs = {}
 
@@ -99,13 +99,13 @@ class Evaluation:
 
 
 def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
-    """Raises: `ConfigError` where `protocol` does not give what `meters` read of `model`, wherever this lies."""
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read. `model` may lie on any device."""
     protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
 
 
 def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
     head = meter.head or model.main_head
-    # Whole outputs of a head hold its logits as they are: smaller than scores, and in the same order.
+    # # A head's logits are smaller than its scores, as they are not resized, and they have the same order of classes.
     logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
     return Wanted(head, "outputs" if logits else meter.reads)
 
@@ -127,11 +127,11 @@ def evaluate(
     split: str = "val",
     watch: Callable[[Sample], None] | None = None,
 ) -> Evaluation:
-    """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
+    """Measures a whole data set, each sample once, shared among the processes of a job. Every process calls it.
 
-    The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
-    own size. `watch` sees each batch of this process before it is counted. `split` is what messages call the data set.
-    `result` of what is returned has the numbers. Processes exchange nothing before it.
+    Call `result` of what is returned for the numbers; processes exchange nothing before it. The images pass through the
+    data set's own transforms, not through the predictor's preparation. Masks count at their own size. `watch` sees each
+    batch of this process before it is counted. Messages call the data set `split`.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """

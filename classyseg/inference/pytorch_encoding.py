@@ -1,4 +1,4 @@
-"""PyTorch-Encoding's multi-scale evaluation, to its rounding: by which its published figures were measured."""
+"""PyTorch-Encoding's multi-scale evaluation, with its rounding: its published figures were measured by it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PyTorchEncoding(ClassyProtocol):
     `crop_size`; a larger one is cut into such squares, two thirds of a square apart. The last ones are padded, not
     moved back. The logits of each square are added to those of its mirror image; their exponentials are averaged over
     squares, and summed over scales. All resizing aligns the corners, that of logits, too. Other ways of averaging are
-    as good; this one is here because the figures of its model zoo mean it.
+    as good. This one is here because the figures of its model zoo were measured so.
 
     Scores are those sums divided by their sum over the classes.
 

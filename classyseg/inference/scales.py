@@ -1,4 +1,4 @@
-"""An image at several sizes and left for right: scores of all of them, averaged."""
+"""An image at several sizes, and mirrored: the scores of all of them, averaged."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Scale = Annotated[float, Field(gt=0, le=16)]
 
 @PROTOCOLS.register("multi_scale")
 class MultiScale(ClassyProtocol):
-    """The image at several `scales`, and with `flip` each left for right, too: what tables call "ms + flip".
+    """The image at several `scales`, each also mirrored with `flip`: what tables call "ms + flip".
 
-    At each scale `protocol` runs the network; its scores come to the size that is asked for and are averaged, as
+    At each scale `protocol` runs the network. All scores are resized to the wanted size and averaged, as
     mmsegmentation's test-time augmentation does it. With one scale of 1 and no flip it gives what `protocol` gives.
 
     Maps are made in bands of rows: with a budget, full-size scores are never held.

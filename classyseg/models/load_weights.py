@@ -41,8 +41,8 @@ class LoadedWeights:
     `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
     empty after a strict load; `ignored` are keys of other things than the backbone: classifiers, heads, optimizers.
     `new_heads` are the model's heads that the file has nothing for: they are random, as they were initialised.
-    `assumed` says in sentences what the file does not tell and was taken for granted. `other_classes` is the number of classes of the
-    file's classifier, where it was asked for and the head has another number; else 0.
+    `assumed` says in sentences what the file does not tell and the loader took for granted. `other_classes` is the
+    number of classes of the file's classifier, where it was asked for and the head has another number; else 0.
     """
 
     library: str

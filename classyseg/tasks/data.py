@@ -52,7 +52,7 @@ def check_splits(datasets: DatasetsConfig) -> None:
     if datasets.test is not None and "val" not in datasets.model_fields_set:
         raise ConfigError(
             "dataset.val: missing where dataset.test is given. What is measured while training is called `val` now "
-            "and was `test` before: rename it. `test` is measured once, after the last step; if nothing is to be measured "
+            "and was `test` before: rename it. `test` is measured once, after the last step. To measure nothing "
             "before that, write val: null"
         )
 

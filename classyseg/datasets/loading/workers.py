@@ -86,8 +86,8 @@ def check_limits(source: SampleSource, batch: Sequence[Key], workers: int) -> No
     if 0 <= files_allowed < files_needed + _open_files():
         raise ConfigError(
             f"runtime.workers: {workers} workers need up to {files_needed} open files in addition to the "
-            f"{_open_files()} that are open, but this process may open {files_allowed}; raise the limit (ulimit -n 4096), or take "
-            "fewer workers"
+            f"{_open_files()} that are open, but this process may open {files_allowed}; raise the limit (ulimit "
+            "-n 4096), or take fewer workers"
         )
     found = source[batch[0]]
     if isinstance(found, Failure):  # of a bad sample, which the loader meets as it is told to
