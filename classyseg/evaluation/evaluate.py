@@ -105,7 +105,7 @@ def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequenc
 
 def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
     head = meter.head or model.main_head
-    # # A head's logits are smaller than its scores, as they are not resized, and they have the same order of classes.
+    # A head's logits are smaller than its scores, as they are not resized, and they have the same order of classes.
     logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
     return Wanted(head, "outputs" if logits else meter.reads)
 

@@ -34,8 +34,7 @@ class BudgetError(ConfigError):
 
 @contextmanager
 def remaining_budget(budget: int | None, taken: int) -> Iterator[int | None]:
-    """What is left of a budget when `taken` bytes are in use. A `BudgetError` inside is raised with the whole
-    budget."""
+    """What is left of a budget when `taken` bytes are in use. A `BudgetError` inside names the whole one."""
     if budget is None:
         yield None
         return

@@ -277,8 +277,7 @@ def _is_one(images: Any) -> bool:
     """Whether `images` is a single image."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
-    return isinstance(images, str | bytes | Path | Image.Image | Mapping) # bytes and mappings are no images: `read`
-    refuses them
+    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # `read` refuses bytes and mappings
 
 
 def _alike(first: Prepared, second: Prepared) -> bool:

@@ -68,7 +68,7 @@ class Prepared:
             round(self.region.top * self.size[0] / self.region.height),
             round(self.region.left * self.size[1] / self.region.width),
         )
-        # # Rounding may move the window a pixel beyond the end of the map.
+        # Rounding may move the window a pixel beyond the end of the map.
         top, left = (min(starts[i], maps.shape[i - 2] - self.size[i]) for i in range(2))
         return maps[..., top : top + self.size[0], left : left + self.size[1]]
 

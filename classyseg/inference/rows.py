@@ -271,9 +271,10 @@ class Windows(Rows):
     def rows(self, first: int, stop: int) -> Tensor:
         height = len(self.weights[0])
         touched = [top for top in self.tops if top < stop and top + height > first]
-        found = [(top, self.run(top, first)) for top in touched] # windows run before the sum is allocated, so that the
-        two peaks do not add up result = torch.zeros(self.channels, stop - first, self.size[1], device=self.device) for
-        top, windows in found:
+        # Windows run before memory is taken for the sum, so that the two peaks do not add up.
+        found = [(top, self.run(top, first)) for top in touched]
+        result = torch.zeros(self.channels, stop - first, self.size[1], device=self.device)
+        for top, windows in found:
             start, end = max(first, top), min(stop, top + height)
             for left, window in zip(self.lefts, windows, strict=True):
                 part = window.rows(start - top, end - top)
