@@ -25,17 +25,17 @@ class Computed(NamedTuple):
 
 
 class BatchWork(Protocol):
-    """What a step is handed: how images become outputs, and outputs the terms of a loss."""
+    """What the engine must be given for a step: how images become outputs, and outputs the terms of a loss."""
 
     @property
     def is_additive(self) -> bool:
-        """Whether `counts` are those of the terms of a whole batch, whose parts are then computed one by one."""
+        """Whether `counts` are known before the whole batch is computed. Then its parts are computed one by one."""
 
     def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
-        """The counts of the terms of `batch`. `outputs` are those of a part of it; their values do not matter."""
+        """The counts of the terms of `batch`. `outputs` may be those of a part of it; their values do not matter."""
 
     def complete(self, batch: Sample) -> Sample:
-        """The batch with what is read or computed once, however often `outputs` is called."""
+        """The batch with all that must be read or computed only once, though `outputs` may be called twice."""
 
     def outputs(self, batch: Sample) -> Mapping[str, Tensor]: ...
 
@@ -47,7 +47,7 @@ class BatchWork(Protocol):
 def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
     """Adds the gradients of the batch's loss to those of `network`; gives the loss, on the device.
 
-    The batch is computed in `num_parts` parts, one after the other, which takes the memory of one.
+    The batch is computed in `num_parts` parts, one after the other. That takes the memory of one part.
     """
     if num_parts > 1 and not work.is_additive:
         return _of_whole_batch(batch, work, network, precision, num_parts)
@@ -59,6 +59,7 @@ def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Pre
             if counts is None:
                 counts = terms.counts if num_parts == 1 else work.counts(outputs, batch)
                 counts = sum_over_processes(counts)
+            # Distributed training averages gradients over processes; the factor makes that average a sum.
             value = terms.divided(counts, float(world_size()))
             precision.backward(value)
         total = total + value.detach()
@@ -66,11 +67,12 @@ def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Pre
 
 
 def _of_whole_batch(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
-    """Of a loss that must see the outputs of all parts at once."""
+    """As `gradients`, for a loss that must see the outputs of all parts at once."""
     parts = [work.complete(part) for part in batch.chunk(num_parts)]
     passes = itertools.count(1)
 
     def run(i: int) -> Mapping[str, Tensor]:
+        # Every part runs twice. Only the last backward pass, of the last part's second run, exchanges gradients.
         with no_sync(network, unless=next(passes) == 2 * num_parts):
             return work.outputs(parts[i])
 

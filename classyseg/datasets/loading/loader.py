@@ -1,4 +1,4 @@
-"""From a data set to batches: whose order depends on (seed, epoch) alone, and which start anywhere at no cost."""
+"""From a data set to batches. Their order depends on (seed, epoch) alone, and they can start anywhere at no cost."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from classyseg.stopping import WaitEnded
 from classyseg.structures import Sample
 
 PERMUTATION = -1
-"""The third integer of the permutation's generator, which no sample index equals."""
+"""The third integer of the permutation's generator. No sample has this index, so no two generators are equal."""
 
 
 class TrainOrder:
-    """The batches of one epoch as this process's share of each: shuffled by (seed, epoch), the short last one dropped.
+    """This process's share of the batches of an epoch: shuffled by (seed, epoch), without the short last one.
 
-    `batch_size` is the whole job's; process `rank` of `world_size` takes every `world_size`-th sample of a batch. Set
-    `epoch`, `start` (the first batch) and `stop` (the one behind the last; None: to the end) before iterating.
+    `batch_size` is the whole job's. Process `rank` takes every `world_size`-th sample of a batch. Before iterating, set
+    `epoch`, `start` (the first batch) and `stop` (the batch after the last; None: to the end).
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -60,9 +60,10 @@ class TrainOrder:
 
 
 class EvalOrder:
-    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
+    """Every sample exactly once over all processes, in batches of up to `batch_size`.
 
-    `group_size` samples that follow each other stay in one batch; shares then differ by as many.
+    `group_size` consecutive samples (a group, such as the clips of a video) stay in one batch. The shares of two
+    processes may differ by one group.
 
     Raises: `ValueError` where the other numbers are no multiples of `group_size`.
     """
@@ -86,7 +87,7 @@ class EvalOrder:
 
     @property
     def common_batches(self) -> int:
-        """How many batches every process has at least: until then, they can agree on something."""
+        """How many batches every process has at least: so often all processes can meet between batches."""
         return -(-(self.num_groups // self.world_size) // self.groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -113,7 +114,7 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
             )
     images, targets = (torch.stack(tensors) for tensors in ([s.image for s in whole], [s.target for s in whole]))
     if get_worker_info() is not None:
-        try:  # here, as the thread that sends it would only print what goes wrong, and the main process would wait on
+        try:  # here: the thread that sends it would only print an error, and the main process would wait for ever
             images.share_memory_()
             targets.share_memory_()
         except (RuntimeError, OSError) as error:
@@ -126,12 +127,13 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
 
 
 class BatchLoader:
-    """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
+    """A loader of batches. It raises errors of wrong samples in this process, not in a worker.
 
-    `close` ends its workers. A worker that hangs is a `WorkerError` after `worker_timeout` seconds. While a batch does
-    not come, `gives_up` is asked whether to wait on; `WaitEnded` is raised where not.
+    A wrong file is a `DataError`, another wrong sample a `ConfigError`, a worker that hangs for `worker_timeout`
+    seconds a `WorkerError`. While a batch does not come, `gives_up` is asked whether to stop waiting: then `WaitEnded`
+    is raised. `close` ends the workers.
 
-    `bad` are the samples that others stand in for in the batch that came last.
+    `bad` are the samples that were replaced in the last batch.
     """
 
     def __init__(
@@ -159,7 +161,7 @@ class BatchLoader:
                     raise batch.kind(batch.message)
                 self.bad = batch.bad
                 yield batch.sample
-        except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most
+        except (RuntimeError, OSError, EOFError) as error:  # errors of torch or of a pipe name a process id at most
             dead = list(deaths(self._source, self._workers()))
             if dead:
                 raise WorkerError("; ".join(dead)) from error
@@ -214,6 +216,6 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else each iteration would draw from the global one
+        generator=torch.Generator(),  # without it, each iteration would draw from the global generator
     )
     return BatchLoader(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)
