@@ -12,7 +12,7 @@ register_task = TASKS.register
 
 
 def build_task(config: Any) -> ClassyTask:
-    """The task that `config` (a mapping, a `ConfigTree`, a checked config) describes; it keeps the resolved config.
+    """The task that `config` (a mapping, a `ConfigTree`, a checked config) describes. It keeps the resolved config.
 
     Raises: `ConfigError` with every problem at once.
     """

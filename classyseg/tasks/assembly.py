@@ -1,4 +1,4 @@
-"""The parts of a task, put together in one place: on the `meta` device to check a config, or for real."""
+"""Puts the parts of a task together in one place: for real, or on the `meta` device to check a config."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ from classyseg.tasks.plan import check_lengths
 log = logging.getLogger(__name__)
 
 SOME_CLASSES = tuple(f"class{i}" for i in range(1000))
-"""What a meter is given on the `meta` device where only files tell the classes."""
+"""The classes of a meter on the `meta` device, where only files tell the real ones."""
 
 
 class TaskKind(Protocol):
-    """What the class of a task says of it."""
+    """What the class of a task says about the tasks that it makes."""
 
     record_numbers: Mapping[str, BestIs]
     whole_images: bool
@@ -63,10 +63,11 @@ class TaskKind(Protocol):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a task is made of, as a checked config or Python code gives it: configs, or built parts.
+    """What a task is to be made of, as a checked config or Python code gives it: configs, or built parts.
 
-    `dataset` has the data sets by name. `lengths` are `num_epochs` and so on; a task of length 0 only measures.
-    `whole_images` and `takes_clips` say which kind of data the task takes; `numbers` are its own of each record.
+    `dataset` has the data sets by name. `lengths` are `num_epochs` and the like; a task of length 0 only measures.
+    `whole_images` and `takes_clips` say which kind of data the task takes. `numbers` are the numbers of a record that
+    the task itself gives.
     """
 
     dataset: Mapping[str, Any]
@@ -140,7 +141,7 @@ class TaskSpec:
         return bool(self.lengths["num_epochs"] or self.lengths["num_steps"])
 
     def run_length(self, train_set: ClassyDataset | None) -> RunLength:
-        """How long the run trains, as far as that can be told without the training set, or with it."""
+        """How long the run trains. Without the training set, one of epochs and steps is not known."""
         num_epochs, num_steps = self.lengths["num_epochs"], self.lengths["num_steps"]
         steps_per_epoch = 0 if train_set is None else len(train_set) // self.batch_size
         if num_steps is None:
@@ -150,7 +151,7 @@ class TaskSpec:
 
 @dataclass
 class Parts:
-    """The parts of a task, which fit each other; `filled_in` are values that the config left to the task."""
+    """The parts of a task, which fit each other. `filled_in` are values that the config left to the task."""
 
     sets: dict[str, ClassyDataset]
     facts: DataFacts
@@ -169,7 +170,7 @@ class Parts:
 
 
 def assemble(spec: TaskSpec) -> Parts:
-    """The parts that `spec` describes, which fit each other. Raises: `ConfigError` with every problem, a line each."""
+    """Builds the parts that `spec` describes. Raises: `ConfigError` with every problem, a line each."""
     parts = _assembled(spec, real=True)
     if parts is None:
         raise RuntimeError("a part of the task is missing, and no problem was told")
@@ -177,7 +178,7 @@ def assemble(spec: TaskSpec) -> Parts:
 
 
 def check_assembly(spec: TaskSpec) -> None:
-    """Does the same on the `meta` device and opens no file: what only data sets know is left out.
+    """As `assemble`, but on the `meta` device and without opening a file: what only data sets know is left out.
 
     Raises: `ConfigError` with every problem, a line each.
     """
@@ -185,7 +186,7 @@ def check_assembly(spec: TaskSpec) -> None:
 
 
 def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
-    """The parts for real; or None, after all has been asked of what the configs tell."""
+    """The real parts; or None, after all checks of what the configs tell."""
     problems = Problems()
     check_complete(spec, problems)
     with problems.collected():
@@ -204,6 +205,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     model: ClassyModel | None = None
     num_classes = 2 if facts.classes is None else len(facts.classes)
     with problems.collected():
+        # After a problem nothing is trained: the model is still checked, but takes no memory.
         model = _model(spec, num_classes, real=real and not problems.found)
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
     if model is not None:
@@ -228,6 +230,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     protocol: ClassyProtocol | None = None
     with problems.collected(), within("protocol"):
         protocol = PROTOCOLS.build(spec.protocol)
+    # A protocol runs the whole model on `meta`: with problems in it, that would only tell them again.
     if protocol is not None and model is not None and not problems.found:
         with problems.collected():
             check_protocol(protocol, model, [meter for meter in meters if meter is not None])
@@ -266,7 +269,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
 
 
 def check_complete(spec: TaskSpec, problems: Problems) -> None:
-    """A task that trains needs a training set and an optimizer. Raises: `ConfigError` where there is no data set."""
+    """Checks that nothing is missing: data sets, and in a task that trains an optimizer. Raises: `ConfigError`."""
     if not spec.dataset:
         raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
     with problems.collected():
@@ -279,7 +282,7 @@ def check_complete(spec: TaskSpec, problems: Problems) -> None:
 
 
 def _data(spec: TaskSpec, problems: Problems, *, real: bool) -> tuple[dict[str, Part], dict[str, ClassyDataset]]:
-    """The data sets by name, and those of them that are built; of others, what their configs tell."""
+    """All data sets by name (built, or what their configs tell), and those that are built."""
     data: dict[str, Part] = {}
     sets: dict[str, ClassyDataset] = {}
     for name, config in spec.dataset.items():
@@ -293,9 +296,9 @@ def _data(spec: TaskSpec, problems: Problems, *, real: bool) -> tuple[dict[str, 
 
 
 def _model(spec: TaskSpec, num_classes: int, *, real: bool) -> ClassyModel:
-    """The model with its heads: with the values that the seed gives, or on the `meta` device.
+    """The model with its heads: with initial values from the seed, or on the `meta` device.
 
-    Raises: `ConfigError` for one that cannot be built, or is larger than anybody means.
+    Raises: `ConfigError` for a model that cannot be built, or that is too large to be meant.
     """
     if not real:
         try:
@@ -303,14 +306,14 @@ def _model(spec: TaskSpec, num_classes: int, *, real: bool) -> ClassyModel:
                 return build_model(spec.model, num_classes, load=False)
         except ConfigError:
             raise
-        except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
+        except (NotImplementedError, RuntimeError):  # a plugin's model may need values: then it is built for real
             pass
         except (ArithmeticError, AssertionError, MemoryError, ValueError) as error:
             raise _not_built(error) from error
     if real:
         seed_everything(spec.seed)
     try:
-        with bounded(real=not real):  # who only checks a config does not expect gigabytes
+        with bounded(real=not real):  # a check of a config must not take gigabytes
             return build_model(spec.model, num_classes, load=False)
     except ConfigError:
         raise
@@ -326,12 +329,12 @@ def _not_built(error: Exception) -> ConfigError:
 def _meters(
     configs: Sequence[Any], classes: tuple[str, ...] | None, ignore_index: int, problems: Problems, *, real: bool
 ) -> list[ClassyMeter | None]:
-    """The meters; None for one that cannot be built, or not before its classes are known."""
+    """The meters; None for one that cannot be built, or that must first know its classes."""
     built: list[ClassyMeter | None] = []
     for i, config in enumerate(configs):
         meter: ClassyMeter | None = None
         left_to_the_build = contextlib.suppress(ConfigError) if classes is None else problems.collected()
-        memory = contextlib.nullcontext() if real else torch.device("meta")  # of many classes, meters take gigabytes
+        memory = contextlib.nullcontext() if real else torch.device("meta")  # meters of many classes take gigabytes
         with left_to_the_build, within(f"meters[{i}]"), memory:
             meter = METERS.build(config, SOME_CLASSES if classes is None else classes, ignore_index)
         built.append(meter)
@@ -347,7 +350,7 @@ def _check_model(
     data: Data,
     problems: Problems,
 ) -> None:
-    """What a model, a loss and meters ask of each other, and of the images that are seen at once in training."""
+    """Checks that the model, loss and meters fit each other, and the images that training sees at once."""
     before = len(problems.found)
     with problems.collected():
         check_takes(model, takes_clips=spec.takes_clips)
@@ -369,9 +372,10 @@ def _check_model(
 
 
 def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> NormalizeConfig | None:
-    """What published weights need, where that matters: looking them up imports torchvision, which takes a second.
+    """The mean and deviation of published weights; None where nobody asks for them.
 
-    Without data sets it is compared with a data set's own `normalize` where another one has none.
+    The look-up imports torchvision, which takes a second. A check of a config needs it only where some data sets have a
+    `normalize` of their own and others do not.
     """
     own = [normalizes(part) for part in data.values()]
     if spec.normalize is not None or all(own) or not (real or any(own)):

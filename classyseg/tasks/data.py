@@ -26,16 +26,17 @@ from classyseg.structures import Phase, Progress, Sample
 
 
 class DatasetsConfig(ConfigRecord):
-    """The data sets of a task; without `val` and `test`, nothing is measured but the training loss.
+    """The data sets of a task. Without `val` and `test`, only the training loss is measured.
 
     A task that trains needs `train`.
 
     Args:
         train: A data set; required unless `num_epochs` is 0. Classes, palette and ignored label come from here, or from
             `val` where there is no `train`.
-        val: A data set with the same classes, measured while training: the best checkpoint is chosen by it.
-        test: Another one, measured once: after the last step, with the weights of the best checkpoint where the hook
-            `checkpoint` has a `best`, else with the last ones. With `test`, `val` must be written, too, if as null.
+        val: A data set with the same classes, measured while training. The best checkpoint is chosen by it.
+        test: Another one, measured once, after the last step: with the weights of the best checkpoint if the hook
+            `checkpoint` has a `best`, else with the last weights. A config with `test` must have `val`, too; it may be
+            null.
     """
 
     train: DatasetConfig | None = None
@@ -48,7 +49,7 @@ class DatasetsConfig(ConfigRecord):
 
 
 def check_splits(datasets: DatasetsConfig) -> None:
-    """Raises: `ConfigError` for a config of before, where `test` was what `val` is now."""
+    """Raises: `ConfigError` for a config of an earlier version, where `test` meant what `val` means now."""
     if datasets.test is not None and "val" not in datasets.model_fields_set:
         raise ConfigError(
             "dataset.val: missing where dataset.test is given. What is measured while training is called `val` now "
@@ -70,7 +71,7 @@ class TaskData:
         self._loaders: dict[Phase, BatchLoader] = {}
 
     def order(self, batch_size: int, runtime: RuntimeConfig, *, seed: int, trains: bool, group_size: int = 1) -> None:
-        """Shares the batches among the processes. What does not train needs no training set of a batch.
+        """Shares the batches among the processes. A task that does not train needs no training set of a batch or more.
 
         Raises: `ConfigError` for a training set of less than a batch.
         """
@@ -95,7 +96,7 @@ class TaskData:
                 self._loaders[phase] = make_loader(self.sets[phase], order, **loading)
 
     def batches(self, progress: Progress, end: int, run_folder: Path | None) -> Iterator[Sample]:
-        """The batches of a phase that are left; one of training ends when the run has done `end` steps."""
+        """The batches that are left of the current phase. A training phase ends when the run has done `end` steps."""
         if progress.phase == "train":
             before = progress.epoch * len(self.train_order)
             self.train_order.epoch = progress.epoch
@@ -107,7 +108,7 @@ class TaskData:
             yield batch
 
     def num_batches(self, phase: Phase) -> int:
-        """How many batches an epoch, or a data set that is measured, has in this process."""
+        """How many batches an epoch of training, or a measured data set, has in this process."""
         return len(self.train_order if phase == "train" else self.eval_orders[phase])
 
     def common_batches(self, phase: Phase) -> int:

@@ -1,4 +1,4 @@
-"""What must hold between data sets and the other parts of a task, by the facts of built ones or of their configs."""
+"""Checks of data sets against each other and the other parts of a task. Their facts come from built ones or configs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Data = Mapping[str, Part]
 
 
 def facts_of_all(data: Data) -> DataFacts:
-    """What a task takes from its data sets: the facts of the first of them; those that it does not tell, of the others.
+    """The facts that a task takes from its data sets: the first one's; others tell what it does not.
 
     All of them agree: see `check_data`.
     """
@@ -36,7 +36,7 @@ def facts_of_all(data: Data) -> DataFacts:
 
 
 def check_data(data: Data, problems: Problems, *, whole_images: bool, takes_clips: bool) -> None:
-    """Data sets must be of the kind that the task takes, and be alike."""
+    """Checks that data sets are of the kind that the task takes, and alike."""
     for name, part in data.items():
         with problems.collected():
             check_kind(name, part.facts, whole_images=whole_images, takes_clips=takes_clips)
@@ -69,7 +69,7 @@ def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: 
 
 
 def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
-    """Raises: `ConfigError` for a data set whose classes, or ignored label, are known and not the first one's."""
+    """Raises: `ConfigError` for a data set with other classes, or another ignored label, than the first one."""
     if facts.classes != wanted.classes and None not in (facts.classes, wanted.classes):
         found, expected = (list(each.classes or ()) for each in (facts, wanted))
         raise ConfigError(
@@ -84,7 +84,7 @@ def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: Dat
 
 
 def check_same_channels(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
-    """Raises: `ConfigError` for a data set whose channels are known and not the first one's."""
+    """Raises: `ConfigError` for a data set with other channels than the first one."""
     if facts.channels != wanted.channels and None not in (facts.channels, wanted.channels):
         raise ConfigError(
             f"dataset.{name}: its images have {facts.channels} channels, those of dataset.{first_name} "
@@ -96,7 +96,7 @@ def check_colors(name: str, part: Part) -> None:
     """Raises: `ConfigError` for transforms of colours where the images have other than three channels."""
     channels = part.facts.channels
     for i, step in enumerate(part.transforms):
-        if channels in (None, 3) or not step.keeps_type:  # which may change the channels
+        if channels in (None, 3) or not step.keeps_type:  # such a step may change the number of channels
             return
         if step.needs_color:
             raise ConfigError(
@@ -106,7 +106,7 @@ def check_colors(name: str, part: Part) -> None:
 
 
 def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
-    """The loss must be able to learn the classes, and to take the targets that transforms make."""
+    """Checks that the loss can learn the classes, and takes the targets that transforms make."""
     for name, part in data.items():
         with problems.collected():
             check_min_classes(name, part.facts, loss)
@@ -132,7 +132,7 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
 
 
 def check_soft_targets(name: str, part: Part, loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+    """Raises: `ConfigError` for transforms that give soft targets, where the loss or the meters cannot take them."""
     for i, step in enumerate(part.transforms):
         if not isinstance(step, PairTransform) or not step.gives_soft_targets(part.facts.whole_images):
             continue
@@ -144,7 +144,7 @@ def check_soft_targets(name: str, part: Part, loss: ClassyLoss) -> None:
 
 
 def check_in_channels(data: Data, in_channels: int) -> None:
-    """Raises: `ConfigError` for a model of other channels than the images, which are all alike, are known to have."""
+    """Raises: `ConfigError` for a model with another number of channels than the images have."""
     known = {name: part.facts.channels for name, part in data.items() if part.facts.channels is not None}
     for name, channels in known.items() if len({*known.values()}) == 1 else ():
         if channels != in_channels:
@@ -158,7 +158,7 @@ def check_in_channels(data: Data, in_channels: int) -> None:
 
 
 def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
-    """The mean and deviation that the published weights need which a model's config names; None for other weights."""
+    """The mean and deviation for the published weights that a model's config names; None for other weights."""
     if not isinstance(model_config, ComponentConfig):  # a model that Python code built
         return None
     weights = getattr(model_config, "weights", None)
@@ -173,12 +173,11 @@ def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
 def applied_normalize(
     data: Data, normalize: NormalizeConfig | None, of_weights: NormalizeConfig | None
 ) -> NormalizeConfig:
-    """The mean and deviation that the images of every data set meet.
+    """The mean and deviation by which the images of all data sets are normalised.
 
-    A transform's, else the task's own `normalize`, else what the weights need, else ImageNet's.
+    They come from a transform, else from the task's own `normalize`, else from the weights, else they are ImageNet's.
 
-    Raises: `ConfigError` when images would be normalised twice, or those of one data set otherwise than those of the
-    other.
+    Raises: `ConfigError` when images would be normalised twice, or when two data sets would be normalised differently.
     """
     if normalize is None and facts_of_all(data).in_own_unit:
         raise ConfigError(
@@ -210,10 +209,10 @@ def normalizes(part: Part) -> bool:
 
 
 def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | None, *, given: bool) -> None:
-    """Raises: `ConfigError` for as many means and deviations as the images do not have channels.
+    """Raises: `ConfigError` unless there are as many means and deviations as the images have channels.
 
-    `given` says that the task's config has a `normalize`. Images of transforms that may give floating point, which
-    nobody normalises, are left to the first step, unless somebody wrote means for them.
+    `given` says that the task's config has a `normalize`. Transforms may give floating point, which nobody normalises:
+    such images are left to the first step, unless the config has means for them.
     """
     facts = facts_of_all(data)
     if len(normalize.mean) != len(normalize.std):
