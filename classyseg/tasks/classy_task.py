@@ -514,7 +514,7 @@ class ClassyTask(Configurable, ABC):
             for write in (
                 lambda: save_model(self),
                 self.records.finish,
-            ):  # with a full disk both may fail: both are told
+            ):  # a full disk may stop both: both are told
                 try:
                     write()
                 except WriteError as error:
