@@ -295,7 +295,7 @@ def test_an_exception_of_a_data_set_names_the_sample(workers: int, at: int) -> N
 def test_too_few_open_files_are_told_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.resource, "getrlimit", lambda kind: (64, 64))
     with pytest.raises(
-        ConfigError, match=r"runtime.workers: 2 workers need up to \d+ files open .* may open 64; raise"
+        ConfigError, match=r"runtime.workers: 2 workers need up to \d+ open files .* may open 64; raise"
     ):
         list(make_loader(Broken(""), EvalOrder(4, 1), workers=2))
 
