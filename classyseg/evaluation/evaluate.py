@@ -14,12 +14,12 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.datasets import BadSamples, ClassyDataset
-from classyseg.datasets.loading.loader import EvalBatches, make_loader
+from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
 from classyseg.inference.budget import Budget, joined_counts
-from classyseg.inference.memory import left_of
+from classyseg.inference.memory import remaining_budget
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
 from classyseg.meters import ClassyMeter
@@ -59,13 +59,14 @@ class Plain:
 
 
 class Evaluation:
-    """Counts batches in meters and in a loss: what a phase of a training measures, and `classyseg evaluate`.
+    """Counts batches in meters and in a loss. A phase of a training measures with it, and so does `classyseg evaluate`.
 
-    `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
-    they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
-    measured where the protocol gives what the network gave of whole images; else it is None. Images that do not fit
-    into `budget` may be computed in windows: `in_windows` counts them, and then no loss is measured. `meaning` is how
-    outputs and the terms of the loss come from a batch: a task, or by default the network and `loss`.
+    Call `begin`, `update` for each batch, and `result` once. Meters count integers, which are summed over the processes
+    of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
+    `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
+    Images that do not fit into `budget` may be computed in windows: `in_windows` counts them, and no loss is measured
+    then. `meaning` says how outputs and the terms of the loss come from a batch: a task, or by default the network and
+    `loss`.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -91,7 +92,7 @@ class Evaluation:
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
         self.bad_samples: Callable[[], dict[str, int]] = dict
-        """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
+        """What `result` tells of unreadable samples. The caller that loads them sets it; every process calls it."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
         protocol.check(network, self._read)
 
@@ -116,12 +117,12 @@ class Evaluation:
 
         height, width = (images if target.dim() < 3 else target).shape[-2:]
         size, read, shape = (height, width), self._read, images.shape
-        with left_of(self.budget.max_memory, images.numel() * (images.element_size() + 4)) as left:
+        with remaining_budget(self.budget.max_memory, images.numel() * (images.element_size() + 4)) as left:
             choice = self.budget.choice(self.protocol, self.network, shape, size, set(read), left)
             if choice.window is not None:
                 read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
                 self.in_windows[choice.text] += 1
-            with self.network.running(run):
+            with self.network.with_forward(run):
                 found = choice.protocol(self.network, images, size, set(read), left)
         if terms is not None:
             self._loss.add(terms)
@@ -143,19 +144,19 @@ class Evaluation:
 
 
 def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
-    """Raises: `ConfigError` where `protocol` does not give what `meters` read of `model`, wherever this lies."""
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read. `model` may lie on any device."""
     protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
 
 
 def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
     head = meter.head or model.main_head
-    # Whole outputs of a head hold its logits as they are: smaller than scores, and in the same order.
+    # A head's logits are smaller than its scores, as they are not resized, and they have the same order of classes.
     logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
     return Wanted(head, "outputs" if logits else meter.reads)
 
 
-def clips_per_batch(meters: Iterable[ClassyMeter]) -> int:
-    """How many samples that follow each other must stay together for all `meters`."""
+def group_size_of(meters: Iterable[ClassyMeter]) -> int:
+    """How many consecutive samples a batch must keep together, so that no meter sees half a video."""
     return math.lcm(*(meter.clips_per_video for meter in meters))
 
 
@@ -172,21 +173,22 @@ def evaluate(
     split: str = "val",
     watch: Callable[[Sample], None] | None = None,
 ) -> Evaluation:
-    """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
+    """Measures a whole data set, each sample once, shared among the processes of a job. Every process calls it.
 
-    The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
-    own size. `meaning` is as of `Evaluation`. `watch` sees each batch of this process before it is counted. `split` is
-    what messages call the data set. `result` of what is returned has the numbers. Processes exchange nothing before it.
+    Call `result` of what is returned for the numbers; processes exchange nothing before it. The images pass through the
+    data set's own transforms, not through the predictor's preparation. Masks count at their own size. A task gives its
+    `meaning` of a batch. `watch` sees each batch of this process before it is counted. Messages call the data set
+    `split`.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
     evaluation = Evaluation(
         predictor.network, predictor.protocol, meters, loss, meaning=meaning, budget=predictor.budget
     )
-    together = clips_per_batch(meters)
-    batch_size = batch_size if predictor.max_memory is None else together  # a budget is that of an image
+    group_size = group_size_of(meters)
+    batch_size = batch_size if predictor.max_memory is None else group_size  # a budget is that of an image
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    order = EvalBatches(len(dataset), batch_size, together=together, **process)
+    order = EvalOrder(len(dataset), batch_size, group_size=group_size, **process)
     pin_memory = predictor.device.type == "cuda"
     loader = make_loader(dataset, order, workers=workers, worker_timeout=worker_timeout, pin_memory=pin_memory)
     bad = BadSamples({split: dataset})

@@ -30,6 +30,7 @@ def torch_device(name: str | torch.device) -> torch.device:
 
 def bring(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
     """Brings a model to its device, in place; its weights in the layout `channels_last` where all can have it."""
-    of_clips = any(weight.dim() == 5 for weight in model.parameters())  # which have no such layout
+    # The layout is for four axes: `to` refuses the kernels of clips, which have five.
+    of_clips = any(weight.dim() == 5 for weight in model.parameters())
     layout = torch.channels_last if channels_last and not of_clips else torch.contiguous_format
     model.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import Wanted
-from classyseg.inference.memory import BudgetError, left_of
+from classyseg.inference.memory import BudgetError, remaining_budget
 from classyseg.inference.network import Network
 from classyseg.inference.rows import (
     BAND_BYTES,
     FLOAT,
     Cost,
-    Held,
     Resized,
     Rows,
     ScoresOfLogits,
     Size,
+    TensorRows,
     bands,
     rows_within,
     scores_of,
@@ -30,7 +30,7 @@ from classyseg.layers.resize import best_class
 LABEL = 8
 """Bytes of a label."""
 _ROW = 2 * LABEL + FLOAT
-"""Bytes that an arg-max takes for a pixel, without its input."""
+"""Bytes that an arg-max takes for a pixel in addition to its input: the index, its copy, and the maximum."""
 
 
 def at_size(maps: Rows, size: Size) -> Rows:
@@ -42,7 +42,7 @@ def as_scores(network: Network, head: str, maps: Rows) -> Rows:
     return ScoresOfLogits(network.head(head), maps) if network.averages_logits(head) else maps
 
 
-def of_each(
+def per_image(
     network: Network,
     images: Tensor,
     size: Size,
@@ -51,8 +51,8 @@ def of_each(
     plan: Callable[[Rows, int | None], Bands],
 ) -> dict[Wanted, Tensor]:
     """What the plan of each image (C, H, W) gives within a budget, as batches."""
-    with left_of(budget, _joining(network, len(images), size, wanted)) as left:
-        found = [plan(Held(image), left).made() for image in images]
+    with remaining_budget(budget, _joining(network, len(images), size, wanted)) as left:
+        found = [plan(TensorRows(image), left).made() for image in images]
     if len(found) == 1:
         return {item: value[None] for item, value in found[0].items()}
     return {item: torch.stack([each[item] for each in found]) for item in wanted}
@@ -66,13 +66,13 @@ def check_each(
     budget: int,
     plan: Callable[[Rows, int | None], Bands],
 ) -> None:
-    """Makes the plan of an image of a batch of `shape` as `of_each` does, for what it raises."""
-    with left_of(budget, _joining(network, shape[0], size, wanted)) as left:
-        plan(Held(torch.empty(*shape[1:], device="meta")), left)
+    """Makes the plan of an image of a batch of `shape` as `per_image` does, for what it raises."""
+    with remaining_budget(budget, _joining(network, shape[0], size, wanted)) as left:
+        plan(TensorRows(torch.empty(*shape[1:], device="meta")), left)
 
 
 def _joining(network: Network, count: int, size: Size, wanted: Collection[Wanted]) -> int:
-    """What is taken in addition to one image's results: joining several holds them twice."""
+    """What several images take in addition to the results of one: while results are joined, they exist twice."""
     others = 2 * count - 1 if count > 1 else 0
     return others * _result_bytes(network, wanted, size)
 
@@ -112,7 +112,8 @@ class Bands:
         highest = min(size[0], most_rows or size[0])
         count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
         if not all(network.averages_logits(head) for head in maps):
-            count = highest  # each band makes all of a window's scores again
+            # A head with scores of its own makes all of a window's scores again for every band: few bands are faster.
+            count = highest
         if budget is not None:
             room = budget - results - sum(cost)
             fitting = rows_within(sources, room, _ROW * size[1])

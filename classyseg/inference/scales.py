@@ -1,4 +1,4 @@
-"""An image at several sizes and left for right: scores of all of them, averaged."""
+"""An image at several sizes, and mirrored: the scores of all of them, averaged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import Bands, check_each, of_each
+from classyseg.inference.finish import Bands, check_each, per_image
 from classyseg.inference.network import Network
 from classyseg.inference.rows import Cost, Flipped, Mean, Resized, Rows
 from classyseg.registry import PROTOCOLS, ProtocolConfig
@@ -19,9 +19,9 @@ Scale = Annotated[float, Field(gt=0, le=16)]
 
 @PROTOCOLS.register("multi_scale")
 class MultiScale(ClassyProtocol):
-    """The image at several `scales`, and with `flip` each left for right, too: what tables call "ms + flip".
+    """The image at several `scales`, each also mirrored with `flip`: what tables call "ms + flip".
 
-    At each scale `protocol` runs the network; its scores come to the size that is asked for and are averaged, as
+    At each scale `protocol` runs the network. All scores are resized to the wanted size and averaged, as
     mmsegmentation's test-time augmentation does it. With one scale of 1 and no flip it gives what `protocol` gives.
 
     Maps are made in bands of rows: with a budget, full-size scores are never held.
@@ -53,7 +53,7 @@ class MultiScale(ClassyProtocol):
     ) -> Found:
         if self._is_inner:
             return self.inner(network, images, size, wanted, budget)
-        return of_each(network, images, size, wanted, budget, self._planner(network, size, wanted))
+        return per_image(network, images, size, wanted, budget, self._planner(network, size, wanted))
 
     def check_budget(
         self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
