@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from torch.nn import functional
 import runs
 from classyseg.cli import prediction
 from classyseg.cli.main import main
+from classyseg.datasets.files.videos import each_frame
 from classyseg.inference import Predictor
 from classyseg.models import build_model
 
@@ -348,6 +350,29 @@ def test_a_geotiff_becomes_a_geotiff_at_the_same_place(trained: Path, tmp_path: 
             assert np.mean(after.asarray() == plain_labels(trained, path)) > 0.99
 
 
+@pytest.mark.parametrize(("name", "world"), [("a.png", "a.pgw"), ("a.jpg", "a.wld"), ("b.TIF", "b.TFW")])
+def test_a_world_file_places_the_labels(trained: Path, tmp_path: Path, name: str, world: str) -> None:
+    """The numbers of the file are of the middle of the first pixel, those of the tag of its corner (GeoTIFF 1.1)."""
+    path = save(tmp_path / name, noise(20, 30))
+    (tmp_path / world).write_text("0.5\n0.1\n0.2\n-0.5\n1000.0\n2000.0\n")
+    assert predict(trained, path, "--output", tmp_path / "out") == 0
+    (file,) = summary(tmp_path / "out")["files"]
+    assert Path(file["labels"]).suffix.lower() == ".tif"
+    with tifffile.TiffFile(file["labels"]) as tiff:
+        matrix = np.reshape(tiff.pages.first.tags[34264].value, (4, 4))
+    assert (matrix @ [0.5, 0.5, 0, 1]).tolist() == [1000.0, 2000.0, 0.0, 1.0]
+    assert (matrix @ [2.5, 3.5, 0, 1]).tolist() == pytest.approx(
+        [1000 + 2 * 0.5 + 3 * 0.2, 2000 + 2 * 0.1 - 3 * 0.5, 0, 1]
+    )
+
+
+def test_a_world_file_that_is_none_leaves_a_png(trained: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", noise(20, 30))
+    (tmp_path / "a.wld").write_text("not six numbers")
+    assert predict(trained, path, "--output", tmp_path / "out") == 0
+    assert labels_in(tmp_path / "out") == {"a.png"}
+
+
 def test_a_tiff_without_a_place_becomes_a_png(trained: Path, tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noise(20, 30), photometric="rgb")
     assert predict(trained, tmp_path / "a.tif", "--output", tmp_path / "out") == 0
@@ -387,6 +412,25 @@ def test_a_video_becomes_a_folder_of_label_maps_and_a_video_of_overlays(trained:
         stream = overlay.streams.video[0]
         assert (stream.width, stream.height, float(stream.average_rate)) == (46, 34, 10)
         assert sum(1 for _ in overlay.decode(stream)) == 11
+
+
+QUARTER_TURN = (0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+"""A phone's display matrix: what lies at x, y of the frame is shown at -y, x."""
+
+
+def test_frames_are_turned_as_players_show_them(trained: Path, tmp_path: Path) -> None:
+    frame = np.zeros((32, 64, 3), np.uint8)
+    frame[:16, :32], frame[16:, 32:] = 250, 120
+    path = video(tmp_path / "phone.mp4", [frame] * 2)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"tkhd") + 44  # of the matrix in the header of a track, ISO/IEC 14496-12
+    struct.pack_into(">9i", content, place, *QUARTER_TURN)
+    path.write_bytes(content)
+    assert predict(trained, path, "--output", tmp_path / "out") == 0
+    assert Image.open(tmp_path / "out" / "phone" / "000001.png").size == (32, 64)
+    shown, stored = (next(each_frame(path, turned=turned))[0][0].numpy() for turned in (True, False))
+    assert np.abs(stored.astype(int) - frame[..., 0]).max() < 20
+    assert np.array_equal(shown, np.rot90(stored, -1))
 
 
 def test_a_broken_video_is_named(trained: Path, tmp_path: Path) -> None:
