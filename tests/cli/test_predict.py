@@ -142,6 +142,23 @@ def test_images_wait_for_others_of_their_size_only_as_long_as_there_is_room(monk
 # -- which files -----------------------------------------------------------------------------------------------------
 
 
+def test_images_that_a_budget_is_too_small_for_are_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [save(tmp_path / name, noise(*size)) for name, size in (("a.png", (192, 256)), ("b.png", (32, 40)))]
+    assert predict(trained, *paths, "--output", tmp_path / "out", "--max-memory", "62M") == 0
+    found = summary(tmp_path / "out")
+    (windows,) = found["computed_in_windows"]["windows"]
+    assert windows["images"] == found["computed_in_windows"]["images"] == 1
+    assert [file.get("windows") for file in found["files"]] == [windows["size"], None]
+    protocol = json.dumps(windows["protocol"])
+    assert predict(trained, paths[0], "--output", tmp_path / "named", "--protocol", protocol) == 0
+    assert np.array_equal(*(np.array(Image.open(tmp_path / folder / "a.png")) for folder in ("out", "named")))
+    assert summary(tmp_path / "named")["computed_in_windows"] is None
+    assert predict(trained, *paths, "--output", tmp_path / "whole", "--max-memory", "62M", "--protocol", "whole") == 1
+    assert labels_in(tmp_path / "whole") == {"b.png"}
+
+
 def test_outputs_lie_as_the_inputs_lie_in_their_folder(trained: Path, tmp_path: Path) -> None:
     for name in ("a.png", "x/b.png", "x/y/c.png", ".hidden/d.png", "x/.e.png"):
         save(tmp_path / "in" / name, noise(4, 5))
