@@ -93,7 +93,7 @@ class RuntimeConfig(ConfigRecord):
         index = int(self.device.partition(":")[2] or local_rank())
         if index >= available:
             raise ConfigError(
-                f"runtime.device: found {self.device} (GPU {index} for this process); {available} GPUs are there"
+                "runtime.device", f"found {self.device} (GPU {index} for this process); {available} GPUs are there"
             )
         return torch.device("cuda", index)
 
@@ -118,6 +118,7 @@ def check_batch_size(batch_size: int, accumulate_steps: int) -> None:
         low = batch_size // parts * parts
         near = f"{low} or {low + parts}" if low else str(parts)
         raise ConfigError(
-            f"batch_size: found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
-            f"cannot share evenly; the nearest sizes are {near}"
+            "batch_size",
+            f"found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
+            f"cannot share evenly; the nearest sizes are {near}",
         )

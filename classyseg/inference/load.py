@@ -20,7 +20,8 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError, within
+from classyseg.config import ConfigError
+from classyseg.errors import written_in
 from classyseg.inference.description import Description, described, of_state
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
@@ -134,17 +135,19 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
 def _predictor(
     description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
 ) -> Predictor:
-    with within(str(source)):
+    with written_in(str(source)):
         model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
     _fill(model, tensors, weights)
-    with within(str(source)) if options["protocol"] is None else nullcontext():
+    with written_in(str(source)) if options["protocol"] is None else nullcontext():
         return Predictor.described(model, description, **options)
 
 
 def _built(description: Description, num_weights: int) -> ClassyModel:
     config = MODELS.validate(dict(description.model), placed=True)
     if getattr(config, "weights", None) is not None:
-        raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
+        raise ConfigError(
+            "model.weights", "found a source of weights, which a trained model has no use for; take it out"
+        )
     # As large as its weights, or a little larger: a config alone takes no memory, and any trained model is taken.
     with bounded(most=4 * num_weights + 10**7):
         return build_model(config, len(description.classes), load=False)

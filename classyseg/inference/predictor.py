@@ -62,15 +62,16 @@ class Predictor:
         self.classes = tuple(classes)
         self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or _colors(len(self.classes))
         if len(self.palette) != len(self.classes):
-            raise ConfigError(f"palette: found {len(self.palette)} colours for {len(self.classes)} classes")
+            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
         if len(self.normalizer.mean) != model.in_channels:
             raise ConfigError(
-                f"normalize: found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
-                "give it one mean and one std for each"
+                "normalize",
+                f"found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
+                "give it one mean and one std for each",
             )
         self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
         self.device = torch_device(device)
@@ -87,8 +88,9 @@ class Predictor:
         self.head = model.main_head
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
-                f"classes: found {len(self.classes)} names; the head '{self.head}' of the model has "
-                f"{self.network.num_classes(self.head)} classes"
+                "classes",
+                f"found {len(self.classes)} names; the head '{self.head}' of the model has "
+                f"{self.network.num_classes(self.head)} classes",
             )
         self.protocol.check(self.network, [Wanted(self.head)])
 
@@ -220,8 +222,9 @@ class Predictor:
         """What `save` writes of the predictor as `config.json`. Raises: `ConfigError` where no config can tell it."""
         if self._model_config is None:
             raise ConfigError(
-                "model_config: missing; a model that Python code built can be saved when `Predictor` is told the "
-                "config that makes it again: {'name': ..., 'heads': ...}"
+                "model_config",
+                "missing; a model that Python code built can be saved when `Predictor` is told the "
+                "config that makes it again: {'name': ..., 'heads': ...}",
             )
         return Description(
             model=architecture(self._model_config),
@@ -252,9 +255,9 @@ def torch_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda", 0) if count else torch.device("cpu")
     kind, _, index = str(name).partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and int(index or 0)):
-        raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
+        raise ConfigError("device", f"found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
     if kind == "cuda" and int(index or 0) >= count:
-        raise ConfigError(f"device: found {name}; {count} GPUs are there")
+        raise ConfigError("device", f"found {name}; {count} GPUs are there")
     return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
 
 

@@ -107,7 +107,9 @@ class Preparation:
     def config(self) -> PreparationConfig:
         """What `Preparation.of` makes again. Raises: `ConfigError` for transforms that Python code built."""
         if any(isinstance(step, ClassyTransform) for step in self._configs):
-            raise ConfigError("preparation.transforms: found transforms built in Python, which no config can describe")
+            raise ConfigError(
+                "preparation.transforms", "found transforms built in Python, which no config can describe"
+            )
         return PreparationConfig(transforms=self._configs, bits=32 if self.own_unit else None, exif=self.exif)
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -221,8 +223,9 @@ class Preparation:
             planned = chosen.size_after(before)
             if planned is not None and planned[0] * planned[1] > max(MAX_PIXELS, before[0] * before[1]):
                 raise DataError(
-                    f"preparation.transforms[{i}]: {type(chosen).__name__} makes {planned[0]} x {planned[1]} pixels of "
-                    f"{before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}"
+                    f"preparation.transforms[{i}]",
+                    f"{type(chosen).__name__} makes {planned[0]} x {planned[1]} pixels of "
+                    f"{before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}",
                 )
             # The mask is none: it is there for transforms that ask for its size, and costs no memory.
             sample = Sample(image, torch.zeros((), dtype=torch.uint8).expand(before), name)

@@ -268,14 +268,14 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
 def check_complete(given: Given, problems: Problems) -> None:
     """A task that trains needs a training set and an optimizer. Raises: `ConfigError` where there is no data set."""
     if not given.dataset:
-        raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
+        raise ConfigError("dataset", "found neither train nor val; give the data set to measure under val")
     with problems.collected():
         check_lengths(given.lengths)
     missing = {"dataset.train": "train" not in given.dataset, "optimizer": given.optimizer is None}
     for key in missing if given.trains else ():
         with problems.collected():
             if missing[key]:
-                raise ConfigError(f"{key}: missing; a task that trains has one, and only num_epochs: 0 needs none")
+                raise ConfigError(key, "missing; a task that trains has one, and only num_epochs: 0 needs none")
 
 
 def _data(given: Given, problems: Problems, *, real: bool) -> tuple[dict[str, Part], dict[str, ClassyDataset]]:
@@ -320,7 +320,7 @@ def _model(given: Given, num_classes: int, *, real: bool) -> ClassyModel:
 
 def _not_built(error: Exception) -> ConfigError:
     reason = str(error).partition("\n")[0]
-    return ConfigError(f"model: cannot be built with these options ({type(error).__name__}: {reason}); choose others")
+    return ConfigError("model", f"cannot be built with these options ({type(error).__name__}: {reason}); choose others")
 
 
 def _meters(

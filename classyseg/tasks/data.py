@@ -51,9 +51,10 @@ def check_splits(datasets: DatasetsConfig) -> None:
     """Raises: `ConfigError` for a config of before, where `test` was what `val` is now."""
     if datasets.test is not None and "val" not in datasets.model_fields_set:
         raise ConfigError(
-            "dataset.val: missing, beside dataset.test. What is measured while training is `val`, which was `test` "
+            "dataset.val",
+            "missing, beside dataset.test. What is measured while training is `val`, which was `test` "
             "before: rename it. `test` is now measured once, after the last step; where nothing is to be measured "
-            "before that, write val: null"
+            "before that, write val: null",
         )
 
 

@@ -182,7 +182,7 @@ def _fetch(source: Source, root: Path, *, keep: bool) -> None:
             remove(path)
     except DataError as error:
         remove(archive)  # else it would be there for the next try
-        raise DataError(f"{error}; the download was removed") from None
+        raise error.advise("the download was removed") from None
     if missing := _missing(source, root):
         raise DataError(f"{source.url}: unpacked to {', '.join(missing)}; the archive is kept as {archive}")
     if not keep:

@@ -85,8 +85,9 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
     files_allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files_allowed < files_needed + _open_files():
         raise ConfigError(
-            f"runtime.workers: {workers} workers need up to {files_needed} files open beside the {_open_files()} that "
-            f"are, but this process may open {files_allowed}; raise the limit (ulimit -n 4096), or take fewer workers"
+            "runtime.workers",
+            f"{workers} workers need up to {files_needed} files open beside the {_open_files()} that "
+            f"are, but this process may open {files_allowed}; raise the limit (ulimit -n 4096), or take fewer workers",
         )
     found = source[batch[0]]
     if isinstance(found, Failure):  # of a bad sample, which the loader meets as it is told to
@@ -96,9 +97,10 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:
         raise ConfigError(
-            f"runtime.workers: {workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
+            "runtime.workers",
+            f"{workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
             f"in shared memory, but {SHARED_MEMORY} has {free / 1e6:.0f} MB free; make it larger (docker run "
-            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0"
+            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0",
         )
 
 

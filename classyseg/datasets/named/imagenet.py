@@ -68,7 +68,7 @@ class ImageNet(LabelledFiles):
             files = [] if images else labelled_files(folder, LABELS)
         if table is not None:
             if not images:
-                raise ConfigError(f"table: found '{table}', but {folder} has folders of classes; leave it out")
+                raise ConfigError("table", f"found '{table}', but {folder} has folders of classes; leave it out")
             files = _listed_files(data_path(table), folder, images)
         super().__init__(files, transforms)
 
