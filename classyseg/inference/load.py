@@ -20,8 +20,8 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError
-from classyseg.errors import written_in
+from classyseg.config import ConfigError, ConfigTree
+from classyseg.errors import within, written_in
 from classyseg.inference.description import Description, described, of_state
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
@@ -136,14 +136,15 @@ def _predictor(
     description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
 ) -> Predictor:
     with written_in(str(source)):
-        model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
+        model = _built(description, sum(tensor.numel() for tensor in tensors.values()), str(source))
     _fill(model, tensors, weights)
     with written_in(str(source)) if options["protocol"] is None else nullcontext():
         return Predictor.described(model, description, **options)
 
 
-def _built(description: Description, num_weights: int) -> ClassyModel:
-    config = MODELS.validate(dict(description.model), placed=True)
+def _built(description: Description, num_weights: int, source: str) -> ClassyModel:
+    with within("model"):
+        config = MODELS.validate(ConfigTree(dict(description.model), source), placed=True)
     if getattr(config, "weights", None) is not None:
         raise ConfigError(
             "model.weights", "found a source of weights, which a trained model has no use for; take it out"
