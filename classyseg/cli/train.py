@@ -188,7 +188,7 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg import distributed
     from classyseg.errors import DataError, Problem
     from classyseg.tasks import build_task
-    from classyseg.tasks.checks import LookedAtError
+    from classyseg.tasks.sample_checks import LookedAtError
     from classyseg.trainer import Stopped, Trainer
 
     trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite, extend=arguments.extend)

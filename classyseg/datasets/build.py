@@ -43,7 +43,7 @@ def build_dataset(config: Any) -> ClassyDataset:
         if len(dataset) and not dataset.files(0):
             raise ConfigError(
                 "cache_samples",
-                f"found '{folder}', but '{checked.name}' reads no files of which each is of one sample; leave it out",
+                f"found '{folder}', but '{checked.name}' reads no files that belong to one sample each; leave it out",
             )
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"

@@ -54,7 +54,7 @@ class Composed(ClassyDataset):
                         "data set around this one",
                     )
             for step in part.transforms:
-                is_pair = isinstance(step, PairTransform) and step.gives_shares(part.facts.whole_images)
+                is_pair = isinstance(step, PairTransform) and step.gives_soft_targets(part.facts.whole_images)
                 if isinstance(step, Normalize) or is_pair:
                     raise ConfigError(
                         "transforms",

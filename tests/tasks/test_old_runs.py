@@ -58,5 +58,5 @@ def test_a_config_of_before_is_told_what_to_write() -> None:
     with pytest.raises(ConfigError, match=r"test_every_epochs: unknown key; did you mean 'val_every_epochs'\?"):
         TASKS.validate(config)
     del config.values["test_every_epochs"]
-    with pytest.raises(ConfigError, match=r"^dataset\.val: missing, beside dataset\.test\..* rename it"):
+    with pytest.raises(ConfigError, match=r"^dataset\.val: missing where dataset\.test is given\..* rename it"):
         SegmentationTask.check(TASKS.validate(config))

@@ -109,8 +109,8 @@ def check_frozen(model: ClassyModel) -> None:
     if trains:
         raise ConfigError(
             "runtime.cache_features",
-            f"found a backbone of which {len(trains)} tensors train, such as {trains[0]}; only "
-            "features of a frozen one stay the same. Set model.frozen: true",
+            f"found {len(trains)} tensors of the backbone that train, such as {trains[0]}; set "
+            "model.frozen: true, as only the features of a frozen backbone stay the same",
         )
     modes = [(module, module.training) for module in model.modules()]
     model.train()

@@ -203,7 +203,9 @@ def test_what_packing_would_not_make_smaller_stays(how: Compression) -> None:
 
 
 def test_compression_and_checkpointing_are_refused_together_as_rounded_inputs_would_be_computed_with_again() -> None:
-    with pytest.raises(ConfigError, match=r"model\.activation_compression: found 'int8' beside activation_checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"model\.activation_compression: found 'int8' together with activation_checkpoint"
+    ):
         small(activation_compression="int8", activation_checkpointing=["stage1"])
 
 
