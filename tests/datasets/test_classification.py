@@ -17,7 +17,7 @@ from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import class_names, labelled_files
 from classyseg.datasets.files.pairs import collecting_pair_faults
 from classyseg.datasets.files.texts import Texts
-from classyseg.datasets.named.imagenet import _images_in
+from classyseg.datasets.named.imagenet import images_in
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
 
@@ -323,7 +323,7 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
 
 
 def test_folders_that_cannot_be_read_or_hold_nothing_are_named(tmp_path: Path) -> None:
-    for read in (class_names, _images_in):
+    for read in (class_names, images_in):
         with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
             read(tmp_path / "none")
     (tmp_path / "cat").mkdir()

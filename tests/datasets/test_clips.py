@@ -7,8 +7,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -474,12 +474,8 @@ def test_a_file_of_sound_alone_and_a_video_that_changes_its_size_are_named(
         video_infos([tmp_path / "sound.mp4"], None)
 
     frames = [av.VideoFrame(size, size, "rgb24") for size in (16, 16, 32)]
-
-    @contextmanager
-    def opened(path: Path) -> Iterator[tuple[Any, None]]:
-        yield SimpleNamespace(decode=lambda stream: iter(frames)), None
-
-    monkeypatch.setattr(video_files, "_opened", opened)
+    changing = SimpleNamespace(streams=SimpleNamespace(video=[None]), decode=lambda stream: iter(frames))
+    monkeypatch.setattr(av, "open", lambda path: nullcontext(changing))
     assert read_frames(tmp_path / "v.mp4", [0, 1]).shape == (3, 2, 16, 16)
     with pytest.raises(DataError, match=r"v.mp4: its frames change their size between 1 and 2"):
         read_frames(tmp_path / "v.mp4", [1, 2])

@@ -17,7 +17,7 @@ from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassificationDataset, build_dataset
 from classyseg.doctor import Finding, check_data
-from classyseg.doctor.sheet import CELL, LINE, MARGIN, OPACITY, _painted, contact_sheet
+from classyseg.doctor.sheet import CELL, LINE, MARGIN, OPACITY, contact_sheet, painted
 from classyseg.registry import TASKS, DatasetConfig
 from classyseg.structures import Sample
 from classyseg.tasks import ClassyTask
@@ -366,5 +366,5 @@ def test_a_sheet_of_as_many_classes_as_bytes_paints_each_in_its_colour() -> None
     dataset = Targets([0])
     dataset.classes, dataset.palette, dataset.ignore_index = ("",) * 256, ((0, 100, 0),) * 256, 255
     mask = torch.tensor([[0, 254, 255]], dtype=torch.uint8)
-    painted = np.asarray(_painted(dataset, torch.zeros(3, 1, 3, dtype=torch.uint8), mask))
-    assert painted[0, [0, -1]].tolist() == [[0, int(OPACITY * 100), 0], [int(OPACITY * 255)] * 3]  # ignored: white
+    found = np.asarray(painted(dataset, torch.zeros(3, 1, 3, dtype=torch.uint8), mask))
+    assert found[0, [0, -1]].tolist() == [[0, int(OPACITY * 100), 0], [int(OPACITY * 255)] * 3]  # ignored: white

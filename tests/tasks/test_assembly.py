@@ -52,7 +52,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 
 
 def test_a_training_start_reads_validates_and_assembles_once(start: Counter[str]) -> None:
-    for function in ("config.load_config", "registry.validate", "tasks.assembly.assemble", "tasks.assembly._assembled"):
+    for function in ("config.load_config", "registry.validate", "tasks.assembly.assemble"):
         assert start[function] == 1, function
     assert start["tasks.assembly.look_at"] == 0
 

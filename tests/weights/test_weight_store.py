@@ -316,7 +316,7 @@ def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() 
 
 
 @pytest.mark.parametrize(
-    ("content_range", "is_the_rest"),
+    ("content_range", "expected"),
     [
         ("bytes 5-9/10", True),
         ("bytes 5-9/*", True),
@@ -327,5 +327,5 @@ def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() 
         ("", False),
     ],
 )
-def test_only_the_rest_of_a_file_is_added_to_its_part(content_range: str, is_the_rest: bool) -> None:
-    assert downloads._is_the_rest(content_range, 5) == is_the_rest
+def test_only_the_rest_of_a_file_is_added_to_its_part(content_range: str, expected: bool) -> None:
+    assert downloads.is_the_rest(content_range, 5) == expected

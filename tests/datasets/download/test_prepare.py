@@ -196,7 +196,7 @@ def test_a_disk_that_takes_no_more_is_no_fault_of_the_archive(
         raise OSError(code, os.strerror(code))
 
     (tmp_path / "archive").write_bytes(zipped(GOOD))
-    monkeypatch.setattr(archives, "_write", full)
+    monkeypatch.setattr(archives, "write_file", full)
     with pytest.raises(ConfigError, match=rf"archive: cannot be unpacked to \S+ \({os.strerror(code)}") as caught:
         unpack(tmp_path / "archive", tmp_path / "target")
     assert not isinstance(caught.value, DataError)
@@ -315,7 +315,7 @@ def test_an_interrupt_while_files_are_unpacked_leaves_nothing_behind(
     def interrupted(*_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(archives, "_write", interrupted)
+    monkeypatch.setattr(archives, "write_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare("small", tmp_path)
     assert tree(tmp_path) == {".downloads/set.zip": server.content}

@@ -307,7 +307,7 @@ def test_a_data_set_of_16_bits_refuses_images_of_8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("quality", "subsampling"), [(50, 2), (90, 1), (95, 0)])
-def test_simplejpeg_gives_pillows_pixels(
+def testjpeg_decoder_gives_pillows_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, quality: int, subsampling: int
 ) -> None:
     decoder = pytest.importorskip("simplejpeg")
@@ -325,14 +325,14 @@ def test_simplejpeg_gives_pillows_pixels(
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "turned.jpg"])
-def test_a_wrong_jpeg_gets_the_same_message_with_and_without_simplejpeg(
+def test_a_wrong_jpeg_gets_the_same_message_with_and_withoutjpeg_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     REFUSED_IMAGES[name][0](tmp_path / name)
     messages = []
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr(files, "_simplejpeg", lambda: None)
+            monkeypatch.setattr(files, "jpeg_decoder", lambda: None)
         with pytest.raises(DataError) as caught:
             files.read_image(tmp_path / name)
         messages.append(str(caught.value))
@@ -344,13 +344,13 @@ def test_an_array_of_one_channel_needs_no_third_axis(tmp_path: Path) -> None:
     assert files.read_image(tmp_path / "a.npy", channels=1).tolist() == [VALUES.tolist()]
 
 
-def test_without_simplejpeg_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_withoutjpeg_decoder_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(COLORS).save(tmp_path / "a.jpg")
     expected = files.read_image(tmp_path / "a.jpg")
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    files._simplejpeg.cache_clear()
+    files.jpeg_decoder.cache_clear()
     assert torch.equal(files.read_image(tmp_path / "a.jpg"), expected)
-    files._simplejpeg.cache_clear()
+    files.jpeg_decoder.cache_clear()
 
 
 def test_a_matlab_file_that_is_gone_is_named(tmp_path: Path) -> None:
