@@ -114,7 +114,7 @@ def test_a_blur_takes_images_smaller_than_its_kernel_and_of_any_channels() -> No
 
 @pytest.mark.parametrize("name", ["color_jitter", "photometric_distortion", "lighting"])
 def test_images_that_are_no_three_channels_of_bytes_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"noise\.png: '{name}' found a normalised image; put it before"):
+    with pytest.raises(ConfigError, match=rf"noise\.png.*'{name}'.*normalised"):
         run({"name": name}, NOISE.float())
-    with pytest.raises(ConfigError, match=rf"noise\.png: '{name}' found an image of 1 channels of torch\.uint8"):
+    with pytest.raises(ConfigError, match=rf"noise\.png.*'{name}'.*1 channels of torch\.uint8"):
         run({"name": name}, NOISE[:1])

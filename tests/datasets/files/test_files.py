@@ -218,7 +218,7 @@ def test_a_mask_of_one_bit_is_0_and_1_and_an_inverted_one_is_refused(tmp_path: P
     Image.fromarray(LABELS > 1).save(tmp_path / "bits.tif")
     assert np.array_equal(files.read_mask_values(tmp_path / "bits.tif"), LABELS > 1)
     Image.fromarray(LABELS > 1).save(tmp_path / "fax.tif", tiffinfo={262: 0})
-    with pytest.raises(DataError, match=r"fax.tif: a mask in which 0 means white"):
+    with pytest.raises(DataError, match=r"fax.tif.*0 means white"):
         files.read_mask_values(tmp_path / "fax.tif")
 
 
@@ -237,7 +237,7 @@ def test_an_exif_rotation_is_applied_or_ignored_as_the_data_set_says(tmp_path: P
     assert np.array_equal(stored.permute(1, 2, 0).numpy(), COLORS)
     turned(tmp_path / "a.tif")
     assert torch.equal(files.read_image(tmp_path / "a.tif", exif="rotate"), shown)
-    with pytest.raises(DataError, match=r"a.tif: its EXIF orientation is 6.*exif: rotate is right .* shown$"):
+    with pytest.raises(DataError, match=r"a.tif.*orientation is 6.*exif: rotate.*shown"):
         files.read_image(tmp_path / "a.tif", exif="ignore")
 
 
@@ -271,9 +271,7 @@ def test_four_channels_are_those_of_the_file(tmp_path: Path) -> None:
     four = np.dstack([COLORS, VALUES])
     assert np.array_equal(folder(tmp_path, four, ".png", channels=4)[0].image.permute(1, 2, 0).numpy(), four)
     save(COLORS)(tmp_path / "rgb.png")
-    with pytest.raises(
-        DataError, match=r"rgb.png: a PNG of RGB, 8 bits a channel, where the data set's `channels` says 4"
-    ):
+    with pytest.raises(DataError, match=r"rgb.png.*RGB.*`channels`.* 4"):
         files.read_image(tmp_path / "rgb.png", channels=4)
 
 
@@ -282,7 +280,7 @@ def test_a_band_without_a_name_is_not_dropped_and_the_key_that_takes_it_is_named
     tifffile = pytest.importorskip("tifffile")
     four = np.dstack([COLORS, VALUES])
     tifffile.imwrite(tmp_path / "a.tif", four, photometric="rgb", extrasamples=["unspecified"])
-    with pytest.raises(DataError, match=r"a.tif: a TIFF of RGB and 1 band .*; write `channels: 4` \(a key of `folder`"):
+    with pytest.raises(DataError, match=r"a.tif.*RGB and 1 band.*`channels: 4`.*`folder`"):
         files.read_image(tmp_path / "a.tif", channels=channels)
     assert np.array_equal(files.read_image(tmp_path / "a.tif", channels=4).permute(1, 2, 0).numpy(), four)
 
@@ -301,7 +299,7 @@ def test_16_bits_travel_as_uint16_and_meet_the_mean_of_a_scale_to_1(tmp_path: Pa
 
 
 def test_a_data_set_of_16_bits_refuses_images_of_8(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.png: a PNG of RGB, 8 bits a channel, where the data set's `bits` says 16"):
+    with pytest.raises(DataError, match=r"a.png.*8 bits.*`bits`.* 16"):
         folder(tmp_path, COLORS, ".png", bits=16)[0]
 
 

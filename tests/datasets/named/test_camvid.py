@@ -30,7 +30,7 @@ def test_a_missing_folder_of_a_split_is_named(present: list[str], tmp_path: Path
     for name in present:
         (tmp_path / name).mkdir()
     missing = "train" if "train" not in present else "trainannot"
-    with pytest.raises(ConfigError, match=rf"^root: {tmp_path}/{missing}: no such folder"):
+    with pytest.raises(ConfigError, match=rf"^root.*{tmp_path}/{missing}.*no such"):
         CamVid(split="train", root=str(tmp_path))
 
 

@@ -127,7 +127,7 @@ def test_a_head_on_a_submodule_of_a_checkpointed_stage_gets_one_feature_and_leav
 
 @pytest.mark.parametrize("blocks", [["stage9"], ["stem"]], ids=str)
 def test_a_block_that_cannot_be_checkpointed_is_named(blocks: list[str]) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.activation_checkpointing: found '{blocks[0]}'; .*stage1, stage2"):
+    with pytest.raises(ConfigError, match=rf"model\.activation_checkpointing.*'{blocks[0]}'.*stage1, stage2"):
         small(activation_checkpointing=blocks)
 
 
@@ -203,7 +203,7 @@ def test_what_packing_would_not_make_smaller_stays(how: Compression) -> None:
 
 
 def test_compression_and_checkpointing_are_refused_together_as_rounded_inputs_would_be_computed_with_again() -> None:
-    with pytest.raises(ConfigError, match=r"model\.activation_compression: found 'int8' beside activation_checkpoint"):
+    with pytest.raises(ConfigError, match=r"model\.activation_compression.*'int8'.*activation_checkpoint"):
         small(activation_compression="int8", activation_checkpointing=["stage1"])
 
 
@@ -258,7 +258,7 @@ def test_frozen_norms_keep_statistics_and_weights_while_convolutions_train() -> 
 
 
 def test_an_unknown_frozen_block_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"model\.frozen: unknown block 'stage9'; it is one of stem, stage1"):
+    with pytest.raises(ConfigError, match=r"model\.frozen.*'stage9'.*stem, stage1"):
         small(frozen="stage9")
 
 
