@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from label_trees import real
 from PIL import Image
 from torch import nn
 
@@ -20,8 +21,6 @@ from classyseg.datasets.files.texts import Texts
 from classyseg.datasets.named.imagenet import images_in
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
-
-SAMPLE = Path(__file__).parents[2] / "../shared/data/imagenet_sample"
 
 
 def write_image(path: Path, grey: int = 0, size: tuple[int, int] = (4, 6)) -> None:
@@ -219,16 +218,15 @@ def test_wrong_lists_are_errors(root: Path, options: dict[str, Any], message: st
         build_dataset({**PATHS, **options})
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="the real imagenet_sample is not there")
 def test_the_imagenet_sample_is_read_with_imagenets_labels() -> None:
+    sample = real("imagenet_sample")
     columns = {"image_column": "file", "label_column": "class_name"}
-    table = str((SAMPLE / "labels.csv").resolve())
     dataset = build_dataset(
         {
             "name": "image_paths",
-            "images": str((SAMPLE / "images").resolve()),
+            "images": str(sample / "images"),
             "classes": ImageNet.classes,
-            "table": table,
+            "table": str(sample / "labels.csv"),
         }
         | columns
         | {"transforms": [{"name": "resize", "size": [32, 32]}, "horizontal_flip"]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -418,12 +417,8 @@ def test_options_that_do_not_fit_together_are_named(tmp_path: Path, options: dic
         folder(tmp_path, **options)
 
 
-NUCLEI = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[2] / "../shared/data") / "nuclei_dsb2018"
-
-
-@pytest.mark.skipif(not NUCLEI.is_dir(), reason="the real nuclei are not there")
 def test_real_images_of_varying_size_are_read() -> None:
-    root = NUCLEI.resolve()
+    root = label_trees.real("nuclei_dsb2018")
     options = {"images": str(root / "images/val"), "masks": str(root / "annotations/val"), "classes": list(CLASSES)}
     data = build_dataset({"name": "folder", **options})
     assert len(data) == 42
