@@ -182,9 +182,10 @@ def as_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    norm = SyncBatchNorm(x.shape[1], affine=False, track_running_stats=False)
-    norm.weight, norm.bias = weight, bias  # type: ignore[assignment]
-    return norm(x)
+    norm = SyncBatchNorm(x.shape[1], affine=weight is not None, track_running_stats=False)
+    given = {name: value for name, value in (("weight", weight), ("bias", bias)) if value is not None}
+    found: Tensor = torch.func.functional_call(norm, given, (x,))
+    return found
 
 
 @pytest.mark.usefixtures("as_in_a_job")
