@@ -30,7 +30,7 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, described
+from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, with_meanings
 from classyseg.signature import (
     MAX_COMPONENTS,
     ComponentConfig,
@@ -234,7 +234,7 @@ class Registry:
                 self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
             entry = self._entries[offer.name]
             derive_config(entry.component, entry.name, entry.defaults, self.placement, self.kind).model_json_schema()
-        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only whoever asks shall hear of it
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only those who ask for it are told
             self._entries.pop(offer.name, None)
             raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
         finally:
@@ -446,7 +446,7 @@ MODELS = Registry(
     "models",
     noun="model",
     base="classyseg.models:ClassyModel",
-    placement=described(
+    placement=with_meanings(
         {
             "weights": (WeightsOption | None, None),
             "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
@@ -462,7 +462,7 @@ HEADS = Registry(
     "heads",
     noun="head",
     base="classyseg.heads:ClassyHead",
-    placement=described(
+    placement=with_meanings(
         {
             "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
             "train_only": (Bool, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import os
@@ -60,7 +61,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         node = config
         for parent in parents:
             node = node[parent]
-        node[key] = value
+        node[key] = copy.deepcopy(value) if isinstance(value, dict) else value  # the next path may go into it
     return config
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from classyseg.checkpoint import newest_checkpoint
-from classyseg.datasets import SyntheticShapes, TrainBatches, make_loader
+from classyseg.datasets import SyntheticShapes, TrainOrder, make_loader
 from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
 from runs import LIMIT, read_records, start_job, write_config
 
 SAMPLES, BATCH = 32, 8
-HANGING = list(TrainBatches(SAMPLES, BATCH, seed=0))[-1][0][1]
+HANGING = list(TrainOrder(SAMPLES, BATCH, seed=0))[-1][0][1]
 """A sample of the last batch of the first epoch."""
 PLUGIN = """
 import ctypes, os, signal, sys, time
@@ -125,11 +125,11 @@ class Hanging(SyntheticShapes):
 
 
 @pytest.fixture
-def batches() -> TrainBatches:
-    return TrainBatches(4, 2, seed=0)
+def batches() -> TrainOrder:
+    return TrainOrder(4, 2, seed=0)
 
 
-def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: TrainBatches) -> None:
+def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: TrainOrder) -> None:
     dataset = Hanging(split="train", num_samples=4, size=(32, 32))
     loader = make_loader(dataset, batches, workers=1, worker_timeout=3)
 
@@ -142,7 +142,7 @@ def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: Train
     assert not any(child.is_alive() for child in children)
 
 
-def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(batches: TrainBatches) -> None:
+def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(batches: TrainOrder) -> None:
     asked: list[bool] = []
 
     def gives_up() -> bool:
@@ -169,7 +169,7 @@ class Slow(SyntheticShapes):
 
 def test_workers_that_are_slow_but_move_on_are_waited_for() -> None:
     """A batch takes longer than a sample may."""
-    batches = TrainBatches(4, 4, seed=0)
+    batches = TrainOrder(4, 4, seed=0)
     slow = make_loader(Slow(split="train", num_samples=4, size=(32, 32)), batches, workers=1, worker_timeout=4.0)
     fast = make_loader(SyntheticShapes(split="train", num_samples=4, size=(32, 32)), batches, workers=0)
 

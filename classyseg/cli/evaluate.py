@@ -94,7 +94,7 @@ def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: 
     from classyseg import distributed
     from classyseg.cli.evaluation import Measurement
 
-    submission = None if arguments.submission is None else (arguments.submission, _beside(place, "-submission"))
+    submission = None if arguments.submission is None else (arguments.submission, _with_ending(place, "-submission"))
     try:
         with distributed.failing_together():
             measurement = Measurement(
@@ -111,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: 
                 _make_room(place)
         record = measurement.run()
         with distributed.failing_together():
-            drawn = measurement.worst.draw(_beside(place, "-worst"), measurement.predictor.palette)
+            drawn = measurement.worst.draw(_with_ending(place, "-worst"), measurement.predictor.palette)
         texts = distributed.gather_texts(json.dumps(drawn))
         worst = sorted((image for text in texts for image in json.loads(text)), key=lambda image: image["place"])
         with distributed.failing_together():
@@ -121,11 +121,11 @@ def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: 
         distributed.wait_for_peers_to_end()
         return error.exit_code
     if distributed.is_primary():
-        emit("\n".join([*_report(measurement, record), printable(str(_beside(place, ".json")))]))
+        emit("\n".join([*_report(measurement, record), printable(str(_with_ending(place, ".json")))]))
     return 0
 
 
-def _beside(place: Path, end: str) -> Path:
+def _with_ending(place: Path, end: str) -> Path:
     return place.with_name(f"{place.name}{end}")
 
 
@@ -135,10 +135,10 @@ def _make_room(place: Path) -> None:
 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (_beside(place, "-worst"), _beside(place, "-submission")):
+        for folder in (_with_ending(place, "-worst"), _with_ending(place, "-submission")):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
-        for path in (_beside(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
+        for path in (_with_ending(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {place.parent}: cannot be written ({error.strerror})") from None
@@ -157,8 +157,8 @@ def _write(place: Path, measurement: Measurement, record: Mapping[str, Any], wor
         "worst": worst,
     }
     for file, text in measurement.files.items():
-        write_atomically(_beside(place, f"-{file}"), text)
-    write_atomically(_beside(place, ".json"), json_text(told))
+        write_atomically(_with_ending(place, f"-{file}"), text)
+    write_atomically(_with_ending(place, ".json"), json_text(told))
 
 
 def _report(measurement: Measurement, record: Mapping[str, Any]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
-from classyseg.cli.output import Progress
+from classyseg.cli.output import ProgressLine
 from classyseg.config import ConfigError, listed, within
 from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.evaluation import evaluate
@@ -119,7 +119,7 @@ class Measurement:
     def _measure_all(self) -> dict[str, Any]:
         runtime = self.config.runtime
         share = len(range(distributed.rank(), len(self.dataset), distributed.world_size()))
-        with distributed.failing_together(), Progress(share, "samples", shown=distributed.is_primary()) as progress:
+        with distributed.failing_together(), ProgressLine(share, "samples", shown=distributed.is_primary()) as progress:
 
             def watch(batch: Sample) -> None:
                 self.worst.names, self.worst.images = batch.name, batch.image
@@ -145,7 +145,7 @@ class Measurement:
     def _submit_all(self, submission: SubmissionFiles) -> None:
         """At the size of the image files, which transforms of the data set change."""
         mine = range(distributed.rank(), len(self.dataset), distributed.world_size())
-        with Progress(len(mine), "images", shown=distributed.is_primary()) as progress:
+        with ProgressLine(len(mine), "images", shown=distributed.is_primary()) as progress:
             for index in mine:
                 sample = self.dataset.load(index)
                 submission.write(str(sample.name), self.predictor.predict(sample.image))

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from classyseg.cli.inputs import Input, Plan
-from classyseg.cli.output import DISK_ERRORS, Progress
+from classyseg.cli.output import DISK_ERRORS, ProgressLine
 from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
 from classyseg.config import ConfigError
 from classyseg.datasets.files.videos import each_frame
@@ -68,7 +68,7 @@ class Job:
 
     def run(self) -> None:
         """Predicts all; a file that fails is noted. Raises: `OSError` of a full disk, which would fail them all."""
-        with Progress(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
+        with ProgressLine(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
             try:
                 images = [given for given in self.plans if not given.is_video]
                 for batch in same_size(self._read_ahead(images), self.predictor.batch_size):

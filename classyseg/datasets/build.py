@@ -44,8 +44,8 @@ def build_dataset(config: Any) -> ClassyDataset:
     if folder is not None:
         if len(dataset) and not dataset.files(0):
             raise ConfigError(
-                f"cache_samples: found '{folder}', but '{checked.name}' reads no files of which each is of one sample; "
-                "leave it out"
+                f"cache_samples: found '{folder}', but '{checked.name}' reads no files that belong to one sample "
+                "each; leave it out"
             )
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"

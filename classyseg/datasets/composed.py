@@ -53,7 +53,7 @@ class Composed(ClassyDataset):
                         "data set around this one"
                     )
             for step in part.transforms:
-                is_pair = isinstance(step, PairTransform) and step.gives_shares(part.facts.whole_images)
+                is_pair = isinstance(step, PairTransform) and step.gives_soft_targets(part.facts.whole_images)
                 if isinstance(step, Normalize) or is_pair:
                     raise ConfigError(
                         f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all "

@@ -154,11 +154,11 @@ def _check_names(
     if table is not None and (mask_suffix or nested):
         raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
     if list is not None and table is not None:
-        raise ConfigError("list: names images, as table does beside it; leave one of them out")
+        raise ConfigError("list: names images, and so does table; leave one of them out")
     if split is not None and table is None:
         raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
     if masks is None and (table is not None or mask_suffix):
-        raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
+        raise ConfigError("masks: found null together with table or mask_suffix, which are about masks; leave them out")
 
 
 def _pairs(

@@ -160,13 +160,13 @@ def check_data(
             parts[part.name] = part
             if samples is None:
                 duplicates.add(summary, part, facts)
-        diagnosis.findings += _findings_within(summary, parts.values(), whole=samples is None)
+        diagnosis.findings += _findings_within(summary, parts.values(), all_samples=samples is None)
     diagnosis.findings += [*_class_findings(diagnosis.summaries), *duplicates.findings()]
     diagnosis.findings.sort(key=lambda finding: finding.severity != "fault")
     return diagnosis
 
 
-def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whole: bool) -> Iterator[Finding]:
+def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, all_samples: bool) -> Iterator[Finding]:
     """What the samples of one data set show, where those come from: the `parts` that it is made of."""
     labels: list[Finding] = []
     for part in parts:
@@ -175,12 +175,12 @@ def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whol
         pattern = label_pattern(part)
         if pattern is not None and pattern.kind == "mapped_to_one" and len(summary.held_classes) > 1:
             continue  # other parts have the other classes
-        if pattern is not None and pattern.silent and pattern.sure and not whole:
+        if pattern is not None and pattern.silent and pattern.sure and not all_samples:
             pattern = _seen_in_all(pattern, summary, part)
         if pattern is not None:
             labels.append(label_finding(part, pattern))
     yield from labels
-    if whole and not labels:
+    if all_samples and not labels:
         yield from _absent_classes(summary)
 
 
@@ -284,7 +284,7 @@ def sample_findings(summary: DataSummary) -> Iterator[Finding]:
             continue
         severity, what, mend = PROBLEMS[kind]
         config = ""
-        if kind == "exif_rotation" and summary.whole:
+        if kind == "exif_rotation" and summary.whole_images:
             mend = (
                 "write exif: rotate into the data set's config, or exif: ignore to take the pixels as they are stored"
             )
@@ -354,7 +354,7 @@ def _absent_classes(summary: DataSummary) -> Iterator[Finding]:
         return
     of = f"{len(absent)} of {summary.dataset.num_classes} classes"
     names = listed(absent, limit=10)
-    if summary.whole:
+    if summary.whole_images:
         message = f"{of} have no sample: {names}"
         mend = "check `classes` against the folders or the list; a class without a sample is not learnt"
     else:
@@ -368,7 +368,7 @@ def _short_videos(summary: DataSummary) -> Iterator[Finding]:
     if short:
         message = f"videos that are shorter than a clip, and left out: {len(short)}"
         files = tuple((name, "") for name in short[: summary.max_files])
-        mend = "take fewer clips.frames, or another clips.frame_rate, unless they shall be left out"
+        mend = "take fewer clips.frames, or another clips.frame_rate, unless you mean to leave them out"
         yield Finding("short_video", "warning", summary.name, message, mend, len(short), files)
 
 
@@ -379,7 +379,7 @@ def _value_places(summary: DataSummary) -> Iterator[tuple[str, str]]:
         return
     for value, tally in summary.strange.items():
         for file, text in tally.places:
-            yield file, f"class {value}" if summary.whole else f"value {summary.value_text(value)}: {text}"
+            yield file, f"class {value}" if summary.whole_images else f"value {summary.value_text(value)}: {text}"
 
 
 def _class_findings(summaries: list[DataSummary]) -> Iterator[Finding]:
@@ -422,7 +422,7 @@ class Duplicates:
     def findings(self) -> Iterator[Finding]:
         for (kind, other, here), tally in self._tallies.items():
             part = self._parts[here][1]
-            nouns, labels = ("videos" if part.videos else "images"), ("classes" if part.whole else "masks")
+            nouns, labels = ("videos" if part.videos else "images"), ("classes" if part.whole_images else "masks")
             within = "there twice" if other == here else f"in {other}, too"
             severity: Severity = "warning" if kind == "duplicate" else "fault"
             if kind == "duplicate_across":
@@ -430,9 +430,9 @@ class Duplicates:
                 mend = "take them out of one of the two: what was seen in training is not measured honestly"
             elif kind == "duplicate_labels":
                 what = f"{nouns} that are {within}, with different {labels}"
-                mend = f"keep the one whose {'class' if part.whole else 'mask'} is right"
+                mend = f"keep the one whose {'class' if part.whole_images else 'mask'} is right"
             else:
                 what = f"{nouns} that are {within}"
-                mend = "keep one of each, unless it shall count twice"
+                mend = "keep one of each, unless you mean to count it twice"
             files = tuple(tally.places)
             yield Finding(kind, severity, here, f"{what}: {tally.count}", mend, tally.count, files)

@@ -26,7 +26,7 @@ from classyseg.datasets.files.images import (
     read_mask_values,
 )
 from classyseg.datasets.label_map import UnknownValueError
-from classyseg.datasets.loading.workers import WorkerError, deaths_are_found_in_turn, warm_fork_server
+from classyseg.datasets.loading.workers import WorkerError, warm_fork_server, without_sigchld_handler
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Facts:
     unknown: dict[int, int] = field(default_factory=dict)
     colors: dict[int, int] = field(default_factory=dict)
     counts_up: bool = False
-    whole: bool = False
+    whole_images: bool = False
     video: str = ""
     exif_that_fits: str = ""
 
@@ -100,7 +100,7 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         generator=torch.Generator(),
     )
     try:
-        with deaths_are_found_in_turn():
+        with without_sigchld_handler():
             samples = iter(loader)
         yield from samples
     except RuntimeError as error:
@@ -298,7 +298,7 @@ def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None
     """The class of a whole image, (), or its flags or shares of all classes, (num_classes,)."""
     flags = target.reshape(-1).tolist()
     found = [i for i, flag in enumerate(flags) if flag > 0 and flag != dataset.ignore_index] if target.dim() else flags
-    facts.whole = True
+    facts.whole_images = True
     facts.pixels = dict.fromkeys(found or [dataset.ignore_index], 1)
     facts.mask_digest = _digest(target.contiguous().numpy())
     if [*facts.pixels] == [dataset.ignore_index]:

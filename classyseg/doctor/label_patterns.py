@@ -36,18 +36,18 @@ class Pattern:
 def label_pattern(summary: DataSummary) -> Pattern | None:
     """What the labels of a data set are, where they are not all classes; None where nothing is wrong with them."""
     dataset = summary.dataset
-    if dataset.num_classes == 1 and summary.num_masks and not summary.whole:
+    if dataset.num_classes == 1 and summary.num_masks and not summary.whole_images:
         return _one_class(summary)
     if not summary.strange:
         return _silent_pattern(summary)
-    if summary.whole:
+    if summary.whole_images:
         return _no_classes(summary)
     if not _takes_map(dataset):
         return _foreign(summary)
     if dataset.color_map is not None:
-        return _colors_beside(summary)
+        return _unmapped_colors(summary)
     if labels := _labels(dataset):
-        return _beside_label_map(summary, labels)
+        return _unmapped_values(summary, labels)
     return _numbers(summary)
 
 
@@ -72,7 +72,7 @@ def _one_class(summary: DataSummary) -> Pattern:
 def _silent_pattern(summary: DataSummary) -> Pattern | None:
     """Masks of one class, or of 0 and 255 where 255 is ignored: no error ever tells that a class is missing."""
     dataset, ignored, held = summary.dataset, summary.dataset.ignore_index, summary.held_classes
-    if summary.whole:
+    if summary.whole_images:
         return None
     if not held and summary.pixels[ignored]:
         found = f"no mask holds a class: every pixel is {ignored}, ignored"
@@ -250,7 +250,7 @@ def _guessed_labels(summary: DataSummary) -> dict[int, int]:
     return {value: free.pop(0) if free else ignored for value in values}
 
 
-def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
+def _unmapped_values(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
     """Of a folder with a label map that does not name a value."""
     return Pattern(
         "unknown_values",
@@ -260,7 +260,7 @@ def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Patter
     )
 
 
-def _colors_beside(summary: DataSummary) -> Pattern:
+def _unmapped_colors(summary: DataSummary) -> Pattern:
     guessed = _guessed_labels(summary)
     shown = ", ".join(f'"{summary.value_text(value)}": {label}' for value, label in guessed.items())
     return Pattern(

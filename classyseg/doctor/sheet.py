@@ -1,4 +1,4 @@
-"""A page of samples to look at: images beside their masks, and what the colours mean."""
+"""A page of samples to look at: images next to their masks, and what the colours mean."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _frames(image: Tensor) -> list[Image.Image]:
 
 
 def _class_text(dataset: ClassyDataset, target: Tensor) -> str:
-    """The class of a whole image, (), or those of which it has a share, (num_classes,)."""
+    """The class of a whole image, (), or all classes with a share above 0, (num_classes,)."""
     labels = (target > 0).nonzero().flatten().tolist() if target.dim() else [int(target)]
     known = range(dataset.num_classes)
     return ", ".join(dataset.classes[label] if label in known else f"{label}, no class" for label in labels)

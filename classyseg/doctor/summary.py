@@ -34,20 +34,20 @@ class DataSummary:
     """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
 
     `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
-    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
+    `sharing_pixels` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
     `masks_with_ignored` hold ignored pixels; of two classes, `masks_without_second` hold the first and ignored pixels
     alone. Where samples have one class (`whole`), `pixels` are samples, and `videos` are those of clips.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
         self.name, self.dataset, self.max_files = name, dataset, max_files
-        self.whole = dataset.whole_images
+        self.whole_images = dataset.whole_images
         self.num_samples = 0
         self.num_sound = 0
         self.num_masks = 0
         self.pixels: Counter[int] = Counter()
         self.masks: Counter[int] = Counter()
-        self.beside: Counter[int] = Counter()
+        self.sharing_pixels: Counter[int] = Counter()
         self.videos: Counter[int] = Counter()
         self._video = ""
         self.sizes: Counter[tuple[int, int]] = Counter()
@@ -96,7 +96,7 @@ class DataSummary:
 
     def _add_labels(self, facts: Facts) -> None:
         dataset = self.dataset
-        self.whole |= facts.whole
+        self.whole_images |= facts.whole_images
         self.num_masks += 1
         classes = {label: count for label, count in facts.pixels.items() if 0 <= label < dataset.num_classes}
         every_pixel = sum(facts.pixels.values())
@@ -104,7 +104,7 @@ class DataSummary:
             if label in classes or label == dataset.ignore_index:
                 self.pixels[label] += count
                 self.masks[label] += 1
-                self.beside[label] += every_pixel
+                self.sharing_pixels[label] += every_pixel
         self._add_ignored(facts)
         others = {
             label: n for label, n in facts.pixels.items() if label not in classes and label != dataset.ignore_index
@@ -114,7 +114,7 @@ class DataSummary:
             return
         self.masks_that_count_up += facts.counts_up
         shown = ", ".join(map(self.value_text, list(strange)[:5])) + (", ..." if len(strange) > 5 else "")
-        pixels = "" if self.whole else f" ({sum(strange.values()):,} pixels)"
+        pixels = "" if self.whole_images else f" ({sum(strange.values()):,} pixels)"
         self.strange_masks.add(facts.mask, f"{shown}{pixels}", self.max_files)
         for value, count in strange.items():
             if value not in self.strange and len(self.strange) >= MAX_VALUES:
@@ -124,7 +124,7 @@ class DataSummary:
             self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
 
     def _add_ignored(self, facts: Facts) -> None:
-        """Of a mask with ignored pixels; of two classes, whether they stand instead of the second one or beside it."""
+        """Of two classes, ignored pixels may stand in place of the second one, or next to it: counted by mask."""
         ignored = self.dataset.ignore_index
         if ignored not in facts.pixels:
             return
@@ -156,7 +156,7 @@ class DataSummary:
     @property
     def counted(self) -> str:
         """What the class table counts: `pixels`, or samples: `images`, `clips`."""
-        return "clips" if self.videos or self.dataset.gives_clips else "images" if self.whole else "pixels"
+        return "clips" if self.videos or self.dataset.gives_clips else "images" if self.whole_images else "pixels"
 
     @property
     def held_classes(self) -> list[int]:
@@ -192,13 +192,13 @@ class DataSummary:
         weights = self.median_frequency_weights()
         for label, name in enumerate(self.dataset.classes):
             yield self._row(label, name, self.pixels[label] / labelled, weights[label])
-        yield self._row(self.dataset.ignore_index, "(no class)" if self.whole else "(ignored)", None, None)
+        yield self._row(self.dataset.ignore_index, "(no class)" if self.whole_images else "(ignored)", None, None)
 
     def _row(self, label: int, name: str, share: float | None, weight: float | None) -> dict[str, Any]:
         row = {"label": label, "name": name, self.counted: self.pixels[label], "share": share, "weight": weight}
         if self.counted == "clips":
             return row | {"videos": self.videos[label]}
-        return row if self.whole else row | {"masks": self.masks[label]}
+        return row if self.whole_images else row | {"masks": self.masks[label]}
 
     def median_frequency_weights(self) -> list[float]:
         """The weight of each class: the median of all frequencies by its own; 0 for a class that never occurs.
@@ -209,8 +209,9 @@ class DataSummary:
         Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015.
         """
         labels = range(self.dataset.num_classes)
-        beside = Counter(dict.fromkeys(labels, self.labelled_pixels)) if self.whole else self.beside
-        frequencies = {label: self.pixels[label] / beside[label] for label in labels if self.pixels[label]}
+        all_images = Counter(dict.fromkeys(labels, self.labelled_pixels))
+        sharing_pixels = all_images if self.whole_images else self.sharing_pixels
+        frequencies = {label: self.pixels[label] / sharing_pixels[label] for label in labels if self.pixels[label]}
         median = statistics.median(frequencies.values()) if frequencies else 0.0
         return [median / frequencies[label] if label in frequencies else 0.0 for label in labels]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.datasets import BadSamples, ClassyDataset
-from classyseg.datasets.loading.loader import EvalBatches, make_loader
+from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
-from classyseg.inference.memory import left_of
+from classyseg.inference.memory import remaining_budget
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
 from classyseg.meters import ClassyMeter
@@ -24,11 +24,11 @@ from classyseg.structures import Sample
 
 
 class Evaluation:
-    """Counts batches in meters and in a loss: what a phase of a training measures, and `classyseg evaluate`.
+    """Counts batches in meters and in a loss. A phase of a training measures with it, and so does `classyseg evaluate`.
 
-    `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
-    they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
-    measured where the protocol gives what the network gave of whole images; else it is None.
+    Call `begin`, `update` for each batch, and `result` once. Meters count integers, which are summed over the processes
+    of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
+    `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -49,7 +49,7 @@ class Evaluation:
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
         self.bad_samples: Callable[[], dict[str, int]] = dict
-        """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
+        """What `result` tells of unreadable samples. The caller that loads them sets it; every process calls it."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
         protocol.check(network, self._read)
 
@@ -67,10 +67,10 @@ class Evaluation:
         forward: Callable[[Tensor], Outputs] | None = None,
         terms: Callable[[Outputs], Terms] | None = None,
     ) -> None:
-        """Counts images (N, C, H, W), normalised and on the device. `target` is their truth, at its own size.
+        """Counts images (N, C, H, W), normalised and on the device. `target` holds their true labels, at its own size.
 
-        `forward` runs the network on this batch otherwise than `network` does, `terms` gives the loss's terms otherwise
-        than `loss` does: for a task that has rules of its own.
+        A task with rules of its own gives `forward` in place of the network's forward pass, and `terms` in place of the
+        loss's terms.
         """
         outputs: Outputs = {}
 
@@ -81,7 +81,7 @@ class Evaluation:
 
         size = (images if target.dim() < 3 else target).shape[-2:]
         taken = images.numel() * (images.element_size() + 4)
-        with self.network.running(run), left_of(self.max_memory, taken) as budget:
+        with self.network.with_forward(run), remaining_budget(self.max_memory, taken) as budget:
             found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
         if self.loss is not None:
             self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
@@ -99,19 +99,19 @@ class Evaluation:
 
 
 def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
-    """Raises: `ConfigError` where `protocol` does not give what `meters` read of `model`, wherever this lies."""
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read. `model` may lie on any device."""
     protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
 
 
 def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
     head = meter.head or model.main_head
-    # Whole outputs of a head hold its logits as they are: smaller than scores, and in the same order.
+    # A head's logits are smaller than its scores, as they are not resized, and they have the same order of classes.
     logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
     return Wanted(head, "outputs" if logits else meter.reads)
 
 
-def clips_per_batch(meters: Iterable[ClassyMeter]) -> int:
-    """How many samples that follow each other must stay together for all `meters`."""
+def group_size_of(meters: Iterable[ClassyMeter]) -> int:
+    """How many consecutive samples a batch must keep together, so that no meter sees half a video."""
     return math.lcm(*(meter.clips_per_video for meter in meters))
 
 
@@ -127,18 +127,18 @@ def evaluate(
     split: str = "val",
     watch: Callable[[Sample], None] | None = None,
 ) -> Evaluation:
-    """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
+    """Measures a whole data set, each sample once, shared among the processes of a job. Every process calls it.
 
-    The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
-    own size. `watch` sees each batch of this process before it is counted. `split` is what messages call the data set.
-    `result` of what is returned has the numbers. Processes exchange nothing before it.
+    Call `result` of what is returned for the numbers; processes exchange nothing before it. The images pass through the
+    data set's own transforms, not through the predictor's preparation. Masks count at their own size. `watch` sees each
+    batch of this process before it is counted. Messages call the data set `split`.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
     evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
-    together = clips_per_batch(meters)
+    group_size = group_size_of(meters)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    order = EvalBatches(len(dataset), batch_size, together=together, **process)
+    order = EvalOrder(len(dataset), batch_size, group_size=group_size, **process)
     pin_memory = predictor.device.type == "cuda"
     loader = make_loader(dataset, order, workers=workers, worker_timeout=worker_timeout, pin_memory=pin_memory)
     bad = BadSamples({split: dataset})
@@ -149,13 +149,13 @@ def evaluate(
             bad.add(split, loader.bad, None)
             if watch is not None:
                 watch(batch)
-            count(evaluation, predictor, batch)
+            count_batch(evaluation, predictor, batch)
     finally:
         loader.close()
     return evaluation
 
 
-def count(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
+def count_batch(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
     """Counts a batch as it comes from a loader."""
     on_device = batch.to(predictor.device, channels_last=predictor.channels_last)
     evaluation.update(predictor.normalizer(on_device.image), on_device.target)

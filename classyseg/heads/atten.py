@@ -1,4 +1,4 @@
-"""Attention beside the image's mean, and context encoding: PyTorch-Encoding's ATTEN."""
+"""Attention, the image's mean and context encoding: PyTorch-Encoding's ATTEN."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class HeadKeys:
     """How another library spells a head's keys.
 
     `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied one after the other to our key
-    within the head. `aliases` matches what the library has beside them: further names of the same tensors.
+    within the head. `aliases` matches further names that the library has for the same tensors.
     """
 
     rules: tuple[tuple[str, str], ...]

@@ -30,7 +30,7 @@ ENCODING_RULES = (
 
 
 class LateralFusion(nn.Module):
-    """The deepest block through a 3x3 convolution; with shallower blocks, these beside it, fused by another one.
+    """The deepest block through a 3x3 convolution; shallower blocks are joined with it, and a second one fuses them.
 
     Shallower blocks pass a 1x1 convolution and are resized to the deepest; gives (N, channels, h, w).
     """

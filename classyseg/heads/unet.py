@@ -21,7 +21,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 @HEADS.register("unet")
 class UNetHead(ClassyHead):
-    """From deep to shallow: the map at the next block's size, that block beside it, two 3x3 convolutions; a classifier.
+    """From deep to shallow: the map is resized to the next block and joined with it, then two 3x3 convolutions.
 
     Reads two blocks or more, shallow to deep, such as `blocks: [stem, stage1, stage2, stage3, stage4]` of a ResNet.
 

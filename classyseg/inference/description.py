@@ -1,4 +1,4 @@
-"""What the numbers of a trained model depend on, except its weights: read from files that may be anybody's."""
+"""What the numbers of a trained model depend on, except its weights. It is read from files that may be anybody's."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Description(ConfigRecord):
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's README tells in addition: measured numbers, by the name of what was measured."""
+    """What a model's README tells in addition: the measured numbers of each phase, such as `val`."""
 
     title: str = "A model of classyseg"
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def described(values: Mapping[str, Any], source: str) -> Description:
+def checked_description(values: Mapping[str, Any], source: str) -> Description:
     """`values` of the file `source`, checked. Raises: `ConfigError` with every problem."""
     try:
         found = Description.model_validate(values)
@@ -67,7 +67,7 @@ def described(values: Mapping[str, Any], source: str) -> Description:
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a model without what only its training needs: heads that only train, where weights came from."""
+    """The config of a model without what only its training needs: heads that only train, the source of its weights."""
     heads = config.get("heads")
     kept = {key: value for key, value in config.items() if key not in NOT_OF_PREDICTION}
     if isinstance(heads, Mapping):
@@ -79,7 +79,7 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def of_state(state: Mapping[str, Any], source: str) -> Description:
+def description_of_state(state: Mapping[str, Any], source: str) -> Description:
     """What the `state.json` of a checkpoint tells. Raises: `ConfigError` for what is missing or wrong."""
     config = state.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
@@ -97,14 +97,14 @@ def of_state(state: Mapping[str, Any], source: str) -> Description:
         **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
         "versions": state.get("versions", {}),
     }
-    return described(values, source)
+    return checked_description(values, source)
 
 
 def preparation_of(config: Mapping[str, Any], *, own_unit: bool = False) -> dict[str, Any]:
-    """What the resolved `config` of a task says of the images that it measures: their transforms and their files.
+    """How the images that a task measures are read and transformed, as its resolved `config` says.
 
-    Of a data set around others, what the first of them says comes first. `own_unit` where its images are numbers of
-    `bits: 32`, which a class may say instead of its config.
+    For a data set made of others, the first one counts, and its transforms come first. `own_unit` says that images are
+    numbers of `bits: 32`: a class may say so without a key in the config.
     """
     datasets = config.get("dataset")
     datasets = datasets if isinstance(datasets, Mapping) else {}

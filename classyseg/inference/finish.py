@@ -9,7 +9,7 @@ from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import Wanted
-from classyseg.inference.memory import BudgetError, left_of
+from classyseg.inference.memory import BudgetError, remaining_budget
 from classyseg.inference.network import Network
 from classyseg.inference.rows import (
     BAND_BYTES,
@@ -28,7 +28,7 @@ from classyseg.layers.resize import best_class
 LABEL = 8
 """Bytes of a label."""
 _ROW = 2 * LABEL + FLOAT
-"""Bytes that an arg-max takes for a pixel, without its input."""
+"""Bytes that an arg-max takes for a pixel in addition to its input: the index, its copy, and the maximum."""
 
 
 def at_size(maps: Rows, size: Size) -> Rows:
@@ -40,7 +40,7 @@ def as_scores(network: Network, head: str, maps: Rows) -> Rows:
     return ScoresOfLogits(network.head(head), maps) if network.averages_logits(head) else maps
 
 
-def of_each(
+def per_image(
     network: Network,
     images: Tensor,
     size: Size,
@@ -48,16 +48,17 @@ def of_each(
     budget: int | None,
     one: Callable[[Tensor, int | None], dict[Wanted, Tensor]],
 ) -> dict[Wanted, Tensor]:
-    """What `one` finds of each image (C, H, W) within a budget, as batches. Joining several holds them twice."""
+    """The results of `one` for each image (C, H, W), joined to batches, within a budget."""
+    # While results are joined, they exist twice. One image's own results are in the budget of `one`.
     others = 2 * len(images) - 1 if len(images) > 1 else 0
-    with left_of(budget, others * _result_bytes(network, wanted, size)) as left:
+    with remaining_budget(budget, others * _result_bytes(network, wanted, size)) as left:
         found = [one(image, left) for image in images]
     if len(found) == 1:
         return {item: value[None] for item, value in found[0].items()}
     return {item: torch.stack([each[item] for each in found]) for item in wanted}
 
 
-def finished(
+def finished_maps(
     network: Network,
     maps: Mapping[str, Rows],
     wanted: Collection[Wanted],
@@ -67,10 +68,10 @@ def finished(
     most_rows: int | None = None,
     are_scores: bool = False,
 ) -> dict[Wanted, Tensor]:
-    """Labels and scores of an image's maps of each head, band by band; no band is higher than `most_rows`.
+    """Labels and scores from the maps of each head of one image, band by band. A band has at most `most_rows` rows.
 
-    The maps are logits of heads that average them, else scores; with `are_scores` all are scores. Raises: `BudgetError`
-    where `budget` is less than the results, the `cost` and one row of maps take.
+    The maps are logits where a head averages logits, else scores; with `are_scores` all are scores. Raises:
+    `BudgetError` where the results, the `cost` and one row of maps take more than `budget`.
     """
     size = next(iter(maps.values())).size
     results = _result_bytes(network, wanted, size)
@@ -78,7 +79,8 @@ def finished(
     highest = min(size[0], most_rows or size[0])
     count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
     if not all(network.averages_logits(head) for head in maps):
-        count = highest  # each band makes all of a window's scores again
+        # A head with scores of its own makes all of a window's scores again for every band: so few bands are faster.
+        count = highest
     if budget is not None:
         room = budget - results - sum(cost)
         fitting = rows_within(sources, room, _ROW * size[1])

@@ -16,16 +16,16 @@ from classyseg.config import ConfigError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
-"""What kernels take in addition to the tensors that torch knows of: copies in another layout, columns of a convolution.
+"""A factor for what kernels take in addition to torch's tensors: copies in another layout, columns of a convolution.
 
-The peak of the process over the tensors alive lies between 0.7 and 1.0 of images of 512 and 768 pixels, of ResNets and
-Swin on the CPU (`benchmarks/inference.py estimate`); the rest is for networks that nobody measured."""
+Measured on the CPU, with ResNets and Swin on images of 512 and 768 pixels, the peak of the process is 0.7 to 1.0 times
+the peak of live tensors (`benchmarks/inference.py estimate`). The rest is for networks that nobody measured."""
 BASE = 48_000_000
-"""Bytes that any forward pass may take: pools that the allocator keeps, which weigh most where images are small."""
+"""Bytes that any forward pass may take: the allocator keeps pools. They matter most where images are small."""
 
 
 class BudgetError(ConfigError):
-    """A budget of memory is too small; `needed` bytes serve, as far as is known."""
+    """A budget of memory is too small. By our estimate, `needed` bytes are enough."""
 
     def __init__(self, what: str, budget: int, needed: int) -> None:
         self.what, self.budget, self.needed = what, budget, needed
@@ -33,8 +33,8 @@ class BudgetError(ConfigError):
 
 
 @contextmanager
-def left_of(budget: int | None, taken: int) -> Iterator[int | None]:
-    """What is left of a budget when `taken` bytes are in use. A `BudgetError` from within tells the whole budget."""
+def remaining_budget(budget: int | None, taken: int) -> Iterator[int | None]:
+    """What is left of a budget when `taken` bytes are in use. A `BudgetError` inside names the whole one."""
     if budget is None:
         yield None
         return
@@ -71,7 +71,7 @@ def text_of(number: int) -> str:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within it and still alive, and keeps the `peak`."""
+    """Counts the bytes of all live tensors that were made within it, and keeps the `peak`."""
 
     def __init__(self) -> None:
         super().__init__()

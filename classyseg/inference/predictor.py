@@ -15,7 +15,7 @@ from torch import Tensor
 from classyseg.config import ConfigError, DataError
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
 from classyseg.inference.description import Card, Description, architecture
-from classyseg.inference.memory import bytes_of, left_of
+from classyseg.inference.memory import bytes_of, remaining_budget
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -30,14 +30,15 @@ GPU_BATCH = 8
 
 
 class Predictor:
-    """Labels and scores of images of any size, by a model and all that its numbers depend on.
+    """A model at work: labels and scores of images of any size.
 
     `classyseg.load(FOLDER)` gives one; it may also be built around any model with a head:
-    `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
-    geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
-    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model.
+    `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` does to
+    images what its validation did, `protocol` is a name, a config or a built protocol. `save` writes `model_config`,
+    from which the model is built again. `max_memory`, bytes or text such as `2G`, is how much an image may take in
+    addition to the model.
 
-    `batch_size` may be set: how many images of one size that follow each other are predicted at once.
+    The attribute `batch_size` may be set: how many consecutive images of one size are predicted at once.
 
     What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
     these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out.
@@ -93,7 +94,7 @@ class Predictor:
         self.protocol.check(self.network, [Wanted(self.head)])
 
     @classmethod
-    def described(
+    def from_description(
         cls,
         model: ClassyModel,
         description: Description,
@@ -102,7 +103,7 @@ class Predictor:
         protocol: Any = None,
         **options: Any,
     ) -> Predictor:
-        """A predictor of `model` by what a file says of it. Raises: `ConfigError`."""
+        """A predictor of `model` with all that a file says about it. Raises: `ConfigError`."""
         return cls(
             model,
             classes=description.classes,
@@ -120,32 +121,33 @@ class Predictor:
     # -- predicting ----------------------------------------------------------------------------------------------------
 
     def predict(self, images: Any) -> Any:
-        """The class of each pixel, (H, W) at the image's own size, in the smallest unsigned type that holds them all.
+        """The class of each pixel, (H, W), at the image's own size, in the smallest unsigned type for them.
 
-        Of a model for whole images: the class alone, (). Of an iterable, an iterator.
+        A model for whole images gives one class, (). An iterable of images gives an iterator.
 
-        Raises: `DataError` for what is no image that the model takes; `BudgetError` where `max_memory` is too small.
+        Raises: `DataError` for something that is no image, or none that the model takes; `BudgetError` where
+        `max_memory` is too small.
         """
         return self._each(images, ("labels",), lambda found: self._labels(*found))
 
     def scores(self, images: Any) -> Any:
         """The probability of each class at each pixel, float32 (num_classes, H, W), at the image's own size.
 
-        Of a model for whole images: (num_classes,). Of an iterable, an iterator.
+        A model for whole images gives (num_classes,). An iterable of images gives an iterator.
         """
         return self._each(images, ("scores",), lambda found: _scores(*found))
 
     def labels_and_scores(self, images: Any) -> Any:
-        """What `predict` and `scores` give, as a pair, of one forward pass. Of an iterable, an iterator."""
+        """The results of `predict` and `scores`, as a pair, from one forward pass. An iterable gives an iterator."""
         return self._each(images, ("labels", "scores"), lambda found: (self._labels(found[0]), _scores(found[1])))
 
     def _labels(self, labels: Tensor) -> Labels:
         return labels.cpu().numpy().astype(np.min_scalar_type(max(0, len(self.classes) - 1)))
 
     def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
-        """The image with the colours of its classes over it, `alpha` of them; of `labels` that were predicted before.
+        """The image under the colours of its classes, at the strength `alpha`; `labels` may be predicted before.
 
-        Raises: `ConfigError` for a model of whole images.
+        Raises: `ConfigError` for a model that classifies whole images.
         """
         if not 0 <= alpha <= 1:
             raise ConfigError(f"overlay: alpha: found {alpha!r:.100}; accepted are 0 to 1")
@@ -157,7 +159,7 @@ class Predictor:
             size = tuple(tensor.shape[-2:])
             raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
         colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
-        mixed = (1 - alpha) * shown(tensor) + alpha * colors
+        mixed = (1 - alpha) * display_colors(tensor) + alpha * colors
         return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
     def read(self, image: Any) -> Tensor:
@@ -165,7 +167,7 @@ class Predictor:
         return self.preparation.read(image)
 
     def _each(self, images: Any, kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]) -> Any:
-        """`finish` of what is found of each image, one tensor for each of `kinds`."""
+        """Predicts each image, and gives `finish` of the results: one tensor for each of `kinds`."""
         if _is_one(images):
             return next(self._iterate([images], kinds, finish))
         if not isinstance(images, Iterable):
@@ -198,11 +200,11 @@ class Predictor:
 
     @torch.no_grad()
     def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:
-        """What is wanted of images of one size, (N, ...) at their output size."""
+        """The results for images of one size, (N, ...), at their output size."""
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
         wanted = [Wanted(self.head, kind) for kind in kinds]
-        with left_of(self.max_memory, taken) as budget:
+        with remaining_budget(self.max_memory, taken) as budget:
             found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
         return [found[item] for item in wanted]
 
@@ -217,7 +219,7 @@ class Predictor:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def description(self) -> Description:
-        """What `save` writes of the predictor as `config.json`. Raises: `ConfigError` where no config can tell it."""
+        """What `save` writes as `config.json`. Raises: `ConfigError` for parts that no config can describe."""
         if self._model_config is None:
             raise ConfigError(
                 "model_config: missing; a model that Python code built can be saved when `Predictor` is told the "
@@ -239,7 +241,7 @@ class Predictor:
     def save(self, folder: str | Path, card: Card = Card()) -> Path:
         """Writes a folder that `classyseg.load` takes: `model.safetensors`, `config.json`, and `README.md`, a card.
 
-        A model's folder that is there already is replaced; any other folder that is not empty is refused.
+        An older model's folder is replaced. Any other folder that is not empty is refused.
         Raises: `ConfigError`; `OSError`.
         """
         return write_model_folder(Path(folder), self.model.state_dict(), self.description(), card)
@@ -259,7 +261,7 @@ def torch_device(name: str | torch.device) -> torch.device:
 
 
 def black_of(normalizer: ImageNormalizer) -> Tensor:
-    """What a pixel of zeros becomes, one value a channel."""
+    """A pixel of zeros after normalisation, one value a channel."""
     return -normalizer.mean * normalizer.scale
 
 
@@ -272,10 +274,10 @@ def _scores(scores: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _is_one(images: Any) -> bool:
-    """Whether it is an image, and no several of them."""
+    """Whether `images` is a single image."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
-    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # bytes and mappings are refused later
+    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # `read` refuses bytes and mappings
 
 
 def _alike(first: Prepared, second: Prepared) -> bool:
@@ -284,7 +286,7 @@ def _alike(first: Prepared, second: Prepared) -> bool:
     return same and first.output_size == second.output_size
 
 
-def shown(image: Tensor) -> npt.NDArray[np.float32]:
+def display_colors(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
     array = values.float().permute(1, 2, 0).numpy()
@@ -293,5 +295,5 @@ def shown(image: Tensor) -> npt.NDArray[np.float32]:
     elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
         low, high = float(array.min()), float(array.max())
         array = (array - low) * (255 / (high - low) if high > low else 0.0)
-    shown: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
-    return shown
+    colors: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return colors

@@ -1,4 +1,4 @@
-"""PyTorch-Encoding's multi-scale evaluation, to its rounding: by which its published figures were measured."""
+"""PyTorch-Encoding's multi-scale evaluation, with its rounding: its published figures were measured by it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished, of_each
+from classyseg.inference.finish import finished_maps, per_image
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import (
     Cost,
     Cropped,
     Exponential,
     Flipped,
-    Held,
     Mean,
     Padded,
     Resized,
     Rows,
+    TensorRows,
 )
 from classyseg.inference.scales import Scale
 from classyseg.inference.windows import Side, WindowRuns
@@ -38,7 +38,7 @@ class PyTorchEncoding(ClassyProtocol):
     `crop_size`; a larger one is cut into such squares, two thirds of a square apart. The last ones are padded, not
     moved back. The logits of each square are added to those of its mirror image; their exponentials are averaged over
     squares, and summed over scales. All resizing aligns the corners, that of logits, too. Other ways of averaging are
-    as good; this one is here because the figures of its model zoo mean it.
+    as good. This one is here because the figures of its model zoo were measured so.
 
     Scores are those sums divided by their sum over the classes.
 
@@ -81,14 +81,14 @@ class PyTorchEncoding(ClassyProtocol):
             maps: dict[str, list[Rows]] = {head: [] for head in heads}
             kept, running = 0, 0
             for scale in self.scales:
-                for head, (each, cost) in self._at_scale(network, Held(image), size, heads, scale).items():
+                for head, (each, cost) in self._at_scale(network, TensorRows(image), size, heads, scale).items():
                     maps[head].append(each)
                     kept, running = kept + cost.kept, max(running, cost.running)
             sums = {head: Mean(each, is_sum=True) for head, each in maps.items()}
-            found = finished(network, sums, wanted, Cost(kept, running), left, are_scores=True)
+            found = finished_maps(network, sums, wanted, Cost(kept, running), left, are_scores=True)
             return {key: _shares(value) if key.kind == "scores" else value for key, value in found.items()}
 
-        return of_each(network, images, size, wanted, budget, one)
+        return per_image(network, images, size, wanted, budget, one)
 
     def resized(self, size: Size, scale: float) -> Size:
         """The size of an image at a scale, rounded as the reference does it."""
@@ -159,7 +159,7 @@ class _Squares(WindowRuns):
         return Exponential([logits] if mirrored is None else [logits, Flipped(self._upsampled(mirrored))])
 
     def _upsampled(self, logits: Tensor) -> Rows:
-        held = Held(logits[0])
+        held = TensorRows(logits[0])
         return held if held.size == self.window else Resized(held, self.window, align_corners=True)
 
     def cost(self) -> Cost:

@@ -1,4 +1,4 @@
-"""An image at several sizes and left for right: scores of all of them, averaged."""
+"""An image at several sizes, and mirrored: the scores of all of them, averaged."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished, of_each
+from classyseg.inference.finish import finished_maps, per_image
 from classyseg.inference.network import Network
-from classyseg.inference.rows import Cost, Flipped, Held, Mean, Resized, Rows
+from classyseg.inference.rows import Cost, Flipped, Mean, Resized, Rows, TensorRows
 from classyseg.registry import PROTOCOLS, ProtocolConfig
 
 Scale = Annotated[float, Field(gt=0, le=16)]
@@ -19,9 +19,9 @@ Scale = Annotated[float, Field(gt=0, le=16)]
 
 @PROTOCOLS.register("multi_scale")
 class MultiScale(ClassyProtocol):
-    """The image at several `scales`, and with `flip` each left for right, too: what tables call "ms + flip".
+    """The image at several `scales`, each also mirrored with `flip`: what tables call "ms + flip".
 
-    At each scale `protocol` runs the network; its scores come to the size that is asked for and are averaged, as
+    At each scale `protocol` runs the network. All scores are resized to the wanted size and averaged, as
     mmsegmentation's test-time augmentation does it. With one scale of 1 and no flip it gives what `protocol` gives.
 
     Maps are made in bands of rows: with a budget, full-size scores are never held.
@@ -56,10 +56,10 @@ class MultiScale(ClassyProtocol):
         heads = list(dict.fromkeys(item.head for item in wanted))
 
         def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            maps, cost = self.score_rows(network, Held(image), size, heads, left)
-            return finished(network, maps, wanted, cost, left, are_scores=True)
+            maps, cost = self.score_rows(network, TensorRows(image), size, heads, left)
+            return finished_maps(network, maps, wanted, cost, left, are_scores=True)
 
-        return of_each(network, images, size, wanted, budget, one)
+        return per_image(network, images, size, wanted, budget, one)
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

@@ -12,17 +12,17 @@ from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wan
 from classyseg.inference.finish import LABEL, at_size
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
-from classyseg.inference.rows import FLOAT, Cost, Deferred, Held, Rows, ScoresOfHead, ScoresOfLogits
+from classyseg.inference.rows import FLOAT, Cost, Deferred, Rows, ScoresOfHead, ScoresOfLogits, TensorRows
 from classyseg.layers.resize import CHUNK_BYTES
 from classyseg.registry import PROTOCOLS
 
 
 @PROTOCOLS.register("whole")
 class Whole(ClassyProtocol):
-    """Each image whole, in one forward pass, at the size that the preparation gives it: what training measures with.
+    """Each image in one forward pass, at the size that the preparation gives it. Training measures with this protocol.
 
-    The head makes labels and scores of its outputs at the size that is asked for. A GPU or a budget that is too small
-    for the image asks for `sliding_window`.
+    The head makes labels and scores at the wanted size. Where a GPU or a budget is too small for the image, use
+    `sliding_window`.
     """
 
     gives_outputs = True
@@ -47,7 +47,7 @@ class Whole(ClassyProtocol):
             own = network.outputs_of(found, head)
             if not network.averages_logits(head):
                 return ScoresOfHead(network.head(head), own, size, network.num_classes(head))
-            return ScoresOfLogits(network.head(head), at_size(Held(own[LOGITS][0]), size))
+            return ScoresOfLogits(network.head(head), at_size(TensorRows(own[LOGITS][0]), size))
 
         def deferred(head: str) -> Rows:
             example = maps(head, network.example(image.size))
@@ -67,9 +67,9 @@ def _made(network: Network, outputs: Outputs, size: Size, wanted: Wanted) -> Out
 
 
 def _check(network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int) -> None:
-    """Raises: `BudgetError` where a forward pass, and then what is made of it, take more than `budget` bytes."""
+    """Raises: `BudgetError` where a forward pass, or what is made of it after that, takes more than `budget` bytes."""
     if images.dim() != 4:
-        return  # clips and vectors, whose labels take nothing
+        return  # clips and vectors: one label each takes no memory
     count, channels, height, width = images.shape
     running = network.forward_bytes((count, channels, height, width))
     kept, results, working = 0, 0, 0

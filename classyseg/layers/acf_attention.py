@@ -1,4 +1,4 @@
-"""Attention of a map on itself with several heads, each of which may mix several softmaxes."""
+"""Attention of a map on itself, with several heads. Each head may mix several softmaxes."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, sum_over_pixels
-from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
 from classyseg.registry import LOSSES
 
 
@@ -43,7 +43,7 @@ class BoundaryLoss(PerOutputLoss):
     needs = MASKS
 
     def fits(self, output: Tensor, target: Tensor) -> bool:
-        return of_masks(output, target)
+        return fits_masks(output, target)
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         num_classes = logits.shape[1]

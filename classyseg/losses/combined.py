@@ -34,7 +34,7 @@ class CombinedLoss(ClassyLoss):
         self.parts = nn.ModuleList(parts)
         self.places = list(places)
         self.min_classes = max(part.min_classes for part in parts)
-        self.takes_shares = all(part.takes_shares for part in parts)
+        self.takes_soft_targets = all(part.takes_soft_targets for part in parts)
         self.is_additive = all(part.is_additive for part in parts)
 
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:

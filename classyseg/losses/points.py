@@ -21,9 +21,9 @@ POINTS, COORDINATES = ".points", ".point_coordinates"
 class PointCrossEntropyLoss(ClassWeightedLoss):
     """Cross entropy of the logits of points (N, C, P) with the pixels of the mask in which the points lie.
 
-    Reads `HEAD.points` of heads such as `point_rend`, and `HEAD.point_coordinates` (N, P, 2) beside it. The mean over
-    the points of the whole job whose pixels are not ignored, weighted by `class_weights`; of several heads, the sum of
-    their means. How many points count is known once they are drawn.
+    Reads `HEAD.points` and `HEAD.point_coordinates` (N, P, 2) of heads such as `point_rend`. It is the mean over all
+    points of the whole job whose pixels are not ignored, weighted by `class_weights`; with several heads, the sum of
+    their means. How many points count is known only when they are drawn.
 
     Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
 

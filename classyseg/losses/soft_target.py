@@ -20,7 +20,7 @@ class DenseTargetLoss(PerOutputLoss):
     (N,) and (N, H, W), are taken as well: as 1 for that class.
     """
 
-    takes_shares = True
+    takes_soft_targets = True
 
     def is_dense(self, target: Tensor) -> bool:
         return target.is_floating_point()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.losses.bands import resized, with_gradient
-from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
 from classyseg.registry import LOSSES
 
 Classes = Literal["present", "all"]
@@ -22,7 +22,7 @@ class ImageLoss(PerOutputLoss):
     needs = MASKS
 
     def fits(self, output: Tensor, target: Tensor) -> bool:
-        return of_masks(output, target)
+        return fits_masks(output, target)
 
     def count(self, target: Tensor) -> Tensor:
         return (target != self.ignore_index).flatten(1).any(1).sum().double()
@@ -67,7 +67,7 @@ class TverskyLoss(ImageLoss):
         super().__init__(ignore_index, head_weights=head_weights, heads=heads)
         if not false_positive_weight + false_negative_weight:
             raise ConfigError(
-                "false_positive_weight: found 0 beside false_negative_weight 0; one of them must be above 0"
+                "false_positive_weight: found 0, and false_negative_weight 0, too; one of them must be above 0"
             )
         self.false_positive_weight = false_positive_weight
         self.false_negative_weight = false_negative_weight

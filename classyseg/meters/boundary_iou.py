@@ -33,8 +33,8 @@ class BoundaryIoUMeter(ClassyMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_boundary_iou",)
-    class_numbers = ("boundary_iou",)
+    number_names = ("mean_boundary_iou",)
+    class_number_names = ("boundary_iou",)
     best_is = "largest"
 
     def __init__(

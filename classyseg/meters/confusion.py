@@ -58,7 +58,8 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
             check_labels("target", target, num_classes, ignored)
             raise
         if len(found) > num_classes**2 + 1 or found[-1] != np.count_nonzero(ignored.numpy()):
-            check_labels("target", target, num_classes, ignored)  # num_classes itself counts as ignored beside 0
+            # The label num_classes with the prediction 0 falls into the bin of ignored pixels: only the count tells.
+            check_labels("target", target, num_classes, ignored)
         counts = torch.from_numpy(found)
     else:
         counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
@@ -136,8 +137,8 @@ class MeanIoUMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_iou", "pixel_accuracy")
-    class_numbers = ("iou",)
+    number_names = ("mean_iou", "pixel_accuracy")
+    class_number_names = ("iou",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -158,8 +159,8 @@ class DiceMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_dice",)
-    class_numbers = ("dice",)
+    number_names = ("mean_dice",)
+    class_number_names = ("dice",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -177,8 +178,8 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_class_accuracy",)
-    class_numbers = ("class_accuracy",)
+    number_names = ("mean_class_accuracy",)
+    class_number_names = ("class_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -193,7 +194,7 @@ class PixelAccuracyMeter(_ConfusionMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("pixel_accuracy",)
+    number_names = ("pixel_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         return {"pixel_accuracy": _pixel_accuracy(self.total())}
@@ -210,7 +211,7 @@ class ConfusionMatrixMeter(_ConfusionMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ()
+    number_names = ()
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}

@@ -22,10 +22,10 @@ ClipsPerVideo = Annotated[int, Field(ge=1)]
 class _TopKMeter(ClassyMeter):
     """Counts true classes among the first k of the logits; of equal logits the lower class comes first.
 
-    Logits (N, C) of images go with a class of each (N,), or with a row of flags of its classes (N, C), of which those
-    above 0 are set. Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample.
-    Samples whose class is `ignore_index` are left out. With `clips_per_video`, as many samples that follow each other
-    are one: their logits are averaged. A video is left out if one of its clips is.
+    Logits (N, C) of images go with a class of each (N,), or with a flag for each class (N, C), set where above 0.
+    Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample. Samples whose class
+    is `ignore_index` are left out. A video is `clips_per_video` consecutive samples: their logits are averaged. It is
+    left out if one of its clips is.
     """
 
     reads = "scores"
@@ -43,7 +43,7 @@ class _TopKMeter(ClassyMeter):
         self.ignore_index = ignore_index
         self.topk = tuple(topk)
         self.head = head
-        self.numbers = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
+        self.number_names = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
         self.reset()
 
     def reset(self) -> None:
@@ -70,7 +70,7 @@ class _TopKMeter(ClassyMeter):
         if mixed:
             raise ValueError(f"{self.value_name}: {mixed} videos have clips with different classes; all must be alike")
         of = [self.out_of(k, samples, true) for k in self.topk]
-        return {name: n / m if m else None for name, n, m in zip(self.numbers or (), right, of, strict=True)}
+        return {name: n / m if m else None for name, n, m in zip(self.number_names or (), right, of, strict=True)}
 
     def right(self, found: Tensor) -> Tensor:
         """How much counts as right; `found` (samples, true classes) says which classes are among the first."""

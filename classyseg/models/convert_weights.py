@@ -21,7 +21,7 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
     """Writes the tensors of `source` to the safetensors file `target`; returns one line about what was done.
 
     Without `model`, the keys stay as they are, nested ones dotted. With the registered name `model`, they become that
-    model's own, every one must fit, and what is beside them (classifiers, heads that the name does not bring,
+    model's own, and every one must fit; the rest of the file (classifiers, heads that the name does not bring,
     optimizers) is left out. The file's metadata tell the source's name and sha256, and whose names it used.
 
     Raises: `ConfigError` as `load_weights` does, also for values that are not finite; for a target that exists, without
@@ -52,7 +52,7 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
 
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Writes beside `target` first, so that a crash leaves no half of a file."""
+    """Writes to another name and renames it, so that a crash leaves no half of a file."""
     part = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
         part.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed

@@ -17,7 +17,7 @@ Grid = tuple[int, int]
 TELL = "tell it: weights: {source: ..., grid: [rows, columns]}"
 
 
-class UnplacedError(ValueError):
+class UnknownGridError(ValueError):
     """The grid of a file's position embeddings is not known; the message says what to do."""
 
 
@@ -31,7 +31,7 @@ def on_own_grid(
     names. Without one, as many positions as `own` has are taken for the same grid, and a square number for a square.
     Both are refused where they contradict: a square number that the model has on an oblong grid.
 
-    Raises: `UnplacedError` where neither holds.
+    Raises: `UnknownGridError` where neither holds.
     """
     if tensor.dim() == 4 and (tensor.shape[3] == shape[2]) != (tensor.shape[1] == shape[2]):
         maps = tensor if tensor.shape[3] == shape[2] else tensor.permute(0, 2, 3, 1)
@@ -67,17 +67,17 @@ def _grid(name: str, count: int, own: PositionGrid, told: Grid | None) -> tuple[
         side = math.isqrt(max(num, 0))
         is_square, is_own = num > 0 and side * side == num, num == math.prod(same)
         if is_square and is_own and same[0] != same[1]:
-            raise UnplacedError(
+            raise UnknownGridError(
                 f"'{name}' has {num} positions, on a grid of {same[0]} x {same[1]}, as this model's, or of {side} x "
                 f"{side}; {TELL}"
             )
         if is_square or is_own:
             return same if is_own else (side, side), num_extra
     if told is not None:
-        raise UnplacedError(
+        raise UnknownGridError(
             f"grid: found [{told[0]}, {told[1]}], {math.prod(told)} positions; '{name}' has {_either(count, own)}"
         )
-    raise UnplacedError(
+    raise UnknownGridError(
         f"'{name}' has {_either(count, own)}, no square number; {TELL}, such as "
         f"{_example(count - own.num_extra, count)}"
     )

@@ -12,7 +12,7 @@ from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.encoding_models import ENCODING_MODELS, WEIGHTS
 from classyseg.weights.cache import PublicWeights, fetch
-from classyseg.weights.catalogue import published
+from classyseg.weights.catalogue import catalogued
 
 
 def public_weights(component: type[ClassyModel], name: str) -> dict[str, PublicWeights]:
@@ -20,7 +20,7 @@ def public_weights(component: type[ClassyModel], name: str) -> dict[str, PublicW
 
     A name with heads also knows those of its backbone.
     """
-    found = component.known_weights(name) | published(name) | WEIGHTS.get(name, {})
+    found = component.known_weights(name) | catalogued(name) | WEIGHTS.get(name, {})
     return found | (public_weights(component, ENCODING_MODELS[name].backbone) if name in ENCODING_MODELS else {})
 
 

@@ -100,8 +100,8 @@ class ClassyOptimizer(Configurable, ABC):
         self._set_rates(optimizer, 0.0)
         return optimizer
 
-    def _set_rates(self, optimizer: torch.optim.Optimizer, where: float) -> None:
-        self.current_lr = self.lr * self.schedule(where)
+    def _set_rates(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
+        self.current_lr = self.lr * self.schedule(share_done)
         for group, factor in zip(optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = self.current_lr * factor
 
@@ -109,9 +109,9 @@ class ClassyOptimizer(Configurable, ABC):
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The torch optimizer over `groups`, which hold `params` and `weight_decay`."""
 
-    def set_progress(self, where: float) -> None:
-        """Sets the learning rates for a step that is taken when the share `where` of the run, in [0, 1), is done."""
-        self._set_rates(self.optimizer, where)
+    def set_progress(self, share_done: float) -> None:
+        """Sets the learning rates of the next step; `share_done`, in [0, 1), is the share of the run before it."""
+        self._set_rates(self.optimizer, share_done)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

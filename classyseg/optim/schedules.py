@@ -201,7 +201,7 @@ class MultiStep(ClassyScheduler):
         if milestones is None and milestone_steps is None:
             raise ConfigError("optimizer.schedule.milestones: missing; write it, or milestone_steps")
         if milestones is not None and milestone_steps is not None:
-            raise ConfigError("optimizer.schedule.milestone_steps: found beside milestones; keep one of them")
+            raise ConfigError("optimizer.schedule.milestone_steps: found together with milestones; keep one of them")
         if milestones is not None:
             self.milestones = _on_grid("milestones", milestones, length.epochs, "epochs")
         elif milestone_steps is not None:

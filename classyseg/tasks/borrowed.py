@@ -1,4 +1,4 @@
-"""The weights of the best checkpoint, which a model has while the test set is measured."""
+"""The model has the best checkpoint's weights while the test set is measured, and then its own again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from classyseg.models import ClassyModel
 
 
 class BorrowedWeights:
-    """Puts the best weights into a model and gives it back its `own`, which are kept meanwhile.
+    """Puts the best weights into a model, keeps the model's `own`, and gives these back.
 
-    `step` is that of the weights; None where they are the model's own.
+    `step` is the step of the borrowed weights; None while the model has its own.
     """
 
     def __init__(self, model: ClassyModel) -> None:
@@ -24,7 +24,7 @@ class BorrowedWeights:
         self.step: int | None = None
 
     def take(self, checkpoints: Path) -> None:
-        """Takes the best checkpoint's, if one is named. Every process calls it.
+        """Takes the weights of the best checkpoint, if one is named. Every process calls it.
 
         Raises: `ConfigError` for a damaged one.
         """

@@ -1,4 +1,4 @@
-"""What must hold between data sets and the other parts of a task, by the facts of built ones or of their configs."""
+"""Checks of data sets against each other and the other parts of a task. Their facts come from built ones or configs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from classyseg.config import ConfigError
 from classyseg.datasets.build import check_same_unit
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.label_map import classes_line, with_more_classes
-from classyseg.evaluation import clips_per_batch
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter
@@ -24,7 +23,7 @@ Data = Mapping[str, Part]
 
 
 def facts_of_all(data: Data) -> DataFacts:
-    """What a task takes from its data sets: the facts of the first of them; those that it does not tell, of the others.
+    """The facts that a task takes from its data sets: the first one's; others tell what it does not.
 
     All of them agree: see `check_data`.
     """
@@ -37,7 +36,7 @@ def facts_of_all(data: Data) -> DataFacts:
 
 
 def check_data(data: Data, problems: Problems, *, whole_images: bool, takes_clips: bool) -> None:
-    """Data sets must be of the kind that the task takes, and be alike."""
+    """Checks that data sets are of the kind that the task takes, and alike."""
     for name, part in data.items():
         with problems.collected():
             check_kind(name, part.facts, whole_images=whole_images, takes_clips=takes_clips)
@@ -70,7 +69,7 @@ def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: 
 
 
 def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
-    """Raises: `ConfigError` for a data set whose classes, or ignored label, are known and not the first one's."""
+    """Raises: `ConfigError` for a data set with other classes, or another ignored label, than the first one."""
     if facts.classes != wanted.classes and None not in (facts.classes, wanted.classes):
         found, expected = (list(each.classes or ()) for each in (facts, wanted))
         raise ConfigError(
@@ -85,7 +84,7 @@ def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: Dat
 
 
 def check_same_channels(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
-    """Raises: `ConfigError` for a data set whose channels are known and not the first one's."""
+    """Raises: `ConfigError` for a data set with other channels than the first one."""
     if facts.channels != wanted.channels and None not in (facts.channels, wanted.channels):
         raise ConfigError(
             f"dataset.{name}: its images have {facts.channels} channels, those of dataset.{first_name} "
@@ -97,7 +96,7 @@ def check_colors(name: str, part: Part) -> None:
     """Raises: `ConfigError` for transforms of colours where the images have other than three channels."""
     channels = part.facts.channels
     for i, step in enumerate(part.transforms):
-        if channels in (None, 3) or not step.keeps_type:  # which may change the channels
+        if channels in (None, 3) or not step.keeps_type:  # such a step may change the number of channels
             return
         if step.needs_color:
             raise ConfigError(
@@ -107,7 +106,7 @@ def check_colors(name: str, part: Part) -> None:
 
 
 def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
-    """The loss must be able to learn the classes, and to take the targets that transforms make."""
+    """Checks that the loss can learn the classes, and takes the targets that transforms make."""
     for name, part in data.items():
         with problems.collected():
             check_min_classes(name, part.facts, loss)
@@ -117,7 +116,7 @@ def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
             loss.check_num_classes(len(classes))
     for name, part in data.items():
         with problems.collected():
-            check_shares(name, part, loss)
+            check_soft_targets(name, part, loss)
 
 
 def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
@@ -132,20 +131,20 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
     )
 
 
-def check_shares(name: str, part: Part, loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+def check_soft_targets(name: str, part: Part, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for transforms that give soft targets, where the loss or the meters cannot take them."""
     for i, step in enumerate(part.transforms):
-        if not isinstance(step, PairTransform) or not step.gives_shares(part.facts.whole_images):
+        if not isinstance(step, PairTransform) or not step.gives_soft_targets(part.facts.whole_images):
             continue
         place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
         if name != "train":
             raise ConfigError(f"{place}, which meters cannot count; leave it out")
-        if not loss.takes_shares:
+        if not loss.takes_soft_targets:
             raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
 
 
 def check_in_channels(data: Data, in_channels: int) -> None:
-    """Raises: `ConfigError` for a model of other channels than the images, which are all alike, are known to have."""
+    """Raises: `ConfigError` for a model with another number of channels than the images have."""
     known = {name: part.facts.channels for name, part in data.items() if part.facts.channels is not None}
     for name, channels in known.items() if len({*known.values()}) == 1 else ():
         if channels != in_channels:
@@ -159,7 +158,7 @@ def check_in_channels(data: Data, in_channels: int) -> None:
 
 
 def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
-    """The mean and deviation that the published weights need which a model's config names; None for other weights."""
+    """The mean and deviation for the published weights that a model's config names; None for other weights."""
     if not isinstance(model_config, ComponentConfig):  # a model that Python code built
         return None
     weights = getattr(model_config, "weights", None)
@@ -174,12 +173,11 @@ def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
 def applied_normalize(
     data: Data, normalize: NormalizeConfig | None, of_weights: NormalizeConfig | None
 ) -> NormalizeConfig:
-    """The mean and deviation that the images of every data set meet.
+    """The mean and deviation by which the images of all data sets are normalised.
 
-    A transform's, else the task's own `normalize`, else what the weights need, else ImageNet's.
+    They come from a transform, else from the task's own `normalize`, else from the weights, else they are ImageNet's.
 
-    Raises: `ConfigError` when images would be normalised twice, or those of one data set otherwise than those of the
-    other.
+    Raises: `ConfigError` when images would be normalised twice, or when two data sets would be normalised differently.
     """
     if normalize is None and facts_of_all(data).in_own_unit:
         raise ConfigError(
@@ -191,7 +189,7 @@ def applied_normalize(
         found = [step.normalize for step in part.transforms if isinstance(step, Normalize)]
         if found and normalize is not None:
             raise ConfigError(
-                f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
+                f"dataset.{name}.transforms: found 'normalize' together with the task's own `normalize`; keep one"
             )
         if len(found) > 1:
             raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")
@@ -211,10 +209,10 @@ def normalizes(part: Part) -> bool:
 
 
 def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | None, *, given: bool) -> None:
-    """Raises: `ConfigError` for as many means and deviations as the images do not have channels.
+    """Raises: `ConfigError` unless there are as many means and deviations as the images have channels.
 
-    `given` says that the task's config has a `normalize`. Images of transforms that may give floating point, which
-    nobody normalises, are left to the first step, unless somebody wrote means for them.
+    `given` says that the task's config has a `normalize`. Transforms may give floating point, which nobody normalises:
+    such images are left to the first step, unless the config has means for them.
     """
     facts = facts_of_all(data)
     if len(normalize.mean) != len(normalize.std):
@@ -256,11 +254,11 @@ def _text(normalize: NormalizeConfig) -> str:
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> int:
-    """How many samples that follow each other must stay together for all `meters`; None is not known yet.
+def check_group_sizes(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> None:
+    """A video is a group of consecutive samples. Meters and data sets must agree on its size; None is not known yet.
 
-    Raises: `ConfigError` where a meter takes others for a video than a data set has, and where batches, or the end of
-    the data set, would cut one.
+    Raises: `ConfigError` for a meter whose groups are not those of a data set, and where the end of a batch or of the
+    data set would cut a group.
     """
     for i, meter in enumerate(meters):
         clips = 1 if meter is None else meter.clips_per_video
@@ -277,4 +275,3 @@ def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int,
                 )
             if facts.num_samples is not None and facts.num_samples % clips:
                 raise ConfigError(f"dataset.{name}: found {facts.num_samples} samples; {place}")
-    return clips_per_batch(meter for meter in meters if meter is not None)

@@ -128,8 +128,8 @@ class Resize(ClassyTransform):
 class RandomResize(ClassyTransform):
     """Image and mask at a random size, the ratio kept: times a factor from `scale`, or by one of several lengths.
 
-    `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
-    with `resize`), else to its own. `shorter_side` may be a list, of which one is drawn; `scale` may then be left out.
+    `scale` is a factor of the image's own size or, where `fit`, `shorter_side` or `longer_side` is given (as in
+    `resize`), of the size after that. `shorter_side` may be a list: one is drawn, and `scale` may be left out.
 
     One with a range of factors is done faster by `random_scale_crop`, which resizes the window only.
 

@@ -108,7 +108,7 @@ class CutMix(PairTransform):
         self.alpha = alpha
         self.probability = probability
 
-    def gives_shares(self, whole_images: bool) -> bool:
+    def gives_soft_targets(self, whole_images: bool) -> bool:
         return whole_images
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
@@ -176,7 +176,7 @@ class MixUp(PairTransform):
         self.alpha = alpha
         self.probability = probability
 
-    def gives_shares(self, whole_images: bool) -> bool:
+    def gives_soft_targets(self, whole_images: bool) -> bool:
         return True
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:

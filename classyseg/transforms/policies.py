@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment: lists of operations, of which those that move pixels move the mask alike."""
+"""AutoAugment and RandAugment: lists of operations. Those that move pixels move the mask in the same way."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ BESIDE = (
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
     "typing.Any",
 )
-"""What is found beside the weights in the checkpoints of PyTorch-Encoding, ClassyVision, mmsegmentation and others."""
+"""What the checkpoints of PyTorch-Encoding, ClassyVision, mmsegmentation and others hold apart from weights."""
 
 
 class _Storage:
@@ -199,7 +199,7 @@ class _Storages:
 
 
 def is_torch_zip(names: Sequence[str]) -> bool:
-    """Whether the members of a zip are those that torch writes: `ROOT/data.pkl`, and nothing beside the root."""
+    """Whether the members of a zip are those that torch writes: `ROOT/data.pkl`, and nothing outside the root."""
     roots = {name.partition("/")[0] for name in names}
     return len(roots) == 1 and f"{next(iter(roots))}/data.pkl" in names
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, ImageNet, TrainOrder, build_dataset, make_loader
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import class_names, labelled_files
 from classyseg.datasets.files.pairs import collecting_pair_faults
@@ -232,7 +232,7 @@ def test_the_imagenet_sample_is_read_with_imagenets_labels() -> None:
         | {"transforms": [{"name": "resize", "size": [32, 32]}, "horizontal_flip"]}
     )
     assert dataset.labels.tolist() == list(range(1000))
-    (batch, *_) = make_loader(dataset, EvalBatches(1000, 300), workers=0)
+    (batch, *_) = make_loader(dataset, EvalOrder(1000, 300), workers=0)
     assert batch.image.shape == (300, 3, 32, 32)
     assert batch.target.dtype == torch.int64  # above 255
     assert batch.target.tolist() == list(range(300))
@@ -284,7 +284,7 @@ def test_a_class_that_does_not_exist_is_an_error(root: Path) -> None:
     dataset = build_dataset({"name": "image_paths", "images": ".", "classes": ["x"], "paths": ["a.png"], "labels": [0]})
     dataset.labels[0] = 3
     with pytest.raises(DataError, match=r"a.png.*class is 3.*0 to 0.*-1"):
-        list(make_loader(dataset, EvalBatches(1, 1), workers=0))
+        list(make_loader(dataset, EvalOrder(1, 1), workers=0))
 
 
 def test_a_corrected_list_changes_the_classes_of_cached_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
     loss = build_loss("cross_entropy", train.ignore_index)
     accuracy = build_meter({"name": "accuracy", "topk": [1, 2]}, train.classes, train.ignore_index)
     optimizer = torch.optim.SGD(model.parameters(), lr=2)
-    batches = TrainBatches(len(train), 16, seed=0)
+    batches = TrainOrder(len(train), 16, seed=0)
     loader = make_loader(train, batches, workers=0)
     for batches.epoch in range(10):
         for batch in loader:
@@ -314,7 +314,7 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
             optimizer.zero_grad()
             loss(model(arrived.image / 255), arrived.target).backward()
             optimizer.step()
-    for batch in make_loader(test, EvalBatches(len(test), 24), workers=0):
+    for batch in make_loader(test, EvalOrder(len(test), 24), workers=0):
         arrived = batch.to(torch.device("cpu"))
         accuracy.update(model(arrived.image / 255), arrived.target)
     assert accuracy.compute() == {"accuracy_top_1": 1.0, "accuracy_top_2": 1.0}

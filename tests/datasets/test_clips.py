@@ -23,7 +23,7 @@ from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import ClipConfig, Clips, EvalOrder, TrainOrder, build_dataset, make_loader
 from classyseg.datasets.build import facts_of
 from classyseg.datasets.files import videos as video_files
 from classyseg.datasets.files.videos import VideoInfo, read_frames, video_infos, videos_in
@@ -137,7 +137,7 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers() -> None:
     assert [int(dataset[i].target) for i in range(6)] == [0, 0, 0, 0, 1, 1]
     assert [clip[0] for clip in taken(dataset)] == [0, 5, 0, 8, 0, 6]
     assert str(dataset[3].name).endswith("run/b, frames 8 to 11")
-    (first, _) = make_loader(dataset, EvalBatches(6, 4, together=dataset.group_size), workers=0)
+    (first, _) = make_loader(dataset, EvalOrder(6, 4, group_size=dataset.group_size), workers=0)
     assert first.image.shape == (4, 3, 4, 4, 6)
     assert first.image.dtype == torch.uint8
     assert first.target.tolist() == [0, 0, 0, 0]
@@ -398,7 +398,7 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
     loss = build_loss("cross_entropy", train.ignore_index)
     meter = build_meter({"name": "video_accuracy", "clips_per_video": 3}, train.classes, train.ignore_index)
     optimizer = torch.optim.SGD(model.parameters(), lr=2)
-    batches = TrainBatches(len(train), 16, seed=0)
+    batches = TrainOrder(len(train), 16, seed=0)
     loader = make_loader(train, batches, workers=0)
     for batches.epoch in range(8):
         for batch in loader:
@@ -407,7 +407,7 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
             optimizer.zero_grad()
             loss(model(correlations(arrived.image)), arrived.target).backward()
             optimizer.step()
-    for batch in make_loader(test, EvalBatches(len(test), 9, together=test.group_size), workers=0):
+    for batch in make_loader(test, EvalOrder(len(test), 9, group_size=test.group_size), workers=0):
         arrived = batch.to(torch.device("cpu"))
         meter.update(model(correlations(arrived.image)), arrived.target)
     assert meter.compute() == {"video_accuracy_top_1": 1.0}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, Folder, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, Folder, TrainOrder, build_dataset, make_loader
 from classyseg.registry import DATASETS
 from classyseg.trainer import Trainer
 from data_trees import data_sets, drawn_tree, pairs
@@ -35,7 +35,7 @@ def test_concat_gives_one_data_set_after_the_other() -> None:
     assert names(dataset) == ["train 0", "train 1", "test 0", "test 0", "test 1"]
     assert (dataset.classes, dataset.ignore_index) == (("red", "green"), -1)
     assert str(dataset.load(3).name) == "test 0"
-    (batch,) = make_loader(dataset, EvalBatches(5, 8), workers=0)
+    (batch,) = make_loader(dataset, EvalOrder(5, 8), workers=0)
     assert batch.image.shape == (5, 3, 64, 64)
 
 
@@ -202,14 +202,14 @@ def test_a_bad_sample_within_is_dealt_with_as_the_whole_says(
     image.write_bytes(b"")
     sized = {**train, "transforms": [{"name": "resize", "size": [32, 32]}]}
     dataset = build_dataset(around(kind, sized, on_bad_sample=policy))
-    loader = make_loader(dataset, EvalBatches(12, 12), workers=0)
+    loader = make_loader(dataset, EvalOrder(12, 12), workers=0)
     (batch,) = loader
     assert [bad.index for bad in loader.bad] == [2]
     assert str(image) in loader.bad[0].problem
     assert (batch.target[2] == 255).all() == (policy == "skip")
     assert dataset.described(2).startswith(f"sample 2: sample 2 ({image}, ")
     with pytest.raises(DataError, match=str(image)):
-        list(make_loader(build_dataset(around(kind, sized)), EvalBatches(12, 12), workers=0))
+        list(make_loader(build_dataset(around(kind, sized)), EvalOrder(12, 12), workers=0))
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -271,7 +271,7 @@ def test_the_samples_of_parts_do_not_depend_on_workers_processes_and_restarts(tr
         """Of each batch from number `start` on, of all processes together, in the second epoch."""
         found: list[list[str]] = []
         for rank in range(world_size):
-            batches = TrainBatches(len(dataset), 4, seed=5, rank=rank, world_size=world_size)
+            batches = TrainOrder(len(dataset), 4, seed=5, rank=rank, world_size=world_size)
             batches.epoch, batches.start = 1, start
             loader = make_loader(dataset, batches, workers=workers)
             for i, batch in enumerate(loader):

@@ -14,7 +14,7 @@ from label_trees import HEIGHT, WIDTH, image, mask
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, build_dataset, make_loader
 from classyseg.doctor import check_data
 from classyseg.doctor.sheet import contact_sheet
 from runs import tiny_config, tiny_task
@@ -48,7 +48,7 @@ def test_images_alone_come_in_order_with_every_pixel_ignored(make: Any, tmp_path
     config = make(tmp_path)
     dataset = build_dataset({**config, "cache_samples": str(tmp_path / "cache")})
     for _ in range(2):  # the second time from the cache
-        (batch,) = make_loader(dataset, EvalBatches(len(dataset), 4), workers=0)
+        (batch,) = make_loader(dataset, EvalOrder(len(dataset), 4), workers=0)
         assert batch.image.shape == (3, 3, HEIGHT, WIDTH)
         assert batch.target.shape == (3, HEIGHT, WIDTH)
         assert (batch.target == dataset.ignore_index).all()

@@ -21,7 +21,7 @@ from classyseg.doctor.sheet import CELL, LINE, MARGIN, OPACITY, contact_sheet, p
 from classyseg.registry import TASKS, DatasetConfig
 from classyseg.structures import Sample
 from classyseg.tasks import ClassyTask
-from classyseg.tasks.checks import check_samples
+from classyseg.tasks.sample_checks import check_samples
 
 CLASSES = ["cat", "dog", "owl"]
 RANDOM = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from classyseg.config import DataError
 from classyseg.datasets import build_dataset
 from classyseg.doctor import check_data
 from classyseg.doctor.sheet import contact_sheet
-from classyseg.tasks.checks import check_samples
+from classyseg.tasks.sample_checks import check_samples
 from data_faults import FAULTS
 from data_trees import data_sets, drawn_tree, pairs
 from runs import tiny_config

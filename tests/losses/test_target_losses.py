@@ -215,7 +215,7 @@ def test_a_loss_of_every_output_alone_names_none(inner: dict[str, Any], place: s
         ({"name": "cross_entropy", "heads": ["main", "main"]}, r"heads: found 'main' twice"),
         (
             {"name": "tversky", "false_positive_weight": 0.0, "false_negative_weight": 0.0},
-            r"false_positive_weight: found 0 beside false_negative_weight 0; one of them must be above 0",
+            r"false_positive_weight: found 0, and false_negative_weight 0, too; one of them must be above 0",
         ),
     ],
     ids=["heads", "tversky"],

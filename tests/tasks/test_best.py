@@ -65,7 +65,7 @@ def test_two_hooks_cannot_both_name_the_best_checkpoint(find: Callable[[Any], ob
 class UndeclaredMeter(MeanIoUMeter):
     """A plugin's meter, which does not say what it computes."""
 
-    numbers = None
+    number_names = None
 
 
 def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
@@ -81,8 +81,8 @@ def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
 class TwoWaysMeter(MeanIoUMeter):
     """A plugin's meter whose numbers differ in what is best, and one of which does not say it."""
 
-    numbers = ("mean_iou", "distance", "share")
-    class_numbers = ("iou", "distances")
+    number_names = ("mean_iou", "distance", "share")
+    class_number_names = ("iou", "distances")
     best_is = {"mean_iou": "largest", "iou": "largest", "distance": "smallest", "distances": "smallest"}  # type: ignore[assignment]
 
     def compute(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from classyseg.config import DataError
 from classyseg.datasets import SyntheticShapes, build_dataset
 from classyseg.structures import Sample
 from classyseg.tasks import classy_task
-from classyseg.tasks.checks import NUM_SAMPLES, check_samples
+from classyseg.tasks.sample_checks import NUM_SAMPLES, check_samples
 from classyseg.trainer import Trainer
 from data_faults import FAULTS
 from data_trees import COUNTS, data_sets, drawn_tree, pairs

@@ -139,8 +139,8 @@ def test_a_run_in_steps_goes_on_as_if_it_had_not_stopped(
     [
         ({"num_epochs": None}, r"^num_epochs: missing; write it, or num_steps"),
         ({"num_steps": 8}, r"^num_epochs: found both"),
-        ({"val_every_epochs": 1, "val_every_steps": 2}, r"^val_every_steps: found beside val_every_epochs"),
-        ({"dataset": {"train": TEST, "test": TEST}}, r"^dataset\.val: missing, beside dataset\.test.* rename it"),
+        ({"val_every_epochs": 1, "val_every_steps": 2}, r"^val_every_steps: found together with val_every_epochs"),
+        ({"dataset": {"train": TEST, "test": TEST}}, r"^dataset\.val: missing where dataset\.test.* rename it"),
         ({"optimizer.schedule": {"name": "cosine", "warmup_epochs": 2}}, r"warmup_epochs: found 2"),
         ({"optimizer.schedule": {"name": "cosine", "warmup_steps": 8}}, r"warmup_steps: found 8; the run has 8 steps"),
         ({"optimizer.schedule": {"name": "multi_step", "milestone_steps": [8]}}, r"milestone_steps: found \[8\]"),

@@ -139,7 +139,7 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("classyseg.distributed.rank", lambda rank=rank: rank)
         monkeypatch.setattr("classyseg.distributed.world_size", lambda: 2)
         task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.val.num_samples": 6})
-        shares.append([index for batch in task.data.eval_batches["val"] for _, index in batch])
+        shares.append([index for batch in task.data.eval_orders["val"] for _, index in batch])
     assert shares == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -385,7 +385,7 @@ def test_a_checkpoint_says_what_the_images_were_normalised_with(
     [
         (
             {"normalize": {}, "dataset.train.transforms": ["normalize"]},
-            r"dataset\.train\.transforms: found 'normalize' beside",
+            r"dataset\.train\.transforms: found 'normalize' together with",
         ),
         (
             {"dataset.val.transforms": ["normalize", "normalize"]},

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from classyseg import TASKS, ConfigError, Trainer, build_task
-from classyseg.datasets import TrainBatches, build_dataset, make_loader
+from classyseg.datasets import TrainOrder, build_dataset, make_loader
 from classyseg.datasets.facts import DataFacts, Described
 from classyseg.io import read_json_lines
 from classyseg.losses import build_loss
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.tasks.data_checks import check_shares
+from classyseg.tasks.data_checks import check_soft_targets
 from classyseg.transforms import PairTransform, build_transform
 from classyseg.transforms.mixing import as_shares, mixed_shares
 
@@ -187,7 +187,7 @@ def test_mixed_samples_depend_on_seed_epoch_and_index_alone() -> None:
     for workers, world_size, batch_size in ((0, 1, 4), (2, 1, 4), (0, 2, 4), (0, 1, 6)):
         key = f"{workers} {world_size} {batch_size}"
         for rank in range(world_size):
-            batches = TrainBatches(12, batch_size, seed=0, rank=rank, world_size=world_size)
+            batches = TrainOrder(12, batch_size, seed=0, rank=rank, world_size=world_size)
             batches.epoch = 3
             loader = make_loader(dataset, batches, workers=workers)
             for batch in loader:
@@ -210,7 +210,7 @@ def test_the_other_sample_goes_through_the_transforms_before() -> None:
 
 
 def test_a_batch_of_shares_travels_as_it_is() -> None:
-    (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainBatches(4, 4, seed=0), workers=0)
+    (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainOrder(4, 4, seed=0), workers=0)
     assert batch.target.shape == (4, 4, 32, 32)
     assert batch.target.dtype == batch.to(torch.device("cpu")).target.dtype == torch.float16
 
@@ -261,12 +261,12 @@ def test_shares_of_whole_images_are_refused_where_nobody_can_take_them(name: str
     steps, whole = [build_transform("horizontal_flip"), build_transform(name)], DataFacts(whole_images=True)
     message = rf"dataset\.train\.transforms\[1\]: {type(steps[1]).__name__} gives shares of classes, which the loss"
     with pytest.raises(ConfigError, match=message):
-        check_shares("train", Described(whole, steps), build_loss("cross_entropy"))
+        check_soft_targets("train", Described(whole, steps), build_loss("cross_entropy"))
     with pytest.raises(ConfigError, match=r"dataset\.val\.transforms\[1\]: \w+ .*meters"):
-        check_shares("val", Described(whole, steps), build_loss("soft_target_cross_entropy"))
-    check_shares("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
-    check_shares("val", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))
-    check_shares("train", Described(DataFacts(), [build_transform("cut_mix")]), build_loss("cross_entropy"))
+        check_soft_targets("val", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_soft_targets("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_soft_targets("val", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))
+    check_soft_targets("train", Described(DataFacts(), [build_transform("cut_mix")]), build_loss("cross_entropy"))
 
 
 @pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
@@ -285,7 +285,7 @@ def test_shares_of_whole_images_travel_from_files_through_cache_and_workers_to_t
     found = []
     for _ in range(2):  # the second time from the cache
         dataset = build_dataset(config)
-        batches = TrainBatches(5, 5, seed=0)
+        batches = TrainOrder(5, 5, seed=0)
         batches.epoch = 2
         loader = make_loader(dataset, batches, workers=workers)
         (batch,) = loader

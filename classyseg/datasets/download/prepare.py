@@ -37,7 +37,7 @@ class Source:
     move: str = ""
     to: str = ""
     inner: tuple[str, ...] = ()
-    """Archives within, which are unpacked beside themselves."""
+    """Archives within. Each is unpacked into the folder in which it lies."""
 
 
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC"

@@ -99,7 +99,7 @@ def _refusal(header: Header, channels: int, bits: int) -> str:
     deep = header.bits > 8 and header.colors != "palette"
     if deep and header.bands > 1 and header.format == "PNG":  # also of 8 `bits`, where 16 would be no mend
         return (
-            f"{header}, of which Pillow keeps 8 bits; write it as PNG of 8 bits, or with `bits: 16` as TIFF "
+            f"{header}; Pillow would keep 8 bits. Write it as PNG of 8 bits, or with `bits: 16` as TIFF "
             "(pip install 'classyseg[tiff]') or .npy"
         )
     if header.numbers != "u" or (deep and header.bits > 16):
@@ -199,7 +199,7 @@ def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
 
 
 def _fast_jpeg(file: BinaryIO, image: Image.Image) -> npt.NDArray[np.uint8] | None:
-    """The pixels (H, W, 3) by simplejpeg; None where that is not installed, or Pillow shall decide."""
+    """The pixels (H, W, 3) by simplejpeg; None where that is not installed, or where Pillow must decide."""
     decoder = jpeg_decoder()
     if decoder is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None

@@ -38,7 +38,7 @@ LOSSLESS |= {NO_COMPRESSION: "none", 34925: "LZMA", 50000: "Zstandard", 34926: "
 LOSSY = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
 LOSSY |= {34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
 PREDICTED = (5, 8, 32946, 34925, 50000, 34926)
-"""Compressions that go with a predictor (differences of neighbours). Beside others, readers do not agree on it."""
+"""Compressions that go with a predictor (differences of neighbours). With other compressions, readers do not agree."""
 PHOTOMETRICS: dict[int, Colors] = {
     0: "grey with 0 as white",
     1: "grey",
@@ -196,7 +196,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
     if compression not in LOSSLESS and compression not in LOSSY:
         raise HeaderError(f"a TIFF of compression {compression}, which is not read")
     if predictor != 1 and compression in LOSSLESS and compression not in PREDICTED:
-        raise HeaderError(f"a TIFF with predictor {predictor} beside the compression {LOSSLESS[compression]}")
+        raise HeaderError(f"a TIFF with predictor {predictor} and the compression {LOSSLESS[compression]}")
     if predictor == 3 and kinds != 3:
         raise HeaderError("a TIFF with the predictor of floating point, whose numbers are others")
     if one(DEPTH, 1) != 1:
@@ -249,7 +249,7 @@ def _meaning(tags: dict[int, Any], bands: int, photometric: int) -> tuple[Colors
     count = bands - NUM_COLORS.get(colors, 1)
     named = tags.get(EXTRA, ())
     if count < 0 or len(named) > count:
-        raise HeaderError(f"a TIFF of {colors} with {bands} bands, of which {len(named)} are said to be others")
+        raise HeaderError(f"a TIFF of {colors} with {bands} bands, where {len(named)} are said to be others")
     return colors, tuple(EXTRAS.get(number, "unnamed") for number in (*named, *(0,) * (count - len(named))))
 
 
@@ -292,7 +292,7 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
         what = "tiles" if tiled else "strips"
         raise HeaderError(f"a TIFF with {len(offsets)} offsets and {len(sizes)} sizes of {count} {what}")
     if not offsets.all() or not sizes.all():
-        raise HeaderError("a TIFF of which parts were never written (a sparse file); write it whole")
+        raise HeaderError("a TIFF with parts that were never written (a sparse file); write it whole")
     end = os.fstat(file.fileno()).st_size
     if (offsets > end).any() or (sizes > end).any() or (offsets + sizes > end).any():
         raise HeaderError("the file is cut off, or truncated: strips or tiles lie behind its end")

@@ -81,7 +81,7 @@ class Cifar10(_Cifar):
 class Cifar100(_Cifar):
     """`root/train` and `test`, as published for Python, or with `.bin`, as published for C.
 
-    `labels` are the 100 `fine` ones, or the 20 `coarse` ones of which each holds 5.
+    `labels` are the 100 `fine` ones, or the 20 `coarse` ones; a coarse one holds 5 fine ones.
 
     CIFAR-100, 32 x 32.
 

@@ -64,7 +64,7 @@ class Cityscapes(MaskFiles):
             folder = data_folder(root)
             for name in FOLDERS[split]:
                 images = data_folder(str(folder / "leftImg8bit" / name))
-                if name == "test":  # of which gtFine holds masks, too, but empty ones
+                if name == "test":  # gtFine has masks of `test`, too, but they are empty
                     pairs += images_alone(images, image_suffix="_leftImg8bit", nested=True)
                     continue
                 masks = data_folder(str(folder / kind / name))

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @DATASETS.register("coco_panoptic")
 class CocoPanoptic(MaskFiles):
-    """80 things and 53 stuffs: `root/val2017/*.jpg`, `root/annotations/panoptic_val2017/*.png` and the JSON beside it.
+    """80 things and 53 stuffs: `root/val2017/*.jpg`, `root/annotations/panoptic_val2017/*.png` and `.json`.
 
     A pixel's colour is the number of its segment, R + 256 G + 65536 B; the JSON gives the category of each segment. 0
     is ignored. Predictions are submitted as category numbers.

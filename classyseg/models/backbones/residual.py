@@ -15,7 +15,7 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions with `kernels`, each with a norm, beside a shortcut: (N, in, H, W) to (N, out, H / s, W / s).
+    """Convolutions with `kernels`, each with a norm, and a shortcut: (N, in, H, W) to (N, out, H / s, W / s).
 
     `channels` are the input's, those between the convolutions, and the output's. The first 3x3 convolution has the
     stride, every one the dilation. `downsample` fits the shortcut to the output; `se` weighs what is added to it.

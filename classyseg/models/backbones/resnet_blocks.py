@@ -128,7 +128,7 @@ def _shortcut(options: BlockOptions, in_channels: int, out_channels: int, stride
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, with torchvision's keys and its order of draws."""
+    """Two 3x3 convolutions and a shortcut, with torchvision's keys and its order of draws."""
 
     def __init__(self, options: BlockOptions, place: Place) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride and the groups, 1x1, beside a shortcut; torchvision's keys and its order of draws."""
+    """1x1, 3x3 with the stride and the groups, 1x1, and a shortcut; torchvision's keys and its order of draws."""
 
     def __init__(self, options: BlockOptions, place: Place) -> None:
         super().__init__()

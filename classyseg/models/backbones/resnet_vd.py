@@ -128,7 +128,7 @@ class ResNetVd(FourStages):
     def lr_groups(cls, factors: Sequence[float]) -> list[dict[str, Any]]:
         """The optimizer's `groups` that multiply the learning rate by `factors`: of the stem, and of each stage.
 
-        Groups for heads can stand beside them.
+        Groups for heads can be added to them.
 
         Raises: `ConfigError` unless there are five factors.
         """

@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and an MLP, each behind a layer norm and beside a shortcut; tokens (N, S, C)."""
+    """Attention and an MLP, each after a layer norm and with a shortcut; tokens (N, S, C)."""
 
     def __init__(
         self, channels: int, num_heads: int, mlp_channels: int, *, dropout: float, attention_dropout: float

@@ -108,8 +108,8 @@ def check_frozen(model: ClassyModel) -> None:
     trains = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("heads.")]
     if trains:
         raise ConfigError(
-            f"runtime.cache_features: found a backbone of which {len(trains)} tensors train, such as {trains[0]}; only "
-            "features of a frozen one stay the same. Set model.frozen: true"
+            f"runtime.cache_features: found {len(trains)} tensors of the backbone that train, such as {trains[0]}; set "
+            "model.frozen: true, as only the features of a frozen backbone stay the same"
         )
     modes = [(module, module.training) for module in model.modules()]
     model.train()

@@ -93,7 +93,7 @@ REFUSED_IMAGES = {
     ),
     "deep_rgb.png": (
         deep_rgb,
-        r"a PNG of RGB, 16 bits a channel, of which Pillow keeps 8 bits; .* with `bits: 16` as TIFF",
+        r"a PNG of RGB, 16 bits a channel; Pillow would keep 8 bits\. .* with `bits: 16` as TIFF",
     ),
     "int32.tif": (
         save(VALUES.astype(np.int32)),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError, parse_config
-from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, build_dataset, make_loader
 from classyseg.datasets.files import images as files
 from classyseg.doctor.sheet import CELL, LINE, MARGIN, contact_sheet
 from classyseg.layers import ImageNormalizer, NormalizeConfig
@@ -369,8 +369,7 @@ def test_the_cache_and_workers_give_the_same_samples(tmp_path: Path, workers: in
     data = {**tree(tmp_path), "transforms": ["horizontal_flip"]}
     cached = {**data, "cache_samples": str(tmp_path / "cache")}
     batches = [
-        list(make_loader(build_dataset(config), EvalBatches(6, 2), workers=workers))
-        for config in (data, cached, cached)
+        list(make_loader(build_dataset(config), EvalOrder(6, 2), workers=workers)) for config in (data, cached, cached)
     ]
     assert list(tmp_path.glob("cache/*/*.safetensors"))
     for plain, first, second in zip(*batches, strict=True):
@@ -410,7 +409,7 @@ def test_what_the_network_gets_is_the_number_less_the_mean_by_the_deviation(tmp_
         {"dataset": {"train": data, "val": data}, "normalize": UNIT, "model.in_channels": BANDS, "batch_size": 2}
     )
     task.prepare()
-    batch = next(iter(make_loader(build_dataset(data), EvalBatches(2, 2), workers=0)))
+    batch = next(iter(make_loader(build_dataset(data), EvalOrder(2, 2), workers=0)))
     found = task.on_device(batch).image
     task.close()
     expected = (scene(0).astype(np.float64) - UNIT["mean"]) / UNIT["std"]

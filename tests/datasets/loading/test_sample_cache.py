@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, Folder, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, Folder, build_dataset, make_loader
 from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.structures import Sample
 
@@ -57,7 +57,7 @@ def test_a_second_run_reads_no_file_and_gets_the_same_samples(
     tree: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     plain = folder(tree, cache_samples=None)
-    loader = make_loader(folder(tree), EvalBatches(4, 2), workers=workers)
+    loader = make_loader(folder(tree), EvalOrder(4, 2), workers=workers)
     list(loader)
     loader.close()
     assert len(cached(tree)) == 4
@@ -157,13 +157,13 @@ def test_a_cache_that_would_keep_nothing_is_refused(config: dict[str, Any]) -> N
 
 
 def test_a_full_disk_ends_nothing_and_leaves_no_part_of_a_file(tree: Path) -> None:
-    wanted = [batch.image for batch in make_loader(folder(tree, cache_samples=None), EvalBatches(4, 1), workers=0)]
+    wanted = [batch.image for batch in make_loader(folder(tree, cache_samples=None), EvalOrder(4, 1), workers=0)]
     dataset = folder(tree)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing is an OSError, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
     try:
-        found = [batch.image for batch in make_loader(dataset, EvalBatches(4, 1), workers=0)]
+        found = [batch.image for batch in make_loader(dataset, EvalOrder(4, 1), workers=0)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from classyseg.config import DataError
-from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, build_dataset, make_loader
 from weight_files import group, named, program
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3072)).astype(np.uint8)
@@ -62,7 +62,7 @@ def test_cifar10_is_read_from_its_batches(root: Path, form: str) -> None:
         (root / "cifar-10-batches-py" / f"data_batch_{i + 1}{suffix}").write_bytes(content)
     (root / "cifar-10-batches-py" / f"test_batch{suffix}").write_bytes(batch(form, IMAGES[:2], LABELS[:2]))
     train, test = (build_dataset({"name": "cifar10", "split": split}) for split in ("train", "test"))
-    (found,) = make_loader(train, EvalBatches(5, 8), workers=0)
+    (found,) = make_loader(train, EvalOrder(5, 8), workers=0)
     assert found.image.shape == (5, 3, 32, 32)
     assert found.image.flatten(1).tolist() == IMAGES.tolist()
     assert found.target.tolist() == LABELS

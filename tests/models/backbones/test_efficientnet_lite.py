@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from classyseg.config import ConfigError
 from classyseg.datasets import ClassyDataset
 from classyseg.datasets.files.images import read_image
-from classyseg.datasets.loading.loader import EvalBatches, make_loader
+from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel, PublicWeights, create_backbone
 from classyseg.models.public_weights import public_weights
@@ -80,7 +80,7 @@ def right(model: ClassyModel, dataset: ClassyDataset, normalize: NormalizeConfig
     """Whether the likeliest class is the image's, for each image."""
     found, normalizer = [], ImageNormalizer(normalize)
     with torch.inference_mode():
-        for batch in make_loader(dataset, EvalBatches(len(dataset), 8), workers=0):
+        for batch in make_loader(dataset, EvalOrder(len(dataset), 8), workers=0):
             batch = batch.to(torch.device("cpu"), channels_last=True)
             found.append(model(normalizer(batch.image))["main"].argmax(1) == batch.target[:, 0, 0])
     return torch.cat(found)
