@@ -56,6 +56,21 @@ class ClassyProtocol(Configurable, ABC):
         serves.
         """
 
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        """Raises: `BudgetError` as a call with images of `shape` would, without running anything.
+
+        For protocols with a form `in_windows`; the base knows nothing of memory.
+        """
+
+    def in_windows(self, size: Size) -> ClassyProtocol | None:
+        """This protocol with windows of `size` for networks to see, which take less memory; None: it has no such form.
+
+        What stands in for it where a budget is too small, and nobody named a protocol.
+        """
+        return None
+
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
     ) -> tuple[Mapping[str, Rows], Cost]:

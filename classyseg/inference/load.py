@@ -22,10 +22,11 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import ConfigError, within
 from classyseg.inference.description import Description, checked_description, description_of_state
+from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
 from classyseg.inference.network import Precision, known_precision
-from classyseg.inference.predictor import Predictor, torch_device
+from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
@@ -86,8 +87,8 @@ def _told(folder: Path) -> str:
 
 def _best_or_newest(root: Path) -> Path:
     """The checkpoint of a run that is named the best, if it is whole, else the newest whole one."""
-    best = whole_best_of(root)
-    if best is not None:
+    best = best_of(root)
+    if best is not None and problem_of(best) is None:
         return best
     newest, problems = newest_checkpoint(root)
     if newest is None:
@@ -101,12 +102,6 @@ def best_of(root: Path) -> Path | None:
         return None
     name = read_plain(root / BEST, 1000).decode("utf-8", "replace").partition(" ")[0]
     return root / name if CHECKPOINT_NAME.fullmatch(name) else None
-
-
-def whole_best_of(root: Path) -> Path | None:
-    """The checkpoint that `best_of` names, if its files verify. Its reader need not hash them again."""
-    best = best_of(root)
-    return best if best is not None and problem_of(best) is None else None
 
 
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:
