@@ -175,7 +175,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 def test_a_file_too_large_for_a_config_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"a: " + b"x" * MAX_BYTES)
-    with pytest.raises(ConfigError, match=rf"{path}: larger than {MAX_BYTES} bytes"):
+    with pytest.raises(ConfigError, match=rf"{path}.*{MAX_BYTES} bytes"):
         load_config(path)
 
 

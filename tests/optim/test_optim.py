@@ -144,7 +144,7 @@ def test_the_state_of_other_parameters_is_refused() -> None:
     module = network()
     optimizer = optimizer_for(module, {"name": "sgd"})
     state: dict[str, Tensor] = {"tail.weight/momentum_buffer": torch.zeros(2)}
-    with pytest.raises(ConfigError, match=r"the saved state is of other parameters: tail.weight"):
+    with pytest.raises(ConfigError, match=r"other parameters.*tail.weight"):
         optimizer.load_state(state)
 
 

@@ -85,7 +85,7 @@ def _extract(archive: Path, folder: Path, move: str, to: str, max_bytes: int, me
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             raise DataError(f"{archive}: holds {name!r} twice")
-        left -= _write(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
+        left -= write_file(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
         count += 1
     return count
 
@@ -126,7 +126,7 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
     return path
 
 
-def _write(source: IO[bytes], path: Path, left: int, message: str) -> int:
+def write_file(source: IO[bytes], path: Path, left: int, message: str) -> int:
     """How many bytes were written. Counted while they come: headers may say anything."""
     size = 0
     with open(path, "xb") as file:

@@ -23,7 +23,7 @@ MIN_ELEMENTS = 4096
 LEVELS = 255
 
 
-class _Packed:
+class Packed:
     """A compressed tensor; an object of its own, so that several uses of one activation can share it."""
 
     __slots__ = ("__weakref__", "dtype", "offset", "scale", "values")
@@ -40,7 +40,7 @@ class _Packed:
         low, high = (value.reshape(*value.shape, *[1] * len(axes)).float() for value in (low, high))
         self.offset, self.scale = low, (high - low).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
         levels = ((tensor - low) / self.scale).round_()
-        # Of what is above the minimum nothing falls on it: the gradient of a ReLU reads which values are zero.
+        # A value above the minimum never becomes the minimum: the gradient of a ReLU reads which values are zero.
         self.values = torch.where(tensor > low, levels.clamp_(1, LEVELS), 0).to(torch.uint8)
 
     def tensor(self) -> Tensor:
@@ -69,7 +69,7 @@ class _Key(NamedTuple):
     version: int
 
 
-class _Packer:
+class Packer:
     """Packs the activations of one forward pass; one that several operations keep is packed once."""
 
     def __init__(self, how: Compression, left_alone: Collection[Tensor]) -> None:
@@ -77,11 +77,11 @@ class _Packer:
         self.left_alone = {tensor.untyped_storage().data_ptr() for tensor in left_alone}
         # Autocast keeps a copy of each weight, and layers may change weights before use.
         self.weights = {shape for tensor in left_alone if isinstance(tensor, nn.Parameter) for shape in _forms(tensor)}
-        self.packed: WeakValueDictionary[_Key, _Packed] = WeakValueDictionary()
+        self.packed: WeakValueDictionary[_Key, Packed] = WeakValueDictionary()
         # A weak reference keeps the identity of a storage from being used again after its memory is freed.
         self.storages: dict[int, StorageWeakRef] = {}
 
-    def pack(self, tensor: Tensor) -> Tensor | _Packed:
+    def pack(self, tensor: Tensor) -> Tensor | Packed:
         if not tensor.is_floating_point() or tensor.numel() < MIN_ELEMENTS or tensor.dim() < 2:
             return tensor
         if tuple(tensor.shape) in self.weights or not _is_smaller_packed(tensor, self.how):
@@ -96,12 +96,12 @@ class _Packer:
         )
         packed = self.packed.get(key)
         if packed is None:
-            packed = self.packed[key] = _Packed(tensor.detach(), self.how)
+            packed = self.packed[key] = Packed(tensor.detach(), self.how)
         return packed
 
     @staticmethod
     def unpack(kept: Any) -> Tensor:
-        return kept.tensor() if isinstance(kept, _Packed) else kept
+        return kept.tensor() if isinstance(kept, Packed) else kept
 
 
 def _forms(weight: Tensor) -> set[tuple[int, ...]]:
@@ -125,5 +125,5 @@ def compressed(model: ClassyModel, image: Tensor) -> AbstractContextManager[Any]
     """
     if model.activation_compression == "none" or not model.training or not torch.is_grad_enabled():
         return contextlib.nullcontext()
-    packer = _Packer(model.activation_compression, [image, *model.parameters(), *model.buffers()])
+    packer = Packer(model.activation_compression, [image, *model.parameters(), *model.buffers()])
     return saved_tensors_hooks(packer.pack, packer.unpack)
