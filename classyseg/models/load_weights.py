@@ -108,15 +108,13 @@ def load_weights(
         source = weights
     else:
         source = WeightsSource(str(weights), public_weights(type(model), variant))
-    file, key_of_weights = f"'{source.text}'", "model.weights"
-    place = f"{key_of_weights}: {file}"
-    for key, wanted in source.public.config if source.public else ():
-        if getattr(model, key, wanted) != wanted:
-            found = getattr(model, key)
-            raise ConfigError(
-                key_of_weights, f"{file} was trained with {key}: {wanted}, found model.{key}: {found}; set it"
-            )
-    with within(key_of_weights):
+    file = f"'{source.text}'"
+    place = f"model.weights: {file}"
+    with within("model.weights"):
+        for key, wanted in source.public.config if source.public else ():
+            found = getattr(model, key, wanted)
+            if found != wanted:
+                raise ConfigError(f"{file} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
         tensors = read_tensors(source.path)
         image_size = image_size_of_run(source.path) if source.path.is_dir() else None
     state, report = match(
@@ -129,24 +127,21 @@ def load_weights(
         image_size=image_size,
     )
     name = variant or type(model).__name__
-    if not report.loaded:
-        raise ConfigError(
-            key_of_weights,
-            f"{file} has no tensor of {name}: found keys such as "
-            f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}",
-        )
-    if strict and report.problems():
-        raise ConfigError(
-            key_of_weights,
-            f"{file} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}",
-        )
-    if classifier in report.new_heads:
-        if strict and not new_classifier:
+    with within("model.weights"):
+        if not report.loaded:
+            raise ConfigError(
+                f"{file} has no tensor of {name}: found keys such as {_listed(list(tensors)[:3])}; expected such as "
+                f"{_listed(list(model.state_dict())[:3])}"
+            )
+        if strict and report.problems():
+            others = _other_classes(model, state, report)
+            raise ConfigError(f"{file} does not fit {name}{_as(report)}: {report.problems()}{others}")
+        if classifier in report.new_heads and strict and not new_classifier:
             text = f"{file} holds no classifier for the head '{classifier}' of {name}"
-            raise ConfigError(key_of_weights, f"{text}{_no_classifier(model, classifier)}")
-        log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
-    with within(key_of_weights):
+            raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
         require_sound(file, state)
+    if classifier in report.new_heads:
+        log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
