@@ -47,7 +47,7 @@ class TensorFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"{option}: found '{root}', where no folder can be made ({error}); give another one"
+                option, f"found '{root}', where no folder can be made ({error}); give another one"
             ) from None
         try:
             self._measure()

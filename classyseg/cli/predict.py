@@ -140,6 +140,7 @@ def _summary(
         "protocol": description["protocol"],
         "precision": description["precision"],
         "classes": list(predictor.classes),
+        "computed_in_windows": predictor.budget.report(predictor.in_windows),
         "is_complete": is_complete,
         "files": files,
         "failed": [{"file": str(path), "reason": reason} for path, reason in sorted(job.failures.items())],

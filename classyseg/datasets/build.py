@@ -37,15 +37,13 @@ def build_dataset(config: Any) -> ClassyDataset:
     for key in KEYS_OF_FILES if dataset.parts else ():
         found = getattr(checked, key, DATASET_KEYS[key][1])
         if found != DATASET_KEYS[key][1]:
-            raise ConfigError(
-                f"{key}: found {found!r}; '{checked.name}' reads no files: give it to the data sets within"
-            )
+            raise ConfigError(key, f"found {found!r}; '{checked.name}' reads no files: give it to the data sets within")
     folder = getattr(checked, "cache_samples", None)
     if folder is not None:
         if len(dataset) and not dataset.files(0):
             raise ConfigError(
-                f"cache_samples: found '{folder}', but '{checked.name}' reads no files that belong to one sample "
-                "each; leave it out"
+                "cache_samples",
+                f"found '{folder}', but '{checked.name}' reads no files that belong to one sample each; leave it out",
             )
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"
@@ -94,8 +92,9 @@ def check_same_unit(data: Mapping[str, DataFacts]) -> None:
     for place in data if numbers else ():
         if place not in numbers:
             raise ConfigError(
-                f"{place}: its images are not of `bits: 32`, as those of {numbers[0]} are, numbers in a unit of their "
-                "own; give both the same `bits`"
+                place,
+                f"its images are not of `bits: 32`, as those of {numbers[0]} are, numbers in a unit of their "
+                "own; give both the same `bits`",
             )
 
 

@@ -352,7 +352,7 @@ def _declared(cls: type[ClassyDataset], config: Any, key: str) -> int | None:
 def check_palette(palette: Sequence[Any], classes: Sequence[str]) -> None:
     """Raises: `ConfigError` unless there are as many colours as classes."""
     if len(palette) != len(classes):
-        raise ConfigError(f"palette: found {len(palette)} colours for {len(classes)} classes; expected one for each")
+        raise ConfigError("palette", f"found {len(palette)} colours for {len(classes)} classes; expected one for each")
 
 
 def color_of(text: str) -> Color:

@@ -100,8 +100,9 @@ class Clips(ClassificationDataset):
         for name, label, info in videos:
             if info.rate is None and clips.frame_rate is not None:
                 raise ConfigError(
-                    f"clips.frame_rate: found {clips.frame_rate}, but {name} says no rate of its own, as folders of "
-                    "frames do not; leave it out"
+                    "clips.frame_rate",
+                    f"found {clips.frame_rate}, but {name} says no rate of its own, as folders of "
+                    "frames do not; leave it out",
                 )
             step = frame_step(info.rate, clips.frame_rate)
             num_frames = num_resampled(info.num_frames, step)
@@ -113,7 +114,7 @@ class Clips(ClassificationDataset):
                 too_short.append(name)
         if not self.videos:
             raise ConfigError(
-                f"clips.frames: found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
+                "clips.frames", f"found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
             )
         if sampling == "even":
             self.group_size = clips.per_video

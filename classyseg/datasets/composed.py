@@ -49,15 +49,16 @@ class Composed(ClassyDataset):
                 found, default = getattr(part, key), getattr(ClassyDataset, key)
                 if found != default:
                     raise ConfigError(
-                        f"{place}.{key}: found {found!r}; samples are counted where all of them are: put it into the "
-                        "data set around this one"
+                        f"{place}.{key}",
+                        f"found {found!r}; samples are counted where all of them are: put it into the "
+                        "data set around this one",
                     )
             for step in part.transforms:
                 is_pair = isinstance(step, PairTransform) and step.gives_soft_targets(part.facts.whole_images)
                 if isinstance(step, Normalize) or is_pair:
                     raise ConfigError(
-                        f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all "
-                        "of them"
+                        "transforms",
+                        f"found {type(step).__name__} in a data set within this one; put it here, for all of them",
                     )
 
     @property
@@ -202,7 +203,7 @@ class Subset(Composed):
         units = [range(*ends) for ends in pairwise([0, *whole.unit_ends()])]
         count = len(units)
         if first is not None and first > count:
-            raise ConfigError(f"first: found {first}, but the data set has only {count}")
+            raise ConfigError("first", f"found {first}, but the data set has only {count}")
         if share is not None:
             order = torch.randperm(count, generator=generator_for(share_seed)).tolist()
             taken = set(order[: max(1, round(share * count))])
@@ -210,7 +211,7 @@ class Subset(Composed):
             taken = set(range(0, count, every) if every is not None else range(first or 0))
         self.units = [unit for i, unit in enumerate(units) if (i in taken) != rest]
         if not self.units:
-            raise ConfigError("rest: nothing is left; take a smaller part")
+            raise ConfigError("rest", "nothing is left; take a smaller part")
         self.indices = list(chain.from_iterable(self.units))
 
     @classmethod
@@ -223,8 +224,9 @@ class Subset(Composed):
         for step in (step for part in parts.values() for step in _transforms_within(part)):
             if isinstance(step, PairTransform):
                 raise ConfigError(
-                    f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
-                    "samples that this part leaves out, too; put it here"
+                    "transforms",
+                    f"found {type(step).__name__} in the data set within this one, where it takes from "
+                    "samples that this part leaves out, too; put it here",
                 )
 
     def __len__(self) -> int:
@@ -243,7 +245,7 @@ class Subset(Composed):
 def check_alike(place: str, what: str, found: object, wanted: object) -> None:
     """Raises: `ConfigError` if a data set differs from the first one in `what`; None means not known."""
     if found != wanted and None not in (found, wanted):
-        raise ConfigError(f"{place}: its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}")
+        raise ConfigError(place, f"its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}")
 
 
 def _transforms_within(part: Part) -> Iterator[ClassyTransform]:

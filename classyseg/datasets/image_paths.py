@@ -52,7 +52,7 @@ class ImagePaths(LabelledFiles):
         if (table is None) == (not paths):
             raise ConfigError("give one of 'table' and 'paths'")
         if len(paths) != len(labels):
-            raise ConfigError(f"labels: found {len(labels)} for {len(paths)} paths; expected one each")
+            raise ConfigError("labels", f"found {len(labels)} for {len(paths)} paths; expected one each")
         self.classes = tuple(classes)
         known = {normal(name): label for name, label in labels_of(self.classes).items()}
         with within("images"):

@@ -117,9 +117,9 @@ def labels_of(classes: Sequence[str]) -> dict[str, int]:
     Raises: `ConfigError` for an empty one, and for one that comes twice, also in another form of Unicode.
     """
     if not all(name.strip() for name in classes):
-        raise ConfigError(f"classes: found an empty name in {list(classes)}")
+        raise ConfigError("classes", f"found an empty name in {list(classes)}")
     if len({*map(normal, classes)}) != len(classes):
-        raise ConfigError(f"classes: found one name twice in {list(classes)}")
+        raise ConfigError("classes", f"found one name twice in {list(classes)}")
     return {name: i for i, name in enumerate(classes)}
 
 

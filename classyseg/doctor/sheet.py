@@ -64,7 +64,7 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
         whole = sample.target.dim() < 2
         pair = _frames(sample.image) if whole else [_picture(sample.image)]
         if not whole and dataset.has_masks:
-            pair.append(_painted(dataset, sample.image, sample.target))
+            pair.append(painted(dataset, sample.image, sample.target))
         name = f"{name}: {_class_text(dataset, sample.target)}" if whole else name
     except Exception as error:  # plugins may raise anything; the other samples must still be shown
         text = str(error) if isinstance(error, DataError | ValueError) else f"{type(error).__name__}: {error}"
@@ -122,15 +122,20 @@ def _distance(color: Color, others: Sequence[Color]) -> float:
     return min(max(abs(a - b) for a, b in zip(color, other, strict=True)) for other in others)
 
 
+<<<<<<< HEAD
 def _painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
     """The image under the colours of its mask, both resized to a cell: their sizes may differ."""
+=======
+def painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
+    """The image under the colours of its mask, each in the size of a cell, whatever sizes the two have."""
+>>>>>>> main
     colors = np.array(_colors(dataset), np.uint8)
     labels = mask.long().numpy()  # an index of a colour may not fit into a byte
     places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)
     places = np.where(labels == dataset.ignore_index, len(colors) - 2, places)
-    painted = Image.fromarray(colors[places])
-    painted = painted.resize(_size(painted.size), Image.Resampling.NEAREST)
-    return Image.blend(_picture(image).resize(painted.size), painted, OPACITY)
+    cover = Image.fromarray(colors[places])
+    cover = cover.resize(_size(cover.size), Image.Resampling.NEAREST)
+    return Image.blend(_picture(image).resize(cover.size), cover, OPACITY)
 
 
 def _size(size: tuple[int, int]) -> tuple[int, int]:

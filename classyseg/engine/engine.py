@@ -12,6 +12,7 @@ from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.engine.step import BatchWork, gradients
+from classyseg.inference.device import bring
 from classyseg.layers import synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -32,24 +33,22 @@ class Engine:
         self.optimizer: ClassyOptimizer | None = None
 
     def place(self) -> None:
-        """Sets torch's switches and brings model and loss to the device, in the form that trains there."""
+        """Sets torch's switches and brings model and loss to the device."""
         self.runtime.apply()
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
-            synchronize_batch_norm(self.model, self.device)
-        # The layout is for four axes: `to` refuses the kernels of clips, which have five.
-        of_clips = any(weight.dim() == 5 for weight in self.model.parameters())
-        channels_last = self.runtime.channels_last and not of_clips
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        bring(self.model, self.device, channels_last=self.runtime.channels_last)
         self.loss.to(self.device)
 
     def start(self, optimizer: ClassyOptimizer | None) -> None:
         """Makes the placed model ready to train with `optimizer`; without one, it can only be measured."""
         self.optimizer = optimizer
         self.precision = Precision(self.runtime, self.device)
+        if optimizer is None:
+            return
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
         self.network = replicated(self.model, self.device)
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]

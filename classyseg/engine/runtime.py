@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text
+from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text, within
 from classyseg.distributed import world_size
 from classyseg.foreign import instead_of_key
+from classyseg.inference.device import torch_device
 from classyseg.inference.network import Precision
-from classyseg.launcher import local_rank
 
 
 class RuntimeConfig(ConfigRecord):
@@ -87,15 +87,8 @@ class RuntimeConfig(ConfigRecord):
 
     def torch_device(self) -> torch.device:
         """This process's device. Raises: `ConfigError` for a GPU that is not there."""
-        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if self.device == "cpu" or (self.device == "auto" and not available):
-            return torch.device("cpu")
-        index = int(self.device.partition(":")[2] or local_rank())
-        if index >= available:
-            raise ConfigError(
-                f"runtime.device: found {self.device} (GPU {index} for this process); {available} GPUs are there"
-            )
-        return torch.device("cuda", index)
+        with within("runtime"):
+            return torch_device(self.device)
 
     def loading(self, device: torch.device) -> dict[str, Any]:
         """The options of `make_loader` for batches that go to `device`."""
@@ -119,6 +112,7 @@ def check_batch_size(batch_size: int, accumulate_steps: int) -> None:
         low = batch_size // parts * parts
         near = f"{low} or {low + parts}" if low else str(parts)
         raise ConfigError(
-            f"batch_size: found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
-            f"cannot share evenly; the nearest sizes are {near}"
+            "batch_size",
+            f"found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
+            f"cannot share evenly; the nearest sizes are {near}",
         )

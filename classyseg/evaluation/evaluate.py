@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
+from classyseg.inference.budget import Budget, joined_counts
 from classyseg.inference.memory import remaining_budget
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
@@ -23,12 +27,46 @@ from classyseg.models import ClassyModel
 from classyseg.structures import Sample
 
 
+class Meaning(Protocol):
+    """What a batch means to a task: how images become outputs, and outputs the terms of a loss."""
+
+    def complete(self, batch: Sample) -> Sample:
+        """The batch with what is read or computed once, however often `outputs` is called."""
+
+    def outputs(self, batch: Sample) -> Outputs: ...
+
+    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
+        """The outputs of a batch, and the terms of the loss; None where no loss is measured."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The meaning without a task: the network on images, and a loss on masks, where there is one."""
+
+    network: Network
+    loss: ClassyLoss | None
+
+    def complete(self, batch: Sample) -> Sample:
+        return batch
+
+    def outputs(self, batch: Sample) -> Outputs:
+        found: Outputs = self.network.plain_forward(batch.image)
+        return found
+
+    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
+        outputs = self.outputs(batch)
+        return outputs, None if self.loss is None else self.loss.terms(outputs, batch.target)
+
+
 class Evaluation:
     """Counts batches in meters and in a loss. A phase of a training measures with it, and so does `classyseg evaluate`.
 
     Call `begin`, `update` for each batch, and `result` once. Meters count integers, which are summed over the processes
     of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
     `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
+    Images that do not fit into `budget` may be computed in windows: `in_windows` counts them, and no loss is measured
+    then. `meaning` says how outputs and the terms of the loss come from a batch: a task, or by default the network and
+    `loss`.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -40,11 +78,16 @@ class Evaluation:
         meters: Sequence[ClassyMeter],
         loss: ClassyLoss | None = None,
         *,
-        max_memory: int | None = None,
+        meaning: Meaning | None = None,
+        budget: Budget = Budget(),
     ) -> None:
         self.network, self.protocol, self.meters = network, protocol, meters
-        self.loss = loss if protocol.gives_outputs else None
-        self.max_memory = max_memory
+        self.meaning: Meaning = Plain(network, loss) if meaning is None else meaning
+        self.measures_loss = protocol.gives_outputs and not (meaning is None and loss is None)
+        # A meter of outputs is shown none of windows.
+        self.budget = replace(
+            budget, may_use_windows=budget.may_use_windows and all(m.reads != "outputs" for m in meters)
+        )
         self.main_head = network.model.main_head
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
@@ -57,41 +100,43 @@ class Evaluation:
         for meter in self.meters:
             meter.reset()
         self._loss = LossSum()
+        self.in_windows: Counter[str] = Counter()
 
     @torch.no_grad()
-    def update(
-        self,
-        images: Tensor,
-        target: Tensor,
-        *,
-        forward: Callable[[Tensor], Outputs] | None = None,
-        terms: Callable[[Outputs], Terms] | None = None,
-    ) -> None:
-        """Counts images (N, C, H, W), normalised and on the device. `target` holds their true labels, at its own size.
-
-        A task with rules of its own gives `forward` in place of the network's forward pass, and `terms` in place of the
-        loss's terms.
-        """
-        outputs: Outputs = {}
+    def update(self, batch: Sample) -> None:
+        """Counts a batch that is on the device, its images normalised, its targets at their own size."""
+        images, target = batch.image, batch.target
+        terms: Terms | None = None
 
         def run(given: Tensor) -> Outputs:
-            nonlocal outputs
-            outputs = (forward or self.network.plain_forward)(given)
-            return outputs
+            nonlocal terms
+            if self.measures_loss and given.shape == images.shape:
+                outputs, terms = self.meaning.compute(self.meaning.complete(batch))
+                return outputs
+            return self.meaning.outputs(batch.replace(image=given))
 
-        size = (images if target.dim() < 3 else target).shape[-2:]
-        taken = images.numel() * (images.element_size() + 4)
-        with self.network.with_forward(run), remaining_budget(self.max_memory, taken) as budget:
-            found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
-        if self.loss is not None:
-            self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
-        for meter, wanted in zip(self.meters, self._read, strict=True):
+        height, width = (images if target.dim() < 3 else target).shape[-2:]
+        size, read, shape = (height, width), self._read, images.shape
+        with remaining_budget(self.budget.max_memory, images.numel() * (images.element_size() + 4)) as left:
+            choice = self.budget.choice(self.protocol, self.network, shape, size, set(read), left)
+            if choice.window is not None:
+                read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
+                self.in_windows[choice.text] += 1
+            with self.network.with_forward(run):
+                found = choice.protocol(self.network, images, size, set(read), left)
+        if terms is not None:
+            self._loss.add(terms)
+        for meter, wanted in zip(self.meters, read, strict=True):
             prediction = found[wanted]
             meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
 
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""
-        loss = None if self.loss is None else self._loss.value()
+        if self.budget.may_use_windows:
+            texts = distributed.gather_texts(json.dumps(self.in_windows))
+            self.in_windows = joined_counts(texts)
+        loss = self._loss.value() if self.measures_loss else None
+        loss = None if self.in_windows else loss  # that of some images alone
         values = [meter.compute() for meter in self.meters]
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
@@ -121,6 +166,7 @@ def evaluate(
     meters: Sequence[ClassyMeter],
     *,
     loss: ClassyLoss | None = None,
+    meaning: Meaning | None = None,
     batch_size: int = 1,
     workers: int = 0,
     worker_timeout: float | None = None,
@@ -130,13 +176,17 @@ def evaluate(
     """Measures a whole data set, each sample once, shared among the processes of a job. Every process calls it.
 
     Call `result` of what is returned for the numbers; processes exchange nothing before it. The images pass through the
-    data set's own transforms, not through the predictor's preparation. Masks count at their own size. `watch` sees each
-    batch of this process before it is counted. Messages call the data set `split`.
+    data set's own transforms, not through the predictor's preparation. Masks count at their own size. A task gives its
+    `meaning` of a batch. `watch` sees each batch of this process before it is counted. Messages call the data set
+    `split`.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
-    evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
+    evaluation = Evaluation(
+        predictor.network, predictor.protocol, meters, loss, meaning=meaning, budget=predictor.budget
+    )
     group_size = group_size_of(meters)
+    batch_size = batch_size if predictor.max_memory is None else group_size  # a budget is that of an image
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     order = EvalOrder(len(dataset), batch_size, group_size=group_size, **process)
     pin_memory = predictor.device.type == "cuda"
@@ -149,13 +199,8 @@ def evaluate(
             bad.add(split, loader.bad, None)
             if watch is not None:
                 watch(batch)
-            count_batch(evaluation, predictor, batch)
+            batch = batch.to(predictor.device, channels_last=predictor.channels_last)
+            evaluation.update(batch.replace(image=predictor.normalizer(batch.image)))
     finally:
         loader.close()
     return evaluation
-
-
-def count_batch(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
-    """Counts a batch as it comes from a loader."""
-    on_device = batch.to(predictor.device, channels_last=predictor.channels_last)
-    evaluation.update(predictor.normalizer(on_device.image), on_device.target)

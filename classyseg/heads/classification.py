@@ -112,8 +112,9 @@ class FullyConvolutionalLinearHead(ClassyHead):
             x = pooled(x, None).unsqueeze(2)
         elif len(self.pool_size) != x.dim() - 2:
             raise ConfigError(
-                f"pool_size: found {len(self.pool_size)} lengths for maps of shape {tuple(x.shape)}; one for each axis "
-                "after the channels"
+                "pool_size",
+                f"found {len(self.pool_size)} lengths for maps of shape {tuple(x.shape)}; one for each axis "
+                "after the channels",
             )
         else:
             x = MEAN_POOLS[len(self.pool_size)](x, self.pool_size, stride=1).flatten(2)
@@ -185,8 +186,9 @@ class IdentityHead(ClassyHead):
         block = only_block(blocks, "identity")
         if block.channels != num_classes:
             raise ConfigError(
-                f"blocks: found '{block.name}' with {block.channels} channels for {num_classes} classes; the head "
-                "'identity' takes a block with one for each class"
+                "blocks",
+                f"found '{block.name}' with {block.channels} channels for {num_classes} classes; the head "
+                "'identity' takes a block with one for each class",
             )
         self.pool = pool
 

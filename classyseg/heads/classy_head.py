@@ -72,8 +72,9 @@ class ClassyHead(nn.Module, Configurable, ABC):
             if not block.stride:
                 name = HEADS.name_of(cls) or cls.__name__
                 raise ConfigError(
-                    f"blocks: '{block.name}' is vectors (N, count, {block.channels}); the head '{name}' reads maps "
-                    "(N, channels, h, w)"
+                    "blocks",
+                    f"'{block.name}' is vectors (N, count, {block.channels}); the head '{name}' reads maps "
+                    "(N, channels, h, w)",
                 )
         # Kept in `__new__`, so that a subclass's `super().__init__()` needs no arguments.
         object.__setattr__(head, "blocks", tuple(blocks))
@@ -172,9 +173,9 @@ def refuse_unread(without: str, **options: tuple[object, object]) -> None:
     """Raises: `ConfigError` for an option that is set although nothing reads it; `options` are (found, default)."""
     for name, (found, default) in options.items():
         if found != default:
-            raise ConfigError(f"{name}: found {found}, which means nothing without {without}")
+            raise ConfigError(name, f"found {found}, which means nothing without {without}")
 
 
 def _refused(blocks: Sequence[BlockInfo], head: str, wanted: str) -> ConfigError:
     names = ", ".join(block.name for block in blocks) or "none"
-    return ConfigError(f"blocks: found {len(blocks)} ({names}); the head '{head}' reads {wanted}")
+    return ConfigError("blocks", f"found {len(blocks)} ({names}); the head '{head}' reads {wanted}")

@@ -97,24 +97,27 @@ class PointRendHead(ClassyHead):
         super().__init__()
         if len(blocks) < 2:
             raise ConfigError(
-                f"blocks: found {len(blocks)}; the head 'point_rend' reads two or more: one for points, then those of "
-                "its `head`"
+                "blocks",
+                f"found {len(blocks)}; the head 'point_rend' reads two or more: one for points, then those of "
+                "its `head`",
             )
         fine, *others = blocks
         finest = min(block.stride for block in others)
         if fine.stride > finest:
             raise ConfigError(
-                f"blocks: found '{fine.name}' at stride {fine.stride} before others at stride {finest}; the head "
-                "'point_rend' wants the finest one first"
+                "blocks",
+                f"found '{fine.name}' at stride {fine.stride} before others at stride {finest}; the head "
+                "'point_rend' wants the finest one first",
             )
         with within("head"):
             self.head: ClassyHead = HEADS.build(head, others, num_classes)
         if POINTS in self.head.output_names:
-            raise ConfigError("head: found a head that refines points itself; expected another one")
+            raise ConfigError("head", "found a head that refines points itself; expected another one")
         if LOGITS not in self.head.output_names:
             raise ConfigError(
-                f"head: found {type(self.head).__name__}, which gives {', '.join(self.head.output_names)}; expected a "
-                "head that gives logits"
+                "head",
+                f"found {type(self.head).__name__}, which gives {', '.join(self.head.output_names)}; expected a "
+                "head that gives logits",
             )
         self.output_names = (*self.head.output_names, POINTS, COORDINATES)
         self.needed_outputs = (*self.head.needed_outputs, POINTS)

@@ -56,6 +56,21 @@ class ClassyProtocol(Configurable, ABC):
         serves.
         """
 
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        """Raises: `BudgetError` as a call with images of `shape` would, without running anything.
+
+        For protocols with a form `in_windows`; the base knows nothing of memory.
+        """
+
+    def in_windows(self, size: Size) -> ClassyProtocol | None:
+        """This protocol with windows of `size` for networks to see, which take less memory; None: it has no such form.
+
+        What stands in for it where a budget is too small, and nobody named a protocol.
+        """
+        return None
+
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
     ) -> tuple[Mapping[str, Rows], Cost]:
@@ -72,7 +87,7 @@ class ClassyProtocol(Configurable, ABC):
         """The config that makes this protocol again, with every default. Raises: `ConfigError` without a name."""
         name = PROTOCOLS.name_of(type(self))
         if not name:
-            raise ConfigError(f"protocol: {type(self).__name__} is not registered, so that no config can name it")
+            raise ConfigError("protocol", f"{type(self).__name__} is not registered, so that no config can name it")
         options = {key: getattr(self, key) for key in own_parameters(type(self))}
         return PROTOCOLS.validate({"name": name, **options}).resolved()
 
@@ -82,10 +97,11 @@ class ClassyProtocol(Configurable, ABC):
         for head, kind in wanted:
             if kind == "outputs" and not self.gives_outputs:
                 raise ConfigError(
-                    f"protocol: found {name}, which gives no outputs of the head '{head}', and something reads them; "
-                    "accepted: whole"
+                    "protocol",
+                    f"found {name}, which gives no outputs of the head '{head}', and something reads them; "
+                    "accepted: whole",
                 )
             if not self.takes_whole_images and not network.gives_maps(head):
                 raise ConfigError(
-                    f"protocol: found {name}, but the head '{head}' classifies whole images; accepted: whole"
+                    "protocol", f"found {name}, but the head '{head}' classifies whole images; accepted: whole"
                 )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
+from classyseg.config import MAX_SIDE, Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
 from classyseg.inference.network import Precision
 from classyseg.inference.preparation import PreparationConfig
 from classyseg.layers import NormalizeConfig
@@ -28,10 +28,14 @@ Color = tuple[
 ]
 
 
+Side = Annotated[Int, Field(ge=1, le=MAX_SIDE)]
+
+
 class Description(ConfigRecord):
     """The `config.json` of a model's folder: architecture, classes, normalisation, preparation, protocol.
 
-    No training, no paths. `precision` and `channels_last` are those under which the model was measured.
+    No training, no paths. `train_size` is the height and width of the images that it was trained on, where all had
+    one. `precision` and `channels_last` are those under which the model was measured.
     """
 
     format: Literal[1] = 1
@@ -42,6 +46,7 @@ class Description(ConfigRecord):
     normalize: NormalizeConfig = NormalizeConfig()
     preparation: PreparationConfig = PreparationConfig()
     protocol: ProtocolConfig = "whole"
+    train_size: tuple[Side, Side] | None = None
     precision: Precision = "float32"
     channels_last: Bool = True
     versions: dict[Text, Any] = Field(default_factory=dict)
@@ -62,7 +67,9 @@ def checked_description(values: Mapping[str, Any], source: str) -> Description:
     except ValidationError as error:
         raise explain(error, ConfigTree(dict(values), source)) from None
     if len(found.palette) != len(found.classes):
-        raise ConfigError(f"{source}: palette: found {len(found.palette)} colours for {len(found.classes)} classes")
+        raise ConfigError(
+            "palette", f"found {len(found.palette)} colours for {len(found.classes)} classes", source=source
+        )
     return found
 
 
@@ -94,6 +101,7 @@ def description_of_state(state: Mapping[str, Any], source: str) -> Description:
         **{key: state[key] for key in ("classes", "palette", "ignore_index", "normalize") if key in state},
         "preparation": state["preparation"] if "preparation" in state else preparation_of(config),
         "protocol": config.get("protocol", "whole"),
+        "train_size": state.get("train_size"),
         **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
         "versions": state.get("versions", {}),
     }

@@ -20,12 +20,14 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError, within
+from classyseg.config import ConfigError, ConfigTree
+from classyseg.errors import within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
+from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
 from classyseg.inference.network import Precision, known_precision
-from classyseg.inference.predictor import Predictor, torch_device
+from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
@@ -86,8 +88,8 @@ def _told(folder: Path) -> str:
 
 def _best_or_newest(root: Path) -> Path:
     """The checkpoint of a run that is named the best, if it is whole, else the newest whole one."""
-    best = whole_best_of(root)
-    if best is not None:
+    best = best_of(root)
+    if best is not None and problem_of(best) is None:
         return best
     newest, problems = newest_checkpoint(root)
     if newest is None:
@@ -101,12 +103,6 @@ def best_of(root: Path) -> Path | None:
         return None
     name = read_plain(root / BEST, 1000).decode("utf-8", "replace").partition(" ")[0]
     return root / name if CHECKPOINT_NAME.fullmatch(name) else None
-
-
-def whole_best_of(root: Path) -> Path | None:
-    """The checkpoint that `best_of` names, if its files verify. Its reader need not hash them again."""
-    best = best_of(root)
-    return best if best is not None and problem_of(best) is None else None
 
 
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:
@@ -134,17 +130,20 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
 def _predictor(
     description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
 ) -> Predictor:
-    with within(str(source)):
-        model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
+    with written_in(str(source)):
+        model = _built(description, sum(tensor.numel() for tensor in tensors.values()), str(source))
     _fill(model, tensors, weights)
-    with within(str(source)) if options["protocol"] is None else nullcontext():
+    with written_in(str(source)) if options["protocol"] is None else nullcontext():
         return Predictor.from_description(model, description, **options)
 
 
-def _built(description: Description, num_weights: int) -> ClassyModel:
-    config = MODELS.validate(dict(description.model), placed=True)
+def _built(description: Description, num_weights: int, source: str) -> ClassyModel:
+    with within("model"):
+        config = MODELS.validate(ConfigTree(dict(description.model), source), placed=True)
     if getattr(config, "weights", None) is not None:
-        raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
+        raise ConfigError(
+            "model.weights", "found a source of weights, which a trained model has no use for; take it out"
+        )
     # The config comes from anybody: it may build a model a little larger than its weights, not one that fills the
     # memory.
     with bounded(most=4 * num_weights + 10**7):

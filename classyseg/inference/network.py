@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ Outputs = Mapping[str, Tensor]
 def known_precision(name: object) -> Precision:
     """`name`, if it is a precision. Raises: `ConfigError`."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise ConfigError(f"precision: found {name!r:.100}; accepted are {', '.join(DTYPES)}")
+        raise ConfigError("precision", f"found {name!r:.100}; accepted are {', '.join(DTYPES)}")
     return name  # type: ignore[return-value]
 
 
@@ -52,7 +52,7 @@ class Network:
         self.precision = known_precision(precision)
         self.black = torch.zeros(model.in_channels) if black is None else black
         self.channels_last = channels_last
-        self._forward: Callable[[Tensor], Any] = model
+        self._forward: Callable[[Tensor], Outputs] = self.plain_forward
         self._facts: dict[str, tuple[bool, int]] = {}
         self._examples: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._forwards: dict[tuple[int, int], int] = {}
@@ -61,17 +61,17 @@ class Network:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         if self.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(images.device.type, self.precision):
-            return dict(self._forward(images))
+        return dict(self._forward(images))
 
-    @property
-    def plain_forward(self) -> Callable[[Tensor], Any]:
-        """The model's own forward pass. The caller sets the precision."""
-        return self.model
+    def plain_forward(self, images: Tensor) -> Outputs:
+        """The model's own forward pass, in the network's precision."""
+        with autocast(images.device.type, self.precision):
+            outputs: Outputs = self.model(images)
+        return outputs
 
     @contextmanager
     def with_forward(self, forward: Callable[[Tensor], Outputs]) -> Iterator[None]:
-        """Within it, `forward` replaces the model's own forward pass: for a caller that has features already."""
+        """Within it, `forward` stands in for `plain_forward`: for whoever has rules, or features, of the images."""
         before, self._forward = self._forward, forward
         try:
             yield
@@ -148,7 +148,7 @@ class Network:
             state = chain(self.model.parameters(), self.model.buffers())
             own = sum(value.numel() * value.element_size() for value in state if not value.is_meta)
             try:
-                with LiveTensors() as live:
+                with LiveTensors() as live, Shapes():
                     run_on_meta(self.model, (1, *one))
             except Exception:  # as in `example`: then a real pass is measured
                 own = 0

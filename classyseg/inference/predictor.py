@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from classyseg import distributed
 from classyseg.config import ConfigError, DataError
-from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
+from classyseg.inference.budget import Budget, Choice
+from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
-from classyseg.inference.memory import bytes_of, remaining_budget
+from classyseg.inference.device import bring, torch_device
+from classyseg.inference.memory import bytes_of, remaining_budget, text_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -23,6 +28,8 @@ from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
 from classyseg.structures import Color, default_color
+
+log = logging.getLogger(__name__)
 
 Labels = npt.NDArray[Any]
 GPU_BATCH = 8
@@ -33,10 +40,11 @@ class Predictor:
     """A model at work: labels and scores of images of any size.
 
     `classyseg.load(FOLDER)` gives one; it may also be built around any model with a head:
-    `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` does to
-    images what its validation did, `protocol` is a name, a config or a built protocol. `save` writes `model_config`,
-    from which the model is built again. `max_memory`, bytes or text such as `2G`, is how much an image may take in
-    addition to the model.
+    `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
+    geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
+    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model. An
+    image that takes more is an error where a `protocol` is named; with `may_use_windows`, by default where none is, it
+    is computed in windows, none smaller than `train_size` (the images of the training). `in_windows` counts these.
 
     The attribute `batch_size` may be set: how many consecutive images of one size are predicted at once.
 
@@ -53,7 +61,9 @@ class Predictor:
         ignore_index: int = 255,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         preparation: Preparation | None = None,
-        protocol: Any = "whole",
+        protocol: Any = None,
+        may_use_windows: bool | None = None,
+        train_size: Size | None = None,
         precision: Precision = "float32",
         device: str | torch.device = "auto",
         max_memory: int | str | None = None,
@@ -63,24 +73,28 @@ class Predictor:
         self.classes = tuple(classes)
         self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or _colors(len(self.classes))
         if len(self.palette) != len(self.classes):
-            raise ConfigError(f"palette: found {len(self.palette)} colours for {len(self.classes)} classes")
+            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
         if len(self.normalizer.mean) != model.in_channels:
             raise ConfigError(
-                f"normalize: found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
-                "give it one mean and one std for each"
+                "normalize",
+                f"found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
+                "give it one mean and one std for each",
             )
-        self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
+        self.protocol: ClassyProtocol = PROTOCOLS.build("whole" if protocol is None else protocol)
+        self.may_use_windows = protocol is None if may_use_windows is None else may_use_windows
+        self.train_size = train_size
+        self.in_windows: Counter[str] = Counter()
         self.device = torch_device(device)
         self.max_memory = None if max_memory is None else bytes_of(max_memory)
         self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         self.channels_last = channels_last
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = model.eval()
+        bring(self.model, self.device, channels_last=channels_last)
         self.normalizer.to(self.device)
         self.network = Network(
             self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
@@ -88,8 +102,9 @@ class Predictor:
         self.head = model.main_head
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
-                f"classes: found {len(self.classes)} names; the head '{self.head}' of the model has "
-                f"{self.network.num_classes(self.head)} classes"
+                "classes",
+                f"found {len(self.classes)} names; the head '{self.head}' of the model has "
+                f"{self.network.num_classes(self.head)} classes",
             )
         self.protocol.check(self.network, [Wanted(self.head)])
 
@@ -112,6 +127,8 @@ class Predictor:
             normalize=description.normalize,
             preparation=Preparation.of(description.preparation, model.in_channels),
             protocol=description.protocol if protocol is None else protocol,
+            may_use_windows=protocol is None,
+            train_size=description.train_size,
             precision=precision or description.precision,
             channels_last=description.channels_last,
             model_config=description.model,
@@ -204,9 +221,27 @@ class Predictor:
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
         wanted = [Wanted(self.head, kind) for kind in kinds]
-        with remaining_budget(self.max_memory, taken) as budget:
-            found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
+        size = prepared[0].output_size
+        with remaining_budget(self.max_memory, taken) as left:
+            choice = self.budget.choice(self.protocol, self.network, images.shape, size, wanted, left)
+            found = choice.protocol(self.network, self.normalized(images), size, wanted, left)
+        if choice.window is not None:
+            self._count_windows(choice)
         return [found[item] for item in wanted]
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.max_memory, self.may_use_windows, self.train_size)
+
+    def _count_windows(self, choice: Choice) -> None:
+        if not self.in_windows and distributed.is_primary():
+            log.warning(
+                "max_memory %s is too small for an image as a whole: it is computed in windows of %d x %d, and so are "
+                "all that do not fit, which changes their labels; a protocol that is named is kept to",
+                text_of(self.max_memory or 0),
+                *(choice.window or ()),
+            )
+        self.in_windows[choice.text] += 1
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""
@@ -222,8 +257,9 @@ class Predictor:
         """What `save` writes as `config.json`. Raises: `ConfigError` for parts that no config can describe."""
         if self._model_config is None:
             raise ConfigError(
-                "model_config: missing; a model that Python code built can be saved when `Predictor` is told the "
-                "config that makes it again: {'name': ..., 'heads': ...}"
+                "model_config",
+                "missing; a model that Python code built can be saved when `Predictor` is told the "
+                "config that makes it again: {'name': ..., 'heads': ...}",
             )
         return Description(
             model=architecture(self._model_config),
@@ -233,6 +269,7 @@ class Predictor:
             normalize=self.normalize,
             preparation=self.preparation.config(),
             protocol=self.protocol.config(),
+            train_size=self.train_size,
             precision=self.network.precision,
             channels_last=self.channels_last,
             versions={"torch": str(torch.__version__)},
@@ -245,19 +282,6 @@ class Predictor:
         Raises: `ConfigError`; `OSError`.
         """
         return write_model_folder(Path(folder), self.model.state_dict(), self.description(), card)
-
-
-def torch_device(name: str | torch.device) -> torch.device:
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`. Raises: `ConfigError` for what is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
-    kind, _, index = str(name).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and int(index or 0)):
-        raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
-    if kind == "cuda" and int(index or 0) >= count:
-        raise ConfigError(f"device: found {name}; {count} GPUs are there")
-    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
 
 
 def black_of(normalizer: ImageNormalizer) -> Tensor:

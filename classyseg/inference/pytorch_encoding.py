@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished_maps, per_image
+from classyseg.inference.finish import Bands, per_image
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import (
     Cost,
@@ -68,8 +68,9 @@ class PyTorchEncoding(ClassyProtocol):
         for head in {item.head for item in wanted}:
             if not network.averages_logits(head):
                 raise ConfigError(
-                    f"protocol: found pytorch_encoding, which adds logits, and the head '{head}' has none of its own; "
-                    "accepted: multi_scale"
+                    "protocol",
+                    f"found pytorch_encoding, which adds logits, and the head '{head}' has none of its own; "
+                    "accepted: multi_scale",
                 )
 
     def __call__(
@@ -77,18 +78,18 @@ class PyTorchEncoding(ClassyProtocol):
     ) -> Found:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
-        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
+        def plan(image: Rows, left: int | None) -> Bands:
             maps: dict[str, list[Rows]] = {head: [] for head in heads}
             kept, running = 0, 0
             for scale in self.scales:
-                for head, (each, cost) in self._at_scale(network, TensorRows(image), size, heads, scale).items():
+                for head, (each, cost) in self._at_scale(network, image, size, heads, scale).items():
                     maps[head].append(each)
                     kept, running = kept + cost.kept, max(running, cost.running)
             sums = {head: Mean(each, is_sum=True) for head, each in maps.items()}
-            found = finished_maps(network, sums, wanted, Cost(kept, running), left, are_scores=True)
-            return {key: _shares(value) if key.kind == "scores" else value for key, value in found.items()}
+            return Bands.within(left, network, sums, wanted, Cost(kept, running), are_scores=True)
 
-        return per_image(network, images, size, wanted, budget, one)
+        found = per_image(network, images, size, wanted, budget, plan)
+        return {key: _shares(value) if key.kind == "scores" else value for key, value in found.items()}
 
     def resized(self, size: Size, scale: float) -> Size:
         """The size of an image at a scale, rounded as the reference does it."""
@@ -125,7 +126,7 @@ class PyTorchEncoding(ClassyProtocol):
 
 
 def _shares(sums: Tensor) -> Tensor:
-    return sums.div_(sums.sum(0, keepdim=True))
+    return sums.div_(sums.sum(1, keepdim=True))
 
 
 MIRRORED = "mirrored "

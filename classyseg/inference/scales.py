@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished_maps, per_image
+from classyseg.inference.finish import Bands, check_each, per_image
 from classyseg.inference.network import Network
-from classyseg.inference.rows import Cost, Flipped, Mean, Resized, Rows, TensorRows
+from classyseg.inference.rows import Cost, Flipped, Mean, Resized, Rows
 from classyseg.registry import PROTOCOLS, ProtocolConfig
 
 Scale = Annotated[float, Field(gt=0, le=16)]
@@ -51,15 +51,35 @@ class MultiScale(ClassyProtocol):
     def __call__(
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
-        if self.scales == (1.0,) and not self.flip:
+        if self._is_inner:
             return self.inner(network, images, size, wanted, budget)
+        return per_image(network, images, size, wanted, budget, self._planner(network, size, wanted))
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        if self._is_inner:
+            self.inner.check_budget(network, shape, size, wanted, budget)
+        else:
+            check_each(network, shape, size, wanted, budget, self._planner(network, size, wanted))
+
+    def in_windows(self, size: Size) -> MultiScale | None:
+        inner = self.inner.in_windows(size)
+        return None if inner is None else MultiScale(scales=self.scales, flip=self.flip, protocol=inner.config())
+
+    @property
+    def _is_inner(self) -> bool:
+        """Whether there is nothing to average."""
+        return self.scales == (1.0,) and not self.flip
+
+    def _planner(self, network: Network, size: Size, wanted: Collection[Wanted]) -> Callable[[Rows, int | None], Bands]:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
-        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            maps, cost = self.score_rows(network, TensorRows(image), size, heads, left)
-            return finished_maps(network, maps, wanted, cost, left, are_scores=True)
+        def plan(image: Rows, left: int | None) -> Bands:
+            maps, cost = self.score_rows(network, image, size, heads, left)
+            return Bands.within(left, network, maps, wanted, cost, are_scores=True)
 
-        return per_image(network, images, size, wanted, budget, one)
+        return plan
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

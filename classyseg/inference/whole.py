@@ -32,9 +32,41 @@ class Whole(ClassyProtocol):
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
         if budget is not None:
-            _check(network, images, size, wanted, budget)
+            self.check_budget(network, images.shape, size, wanted, budget)
         outputs = network(images)
         return {item: _made(network, outputs, size, item) for item in wanted}
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        """A forward pass, and then what is made of it."""
+        if len(shape) != 4:
+            return  # clips and vectors: one label each takes no memory
+        count, channels, height, width = shape
+        running = network.forward_bytes((count, channels, height, width))
+        kept, results, working = 0, 0, 0
+        for head in {item.head for item in wanted}:
+            kept += count * network.kept_bytes([head], (height, width))
+        for item in wanted:
+            pixels = size[0] * size[1] if network.gives_maps(item.head) else 1
+            scores = FLOAT * network.num_classes(item.head) * pixels
+            if item.kind == "scores":
+                results, working = results + count * scores, max(working, 2 * count * scores)
+            elif item.kind == "labels":
+                chunk = min(scores, max(CHUNK_BYTES, FLOAT * pixels))
+                chunk = chunk if network.averages_logits(item.head) else 2 * scores
+                results, working = results + count * LABEL * pixels, max(working, chunk + (2 * LABEL + FLOAT) * pixels)
+        needed = max(running, kept + results + working)
+        if needed > budget:
+            raise BudgetError(
+                f"an image of {height} x {width} as a whole (protocol sliding_window takes less)", budget, needed
+            )
+
+    def in_windows(self, size: Size) -> ClassyProtocol:
+        protocol: ClassyProtocol = PROTOCOLS.build(
+            {"name": "sliding_window", "size": size, "overlap": 0.5, "blend": "gaussian"}
+        )
+        return protocol
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
@@ -64,26 +96,3 @@ def _made(network: Network, outputs: Outputs, size: Size, wanted: Wanted) -> Out
         return own
     head = network.head(wanted.head)
     return head.labels(own, size) if wanted.kind == "labels" else head.scores(own, size)
-
-
-def _check(network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int) -> None:
-    """Raises: `BudgetError` where a forward pass, or what is made of it after that, takes more than `budget` bytes."""
-    if images.dim() != 4:
-        return  # clips and vectors: one label each takes no memory
-    count, channels, height, width = images.shape
-    running = network.forward_bytes((count, channels, height, width))
-    kept, results, working = 0, 0, 0
-    for head in {item.head for item in wanted}:
-        kept += count * network.kept_bytes([head], (height, width))
-    for item in wanted:
-        pixels = size[0] * size[1] if network.gives_maps(item.head) else 1
-        scores = FLOAT * network.num_classes(item.head) * pixels
-        if item.kind == "scores":
-            results, working = results + count * scores, max(working, 2 * count * scores)
-        elif item.kind == "labels":
-            chunk = min(scores, max(CHUNK_BYTES, FLOAT * pixels)) if network.averages_logits(item.head) else 2 * scores
-            results, working = results + count * LABEL * pixels, max(working, chunk + (2 * LABEL + FLOAT) * pixels)
-    needed = max(running, kept + results + working)
-    if needed > budget:
-        what = f"the whole of an image of {height} x {width} (protocol sliding_window takes less)"
-        raise BudgetError(what, budget, needed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import as_scores, at_size, finished_maps, per_image
+from classyseg.inference.finish import Bands, as_scores, at_size, check_each, per_image
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import FLOAT, Cost, Rows, ScoresOfHead, TensorRows, Windows
@@ -66,8 +66,9 @@ class SlidingWindow(ClassyProtocol):
         self.steps = self.stride or tuple(max(1, round(side * (1 - overlap))) for side in self.size)
         if any(step > side for step, side in zip(self.steps, self.size, strict=True)):
             raise ConfigError(
-                f"stride: found {list(self.steps)}; windows of {list(self.size)} would leave gaps; accepted are "
-                "strides up to the size of a window"
+                "stride",
+                f"found {list(self.steps)}; windows of {list(self.size)} would leave gaps; accepted are "
+                "strides up to the size of a window",
             )
 
     def __call__(
@@ -75,20 +76,39 @@ class SlidingWindow(ClassyProtocol):
     ) -> Found:
         if self._covers((images.shape[2], images.shape[3])):
             return Whole()(network, images, size, wanted, budget)
+        return per_image(network, images, size, wanted, budget, self._planner(network, size, wanted))
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        if self._covers((shape[2], shape[3])):
+            Whole().check_budget(network, shape, size, wanted, budget)
+        else:
+            check_each(network, shape, size, wanted, budget, self._planner(network, size, wanted))
+
+    def in_windows(self, size: Size) -> SlidingWindow | None:
+        """Smaller windows, which cover each other as these do."""
+        smaller = (min(size[0], self.size[0]), min(size[1], self.size[1]))
+        if smaller == self.size:
+            return None
+        steps = [max(1, step * new // old) for step, new, old in zip(self.steps, smaller, self.size, strict=True)]
+        return SlidingWindow(size=smaller, stride=(steps[0], steps[1]), blend=self.blend, batch=self.batch)
+
+    def _planner(self, network: Network, size: Size, wanted: Collection[Wanted]) -> Callable[[Rows, int | None], Bands]:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
-        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            runs = self._runs(network, TensorRows(image), heads, left)
+        def plan(image: Rows, left: int | None) -> Bands:
+            runs = self._runs(network, image, heads, left)
             maps = {head: at_size(runs.maps(head), size) for head in heads}
             while True:
                 try:
-                    return finished_maps(network, maps, wanted, runs.cost(), left, most_rows=self.steps[0])
-                except BudgetError:  # raised before anything runs
+                    return Bands.within(left, network, maps, wanted, runs.cost(), most_rows=self.steps[0])
+                except BudgetError:  # nothing has run yet
                     if self.batch is not None or runs.batch == 1:
                         raise
                     runs.batch //= 2
 
-        return per_image(network, images, size, wanted, budget, one)
+        return plan
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

@@ -41,8 +41,8 @@ class ClassWeightedLoss(PerOutputLoss):
     def check_num_classes(self, num_classes: int) -> None:
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(
-                f"loss.class_weights: found {len(self.class_weights)} weights for {num_classes} classes; "
-                "expected one per class"
+                "loss.class_weights",
+                f"found {len(self.class_weights)} weights for {num_classes} classes; expected one per class",
             )
 
     def count(self, target: Tensor) -> Tensor:

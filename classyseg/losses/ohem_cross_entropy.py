@@ -83,12 +83,11 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         hardness = hardness.clamp(min=0) + 0.0  # minus zero must become zero: as an integer its bits are a large number
         limit = torch.full((), -math.log(self.threshold), device=logits.device)
         if self.min_kept:
-            limit = torch.minimum(limit, self._kth_largest(hardness[valid], self.min_kept))
+            limit = torch.minimum(limit, kth_largest(hardness[valid], self.min_kept))
         return valid & (hardness >= limit)
 
-    def _kth_largest(self, values: Tensor, k: int) -> Tensor:
-        """The k-th largest of all processes' non-negative float32 `values`, exactly; 0 where there are fewer.
 
+<<<<<<< HEAD
         As integers, the bits of such numbers have the same order. So the upper 16 bits are found first, then the lower
         ones.
         """
@@ -105,3 +104,23 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
             wanted = wanted - (at_least[digit] - histogram[digit])
             found = found | (digit << shift)
         return found.int().view(torch.float32)
+=======
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of all processes' non-negative float32 `values`, exactly; 0 where there are fewer.
+
+    The bits of such numbers are in the order of the numbers: found by the upper 16 first, then by the lower.
+    """
+    bits = values.view(torch.int32).long()
+    found = torch.zeros((), dtype=torch.int64, device=values.device)
+    wanted = torch.full((), k, device=values.device)
+    for shift in (16, 0):
+        candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
+        histogram = sum_over_processes(torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16))
+        at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
+        digit = (at_least >= wanted).sum() - 1
+        if digit < 0:
+            return values.new_zeros(())
+        wanted = wanted - (at_least[digit] - histogram[digit])
+        found = found | (digit << shift)
+    return found.int().view(torch.float32)
+>>>>>>> main

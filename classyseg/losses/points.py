@@ -47,16 +47,16 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
 
     def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
         if named and not name.endswith(POINTS):
-            raise ConfigError(f"loss.heads: '{name}' holds no points; this loss reads outputs such as 'main{POINTS}'")
+            raise ConfigError("loss.heads", f"'{name}' holds no points; this loss reads outputs such as 'main{POINTS}'")
         return name.endswith(POINTS)
 
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
         if "" in outputs:
-            raise ConfigError("loss: found one tensor; this loss reads points and their coordinates by name")
+            raise ConfigError("loss", "found one tensor; this loss reads points and their coordinates by name")
         names = super().choose(outputs, target)
         if not names and self.training:
             raise ConfigError(
-                f"loss: found no points among {', '.join(outputs)}; this loss needs a head such as 'point_rend'"
+                "loss", f"found no points among {', '.join(outputs)}; this loss needs a head such as 'point_rend'"
             )
         return names
 

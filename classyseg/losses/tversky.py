@@ -67,7 +67,7 @@ class TverskyLoss(ImageLoss):
         super().__init__(ignore_index, head_weights=head_weights, heads=heads)
         if not false_positive_weight + false_negative_weight:
             raise ConfigError(
-                "false_positive_weight: found 0, and false_negative_weight 0, too; one of them must be above 0"
+                "false_positive_weight", "found 0, and false_negative_weight 0, too; one of them must be above 0"
             )
         self.false_positive_weight = false_positive_weight
         self.false_negative_weight = false_negative_weight

@@ -38,7 +38,7 @@ class _TopKMeter(ClassyMeter):
     ) -> None:
         if not topk or max(topk) > len(classes):
             raise ConfigError(
-                f"topk: found {list(topk)}; accepted: numbers from 1 to {len(classes)}, the number of classes"
+                "topk", f"found {list(topk)}; accepted: numbers from 1 to {len(classes)}, the number of classes"
             )
         self.ignore_index = ignore_index
         self.topk = tuple(topk)
@@ -84,8 +84,9 @@ class _TopKMeter(ClassyMeter):
         """Logits and targets of videos from those of their clips; how many videos have clips of different targets."""
         if len(prediction) % self.clips_per_video:
             raise ConfigError(
-                f"{self.value_name}: found a batch of {len(prediction)} clips; accepted: whole videos, multiples of "
-                f"clips_per_video: {self.clips_per_video} (see runtime.eval_batch_size)"
+                self.value_name,
+                f"found a batch of {len(prediction)} clips; accepted: whole videos, multiples of "
+                f"clips_per_video: {self.clips_per_video} (see runtime.eval_batch_size)",
             )
         clips = target.unflatten(0, (-1, self.clips_per_video))
         valid = (clips != self.ignore_index).all(1)

@@ -27,7 +27,7 @@ def linear_layers(model: ClassyModel, name: str) -> list[str]:
     Raises: `ConfigError` for an unknown head, and for one that has other layers with weights, or no such layer.
     """
     if name not in model.heads:
-        raise ConfigError(f"classifier: '{name}': {unknown('head', name, model.heads)}")
+        raise ConfigError("classifier", f"'{name}': {unknown('head', name, model.heads)}")
     head: ClassyHead = model.heads[name]  # type: ignore[assignment]
     layers = {
         key: layer for key, layer in head.named_modules() if next(layer.parameters(recurse=False), None) is not None
@@ -38,9 +38,10 @@ def linear_layers(model: ClassyModel, name: str) -> list[str]:
     if others or not layers:
         found = f"layers of other kinds ({', '.join(others[:3])})" if others else "no layer with weights"
         raise ConfigError(
-            f"classifier: the head '{name}' ({type(head).__name__}) has {found}; a file's classifier goes into a head "
+            "classifier",
+            f"the head '{name}' ({type(head).__name__}) has {found}; a file's classifier goes into a head "
             "whose layers with weights are linear ones and layer norms alone, such as 'linear', 'fully_connected' or "
-            "'vision_transformer'"
+            "'vision_transformer'",
         )
     return list(layers)
 
@@ -71,5 +72,5 @@ def classifier_keys(
             if key in state:
                 keys[key] = start + leaf
             elif start + leaf in tensors:
-                raise ConfigError(f"classifier: this file has {start}{leaf}, and heads.{name}.{layer} has no {leaf}")
+                raise ConfigError("classifier", f"this file has {start}{leaf}, and heads.{name}.{layer} has no {leaf}")
     return keys

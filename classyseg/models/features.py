@@ -32,10 +32,12 @@ class FeatureSelector(nn.Module):
         names = []
         for block in blocks:
             if isinstance(block, int) and block not in range(-len(declared), len(declared)):
-                raise ConfigError(f"blocks: found the index {block}; there are {len(declared)}: {', '.join(declared)}")
+                raise ConfigError(
+                    "blocks", f"found the index {block}; there are {len(declared)}: {', '.join(declared)}"
+                )
             names.append(declared[block] if isinstance(block, int) else block)
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"blocks: found {names}; choose one or more, each once")
+            raise ConfigError("blocks", f"found {names}; choose one or more, each once")
         self.infos = model.watch(*names)
         self.model = model
 
@@ -65,18 +67,18 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         if not strides or list(strides) != sorted(set(strides)) or strides[0] < 1:
             raise ConfigError(
-                f"strides: found {list(strides)}; they are rising numbers of pixels, such as 4, 8, 16, 32"
+                "strides", f"found {list(strides)}; they are rising numbers of pixels, such as 4, 8, 16, 32"
             )
         if channels is not None and channels < 1:
-            raise ConfigError(f"channels: found {channels}; each level has 1 or more")
+            raise ConfigError("channels", f"found {channels}; each level has 1 or more")
         if len(model.input_shape(PROBE_SIZE, PROBE_SIZE)) != 3:
             shape = ", ".join(map(str, model.input_shape(PROBE_SIZE, PROBE_SIZE)))
-            raise ConfigError(f"model: {type(model).__name__} takes inputs (N, {shape}); a pyramid is made of images")
+            raise ConfigError("model", f"{type(model).__name__} takes inputs (N, {shape}); a pyramid is made of images")
         self.model = model
         maps = [block for block in model.blocks.values() if block.stride]
         if not maps:
             raise ConfigError(
-                f"model: found no block of {type(model).__name__} that is a map; a pyramid is made of maps"
+                "model", f"found no block of {type(model).__name__} that is a map; a pyramid is made of maps"
             )
         self.sources = _sources(maps, strides)
         self.infos = [

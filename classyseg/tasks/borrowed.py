@@ -12,6 +12,13 @@ from classyseg.inference.load import best_of
 from classyseg.models import ClassyModel
 
 
+def weights_of(folder: Path, model: ClassyModel) -> dict[str, Tensor]:
+    """The weights of `model` in a checkpoint. Raises: `ConfigError` for one that is damaged, or of another model."""
+    checkpoint = load_checkpoint(folder, only=("model",))
+    check_tensors(checkpoint, "model", model.state_dict())
+    return checkpoint.tensors["model"]
+
+
 class BorrowedWeights:
     """Puts the best weights into a model, keeps the model's `own`, and gives these back.
 
@@ -36,11 +43,9 @@ class BorrowedWeights:
         if step < 0:
             return
         with distributed.failing_together():
-            checkpoint = load_checkpoint(checkpoints / f"step-{step}", only=("model",))
-            own = self._model.state_dict()
-            check_tensors(checkpoint, "model", own)
-            self.own = {name: tensor.clone() for name, tensor in own.items()}
-            self._model.load_state_dict(checkpoint.tensors["model"])
+            weights = weights_of(checkpoints / f"step-{step}", self._model)
+            self.own = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+            self._model.load_state_dict(weights)
             self.step = step
 
     def give_back(self) -> None:

@@ -24,7 +24,7 @@ from classyseg.hooks import ClassyHook
 from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
-from classyseg.models import load_initial_weights
+from classyseg.models import ClassyModel, load_initial_weights
 from classyseg.records import RunRecords, WriteError
 from classyseg.registry import (
     ComponentConfig,
@@ -72,8 +72,9 @@ class ClassyTask(Configurable, ABC):
     so many steps and after the last one; then the test set, once. `progress` is the only clock. A resumed run needs it
     and the tensors of `checkpoint_tensors`.
 
-    A subclass may override `outputs` or `terms`, or `compute` for both. It has these keyword-only parameters; to add
-    its own, its `__init__` lists all of them.
+    A subclass may override `outputs` or `terms`, or `compute` for both. Training, its `val` phase and `classyseg
+    evaluate` go by them; where a protocol shows the network parts of an image, by `outputs`. It has these keyword-only
+    parameters; to add its own, its `__init__` lists all of them.
 
     Args:
         num_epochs: Passes over the training set; or give `num_steps`. 0 trains nothing and measures `val` and `test`
@@ -169,9 +170,10 @@ class ClassyTask(Configurable, ABC):
         self._files_tell_channels = any(data.facts.channels is None for data in parts.sets.values())
         if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
             raise ConfigError(
-                f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
+                "runtime.accumulate_steps",
+                f"found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
                 "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
-                "task `outputs` and `terms` in its place"
+                "task `outputs` and `terms` in its place",
             )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
@@ -184,7 +186,7 @@ class ClassyTask(Configurable, ABC):
         self.features = TaskFeatures(self.model, spec.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
         network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
-        self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
+        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=self)
         self.borrowed = BorrowedWeights(self.model)
         """The best checkpoint's weights, while the test set is measured."""
 
@@ -274,10 +276,26 @@ class ClassyTask(Configurable, ABC):
         with distributed.failing_together():
             if distributed.is_primary():
                 check_samples(self.data.sets)
+        self.place()
+        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+
+    def place(self) -> None:
+        """Brings the parts to their device; a task with networks of its own (a teacher) brings these there, too."""
         self.engine.place()
         self.normalizer.to(self.engine.device)
         self.engine.start(self.optimizer)
-        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+
+    def measure(self, model: ClassyModel) -> None:
+        """Takes a trained `model` in place of its own, to say what its batches mean: for `classyseg evaluate`.
+
+        A task of `num_epochs: 0` is enough for it. No process waits for another one.
+        """
+        self.model, self.optimizer = model, None
+        self.engine = Engine(model, self.loss, self.runtime)
+        self.loss.choose_main_head(model.main_head)
+        self.place()
+        for part in (model, self.loss):
+            part.eval()
 
     def load_initial_weights(self) -> None:
         """Loads the weights from which the run starts, unless a checkpoint is restored. Raises: `ConfigError`."""
@@ -345,8 +363,9 @@ class ClassyTask(Configurable, ABC):
         """The batch as the network takes it: on the device, normalised."""
         if self._files_tell_channels and batch.image.shape[1] != self.model.in_channels:
             raise ConfigError(
-                f"model.in_channels: found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
-                f"channels ({batch.name[0]})"
+                "model.in_channels",
+                f"found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
+                f"channels ({batch.name[0]})",
             )
         batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
         return batch.replace(image=self.normalizer(batch.image))
@@ -361,15 +380,7 @@ class ClassyTask(Configurable, ABC):
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
         """Counts a batch in the meters."""
-        batch = self.on_device(batch)
-        # Features are cached only for whole images, as the network sees them in training.
-        whole = self.complete(batch) if self.protocol.gives_outputs else None
-        self.evaluation.update(
-            batch.image,
-            batch.target,
-            forward=lambda images: self.outputs(batch.replace(image=images) if whole is None else whole),
-            terms=lambda outputs: self.terms(outputs, batch if whole is None else whole),
-        )
+        self.evaluation.update(self.on_device(batch))
 
     def phase_metrics(self) -> dict[str, Any]:
         """The numbers that a finished phase adds to its record; sets `phase_files`. Every process calls it."""
@@ -572,6 +583,7 @@ class ClassyTask(Configurable, ABC):
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
+            "train_size": self.data.sets["train"].facts.size if "train" in self.data.sets else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         }

@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg import distributed
-from classyseg.checkpoint import load_checkpoint, step_of
+from classyseg.checkpoint import step_of
 from classyseg.config import ConfigError
 from classyseg.inference import Card
 from classyseg.inference.description import description_of_state
-from classyseg.inference.load import whole_best_of
+from classyseg.inference.load import best_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.io import read_json_lines
 from classyseg.records import WriteError
 from classyseg.run_folder import CHECKPOINTS, METRICS, MODEL
+from classyseg.tasks.borrowed import weights_of
 
 if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
@@ -35,9 +36,12 @@ def save_model(task: ClassyTask) -> None:
         return
     task.records.write()
     step = task.progress.step
-    best = whole_best_of(task.run_folder / CHECKPOINTS) if task.names_best else None
+    best = best_of(task.run_folder / CHECKPOINTS) if task.names_best else None
     if best is not None:
-        tensors, step = load_checkpoint(best, only=("model",), verified=True).tensors["model"], step_of(best)
+        try:
+            tensors, step = weights_of(best, task.model), step_of(best)
+        except ConfigError as error:
+            log.warning("%s: gets the last weights, not the best: %s", task.run_folder / MODEL, error)
     state = json.loads(json.dumps({"config": task.config, **task.checkpoint_state()}))
     try:
         description = description_of_state(state, "the task's config")

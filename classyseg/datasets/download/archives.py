@@ -86,7 +86,7 @@ def _extract(archive: Path, folder: Path, move: str, to: str, max_bytes: int, me
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             raise DataError(f"{archive}: holds {name!r} twice")
-        left -= _write(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
+        left -= write_file(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
         count += 1
     return count
 
@@ -127,8 +127,13 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
     return path
 
 
+<<<<<<< HEAD
 def _write(source: IO[bytes], path: Path, left: int, message: str) -> int:
     """Writes a file; returns how many bytes. They are counted while they come: headers may lie."""
+=======
+def write_file(source: IO[bytes], path: Path, left: int, message: str) -> int:
+    """How many bytes were written. Counted while they come: headers may say anything."""
+>>>>>>> main
     size = 0
     with open(path, "xb") as file:
         while chunk := source.read(CHUNK):

@@ -100,7 +100,7 @@ class SyntheticImageStreaming(SyntheticImage):
         )
         self.length = num_samples if length is None else length
         if self.length < num_samples:
-            raise ConfigError(f"length: found {length}; accepted: {num_samples} (num_samples) and more")
+            raise ConfigError("length", f"found {length}; accepted: {num_samples} (num_samples) and more")
 
     def draw(self, index: int, epoch: int) -> Sample:
         return self.load((epoch * self.num_samples + index) % self.length)

@@ -264,7 +264,7 @@ def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[
     if not chosen:
         found = "nothing" if split is None else f"'{split}'"
         known = ", ".join(map(visible, sorted({*splits})))
-        raise ConfigError(f"split: found {found}, but {table} has the splits {known}; name one")
+        raise ConfigError("split", f"found {found}, but {table} has the splits {known}; name one")
     return chosen
 
 

@@ -73,7 +73,7 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | 
                 known |= {keys[i]: info for i, info in zip(missing, infos, strict=True) if info is not None}
                 write_atomically(index, json.dumps(known, indent=0))
         except OSError as error:
-            raise ConfigError(f"index: {index} cannot be written ({error.strerror})") from None
+            raise ConfigError("index", f"{index} cannot be written ({error.strerror})") from None
     return [known.get(key) for key in keys]
 
 
@@ -204,6 +204,8 @@ def _read_index(index: Path) -> dict[str, VideoInfo]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise ConfigError(f"index: {index} cannot be read ({error.strerror})") from None
+        raise ConfigError("index", f"{index} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"index: {index} is no index of videos ({error}); delete it, or name another file") from None
+        raise ConfigError(
+            "index", f"{index} is no index of videos ({error}); delete it, or name another file"
+        ) from None

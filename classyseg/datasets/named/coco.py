@@ -80,7 +80,7 @@ class Coco(VOCMasks):
             raise DataError(f"{annotations}: its list 'images' is empty")
         names = sorted(name for name, count in pixels.items() if count >= min_pixels)
         if not names:
-            raise ConfigError(f"min_pixels: found {min_pixels}; no image of {annotations} has so many")
+            raise ConfigError("min_pixels", f"found {min_pixels}; no image of {annotations} has so many")
         self._source = annotations
         super().__init__(listed_pairs(names, images, masks), transforms)
 
@@ -117,7 +117,7 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
                     os.replace(Path(temporary) / "masks", folder)
     except OSError as error:
         raise ConfigError(
-            f"cache: {error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
+            "cache", f"{error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
         ) from None
     return folder
 
@@ -213,14 +213,20 @@ def _read_index(folder: Path, annotations: Path) -> dict[str, int]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         rules, drawn_from = index.get("rules"), index["annotations"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cache: {folder / INDEX}: damaged ({type(error).__name__}); delete that folder") from None
+        raise ConfigError("cache", f"{folder / INDEX}: damaged ({type(error).__name__}); delete that folder") from None
     if rules != RULES:
         raise ConfigError(
-            f"cache: {folder} was drawn by an earlier version, which left out what it could not draw; delete that "
-            "folder, and it is drawn again"
+            "cache",
+            f"{folder} was drawn by an earlier version, which left out what it could not draw; delete that "
+            "folder, and it is drawn again",
         )
     looks_other = annotations.is_file() and bool(_state(annotations).items() - drawn_from.items())
+<<<<<<< HEAD
     # A copy of the file has another time and the same content: only then is it hashed.
     if looks_other and sha256_of(annotations) != drawn_from["sha256"]:
         raise ConfigError(f"cache: {folder} was drawn from another {annotations.name}; delete that folder")
+=======
+    if looks_other and sha256_of(annotations) != drawn_from["sha256"]:  # and is no copy with a time of its own
+        raise ConfigError("cache", f"{folder} was drawn from another {annotations.name}; delete that folder")
+>>>>>>> main
     return index["pixels"]

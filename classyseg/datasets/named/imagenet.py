@@ -59,7 +59,7 @@ class ImageNet(LabelledFiles):
     ) -> None:
         with within("root"):
             folder = data_folder(str(data_folder(root) / split))
-            images = _images_in(folder)
+            images = images_in(folder)
             if images and table is None:
                 raise ConfigError(
                     f"{folder}: holds {len(images)} images and no folder of a class; set table to a list of their "
@@ -68,12 +68,12 @@ class ImageNet(LabelledFiles):
             files = [] if images else labelled_files(folder, LABELS)
         if table is not None:
             if not images:
-                raise ConfigError(f"table: found '{table}', but {folder} has folders of classes; leave it out")
+                raise ConfigError("table", f"found '{table}', but {folder} has folders of classes; leave it out")
             files = _listed_files(data_path(table), folder, images)
         super().__init__(files, transforms)
 
 
-def _images_in(folder: Path) -> set[str]:
+def images_in(folder: Path) -> set[str]:
     """The names of the images right in a folder; none where it holds folders, too."""
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]

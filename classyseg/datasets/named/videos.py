@@ -79,7 +79,7 @@ class VideoFolder(VideoFiles):
         labels = labels_of(self.classes)
         strange = [name for name in found if name not in labels]
         if strange:
-            raise ConfigError(f"classes: {folder} has the folders {listed(strange, limit=5)}, too")
+            raise ConfigError("classes", f"{folder} has the folders {listed(strange, limit=5)}, too")
         videos = [(path, labels[name]) for name in found for path in videos_in(folder / name)]
         super().__init__(videos, clips, sampling, index, transforms)
 

@@ -108,8 +108,9 @@ def check_frozen(model: ClassyModel) -> None:
     trains = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("heads.")]
     if trains:
         raise ConfigError(
-            f"runtime.cache_features: found {len(trains)} tensors of the backbone that train, such as {trains[0]}; set "
-            "model.frozen: true, as only the features of a frozen backbone stay the same"
+            "runtime.cache_features",
+            f"found {len(trains)} tensors of the backbone that train, such as {trains[0]}; set "
+            "model.frozen: true, as only the features of a frozen backbone stay the same",
         )
     modes = [(module, module.training) for module in model.modules()]
     model.train()
@@ -122,8 +123,9 @@ def check_frozen(model: ClassyModel) -> None:
         module.training = mode
     if live:
         raise ConfigError(
-            f"runtime.cache_features: found {len(live)} modules of the backbone that work otherwise in training, such "
-            f"as {live[0]}; features must stay the same. Set model.frozen: true"
+            "runtime.cache_features",
+            f"found {len(live)} modules of the backbone that work otherwise in training, such "
+            f"as {live[0]}; features must stay the same. Set model.frozen: true",
         )
 
 

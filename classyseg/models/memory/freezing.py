@@ -44,12 +44,12 @@ def _layers_through(model: ClassyModel, block: str) -> tuple[str, ...]:
     """The names of the layers that make the blocks up to `block`."""
     declared = model.declared_blocks
     if block not in declared:
-        raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(declared)}")
+        raise ConfigError("frozen", f"unknown block '{block}'; it is one of {', '.join(declared)}")
     until = list(declared)[: list(declared).index(block) + 1]
     layers: list[str] = []
     for name in until:
         found = model.layers_of(name)
         if not found:
-            raise ConfigError(f"frozen: {type(model).__name__} does not tell which layers make the block '{name}'")
+            raise ConfigError("frozen", f"{type(model).__name__} does not tell which layers make the block '{name}'")
         layers += found
     return tuple(layers)

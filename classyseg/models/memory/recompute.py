@@ -40,15 +40,15 @@ def checkpoint_activations(model: ClassyModel, blocks: bool | Sequence[str] = Tr
     if blocks is True:
         if not able:
             raise ConfigError(
-                f"activation_checkpointing: found true, but {type(model).__name__} runs no layer of a block through "
-                "`self.run_layer`"
+                "activation_checkpointing",
+                f"found true, but {type(model).__name__} runs no layer of a block through `self.run_layer`",
             )
         wanted = layers
     else:
         for block in blocks:
             if block not in able:
                 raise ConfigError(
-                    f"activation_checkpointing: found '{block}'; it is one of {', '.join(able) or 'none'}"
+                    "activation_checkpointing", f"found '{block}'; it is one of {', '.join(able) or 'none'}"
                 )
         wanted = [layer for block in blocks for layer in by_block[block]]
     for layer in layers:
