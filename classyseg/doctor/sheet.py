@@ -122,13 +122,8 @@ def _distance(color: Color, others: Sequence[Color]) -> float:
     return min(max(abs(a - b) for a, b in zip(color, other, strict=True)) for other in others)
 
 
-<<<<<<< HEAD
-def _painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
-    """The image under the colours of its mask, both resized to a cell: their sizes may differ."""
-=======
 def painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
-    """The image under the colours of its mask, each in the size of a cell, whatever sizes the two have."""
->>>>>>> main
+    """The image under the colours of its mask, both resized to a cell: their sizes may differ."""
     colors = np.array(_colors(dataset), np.uint8)
     labels = mask.long().numpy()  # an index of a colour may not fit into a byte
     places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)

@@ -87,28 +87,11 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         return valid & (hardness >= limit)
 
 
-<<<<<<< HEAD
-        As integers, the bits of such numbers have the same order. So the upper 16 bits are found first, then the lower
-        ones.
-        """
-        bits = values.view(torch.int32).long()
-        found = torch.zeros((), dtype=torch.int64, device=values.device)
-        wanted = torch.full((), k, device=values.device)
-        for shift in (16, 0):
-            candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
-            histogram = sum_over_processes(torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16))
-            at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
-            digit = (at_least >= wanted).sum() - 1
-            if digit < 0:
-                return values.new_zeros(())
-            wanted = wanted - (at_least[digit] - histogram[digit])
-            found = found | (digit << shift)
-        return found.int().view(torch.float32)
-=======
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest of all processes' non-negative float32 `values`, exactly; 0 where there are fewer.
 
-    The bits of such numbers are in the order of the numbers: found by the upper 16 first, then by the lower.
+    As integers, the bits of such numbers have the same order. So the upper 16 bits are found first, then the lower
+    ones.
     """
     bits = values.view(torch.int32).long()
     found = torch.zeros((), dtype=torch.int64, device=values.device)
@@ -123,4 +106,3 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
         wanted = wanted - (at_least[digit] - histogram[digit])
         found = found | (digit << shift)
     return found.int().view(torch.float32)
->>>>>>> main

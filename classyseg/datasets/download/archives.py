@@ -127,13 +127,8 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
     return path
 
 
-<<<<<<< HEAD
-def _write(source: IO[bytes], path: Path, left: int, message: str) -> int:
-    """Writes a file; returns how many bytes. They are counted while they come: headers may lie."""
-=======
 def write_file(source: IO[bytes], path: Path, left: int, message: str) -> int:
-    """How many bytes were written. Counted while they come: headers may say anything."""
->>>>>>> main
+    """Writes a file; returns how many bytes. They are counted while they come: headers may lie."""
     size = 0
     with open(path, "xb") as file:
         while chunk := source.read(CHUNK):

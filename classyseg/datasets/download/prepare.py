@@ -181,13 +181,8 @@ def _fetch(source: Source, root: Path, *, keep: bool) -> None:
             unpack(path, path.parent, max_bytes=limit)
             remove(path)
     except DataError as error:
-<<<<<<< HEAD
         remove(archive)  # else the next try would find it
-        raise DataError(f"{error}; the download was removed") from None
-=======
-        remove(archive)  # else it would be there for the next try
         raise error.advise("the download was removed") from None
->>>>>>> main
     if missing := _missing(source, root):
         raise DataError(f"{source.url}: unpacked to {', '.join(missing)}; the archive is kept as {archive}")
     if not keep:

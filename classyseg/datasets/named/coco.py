@@ -221,12 +221,7 @@ def _read_index(folder: Path, annotations: Path) -> dict[str, int]:
             "folder, and it is drawn again",
         )
     looks_other = annotations.is_file() and bool(_state(annotations).items() - drawn_from.items())
-<<<<<<< HEAD
     # A copy of the file has another time and the same content: only then is it hashed.
     if looks_other and sha256_of(annotations) != drawn_from["sha256"]:
-        raise ConfigError(f"cache: {folder} was drawn from another {annotations.name}; delete that folder")
-=======
-    if looks_other and sha256_of(annotations) != drawn_from["sha256"]:  # and is no copy with a time of its own
         raise ConfigError("cache", f"{folder} was drawn from another {annotations.name}; delete that folder")
->>>>>>> main
     return index["pixels"]

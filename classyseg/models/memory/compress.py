@@ -23,13 +23,8 @@ MIN_ELEMENTS = 4096
 LEVELS = 255
 
 
-<<<<<<< HEAD
-class _Packed:
-    """A compressed tensor. It is an object, so that several uses of one activation can share it."""
-=======
 class Packed:
-    """A compressed tensor; an object of its own, so that several uses of one activation can share it."""
->>>>>>> main
+    """A compressed tensor. It is an object, so that several uses of one activation can share it."""
 
     __slots__ = ("__weakref__", "dtype", "offset", "scale", "values")
 
@@ -45,11 +40,7 @@ class Packed:
         low, high = (value.reshape(*value.shape, *[1] * len(axes)).float() for value in (low, high))
         self.offset, self.scale = low, (high - low).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
         levels = ((tensor - low) / self.scale).round_()
-<<<<<<< HEAD
         # Rounding never moves a value down to the minimum: the gradient of a ReLU depends on which values are zero.
-=======
-        # A value above the minimum never becomes the minimum: the gradient of a ReLU reads which values are zero.
->>>>>>> main
         self.values = torch.where(tensor > low, levels.clamp_(1, LEVELS), 0).to(torch.uint8)
 
     def tensor(self) -> Tensor:
@@ -78,13 +69,8 @@ class _Key(NamedTuple):
     version: int
 
 
-<<<<<<< HEAD
-class _Packer:
-    """Packs the activations of one forward pass. An activation that several operations keep is packed once."""
-=======
 class Packer:
-    """Packs the activations of one forward pass; one that several operations keep is packed once."""
->>>>>>> main
+    """Packs the activations of one forward pass. An activation that several operations keep is packed once."""
 
     def __init__(self, how: Compression, left_alone: Collection[Tensor]) -> None:
         self.how = how
@@ -92,13 +78,8 @@ class Packer:
         # Autocast keeps a copy of each weight, and layers may change weights before use: copies are known by their
         # shapes.
         self.weights = {shape for tensor in left_alone if isinstance(tensor, nn.Parameter) for shape in _forms(tensor)}
-<<<<<<< HEAD
-        self.packed: WeakValueDictionary[_Key, _Packed] = WeakValueDictionary()
-        # A freed storage's address may be used again. A weak reference keeps it from meaning another tensor.
-=======
         self.packed: WeakValueDictionary[_Key, Packed] = WeakValueDictionary()
-        # A weak reference keeps the identity of a storage from being used again after its memory is freed.
->>>>>>> main
+        # A freed storage's address may be used again. A weak reference keeps it from meaning another tensor.
         self.storages: dict[int, StorageWeakRef] = {}
 
     def pack(self, tensor: Tensor) -> Tensor | Packed:
