@@ -106,7 +106,7 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
         if not have and response.status == HTTPStatus.PARTIAL_CONTENT:
             raise OSError("the server sent a part of the file where the whole was asked for")
         resumes = have > 0 and response.status == HTTPStatus.PARTIAL_CONTENT
-        continues = _is_the_rest(response.headers.get("Content-Range", ""), have)
+        continues = is_the_rest(response.headers.get("Content-Range", ""), have)
         if resumes and not (continues and _version(response.headers) in ("", version)):
             return _restart(url, part)
         length = response.headers.get("Content-Length")
@@ -126,7 +126,7 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
     return resumes
 
 
-def _is_the_rest(content_range: str, have: int) -> bool:
+def is_the_rest(content_range: str, have: int) -> bool:
     """Whether a part of a file that a server sends begins after `have` bytes and goes on to the end."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
     return found is not None and int(found[1]) == have and found[3] in ("*", str(int(found[2]) + 1))

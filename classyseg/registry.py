@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -131,6 +132,17 @@ class Registry:
             if offer.module.partition(".")[0] == package:
                 return _distribution_text(offer)
         return component.__module__ if self._loading is None else _distribution_text(self._loading)
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is registered within it is forgotten at its end: for components that a test, or a notebook, tries."""
+        self._import_builtins()  # else they might register within it
+        before = self._entries
+        self._entries = dict(before)
+        try:
+            yield
+        finally:
+            self._entries = before
 
     # -- looking up ----------------------------------------------------------------------------------------------------
 
@@ -304,6 +316,12 @@ def _error(*problems: tuple[Any, str, tuple[str | int, ...], Any]) -> Validation
 
 def _distribution_text(offer: EntryPoint) -> str:
     return f"{offer.dist.name} {offer.dist.version}" if offer.dist else offer.value
+
+
+def look_for_plugins_again() -> None:
+    """What was installed or removed since this process first asked for a plugin is seen at the next lookup."""
+    _installed.cache_clear()
+    _entry_points_of.cache_clear()
 
 
 _installed: Any = cache(entry_points)  # reading the files of all distributions takes 15 ms: once, not for every kind

@@ -133,7 +133,7 @@ def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: Train
     dataset = Hanging(split="train", num_samples=4, size=(32, 32))
     loader = make_loader(dataset, batches, workers=1, worker_timeout=3)
 
-    with pytest.raises(WorkerError, match=r"data worker 0 .*sample 3, epoch 0, .* runtime\.worker_timeout, 3 sec"):
+    with pytest.raises(WorkerError, match=r"data worker 0 .*sample 3, epoch 0.*runtime\.worker_timeout"):
         list(loader)
     children = multiprocessing.active_children()
     loader.close()

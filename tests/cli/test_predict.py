@@ -496,16 +496,16 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
 ) -> None:
     for i in range(8):
         save(tmp_path / "in" / f"{i}.png", noise(4, 5 + i))
-    honest: Callable[..., Any] = prediction.Job._predict
+    honest: Callable[..., Any] = Predictor.predict
     calls = []
 
-    def interrupted(self: prediction.Job, batch: Sequence[prediction.Read]) -> None:
-        calls.append(batch)
+    def interrupted(self: Predictor, images: Any) -> Any:
+        calls.append(images)
         if len(calls) == 4:
             signal.raise_signal(signal.SIGINT)
-        honest(self, batch)
+        return honest(self, images)
 
-    monkeypatch.setattr(prediction.Job, "_predict", interrupted)
+    monkeypatch.setattr(Predictor, "predict", interrupted)
     assert predict(trained, tmp_path / "in", "--output", tmp_path / "out", "--batch-size", 1) == 130
     found = summary(tmp_path / "out")
     assert found["is_complete"] is False

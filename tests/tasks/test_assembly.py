@@ -52,7 +52,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
 
 
 def test_a_training_start_reads_validates_and_assembles_once(start: Counter[str]) -> None:
-    for function in ("config.load_config", "registry.validate", "tasks.assembly.assemble", "tasks.assembly._assembled"):
+    for function in ("config.load_config", "registry.validate", "tasks.assembly.assemble"):
         assert start[function] == 1, function
     assert start["tasks.assembly.check_assembly"] == 0
 
@@ -124,7 +124,7 @@ class Patience(ClassyHook):
 
     def __init__(self, *, best: str = "mean_iou", epochs: int = 3) -> None:
         if epochs % 2 == 0:
-            raise ConfigError(f"epochs: found {epochs}; accepted are odd numbers")
+            raise ConfigError("epochs", f"found {epochs}; accepted are odd numbers")
         self.best = best
 
 
@@ -165,7 +165,7 @@ class WholeImages(SegmentationTask):
 
 
 def test_the_class_of_a_task_says_which_data_it_takes() -> None:
-    with pytest.raises(ConfigError, match=r"dataset\.train: has a mask for each image; this task needs one class"):
+    with pytest.raises(ConfigError, match=r"dataset\.train.*mask.*one class"):
         WholeImages.from_config({key: value for key, value in tiny_config(SMALL).items() if key != "name"})
 
 

@@ -43,7 +43,7 @@ def test_a_best_that_is_never_measured_is_found_before_the_run(
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_the_loss_is_no_best_where_the_protocol_measures_none(find: Callable[[Any], object]) -> None:
     changes = {"protocol": "sliding_window", "hooks": [{"name": "checkpoint", "best": "loss"}]}
-    with pytest.raises(ConfigError, match=r"^hooks\[0\]\.best: found 'loss'.* protocol: whole"):
+    with pytest.raises(ConfigError, match=r"^hooks\[0\]\.best.*'loss'.* protocol: whole"):
         find(changes)
     find({**changes, "hooks": [{"name": "checkpoint", "best": "mean_iou"}]})
 
@@ -57,7 +57,7 @@ def test_a_wrong_protocol_is_named_by_its_place(find: Callable[[Any], object]) -
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_two_hooks_cannot_both_name_the_best_checkpoint(find: Callable[[Any], object]) -> None:
     both = [{"name": "checkpoint", "best": best} for best in ("mean_iou", "loss")]
-    with pytest.raises(ConfigError, match=r"^hooks\[1\]\.best: hooks\[0\] has one already"):
+    with pytest.raises(ConfigError, match=r"^hooks\[1\]\.best.*hooks\[0\]"):
         find({"hooks": both})
     find({"hooks": [both[0], {"name": "checkpoint", "every_steps": 5}]})
 

@@ -267,7 +267,7 @@ def folder_data(root: Path, classes: Sequence[str], value: int = 0, size: tuple[
 def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) -> None:
     changes = {"dataset.val": folder_data(tmp_path, ["wall", "floor"])}
 
-    with pytest.raises(ConfigError, match=r"dataset\.val: its classes \['wall', 'floor'\].*'disc'"):
+    with pytest.raises(ConfigError, match=r"dataset\.val.*\['wall', 'floor'\].*'disc'"):
         tiny_task(changes)
 
 
@@ -314,9 +314,7 @@ def test_wrong_data_ends_the_run_naming_the_file(
 
 
 def test_images_with_other_channels_than_the_model_are_refused_naming_both() -> None:
-    with pytest.raises(
-        ConfigError, match=r"model\.in_channels: found 1, but the images of dataset\.train have 3 channels"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.in_channels.*1.*dataset\.train.*3 channels"):
         Trainer().train(tiny_task({**SMALL, "model.in_channels": 1}))
 
 
@@ -325,7 +323,7 @@ def test_resuming_with_another_model_is_refused_and_says_how_to_take_its_weights
     state = tmp_path / "checkpoints/step-2"
     other = tiny_task({**SMALL, "hooks": ["checkpoint"], "model.heads.main.channels": 8})
 
-    with pytest.raises(ConfigError, match=r"model\.heads\.main\.channels: was 16, now 8") as error:
+    with pytest.raises(ConfigError, match=r"model\.heads\.main\.channels.*16.*8") as error:
         Trainer(tmp_path, resume=True).train(other)
 
     assert f"model.weights={state}" in str(error.value)

@@ -112,7 +112,7 @@ def test_masks_are_mixed_as_their_shares_are(share: float, ignore_index: int) ->
 @pytest.mark.parametrize("ignore_index", [1, 65535, -4000])
 def test_an_ignored_label_that_shares_cannot_hold_is_refused(ignore_index: int) -> None:
     transform = build_transform({"name": "mix_up"}, ignore_index)
-    with pytest.raises(ConfigError, match=f"ignore_index: found {ignore_index}; shares of classes need one up to 2048"):
+    with pytest.raises(ConfigError, match=rf"ignore_index.*{ignore_index}.*2048"):
         transform.mix(sample(1), generator_for(0), lambda: sample(2), CLASSES)
 
 
@@ -136,7 +136,7 @@ def test_copy_paste_takes_the_pixels_of_the_classes() -> None:
 
 @pytest.mark.parametrize("name", MIXING)
 def test_samples_of_two_sizes_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 and 30 x 60 pixels"):
+    with pytest.raises(ConfigError, match=rf"1\.png.*'{name}'.*2\.png.*40 x 60 and 30 x 60"):
         mix({"name": name}, sample(1), sample(2, (30, 60)))
 
 
@@ -151,23 +151,23 @@ def test_samples_of_two_sizes_are_refused(name: str) -> None:
     ids=["16 bits", "grey", "clip"],
 )
 def test_samples_of_two_kinds_are_refused(name: str, image: torch.Tensor, found: str) -> None:
-    with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 pixels, {found}; put it"):
+    with pytest.raises(ConfigError, match=rf"1\.png.*'{name}'.*2\.png.*40 x 60.*{found}"):
         mix({"name": name}, sample(1), sample(2).replace(image=image))
 
 
 def test_copy_paste_of_images_of_one_class_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1\.png: 'copy_paste' needs masks of labels: not images of one class"):
+    with pytest.raises(ConfigError, match=r"1\.png.*'copy_paste'.*masks of labels"):
         mix({"name": "copy_paste"}, of_image(1), of_image(2))
 
 
 def test_copy_paste_of_a_label_that_no_class_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="copy_paste: classes: found 5; accepted are labels, 0 to 4"):
+    with pytest.raises(ConfigError, match=r"copy_paste.*classes.*5.*0 to 4"):
         mix({"name": "copy_paste", "classes": [5]}, sample(1), sample(2))
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_without_a_data_set_they_say_what_they_need(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"1\.png: \w+ needs the data set, to draw another sample from it"):
+    with pytest.raises(ConfigError, match=r"1\.png: \w+ .*data set"):
         build_transform(name)(sample(1), generator_for(0))
 
 
@@ -262,7 +262,7 @@ def test_shares_of_whole_images_are_refused_where_nobody_can_take_them(name: str
     message = rf"dataset\.train\.transforms\[1\]: {type(steps[1]).__name__} gives shares of classes, which the loss"
     with pytest.raises(ConfigError, match=message):
         check_soft_targets("train", Described(whole, steps), build_loss("cross_entropy"))
-    with pytest.raises(ConfigError, match=r"dataset\.val\.transforms\[1\]: \w+ gives .* which meters cannot count"):
+    with pytest.raises(ConfigError, match=r"dataset\.val\.transforms\[1\]: \w+ .*meters"):
         check_soft_targets("val", Described(whole, steps), build_loss("soft_target_cross_entropy"))
     check_soft_targets("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
     check_soft_targets("val", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))

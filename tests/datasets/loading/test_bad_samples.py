@@ -129,9 +129,7 @@ def test_without_a_policy_the_first_bad_sample_ends_the_run(tree: Path) -> None:
 def test_a_set_without_a_good_sample_is_an_error(tree: Path) -> None:
     for path in (tree / "images").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(
-        DataError, match=r"00.png: cannot be read .*; and of 100 samples drawn in its place none is good"
-    ):
+    with pytest.raises(DataError, match=r"00.png.*100 samples.*none"):
         list(make_loader(folder(tree, on_bad_sample="skip"), EvalOrder(12, 1), workers=0))
 
 
@@ -237,12 +235,12 @@ def test_as_many_bad_samples_as_the_limit_says_are_none_too_many(tree: Path) -> 
     counted = BadSamples({"train": folder(tree, on_bad_sample="skip", max_bad_samples=0.25)})
     counted.add("train", [BadSample(i, "x") for i in range(3)], None)
     assert counted.end_phase("train") == {"bad_samples": 3}
-    with pytest.raises(DataError, match=r"4 of 12 samples are bad, more than max_bad_samples, 0.25 of them"):
+    with pytest.raises(DataError, match=r"4 of 12 samples.*max_bad_samples.*0.25"):
         counted.add("train", [BadSample(i, "x") for i in range(4)], None)
 
 
 def test_a_test_set_repeats_no_image(tree: Path) -> None:
-    with pytest.raises(ConfigError, match=r"dataset.val.on_bad_sample: found 'replace'"):
+    with pytest.raises(ConfigError, match=r"dataset.val.on_bad_sample.*'replace'"):
         runs.tiny_task({"dataset.val": config(tree, on_bad_sample="replace"), "dataset.train": config(tree)})
 
 
@@ -294,9 +292,7 @@ def test_an_exception_of_a_data_set_names_the_sample(workers: int, at: int) -> N
 
 def test_too_few_open_files_are_told_before_workers_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers.resource, "getrlimit", lambda kind: (64, 64))
-    with pytest.raises(
-        ConfigError, match=r"runtime.workers: 2 workers need up to \d+ open files .* may open 64; raise"
-    ):
+    with pytest.raises(ConfigError, match=r"runtime.workers.*2 workers.*open files.*64"):
         list(make_loader(Broken(""), EvalOrder(4, 1), workers=2))
 
 
@@ -314,7 +310,7 @@ def test_shared_memory_that_runs_out_later_is_an_error_and_no_endless_wait() -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     signal.alarm(30)
     try:
-        with pytest.raises(ConfigError, match=r"^runtime.workers: a batch does not fit into shared memory .*; make"):
+        with pytest.raises(ConfigError, match=r"^runtime.workers.*shared memory"):
             list(loader)
     finally:
         signal.alarm(0)

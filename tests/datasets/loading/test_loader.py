@@ -111,7 +111,7 @@ def test_epochs_are_shuffled_differently_and_leave_out_different_samples() -> No
 
 
 def test_a_batch_larger_than_the_set_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size: found 8, but dataset.train has only 5 samples"):
+    with pytest.raises(ConfigError, match=r"batch_size.*8.*dataset.train.*5 samples"):
         TrainOrder(5, 8, seed=0)
 
 
@@ -135,7 +135,7 @@ def test_samples_that_stay_together_come_in_one_batch_of_one_process(world_size:
     assert all(batch[1::2] == [index + 1 for index in batch[::2]] and not batch[0] % 2 for batch in batches)
     assert [len(share) for share in shares] == [len(list(share)) for share in shares]
     assert {share.common_batches for share in shares} == {min(len(share) for share in shares)}
-    with pytest.raises(ValueError, match="found 10 samples and batches of 3; accepted: multiples of 2"):
+    with pytest.raises(ValueError, match=r"10 samples.*3.*multiples of 2"):
         EvalOrder(10, 3, group_size=2)
 
 
@@ -162,9 +162,7 @@ def sample(size: int, label: int = 1, name: str = "x.png") -> Sample:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wrong_label_is_an_error_that_names_the_file(workers: int) -> None:
     loader = make_loader(Given([sample(8), sample(8, 7, "bad.png")]), EvalOrder(2, 1), workers=workers)
-    with pytest.raises(
-        DataError, match=r"^bad.png: its mask holds the labels 7 \(64 pixels\); accepted: 0 to 1, and 255"
-    ):
+    with pytest.raises(DataError, match=r"^bad.png.*labels 7 \(64 pixels\).*0 to 1.*255"):
         list(loader)
     loader.close()
 
@@ -177,7 +175,7 @@ def test_images_of_different_sizes_in_a_batch_are_named() -> None:
 
 def test_image_and_mask_must_be_of_one_size() -> None:
     wrong = Sample(torch.zeros(3, 8, 9, dtype=torch.uint8), torch.zeros(8, 8, dtype=torch.int64), "w.png")
-    with pytest.raises(DataError, match=r"w.png: the image is 9 x 8 pixels, its mask 8 x 8"):
+    with pytest.raises(DataError, match=r"w.png.*9 x 8.*mask 8 x 8"):
         Given([wrong])[0]
 
 
@@ -220,9 +218,10 @@ def test_kept_workers_follow_the_epoch_and_the_start() -> None:
 
 
 def test_a_closed_loader_has_no_workers_and_opens_again() -> None:
+    others = set(multiprocessing.active_children())
     loader = make_loader(shapes(), EvalOrder(10, 4), workers=1)
     first = [batch.name for batch in loader]
-    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
+    (worker,) = set(multiprocessing.active_children()) - others
     loader.close()
     assert not worker.is_alive()
     assert [batch.name for batch in loader] == first

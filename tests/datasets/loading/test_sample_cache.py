@@ -181,7 +181,7 @@ def test_a_damaged_file_is_read_anew(tree: Path) -> None:
 
 def test_bad_samples_are_not_cached(tree: Path) -> None:
     write(tree / "masks" / "0.png", np.full((16, 20), 9, np.uint8))
-    with pytest.raises(DataError, match=r"0.png: its mask holds the labels 9"):
+    with pytest.raises(DataError, match=r"0.png.*labels 9"):
         folder(tree)[0]
     assert not cached(tree)
 
@@ -196,7 +196,7 @@ def test_the_cache_keeps_within_its_limit(tree: Path, caplog: pytest.LogCaptureF
 
 
 def test_a_folder_that_cannot_be_made_is_named(tree: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cache_samples: found '\S*/masks/0.png', where no folder can be made"):
+    with pytest.raises(ConfigError, match=r"cache_samples.*'\S*/masks/0.png'.*folder"):
         folder(tree, cache_samples=str(tree / "masks" / "0.png"))
 
 

@@ -117,10 +117,10 @@ def test_other_pickles_are_refused_and_run_nothing(
 def test_a_binary_file_of_another_length_and_a_wrong_label_are_errors(root: Path) -> None:
     path = root / "cifar-10-batches-py" / "test_batch.bin"
     path.write_bytes(bytes(3000))
-    with pytest.raises(DataError, match=r"test_batch.bin: no file .*found 3000 bytes; expected records of 3073"):
+    with pytest.raises(DataError, match=r"test_batch.bin.*3000 bytes.*3073"):
         build_dataset({"name": "cifar10", "split": "test"})
     path.write_bytes(batch("binary", IMAGES[:1], [10]))
-    with pytest.raises(DataError, match="test_batch 0: its class is 10; accepted: 0 to 9"):
+    with pytest.raises(DataError, match=r"test_batch 0.*class is 10.*0 to 9"):
         build_dataset({"name": "cifar10", "split": "test"})[0]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from label_trees import real
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -24,7 +25,6 @@ from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform
 from classyseg.weights.cache import fetch
 
-SAMPLE = Path(__file__).parents[3] / "../shared/data/imagenet_sample"
 TOP1 = 0.877
 """Of lite0 on those images, as their README has it."""
 VARIANTS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -55,9 +55,8 @@ class ImageNetSample(ClassyDataset):
     """One image a class; every pixel of a mask is of the image's class."""
 
     def __init__(self, weights: PublicWeights, every: int = 1) -> None:
-        if not SAMPLE.is_dir():
-            pytest.skip("the real imagenet_sample is not there")
-        with open(SAMPLE / "labels.csv", encoding="utf-8") as file:
+        self.folder = real("imagenet_sample")
+        with open(self.folder / "labels.csv", encoding="utf-8") as file:
             self.rows = list(csv.DictReader(file))[::every]
         self.classes = tuple(map(str, range(1000)))
         super().__init__()
@@ -68,7 +67,7 @@ class ImageNetSample(ClassyDataset):
 
     def load(self, index: int) -> Sample:
         row = self.rows[index]
-        image = read_image(SAMPLE / "images" / row["file"])
+        image = read_image(self.folder / "images" / row["file"])
         return Sample(image, torch.full(tuple(image.shape[1:]), int(row["class_index"])), row["file"])
 
 
