@@ -76,8 +76,9 @@ class Measurement:
             self.submission = SubmissionFiles(*described, benchmark=benchmark, folder=folder)
         elif not self.dataset.has_masks:
             raise ConfigError(
-                f"dataset.{split}: has no masks, so that nothing can be measured; --submission writes label maps for a "
-                "server, and `classyseg predict` any"
+                f"dataset.{split}",
+                "has no masks, so that nothing can be measured; --submission writes label maps for a "
+                "server, and `classyseg predict` any",
             )
         self._submits_what_is_measured = self.submission is not None and not self.dataset.transforms
         self.meters = [*meters, self.worst]

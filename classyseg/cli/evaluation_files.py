@@ -55,7 +55,7 @@ class WorstImages(ClassyMeter):
     `names` and `images` (N, C, H, W) of the batch are set before each update.
     """
 
-    numbers = ()
+    number_names = ()
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, count: int = 20) -> None:
         self.num_classes, self.ignore_index, self.count = len(classes), ignore_index, count
@@ -141,7 +141,7 @@ class SubmissionFiles(ClassyMeter):
     `names` of the batch are set before each update.
     """
 
-    numbers = ()
+    number_names = ()
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, benchmark: str, folder: Path) -> None:
         component: Any = DATASETS.entry(benchmark).component

@@ -53,8 +53,9 @@ def whole_batch_step(
 def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
     if any(part.dim() == 0 or part.shape != parts[0].shape for part in parts):
         raise ConfigError(
-            f"runtime.accumulate_steps: the parts of a batch give '{name}' as {[tuple(part.shape) for part in parts]}; "
-            "this loss needs outputs (N, ...) of the N images of a part; set it to 1, and lower batch_size instead"
+            "runtime.accumulate_steps",
+            f"the parts of a batch give '{name}' as {[tuple(part.shape) for part in parts]}; "
+            "this loss needs outputs (N, ...) of the N images of a part; set it to 1, and lower batch_size instead",
         )
     joined = torch.cat(list(parts))
     return joined.requires_grad_() if joined.is_floating_point() else joined

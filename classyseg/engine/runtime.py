@@ -112,6 +112,7 @@ def check_batch_size(batch_size: int, accumulate_steps: int) -> None:
         low = batch_size // parts * parts
         near = f"{low} or {low + parts}" if low else str(parts)
         raise ConfigError(
-            f"batch_size: found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
-            f"cannot share evenly; the nearest sizes are {near}"
+            "batch_size",
+            f"found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
+            f"cannot share evenly; the nearest sizes are {near}",
         )

@@ -23,7 +23,9 @@ def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], m
         for name, value in named.items():
             key = name if head == main_head else f"{head}/{name}"
             if key in giver:
-                raise ConfigError(f"meters[{i}]: gives '{key}', which {giver[key]} has already; leave one of them out")
+                raise ConfigError(
+                    f"meters[{i}]", f"gives '{key}', which {giver[key]} has already; leave one of them out"
+                )
             giver[key], joined[key] = f"meters[{i}]", value
     return joined
 

@@ -50,8 +50,9 @@ class UNetHead(ClassyHead):
         widths = channels or [max(16, 256 >> i) for i in range(len(blocks) - 1)]
         if len(widths) < len(blocks) - 1:
             raise ConfigError(
-                f"channels: found {len(widths)} for {len(blocks)} blocks; expected {len(blocks) - 1}, or more for "
-                "steps without a block"
+                "channels",
+                f"found {len(widths)} for {len(blocks)} blocks; expected {len(blocks) - 1}, or more for "
+                "steps without a block",
             )
         deepest, *others = reversed([block.channels for block in blocks])
         skips = [*others, *[0] * (len(widths) - len(others))]

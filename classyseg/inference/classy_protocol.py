@@ -87,7 +87,7 @@ class ClassyProtocol(Configurable, ABC):
         """The config that makes this protocol again, with every default. Raises: `ConfigError` without a name."""
         name = PROTOCOLS.name_of(type(self))
         if not name:
-            raise ConfigError(f"protocol: {type(self).__name__} is not registered, so that no config can name it")
+            raise ConfigError("protocol", f"{type(self).__name__} is not registered, so that no config can name it")
         options = {key: getattr(self, key) for key in own_parameters(type(self))}
         return PROTOCOLS.validate({"name": name, **options}).resolved()
 
@@ -97,10 +97,11 @@ class ClassyProtocol(Configurable, ABC):
         for head, kind in wanted:
             if kind == "outputs" and not self.gives_outputs:
                 raise ConfigError(
-                    f"protocol: found {name}, which gives no outputs of the head '{head}', and something reads them; "
-                    "accepted: whole"
+                    "protocol",
+                    f"found {name}, which gives no outputs of the head '{head}', and something reads them; "
+                    "accepted: whole",
                 )
             if not self.takes_whole_images and not network.gives_maps(head):
                 raise ConfigError(
-                    f"protocol: found {name}, but the head '{head}' classifies whole images; accepted: whole"
+                    "protocol", f"found {name}, but the head '{head}' classifies whole images; accepted: whole"
                 )

@@ -67,7 +67,9 @@ def checked_description(values: Mapping[str, Any], source: str) -> Description:
     except ValidationError as error:
         raise explain(error, ConfigTree(dict(values), source)) from None
     if len(found.palette) != len(found.classes):
-        raise ConfigError(f"{source}: palette: found {len(found.palette)} colours for {len(found.classes)} classes")
+        raise ConfigError(
+            "palette", f"found {len(found.palette)} colours for {len(found.classes)} classes", source=source
+        )
     return found
 
 

@@ -17,14 +17,14 @@ def torch_device(name: str | torch.device) -> torch.device:
     Raises: `ConfigError` for what is none of these, and for a GPU that is not there.
     """
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", str(name)):
-        raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
+        raise ConfigError("device", f"found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
     kind, _, index = str(name).partition(":")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cpu" or (kind == "auto" and not available):
         return torch.device("cpu")
     number = int(index or local_rank())
     if number >= available:
-        raise ConfigError(f"device: found {name} (GPU {number} for this process); {available} GPUs are there")
+        raise ConfigError("device", f"found {name} (GPU {number} for this process); {available} GPUs are there")
     return torch.device("cuda", number)
 
 

@@ -20,7 +20,8 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError, within
+from classyseg.config import ConfigError, ConfigTree
+from classyseg.errors import within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
@@ -129,17 +130,20 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
 def _predictor(
     description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
 ) -> Predictor:
-    with within(str(source)):
-        model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
+    with written_in(str(source)):
+        model = _built(description, sum(tensor.numel() for tensor in tensors.values()), str(source))
     _fill(model, tensors, weights)
-    with within(str(source)) if options["protocol"] is None else nullcontext():
+    with written_in(str(source)) if options["protocol"] is None else nullcontext():
         return Predictor.from_description(model, description, **options)
 
 
-def _built(description: Description, num_weights: int) -> ClassyModel:
-    config = MODELS.validate(dict(description.model), placed=True)
+def _built(description: Description, num_weights: int, source: str) -> ClassyModel:
+    with within("model"):
+        config = MODELS.validate(ConfigTree(dict(description.model), source), placed=True)
     if getattr(config, "weights", None) is not None:
-        raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
+        raise ConfigError(
+            "model.weights", "found a source of weights, which a trained model has no use for; take it out"
+        )
     # The config comes from anybody: it may build a model a little larger than its weights, not one that fills the
     # memory.
     with bounded(most=4 * num_weights + 10**7):

@@ -50,13 +50,13 @@ def bytes_of(text: int | float | str) -> int:
         return int(text)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text) if isinstance(text, str) else None
     if found is None or (found[3] and not found[2]):
-        raise ConfigError(f"max_memory: found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+        raise ConfigError("max_memory", f"found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     factor = UNITS[found[2].upper()]
     if found[3]:
         factor = 1024 ** (len(UNITS) - 1 - list(reversed(UNITS)).index(found[2].upper()))
     number = int(float(found[1]) * factor)
     if not 0 < number < 2**60:
-        raise ConfigError(f"max_memory: found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+        raise ConfigError("max_memory", f"found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     return number
 
 

@@ -25,7 +25,7 @@ Outputs = Mapping[str, Tensor]
 def known_precision(name: object) -> Precision:
     """`name`, if it is a precision. Raises: `ConfigError`."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise ConfigError(f"precision: found {name!r:.100}; accepted are {', '.join(DTYPES)}")
+        raise ConfigError("precision", f"found {name!r:.100}; accepted are {', '.join(DTYPES)}")
     return name  # type: ignore[return-value]
 
 

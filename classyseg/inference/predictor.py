@@ -73,15 +73,16 @@ class Predictor:
         self.classes = tuple(classes)
         self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or _colors(len(self.classes))
         if len(self.palette) != len(self.classes):
-            raise ConfigError(f"palette: found {len(self.palette)} colours for {len(self.classes)} classes")
+            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
         if len(self.normalizer.mean) != model.in_channels:
             raise ConfigError(
-                f"normalize: found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
-                "give it one mean and one std for each"
+                "normalize",
+                f"found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
+                "give it one mean and one std for each",
             )
         self.protocol: ClassyProtocol = PROTOCOLS.build("whole" if protocol is None else protocol)
         self.may_use_windows = protocol is None if may_use_windows is None else may_use_windows
@@ -101,8 +102,9 @@ class Predictor:
         self.head = model.main_head
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
-                f"classes: found {len(self.classes)} names; the head '{self.head}' of the model has "
-                f"{self.network.num_classes(self.head)} classes"
+                "classes",
+                f"found {len(self.classes)} names; the head '{self.head}' of the model has "
+                f"{self.network.num_classes(self.head)} classes",
             )
         self.protocol.check(self.network, [Wanted(self.head)])
 
@@ -255,8 +257,9 @@ class Predictor:
         """What `save` writes as `config.json`. Raises: `ConfigError` for parts that no config can describe."""
         if self._model_config is None:
             raise ConfigError(
-                "model_config: missing; a model that Python code built can be saved when `Predictor` is told the "
-                "config that makes it again: {'name': ..., 'heads': ...}"
+                "model_config",
+                "missing; a model that Python code built can be saved when `Predictor` is told the "
+                "config that makes it again: {'name': ..., 'heads': ...}",
             )
         return Description(
             model=architecture(self._model_config),

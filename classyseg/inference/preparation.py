@@ -108,7 +108,9 @@ class Preparation:
     def config(self) -> PreparationConfig:
         """The config for `Preparation.of` to make this again. Raises: `ConfigError` for transforms built in Python."""
         if any(isinstance(step, ClassyTransform) for step in self._configs):
-            raise ConfigError("preparation.transforms: found transforms built in Python, which no config can describe")
+            raise ConfigError(
+                "preparation.transforms", "found transforms built in Python, which no config can describe"
+            )
         return PreparationConfig(transforms=self._configs, bits=32 if self.own_unit else None, exif=self.exif)
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -222,8 +224,9 @@ class Preparation:
             planned = applied.size_after(before)
             if planned is not None and planned[0] * planned[1] > max(MAX_PIXELS, before[0] * before[1]):
                 raise DataError(
-                    f"preparation.transforms[{i}]: {type(applied).__name__} makes {planned[0]} x {planned[1]} pixels "
-                    f"of {before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}"
+                    f"preparation.transforms[{i}]",
+                    f"{type(applied).__name__} makes {planned[0]} x {planned[1]} pixels "
+                    f"of {before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}",
                 )
             # There is no mask. Transforms ask for its size: this one costs no memory, as all of its pixels are one
             # byte.

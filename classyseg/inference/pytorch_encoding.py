@@ -68,8 +68,9 @@ class PyTorchEncoding(ClassyProtocol):
         for head in {item.head for item in wanted}:
             if not network.averages_logits(head):
                 raise ConfigError(
-                    f"protocol: found pytorch_encoding, which adds logits, and the head '{head}' has none of its own; "
-                    "accepted: multi_scale"
+                    "protocol",
+                    f"found pytorch_encoding, which adds logits, and the head '{head}' has none of its own; "
+                    "accepted: multi_scale",
                 )
 
     def __call__(

@@ -66,8 +66,9 @@ class SlidingWindow(ClassyProtocol):
         self.steps = self.stride or tuple(max(1, round(side * (1 - overlap))) for side in self.size)
         if any(step > side for step, side in zip(self.steps, self.size, strict=True)):
             raise ConfigError(
-                f"stride: found {list(self.steps)}; windows of {list(self.size)} would leave gaps; accepted are "
-                "strides up to the size of a window"
+                "stride",
+                f"found {list(self.steps)}; windows of {list(self.size)} would leave gaps; accepted are "
+                "strides up to the size of a window",
             )
 
     def __call__(

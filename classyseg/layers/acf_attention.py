@@ -41,7 +41,7 @@ class ACFAttention(nn.Module):
         super().__init__()
         if key_channels % num_mixtures:
             raise ConfigError(
-                f"num_mixtures: found {num_mixtures}, which does not divide the {key_channels} key channels of a head"
+                "num_mixtures", f"found {num_mixtures}, which does not divide the {key_channels} key channels of a head"
             )
         self.num_heads = num_heads
         self.num_mixtures = num_mixtures

@@ -146,8 +146,9 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         if not found and self.training:
             wanted = " and ".join(f"'{name}'" for name in self.reads)
             raise ConfigError(
-                f"loss: {type(self).__name__} found no head that gives {wanted}; outputs of the model: "
-                f"{', '.join(outputs) or 'none'}"
+                "loss",
+                f"{type(self).__name__} found no head that gives {wanted}; outputs of the model: "
+                f"{', '.join(outputs) or 'none'}",
             )
         return found
 
@@ -210,10 +211,10 @@ class PerOutputLoss(ClassyLoss):
         self._names: dict[object, list[str]] = {}
         for name in heads or ():
             if heads.count(name) > 1:  # type: ignore[union-attr]
-                raise ConfigError(f"heads: found '{name}' twice")
+                raise ConfigError("heads", f"found '{name}' twice")
         for name in self.head_weights if heads is not None else ():
             if name not in heads:  # type: ignore[operator]
-                raise ConfigError(f"loss.head_weights.{name}: found a weight of an output that loss.heads leaves out")
+                raise ConfigError(f"head_weights.{name}", "found a weight of an output that loss.heads leaves out")
 
     @abstractmethod
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -264,8 +265,9 @@ class PerOutputLoss(ClassyLoss):
             if not names and self.training:
                 found = ", ".join(outputs) or "none"
                 raise ConfigError(
-                    f"loss: {type(self).__name__} found nothing to read among the outputs {found}; {self.needs}. Name "
-                    "what it is to read in loss.heads, or take another loss"
+                    "loss",
+                    f"{type(self).__name__} found nothing to read among the outputs {found}; {self.needs}. Name "
+                    "what it is to read in loss.heads, or take another loss",
                 )
             for name in names:
                 self.check_num_classes(outputs[name].shape[1])
@@ -276,11 +278,11 @@ class PerOutputLoss(ClassyLoss):
         """The names of the outputs to read. Raises: `ConfigError` as `read`."""
         if "" in outputs:
             if not self.fits(outputs[""], target):
-                raise ConfigError(f"loss: found {_shapes(outputs[''], target)}; {self.needs}")
+                raise ConfigError("loss", f"found {_shapes(outputs[''], target)}; {self.needs}")
             return list(outputs)
         for place, name in self.named_outputs():
             if name not in outputs and self.training:
-                raise ConfigError(f"{place}: {unknown('head', name, outputs)}")
+                raise ConfigError(place, unknown("head", name, outputs))
         wanted = [name for name in (outputs if self.heads is None else self.heads) if name in outputs]
         named = {*self.head_weights, *(self.heads or ())}
         return [name for name in wanted if self.accepts(name, outputs, target, named=name in named)]
@@ -294,7 +296,7 @@ class PerOutputLoss(ClassyLoss):
         if self.fits(outputs[name], target):
             return named or is_of_classes(name, outputs)
         if named or "." not in name:  # a head's output other than its logits may be for another loss
-            raise ConfigError(f"model.heads.{name}: found {_shapes(outputs[name], target)}; {self.needs}")
+            raise ConfigError(f"model.heads.{name}", f"found {_shapes(outputs[name], target)}; {self.needs}")
         return False
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from classyseg.config import ConfigError, ConfigTree, explain, placed
+from classyseg.config import ConfigError, ConfigTree, explain
+from classyseg.errors import moving, within
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.load_weights import LoadedWeights, load_weights
 from classyseg.models.memory.freezing import freeze
@@ -38,25 +39,27 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
     if isinstance(config, ClassyModel):
         return config
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
-    try:
+    with within("model"):
         model: ClassyModel = MODELS.build(checked)
-    except ConfigError as error:
-        raise placed("model", error) from None
     heads = getattr(checked, "heads", {})
     if num_classes is None:
         num_classes = default_num_classes(type(model), checked.name)
     if heads and num_classes is None:
-        raise ConfigError("model.heads: found heads, but no number of classes; pass num_classes")
+        raise ConfigError("model.heads", "found heads, but no number of classes; pass num_classes")
     for name, head in heads.items():
         blocks = _blocks(model, head.blocks, f"model.heads.{name}.blocks")
         try:
-            model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
-        except ConfigError as error:
-            raise placed(f"model.heads.{name}", error) from None
+            with within(("model", "heads", name)):
+                built = HEADS.build(head, blocks, num_classes)
+            with within("model"):
+                model.attach_head(name, built, train_only=head.train_only)
+        except ConfigError:
+            raise
         except (ArithmeticError, AssertionError, LookupError, ValueError) as error:  # a plugin's head may check nothing
             raise ConfigError(
-                f"model.heads.{name}: the head '{head.name}' cannot be built with these options of the blocks "
-                f"{', '.join(head.blocks)} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); choose others"
+                f"model.heads.{name}",
+                f"the head '{head.name}' cannot be built with these options of the blocks "
+                f"{', '.join(head.blocks)} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); choose others",
             ) from error
     _save_memory(model, checked)
     if load:
@@ -65,17 +68,16 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
 
 
 def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
-    try:
+    with within("model"):
         freeze(model, getattr(config, "frozen", False), norm=getattr(config, "frozen_norm", False))
         checkpointing = getattr(config, "activation_checkpointing", False)
         checkpoint_activations(model, checkpointing)
-    except ConfigError as error:
-        raise placed("model", error) from None
     model.activation_compression = getattr(config, "activation_compression", "none")
     if checkpointing and model.activation_compression != "none":
         raise ConfigError(
-            f"model.activation_compression: found '{model.activation_compression}' together with "
-            "activation_checkpointing, which would compute again from rounded inputs; keep one of them"
+            "model.activation_compression",
+            f"found '{model.activation_compression}' together with "
+            "activation_checkpointing, which would compute again from rounded inputs; keep one of them",
         )
 
 
@@ -118,10 +120,8 @@ def load_initial_weights(model: ClassyModel, config: Any) -> None:
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
     found = []
     for i, name in enumerate(names):
-        try:
+        with moving("blocks", f"{place}[{i}]"):
             found.append(model.block(name))
-        except ConfigError as error:
-            raise ConfigError(f"{place}[{i}]: {str(error).removeprefix('blocks: ')}") from None
     return found
 
 
@@ -157,7 +157,7 @@ def create_backbone(
     known = MODELS.config_model(name).model_fields
     for key, value in options.items():
         if value is not None and key not in known:
-            raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
+            raise ConfigError(key, f"found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
     config |= {key: value for key, value in options.items() if value is not None}
     if features_only:
         start = _start(name, pretrained, weights, adapt_input, with_heads=False)
@@ -178,11 +178,9 @@ def create_backbone(
     if output_indices is not None:
         names = list(model.blocks)
         if any(type(index) is not int or index not in range(-len(names), len(names)) for index in output_indices):
-            raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks")
-        try:
+            raise ConfigError("output_indices", f"found {list(output_indices)}; '{name}' has {len(names)} blocks")
+        with moving("blocks", "output_indices"):
             model.keep_blocks([names[index] for index in output_indices])
-        except ConfigError as error:
-            raise placed("output_indices", error) from None
     return model
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, closest, shown
+from classyseg.errors import moving
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.memory.compress import Compression, compressed
 from classyseg.models.memory.recompute import recomputed
@@ -121,7 +122,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """
         if not names or len(set(names)) < len(names) or not set(names) <= set(self._declared):
             raise ConfigError(
-                f"blocks: found {list(names)}; keep one or more of {', '.join(self._declared)}, each once"
+                "blocks", f"found {list(names)}; keep one or more of {', '.join(self._declared)}, each once"
             )
         self._kept = [name for name in self._declared if name in names]
 
@@ -190,8 +191,9 @@ class ClassyModel(nn.Module, Configurable, ABC):
         if name not in dict(self.backbone_modules()):
             near = closest(name, self.attachable_block_names)
             raise ConfigError(
-                f"blocks: unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
-                f"{', '.join(self._declared)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet"
+                "blocks",
+                f"unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
+                f"{', '.join(self._declared)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet",
             )
         watched = set(self._watched)
         self._watched.add(name)  # so that the backbone runs it
@@ -215,26 +217,29 @@ class ClassyModel(nn.Module, Configurable, ABC):
         """
         problem = head_name_problem(name)
         if problem:
-            raise ConfigError(f"heads.{name}: found the name {shown(name)}; {problem}")
+            raise ConfigError(f"heads.{name}", f"found the name {shown(name)}; {problem}")
         if name in self.heads:
-            raise ConfigError(f"heads.{name}: this model has a head of that name; detach it first")
-        infos = [self.block(block.name) for block in head.blocks]
+            raise ConfigError(f"heads.{name}", "this model has a head of that name; detach it first")
+        with moving("blocks", f"heads.{name}.blocks"):
+            infos = [self.block(block.name) for block in head.blocks]
         for wanted, info in zip(head.blocks, infos, strict=True):
             if bool(wanted.stride) != bool(info.stride):
                 kinds = ["vectors (N, count, C)", "a map (N, C, h, w)"]
                 raise ConfigError(
-                    f"heads.{name}: built for '{info.name}' as {kinds[bool(wanted.stride)]}, but it is "
-                    f"{kinds[bool(info.stride)]}"
+                    f"heads.{name}",
+                    f"built for '{info.name}' as {kinds[bool(wanted.stride)]}, but it is {kinds[bool(info.stride)]}",
                 )
             if wanted.channels != info.channels:
                 raise ConfigError(
-                    f"heads.{name}: built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}"
+                    f"heads.{name}",
+                    f"built for '{info.name}' with {wanted.channels} channels, but it has {info.channels}",
                 )
         declared = list(self._declared)
         found = [block.name for block in head.blocks if block.name in declared]
         if head.shallow_to_deep and found != sorted(found, key=declared.index):
             raise ConfigError(
-                f"blocks: found {', '.join(found)}; this head reads blocks shallow to deep: {', '.join(declared)}"
+                f"heads.{name}.blocks",
+                f"found {', '.join(found)}; this head reads blocks shallow to deep: {', '.join(declared)}",
             )
         self.heads[name] = head.train(self.training)
         self._tap(infos)
@@ -262,7 +267,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         Raises: `ConfigError` for an unknown name.
         """
         if name not in self.heads:
-            raise ConfigError(f"heads.{name}: no such head; attached: {', '.join(self.heads) or 'none'}")
+            raise ConfigError(f"heads.{name}", f"no such head; attached: {', '.join(self.heads) or 'none'}")
         head = self.heads.pop(name)
         self._train_only.discard(name)
         self.taps.keep(self.blocks_read())
@@ -285,7 +290,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
         for name in self.heads:
             if name not in self._train_only:
                 return name
-        raise ConfigError("model.heads: found no head that works in eval mode; attach one without train_only")
+        raise ConfigError("model.heads", "found no head that works in eval mode; attach one without train_only")
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from classyseg.checkpoint import problem_of_values
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError, within
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.position_grids import Grid, UnknownGridError, grid_of, image_size_of_run, on_own_grid
@@ -108,16 +108,15 @@ def load_weights(
         source = weights
     else:
         source = WeightsSource(str(weights), public_weights(type(model), variant))
-    place = f"model.weights: '{source.text}'"
-    for key, wanted in source.public.config if source.public else ():
-        if getattr(model, key, wanted) != wanted:
-            found = getattr(model, key)
-            raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
-    try:
+    file = f"'{source.text}'"
+    place = f"model.weights: {file}"
+    with within("model.weights"):
+        for key, wanted in source.public.config if source.public else ():
+            found = getattr(model, key, wanted)
+            if found != wanted:
+                raise ConfigError(f"{file} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
         tensors = read_tensors(source.path)
         image_size = image_size_of_run(source.path) if source.path.is_dir() else None
-    except ConfigError as error:
-        raise ConfigError(f"model.weights: {error}") from None
     state, report = match(
         model,
         tensors,
@@ -128,21 +127,21 @@ def load_weights(
         image_size=image_size,
     )
     name = variant or type(model).__name__
-    if not report.loaded:
-        raise ConfigError(
-            f"{place} has no tensor of {name}: found keys such as "
-            f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}"
-        )
-    if strict and report.problems():
-        raise ConfigError(
-            f"{place} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}"
-        )
-    if classifier in report.new_heads:
-        if strict and not new_classifier:
-            text = f"{place} holds no classifier for the head '{classifier}' of {name}"
+    with within("model.weights"):
+        if not report.loaded:
+            raise ConfigError(
+                f"{file} has no tensor of {name}: found keys such as {_listed(list(tensors)[:3])}; expected such as "
+                f"{_listed(list(model.state_dict())[:3])}"
+            )
+        if strict and report.problems():
+            others = _other_classes(model, state, report)
+            raise ConfigError(f"{file} does not fit {name}{_as(report)}: {report.problems()}{others}")
+        if classifier in report.new_heads and strict and not new_classifier:
+            text = f"{file} holds no classifier for the head '{classifier}' of {name}"
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
+        require_sound(file, state)
+    if classifier in report.new_heads:
         log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
-    require_sound(place, state)
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
@@ -152,12 +151,12 @@ def load_weights(
     return report
 
 
-def require_sound(place: str, tensors: Mapping[str, Tensor]) -> None:
+def require_sound(file: str, tensors: Mapping[str, Tensor]) -> None:
     """Raises: `ConfigError` that names tensors with values that are not finite, or with a variance below 0."""
     broken = {key: problem for key, value in tensors.items() if (problem := problem_of_values(key, value))}
     for problem in dict.fromkeys(broken.values()):
         keys = [key for key, found in broken.items() if found == problem]
-        raise ConfigError(f"{place}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
+        raise ConfigError(f"{file}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
 
 
 def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: LoadedWeights) -> str:
@@ -213,7 +212,7 @@ def match(
     """
     if grid is not None and not model.position_grids():
         raise ConfigError(
-            f"weights.grid: found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
+            "weights.grid", f"found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
         )
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}

@@ -31,13 +31,13 @@ def submodule_block(model: ClassyModel, name: str) -> BlockInfo:
         handle.remove()
     if len(outputs) != 1:
         raise ConfigError(
-            f"blocks: '{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
+            "blocks", f"'{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
         )
     (output,) = outputs
     if not isinstance(output, Tensor) or output.dim() not in (3, 4):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ConfigError(
-            f"blocks: '{name}' puts out {found}; a head needs a feature map (N, C, h, w), or vectors (N, count, C)"
+            "blocks", f"'{name}' puts out {found}; a head needs a feature map (N, C, h, w), or vectors (N, count, C)"
         )
     if output.dim() == 3:
         return BlockInfo(name, output.shape[2], 0)

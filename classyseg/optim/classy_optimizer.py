@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
 from classyseg.console import printable
+from classyseg.errors import within
 from classyseg.optim.schedules import ClassyScheduler
 from classyseg.registry import SCHEDULERS, Configurable
 from classyseg.structures import RunLength
@@ -74,7 +75,7 @@ class ClassyOptimizer(Configurable, ABC):
         self.current_lr = lr * self.schedule(0.0)
         parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         if not parameters:
-            raise ConfigError("optimizer: found no parameter that needs a gradient")
+            raise ConfigError("found no parameter that needs a gradient")
         self.names: list[list[str]] = []
         self.lr_factors: list[float] = []
         torch_groups = []
@@ -90,7 +91,8 @@ class ClassyOptimizer(Configurable, ABC):
 
     def schedule_for(self, length: RunLength) -> ClassyScheduler:
         """What the schedule would be in a run of another length."""
-        schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
+        with within("schedule"):
+            schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
         return schedule
 
     @cached_property
@@ -211,8 +213,9 @@ def _split(
         if not names:
             near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
             raise ConfigError(
-                f"optimizer.groups[{i}].match: found '{group.match}', which matches no parameter that is left"
-                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}"
+                f"groups[{i}].match",
+                f"found '{group.match}', which matches no parameter that is left"
+                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}",
             )
         left = [name for name in left if name not in set(names)]
         found.append((group, names))

@@ -271,14 +271,14 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
 def check_complete(spec: TaskSpec, problems: Problems) -> None:
     """Checks that nothing is missing: data sets, and in a task that trains an optimizer. Raises: `ConfigError`."""
     if not spec.dataset:
-        raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
+        raise ConfigError("dataset", "found neither train nor val; give the data set to measure under val")
     with problems.collected():
         check_lengths(spec.lengths)
     missing = {"dataset.train": "train" not in spec.dataset, "optimizer": spec.optimizer is None}
     for key in missing if spec.trains else ():
         with problems.collected():
             if missing[key]:
-                raise ConfigError(f"{key}: missing; a task that trains has one, and only num_epochs: 0 needs none")
+                raise ConfigError(key, "missing; a task that trains has one, and only num_epochs: 0 needs none")
 
 
 def _data(spec: TaskSpec, problems: Problems, *, real: bool) -> tuple[dict[str, Part], dict[str, ClassyDataset]]:
@@ -323,7 +323,7 @@ def _model(spec: TaskSpec, num_classes: int, *, real: bool) -> ClassyModel:
 
 def _not_built(error: Exception) -> ConfigError:
     reason = str(error).partition("\n")[0]
-    return ConfigError(f"model: cannot be built with these options ({type(error).__name__}: {reason}); choose others")
+    return ConfigError("model", f"cannot be built with these options ({type(error).__name__}: {reason}); choose others")
 
 
 def _meters(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from classyseg.config import ConfigError, closest, listed, unknown
+from classyseg.errors import within
 from classyseg.evaluation import joined_metrics
 from classyseg.hooks import ClassyHook
 from classyseg.hooks.checkpoint import same_text
@@ -102,24 +103,23 @@ def check_best(
             continue
         if not is_measured:
             raise ConfigError(
-                f"hooks[{i}].best: found '{hook.best}', but there is no dataset.val by which to measure it; add one, "
-                "or leave best out"
+                f"hooks[{i}].best",
+                f"found '{hook.best}', but there is no dataset.val by which to measure it; add one, or leave best out",
             )
         if hook.best == "loss" and not has_loss:
             raise ConfigError(
-                f"hooks[{i}].best: found 'loss', which no record has, as the protocol of this config gives no outputs "
-                "of whole images; choose a meter's number, or protocol: whole"
+                f"hooks[{i}].best",
+                "found 'loss', which no record has, as the protocol of this config gives no outputs "
+                "of whole images; choose a meter's number, or protocol: whole",
             )
         if hook.names_best and first is not None:
-            raise ConfigError(f"hooks[{i}].best: hooks[{first}] has one already; a run has one best checkpoint")
+            raise ConfigError(f"hooks[{i}].best", f"hooks[{first}] has one already; a run has one best checkpoint")
         first = i if hook.names_best else first
-        try:
+        with within(f"hooks[{i}].best"):
             best_is = numbers.best_is(hook.best)
-        except ConfigError as error:
-            raise ConfigError(f"hooks[{i}].best: {error}") from None
         can_tell = numbers.is_whole or numbers.are_built
         if best_is is None and hook.best_is is None and can_tell:
             raise ConfigError(
-                f"hooks[{i}].best_is: missing; nothing says which value of '{hook.best}' is best: set it to largest or "
-                "smallest"
+                f"hooks[{i}].best_is",
+                f"missing; nothing says which value of '{hook.best}' is best: set it to largest or smallest",
             )

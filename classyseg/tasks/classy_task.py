@@ -170,9 +170,10 @@ class ClassyTask(Configurable, ABC):
         self._files_tell_channels = any(data.facts.channels is None for data in parts.sets.values())
         if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
             raise ConfigError(
-                f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
+                "runtime.accumulate_steps",
+                f"found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
                 "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
-                "task `outputs` and `terms` in its place"
+                "task `outputs` and `terms` in its place",
             )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
@@ -362,8 +363,9 @@ class ClassyTask(Configurable, ABC):
         """The batch as the network takes it: on the device, normalised."""
         if self._files_tell_channels and batch.image.shape[1] != self.model.in_channels:
             raise ConfigError(
-                f"model.in_channels: found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
-                f"channels ({batch.name[0]})"
+                "model.in_channels",
+                f"found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
+                f"channels ({batch.name[0]})",
             )
         batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
         return batch.replace(image=self.normalizer(batch.image))

@@ -52,9 +52,10 @@ def check_splits(datasets: DatasetsConfig) -> None:
     """Raises: `ConfigError` for a config of an earlier version, where `test` meant what `val` means now."""
     if datasets.test is not None and "val" not in datasets.model_fields_set:
         raise ConfigError(
-            "dataset.val: missing where dataset.test is given. What is measured while training is called `val` now "
+            "dataset.val",
+            "missing where dataset.test is given. What is measured while training is called `val` now "
             "and was `test` before: rename it. `test` is measured once, after the last step. To measure nothing "
-            "before that, write val: null"
+            "before that, write val: null",
         )
 
 

@@ -57,14 +57,15 @@ def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: 
     """Raises: `ConfigError` for a data set of another kind than the task takes."""
     if facts.whole_images != whole_images:
         found, wanted = ("one class", "a mask") if facts.whole_images else ("a mask", "one class")
-        raise ConfigError(f"dataset.{name}: has {found} for each image; this task needs {wanted} for each")
+        raise ConfigError(f"dataset.{name}", f"has {found} for each image; this task needs {wanted} for each")
     if facts.gives_clips != takes_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
-        raise ConfigError(f"dataset.{name}: has {found}; this task takes {wanted}")
+        raise ConfigError(f"dataset.{name}", f"has {found}; this task takes {wanted}")
     if facts.has_masks is False:
         raise ConfigError(
-            f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
-            "predicted (see `submission` in docs/datasets.md)"
+            f"dataset.{name}",
+            "has images alone, without masks to train on or to measure with; they are there to be "
+            "predicted (see `submission` in docs/datasets.md)",
         )
 
 
@@ -73,13 +74,15 @@ def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: Dat
     if facts.classes != wanted.classes and None not in (facts.classes, wanted.classes):
         found, expected = (list(each.classes or ()) for each in (facts, wanted))
         raise ConfigError(
-            f"dataset.{name}: its classes {found!s:.300} are not those of dataset.{first_name}, {expected!s:.300}; "
-            "give both the same, in the same order"
+            f"dataset.{name}",
+            f"its classes {found!s:.300} are not those of dataset.{first_name}, {expected!s:.300}; "
+            "give both the same, in the same order",
         )
     if facts.ignore_index != wanted.ignore_index and None not in (facts.ignore_index, wanted.ignore_index):
         raise ConfigError(
-            f"dataset.{name}: ignores the label {facts.ignore_index}, dataset.{first_name} {wanted.ignore_index}; "
-            "give both the same ignore_index"
+            f"dataset.{name}",
+            f"ignores the label {facts.ignore_index}, dataset.{first_name} {wanted.ignore_index}; "
+            "give both the same ignore_index",
         )
 
 
@@ -87,8 +90,9 @@ def check_same_channels(name: str, facts: DataFacts, first_name: str, wanted: Da
     """Raises: `ConfigError` for a data set with other channels than the first one."""
     if facts.channels != wanted.channels and None not in (facts.channels, wanted.channels):
         raise ConfigError(
-            f"dataset.{name}: its images have {facts.channels} channels, those of dataset.{first_name} "
-            f"{wanted.channels}; accepted are data sets of the same channels"
+            f"dataset.{name}",
+            f"its images have {facts.channels} channels, those of dataset.{first_name} "
+            f"{wanted.channels}; accepted are data sets of the same channels",
         )
 
 
@@ -100,8 +104,9 @@ def check_colors(name: str, part: Part) -> None:
             return
         if step.needs_color:
             raise ConfigError(
-                f"dataset.{name}.transforms[{i}]: {type(step).__name__} takes images of three channels, those of "
-                f"dataset.{name} have {channels}; leave it out"
+                f"dataset.{name}.transforms[{i}]",
+                f"{type(step).__name__} takes images of three channels, those of "
+                f"dataset.{name} have {channels}; leave it out",
             )
 
 
@@ -125,9 +130,10 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
         return
     key = ".classes" if "classes" in facts.keys else ""
     raise ConfigError(
-        f"dataset.{name}{key}: found one class, '{facts.classes[0]}', which cannot be learnt: a softmax over one class "
+        f"dataset.{name}{key}",
+        f"found one class, '{facts.classes[0]}', which cannot be learnt: a softmax over one class "
         "is always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "
-        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}"
+        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}",
     )
 
 
@@ -136,11 +142,11 @@ def check_soft_targets(name: str, part: Part, loss: ClassyLoss) -> None:
     for i, step in enumerate(part.transforms):
         if not isinstance(step, PairTransform) or not step.gives_soft_targets(part.facts.whole_images):
             continue
-        place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
+        place, gives = f"dataset.{name}.transforms[{i}]", f"{type(step).__name__} gives shares of classes"
         if name != "train":
-            raise ConfigError(f"{place}, which meters cannot count; leave it out")
+            raise ConfigError(place, f"{gives}, which meters cannot count; leave it out")
         if not loss.takes_soft_targets:
-            raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
+            raise ConfigError(place, f"{gives}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
 
 
 def check_in_channels(data: Data, in_channels: int) -> None:
@@ -149,8 +155,9 @@ def check_in_channels(data: Data, in_channels: int) -> None:
     for name, channels in known.items() if len({*known.values()}) == 1 else ():
         if channels != in_channels:
             raise ConfigError(
-                f"model.in_channels: found {in_channels}, but the images of dataset.{name} have {channels} channels; "
-                f"write model.in_channels: {channels}, or data of {in_channels} channels"
+                "model.in_channels",
+                f"found {in_channels}, but the images of dataset.{name} have {channels} channels; "
+                f"write model.in_channels: {channels}, or data of {in_channels} channels",
             )
 
 
@@ -181,25 +188,27 @@ def applied_normalize(
     """
     if normalize is None and facts_of_all(data).in_own_unit:
         raise ConfigError(
-            "normalize: missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
-            "else knows: `classyseg data stats CONFIG` prints the line to write"
+            "normalize",
+            "missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
+            "else knows: `classyseg data stats CONFIG` prints the line to write",
         )
     applied: dict[str, NormalizeConfig] = {}
     for name, part in data.items():
         found = [step.normalize for step in part.transforms if isinstance(step, Normalize)]
         if found and normalize is not None:
             raise ConfigError(
-                f"dataset.{name}.transforms: found 'normalize' together with the task's own `normalize`; keep one"
+                f"dataset.{name}.transforms", "found 'normalize' together with the task's own `normalize`; keep one"
             )
         if len(found) > 1:
-            raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")
+            raise ConfigError(f"dataset.{name}.transforms", f"found 'normalize' {len(found)} times; keep one")
         applied[name] = found[0] if found else normalize or of_weights or NormalizeConfig()
     first, *others = applied.items()
     for name, other in others:
         if other != first[1]:
             raise ConfigError(
-                f"dataset.{name}.transforms: its images get {_text(other)}, those of dataset.{first[0]} "
-                f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
+                f"dataset.{name}.transforms",
+                f"its images get {_text(other)}, those of dataset.{first[0]} "
+                f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`",
             )
     return first[1]
 
@@ -217,8 +226,9 @@ def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | N
     facts = facts_of_all(data)
     if len(normalize.mean) != len(normalize.std):
         raise ConfigError(
-            f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations; expected one "
-            "of each for every channel"
+            "normalize",
+            f"found {len(normalize.mean)} means and {len(normalize.std)} standard deviations; expected one "
+            "of each for every channel",
         )
     by_transform = [
         f"dataset.{name}.transforms[{i}].mean"
@@ -236,14 +246,16 @@ def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | N
     what = "" if is_written else " by default"
     if facts.in_own_unit:
         raise ConfigError(
-            f"{place}: found {len(normalize.mean)} means, but the images have {channels} channels; give one mean and "
-            "one std for each, in their unit; `classyseg data stats CONFIG` measures them"
+            place,
+            f"found {len(normalize.mean)} means, but the images have {channels} channels; give one mean and "
+            "one std for each, in their unit; `classyseg data stats CONFIG` measures them",
         )
     means = ", ".join(["0.5"] * min(channels, 5)) + (", ..." if channels > 5 else "")
     raise ConfigError(
-        f"{place}: found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "
+        place,
+        f"found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "
         f"one std for each, such as normalize: {{mean: [{means}], std: [{means.replace('0.5', '0.25')}]}}; "
-        "`classyseg data stats CONFIG` measures them"
+        "`classyseg data stats CONFIG` measures them",
     )
 
 
@@ -264,14 +276,15 @@ def check_group_sizes(meters: Sequence[ClassyMeter | None], eval_batch_size: int
         clips = 1 if meter is None else meter.clips_per_video
         place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
         if eval_batch_size % clips:
-            raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")
+            raise ConfigError("runtime.eval_batch_size", f"found {eval_batch_size}; {place}")
         for name, facts in ((name, part.facts) for name, part in measured.items()):
             is_of_videos = meter is not None and "clips_per_video" in vars(meter)
             if is_of_videos and facts.group_size not in (None, clips):
                 raise ConfigError(
-                    f"meters[{i}].clips_per_video: found {clips}; accepted: {facts.group_size}, the number of samples "
+                    f"meters[{i}].clips_per_video",
+                    f"found {clips}; accepted: {facts.group_size}, the number of samples "
                     f"of dataset.{name} that are clips of one video and follow each other (its clips.per_video, "
-                    "sampled evenly)"
+                    "sampled evenly)",
                 )
             if facts.num_samples is not None and facts.num_samples % clips:
-                raise ConfigError(f"dataset.{name}: found {facts.num_samples} samples; {place}")
+                raise ConfigError(f"dataset.{name}", f"found {facts.num_samples} samples; {place}")

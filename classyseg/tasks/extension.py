@@ -29,8 +29,9 @@ def check_extension(
     """
     if now.num_steps < done:
         raise ConfigError(
-            f"num_{now.unit}: the run has done {done} steps, which is more than {now.text()}; it was to have "
-            f"{before.text()}. To measure an earlier checkpoint, use a copy of the run without the later ones"
+            f"num_{now.unit}",
+            f"the run has done {done} steps, which is more than {now.text()}; it was to have "
+            f"{before.text()}. To measure an earlier checkpoint, use a copy of the run without the later ones",
         )
     changed = list(_changes(before, now, done, model, optimizer))
     if changed and not extend:

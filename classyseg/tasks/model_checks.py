@@ -19,8 +19,9 @@ def check_takes(model: ClassyModel, *, takes_clips: bool) -> None:
         what = {3: "images (C, H, W)", 4: "clips (C, frames, H, W)"}
         given, example = ("clips", "resnext3d_18") if takes_clips else ("images", "resnet50")
         raise ConfigError(
-            f"model.name: {type(model).__name__} takes {what.get(found, f'inputs of {found} dimensions')}; this task "
-            f"gives it {what[3 + takes_clips]}: choose a model of {given}, such as {example}"
+            "model.name",
+            f"{type(model).__name__} takes {what.get(found, f'inputs of {found} dimensions')}; this task "
+            f"gives it {what[3 + takes_clips]}: choose a model of {given}, such as {example}",
         )
 
 
@@ -28,8 +29,9 @@ def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Raises: `ConfigError` for a compiled model that is to keep fewer activations: a compiler decides that itself."""
     if runtime.compile and (recomputes(model) or model.activation_compression != "none"):
         raise ConfigError(
-            "runtime.compile: found true together with model.activation_checkpointing or model.activation_compression; "
-            "keep one of them. The compiler cannot take these, and computes activations again by itself"
+            "runtime.compile",
+            "found true together with model.activation_checkpointing or model.activation_compression; "
+            "keep one of them. The compiler cannot take these, and computes activations again by itself",
         )
 
 
@@ -37,11 +39,13 @@ def check_head_names(model: ClassyModel, loss: ClassyLoss | None, meters: Iterab
     """Raises: `ConfigError` for a head that a loss or a meter names, but the model does not have."""
     in_eval = [name for name in model.heads if name not in model.train_only_heads]
     if not in_eval:
-        raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
+        raise ConfigError("model.heads", "found no head that works in eval mode; add one without train_only")
     for place, name in () if loss is None else loss.named_outputs():
         if name not in model.output_names:
-            raise ConfigError(f"{place}: '{name}': {unknown('head', name, model.output_names)}")
+            raise ConfigError(place, f"'{name}': {unknown('head', name, model.output_names)}")
     for i, meter in enumerate(meters):
         head = None if meter is None else meter.head
         if head is not None and head not in in_eval:
-            raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
+            raise ConfigError(
+                f"meters[{i}].head", f"'{head}': {unknown('head that works in eval mode', head, in_eval)}"
+            )

@@ -77,15 +77,17 @@ def check_outputs(
     for name in model.heads if trains else ():
         if name not in read:
             raise ConfigError(
-                f"loss: reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
-                "loss.heads, or leave the head out"
+                "loss",
+                f"reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
+                "loss.heads, or leave the head out",
             )
         needed = [output_name(name, own) for own in model.head(name).needed_outputs]
         for output in () if name in model.train_only_heads else needed:
             if output not in names:
                 raise ConfigError(
-                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
-                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                    "loss",
+                    f"found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary",
                 )
 
 
@@ -113,13 +115,13 @@ def _check_head(
         kind = "whole images" if found.dim() == 2 else "pixels"
         needed = "each pixel, (N, num_classes, h, w)" if size else "each image, (N, num_classes), such as linear"
         raise ConfigError(
-            f"model.heads.{name}: its logits {_shape(found)} are of {kind}; this task needs a head with logits for "
-            f"{needed}"
+            f"model.heads.{name}",
+            f"its logits {_shape(found)} are of {kind}; this task needs a head with logits for {needed}",
         )
     if found.shape[1] != num_classes:
         raise ConfigError(
-            f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
-            f"{num_classes}"
+            f"model.heads.{name}",
+            f"its logits {_shape(found)} are of {found.shape[1]} classes; it was built for {num_classes}",
         )
 
 
@@ -145,8 +147,8 @@ def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] 
         return outputs
     height, width = seen.size
     raise ConfigError(
-        f"model: cannot take {seen.images} images of {height} x {width} pixels at once, as dataset.train gives them: "
-        f"{reason}"
+        "model",
+        f"cannot take {seen.images} images of {height} x {width} pixels at once, as dataset.train gives them: {reason}",
     )
 
 

@@ -116,6 +116,6 @@ def check_lengths(lengths: Mapping[str, Any]) -> None:
             if given
             else "missing; write it, or num_steps"
         )
-        raise ConfigError(f"num_epochs: {found}")
+        raise ConfigError("num_epochs", found)
     if lengths.get("val_every_epochs") is not None and lengths.get("val_every_steps") is not None:
-        raise ConfigError("val_every_steps: found together with val_every_epochs; keep one of them")
+        raise ConfigError("val_every_steps", "found together with val_every_epochs; keep one of them")

@@ -26,6 +26,7 @@ from classyseg.checkpoint import (
 from classyseg.config import ConfigError, Location, differences, path_text
 from classyseg.console import printable
 from classyseg.engine import Engine
+from classyseg.errors import written_in
 from classyseg.hooks import ClassyHook
 from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
@@ -272,9 +273,10 @@ def restore_optimizer(optimizer: ClassyOptimizer, checkpoint: Checkpoint, num_st
     if not isinstance(told, Mapping) or told.get(OPTIMIZER) != len(found):
         raise _wrong(checkpoint, NUM_TENSORS, told, f"{len(found)} of {OPTIMIZER}, as {path} has")
     try:
-        optimizer.load_state(found, num_steps)
+        with written_in(str(path)):
+            optimizer.load_state(found, num_steps)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}; to go on from an earlier checkpoint, delete {checkpoint.folder}") from None
+        raise error.advise(f"to go on from an earlier checkpoint, delete {checkpoint.folder}") from None
 
 
 def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> None:

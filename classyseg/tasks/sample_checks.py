@@ -19,6 +19,10 @@ NUM_SAMPLES = 8
 """How many samples of each data set are checked before the first step."""
 
 
+class LookedAtError(DataError):
+    """What a short look at the samples found; the message says which command looks at all of them."""
+
+
 def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     """Checks a few samples, as `classyseg data check` checks all. They are the same ones at every start.
 
@@ -32,8 +36,9 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     for summary in diagnosis.summaries:
         if summary.whole_images and not summary.dataset.whole_images:
             raise ConfigError(
-                f"{summary.name}: {type(summary.dataset).__name__} gives classes of whole images, which its class does "
-                "not say: set whole_images = True there, or inherit from ClassificationDataset"
+                summary.name,
+                f"{type(summary.dataset).__name__} gives classes of whole images, which its class does "
+                "not say: set whole_images = True there, or inherit from ClassificationDataset",
             )
     faults = [
         finding
@@ -45,7 +50,7 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     ]
     if faults:
         text = "\n".join(line for finding in faults for line in finding.lines())
-        raise DataError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
+        raise LookedAtError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
     sizes = {summary.name: summary.num_samples for summary in diagnosis.summaries}
     found: Counter[tuple[str, str]] = Counter()
     for finding in diagnosis.findings:

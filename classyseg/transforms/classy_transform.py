@@ -112,8 +112,9 @@ def check_numbers(transforms: Sequence[ClassyTransform], bits: int | None) -> No
     for i, transform in enumerate(transforms if bits == 32 else ()):
         if refusal := transform.refusal_of_numbers():
             raise ConfigError(
-                f"transforms[{i}]: found {type(transform).__name__} for images of `bits: 32`, which are numbers in a "
-                f"unit of their own; it {refusal}"
+                f"transforms[{i}]",
+                f"found {type(transform).__name__} for images of `bits: 32`, which are numbers in a "
+                f"unit of their own; it {refusal}",
             )
 
 

@@ -23,7 +23,7 @@ class Fitting:
 
     def __init__(self, fit: Box | None, shorter_side: int | None, longer_side: int | None) -> None:
         if fit is not None and (shorter_side is not None or longer_side is not None):
-            raise ConfigError("fit: give either 'fit', or 'shorter_side' or 'longer_side' (or both of these)")
+            raise ConfigError("fit", "give either 'fit', or 'shorter_side' or 'longer_side' (or both of these)")
         self.box = None if fit is None else height_and_width(fit, "fit")
         self.shorter_side, self.longer_side = shorter_side, longer_side
 

@@ -107,7 +107,9 @@ class Resize(ClassyTransform):
         self.size = None if size is None else height_and_width(size)
         self.fitting = Fitting(fit, shorter_side, longer_side)
         if (self.size is None) == (not self.fitting):
-            raise ConfigError("size: give one of 'size', 'fit', and 'shorter_side' or 'longer_side' (or both of them)")
+            raise ConfigError(
+                "size", "give one of 'size', 'fit', and 'shorter_side' or 'longer_side' (or both of them)"
+            )
         self.interpolation: Interpolation = interpolation
         self.image_only = image_only
 
@@ -158,9 +160,9 @@ class RandomResize(ClassyTransform):
         super().__init__(ignore_index)
         lengths = (shorter_side,) if shorter_side is None or isinstance(shorter_side, int) else tuple(shorter_side)
         if scale is None and len(lengths) < 2:
-            raise ConfigError("scale: give a range of factors, or a list of two or more for 'shorter_side'")
+            raise ConfigError("scale", "give a range of factors, or a list of two or more for 'shorter_side'")
         if not lengths:
-            raise ConfigError("shorter_side: found an empty list; accepted are a length, or a list of them")
+            raise ConfigError("shorter_side", "found an empty list; accepted are a length, or a list of them")
         self.scale = None if scale is None else in_order("scale", scale)
         self.fittings = [Fitting(fit, length, longer_side) for length in lengths]
         self.interpolation: Interpolation = interpolation

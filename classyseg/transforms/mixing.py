@@ -38,7 +38,7 @@ def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
         return target
     if abs(ignore_index) > LARGEST_EXACT or ignore_index == 1:
         raise ConfigError(
-            f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}, and not 1"
+            "ignore_index", f"found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}, and not 1"
         )
     ignored = target == ignore_index
     labels = target.masked_fill(ignored, 0).long()[None]

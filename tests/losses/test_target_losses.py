@@ -139,7 +139,7 @@ def test_a_named_output_that_does_not_fit_or_is_not_there_is_an_error() -> None:
             PresenceLoss(**options)(outputs, target)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"loss\.heads\[0\].*'main'"):
         CrossEntropyLoss(heads=("mian",))(outputs, target)
-    with pytest.raises(ConfigError, match=r"loss\.head_weights\.aux.*weight"):
+    with pytest.raises(ConfigError, match=r"^head_weights\.aux: .*weight"):
         CrossEntropyLoss(heads=("main",), head_weights={"aux": 1.0})
 
 

@@ -124,7 +124,7 @@ class Patience(ClassyHook):
 
     def __init__(self, *, best: str = "mean_iou", epochs: int = 3) -> None:
         if epochs % 2 == 0:
-            raise ConfigError(f"epochs: found {epochs}; accepted are odd numbers")
+            raise ConfigError("epochs", f"found {epochs}; accepted are odd numbers")
         self.best = best
 
 

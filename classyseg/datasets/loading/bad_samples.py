@@ -34,8 +34,7 @@ log = logging.getLogger(__name__)
 class Failure:
     """A wrong sample. A worker sends it as a value: an exception would arrive wrapped in the worker's traceback."""
 
-    message: str
-    kind: type[ConfigError] = ConfigError
+    error: ConfigError
     """The error to raise for it where it arrives: `DataError` for a wrong file, else it is the config's fault."""
 
 
@@ -78,7 +77,8 @@ class SampleSource(Dataset[Loaded | Failure]):
         try:
             return self._load(epoch, index)
         except ConfigError as error:
-            return Failure(str(error), DataError if isinstance(error, DataError) else ConfigError)
+            kind = DataError if isinstance(error, DataError) else ConfigError  # a plugin's own may not pass a pipe
+            return Failure(kind.of(error.problems))
         except Exception as error:  # an error of a data set or a transform, which does not know the sample
             error.add_note(f"while loading {self.dataset.described(index)} in epoch {epoch}")
             raise
@@ -109,8 +109,8 @@ class BadSamples:
         for name, data_set in data_sets.items():
             if name != "train" and data_set.on_bad_sample == "replace":
                 raise ConfigError(
-                    f"dataset.{name}.on_bad_sample: found 'replace', which counts other images twice; accepted: "
-                    "error, skip"
+                    f"dataset.{name}.on_bad_sample",
+                    "found 'replace', which counts other images twice; accepted: error, skip",
                 )
 
     def begin_phase(self, *, anew: bool) -> None:

@@ -42,7 +42,7 @@ class TrainOrder:
 
     def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if num_samples < batch_size:
-            raise ConfigError(f"batch_size: found {batch_size}, but dataset.train has only {num_samples} samples")
+            raise ConfigError("batch_size", f"found {batch_size}, but dataset.train has only {num_samples} samples")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
@@ -108,20 +108,19 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
         shapes = {tuple(tensor.shape): sample.name for tensor, sample in zip(tensors, whole, strict=True)}
         if len(shapes) > 1:
             found = " and ".join(f"{shape} ({name})" for shape, name in list(shapes.items())[:2])
-            return Failure(
+            error = ConfigError(
                 f"a batch of {kind} of different shapes: {found}; add a transform that gives one size, such as "
                 "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
             )
+            return Failure(error)
     images, targets = (torch.stack(tensors) for tensors in ([s.image for s in whole], [s.target for s in whole]))
     if get_worker_info() is not None:
         try:  # here: the thread that sends it would only print an error, and the main process would wait for ever
             images.share_memory_()
             targets.share_memory_()
         except (RuntimeError, OSError) as error:
-            return Failure(
-                f"runtime.workers: a batch does not fit into shared memory ({error}); make room there, take fewer "
-                "workers or a smaller batch, or set runtime.workers: 0"
-            )
+            lacking = f"a batch does not fit into shared memory ({error}); make room there, take fewer workers"
+            return Failure(ConfigError("runtime.workers", f"{lacking} or a smaller batch, or set runtime.workers: 0"))
     batch = Sample(images, targets, tuple(str(s.name) for s in whole))
     return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
 
@@ -158,7 +157,7 @@ class BatchLoader:
                 batches = iter(self._loader)
             while (batch := self._next(batches)) is not None:
                 if isinstance(batch, Failure):
-                    raise batch.kind(batch.message)
+                    raise batch.error
                 self.bad = batch.bad
                 yield batch.sample
         except (RuntimeError, OSError, EOFError) as error:  # errors of torch or of a pipe name a process id at most

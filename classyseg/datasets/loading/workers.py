@@ -90,9 +90,10 @@ def check_limits(source: SampleSource, batch: Sequence[Key], workers: int) -> No
     files_allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files_allowed < files_needed + _open_files():
         raise ConfigError(
-            f"runtime.workers: {workers} workers need up to {files_needed} open files in addition to the "
+            "runtime.workers",
+            f"{workers} workers need up to {files_needed} open files in addition to the "
             f"{_open_files()} that are open, but this process may open {files_allowed}; raise the limit (ulimit "
-            "-n 4096), or take fewer workers"
+            "-n 4096), or take fewer workers",
         )
     found = source[batch[0]]
     if isinstance(found, Failure):  # a bad sample: the loader handles it when its turn comes
@@ -102,9 +103,10 @@ def check_limits(source: SampleSource, batch: Sequence[Key], workers: int) -> No
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:
         raise ConfigError(
-            f"runtime.workers: {workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
+            "runtime.workers",
+            f"{workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
             f"in shared memory, but {SHARED_MEMORY} has {free / 1e6:.0f} MB free; make it larger (docker run "
-            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0"
+            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0",
         )
 
 

@@ -55,9 +55,9 @@ class Cityscapes(MaskFiles):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         if split == "train_extra" and annotations == "fine":
-            raise ConfigError("annotations: found 'fine', but split 'train_extra' has coarse annotations only")
+            raise ConfigError("annotations", "found 'fine', but split 'train_extra' has coarse annotations only")
         if split == "test" and annotations == "coarse":
-            raise ConfigError("annotations: found 'coarse', but split 'test' has images alone; leave the key out")
+            raise ConfigError("annotations", "found 'coarse', but split 'test' has images alone; leave the key out")
         kind = f"gt{annotations.capitalize()}"
         pairs: list[ImageAndMask] = []
         with within("root"):

@@ -88,6 +88,6 @@ def multi_grid_dilations(dilation: int, depth: int, factors: Sequence[int] | Non
     """
     if factors is not None and len(factors) != depth:
         raise ConfigError(
-            f"multi_grid: found {len(factors)} factors; the last stage has {depth} blocks, which need one each"
+            "multi_grid", f"found {len(factors)} factors; the last stage has {depth} blocks, which need one each"
         )
     return [dilation * factor for factor in factors or (1,) * depth]

@@ -40,13 +40,13 @@ class BlockOptions:
         if self.block == "basic":
             for key in NOT_OF_BASIC_BLOCKS:
                 if getattr(self, key) != getattr(BlockOptions, key):
-                    raise ConfigError(f"{key}: found {getattr(self, key)}, which needs 'block: bottleneck'")
+                    raise ConfigError(key, f"found {getattr(self, key)}, which needs 'block: bottleneck'")
         for key, other in NEEDS.items():
             if getattr(self, key) and not getattr(self, other):
-                raise ConfigError(f"{key}: found {getattr(self, key)}, which means nothing without {other}")
+                raise ConfigError(key, f"found {getattr(self, key)}, which means nothing without {other}")
         if self.width_per_group % self.radix:
             raise ConfigError(
-                f"radix: found {self.radix}, which does not divide width_per_group {self.width_per_group}"
+                "radix", f"found {self.radix}, which does not divide width_per_group {self.width_per_group}"
             )
 
     @property

@@ -134,7 +134,7 @@ class ResNetVd(FourStages):
         """
         patterns = (("conv1.*", "bn1.*"), *((f"layer{i}.*",) for i in range(1, 5)))
         if len(factors) != len(patterns):
-            raise ConfigError(f"lr_groups: found {len(factors)} factors; the stem and the four stages need one each")
+            raise ConfigError("lr_groups", f"found {len(factors)} factors; the stem and the four stages need one each")
         return [
             {"match": match, "lr_factor": factor}
             for matches, factor in zip(patterns, factors, strict=True)

@@ -143,7 +143,7 @@ class SwinTransformer(ClassyModel):
         super().__init__()
         for i, heads in enumerate(num_heads):
             if embed_dim * 2**i % heads:
-                raise ConfigError(f"num_heads: found {heads}, which does not divide the {embed_dim * 2**i} channels")
+                raise ConfigError("num_heads", f"found {heads}, which does not divide the {embed_dim * 2**i} channels")
         kind = KINDS[version]
 
         def block(*args: Any, **options: Any) -> nn.Module:

@@ -160,7 +160,7 @@ def grid_for(image_size: ImageSize, stride: int, what: str) -> tuple[int, int]:
         near = [max(1, round(side / stride)) * stride for side in (height, width)]
         found = list(image_size) if isinstance(image_size, tuple) else image_size
         raise ConfigError(
-            f"image_size: found {found}, no multiple of {what} {stride}; try {near if height != width else near[0]}"
+            "image_size", f"found {found}, no multiple of {what} {stride}; try {near if height != width else near[0]}"
         )
     return height // stride, width // stride
 
@@ -207,7 +207,7 @@ def channels_second(x: Tensor) -> Tensor:
 def check_heads(channels: int, num_heads: int) -> None:
     """Raises: `ConfigError` where `channels` cannot be split."""
     if channels % num_heads:
-        raise ConfigError(f"num_heads: found {num_heads}, which does not divide hidden_dim {channels}")
+        raise ConfigError("num_heads", f"found {num_heads}, which does not divide hidden_dim {channels}")
 
 
 def _map(tokens: Tensor, num_extra: int, size: tuple[int, ...]) -> Tensor:
