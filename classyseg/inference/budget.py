@@ -15,6 +15,8 @@ from classyseg.inference.network import Network
 
 SMALLEST = 128
 """The side of the smallest window where nobody knows what the network was trained on."""
+STEP = 32
+"""Sides of windows are multiples of the strides of all blocks, and no finer: many backbones have this stride inside."""
 
 
 class Choice(NamedTuple):
@@ -61,6 +63,7 @@ class Budget:
         if not all(network.gives_maps(item.head) for item in wanted):
             return unchanged  # of whole images, no part has a class
         step = math.lcm(*(block.stride for block in network.model.blocks.values() if block.stride))
+        step *= -(-STEP // step)
         smallest = tuple(-(-side // step) * step for side in self.train_size or (SMALLEST, SMALLEST))
 
         def windows(number: int) -> Choice | None:
