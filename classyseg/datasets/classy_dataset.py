@@ -315,16 +315,18 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         image, mask = sample.image, sample.target.numpy()  # which compares in a tenth of torch's time
         if image.shape[-2:] != mask.shape:
             raise DataError(
-                f"{sample.name}: the image is {image.shape[-1]} x {image.shape[-2]} pixels, "
-                f"its mask {mask.shape[-1]} x {mask.shape[-2]}; they must be of one size"
+                f"the image is {image.shape[-1]} x {image.shape[-2]} pixels, "
+                f"its mask {mask.shape[-1]} x {mask.shape[-2]}; they must be of one size",
+                file=str(sample.name),
             )
         wrong = ((mask < 0) | (mask >= self.num_classes)) & (mask != self.ignore_index)
         if wrong.any():
             values = np.unique(mask[wrong]).tolist()
             shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
             raise DataError(
-                f"{sample.name}: its mask holds the labels {shown} ({int(wrong.sum())} pixels); accepted: 0 to "
-                f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}"
+                f"its mask holds the labels {shown} ({int(wrong.sum())} pixels); accepted: 0 to "
+                f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}",
+                file=str(sample.name),
             )
 
     def _label_hint(self, values: list[int]) -> str:
