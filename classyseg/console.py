@@ -52,6 +52,11 @@ def printable(text: str, limit: int | None = None) -> str:
     return plain if len(kept) == len(text) else f"{plain}..."
 
 
+def printable_lines(text: str, limit: int | None = None) -> str:
+    """`printable` of each line of a text whose line breaks are ours."""
+    return "\n".join(printable(line, limit) for line in text.split("\n"))
+
+
 def shown(value: object, limit: int = MAX_SHOWN) -> str:
     """A value that is looked at, as Python writes it: text in quotes, on one line, short, however large or deep it is.
 

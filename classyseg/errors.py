@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from classyseg.console import printable
+from classyseg.console import printable, printable_lines
 
 Location = tuple[str | int, ...]
 """A path in a config: `("heads", "main", 0)` is `heads.main[0]`."""
@@ -51,8 +51,7 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         keys = tuple(part if isinstance(part, int) else printable(str(part), MAX_KEY) for part in self.path)
-        # A file's name or a plugin may bring anything in.
-        sentence = "\n".join(printable(line, MAX_LINE) for line in self.sentence.split("\n"))
+        sentence = printable_lines(self.sentence, MAX_LINE)  # a file's name or a plugin may bring anything in
         return ": ".join(filter(None, (printable(self.source), path_text(keys), printable(self.file), sentence)))
 
 

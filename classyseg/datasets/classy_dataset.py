@@ -256,8 +256,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             num_classes=self.num_classes,
         )
 
-    def stand_in(self, index: int, epoch: int, take: Callable[[int], Sample], problem: str) -> Sample:
-        """What `take` gives for another sample than `index`, which has the `problem`: drawn until one is good.
+    def stand_in(self, index: int, epoch: int, take: Callable[[int], Sample], wrong: DataError) -> Sample:
+        """What `take` gives for another sample than `index`, of which `wrong` tells: drawn until one is good.
 
         It depends on `(seed, epoch, index)` alone. Raises: `DataError` when none is.
         """
@@ -267,7 +267,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 return take(randint(generator, 0, len(self) - 1))
             except DataError:
                 continue
-        raise DataError(f"{problem}; and of {MAX_DRAWS} samples drawn in its place none is good")
+        raise wrong.advise(f"and of {MAX_DRAWS} samples drawn in its place none is good")
 
     def _partner(self, index: int, epoch: int) -> Sample:
         """What another sample is mixed with: where a bad one is tolerated, it counts when its own turn comes."""
@@ -276,7 +276,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         except DataError as error:
             if self.on_bad_sample == "error":
                 raise
-            return self.stand_in(index, epoch, lambda i: self._stored(i, epoch), str(error))
+            return self.stand_in(index, epoch, lambda i: self._stored(i, epoch), error)
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The checked sample as `draw` gives it, from the cache where there is one; its labels as `_label_type`."""
