@@ -40,15 +40,24 @@ def terminal_width(stream: IO[str] | None = None) -> int:
     return min((width for width in widths if width > 0), default=DEFAULT_WIDTH)
 
 
-def printable(text: str, limit: int | None = None) -> str:
+def printable(text: str, limit: int | None = None, *, exact: bool = False) -> str:
     """A text that is to be read, on one line: line breaks, control characters and marks of direction are escaped.
 
-    More than `limit` characters are cut off, which three dots tell.
+    More than `limit` characters are cut off, which three dots tell. Of an `exact` one, what looks like something else
+    is escaped, too: other blanks, and letters in another form, as macOS writes "\u00fc" as "u" and two dots.
     """
     kept = text if limit is None else text[:limit]
-    if len(kept) == len(text) and text.isascii() and text.isprintable():
-        return text
-    plain = "".join(char if _is_plain(char) else char.encode("unicode_escape").decode("ascii") for char in kept)
+    if kept.isascii() and kept.isprintable():
+        plain = kept
+    elif exact and not unicodedata.is_normalized("NFC", kept):
+        plain = ascii(kept)[1:-1]
+    else:
+        plain = "".join(
+            char
+            if (char.isprintable() if exact else _is_plain(char))
+            else char.encode("unicode_escape").decode("ascii")
+            for char in kept
+        )
     return plain if len(kept) == len(text) else f"{plain}..."
 
 
@@ -60,7 +69,7 @@ def printable_lines(text: str, limit: int | None = None) -> str:
 def shown(value: object, limit: int = MAX_SHOWN) -> str:
     """A value that is looked at, as Python writes it: text in quotes, on one line, short, however large or deep it is.
 
-    Of text, what does not show is escaped, and what looks like another spelling: macOS writes "\u00fc" as "u" and dots.
+    Text is `exact`, as `printable` has it.
     """
     found = ""
     for piece in _written(value, MAX_LEVELS):

@@ -175,3 +175,10 @@ def test_what_standard_output_cannot_encode_is_escaped(monkeypatch: pytest.Monke
     say("Stra\u00dfe \u9053")
     say("road")
     assert written.getvalue() == b"Stra\\xdfe \\u9053\nroad\n"
+
+
+def test_an_exact_text_shows_what_looks_like_something_else() -> None:
+    assert printable("a\xa0b \u3000fu\u0308r", exact=True) == r"a\xa0b \u3000fu\u0308r"
+    assert printable("a\xa0b \u9053", exact=True) == "a\\xa0b \u9053"
+    assert printable("a\xa0b fu\u0308r") == "a\xa0b fu\u0308r"
+    assert printable("it's a\\b", exact=True) == "it's a\\b"

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from classyseg.config import ConfigError, DataError, listed, within
-from classyseg.console import MAX_NAME, shown
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.lists import BLANKS, cell, lines_of, normal, read_table, words_of
 from classyseg.datasets.files.pairs import existing_files
@@ -96,5 +96,9 @@ def _label(row: Row, folder: Path, known: dict[str, int]) -> int:
     if text.isdecimal() and int(text) < len(known):
         return int(text)
     # A file that lists no images may be any file of the machine, and is not told.
-    found = f"of {shown(path, MAX_NAME)} is {shown(written)}" if (folder / path.strip(BLANKS)).is_file() else "is none"
+    found = (
+        f"of {printable(path, MAX_NAME, exact=True)} is {shown(written)}"
+        if (folder / path.strip(BLANKS)).is_file()
+        else "is none"
+    )
     raise DataError(f"{place}: the class {found}; accepted: 0 to {len(known) - 1}, or {listed([*known], limit=10)}")

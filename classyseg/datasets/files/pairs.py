@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, listed
-from classyseg.console import MAX_NAME, shown
+from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIXES
 from classyseg.datasets.files.lists import (
     BLANKS,
@@ -166,12 +166,12 @@ def chosen_pairs(
     missing = [line for line in lines if line not in chosen]
     if missing:
         some = (
-            "" if not chosen else f": {listed([shown(line, MAX_NAME) for line in missing], limit=5)}"
+            "" if not chosen else f": {listed([printable(line, MAX_NAME, exact=True) for line in missing], limit=5)}"
         )  # else it may be any file
         report_fault(
             "missing_file",
             f"{names}: {images} has no image for {len(missing)} of its {len(lines)} lines{some}; a line is the name of "
-            f"an image, such as {shown(next(iter(by_name)), MAX_NAME)}",
+            f"an image, such as {printable(next(iter(by_name)), MAX_NAME, exact=True)}",
             missing if chosen else [str(names)],
         )
     counts = Counter(chosen[line] for line in lines if line in chosen)
@@ -239,12 +239,12 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
             missing += [str(files.folder / name.strip(BLANKS)) for files, name, path in looked_for if path is None]
             continue
         if (image, mask) in seen:
-            twice.append(f"{shown(written[0].strip(BLANKS), MAX_NAME)} (line {row[0]})")
+            twice.append(f"{printable(written[0].strip(BLANKS), MAX_NAME, exact=True)} (line {row[0]})")
             continue
         seen.add((image, mask))
         pairs.append((image, mask))
     if missing:
-        names = listed([shown(name, MAX_NAME) for name in missing], limit=5)
+        names = listed([printable(name, MAX_NAME, exact=True) for name in missing], limit=5)
         report_fault("missing_file", f"{table}: names {len(missing)} files that do not exist: {names}", missing)
     if twice:
         message = f"{table}: names {listed(twice, limit=5)} with the same mask more than once"
@@ -264,7 +264,7 @@ def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[
     chosen = [row for row, found in zip(rows, splits, strict=True) if found == split]
     if not chosen:
         found = "nothing" if split is None else f"'{split}'"
-        known = listed([shown(one) for one in sorted({*splits})])
+        known = listed([printable(one, MAX_NAME, exact=True) for one in sorted({*splits})])
         raise ConfigError("split", f"found {found}, but {table} has the splits {known}; name one")
     return chosen
 
@@ -324,7 +324,7 @@ def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, in
     files = Files(folder)
     found = [(files.find(name), label) for name, label in labelled]
     if missing := [name for (name, _), (path, _) in zip(labelled, found, strict=True) if path is None]:
-        some = listed([shown(name, MAX_NAME) for name in missing], limit=5)
+        some = listed([printable(name, MAX_NAME, exact=True) for name in missing], limit=5)
         message = f"{place}: names {len(missing)} of {len(labelled)} files not in {folder}: {some}"
         report_fault("missing_file", message, [str(folder / name) for name in missing])
     return [(str(path), label) for path, label in found if path is not None]
