@@ -1,4 +1,4 @@
-"""Data sets made of others by config: several as one, and a part of one."""
+"""Data sets made of others: several as one, and a part of one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ KEYS_OF_THE_WHOLE = ("on_bad_sample", "max_bad_samples")
 
 
 class Composed(ClassyDataset):
-    """Samples of other data sets, as these transform them; `transforms` come after theirs.
+    """Samples of other data sets, transformed by these, and then by `transforms`.
 
-    `parts` are the data sets, which the config names at `part_places()` within that of this one.
+    `parts` are the data sets; `part_places()` tells their places in the config.
     """
 
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
@@ -75,7 +75,7 @@ class Composed(ClassyDataset):
     def seed(self, seed: int) -> None:
         self._seed = seed
         for i, part in enumerate(self.parts):
-            part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
+            part.seed = derived_seed(seed, i)  # a data set that comes twice must be augmented in two ways
 
     @classmethod
     @abstractmethod
@@ -104,7 +104,7 @@ class Composed(ClassyDataset):
         return self.parts[part].sample(inner, epoch)
 
     def _check(self, sample: Sample) -> None:
-        """It has been checked within, before it was transformed."""
+        """Nothing: the part has checked the sample before it transformed it."""
 
 
 @DATASETS.register("concat")
@@ -172,8 +172,8 @@ class Concat(Composed):
 class Subset(Composed):
     """A part of `dataset`, in its order: the `first` so many, `every` so many-th, or a random `share` of them.
 
-    With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
-    the smaller one. Clips of one video count as one, and stay together, however they are sampled.
+    With `rest`, all others: what a held-out part leaves for training. A larger share contains a smaller one with the
+    same `share_seed`. All clips of a video count as one, and stay together.
 
     Args:
         dataset: The data set.
@@ -244,7 +244,7 @@ class Subset(Composed):
 
 
 def check_alike(place: str, what: str, found: object, wanted: object) -> None:
-    """Raises: `ConfigError` for what one of several data sets is and the first is not; None is not known."""
+    """Raises: `ConfigError` if a data set differs from the first one in `what`; None means not known."""
     if found != wanted and None not in (found, wanted):
         raise ConfigError(
             place, f"its {what} {shown(found, MAX_NAME)} are not those of datasets[0], {shown(wanted, MAX_NAME)}"
@@ -252,7 +252,7 @@ def check_alike(place: str, what: str, found: object, wanted: object) -> None:
 
 
 def _transforms_within(part: Part) -> Iterator[ClassyTransform]:
-    """Those of a data set, and of all within it."""
+    """The transforms of a data set, and of all data sets within it."""
     yield from part.transforms
     for inner in part.parts:
         yield from _transforms_within(inner)

@@ -94,7 +94,7 @@ class Folder(MaskFiles):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        masks = getattr(config, "masks", "")  # which a subclass may not have
+        masks = getattr(config, "masks", "")  # a subclass may not have this option
         return replace(super().facts_of(config), has_masks=None if masks is not None else False)
 
     @classmethod
@@ -127,12 +127,12 @@ def _check_labels(
         raise ConfigError("ignore_index", f"found {ignore_index}, which is the class '{classes[ignore_index]}'")
     if palette is not None:
         check_palette(palette, classes)
-    labels_of(classes)  # which refuses a name that comes twice
+    labels_of(classes)  # it refuses a name that comes twice
     if label_map and color_map:
         raise ConfigError("color_map", "masks hold either values, for label_map, or colours, for color_map")
     if color_map is not None:
         _color_label_map(color_map)
-    if len(classes) > 1:  # of a single class, more is wrong: see `check_classes` of tasks, and the doctor
+    if len(classes) > 1:  # a single class is another problem: see `check_min_classes` of tasks, and the doctor
         _check_targets("label_map", label_map or {}, len(classes), ignore_index)
         _check_targets("color_map", color_map or {}, len(classes), ignore_index)
 
@@ -178,7 +178,7 @@ def _pairs(
         image_folder = data_folder(images)
     with within("masks"):
         mask_folder = None if masks is None else data_folder(masks)
-    if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
+    if table is None and image_folder == mask_folder:  # each mask would be an image, too, and perhaps its own mask
         raise ConfigError(
             "masks",
             f"found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
@@ -206,6 +206,6 @@ def _color_label_map(color_map: dict[str, int]) -> LabelMap:
 
 
 def _colors_of_map(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
-    """The first colour of each class where all have one."""
+    """The first colour of each class, if all classes have one."""
     colors = {label: color_of(key[1:]) for key, label in reversed(color_map.items())}
     return tuple(colors[label] for label in range(num_classes)) if all(i in colors for i in range(num_classes)) else ()

@@ -1,4 +1,4 @@
-"""What the samples of a data set add up to: labels, sizes, colours, and tallies of what is wrong."""
+"""Sums over the samples of a data set: labels, sizes, colours, and counts of what is wrong."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from classyseg.datasets.label_map import color_text
 from classyseg.doctor.inspection import Facts
 
 MAX_VALUES = 1000
-"""How many values that are no labels are told apart; a broken 16-bit mask alone may hold 65,536."""
+"""How many unknown values are counted separately; one broken 16-bit mask may hold 65,536."""
 
 
 @dataclass
 class Tally:
-    """How often something was found, and where the first times, as (file, what was found in it)."""
+    """How often something was found, and the first places, as (file, what was found in it)."""
 
     count: int = 0
     places: list[tuple[str, str]] = field(default_factory=list)
@@ -31,12 +31,13 @@ class Tally:
 
 
 class DataSummary:
-    """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
+    """The sums of one data set. `add` takes the facts of a sample; memory does not grow with the number of samples.
 
-    `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
-    `sharing_pixels` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
-    `masks_with_ignored` hold ignored pixels; of two classes, `masks_without_second` hold the first and ignored pixels
-    alone. Where samples have one class (`whole`), `pixels` are samples, and `videos` are those of clips.
+    `name` is the data set's place in the config. `pixels` counts the pixels of each label, `masks` the masks that hold
+    it, `sharing_pixels` all pixels of those masks. Values that are no class are in `strange`, by value, with their
+    pixels. `masks_with_ignored` hold ignored pixels. With two classes, `masks_without_second` hold only the first class
+    and ignored pixels. Where samples have one class (`whole_images`), `pixels` counts samples, and `videos` counts
+    their videos.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
@@ -86,7 +87,7 @@ class DataSummary:
 
     def _add_colors(self, facts: Facts) -> None:
         if self._sums and (len(self._sums), self._scale) != (len(facts.sums), facts.scale):
-            return  # images of other numbers of channels or bits have no mean in common
+            return  # images with different channels or bits have no common mean
         self._scale = facts.scale
         self._area += facts.area
         before = zip(self._sums or [0] * len(facts.sums), facts.sums, strict=True)
@@ -119,7 +120,7 @@ class DataSummary:
         for value, count in strange.items():
             if value not in self.strange and len(self.strange) >= MAX_VALUES:
                 continue
-            if not self._has_colors:  # the number of a colour may be that of a class, too
+            if not self._has_colors:  # the number of a colour may also be the number of a class
                 self.pixels[value] += count
             self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
 
@@ -155,7 +156,7 @@ class DataSummary:
 
     @property
     def counted(self) -> str:
-        """What the class table counts: `pixels`, or samples: `images`, `clips`."""
+        """What the class table counts: `pixels`, or samples, called `images` or `clips`."""
         return "clips" if self.videos or self.dataset.gives_clips else "images" if self.whole_images else "pixels"
 
     @property
@@ -169,24 +170,24 @@ class DataSummary:
 
     @property
     def in_own_unit(self) -> bool:
-        """Whether mean and deviation are those of the numbers as they are, in floating point."""
+        """Whether mean and deviation are those of the stored numbers, in floating point."""
         return self._scale == 1
 
     @property
     def mean(self) -> list[float]:
-        """Of each channel over all pixels, of images scaled to 0..1, or `in_own_unit`."""
+        """The mean of each channel over all pixels, of images scaled to 0..1, or `in_own_unit`."""
         return [total / self._area / self._scale for total in self._sums]
 
     @property
     def std(self) -> list[float]:
-        """Of each channel, as `mean`."""
+        """The standard deviation of each channel, as `mean`."""
         pairs = zip(self._sums, self._squares, strict=True)
         return [math.sqrt(max(0.0, s / self._area - (t / self._area) ** 2)) / self._scale for t, s in pairs]
 
     def class_rows(self) -> Iterator[dict[str, Any]]:
-        """For each class, and for ignored pixels, how many pixels and masks it has; `share` is of labelled pixels.
+        """For each class, and for ignored pixels: how many pixels and masks there are. `share` is of labelled pixels.
 
-        Where samples have one class, how many `images`, or `clips` and `videos`, instead.
+        Where samples have one class, the numbers of `images`, or of `clips` and `videos`.
         """
         labelled = max(1, self.labelled_pixels)
         weights = self.median_frequency_weights()
@@ -203,8 +204,8 @@ class DataSummary:
     def median_frequency_weights(self) -> list[float]:
         """The weight of each class: the median of all frequencies by its own; 0 for a class that never occurs.
 
-        A class's frequency is its share of all pixels of the images that hold it, ignored ones included; where samples
-        have one class, its share of those that have any.
+        A class's frequency is its share of all pixels, also ignored ones, of the images that hold it. Where samples
+        have one class, it is the share of samples with a class.
 
         Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015.
         """

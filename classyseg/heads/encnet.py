@@ -26,7 +26,7 @@ ENCODING_RULES = (
     (r"^presence\.", "encmodule.selayer."),
     (r"^classifier\.", "conv6.1."),
 )
-"""PyTorch-Encoding's names of what heads with context encoding share."""
+"""PyTorch-Encoding's names for the layers that heads with context encoding share."""
 
 
 class LateralFusion(nn.Module):

@@ -26,7 +26,7 @@ Factor = Annotated[float, Field(ge=0)]
 
 
 class CombinedLoss(ClassyLoss):
-    """A loss of `parts`, other losses, each with counts of its own; `places` are their paths in the config."""
+    """A loss made of other losses, its `parts`. Each has its own counts; `places` are their paths in the config."""
 
     def __init__(self, ignore_index: int, parts: Sequence[ClassyLoss], places: Sequence[str]) -> None:
         super().__init__(ignore_index)
@@ -61,7 +61,7 @@ class CombinedLoss(ClassyLoss):
 
 
 def _joined(parts: Sequence[Terms], weights: Sequence[float]) -> Terms:
-    """The terms of several losses, those of each times its weight."""
+    """The terms of several losses, each times its weight."""
     each = [
         weight * own
         for weight, part in zip(weights, parts, strict=True)
@@ -114,7 +114,7 @@ class MultiOutputSumLoss(CombinedLoss):
     """One loss, applied to every output of the model on its own, and added up.
 
     Outputs are the entries of a mapping that fit the target, or the members of a list. Most losses add up the outputs
-    of a mapping by themselves; this is for one that looks at a single output, and for lists.
+    of a mapping themselves. Use this for a loss that takes a single output, and for lists.
 
     Raises: `ConfigError` for a loss that names outputs.
 
@@ -154,9 +154,9 @@ class MultiOutputSumLoss(CombinedLoss):
 class SegmentationLoss(CombinedLoss):
     """Cross entropy of the main head, plus `aux_weight` x that of every other, plus `se_weight` x class presence.
 
-    Of a model's outputs, `main_head` is the main head, the other logits (N, C, h, w) are auxiliary, and those (N, C)
-    are of the classes that an image holds (`presence`). Where it is null, a task takes the first head that is not
-    `train_only`; a Python caller may `choose_main_head`, else it is the first output. `class_weights` serve all.
+    `main_head` names the main head. Other logits (N, C, h, w) are auxiliary; logits (N, C) tell which classes an image
+    holds (`presence`). If `main_head` is null, a task takes the first head that is not `train_only`; a Python caller
+    may call `choose_main_head`, else the first output is taken. `class_weights` are for all three.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018; PyTorch-Encoding's
     `SegmentationLosses`, whose defaults these are.

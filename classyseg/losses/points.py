@@ -19,7 +19,7 @@ POINTS, COORDINATES = ".points", ".point_coordinates"
 
 @LOSSES.register("point_cross_entropy")
 class PointCrossEntropyLoss(ClassWeightedLoss):
-    """Cross entropy of the logits of points (N, C, P) with the pixels of the mask in which the points lie.
+    """Cross entropy of points' logits (N, C, P) and the mask's pixels in which the points lie.
 
     Reads `HEAD.points` and `HEAD.point_coordinates` (N, P, 2) of heads such as `point_rend`. It is the mean over all
     points of the whole job whose pixels are not ignored, weighted by `class_weights`; with several heads, the sum of
@@ -68,7 +68,7 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
         return Terms.of(pairs, target.device)
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of points' logits (N, C, P) and labels (N, P)."""
+        """The sum for points' logits (N, C, P) and labels (N, P)."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         with torch.autocast(logits.device.type, enabled=False):

@@ -48,7 +48,7 @@ class _TopKMeter(ClassyMeter):
 
     def reset(self) -> None:
         self.counts = torch.zeros(len(self.topk) + 4, dtype=torch.int64)
-        """What is right by k; then samples, true classes, videos whose clips have different ones, wrong labels."""
+        """Right ones for each k; then samples, true classes, videos with clips of different classes, wrong labels."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         target = target if target.is_floating_point() else target.long()
@@ -73,15 +73,15 @@ class _TopKMeter(ClassyMeter):
         return {name: n / m if m else None for name, n, m in zip(self.number_names or (), right, of, strict=True)}
 
     def right(self, found: Tensor) -> Tensor:
-        """How much counts as right; `found` (samples, true classes) says which classes are among the first."""
+        """How much counts as right. `found` (samples, true classes) says which true classes are among the first."""
         return found.sum()
 
     @abstractmethod
     def out_of(self, k: int, samples: int, true: int) -> int:
-        """What the right ones are divided by, of so many samples and true classes of all samples."""
+        """The divisor of the right ones, from the numbers of samples and of true classes."""
 
     def _videos(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of videos from those of their clips, and how many of them have no one target."""
+        """Logits and targets of videos from those of their clips; how many videos have clips of different targets."""
         if len(prediction) % self.clips_per_video:
             raise ConfigError(
                 self.value_name,
@@ -100,7 +100,7 @@ def _are_flags(logits: Tensor, target: Tensor) -> bool:
 
 
 def _ranks(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The places of classes in the order of each sample's logits, and which of them are true: (samples, 1 or C) both.
+    """The ranks of classes by each sample's logits, and which of them are true: both (samples, 1 or C).
 
     A true class whose logit is NaN comes last.
     """

@@ -44,7 +44,7 @@ STORAGES = {
     "ComplexDouble": torch.complex128,
 }
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-BESIDE = (
+WITH_WEIGHTS = (
     "argparse.Namespace",
     *(f"{builtins}.{name}" for builtins in ("builtins", "__builtin__") for name in ("bytearray", "complex", "slice")),
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
@@ -160,7 +160,7 @@ def _attribute(owner: Any, _name: Any) -> Ignored:
 
 CONSTRUCTORS: dict[str, Constructor] = {
     **containers(),
-    **dict.fromkeys(BESIDE, Ignored),
+    **dict.fromkeys(WITH_WEIGHTS, Ignored),
     **dict.fromkeys(("builtins.getattr", "__builtin__.getattr"), _attribute),
     **dict.fromkeys(DTYPES, never),
     **dict.fromkeys((f"torch.{kind}Storage" for kind in STORAGES), never),

@@ -72,7 +72,7 @@ class SyntheticImage(ClassificationDataset):
 
 @DATASETS.register("synthetic_image_streaming")
 class SyntheticImageStreaming(SyntheticImage):
-    """`synthetic_image` as a stream: an epoch takes the next `num_samples` images of `length`, then it starts anew.
+    """`synthetic_image` as a stream of `length` images, again and again: each epoch takes the next `num_samples`.
 
     Without a `length`, the stream is one epoch long, as in ClassyVision. An evaluation takes the first ones.
 

@@ -1,4 +1,4 @@
-"""Videos as files, which PyAV decodes, or as folders of frames, which need nothing."""
+"""Reads videos: files, decoded by PyAV, or folders of frames, which need no library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VideoInfo(NamedTuple):
 def videos_in(folder: Path) -> list[Path]:
     """The videos right in `folder`, in the order of their names: files, and folders of frames.
 
-    Where a folder of frames has the name of a file, it stands in its place. Raises: `DataError`.
+    A folder of frames with the name of a file is used in place of the file. Raises: `DataError`.
     """
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -55,10 +55,10 @@ def videos_in(folder: Path) -> list[Path]:
 
 
 def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | None]:
-    """What each video has; looked up in, and added to, the JSON file `index`, which other processes wait for.
+    """The length of each video. The JSON file `index` keeps them; one process at a time adds to it.
 
-    A file whose size has changed is looked at again. Raises: `DataError` for videos that cannot be read (None where
-    somebody collects such faults), `ConfigError` for an index that cannot be used.
+    A file whose size has changed is read again. Raises: `DataError` for videos that cannot be read (None if such faults
+    are collected), `ConfigError` for an index that cannot be used.
     """
     if index is None:
         return _probe(videos)
@@ -78,7 +78,7 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | 
 
 
 def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") -> Tensor:
-    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8; `exif` is of those that are image files.
+    """The frames of a video with the rising `numbers`, (3, T, H, W) uint8; `exif` is for frames that are image files.
 
     Raises: `DataError`, naming the file.
     """
@@ -113,7 +113,7 @@ def each_frame(path: Path) -> Iterator[tuple[Tensor, Fraction | None]]:
 
 
 def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:
-    """What each video has; None for those that cannot be read, which are one fault."""
+    """The length of each video; None for those that cannot be read: together they are one fault."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(_info_or_error, videos))
     errors = {str(video): str(info) for video, info in zip(videos, found, strict=True) if isinstance(info, DataError)}
@@ -162,7 +162,7 @@ def _decoded(path: Path, numbers: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A video and its first stream of frames. Raises: `DataError` for whatever goes wrong in it, naming the file."""
+    """A video and its first stream of frames. Raises: `DataError` for any error inside, naming the file."""
     try:
         import av
     except ImportError:
@@ -195,7 +195,7 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def _key(video: Path) -> str:
-    """A video's place and size; that of a folder, whose frames are counted by listing it, is the time of its change."""
+    """A key of a video: its path and size; for a folder of frames, its path and the time of its last change."""
     status = video.stat()
     return f"{video} {status.st_mtime_ns if video.is_dir() else status.st_size}"
 

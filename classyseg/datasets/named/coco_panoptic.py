@@ -95,10 +95,10 @@ def segment_ids(path: Path) -> Any:
 
 
 def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, Array]:
-    """What a JSON file says of its masks, in the order of their names, each looked at.
+    """What a JSON file says about its masks, checked, in the order of their names.
 
-    The names of the images, which lie in `folder`, and their sizes (N, 2) as height and width; the numbers and the
-    labels of all segments; where those of each image begin and end.
+    It gives the names of the images, which lie in `folder`, and their sizes (N, 2) as height and width; the numbers and
+    the labels of all segments; and where the segments of each image begin and end.
     """
     file = CocoFile(path, "images", "annotations", "categories")
     known = file.categories({number: [name] for number, name in zip(CATEGORY_IDS, CLASSES, strict=True)}, PANOPTIC)

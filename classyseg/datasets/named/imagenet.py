@@ -32,8 +32,8 @@ class ImageNet(LabelledFiles):
     Where the images of a split lie in one folder, as those of `val` are distributed, `table` names the class of each: a
     text file of lines `NAME.JPEG n01440764`, or the `LOC_val_solution.csv` of Kaggle's distribution.
 
-    A class has the same label where some folders are missing: that of the 1000 in the order of their synsets, which
-    published weights have.
+    A class keeps its label if some folders are missing: its number among the 1000 in the order of synsets, as published
+    weights have it.
 
     ImageNet-1k, 1000 classes.
 
@@ -96,8 +96,8 @@ def _listed_files(table: Path, folder: Path, images: Set[str]) -> list[tuple[str
         name = f"{words[0]}.JPEG" if is_solution else words[0]
         classes = {word for word in words[1:] if word.startswith("n")} if is_solution else {*words[1:]}
         if len(classes) != 1 or not classes <= LABELS.keys():
-            # A line about none of the images may be one of any file of the machine, and is not told.
-            found = f"{shown(line.strip(BLANKS))}" if name in images else f"{len(words)} words"
+            # The table may be any file of the machine: a line is shown only if it is about one of the images.
+            found = shown(line.strip(BLANKS)) if name in images else f"{len(words)} words"
             raise DataError(f"{table}, line {number}: found {found}; expected {TABLE}")
         twice += [name] if name in labels else []
         labels[name] = LABELS[classes.pop()]

@@ -9,10 +9,10 @@ from classyseg.models.classy_model import ClassyModel, Frozen
 def freeze(model: ClassyModel, through: bool | str = True, *, norm: bool = False) -> None:
     """Stops the training of the whole backbone, or of its blocks up to and including `through`.
 
-    Frozen layers get no gradient, and stay in eval mode. `norm` stops every norm of the backbone with running
-    statistics; their weights, too. What an earlier call stopped and this one does not, trains again.
+    Frozen layers get no gradient, and stay in eval mode. `norm` freezes every norm of the backbone with running
+    statistics, with its weights. Parts that an earlier call froze and this one does not train again.
 
-    Raises: `ConfigError` for an unknown block, and for one whose layers the backbone does not tell. The model is
+    Raises: `ConfigError` for an unknown block, and for a block whose layers the backbone does not tell. The model is
     unchanged then.
     """
     layers = _layers_through(model, through) if isinstance(through, str) else ("",) if through else ()
