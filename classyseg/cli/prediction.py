@@ -149,7 +149,7 @@ class Job:
             if plan.labels is not None:
                 _remove_frames(plan.labels)
             with ExitStack() as stack:
-                frames = each_frame(given.path)
+                frames = each_frame(given.path, turned=self.predictor.preparation.exif != "ignore")
                 first = next(frames)
                 add = stack.enter_context(overlay_video(plan.overlay, first[1])) if plan.overlay is not None else None
                 at_once = most_at_once(first[0], self.predictor.batch_size)

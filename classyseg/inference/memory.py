@@ -30,7 +30,7 @@ class BudgetError(ConfigError):
 
     def __init__(self, what: str, budget: int, needed: int) -> None:
         self.what, self.budget, self.needed = what, budget, needed
-        super().__init__(f"max_memory: found {text_of(budget)}; {what} needs {text_of(needed)}")
+        super().__init__("max_memory", f"found {text_of(budget)}; {what} needs {text_of(needed)}")
 
 
 @contextmanager

@@ -156,4 +156,5 @@ class Network:
                 with LiveTensors() as live:
                     self._zeros(size)
             self._forwards[size] = live.peak - own
-        return BASE + int(WORKSPACE * count * self._forwards[size])
+        largest = max((value.numel() * value.element_size() for value in self.model.parameters()), default=0)
+        return BASE + largest + int(WORKSPACE * count * self._forwards[size])

@@ -21,7 +21,7 @@ from classyseg.inference.budget import Budget, Choice
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
 from classyseg.inference.device import bring, torch_device
-from classyseg.inference.memory import bytes_of, remaining_budget, text_of
+from classyseg.inference.memory import BudgetError, bytes_of, remaining_budget, text_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -212,9 +212,18 @@ class Predictor:
     def _finished(
         self, prepared: Sequence[Prepared], kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]
     ) -> Iterator[Any]:
-        if prepared:
-            for image, *maps in zip(prepared, *self._run(prepared, kinds), strict=True):
-                yield finish([image.cut(found) for found in maps])
+        if not prepared:
+            return
+        try:
+            results = self._run(prepared, kinds)
+        except BudgetError:
+            if len(prepared) == 1:
+                raise
+            for image in prepared:  # one at a time, what is chosen is the same whatever came with it
+                yield from self._finished([image], kinds, finish)
+            return
+        for image, *maps in zip(prepared, *results, strict=True):
+            yield finish([image.cut(found) for found in maps])
 
     @torch.no_grad()
     def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -78,12 +79,14 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | 
 
 
 def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") -> Tensor:
-    """The frames of a video with the rising `numbers`, (3, T, H, W) uint8; `exif` is for frames that are image files.
+    """The frames of a video with the rising `numbers`, (3, T, H, W) uint8; `exif` as of `read_image`.
+
+    Frames of files are turned as players show them, where the file says it, as those of phones do; with `ignore`, not.
 
     Raises: `DataError`, naming the file.
     """
     if not path.is_dir():
-        return _decoded(path, numbers)
+        return _decoded(path, numbers, turned=exif != "ignore")
     files = _frame_files(path)
     if numbers[-1] >= len(files):
         raise DataError(f"has {len(files)} frames; it had more when it was looked at first", file=path)
@@ -98,16 +101,17 @@ def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") ->
     return torch.stack(frames, 1)
 
 
-def each_frame(path: Path) -> Iterator[tuple[Tensor, Fraction | None]]:
+def each_frame(path: Path, *, turned: bool = True) -> Iterator[tuple[Tensor, Fraction | None]]:
     """The frames of a video file, (3, H, W) uint8, one after the other, each with the video's frames a second.
 
-    Raises: `DataError`, naming the file; `ConfigError` where PyAV is missing.
+    They are `turned` as players turn them, or as they are stored. Raises: `DataError`, naming the file; `ConfigError`
+    where PyAV is missing.
     """
     found = False
     with _opened(path) as (container, stream):
         for frame in container.decode(stream):
             found = True
-            yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), stream.average_rate
+            yield torch.from_numpy(_pixels(frame, turned=turned)).permute(2, 0, 1), stream.average_rate
     if not found:
         raise DataError("has no frame", file=path)
 
@@ -144,13 +148,26 @@ def _info(path: Path) -> VideoInfo:
         return VideoInfo(sum(1 for _ in frames), float(stream.average_rate) if stream.average_rate else None)
 
 
-def _decoded(path: Path, numbers: Sequence[int]) -> Tensor:
+def _pixels(frame: Any, *, turned: bool) -> npt.NDArray[np.uint8]:
+    """A frame (H, W, 3), turned and mirrored as its display matrix says it, to the nearest right angle."""
+    pixels: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX") if turned else None
+    if matrix is None:
+        return pixels
+    # A pixel at x, y is shown at a * x + c * y, b * x + d * y.
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _decoded(path: Path, numbers: Sequence[int], *, turned: bool) -> Tensor:
     wanted, found = set(numbers), []
     number = -1
     with _opened(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                found.append(frame.to_ndarray(format="rgb24"))
+                found.append(_pixels(frame, turned=turned))
             if number == numbers[-1]:
                 break
     if len(found) < len(numbers):
