@@ -27,17 +27,17 @@ coefficients of a satellite's camera. Not the number that marks pixels without d
 """
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COMPRESSION = 3
-"""Of zlib's nine: a label map takes a third of the default's time, and a tenth more room."""
+"""zlib's level, of nine: a label map takes a third of the default level's time, and a tenth more bytes."""
 JPEG_QUALITY = 92
 FRAMES_A_SECOND = 25
-"""Of a video that does not say."""
+"""The frames per second of a video that does not tell."""
 
 
 def geo_tags(path: Path) -> dict[int, Any]:
-    """The tags that place a TIFF on the earth; none for other files, and for those that cannot be read."""
+    """The tags that place a TIFF on the earth; none for other files, and for unreadable ones."""
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags that are cut off
+            warnings.simplefilter("ignore")  # the tags are cut off
             start = file.read(16)
             if not start.startswith(TIFF_STARTS):
                 return {}
@@ -45,7 +45,7 @@ def geo_tags(path: Path) -> dict[int, Any]:
             file.seek(directory.next)
             directory.load(file)
             return {tag: directory[tag] for tag in GEO_TAGS if tag in directory}
-    except Exception:  # Pillow raises what a broken file leads to; whoever reads the pixels tells what is wrong with it
+    except Exception:  # Pillow may raise anything for a broken file; reading its pixels reports the error
         return {}
 
 
@@ -66,7 +66,7 @@ def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Ma
 
 
 def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
-    """Labels (H, W) as an image with the palette; of 16 bits where it has more than 256 colours."""
+    """Labels (H, W) as an image with the palette; of 16 bits if it has more than 256 colours."""
     if len(palette) > 2**16:
         raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
     if len(palette) > 256:
@@ -86,7 +86,7 @@ def write_scores(path: Path, scores: npt.NDArray[Any]) -> None:
     scores = np.ascontiguousarray(scores)
     with _placed(path) as temporary, open(temporary, "xb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(scores))
-        file.write(scores.data)  # numpy would not say that a disk is full
+        file.write(scores.data)  # because numpy does not report a full disk
 
 
 def write_overlay(path: Path, overlay: Image.Image) -> None:
@@ -98,16 +98,16 @@ def write_overlay(path: Path, overlay: Image.Image) -> None:
 
 
 def save_image(path: Path, image: Image.Image, form: str, **options: Any) -> None:
-    """Saves an image, whole or not at all."""
+    """Saves an image completely, or not at all."""
     content = BytesIO()
     image.save(content, form, **options)
-    with _placed(path) as temporary, open(temporary, "xb") as file:  # Pillow would not say that a disk is full
+    with _placed(path) as temporary, open(temporary, "xb") as file:  # because Pillow does not report a full disk
         file.write(content.getbuffer())
 
 
 @contextmanager
 def _placed(path: Path) -> Iterator[Path]:
-    """As `written_atomically`; the folders above are made."""
+    """As `written_atomically`, and makes the parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as temporary:
         yield temporary
@@ -115,7 +115,7 @@ def _placed(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def overlay_video(path: Path, rate: Any) -> Iterator[Callable[[Image.Image], None]]:
-    """Gives a function that adds a frame to an MP4 of `rate` frames a second; it becomes `path` when all are added."""
+    """Yields a function that adds a frame to an MP4 of `rate` frames per second, which becomes `path` at the end."""
     av = importlib.import_module("av")
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with _placed(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -123,7 +123,7 @@ def overlay_video(path: Path, rate: Any) -> Iterator[Callable[[Image.Image], Non
         stream.pix_fmt = "yuv420p"
 
         def add(frame: Image.Image) -> None:
-            size = frame.width + frame.width % 2, frame.height + frame.height % 2  # which the format needs even
+            size = frame.width + frame.width % 2, frame.height + frame.height % 2  # which must be even in this format
             if not stream.codec_context.is_open:
                 stream.width, stream.height = size
             whole = Image.new("RGB", size)
