@@ -84,8 +84,8 @@ class Job:
         """Notes why a file could not be predicted. Raises: `error` itself if every other file would fail as well."""
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
-        text = str(error).removeprefix(f"{path}: ")
-        self.failures[path] = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+        text = error.without(path) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        self.failures[path] = text
         self._progress.add()
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Job:
             if plan.labels is not None:
                 _remove_frames(plan.labels)
             with ExitStack() as stack:
-                frames = each_frame(given.path)
+                frames = each_frame(given.path, turned=self.predictor.preparation.exif != "ignore")
                 first = next(frames)
                 add = stack.enter_context(overlay_video(plan.overlay, first[1])) if plan.overlay is not None else None
                 at_once = most_at_once(first[0], self.predictor.batch_size)

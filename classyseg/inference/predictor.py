@@ -16,11 +16,12 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.config import ConfigError, DataError
+from classyseg.console import shown
 from classyseg.inference.budget import Budget, Choice
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
 from classyseg.inference.device import bring, torch_device
-from classyseg.inference.memory import bytes_of, remaining_budget, text_of
+from classyseg.inference.memory import BudgetError, bytes_of, remaining_budget, text_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -167,7 +168,7 @@ class Predictor:
         Raises: `ConfigError` for a model that classifies whole images.
         """
         if not 0 <= alpha <= 1:
-            raise ConfigError(f"overlay: alpha: found {alpha!r:.100}; accepted are 0 to 1")
+            raise ConfigError(f"overlay: alpha: found {shown(alpha)}; accepted are 0 to 1")
         tensor = self.read(image)
         found = self.predict(tensor) if labels is None else labels
         if not self.network.gives_maps(self.head):
@@ -211,9 +212,18 @@ class Predictor:
     def _finished(
         self, prepared: Sequence[Prepared], kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]
     ) -> Iterator[Any]:
-        if prepared:
-            for image, *maps in zip(prepared, *self._run(prepared, kinds), strict=True):
-                yield finish([image.cut(found) for found in maps])
+        if not prepared:
+            return
+        try:
+            results = self._run(prepared, kinds)
+        except BudgetError:
+            if len(prepared) == 1:
+                raise
+            for image in prepared:  # one at a time, what is chosen is the same whatever came with it
+                yield from self._finished([image], kinds, finish)
+            return
+        for image, *maps in zip(prepared, *results, strict=True):
+            yield finish([image.cut(found) for found in maps])
 
     @torch.no_grad()
     def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:

@@ -323,19 +323,32 @@ def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp
 # -- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_find_the_same_integers_and_images(trained: Path, evaluated: Path, tmp_path: Path) -> None:
-    words = ["evaluate", trained, "--output", tmp_path, "--worst", 4]
-    job = runs.start_job(words, tmp_path)
+def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budget_asks_for(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["--worst", 4, "dataset.val.size=[192, 256]", "--max-memory", "62M"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    job = runs.start_job(["evaluate", trained, "--output", folders[1], *changes], tmp_path)
+    assert evaluate(trained, folders[0], *changes) == 0
     assert [process.wait() for process in job] == [0, 0], job[0].text + job[1].text
-    one, two = result(evaluated), result(tmp_path)
-    for key in ("confusion_matrix", "mean_iou", "iou", "samples"):
+    one, two = map(result, folders)
+    for key in ("confusion_matrix", "mean_iou", "iou", "samples", "computed_in_windows", "loss"):
         assert two[key] == one[key]
     told = [[(image["place"], image["name"]) for image in found["worst"]] for found in (one, two)]
     assert told[0] == told[1]
-    names = [
-        sorted(path.name for path in (folder / "evaluation-val-worst").iterdir()) for folder in (evaluated, tmp_path)
-    ]
+    names = [sorted(path.name for path in (folder / "evaluation-val-worst").iterdir()) for folder in folders]
     assert names[0] == names[1]
+
+    assert one["computed_in_windows"]["images"] == one["samples"] == 6
+    (windows,) = one["computed_in_windows"]["windows"]
+    assert windows["images"] == 6
+    assert one["loss"] is None  # that of whole images
+    assert capsys.readouterr().err.count("in windows of {} x {} (6)".format(*windows["size"])) == 1
+    assert "(6)" in job[0].text + job[1].text
+    assert evaluate(trained, folders[0], *changes, "--protocol", json.dumps(windows["protocol"])) == 0
+    assert result(folders[0])["confusion_matrix"] == one["confusion_matrix"]
+    assert result(folders[0])["computed_in_windows"] is None
+    assert evaluate(trained, folders[0], *changes, "--protocol", "whole") == 2
 
 
 # -- predictions and submissions -------------------------------------------------------------------------------------
