@@ -276,7 +276,7 @@ class ClassyTask(Configurable, ABC):
         self.engine.place()
         self.normalizer.to(self.engine.device)
         self.engine.start(self.optimizer)
-        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+        self.data.open(self.runtime, self.engine.device, self.gives_up)
 
     def load_initial_weights(self) -> None:
         """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
