@@ -24,7 +24,7 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Stopped, Trainer
-from runs import LIMIT, Command, SignalAt, read_records, run_command, tiny_config, tiny_task, write_config
+from runs import DISK_SECONDS, LIMIT, Command, SignalAt, read_records, run_command, tiny_config, tiny_task, write_config
 
 LAST_STEP = 18
 HOOKS = [{"name": "checkpoint", "every_steps": 2, "keep": 2}, {"name": "log", "every": 1}]
@@ -86,7 +86,8 @@ def test_a_run_killed_at_five_moments_ends_bitwise_as_if_it_had_not_been(
     ]
     for moment, count in zip(moments, workers, strict=False):
         arguments = ["--config", config, "--output", folder, "--resume", f"runtime.workers={count}"]
-        command = Command(arguments, tmp_path / "log")
+        # A small checkpoint is written in no time, which leaves none to kill the run in.
+        command = Command(arguments, tmp_path / "log", {DISK_SECONDS: 0.01})
         command.signal_when(signal.SIGKILL, moment)
         assert command.wait() == -signal.SIGKILL
     assert last_step(folder) < LAST_STEP
