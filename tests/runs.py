@@ -74,7 +74,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
         node = config
         for parent in parents:
             node = node[parent]
-        node[key] = copy.deepcopy(value) if isinstance(value, dict) else value  # a later path may lead into it
+        node[key] = copy.deepcopy(value) if isinstance(value, dict) else value  # the next path may go into it
     return config
 
 
