@@ -280,8 +280,8 @@ class NoisyTask(SegmentationTask):
 
     def prepare(self) -> None:
         self.model.heads["main"].dropout = DrawsFromEverything()
-        block = self.model.get_submodule("layer1.0")
-        block.conv2.weight = block.conv1.weight
+        block = self.model.get_submodule("trunk_output.block1.block1-0.f")
+        block.c[0].weight = block.a[0].weight
         super().prepare()
 
     def load_batches(self) -> Iterator[Sample]:
@@ -309,5 +309,5 @@ def test_components_that_draw_from_the_global_generators_and_tied_parameters_res
 
     expected = uninterrupted.model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
-    block = resumed.model.get_submodule("layer1.0")
-    assert block.conv2.weight is block.conv1.weight
+    block = resumed.model.get_submodule("trunk_output.block1.block1-0.f")
+    assert block.c[0].weight is block.a[0].weight

@@ -162,7 +162,7 @@ def test_what_changes_features_changes_the_key(tmp_path: Path, changes: dict[str
 def test_an_attribute_without_a_tensor_changes_the_key_of_a_model_that_has_no_config(tmp_path: Path) -> None:
     model = tiny_task(FROZEN).model.eval()
     other = copy.deepcopy(model)
-    other.get_submodule("bn1").eps = 1e-3  # type: ignore[assignment]
+    other.get_submodule("stem.1").eps = 1e-3  # type: ignore[assignment]
     caches = [FeatureCache(tmp_path, m, settings="", gigabytes=1) for m in (model, copy.deepcopy(model), other)]
     assert caches[0].files.folder == caches[1].files.folder != caches[2].files.folder
 
