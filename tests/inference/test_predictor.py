@@ -18,13 +18,12 @@ from classyseg.config import ConfigError, DataError
 from classyseg.inference import BudgetError, Card, Predictor, Preparation
 from classyseg.models import ClassyModel, build_model
 from classyseg.trainer import Trainer
-from runs import tiny_task
+from runs import SMALL_BACKBONE, tiny_task
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (40, 56, 3), dtype=np.uint8)
 MODEL = {
-    "name": "resnet18",
-    "depths": [1, 1, 1, 1],
+    **SMALL_BACKBONE,
     "heads": {"main": {"name": "fcn", "blocks": ["stage3"], "channels": 8}},
 }
 
