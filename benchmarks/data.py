@@ -30,7 +30,7 @@ from classyseg.datasets import make_loader
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import Pair
-from classyseg.datasets.loading.loader import TrainBatches
+from classyseg.datasets.loading.loader import TrainOrder
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
@@ -262,7 +262,7 @@ def loader(camvid: Path, workers: int, epochs: int) -> None:
     height = 360
     crop = {"name": "random_scale_crop", "size": (side, side), "scale": (base // 2 / height, 2 * base / height)}
     data = camvid_set(camvid, (crop, "horizontal_flip"))
-    order = TrainBatches(len(data), BATCH, seed=0)
+    order = TrainOrder(len(data), BATCH, seed=0)
     mine = make_loader(data, order, workers=workers)
     normalizer = ImageNormalizer(NormalizeConfig(mean=MEAN, std=STD))
     reference = DataLoader(

@@ -8,8 +8,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ConfigError": "config",
-    "DataError": "config",
+    "ConfigError": "errors",
+    "DataError": "errors",
     "load_config": "config",
     "data_folder": "io",
     "parse_config": "config",

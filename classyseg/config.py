@@ -7,8 +7,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -25,9 +24,15 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from classyseg.console import printable
+from classyseg.errors import ConfigError as ConfigError
+from classyseg.errors import DataError as DataError
+from classyseg.errors import Location as Location
+from classyseg.errors import Problem, location_of
+from classyseg.errors import path_text as path_text
+from classyseg.errors import within as within
 from classyseg.yaml_text import as_yaml, eaten_color, wrong_line
 
-Location = tuple[str | int, ...]
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
@@ -42,16 +47,6 @@ PLAIN_TAGS = {
     yaml.SequenceNode: ("seq",),
     yaml.MappingNode: ("map",),
 }
-
-
-class ConfigError(ValueError):
-    """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what."""
-
-    exit_code = 2
-
-
-class DataError(ConfigError):
-    """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""
 
 
 def squashed(word: object) -> str:
@@ -107,14 +102,6 @@ def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40, i
 def listed(names: Sequence[str], *, limit: int = 40) -> str:
     """The first of `names`, and how many there are where that is not all of them."""
     return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
-
-
-def path_text(location: Location) -> str:
-    """`("heads", "main", 0)` as `heads.main[0]`."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
 
 
 @dataclass
@@ -230,10 +217,13 @@ def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: Confi
     if len(tree.lines) > MAX_NODES:
         raise ConfigError(f"{tree.source}: more than {MAX_NODES} values; a task config is a small text file")
     if node.tag.removeprefix("tag:yaml.org,2002:") not in PLAIN_TAGS[type(node)]:
-        at = f"{line}: {path_text(location)}" if location else line
-        raise ConfigError(f"{at}: found the tag {node.tag}; accepted are plain values without tags")
+        raise ConfigError(
+            location,
+            f"found the tag {printable(node.tag, MAX_WORD)}; accepted are plain values without tags",
+            source=line,
+        )
     if eaten := eaten_color(node, path_text(location)):
-        raise ConfigError(f"{line}: {path_text(location)}: {eaten}")
+        raise ConfigError(location, eaten, source=line)
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, item, (*location, i), tree) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
@@ -247,7 +237,7 @@ def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: Confi
                 key = _construct(loader, key_node, (*location, key), tree)
             inner = (*location, key)
             if key in values:
-                raise ConfigError(f"{key_line}: {path_text(inner)}: key written twice (first in {tree.lines[inner]})")
+                raise ConfigError(inner, f"key written twice (first in {tree.lines[inner]})", source=key_line)
             tree.lines[inner] = key_line
             values[key] = _construct(loader, value_node, inner, tree)
         return values
@@ -255,7 +245,7 @@ def _construct(loader: _Loader, node: yaml.Node, location: Location, tree: Confi
         return loader.construct_object(node)
     except (yaml.YAMLError, ValueError, KeyError):
         raise ConfigError(
-            f"{line}: {path_text(location)}: found {node.value!r}, which is no valid {node.tag[18:]}"
+            location, f"found {shown(node.value)}, which is no valid {node.tag[18:]}", source=line
         ) from None
 
 
@@ -280,12 +270,9 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
         except ConfigError as error:
             if value_text[:1] in ("[", "{") and value_text[-1] not in "]}":
                 hint = f"the shell splits at spaces, so quote what has some: '{key}={shown_line(value_text)} ...'"
-                raise ConfigError(f"{error}; {hint}") from None
+                error.advise(hint)
             raise
-        location: Location = tuple(
-            int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key)
-        )
-        _set(tree, location, value, f"override '{shown_line(text)}'")
+        _set(tree, location_of(key), value, f"override '{shown_line(text)}'")
 
 
 def shown_line(text: str) -> str:
@@ -427,23 +414,6 @@ class ConfigRecord(BaseModel):
         return record
 
 
-def placed(place: str, error: ConfigError) -> ConfigError:
-    """`error`, raised by a component about an option of its own, with the component's path before it, once."""
-    text = str(error)
-    joint = "." if re.match(r"\w+(\.\w+|\[\d+\])*: ", text) else ": "
-    kind = DataError if isinstance(error, DataError) else ConfigError
-    return kind(text if re.match(rf"{re.escape(place)}[.:\[]", text) else f"{place}{joint}{text}")
-
-
-@contextmanager
-def within(place: str) -> Iterator[None]:
-    """Puts `place` before the message of a `ConfigError` from inside, unless the message begins with it."""
-    try:
-        yield
-    except ConfigError as error:
-        raise placed(place, error) from None
-
-
 def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted.
 
@@ -459,13 +429,8 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
             problems.setdefault(location, []).append(_sentence(detail))
         else:
             left += 1
-    lines = []
-    for at, sentences in problems.items():
-        path = path_text(tuple(part if isinstance(part, int) else shown_line(str(part)) for part in at))
-        lines.append(": ".join(filter(None, (tree.place(at), path, " / or ".join(dict.fromkeys(sentences))))))
-    if left:
-        lines.append(f"... and {left} more of the kind")
-    return ConfigError("\n".join(lines))
+    found = [Problem(" / or ".join(dict.fromkeys(told)), at, tree.place(at)) for at, told in problems.items()]
+    return ConfigError.of([*found, *([Problem(f"... and {left} more of the kind")] if left else [])])
 
 
 def _location_in(values: Any, parts: Sequence[str | int], missing: bool) -> Location:

@@ -1,4 +1,4 @@
-"""Text for a terminal: how wide it is, what of it can be shown, printing where not all of it can."""
+"""Text for a terminal and for messages: what of it can be shown, how wide it is, printing where not all of it can."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ def terminal_width(stream: IO[str] | None = None) -> int:
     return min((width for width in widths if width > 0), default=DEFAULT_WIDTH)
 
 
-def printable(text: str) -> str:
-    """`text` with line breaks, control characters and marks of direction escaped, so that it stays on its line."""
-    return "".join(char if _is_plain(char) else char.encode("unicode_escape").decode("ascii") for char in text)
+def printable(text: str, limit: int | None = None) -> str:
+    """`text` with line breaks, control characters and marks of direction escaped, so that it stays on its line.
+
+    More than `limit` characters are cut off, which three dots tell.
+    """
+    kept = text if limit is None else text[:limit]
+    plain = "".join(char if _is_plain(char) else char.encode("unicode_escape").decode("ascii") for char in kept)
+    return plain if len(kept) == len(text) else f"{plain}..."
 
 
 def _is_plain(char: str) -> bool:

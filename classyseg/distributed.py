@@ -19,7 +19,7 @@ TIMEOUT = timedelta(minutes=30)
 def start_processes(device_type: str, timeout: timedelta = TIMEOUT) -> None:
     """Joins the process group that `torchrun` described in the environment; does nothing without one.
 
-    On GPUs a gloo group stands beside nccl, so that small host-side agreements never wait for the device.
+    On GPUs there is a gloo group in addition to nccl, so that small agreements on the host never wait for the device.
 
     Raises: `ConfigError` for a description that is not whole, and for processes that do not come within `timeout`.
     """

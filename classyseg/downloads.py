@@ -63,7 +63,7 @@ def download(url: str, folder: Path, digest: str = "", *, place: str = "") -> Pa
 
 
 def _download(url: str, path: Path, digest: str) -> None:
-    """Downloads to `path`, over a part beside it, which stays when the connection breaks."""
+    """Downloads to `path`, by way of a file `path.part` that stays when the connection breaks."""
     part = path.with_name(f"{path.name}.part")
     resumed = _append(url, part, verifiable=bool(digest))
     problem = hash_problem(part, digest)
@@ -80,8 +80,9 @@ def _download(url: str, path: Path, digest: str) -> None:
 def _append(url: str, part: Path, *, verifiable: bool) -> bool:
     """Downloads what is missing of `part`; whether some of it was there before and is kept.
 
-    Only the rest of the same version is taken: what the server called the version (`ETag`, else the time of the last
-    change) is kept beside the part. Where it gave none, and no hash makes the whole `verifiable`, it starts again.
+    Only the rest of the same version is taken. What the server called the version (`ETag`, else the time of the last
+    change) is kept in a file next to the part. Where it gave none, and no hash makes the whole `verifiable`, the
+    download starts again.
     """
     version_file = _version_file(part)
     version = version_file.read_text(encoding="utf-8") if version_file.is_file() else ""
@@ -105,7 +106,7 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
         if not have and response.status == HTTPStatus.PARTIAL_CONTENT:
             raise OSError("the server sent a part of the file where the whole was asked for")
         resumes = have > 0 and response.status == HTTPStatus.PARTIAL_CONTENT
-        continues = _is_the_rest(response.headers.get("Content-Range", ""), have)
+        continues = is_the_rest(response.headers.get("Content-Range", ""), have)
         if resumes and not (continues and _version(response.headers) in ("", version)):
             return _restart(url, part)
         length = response.headers.get("Content-Length")
@@ -125,7 +126,7 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
     return resumes
 
 
-def _is_the_rest(content_range: str, have: int) -> bool:
+def is_the_rest(content_range: str, have: int) -> bool:
     """Whether a part of a file that a server sends begins after `have` bytes and goes on to the end."""
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range)
     return found is not None and int(found[1]) == have and found[3] in ("*", str(int(found[2]) + 1))

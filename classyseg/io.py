@@ -160,10 +160,10 @@ def _configs_in(folder: Path) -> list[str]:
 
 def _config_hint(given: Path, relative: str, packaged: Path | None) -> str:
     """What may have been meant by the path of a task config that does not exist."""
-    beside = {Path(name).stem: name for name in _configs_in(given.parent)}
-    near = closest(given.stem, beside)
+    siblings = {Path(name).stem: name for name in _configs_in(given.parent)}
+    near = closest(given.stem, siblings)
     if near is not None:
-        return f"; did you mean '{printable(str(given.with_name(beside[near])))}'?"
+        return f"; did you mean '{printable(str(given.with_name(siblings[near])))}'?"
     known = [] if packaged is None else sorted(p.relative_to(packaged).as_posix() for p in packaged.rglob("*.yaml"))
     folder = relative if packaged is not None and (packaged / relative).is_dir() else relative.rpartition("/")[0]
     inside = [name for name in known if name.startswith(f"{folder}/")] if folder != "." else []

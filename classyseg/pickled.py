@@ -17,7 +17,7 @@ from torch import Tensor
 MAX_STEPS = 10_000_000
 FREE_STEPS = 100_000
 BYTES_A_STEP = 8
-"""Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps beside them. Each
+"""Instructions of a pickle: about 30 a tensor, and one for each number that a training script keeps with them. Each
 may take some 80 bytes of memory, so a file may have 100000, and one more for each 8 bytes of it."""
 SLACK = 2**16
 MAX_KEY_PARTS = 8
@@ -59,7 +59,7 @@ class Buildable(ABC):
 
 
 class Ignored(Buildable):
-    """What training scripts keep beside weights: numpy's numbers, options, configs. Read over, and dropped."""
+    """What training scripts keep together with weights: numpy's numbers, options, configs. Read over, and dropped."""
 
     def __init__(self, *_arguments: Any) -> None: ...
 

@@ -106,7 +106,7 @@ DATASET_MEANINGS = {
 """What the keys of whoever places a component mean."""
 
 
-def described(keys: Mapping[str, tuple[Any, Any]], meanings: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
+def with_meanings(keys: Mapping[str, tuple[Any, Any]], meanings: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
     """Pydantic fields (annotation, default) with their meanings."""
     return {
         key: (Annotated[annotation, Field(description=meanings[key])], default)
@@ -114,7 +114,7 @@ def described(keys: Mapping[str, tuple[Any, Any]], meanings: Mapping[str, str]) 
     }
 
 
-DATASET_KEYS: dict[str, Any] = described(
+DATASET_KEYS: dict[str, Any] = with_meanings(
     {
         "exif": (Literal["refuse", "rotate", "ignore"], "refuse"),
         "on_bad_sample": (Literal["error", "skip", "replace"], "error"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from classyseg.config import ConfigError, DataError, placed
+from classyseg.errors import ConfigError, DataError, location_of
 
 
 class Problems:
@@ -13,7 +13,6 @@ class Problems:
 
     def __init__(self) -> None:
         self.found: list[ConfigError] = []
-        self._places: list[str] = []
 
     @contextmanager
     def collected(self) -> Iterator[None]:
@@ -21,22 +20,19 @@ class Problems:
         try:
             yield
         except ConfigError as error:
-            for place in reversed(self._places):
-                error = placed(place, error)
             self.found.append(error)
 
     @contextmanager
     def within(self, place: str) -> Iterator[None]:
         """Puts `place` before the path of all problems from inside."""
-        self._places.append(place)
-        try:
-            with self.collected():
-                yield
-        finally:
-            self._places.pop()
+        outer, before = location_of(place), len(self.found)
+        with self.collected():
+            yield
+        for error in self.found[before:]:
+            error.change(lambda problem: problem._replace(path=(*outer, *problem.path)))
 
     def tell(self) -> None:
         """Raises: `ConfigError` with all that was found, a line each; `DataError` where that is all of the data."""
         if self.found:
             kind = DataError if all(isinstance(error, DataError) for error in self.found) else ConfigError
-            raise kind("\n".join(dict.fromkeys(map(str, self.found))))
+            raise kind.of(dict.fromkeys(problem for error in self.found for problem in error.problems))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -29,7 +30,7 @@ from classyseg.config import (
     within,
 )
 from classyseg.foreign import instead_of_key, instead_of_name
-from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, described
+from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, with_meanings
 from classyseg.signature import (
     MAX_COMPONENTS,
     ComponentConfig,
@@ -132,6 +133,17 @@ class Registry:
                 return _distribution_text(offer)
         return component.__module__ if self._loading is None else _distribution_text(self._loading)
 
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is registered within it is forgotten at its end: for components that a test, or a notebook, tries."""
+        self._import_builtins()  # else they might register within it
+        before = self._entries
+        self._entries = dict(before)
+        try:
+            yield
+        finally:
+            self._entries = before
+
     # -- looking up ----------------------------------------------------------------------------------------------------
 
     def names(self, pattern: str = "*") -> list[str]:
@@ -222,7 +234,7 @@ class Registry:
                 self._add(Entry(offer.name, loaded, distribution=_distribution_text(offer)))
             entry = self._entries[offer.name]
             derive_config(entry.component, entry.name, entry.defaults, self.placement, self.kind).model_json_schema()
-        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only whoever asks shall hear of it
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way: only those who ask for it are told
             self._entries.pop(offer.name, None)
             raise PluginError(f"{place}, but it is broken: {type(error).__name__}: {error}") from error
         finally:
@@ -304,6 +316,12 @@ def _error(*problems: tuple[Any, str, tuple[str | int, ...], Any]) -> Validation
 
 def _distribution_text(offer: EntryPoint) -> str:
     return f"{offer.dist.name} {offer.dist.version}" if offer.dist else offer.value
+
+
+def look_for_plugins_again() -> None:
+    """What was installed or removed since this process first asked for a plugin is seen at the next lookup."""
+    _installed.cache_clear()
+    _entry_points_of.cache_clear()
 
 
 _installed: Any = cache(entry_points)  # reading the files of all distributions takes 15 ms: once, not for every kind
@@ -428,7 +446,7 @@ MODELS = Registry(
     "models",
     noun="model",
     base="classyseg.models:ClassyModel",
-    placement=described(
+    placement=with_meanings(
         {
             "weights": (WeightsOption | None, None),
             "heads": (Annotated[dict[HeadName, HeadConfig], Field(max_length=MAX_COMPONENTS)], {}),
@@ -444,7 +462,7 @@ HEADS = Registry(
     "heads",
     noun="head",
     base="classyseg.heads:ClassyHead",
-    placement=described(
+    placement=with_meanings(
         {
             "blocks": (Annotated[list[Text], Field(min_length=1, max_length=MAX_COMPONENTS)], ...),
             "train_only": (Bool, False),

@@ -114,7 +114,7 @@ def _batch_norm(
     **kwargs: Any,
 ) -> Tensor | None:
     known = next((value for value in (weight, running_mean) if value is not None), None)
-    few = training and image.numel() < MIN_VALUES * image.shape[1]  # of which torch tells more
+    few = training and image.numel() < MIN_VALUES * image.shape[1]  # torch's own error tells more
     return None if few or known is None or known.shape[0] != image.shape[1] else image.new_empty(image.shape)
 
 
@@ -239,7 +239,7 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
 
 
 class Shapes(TorchFunctionMode):
-    """Within it, the functions of which most convolutional networks are made give tensors of the right shape.
+    """Within it, the functions that most convolutional networks use give tensors of the right shape, without values.
 
     On the `meta` device torch runs them in Python, for which it first imports its compiler and sympy: a second of
     processor time. What is not plainly right goes to torch, whose errors say what is wrong.

@@ -130,7 +130,7 @@ MAX_COMPONENTS = 100
 def _strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
     """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true).
 
-    Numbers and lists get bounds where `given`, what the annotation says beside its type, has none.
+    `given` is what the annotation says in addition to its type. Numbers and lists get bounds where it has none.
     """
     if annotation in (int, float, str, bool):
         return Annotated[annotation, Strict(), *_bounds(annotation, given)]

@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 2.0
 """How long a run that was asked to stop waits for the batch that it is about to get; it can do without."""
 
 
-class Stopped(BaseException):  # noqa: N818 (an outcome, not an error)
+class Stopped(BaseException):
     """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number.
 
     No `Exception`, as `KeyboardInterrupt` is none: before the first step it is raised wherever the run happens to be,

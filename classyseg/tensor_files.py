@@ -20,7 +20,7 @@ from classyseg.locks import alone
 
 GIGABYTE = 10**9
 SIZE_FILE = "bytes.txt"
-"""Beside the folders of files: how many bytes they hold."""
+"""The file next to the folders of tensors that tells how many bytes they hold."""
 LEFTOVER_SECONDS = 600
 """A file that was begun so long ago is not being written any more."""
 
@@ -47,7 +47,7 @@ class TensorFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"{option}: found '{root}', where no folder can be made ({error}); give another one"
+                option, f"found '{root}', where no folder can be made ({error}); give another one"
             ) from None
         try:
             self._measure()

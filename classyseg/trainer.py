@@ -20,7 +20,7 @@ __all__ = ["Stopped", "Trainer"]
 
 
 class Trainer:
-    """Trains a task, in this process and those that `torchrun` started beside it.
+    """Trains a task, in this process and the others of its job (`torchrun` started them).
 
     `output` is the run's folder, or None to write nothing; `resume` continues what lies there, `overwrite` replaces it.
     They are the options of the command, and a folder that holds a run is refused without one of them. A run that

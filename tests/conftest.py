@@ -23,6 +23,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """What is imported and collected lives to the end, so that no collection of garbage need look at it again.
+
+    The second one makes Python forget how much there was: it looks at everything only where a quarter has come anew,
+    and networks of many tests would wait for that.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.collect()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -35,17 +46,6 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     fail_unless_allowed(report)
     return report
-
-
-def pytest_collection_finish() -> None:
-    """Takes what collecting 9,000 tests has made out of the sight of the garbage collector.
-
-    It looks for garbage when a quarter more objects are there than it has seen. With all tests among them that is so
-    rare that the networks of many tests would wait for it.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)

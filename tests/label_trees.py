@@ -17,7 +17,7 @@ def real(name: str) -> Path:
     """The folder of a real sample; skips the test where it is absent."""
     folder = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[1] / "../shared/data") / name
     if not folder.is_dir():
-        pytest.skip(f"the real sample {name} is not there")
+        pytest.skip(f"the real {name} is not there")
     return folder.resolve()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from classyseg.registry import REGISTRIES, Registry
 
@@ -11,14 +11,7 @@ from classyseg.registry import REGISTRIES, Registry
 @contextmanager
 def forgotten(*registries: Registry) -> Iterator[None]:
     """What is registered within it in `registries`, or in any without them, is forgotten at its end."""
-    kept = registries or tuple(REGISTRIES.values())
-    for registry in kept:
-        registry.names()  # else the built-in components might register within it
-    entries = [registry._entries for registry in kept]
-    for registry, before in zip(kept, entries, strict=True):
-        registry._entries = dict(before)
-    try:
+    with ExitStack() as stack:
+        for registry in registries or REGISTRIES.values():
+            stack.enter_context(registry.forgetting())
         yield
-    finally:
-        for registry, before in zip(kept, entries, strict=True):
-            registry._entries = before

@@ -31,16 +31,16 @@ from torch import Tensor
 
 from classyseg.cli.train import main as train
 from classyseg.trainer import Stopped, Trainer
-from runs import SignalAt, tiny_task, write_config
+from runs import LIGHT, SignalAt, tiny_task, write_config
 
 CHANGES: dict[str, Any] = {
+    **LIGHT,
     "num_epochs": 2,
     "batch_size": 4,
     "dataset.train.num_samples": 16,
     "dataset.train.size": [16, 16],
     "dataset.val.num_samples": 2,
     "dataset.val.size": [16, 16],
-    "model.heads.main.channels": 8,
     "meters": ["mean_iou", "confusion_matrix"],
     "hooks": [{"name": "checkpoint", "every_steps": 2, "keep": 9, "best": "mean_iou"}, {"name": "log", "every": 1}],
 }

@@ -25,6 +25,7 @@ FLOORS = (
         *(
             "structures",
             "config",
+            "errors",
             "problems",
             "console",
             "yaml_text",
@@ -73,7 +74,10 @@ SAME_FLOOR = {
     ("run_folder", "console"),
     ("io", "console"),
     ("config", "yaml_text"),
-    ("problems", "config"),
+    ("config", "errors"),
+    ("config", "console"),
+    ("errors", "console"),
+    ("problems", "errors"),
     ("downloads", "config"),
     ("downloads", "locks"),
     ("launcher", "config"),
@@ -103,6 +107,10 @@ LONG: dict[str, str] = {
 }
 """A limit is a question. Here are the answers: `file` or `file::function`, and why it reads better in one piece."""
 FORBIDDEN = re.compile(r"(?<![\w.])eval\(|pickle\.loads?\b|weights_only\s*=\s*False|yaml\.(unsafe_|full_)?load\b")
+
+PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
+"""What named tuples call so, to stay apart from the names of their fields."""
+SETTERS = {"setattr", "delattr", "getattr", "hasattr", "patch", "object"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -256,6 +264,68 @@ def test_the_forbidden_calls_are_caught(line: str) -> None:
 
 def test_switching_a_model_to_evaluation_is_not_evaluating_text() -> None:
     assert not FORBIDDEN.search("model.eval()")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+
+
+def private_names() -> set[str]:
+    """Every name with an underscore that the package gives to a function, a class, a variable or an attribute."""
+    names = set()
+    for node in (node for path in sources() for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))):
+        if isinstance(node, Function | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return {name for name in names if is_private(name)}
+
+
+def private_touches(source: str, names: set[str]) -> list[str]:
+    """Where a test's `source` reaches for one of `names`: imported, as an attribute, or as a text to be replaced."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        touched: list[str] = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("classyseg"):
+            touched = [alias.name for alias in node.names if is_private(alias.name)]
+        elif isinstance(node, ast.Attribute):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            touched = [] if own or node.attr not in names else [node.attr]
+        elif isinstance(node, ast.Call):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            texts = [str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)]
+            touched = [text for text in texts if function in SETTERS and text.rpartition(".")[2] in names]
+        found += [f"line {node.lineno}: {name}" for name in touched]  # type: ignore[attr-defined]
+    return found
+
+
+def test_tests_use_public_doors() -> None:
+    names = private_names()
+    touches = {
+        path: private_touches(path.read_text(encoding="utf-8"), names) for path in (ROOT / "tests").rglob("*.py")
+    }
+    assert {str(path.relative_to(ROOT)): found for path, found in touches.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("from classyseg.heads.fcn import _made", True),
+        ("loader._made.close()", True),
+        ("module.layer()._made = 3", True),
+        ('monkeypatch.setattr("classyseg.heads.fcn._made", None)', True),
+        ("monkeypatch.setattr(fcn, '_made', None)", True),
+        ("super()._made()", True),
+        ("class A:\n    def f(self):\n        self._made = 3", False),
+        ("torch._neg_view(x)", False),
+        ("block._replace(stride=3)", False),
+        ("fcn.made", False),
+    ],
+)
+def test_a_touch_of_a_private_name_is_caught(source: str, caught: bool) -> None:
+    assert bool(private_touches(source, {"_made"})) == caught
 
 
 if __name__ == "__main__":

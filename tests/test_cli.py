@@ -6,9 +6,9 @@ import argparse
 import json
 import os
 import resource
-import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import runs
+from classyseg.claims import check_free
 from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.models import WRITTEN
 from classyseg.cli.train import main as classy_train_main
-from classyseg.config import load_config
+from classyseg.config import ConfigError, load_config
 from classyseg.registry import REGISTRIES
 
 ROOT = Path(__file__).parents[1]
@@ -212,14 +213,27 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert f"--output {output}: cannot be written (" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_an_output_without_permission_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = runs.write_config(tmp_path)
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    assert classy_train_main(["--config", str(config), "--output", str(locked)]) == 2
-    assert f"--output {locked}: cannot be written (Permission denied)" in capsys.readouterr().err
+NOBODY = 65534
+
+
+def test_an_output_without_permission_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:  # nobody else may enter pytest's own folder
+        locked = Path(name)
+        process = os.fork()
+        if process == 0:
+            try:
+                locked.chmod(0o555)
+                if os.geteuid() == 0:  # who writes everywhere
+                    os.setgroups([])
+                    os.setgid(NOBODY)
+                    os.setuid(NOBODY)
+                check_free(locked / "run", resume=False, overwrite=False)
+            except ConfigError as error:
+                os.write(1, str(error).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(process, 0)
+        assert capfd.readouterr().out == f"--output {locked / 'run'}: cannot be written (Permission denied)"
 
 
 CAMVID = "task_configs/camvid/fcn_resnet18.yaml"

@@ -16,9 +16,12 @@ from classyseg.losses import ClassyLoss, PerOutputLoss, Terms
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel
 from classyseg.optim import SGD, ClassyOptimizer, ClassyScheduler, Cosine
-from classyseg.registry import HEADS, MODELS
+from classyseg.registry import HEADS, METERS, MODELS
 from classyseg.structures import RunLength
 from classyseg.tasks import ClassyTask, SegmentationTask, build_task
+from classyseg.tasks.best import record_numbers
+from classyseg.transforms import PairTransform
+from classyseg.weights.cache import PublicWeights
 from runs import tiny_config
 
 
@@ -46,6 +49,9 @@ def method(self: Any, *arguments: Any) -> Any: ...
         (ClassyLoss, {"extras": ("points",), "terms": method}, "reads"),
         (ClassyLoss, {"terms": of_tensor}, "Terms"),
         (ClassyMeter, {"reads_labels": True}, "reads = 'labels'"),
+        (ClassyMeter, {"numbers": ("mean",)}, "number_names"),
+        (ClassyLoss, {"takes_shares": True}, "takes_soft_targets"),
+        (PairTransform, {"gives_shares": method}, "gives_soft_targets"),
         (ClassyDataset, {"channels_of": classmethod(method)}, "facts_of"),
         (ClassyDataset, {"first_within": classmethod(method)}, "parts_in"),
         (MaskFiles, {"labels": method}, "load_target"),
@@ -72,6 +78,17 @@ def test_what_has_an_old_name_by_a_meaning_of_its_own_is_let_through() -> None:
             return logits.sum()
 
     assert OwnLoss().ignore_index == Sum().ignore_index == 255
+
+
+def test_an_old_name_is_told_with_the_new_one() -> None:
+    with pytest.raises(ImportError, match="is now called TrainOrder"):
+        from classyseg.datasets import TrainBatches  # noqa: F401
+    with pytest.raises(TypeError, match="has_heads"):
+        PublicWeights("", "", "", whole=True)  # type: ignore[call-arg]
+    meter = METERS.build("mean_iou", ("a", "b"), 255)
+    meter.numbers = ("mean_iou",)  # as a meter of an earlier version sets it in `__init__`
+    with pytest.raises(TypeError, match="number_names"):
+        record_numbers({}, [meter], "main", None)
 
 
 # -- what is found when a part is built ------------------------------------------------------------------------------

@@ -11,16 +11,13 @@ import pytest
 from classyseg.config import (
     MAX_BYTES,
     ConfigError,
-    DataError,
     apply_overrides,
     closest,
     differences,
     dump_yaml,
     load_config,
     parse_config,
-    path_text,
     unknown,
-    within,
 )
 from classyseg.registry import TASKS
 
@@ -178,7 +175,7 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
 def test_a_file_too_large_for_a_config_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(b"a: " + b"x" * MAX_BYTES)
-    with pytest.raises(ConfigError, match=rf"{path}: larger than {MAX_BYTES} bytes"):
+    with pytest.raises(ConfigError, match=rf"{path}.*{MAX_BYTES} bytes"):
         load_config(path)
 
 
@@ -416,30 +413,6 @@ def test_an_unknown_name_comes_with_the_closest_and_a_list_that_stays_short() ->
     assert unknown("key", "lrr", ["momentum", "lr"]) == "unknown key; did you mean 'lr'? Known: lr, momentum."
     assert unknown("key", "x", []) == "unknown key. Known: none."
     assert unknown("model", "x", [f"m{i:03}" for i in range(90)]).endswith("m039, ... (90 in all).")
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        ("size: found 3", "dataset.train.size: found 3"),
-        ("groups[0].match: found x", "dataset.train.groups[0].match: found x"),
-        ("/data/masks: found no mask", "dataset.train: /data/masks: found no mask"),
-        ("give one of a and b", "dataset.train: give one of a and b"),
-        ("dataset.train.size: found 3", "dataset.train.size: found 3"),
-        ("dataset.trainer: found 3", "dataset.train.dataset.trainer: found 3"),
-    ],
-)
-@pytest.mark.parametrize("kind", [ConfigError, DataError])
-def test_the_error_of_a_part_gets_the_path_of_the_part_once(
-    message: str, expected: str, kind: type[ConfigError]
-) -> None:
-    with pytest.raises(kind) as caught, within("dataset.train"):
-        raise kind(message)
-    assert (type(caught.value), str(caught.value)) == (kind, expected)
-
-
-def test_a_path_is_written_as_overrides_take_it() -> None:
-    assert path_text(("heads", "main", "blocks", 0, "x")) == "heads.main.blocks[0].x"
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", "\nseed: 3", "\x85seed: 3", "\u2028seed: 3", "\n  more"])

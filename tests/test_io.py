@@ -72,7 +72,7 @@ def test_a_folder_that_may_not_be_looked_into_is_named(folder: Path, monkeypatch
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "is_file", refuse)
-    with pytest.raises(ConfigError, match=r"^secret/a\.yaml: cannot be looked up \(Permission denied\)$"):
+    with pytest.raises(ConfigError, match=r"^secret/a\.yaml.*Permission denied"):
         find_task_config("secret/a.yaml")
 
 

@@ -61,7 +61,7 @@ def test_a_reader_that_has_left_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(ConfigError, match=r"^standard output: cannot be written \(No space left on device\)$"):
+        with pytest.raises(ConfigError, match=r"^standard output.*No space left"):
             emit("a line")
 
 

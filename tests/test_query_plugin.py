@@ -91,7 +91,7 @@ class MatchingLoss(ClassyLoss):
 
     def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
         pairs: list[tuple[Tensor, Tensor]] = []
-        for own in self.of_heads(outputs).values():
+        for own in self.read_by_head(outputs).values():
             masks = resize_logits(own["masks"].float(), target.shape[1:])
             each = [self.of_image(*image) for image in zip(masks, own["classes"].float(), target, strict=True)]
             sums, counts = (torch.stack([image[i] for image in each]).sum(0) for i in range(2))
@@ -122,7 +122,7 @@ class MatchingLoss(ClassyLoss):
 class MeanMeter(ClassyMeter):
     """The mean of what it reads, by how many numbers that is."""
 
-    numbers = ("mean",)
+    number_names = ("mean",)
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         self.head = head
@@ -135,17 +135,17 @@ class MeanMeter(ClassyMeter):
         self.values.append(prediction["classes"].flatten() if self.reads == "outputs" else prediction.amax(1).flatten())
 
     def compute(self) -> dict[str, Any]:
-        return {self.numbers[0]: torch.cat(self.values).mean().item()}
+        return {self.number_names[0]: torch.cat(self.values).mean().item()}
 
 
 class MeanScoreMeter(MeanMeter):
     reads = "scores"
-    numbers = ("mean_score",)
+    number_names = ("mean_score",)
 
 
 class MeanClassMeter(MeanMeter):
     reads = "outputs"
-    numbers = ("mean_class",)
+    number_names = ("mean_class",)
 
 
 PLUGIN: list[tuple[Registry, type]] = [
@@ -353,5 +353,5 @@ def test_parts_that_do_not_fit_are_found_before_the_run(
 def test_every_head_of_maps_refuses_vectors_by_name(name: str) -> None:
     blocks = [BlockInfo("stage1", 8, 4), BlockInfo("queries", 8, 0)]
     for chosen in (blocks[1:], blocks):
-        with pytest.raises(ConfigError, match=f"blocks: 'queries' is vectors .*; the head '{name}' reads maps"):
+        with pytest.raises(ConfigError, match=rf"blocks.*'queries'.*vectors .*'{name}'.*maps"):
             HEADS.build(name, chosen, 3)

@@ -188,7 +188,7 @@ def replace(folder: Path) -> None:
 def test_a_run_whose_folder_is_deleted_says_so_and_makes_no_half_of_it_again(
     harm: Callable[[Path], object], hooks: list[Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(WriteError, match=rf"^{tmp_path / 'run'}: .* deleted or replaced"):
+    with pytest.raises(WriteError, match=rf"^{tmp_path / 'run'}.*deleted or replaced"):
         Trainer(tmp_path / "run").train(tiny_task({**SMALL, "hooks": hooks}, At(3, harm)))
 
     assert not (tmp_path / "run/checkpoints/step-4").exists()
@@ -205,7 +205,7 @@ def test_a_stop_whose_checkpoint_cannot_be_saved_is_an_error_that_names_it(tmp_p
 
 
 def test_a_start_on_a_full_disk_names_the_folder_and_leaves_none(tmp_path: Path) -> None:
-    with room(0), pytest.raises(ConfigError, match=rf"{tmp_path}/run: cannot be written \(File too large\)"):
+    with room(0), pytest.raises(ConfigError, match=rf"{tmp_path}/run.*File too large"):
         Trainer(tmp_path / "run").train(tiny_task(SMALL))
 
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -167,7 +167,7 @@ def test_a_signature_that_hides_its_config_is_refused(
 
 def test_a_parameter_without_a_type_is_refused(vehicles: Registry) -> None:
     vehicles.register("untyped")(Untyped)
-    with pytest.raises(TypeError, match="the parameter 'seats' has no type annotation"):
+    with pytest.raises(TypeError, match=r"'seats'.*annotation"):
         vehicles.config_model("untyped")
 
 
@@ -188,7 +188,7 @@ def test_a_variant_has_its_own_defaults_which_a_config_may_override(vehicles: Re
 
 
 def test_a_variant_of_an_unknown_key_is_refused(vehicles: Registry) -> None:
-    with pytest.raises(TypeError, match=r"variant 'truck': unknown key; did you mean 'seats'\?"):
+    with pytest.raises(TypeError, match=r"'truck'.*'seats'"):
         vehicles.variants(Car, {"truck": {"seat": 2}})
 
 
@@ -216,13 +216,13 @@ def test_a_variant_may_name_the_keys_of_whoever_places_it(parked: Registry) -> N
 
 def test_what_a_variant_names_wrongly_is_found_at_its_lookup(parked: Registry) -> None:
     parked.variants(Car, {"bus": {"seats": 40, "passengers": {"first": {"name": "horizontal_flip", "prob": 1}}}})
-    with pytest.raises(ConfigError, match=r"Car, variant 'bus': passengers\.first\.prob: unknown key"):
+    with pytest.raises(ConfigError, match=r"Car, variant 'bus': passengers\.first\.prob.*unknown"):
         parked.validate("bus", placed=True)
     assert parked.build("bus").seats == 40
 
 
 def test_a_name_that_another_class_has_is_refused(vehicles: Registry) -> None:
-    with pytest.raises(ValueError, match=r"the vehicle name 'car' is taken: .*Car .* has it, .*Convoy .* wants it"):
+    with pytest.raises(ValueError, match=r"'car' is taken.*Car .*Convoy"):
         vehicles.register("car")(Convoy)
     assert vehicles.entry("car").component is Car
 
@@ -265,7 +265,7 @@ def test_what_names_no_component_is_refused(vehicles: Registry, config: Any, mes
 def test_from_config_checks_fills_in_and_ignores_the_name() -> None:
     car = Car.from_config({"name": "whatever", "seats": 2}, "me")
     assert (car.seats, car.owner, car.power) == (2, "me", 1.0)
-    with pytest.raises(ConfigError, match=r"Car: seat: unknown key; did you mean 'seats'\?"):
+    with pytest.raises(ConfigError, match=r"Car: seat.*'seats'"):
         Car.from_config({"seat": 2})
     with pytest.raises(ConfigError, match="Car: seats: missing"):
         Car.from_config()
@@ -286,7 +286,7 @@ def test_a_built_component_is_returned_as_it_is(vehicles: Registry) -> None:
 
 def test_a_problem_inside_a_component_has_its_path_and_line(vehicles: Registry) -> None:
     tree = parse_config("name: convoy\nsteps:\n  - horizontal_flip\n  - {name: pad, sise: 3}\n", source="c.yaml")
-    with pytest.raises(ConfigError, match=r"^c.yaml, line 4: steps\[1\].sise: unknown key; did you mean 'size'\?"):
+    with pytest.raises(ConfigError, match=r"^c.yaml, line 4: steps\[1\].sise.*'size'"):
         vehicles.validate(tree)
 
 
@@ -341,25 +341,32 @@ def test_the_schema_accepts_resolved_configs(schema: Draft202012Validator, path:
     assert not list(schema.iter_errors(resolved))
 
 
-def mappings(node: Any) -> Sequence[dict[str, Any]]:
+def mappings(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping within `node`, with the keys that lead to it."""
     if isinstance(node, list):
-        return [mapping for item in node for mapping in mappings(item)]
+        for item in node:
+            yield from mappings(item, place)
     if isinstance(node, dict):
-        return [node, *(mapping for item in node.values() for mapping in mappings(item))]
-    return []
+        yield place, node
+        for key, value in node.items():
+            yield from mappings(value, f"{place}.{key}")
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_schema_rejects_an_unknown_key_at_every_depth(schema: Draft202012Validator, path: Path) -> None:
-    values = load_config(path).values
-    free = [values["loss"].get("head_weights"), values["model"].get("heads")]  # their keys are names of heads
-    accepted = []
-    for mapping in mappings(values):
-        if any(mapping is names for names in free):
-            continue
-        mapping["misspelt"] = 1
-        if schema.is_valid(values):
-            accepted.append(mapping)
-        del mapping["misspelt"]
-    assert not accepted
-    assert schema.is_valid(values)
+def test_the_schema_rejects_an_unknown_key_at_every_depth(schema: Draft202012Validator) -> None:
+    """Of all shipped configs; a component that several of them have in one place is tried once."""
+    tried, accepted = set(), []
+    for path in CONFIGS:
+        values = load_config(path).values
+        assert schema.is_valid(values)
+        free = [values["loss"].get("head_weights"), values["model"].get("heads")]  # their keys are names of heads
+        for place, mapping in mappings(values):
+            component = place, mapping.get("name")
+            if component in tried or any(mapping is names for names in free):
+                continue
+            tried.add(component)
+            mapping["misspelt"] = 1
+            if schema.is_valid(values):
+                accepted.append(component)
+            del mapping["misspelt"]
+    assert len(tried) > 40
+    assert accepted == []

@@ -227,7 +227,7 @@ def test_a_run_goes_on_without_the_file_that_it_started_from(tmp_path: Path) -> 
     finish(changes, tmp_path / "stopped")
 
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    with pytest.raises(ConfigError, match=r"w\.pth', which is no file and no known name"):
+    with pytest.raises(ConfigError, match=r"w\.pth'.*no file"):
         Trainer(tmp_path / "new", resume=True).train(tiny_task({"hooks": HOOKS, **changes}))
 
 

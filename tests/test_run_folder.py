@@ -98,7 +98,7 @@ def test_what_is_no_file_and_no_folder_is_refused_by_name_before_anything_is_ope
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "metrics.jsonl", "checkpoints/LATEST", "checkpoints/BEST"])
 def test_a_folder_where_a_run_has_a_file_is_refused(name: str, run: Path) -> None:
     (run / name).mkdir()
-    with pytest.raises(ConfigError, match=rf"{name}: found a folder; expected a file"):
+    with pytest.raises(ConfigError, match=rf"{name}.*folder;.*file"):
         check_run_folder(run)
 
 
@@ -108,7 +108,7 @@ def test_a_file_where_a_run_has_a_folder_is_refused(name: str, run: Path) -> Non
         (run / "checkpoints/step-2").rmdir()
         (run / "checkpoints").rmdir()
     (run / name).touch()
-    with pytest.raises(ConfigError, match=rf"{name}: found a file; expected a folder"):
+    with pytest.raises(ConfigError, match=rf"{name}.*file;.*folder"):
         check_run_folder(run)
 
 
@@ -163,9 +163,9 @@ def test_records_and_locks_are_not_written_through_what_came_later(
 ) -> None:
     make(run / "steps.jsonl", outside)
     before = picture(outside)
-    with pytest.raises(ConfigError, match=r"steps\.jsonl: found a (link|pipe); expected a file"):
+    with pytest.raises(ConfigError, match=r"steps\.jsonl.*(link|pipe)"):
         append_json_line(run / "steps.jsonl", {"step": 1})
-    with pytest.raises(ConfigError, match=r"steps\.jsonl: found a (link|pipe); expected a file"):
+    with pytest.raises(ConfigError, match=r"steps\.jsonl.*(link|pipe)"):
         read_json_lines(run / "steps.jsonl")
     with pytest.raises(ConfigError, match=r"steps\.jsonl: found a"), alone(run / "steps.jsonl"):
         pass
@@ -205,5 +205,5 @@ def test_a_folder_where_a_meter_has_its_file_is_named_at_the_start(run: Path) ->
     (run / ".files").write_text("confusion_matrix.csv\n.lock\n")
     assert given_files(run) == ["confusion_matrix.csv"]
     (run / "confusion_matrix.csv").mkdir()
-    with pytest.raises(ConfigError, match=r"confusion_matrix\.csv: found a folder; expected a file"):
+    with pytest.raises(ConfigError, match=r"confusion_matrix\.csv.*folder"):
         check_run_folder(run)

@@ -23,7 +23,8 @@ def reported(reason: str, outcome: str = "skipped") -> Any:
     [
         ("onnxruntime is not installed", "1", "failed"),
         ("got empty parameter set for (name)", "1", "failed"),
-        ("the real CamVid is not there", "1", "skipped"),
+        ("the real camvid is not there", "1", "skipped"),
+        ("the real camvidd is not there", "1", "failed"),
         ("onnxruntime is not installed", "", "skipped"),
     ],
 )

@@ -142,7 +142,7 @@ def test_overwrite_of_a_folder_without_a_run_starts_one_and_of_anything_else_is_
     for name in ("config.yaml", "train.py", "checkpoints/best.pth"):
         (project / name).write_text("mine", encoding="utf-8")
         before = contents(project)
-        with pytest.raises(ConfigError, match=r"project: --overwrite replaces a run, but this folder holds none"):
+        with pytest.raises(ConfigError, match=r"project.*--overwrite.*holds none"):
             train(project, OTHER, overwrite=True)
         assert contents(project) == before
         assert not (project / ".lock").exists()
@@ -239,18 +239,31 @@ def test_a_start_that_fails_leaves_the_run_that_was_there(
     assert contents(used) == before
 
 
+def killed_in(work: Callable[[], None]) -> None:
+    """Runs `work` in a process that ends where it stands, at its end at the latest, and lets its locks go."""
+    process = os.fork()
+    if process == 0:
+        try:
+            work()
+        finally:
+            os._exit(9)
+    os.waitpid(process, 0)
+
+
 @pytest.mark.parametrize("moment", ["put aside", "replaced"])
 def test_a_start_that_was_killed_is_undone_or_finished_by_the_next(
     moment: str, used: Path, other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(used)
-    killed = RunFolder(used, overwrite=True)
-    (used / "config.yaml").write_text("half", encoding="utf-8")
-    if moment == "replaced":
-        monkeypatch.setattr("classyseg.claims._remove", lambda path: None)
-        killed.keep()
-        monkeypatch.undo()
-    killed._lock.release()  # type: ignore[union-attr]  # what the kernel does
+
+    def begin() -> None:
+        start = RunFolder(used, overwrite=True)
+        (used / "config.yaml").write_text("half", encoding="utf-8")
+        if moment == "replaced":
+            monkeypatch.setattr(shutil, "rmtree", lambda path: os._exit(9))  # just before the old run is deleted
+            start.keep()
+
+    killed_in(begin)
 
     if moment == "put aside":
         with pytest.raises(ConfigError, match="holds a run already"):
@@ -263,9 +276,11 @@ def test_a_start_that_was_killed_is_undone_or_finished_by_the_next(
 
 
 def test_a_fresh_start_that_was_killed_before_its_first_step_is_no_run(tmp_path: Path) -> None:
-    killed = RunFolder(tmp_path)
-    (tmp_path / "config.yaml").write_text("half", encoding="utf-8")
-    killed._lock.release()  # type: ignore[union-attr]
+    def begin() -> None:
+        assert RunFolder(tmp_path).is_in_place()
+        (tmp_path / "config.yaml").write_text("half", encoding="utf-8")
+
+    killed_in(begin)
 
     train(tmp_path, OTHER)
 

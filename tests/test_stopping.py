@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from classyseg.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from classyseg.datasets import SyntheticShapes, TrainBatches, make_loader
+from classyseg.datasets import SyntheticShapes, TrainOrder, make_loader
 from classyseg.datasets.files.images import read_image
 from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
@@ -27,7 +27,7 @@ from classyseg.tasks.checks import check_samples
 from runs import LIMIT, read_records, start_job, write_config
 
 SAMPLES, BATCH = 32, 8
-HANGING = list(TrainBatches(SAMPLES, BATCH, seed=0))[-1][0][1]
+HANGING = list(TrainOrder(SAMPLES, BATCH, seed=0))[-1][0][1]
 """A sample of the last batch of the first epoch."""
 PLUGIN = """
 import ctypes, os, signal, sys, time
@@ -129,15 +129,15 @@ class Hanging(SyntheticShapes):
 
 
 @pytest.fixture
-def batches() -> TrainBatches:
-    return TrainBatches(4, 2, seed=0)
+def batches() -> TrainOrder:
+    return TrainOrder(4, 2, seed=0)
 
 
-def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: TrainBatches) -> None:
+def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: TrainOrder) -> None:
     dataset = Hanging(split="train", num_samples=4, size=(32, 32))
     loader = make_loader(dataset, batches, workers=1, worker_timeout=3)
 
-    with pytest.raises(WorkerError, match=r"data worker 0 .*sample 3, epoch 0, .* runtime\.worker_timeout, 3 sec"):
+    with pytest.raises(WorkerError, match=r"data worker 0 .*sample 3, epoch 0.*runtime\.worker_timeout"):
         list(loader)
     children = multiprocessing.active_children()
     loader.close()
@@ -146,7 +146,7 @@ def test_a_worker_that_hangs_ends_the_run_and_its_sample_is_named(batches: Train
     assert not any(child.is_alive() for child in children)
 
 
-def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(batches: TrainBatches) -> None:
+def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(batches: TrainOrder) -> None:
     asked: list[bool] = []
 
     def gives_up() -> bool:
@@ -173,7 +173,7 @@ class Slow(SyntheticShapes):
 
 def test_workers_that_are_slow_but_move_on_are_waited_for() -> None:
     """A batch takes longer than a sample may."""
-    batches = TrainBatches(4, 4, seed=0)
+    batches = TrainOrder(4, 4, seed=0)
     slow = make_loader(Slow(split="train", num_samples=4, size=(32, 32)), batches, workers=1, worker_timeout=4.0)
     fast = make_loader(SyntheticShapes(split="train", num_samples=4, size=(32, 32)), batches, workers=0)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
-from classyseg.cli.output import emit, json_text
+from classyseg.cli.output import complain, emit, json_text
 from classyseg.console import is_terminal, printable, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         config, protocol = config_to_measure(trained, arguments.split, overrides, arguments.model)
         distributed.start_processes(config.runtime.torch_device().type)  # type: ignore[attr-defined]
         try:
-            return guarded(lambda: _evaluate(arguments, config, protocol, output / f"{EVALUATION}{name}"))
+            place, of_run = output / f"{EVALUATION}{name}", trained.config is not None
+            return guarded(lambda: _evaluate(arguments, config, protocol, place, of_run=of_run))
         finally:
             distributed.stop_processes()
 
@@ -89,18 +90,21 @@ def _output_folder(arguments: argparse.Namespace, run: Path | None) -> Path:
     return run if arguments.output is None and run is not None else user_path(arguments.output)
 
 
-def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: Any, place: Path) -> int:
-    """`place` is how the paths of all files begin."""
+def _evaluate(
+    arguments: argparse.Namespace, config: ComponentConfig, protocol: Any, place: Path, *, of_run: bool
+) -> int:
+    """`place` is how the paths of all files begin; `of_run` as of `Measurement`."""
     from classyseg import distributed
     from classyseg.cli.evaluation import Measurement
 
-    submission = None if arguments.submission is None else (arguments.submission, _beside(place, "-submission"))
+    submission = None if arguments.submission is None else (arguments.submission, _with_ending(place, "-submission"))
     try:
         with distributed.failing_together():
             measurement = Measurement(
                 arguments.model,
                 config,
                 arguments.split,
+                of_run=of_run,
                 protocol=protocol,
                 max_memory=arguments.max_memory,
                 num_worst=arguments.worst,
@@ -111,7 +115,7 @@ def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: 
                 _make_room(place)
         record = measurement.run()
         with distributed.failing_together():
-            drawn = measurement.worst.draw(_beside(place, "-worst"), measurement.predictor.palette)
+            drawn = measurement.worst.draw(_with_ending(place, "-worst"), measurement.predictor.palette)
         texts = distributed.gather_texts(json.dumps(drawn))
         worst = sorted((image for text in texts for image in json.loads(text)), key=lambda image: image["place"])
         with distributed.failing_together():
@@ -121,11 +125,23 @@ def _evaluate(arguments: argparse.Namespace, config: ComponentConfig, protocol: 
         distributed.wait_for_peers_to_end()
         return error.exit_code
     if distributed.is_primary():
-        emit("\n".join([*_report(measurement, record), printable(str(_beside(place, ".json")))]))
+        for key in ("computed_in_windows", "submission_in_windows"):
+            if record.get(key) is not None:
+                complain(f"warning: {_told_of_windows(record[key])}")
+        emit("\n".join([*_report(measurement, record), printable(str(_with_ending(place, ".json")))]))
     return 0
 
 
-def _beside(place: Path, end: str) -> Path:
+def _told_of_windows(report: Mapping[str, Any]) -> str:
+    """A line of warning about what `Budget.report` gives."""
+    sizes = ", ".join(f"{each['size'][0]} x {each['size'][1]} ({each['images']})" for each in report["windows"])
+    return (
+        f"computed in windows, as they do not fit into --max-memory as a whole: {report['images']} images, in windows "
+        f"of {sizes}. The numbers are not those of whole images; a --protocol that is named is kept to"
+    )
+
+
+def _with_ending(place: Path, end: str) -> Path:
     return place.with_name(f"{place.name}{end}")
 
 
@@ -135,10 +151,10 @@ def _make_room(place: Path) -> None:
 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (_beside(place, "-worst"), _beside(place, "-submission")):
+        for folder in (_with_ending(place, "-worst"), _with_ending(place, "-submission")):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
-        for path in (_beside(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
+        for path in (_with_ending(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {place.parent}: cannot be written ({error.strerror})") from None
@@ -157,8 +173,8 @@ def _write(place: Path, measurement: Measurement, record: Mapping[str, Any], wor
         "worst": worst,
     }
     for file, text in measurement.files.items():
-        write_atomically(_beside(place, f"-{file}"), text)
-    write_atomically(_beside(place, ".json"), json_text(told))
+        write_atomically(_with_ending(place, f"-{file}"), text)
+    write_atomically(_with_ending(place, ".json"), json_text(told))
 
 
 def _report(measurement: Measurement, record: Mapping[str, Any]) -> Iterator[str]:

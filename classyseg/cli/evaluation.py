@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
-from classyseg.cli.output import Progress
+from classyseg.cli.output import ProgressLine
 from classyseg.config import ConfigError, listed, within
 from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.evaluation import evaluate
 from classyseg.inference import Predictor, load
-from classyseg.losses import ClassyLoss, build_loss
+from classyseg.inference.budget import joined_counts
 from classyseg.meters import ClassyMeter
 from classyseg.meters.confusion import ConfusionMatrixMeter
 from classyseg.registry import METERS
@@ -26,8 +27,9 @@ from classyseg.tasks.best import record_numbers
 class Measurement:
     """A trained model, the data set `split` of a config, and what is measured on it.
 
-    Every process of a job has one, which takes its share of the samples. `config` is that of a task, `submission` the
-    benchmark and the folder of its label maps. Raises: `ConfigError`.
+    Every process of a job has one, which takes its share of the samples. `config` is that of a task: with `of_run`, of
+    the one that trained the model, which then says what a batch means. `submission` is the benchmark and the folder of
+    its label maps. Raises: `ConfigError`.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Measurement:
         config: Any,
         split: str,
         *,
+        of_run: bool,
         protocol: Any,
         max_memory: str | None,
         num_worst: int,
@@ -56,21 +59,26 @@ class Measurement:
             self.dataset.seed = self.config.seed
             self._check_data()
         described = self.dataset.classes, self.dataset.ignore_index
-        meters: list[ClassyMeter] = METERS.build_each("meters", self.config.meters, *described)
         main_head = self.predictor.head
-        self._numbers = record_numbers({"loss": "smallest"}, meters, main_head, self.dataset.classes)
+        # Of what has no masks nothing is measured, so that no task takes it.
+        self.task = self._own_task() if of_run and self.dataset.has_masks else None
+        meters: list[ClassyMeter] = (
+            METERS.build_each("meters", self.config.meters, *described) if self.task is None else [*self.task.meters]
+        )
+        own_numbers = self.config.component.record_numbers
+        self._numbers = record_numbers(own_numbers, meters, main_head, self.dataset.classes)
         if not any(isinstance(meter, ConfusionMatrixMeter) and meter.head in (None, main_head) for meter in meters):
             meters.append(ConfusionMatrixMeter(*described))
         self.worst = WorstImages(*described, count=num_worst)
-        self.loss = self._built_loss()
         self.submission: SubmissionFiles | None = None
         if submission is not None:
             benchmark, folder = submission
             self.submission = SubmissionFiles(*described, benchmark=benchmark, folder=folder)
         elif not self.dataset.has_masks:
             raise ConfigError(
-                f"dataset.{split}: has no masks, so that nothing can be measured; --submission writes label maps for a "
-                "server, and `classyseg predict` any"
+                f"dataset.{split}",
+                "has no masks, so that nothing can be measured; --submission writes label maps for a "
+                "server, and `classyseg predict` any",
             )
         self._submits_what_is_measured = self.submission is not None and not self.dataset.transforms
         self.meters = [*meters, self.worst]
@@ -79,14 +87,12 @@ class Measurement:
         self.files: Mapping[str, str] = {}
         self.unseen_classes: Collection[str] = ()
 
-    def _built_loss(self) -> ClassyLoss | None:
-        """The loss that the training measured; None where its task has terms of its own, which need the task."""
-        if self.config.component.terms is not ClassyTask.terms:
-            return None
-        with within("loss"):
-            loss = build_loss(self.config.loss, self.dataset.ignore_index)
-        loss.choose_main_head(self.predictor.head)
-        return loss.to(self.predictor.device).eval()
+    def _own_task(self) -> ClassyTask:
+        """The task of the run, of which the trained model says what its batches mean."""
+        options = {**self.config.options(), "dataset": {"val": None, self.split: self.dataset}}
+        task: ClassyTask = self.config.component(**options)
+        task.measure(self.predictor.model)
+        return task
 
     def _check_data(self) -> None:
         if not len(self.dataset):
@@ -114,12 +120,14 @@ class Measurement:
         if self.submission is not None and not (self.dataset.has_masks and self._submits_what_is_measured):
             with distributed.failing_together():
                 self._submit_all(self.submission)
+            texts = distributed.gather_texts(json.dumps(self.predictor.in_windows))
+            record["submission_in_windows"] = self.predictor.budget.report(joined_counts(texts))
         return {**record, "seconds": time.perf_counter() - started}
 
     def _measure_all(self) -> dict[str, Any]:
         runtime = self.config.runtime
         share = len(range(distributed.rank(), len(self.dataset), distributed.world_size()))
-        with distributed.failing_together(), Progress(share, "samples", shown=distributed.is_primary()) as progress:
+        with distributed.failing_together(), ProgressLine(share, "samples", shown=distributed.is_primary()) as progress:
 
             def watch(batch: Sample) -> None:
                 self.worst.names, self.worst.images = batch.name, batch.image
@@ -131,7 +139,7 @@ class Measurement:
                 self.predictor,
                 self.dataset,
                 self.meters,
-                loss=self.loss,
+                meaning=self.task,
                 batch_size=runtime.eval_batch_size,
                 workers=runtime.workers,
                 worker_timeout=runtime.worker_timeout,
@@ -140,12 +148,12 @@ class Measurement:
             )
         result = evaluation.result()
         self.files, self.unseen_classes = evaluation.files, evaluation.unseen_classes
-        return result
+        return {**result, "computed_in_windows": self.predictor.budget.report(evaluation.in_windows)}
 
     def _submit_all(self, submission: SubmissionFiles) -> None:
         """At the size of the image files, which transforms of the data set change."""
         mine = range(distributed.rank(), len(self.dataset), distributed.world_size())
-        with Progress(len(mine), "images", shown=distributed.is_primary()) as progress:
+        with ProgressLine(len(mine), "images", shown=distributed.is_primary()) as progress:
             for index in mine:
                 sample = self.dataset.load(index)
                 submission.write(str(sample.name), self.predictor.predict(sample.image))

@@ -18,7 +18,7 @@ from classyseg.cli.prediction_files import save_image, write_values
 from classyseg.config import ConfigError, listed
 from classyseg.console import printable
 from classyseg.distributed import gather_over_processes
-from classyseg.inference import shown
+from classyseg.inference import display_colors
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.meters.confusion import confusion_matrix
 from classyseg.registry import DATASETS
@@ -55,7 +55,7 @@ class WorstImages(ClassyMeter):
     `names` and `images` (N, C, H, W) of the batch are set before each update.
     """
 
-    numbers = ()
+    number_names = ()
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, count: int = 20) -> None:
         self.num_classes, self.ignore_index, self.count = len(classes), ignore_index, count
@@ -117,7 +117,7 @@ def picture(looked: Looked, palette: Sequence[Color], ignore_index: int) -> Imag
     """
     colors = np.array([*palette, IGNORED], np.uint8)
     ignored = looked.label == ignore_index
-    image = shown(looked.image).astype(np.uint8)
+    image = display_colors(looked.image).astype(np.uint8)
     if image.shape[:2] != looked.label.shape:  # resized alone, its label left at its own size
         image = np.array(Image.fromarray(image).resize(looked.label.shape[::-1], Image.Resampling.BILINEAR))
     label = colors[np.where(ignored, len(palette), looked.label)]
@@ -141,7 +141,7 @@ class SubmissionFiles(ClassyMeter):
     `names` of the batch are set before each update.
     """
 
-    numbers = ()
+    number_names = ()
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, benchmark: str, folder: Path) -> None:
         component: Any = DATASETS.entry(benchmark).component

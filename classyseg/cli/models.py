@@ -150,5 +150,5 @@ def _whole_model(name: str) -> tuple[str, ...]:
     heads = ", ".join(f"`{key}`: {head.name} of {', '.join(head.blocks)}" for key, head in config.heads.items())
     named = ENCODING_MODELS.get(name)
     backbone, dataset = (f"`{named.backbone}`", f"`{named.dataset}`") if named else ("", "")
-    weights = ", ".join(f"`{key}`" for key, known in public_weights(type(model), name).items() if known.whole)
+    weights = ", ".join(f"`{key}`" for key, known in public_weights(type(model), name).items() if known.has_heads)
     return (f"{parameters / 1e6:.2f}", str(num_classes or ""), dataset, backbone, heads, weights)

@@ -91,7 +91,7 @@ def json_text(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
-class Progress:
+class ProgressLine:
     """How many of `total` things are done: a bar on a terminal, elsewhere a line on standard error now and then.
 
     One that is not `shown` only counts: that of another process than the first.

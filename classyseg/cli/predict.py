@@ -108,14 +108,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_maps: bool) -> Plan:
     """What is written of an input. Of a video, labels and scores are folders; of a class there is no map."""
     from classyseg.cli.inputs import Plan
-    from classyseg.cli.prediction_files import geo_tags
+    from classyseg.cli.prediction_files import TIFF_SUFFIXES, geo_tags
 
     place, stem = output / given.name.parent, given.name.stem
     geo = geo_tags(given.path) if gives_maps and not given.is_video else {}
     if given.is_video:
         labels, scores, form = place / stem, place / stem, "mp4"
     else:
-        labels = place / (given.name.name if geo else f"{stem}.png")
+        name = given.name if given.name.suffix.lower() in TIFF_SUFFIXES else given.name.with_suffix(".tif")
+        labels = place / (name.name if geo else f"{stem}.png")
         scores, form = place / f"{stem}.npy", arguments.overlay_format
     return Plan(
         labels=labels if gives_maps else None,
@@ -140,6 +141,7 @@ def _summary(
         "protocol": description["protocol"],
         "precision": description["precision"],
         "classes": list(predictor.classes),
+        "computed_in_windows": predictor.budget.report(predictor.in_windows),
         "is_complete": is_complete,
         "files": files,
         "failed": [{"file": str(path), "reason": reason} for path, reason in sorted(job.failures.items())],

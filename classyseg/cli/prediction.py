@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from classyseg.cli.inputs import Input, Plan
-from classyseg.cli.output import DISK_ERRORS, Progress
+from classyseg.cli.output import DISK_ERRORS, ProgressLine
 from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
 from classyseg.config import ConfigError
 from classyseg.datasets.files.videos import each_frame
@@ -68,7 +69,7 @@ class Job:
 
     def run(self) -> None:
         """Predicts all; a file that fails is noted. Raises: `OSError` of a full disk, which would fail them all."""
-        with Progress(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
+        with ProgressLine(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
             try:
                 images = [given for given in self.plans if not given.is_video]
                 for batch in same_size(self._read_ahead(images), self.predictor.batch_size):
@@ -122,7 +123,7 @@ class Job:
         return [(labels, scores.astype(self.scores, copy=False)) for labels, scores in both]
 
     def _predict(self, batch: Sequence[Read]) -> None:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), Counter(self.predictor.in_windows)
         try:
             found = self._found([read.image for read in batch])
         except (ConfigError, RuntimeError, ValueError, MemoryError) as error:  # such as too little memory on a GPU
@@ -132,22 +133,23 @@ class Job:
             for read in batch:  # so that none fails for another's sake
                 self._predict([read])
             return
-        seconds = (time.perf_counter() - started) / len(batch)
+        seconds, windows = (time.perf_counter() - started) / len(batch), self._windows_since(before)
         for read, (labels, scores) in zip(batch, found, strict=True):
-            self._writing.append((read.given.path, self._pool.submit(self._write, read, labels, scores, seconds)))
+            writing = self._pool.submit(self._write, read, labels, scores, seconds, windows)
+            self._writing.append((read.given.path, writing))
         large = pixels_of(batch[0].image) > MAX_PIXELS  # written one at a time, to save memory
         self._collect(0 if large else 2 * THREADS)
 
     def _predict_video(self, given: Input) -> None:
         """Labels the frames in turn. Of a video that breaks off, the frames before stay."""
-        plan, started = self.plans[given], time.perf_counter()
+        plan, started, before = self.plans[given], time.perf_counter(), Counter(self.predictor.in_windows)
         total = np.zeros(len(self.predictor.classes), np.int64)
         size, count = (0, 0), 0
         try:
             if plan.labels is not None:
                 _remove_frames(plan.labels)
             with ExitStack() as stack:
-                frames = each_frame(given.path)
+                frames = each_frame(given.path, turned=self.predictor.preparation.exif != "ignore")
                 first = next(frames)
                 add = stack.enter_context(overlay_video(plan.overlay, first[1])) if plan.overlay is not None else None
                 at_once = most_at_once(first[0], self.predictor.batch_size)
@@ -160,12 +162,20 @@ class Job:
         except (ConfigError, RuntimeError, ValueError, MemoryError, OSError) as error:
             self._fail(given.path, error)
             return
-        self.records[given.path] = self._record(plan, size, total, time.perf_counter() - started, frames=count)
+        seconds, windows = time.perf_counter() - started, self._windows_since(before)
+        self.records[given.path] = self._record(plan, size, total, seconds, frames=count, **windows)
         self._progress.add()
+
+    def _windows_since(self, before: Counter[str]) -> dict[str, Any]:
+        """What the summary tells of a file that a budget of memory cut into windows: how large these are."""
+        text = next(iter(self.predictor.in_windows - before), None)
+        return {} if text is None else {"windows": json.loads(text)["size"]}
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def _write(self, read: Read, labels: Labels, scores: Labels | None, seconds: float) -> dict[str, Any]:
+    def _write(
+        self, read: Read, labels: Labels, scores: Labels | None, seconds: float, windows: Mapping[str, Any]
+    ) -> dict[str, Any]:
         started = time.perf_counter()
         plan = self.plans[read.given]
         if plan.labels is not None:
@@ -176,7 +186,7 @@ class Job:
             write_scores(plan.scores, scores)
         seconds += read.seconds + time.perf_counter() - started
         found = {} if labels.ndim else {"class": self.predictor.classes[int(labels)]}
-        return self._record(plan, read.image.shape[-2:], self._counts(labels), seconds, **found)
+        return self._record(plan, read.image.shape[-2:], self._counts(labels), seconds, **windows, **found)
 
     def _write_frame(
         self,

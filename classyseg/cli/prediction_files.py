@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from classyseg.config import ConfigError
+from classyseg.datasets.files.images import header_of
 from classyseg.io import written_atomically
 
 Palette = Sequence[tuple[int, int, int]]
@@ -25,6 +26,10 @@ GEO_TAGS = {33550: 12, 33922: 12, 34264: 12, 34735: 3, 34736: 12, 34737: 2, 5084
 The size of a pixel, the tie points, the matrix, the keys of the coordinate system with their numbers and texts, and the
 coefficients of a satellite's camera. Not the number that marks pixels without data: a label may be that number.
 """
+TIE_POINTS, MATRIX, KEYS = 33922, 34264, 34735
+UPRIGHT = 1
+"""The orientation of an image that nobody turns: the numbers of a world file are of the stored pixels."""
+TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COMPRESSION = 3
 """Of zlib's nine: a label map takes a third of the default's time, and a tenth more room."""
@@ -34,19 +39,47 @@ FRAMES_A_SECOND = 25
 
 
 def geo_tags(path: Path) -> dict[int, Any]:
-    """The tags that place a TIFF on the earth; none for other files, and for those that cannot be read."""
+    """The tags that place an image on the earth: those of a TIFF, or what a world file next to it says.
+
+    None for other files, and for those that cannot be read.
+    """
+    found: dict[int, Any] = {}
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tags that are cut off
             start = file.read(16)
-            if not start.startswith(TIFF_STARTS):
-                return {}
-            directory = ImageFileDirectory_v2(start if start[2:4] in (b"+\0", b"\0+") else start[:8])
-            file.seek(directory.next)
-            directory.load(file)
-            return {tag: directory[tag] for tag in GEO_TAGS if tag in directory}
+            if start.startswith(TIFF_STARTS):
+                directory = ImageFileDirectory_v2(start if start[2:4] in (b"+\0", b"\0+") else start[:8])
+                file.seek(directory.next)
+                directory.load(file)
+                found = {tag: directory[tag] for tag in GEO_TAGS if tag in directory}
+        world = _world_file(path)
+        if world is not None and TIE_POINTS not in found and MATRIX not in found and header_of(path)[1] == UPRIGHT:
+            found[MATRIX] = _matrix(world, of_corner=not _is_point(found))
     except Exception:  # Pillow raises what a broken file leads to; whoever reads the pixels tells what is wrong with it
         return {}
+    return found
+
+
+def _world_file(path: Path) -> Path | None:
+    """The file of six numbers next to an image, as GDAL finds it: of `a.png`, `a.pgw`, `a.pngw` or `a.wld`."""
+    kind = path.suffix[1:]
+    names = [f"{kind[:1]}{kind[-1:]}w", f"{kind}w", "wld"]
+    places = [path.with_suffix(f".{name}") for each in names for name in (each, each.lower(), each.upper())]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _matrix(world: Path, *, of_corner: bool) -> tuple[float, ...]:
+    """What a world file says, as the tag has it: by the upper left pixel's corner, or by its middle, as the file."""
+    a, d, b, e, x, y = (float(word) for word in world.read_text("utf-8").split())
+    half = 0.5 if of_corner else 0.0
+    return (a, b, 0.0, x - half * (a + b), d, e, 0.0, y - half * (d + e), *[0.0] * 7, 1.0)
+
+
+def _is_point(tags: Mapping[int, Any]) -> bool:
+    """Whether the keys of a TIFF say that its places are those of the middles of pixels."""
+    keys = tags.get(KEYS, ())
+    return any(keys[i : i + 4 : 3] == (1025, 2) for i in range(4, len(keys), 4))
 
 
 def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Mapping[int, Any] | None = None) -> None:
@@ -55,7 +88,7 @@ def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Ma
     A path that ends in `.tif` becomes a TIFF with the tags `geo`.
     """
     image = label_image(labels, palette)
-    if path.suffix.lower() in (".tif", ".tiff"):
+    if path.suffix.lower() in TIFF_SUFFIXES:
         tags = ImageFileDirectory_v2()
         for tag, value in (geo or {}).items():
             tags[tag] = value

@@ -186,8 +186,9 @@ def _logging() -> Iterator[None]:
 
 def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace) -> int:
     from classyseg import distributed
-    from classyseg.config import DataError
+    from classyseg.errors import DataError, Problem
     from classyseg.tasks import build_task
+    from classyseg.tasks.sample_checks import LookedAtError
     from classyseg.trainer import Stopped, Trainer
 
     trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite, extend=arguments.extend)
@@ -200,10 +201,11 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
         if distributed.is_primary():
             complain(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}")
         return stop.exit_code
+    except LookedAtError:
+        raise
     except DataError as error:
-        if "classyseg data check" in str(error):
-            raise
-        raise DataError(f"{error}\n`{_doctor(arguments)}` looks at all files, and says how to mend them") from None
+        advice = Problem(f"`{_doctor(arguments)}` looks at all files, and says how to mend them")
+        raise DataError.of([*error.problems, advice]) from None
     except distributed.PeerError as error:  # which the peer explains
         distributed.wait_for_peers_to_end()
         return error.exit_code

@@ -72,6 +72,8 @@ def config_to_measure(
     datasets = datasets if isinstance(datasets, Mapping) else {}
     values = {key: value for key, value in values.items() if key not in (*LENGTH_KEYS, *NOT_MEASURED, "protocol")}
     values |= {**NOT_MEASURED, "num_epochs": 0}
+    if isinstance(values.get("model"), Mapping):
+        values["model"] = {key: value for key, value in values["model"].items() if key != "weights"}
     values["dataset"] = {"val": None, split: datasets.get(split)}  # `test` without a word on `val` is one of before
     lines = {} if trained.config is None else trained.config.lines
     tree = ConfigTree(values, path if trained.config is None else trained.config.source, dict(lines))

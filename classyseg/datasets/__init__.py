@@ -1,5 +1,7 @@
 """Data sets: the registered names, the base to write one, and the loaders that a task uses."""
 
+from typing import Any
+
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -14,7 +16,7 @@ from classyseg.datasets.image_folder import ImageFolder
 from classyseg.datasets.image_paths import ImagePaths
 from classyseg.datasets.label_map import LabelMap
 from classyseg.datasets.loading.bad_samples import BadSamples
-from classyseg.datasets.loading.loader import Batches, EvalBatches, TrainBatches, make_loader
+from classyseg.datasets.loading.loader import BatchLoader, EvalOrder, TrainOrder, make_loader
 from classyseg.datasets.named.ade20k import ADE20K
 from classyseg.datasets.named.camvid import CamVid
 from classyseg.datasets.named.cifar import Cifar10, Cifar100
@@ -34,7 +36,7 @@ register_dataset = DATASETS.register
 __all__ = [
     "ADE20K",
     "BadSamples",
-    "Batches",
+    "BatchLoader",
     "CamVid",
     "Cifar10",
     "Cifar100",
@@ -47,7 +49,7 @@ __all__ = [
     "CocoPanoptic",
     "CocoStuff",
     "Concat",
-    "EvalBatches",
+    "EvalOrder",
     "Folder",
     "HMDB51",
     "ImageFolder",
@@ -65,10 +67,20 @@ __all__ = [
     "SyntheticImageStreaming",
     "SyntheticShapes",
     "SyntheticVideo",
-    "TrainBatches",
+    "TrainOrder",
     "UCF101",
     "VideoFolder",
     "build_dataset",
     "make_loader",
     "register_dataset",
 ]
+
+_RENAMED = {"TrainBatches": "TrainOrder", "EvalBatches": "EvalOrder", "Batches": "BatchLoader"}
+"""Names of an earlier version."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        # An AttributeError would lose this text in `from classyseg.datasets import ...`.
+        raise ImportError(f"classyseg.datasets.{name} is now called {_RENAMED[name]}")
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

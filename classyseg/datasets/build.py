@@ -19,10 +19,10 @@ from classyseg.registry import DATASETS, TRANSFORMS, ComponentConfig
 from classyseg.transforms.classy_transform import ClassyTransform, check_numbers
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
-"""The keys of a data set's config that leave what is read from its files as it is."""
+"""The keys of a data set's config that do not change what is read from its files."""
 
 KEYS_OF_FILES = ("exif", "cache_samples", "cache_samples_gigabytes")
-"""The keys of every data set that mean something only where files are read, not where others are put together."""
+"""The keys of every data set that have a meaning only where files are read, not where data sets are put together."""
 
 
 def build_dataset(config: Any) -> ClassyDataset:
@@ -32,20 +32,18 @@ def build_dataset(config: Any) -> ClassyDataset:
     checked = config if isinstance(config, ComponentConfig) else DATASETS.validate(config, placed=True)
     dataset: ClassyDataset = DATASETS.build(checked)
     for key in ("exif", "on_bad_sample", "max_bad_samples"):
-        if hasattr(checked, key):  # a config that was checked without the keys of whoever places it lacks them
+        if hasattr(checked, key):  # a config may have been checked without the keys that every data set has
             setattr(dataset, key, getattr(checked, key))
     for key in KEYS_OF_FILES if dataset.parts else ():
         found = getattr(checked, key, DATASET_KEYS[key][1])
         if found != DATASET_KEYS[key][1]:
-            raise ConfigError(
-                f"{key}: found {found!r}; '{checked.name}' reads no files: give it to the data sets within"
-            )
+            raise ConfigError(key, f"found {found!r}; '{checked.name}' reads no files: give it to the data sets within")
     folder = getattr(checked, "cache_samples", None)
     if folder is not None:
         if len(dataset) and not dataset.files(0):
             raise ConfigError(
-                f"cache_samples: found '{folder}', but '{checked.name}' reads no files of which each is of one sample; "
-                "leave it out"
+                "cache_samples",
+                f"found '{folder}', but '{checked.name}' reads no files that belong to one sample each; leave it out",
             )
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"
@@ -55,9 +53,9 @@ def build_dataset(config: Any) -> ClassyDataset:
 
 
 def describe(data: Any, problems: Problems) -> Part:
-    """What the config of a data set tells before any file is opened, with all data sets within it.
+    """What the config of a data set, and of all data sets within it, tells before any file is opened.
 
-    A built data set is returned as it is. What is wrong goes to `problems`.
+    A built data set is returned as it is. Problems go to `problems`.
     """
     if isinstance(data, ClassyDataset):
         return data
@@ -84,18 +82,19 @@ def describe(data: Any, problems: Problems) -> Part:
 
 
 def facts_of(data: Any) -> DataFacts:
-    """The facts of a data set, or what its config tells of them; what is wrong with it is told elsewhere."""
+    """The facts of a data set, or what its config tells of them. Its problems are left to other calls."""
     return describe(data, Problems()).facts
 
 
 def check_same_unit(data: Mapping[str, DataFacts]) -> None:
-    """Raises: `ConfigError` where some data sets, by their places, are of `bits: 32` and others are not."""
+    """Raises: `ConfigError` if only some of the data sets, by their places, are of `bits: 32`."""
     numbers = [place for place, facts in data.items() if facts.in_own_unit]
     for place in data if numbers else ():
         if place not in numbers:
             raise ConfigError(
-                f"{place}: its images are not of `bits: 32`, as those of {numbers[0]} are, numbers in a unit of their "
-                "own; give both the same `bits`"
+                place,
+                f"its images are not of `bits: 32`, as those of {numbers[0]} are, numbers in a unit of their "
+                "own; give both the same `bits`",
             )
 
 

@@ -1,4 +1,4 @@
-"""Images and clips with one class each: the base of such data sets, and of those that store an image file a sample."""
+"""Images and clips with one class each: the base of such data sets, and of those with an image file for each sample."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class LabelledFiles(ClassificationDataset):
         return torch.tensor(int(self.labels[index]))
 
     def _stored(self, index: int, epoch: int) -> Sample:
-        """With the class of now: a list may have been corrected since the image was cached."""
+        """The stored sample with its current class: a list may have been corrected after the image was cached."""
         return super()._stored(index, epoch).replace(target=self.load_target(index))
 
     def read_image(self, path: Path) -> torch.Tensor:

@@ -51,20 +51,20 @@ Palette = tuple[
 """The type of a data set's option `palette`: a colour for each class."""
 MAX_LISTED = 10
 REPLACEMENT = -2
-"""The last integer of the generator that draws what stands in for a sample; -1 is the permutation's."""
+"""The last integer of the generator that draws replacements of bad samples; -1 is the permutation's."""
 MAX_DRAWS = 100
 
 
 class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
 
-    A subclass sets `classes`, and `palette`, `ignore_index` and `submission_values` where the defaults do not serve,
-    before it calls `super().__init__(transforms)`; and gives `__len__` and `load`. `seed` is set by the task; `exif`,
-    `on_bad_sample`, `max_bad_samples` and `cache` follow from keys that every data set has, set by `build_dataset`.
+    A subclass gives `__len__` and `load`. It sets `classes`, and if needed `palette`, `ignore_index` and
+    `submission_values`, before it calls `super().__init__(transforms)`. The task sets `seed`. `build_dataset` sets
+    `exif`, `on_bad_sample`, `max_bad_samples` and `cache`, from keys that every data set has.
 
-    What other parts of a task need to know is in `facts`. `facts_of` gives the same before any file is opened: what the
-    class declares, and the keys of the config that bear the names of facts. `files`, `load_image`, `load_target` and
-    `label_map` are what the doctor (`classyseg data check`) finds more with than "cannot be read".
+    `facts` is what other parts of a task need to know. `facts_of` gives it before any file is opened: what the class
+    declares, and keys of the config with the names of facts. With `files`, `load_image`, `load_target` and `label_map`
+    the doctor (`classyseg data check`) can tell more than "cannot be read".
     """
 
     replaced = {
@@ -83,32 +83,33 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     max_bad_samples: float = 0.01
     cache: SampleCache | None = None
     channels: int | None = None
-    """How many channels the images have, which a config key of that name may say; None where only files know."""
+    """How many channels the images have; a config key of that name may say it. None if only files tell."""
     bits: int | None = None
-    """Of a channel, which a config key of that name may say; 32 are numbers in a unit of their own, in floating point.
+    """Bits of a channel; a config key of that name may say it. 32 means floating point in a unit of its own.
 
-    Nothing scales these, and the task's `normalize` is in their unit. Other images in floating point are normalised.
+    Images of 32 bits are not scaled: the task's `normalize` is in their unit. Other images in floating point count as
+    normalised.
     """
     group_size: int = 1
-    """How many samples that follow each other belong together, in one process and batch: the clips of a video."""
+    """How many consecutive samples stay in one process and batch, such as the clips of a video."""
     has_masks: bool = True
-    """Not where masks exist nowhere and every pixel is ignored: to be predicted, not to train on or to measure."""
+    """False where there are no masks and every pixel is ignored: images to predict, not to train on or to measure."""
     whole_images: bool = False
-    """Whether targets are classes of whole images or clips, (), instead of masks."""
+    """Whether targets are classes of whole images or clips, (), in place of masks."""
     gives_clips: bool = False
     """Whether images are clips, (C, T, H, W)."""
     image_size: tuple[int, int] | None = None
-    """Height and width of every stored image, where all have the same."""
+    """Height and width of every stored image, if all have the same."""
     reads_apart: bool = False
-    """Whether `load_image` and `load_target` read one without the other: what is wrong with one hides nothing of it."""
+    """Whether `load_image` and `load_target` read independently: an error in one does not hide one in the other."""
     label_map: LabelMap | None = None
-    """Which label each value of a mask file stands for, where the data set says it."""
+    """Which label each value of a mask file stands for, if the data set says it."""
     color_map: LabelMap | None = None
-    """The same where masks hold colours."""
+    """The same for masks that hold colours."""
     too_short: Sequence[str] = ()
-    """Videos that are left out because they have fewer frames than a clip."""
+    """Videos that are left out: they have fewer frames than a clip."""
     parts: Sequence[ClassyDataset] = ()
-    """The data sets that this one is made of. `part_places` then says where they are, `locate` which has a sample."""
+    """The data sets that this one is made of; see `part_places` and `locate`."""
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
@@ -124,10 +125,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        """The facts that this class and `config` tell without opening a file, before transforms.
+        """The facts before transforms that this class and `config` tell without opening a file.
 
-        A subclass that knows more replaces fields: `replace(super().facts_of(config), size=config.size)`. Where the
-        config names other data sets (`parts_in`), their facts are taken instead.
+        A subclass that knows more replaces fields: `replace(super().facts_of(config), size=config.size)`. If the config
+        has other data sets (`parts_in`), their facts are taken.
         """
         classes = told(config, "classes", tuple) or told(config, "classes", list) or getattr(cls, "classes", None)
         return DataFacts(
@@ -162,7 +163,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @classmethod
     def parts_in(cls, config: Any) -> Mapping[str, Any]:
-        """The data sets (or their configs) within the config of this class, by place such as `datasets[0]`."""
+        """The data sets (or their configs) within a config of this class, by place such as `datasets[0]`."""
         return {}
 
     @classmethod
@@ -174,13 +175,13 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @classmethod
     def check_parts(cls, parts: Mapping[str, Part]) -> None:
-        """Called with what is within this one, by place: the built data sets, or what their configs tell.
+        """Called with the data sets within this one, by place: built ones, or what their configs tell.
 
         Raises: `ConfigError` for parts that do not fit each other.
         """
 
     def unit_ends(self) -> Sequence[int]:
-        """The index after the last sample of each image or video, which a part of the data set has wholly or not."""
+        """The index after the last sample of each unit (image or video). A part of the data set never splits a unit."""
         return range(self.group_size, len(self) + 1, self.group_size)
 
     @abstractmethod
@@ -188,13 +189,13 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     @abstractmethod
     def load(self, index: int) -> Sample:
-        """The stored sample: image (C, H, W) uint8, uint16 or, of `bits` 32, float32, mask (H, W) of any integers.
+        """The stored sample: image (C, H, W) uint8, uint16 or (`bits: 32`) float32, mask (H, W) of any integers.
 
         Raises: `DataError`, naming the file.
         """
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """All files that a sample is read from, the image first, then the mask; none, and it is never cached."""
+        """The files of a sample: the image first, then the mask. A sample without files is never cached."""
         return ()
 
     def load_image(self, index: int) -> torch.Tensor:
@@ -206,18 +207,18 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         return self.load(index).target
 
     def names_of(self, index: int) -> tuple[str, str]:
-        """What messages call the image and the target of sample `index`: their files, else its number."""
+        """The image and the target of sample `index` in messages: their files, else the sample's number."""
         files = [str(path) for path in self.files(index)] or [f"sample {index}"]
         return files[0], files[0] if self.whole_images else files[min(1, len(files) - 1)]
 
     def unit_of(self, index: int) -> tuple[int, int]:
-        """The number of the image or video that sample `index` is of, and which of its samples it is."""
+        """The number of the unit (image or video) of sample `index`, and which sample of that unit it is."""
         ends = self.unit_ends()
         unit = bisect_right(ends, index)
         return unit, index - (ends[unit - 1] if unit else 0)
 
     def part_places(self) -> Sequence[str]:
-        """Where the config of this data set holds that of each of its `parts`, such as `datasets[0]`."""
+        """The place of each of `parts` in the config of this data set, such as `datasets[0]`."""
         return ()
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -225,19 +226,19 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         raise ValueError(f"{type(self).__name__} has no parts")
 
     def described(self, index: int) -> str:
-        """Sample `index` in messages."""
+        """How messages call sample `index`, with its files."""
         files = ", ".join(map(str, self.files(index)))
         return f"sample {index} ({files})" if files else f"sample {index}"
 
     def draw(self, index: int, epoch: int) -> Sample:
-        """What `sample` checks and transforms: the stored sample, unless there are more of them than one epoch takes.
+        """The stored sample before checks and transforms. Overridden where an epoch takes only a part of all samples.
 
         A pure function of `(seed, epoch, index)`, as `sample` is.
         """
         return self.load(index)
 
     def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):  # by which Python ends a loop over the samples, too
+        if not -len(self) <= index < len(self):  # Python also ends a loop over the samples by this error
             raise IndexError(f"found the index {index}; the data set has {len(self)} samples")
         return self.sample(index % len(self), epoch=0)
 
@@ -257,9 +258,9 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         )
 
     def stand_in(self, index: int, epoch: int, take: Callable[[int], Sample], problem: str) -> Sample:
-        """What `take` gives for another sample than `index`, which has the `problem`: drawn until one is good.
+        """The result of `take` for another sample, as `index` has the `problem`. Others are drawn until one is good.
 
-        It depends on `(seed, epoch, index)` alone. Raises: `DataError` when none is.
+        The draws depend on `(seed, epoch, index)` alone. Raises: `DataError` if none of them is good.
         """
         generator = generator_for(self.seed, epoch, index, REPLACEMENT)
         for _ in range(MAX_DRAWS):
@@ -270,7 +271,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         raise DataError(f"{problem}; and of {MAX_DRAWS} samples drawn in its place none is good")
 
     def _partner(self, index: int, epoch: int) -> Sample:
-        """What another sample is mixed with: where a bad one is tolerated, it counts when its own turn comes."""
+        """A sample to mix into another one. A tolerated bad one is replaced; it counts only at its own turn."""
         try:
             return self._stored(index, epoch)
         except DataError as error:
@@ -279,7 +280,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             return self.stand_in(index, epoch, lambda i: self._stored(i, epoch), str(error))
 
     def _stored(self, index: int, epoch: int) -> Sample:
-        """The checked sample as `draw` gives it, from the cache where there is one; its labels as `_label_type`."""
+        """The checked sample of `draw`, from the cache if there is one; its labels have the type `_label_type`."""
         key = None if self.cache is None else self.cache.key(index, self.files(index))
         sample = None if self.cache is None else self.cache.read(key)
         if sample is None:
@@ -298,10 +299,10 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         return torch.uint8 if fits else torch.int64
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
-        """A map of class indices as the values that the data set's own tools and its evaluation server read.
+        """A map of class indices in the values that the data set's tools and evaluation server read.
 
-        They are `submission_values`, the value of each class, or the indices themselves where that is empty; as uint8,
-        or uint16 where they need it, to be saved as PNG. Raises: `ValueError` for numbers that are no class.
+        They are `submission_values`, one for each class, or the indices themselves if that is empty. The type is uint8,
+        or uint16 if needed, to be saved as PNG. Raises: `ValueError` for numbers that are no class.
         """
         values = np.array(self.submission_values or range(self.num_classes))
         if prediction.numel() and not 0 <= int(prediction.min()) <= int(prediction.max()) < self.num_classes:
@@ -312,7 +313,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         return values.astype(np.uint8 if values.max() < 256 else np.uint16)[prediction.cpu().numpy()]
 
     def _check(self, sample: Sample) -> None:
-        image, mask = sample.image, sample.target.numpy()  # which compares in a tenth of torch's time
+        image, mask = sample.image, sample.target.numpy()  # numpy compares in a tenth of torch's time
         if image.shape[-2:] != mask.shape:
             raise DataError(
                 f"{sample.name}: the image is {image.shape[-1]} x {image.shape[-2]} pixels, "
@@ -328,20 +329,20 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             )
 
     def _label_hint(self, values: list[int]) -> str:
-        """What the author of the config may do about wrong labels; data sets with a label map say so."""
+        """What the user can do about wrong labels. Data sets with a label map override it."""
         return ""
 
 
 def keys_of(dataset: type) -> frozenset[str]:
-    """The keys of a data set's own config; none of a class that no config can describe."""
+    """The keys of a data set's own config; none for a class that no config can describe."""
     try:
         return frozenset(own_parameters(dataset))
-    except TypeError:  # it takes **kwargs, and was built by Python code
+    except TypeError:  # Python code may build a class with **kwargs
         return frozenset()
 
 
 def _declared(cls: type[ClassyDataset], config: Any, key: str) -> int | None:
-    """What a config says under `key`, else what the class says where the base does not; None where nobody does."""
+    """The value of `key` in a config, else what the class declares; None if neither says it."""
     found = told(config, key, int)
     own = getattr(cls, key)
     is_own = isinstance(own, int) and own != getattr(ClassyDataset, key)
@@ -349,9 +350,9 @@ def _declared(cls: type[ClassyDataset], config: Any, key: str) -> int | None:
 
 
 def check_palette(palette: Sequence[Any], classes: Sequence[str]) -> None:
-    """Raises: `ConfigError` for another number of colours than of classes."""
+    """Raises: `ConfigError` unless there are as many colours as classes."""
     if len(palette) != len(classes):
-        raise ConfigError(f"palette: found {len(palette)} colours for {len(classes)} classes; expected one for each")
+        raise ConfigError("palette", f"found {len(palette)} colours for {len(classes)} classes; expected one for each")
 
 
 def color_of(text: str) -> Color:

@@ -31,7 +31,7 @@ CLIPS = -2
 
 
 class ClipConfig(ConfigRecord):
-    """Which clips a video gives: `frames` that follow each other at `frame_rate`, `per_video` of all that there are.
+    """Which clips are taken from a video: `per_video` clips, each of `frames` consecutive frames at `frame_rate`.
 
     Clips begin at every `step`-th frame. Without a `frame_rate`, frames are taken as they come.
 
@@ -50,12 +50,12 @@ class ClipConfig(ConfigRecord):
 
 
 def frame_step(rate: float | None, wanted: float | None) -> Fraction:
-    """How many frames of a video with `rate` frames a second one frame at the `wanted` rate stands for."""
+    """How many frames of a video, at `rate` frames per second, one frame at the `wanted` rate stands for."""
     return Fraction(1) if rate is None or wanted is None else Fraction(rate) / Fraction(wanted)
 
 
 def num_resampled(num_frames: int, step: Fraction) -> int:
-    """How many frames are left of `num_frames` where one is taken at every `step`, as torchvision counts them."""
+    """How many of `num_frames` are taken, one at every `step`, as torchvision counts them."""
     return math.ceil(num_frames / step) if step.denominator == 1 else math.floor(num_frames / step)
 
 
@@ -65,16 +65,16 @@ def num_clips(num_frames: int, clips: ClipConfig) -> int:
 
 
 def even_clip(i: int, count: int, available: int) -> int:
-    """The number of the i-th of `count` clips that are spread evenly over the `available` ones."""
+    """The number of clip i of `count` clips that are spread evenly over the `available` ones."""
     return i * (available - 1) // (count - 1) if count > 1 else 0
 
 
 class Clips(ClassificationDataset):
     """Clips (3, T, H, W) of videos with one class each.
 
-    `random`, for training: of each video up to `per_video` different clips, drawn anew in every epoch. `even`, for
-    testing: `per_video` clips of each, from its first to its last, some twice where it has not so many; they follow
-    each other, and stay together in batches.
+    `random`, for training: up to `per_video` different clips of each video, drawn anew in every epoch. `even`, for
+    testing: `per_video` clips of each video, spread from its first to its last; a short video gives some twice. They
+    are consecutive samples, and stay in one batch.
 
     A subclass gives `read_frames`.
     """
@@ -89,7 +89,7 @@ class Clips(ClassificationDataset):
         sampling: Sampling,
         transforms: Sequence[Any] = (),
     ) -> None:
-        """`videos` are (name, label, info); those without a clip are left out, and `too_short`."""
+        """`videos` are (name, label, info). Those with too few frames for a clip are left out: `too_short` has them."""
         super().__init__(transforms)
         self.clips = clips
         self.sampling = sampling
@@ -100,8 +100,9 @@ class Clips(ClassificationDataset):
         for name, label, info in videos:
             if info.rate is None and clips.frame_rate is not None:
                 raise ConfigError(
-                    f"clips.frame_rate: found {clips.frame_rate}, but {name} says no rate of its own, as folders of "
-                    "frames do not; leave it out"
+                    "clips.frame_rate",
+                    f"found {clips.frame_rate}, but {name} says no rate of its own, as folders of "
+                    "frames do not; leave it out",
                 )
             step = frame_step(info.rate, clips.frame_rate)
             num_frames = num_resampled(info.num_frames, step)
@@ -113,7 +114,7 @@ class Clips(ClassificationDataset):
                 too_short.append(name)
         if not self.videos:
             raise ConfigError(
-                f"clips.frames: found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
+                "clips.frames", f"found {clips.frames}, but the longest of {len(videos)} videos has {longest} frames"
             )
         if sampling == "even":
             self.group_size = clips.per_video
@@ -140,7 +141,7 @@ class Clips(ClassificationDataset):
 
     @abstractmethod
     def read_frames(self, name: str, numbers: Sequence[int]) -> Tensor:
-        """Some frames of a video, by rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
+        """The frames of a video with these rising numbers, (3, T, H, W) uint8. Raises: `DataError`, naming the file."""
 
     def load(self, index: int) -> Sample:
         return self.draw(index, epoch=0)

@@ -1,4 +1,4 @@
-"""Data sets made of others by config: several as one, and a part of one."""
+"""Data sets made of others: several as one, and a part of one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ KEYS_OF_THE_WHOLE = ("on_bad_sample", "max_bad_samples")
 
 
 class Composed(ClassyDataset):
-    """Samples of other data sets, as these transform them; `transforms` come after theirs.
+    """Samples of other data sets, transformed by these, and then by `transforms`.
 
-    `parts` are the data sets, which the config names at `part_places()` within that of this one.
+    `parts` are the data sets; `part_places()` tells their places in the config.
     """
 
     def __init__(self, parts: Sequence[ClassyDataset], transforms: Sequence[Any]) -> None:
@@ -49,15 +49,16 @@ class Composed(ClassyDataset):
                 found, default = getattr(part, key), getattr(ClassyDataset, key)
                 if found != default:
                     raise ConfigError(
-                        f"{place}.{key}: found {found!r}; samples are counted where all of them are: put it into the "
-                        "data set around this one"
+                        f"{place}.{key}",
+                        f"found {found!r}; samples are counted where all of them are: put it into the "
+                        "data set around this one",
                     )
             for step in part.transforms:
-                is_pair = isinstance(step, PairTransform) and step.gives_shares(part.facts.whole_images)
+                is_pair = isinstance(step, PairTransform) and step.gives_soft_targets(part.facts.whole_images)
                 if isinstance(step, Normalize) or is_pair:
                     raise ConfigError(
-                        f"transforms: found {type(step).__name__} in a data set within this one; put it here, for all "
-                        "of them"
+                        "transforms",
+                        f"found {type(step).__name__} in a data set within this one; put it here, for all of them",
                     )
 
     @property
@@ -73,7 +74,7 @@ class Composed(ClassyDataset):
     def seed(self, seed: int) -> None:
         self._seed = seed
         for i, part in enumerate(self.parts):
-            part.seed = derived_seed(seed, i)  # one that comes twice is augmented in two ways
+            part.seed = derived_seed(seed, i)  # a data set that comes twice must be augmented in two ways
 
     @classmethod
     @abstractmethod
@@ -102,7 +103,7 @@ class Composed(ClassyDataset):
         return self.parts[part].sample(inner, epoch)
 
     def _check(self, sample: Sample) -> None:
-        """It has been checked within, before it was transformed."""
+        """Nothing: the part has checked the sample before it transformed it."""
 
 
 @DATASETS.register("concat")
@@ -170,8 +171,8 @@ class Concat(Composed):
 class Subset(Composed):
     """A part of `dataset`, in its order: the `first` so many, `every` so many-th, or a random `share` of them.
 
-    With `rest`, all others: what a held-out part leaves for training. A larger share with the same `share_seed` holds
-    the smaller one. Clips of one video count as one, and stay together, however they are sampled.
+    With `rest`, all others: what a held-out part leaves for training. A larger share contains a smaller one with the
+    same `share_seed`. All clips of a video count as one, and stay together.
 
     Args:
         dataset: The data set.
@@ -202,7 +203,7 @@ class Subset(Composed):
         units = [range(*ends) for ends in pairwise([0, *whole.unit_ends()])]
         count = len(units)
         if first is not None and first > count:
-            raise ConfigError(f"first: found {first}, but the data set has only {count}")
+            raise ConfigError("first", f"found {first}, but the data set has only {count}")
         if share is not None:
             order = torch.randperm(count, generator=generator_for(share_seed)).tolist()
             taken = set(order[: max(1, round(share * count))])
@@ -210,7 +211,7 @@ class Subset(Composed):
             taken = set(range(0, count, every) if every is not None else range(first or 0))
         self.units = [unit for i, unit in enumerate(units) if (i in taken) != rest]
         if not self.units:
-            raise ConfigError("rest: nothing is left; take a smaller part")
+            raise ConfigError("rest", "nothing is left; take a smaller part")
         self.indices = list(chain.from_iterable(self.units))
 
     @classmethod
@@ -223,8 +224,9 @@ class Subset(Composed):
         for step in (step for part in parts.values() for step in _transforms_within(part)):
             if isinstance(step, PairTransform):
                 raise ConfigError(
-                    f"transforms: found {type(step).__name__} in the data set within this one, where it takes from "
-                    "samples that this part leaves out, too; put it here"
+                    "transforms",
+                    f"found {type(step).__name__} in the data set within this one, where it takes from "
+                    "samples that this part leaves out, too; put it here",
                 )
 
     def __len__(self) -> int:
@@ -241,13 +243,13 @@ class Subset(Composed):
 
 
 def check_alike(place: str, what: str, found: object, wanted: object) -> None:
-    """Raises: `ConfigError` for what one of several data sets is and the first is not; None is not known."""
+    """Raises: `ConfigError` if a data set differs from the first one in `what`; None means not known."""
     if found != wanted and None not in (found, wanted):
-        raise ConfigError(f"{place}: its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}")
+        raise ConfigError(place, f"its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}")
 
 
 def _transforms_within(part: Part) -> Iterator[ClassyTransform]:
-    """Those of a data set, and of all within it."""
+    """The transforms of a data set, and of all data sets within it."""
     yield from part.transforms
     for inner in part.parts:
         yield from _transforms_within(inner)

@@ -1,4 +1,4 @@
-"""What is known of a data set: from its config before any file is opened, and from itself when it is built."""
+"""What is known about a data set: from its config before any file is opened, then from the built data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from classyseg.transforms.classy_transform import ClassyTransform
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The facts of a data set that other parts of a task depend on. None: only its files, or the built one, tell.
+    """The facts of a data set that other parts of a task need. None: only its files, or the built data set, tell.
 
     `channels` and `bits` are those of its stored images, `size` the height and width of its samples after the
     transforms. `group_size` consecutive samples belong together (the clips of a video). `whole_images` says that a
@@ -45,7 +45,7 @@ class DataFacts:
 
 
 class Part(Protocol):
-    """A data set as whoever puts it together with others sees it: a built one, or what its config tells."""
+    """A data set as other parts of a task see it: a built one, or what its config tells."""
 
     @property
     def facts(self) -> DataFacts: ...
@@ -71,6 +71,6 @@ class Described:
 
 
 def told(config: Any, key: str, kind: type) -> Any:
-    """What a config says under `key`, where that is of the `kind`; None where it does not say."""
+    """The value of `key` in a config, if it is of the type `kind`; else None."""
     found = getattr(config, key, None)
     return found if isinstance(found, kind) and not isinstance(found, bool) else None

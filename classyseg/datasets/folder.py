@@ -94,7 +94,7 @@ class Folder(MaskFiles):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        masks = getattr(config, "masks", "")  # which a subclass may not have
+        masks = getattr(config, "masks", "")  # a subclass may not have this option
         return replace(super().facts_of(config), has_masks=None if masks is not None else False)
 
     @classmethod
@@ -124,15 +124,15 @@ def _check_labels(
 ) -> None:
     """Raises: `ConfigError` for options that do not fit the classes, or each other."""
     if 0 <= ignore_index < len(classes):
-        raise ConfigError(f"ignore_index: found {ignore_index}, which is the class '{classes[ignore_index]}'")
+        raise ConfigError("ignore_index", f"found {ignore_index}, which is the class '{classes[ignore_index]}'")
     if palette is not None:
         check_palette(palette, classes)
-    labels_of(classes)  # which refuses a name that comes twice
+    labels_of(classes)  # it refuses a name that comes twice
     if label_map and color_map:
-        raise ConfigError("color_map: masks hold either values, for label_map, or colours, for color_map")
+        raise ConfigError("color_map", "masks hold either values, for label_map, or colours, for color_map")
     if color_map is not None:
         _color_label_map(color_map)
-    if len(classes) > 1:  # of a single class, more is wrong: see `check_classes` of tasks, and the doctor
+    if len(classes) > 1:  # a single class is another problem: see `check_min_classes` of tasks, and the doctor
         _check_targets("label_map", label_map or {}, len(classes), ignore_index)
         _check_targets("color_map", color_map or {}, len(classes), ignore_index)
 
@@ -142,8 +142,9 @@ def _check_targets(key: str, labels: Mapping[Any, int], num_classes: int, ignore
     for value, label in labels.items():
         if not 0 <= label < num_classes and label != ignore_index:
             raise ConfigError(
-                f"{key}: maps {value} to {label}, which is no class; accepted: 0 to {num_classes - 1}, and "
-                f"{ignore_index} to ignore a value"
+                key,
+                f"maps {value} to {label}, which is no class; accepted: 0 to {num_classes - 1}, and "
+                f"{ignore_index} to ignore a value",
             )
 
 
@@ -152,13 +153,15 @@ def _check_names(
 ) -> None:
     """Raises: `ConfigError` for options that exclude each other."""
     if table is not None and (mask_suffix or nested):
-        raise ConfigError("table: names the pairs itself; mask_suffix and nested are for folders without one")
+        raise ConfigError("table", "names the pairs itself; mask_suffix and nested are for folders without one")
     if list is not None and table is not None:
-        raise ConfigError("list: names images, as table does beside it; leave one of them out")
+        raise ConfigError("list", "names images, and so does table; leave one of them out")
     if split is not None and table is None:
-        raise ConfigError(f"split: found '{split}', but only a table has splits; a folder is one")
+        raise ConfigError("split", f"found '{split}', but only a table has splits; a folder is one")
     if masks is None and (table is not None or mask_suffix):
-        raise ConfigError("masks: found null beside table or mask_suffix, which are of masks; leave them out")
+        raise ConfigError(
+            "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
+        )
 
 
 def _pairs(
@@ -175,10 +178,11 @@ def _pairs(
         image_folder = data_folder(images)
     with within("masks"):
         mask_folder = None if masks is None else data_folder(masks)
-    if table is None and image_folder == mask_folder:  # where each mask would be an image, and perhaps its own mask
+    if table is None and image_folder == mask_folder:  # each mask would be an image, too, and perhaps its own mask
         raise ConfigError(
-            f"masks: found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
-            "the pairs in a table"
+            "masks",
+            f"found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
+            "the pairs in a table",
         )
     if list is not None:
         return chosen_pairs(data_path(list), image_folder, mask_folder, mask_suffix, nested=nested)
@@ -194,14 +198,14 @@ def _color_label_map(color_map: dict[str, int]) -> LabelMap:
     wrong = [key for key in color_map if not re.fullmatch(r"#[0-9a-fA-F]{6}", key)]
     if wrong or not color_map:
         found = f"'{wrong[0]}'" if wrong else "nothing"
-        raise ConfigError(f"color_map: found {found}; accepted are colours such as '#804080'")
+        raise ConfigError("color_map", f"found {found}; accepted are colours such as '#804080'")
     labels = {int(key[1:], 16): label for key, label in color_map.items()}
     if len(labels) < len(color_map):
-        raise ConfigError("color_map: found one colour twice, in small and in capital letters")
+        raise ConfigError("color_map", "found one colour twice, in small and in capital letters")
     return LabelMap(labels, text=color_text)
 
 
 def _colors_of_map(color_map: dict[str, int], num_classes: int) -> tuple[Color, ...]:
-    """The first colour of each class where all have one."""
+    """The first colour of each class, if all classes have one."""
     colors = {label: color_of(key[1:]) for key, label in reversed(color_map.items())}
     return tuple(colors[label] for label in range(num_classes)) if all(i in colors for i in range(num_classes)) else ()

@@ -21,7 +21,7 @@ Row = tuple[str, str, str]
 
 @DATASETS.register("image_paths")
 class ImagePaths(LabelledFiles):
-    """Files of the folder `images`, in the order of a list that names each with its class, or the class's number.
+    """Files of the folder `images`, in the order of a list that gives the name or number of each one's class.
 
     The list is `paths` with `labels`, or a file `table`: a .csv or .tsv with a column for each of the two, or any other
     text file of lines such as `birds/0001.jpg 12`.
@@ -52,7 +52,7 @@ class ImagePaths(LabelledFiles):
         if (table is None) == (not paths):
             raise ConfigError("give one of 'table' and 'paths'")
         if len(paths) != len(labels):
-            raise ConfigError(f"labels: found {len(labels)} for {len(paths)} paths; expected one each")
+            raise ConfigError("labels", f"found {len(labels)} for {len(paths)} paths; expected one each")
         self.classes = tuple(classes)
         known = {normal(name): label for name, label in labels_of(self.classes).items()}
         with within("images"):
@@ -94,6 +94,6 @@ def _label(row: Row, folder: Path, known: dict[str, int]) -> int:
         return known[text]
     if text.isdecimal() and int(text) < len(known):
         return int(text)
-    # A file that lists no images may be any file of the machine, and is not told.
+    # A table may be any file of the machine: its text is shown only if the line names an image that exists.
     found = f"of {visible(path)} is '{visible(written)}'" if (folder / path.strip(BLANKS)).is_file() else "is none"
     raise DataError(f"{place}: the class {found}; accepted: 0 to {len(known) - 1}, or {listed([*known], limit=10)}")

@@ -1,4 +1,4 @@
-"""From the values in mask files to labels: declared by a data set, applied once, with every unknown value named."""
+"""Maps values in mask files to labels. A data set declares it; it is applied once, and unknown values are named."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UnknownValueError(DataError):
 class LabelMap:
     """Which label each value of a mask file stands for, applied to all values at once.
 
-    A value that `labels` does not name is an error, or stays as it is where `others_stay`. `text` writes a value in
+    A value that `labels` does not name is an error; with `others_stay` it stays as it is. `text` writes a value in
     messages.
     """
 
@@ -57,13 +57,13 @@ class LabelMap:
     def __call__(self, values: Array, place: object) -> Tensor:
         """The labels of a mask's `values` (H, W), any integers; `place` names the mask in messages.
 
-        They are uint8 where the values are and all labels of bytes are bytes, else int64. Raises: `DataError` for
-        values that the map does not know.
+        They are uint8 if the values are and all their labels fit, else int64. Raises: `DataError` for values that the
+        map does not know.
         """
         if values.dtype == np.uint8 and self._of_bytes:
             mapped = bytearray(np.ascontiguousarray(values))
             if self._bytes != bytes(range(256)):
-                mapped = mapped.translate(self._bytes)  # in a fifth of the time that numpy's indexing takes
+                mapped = mapped.translate(self._bytes)  # takes a fifth of the time of numpy's indexing
             labels = np.frombuffer(mapped, np.uint8).reshape(values.shape)
             if self._unknown_byte is not None:
                 self._check(values, labels == self._unknown_byte, place)
@@ -117,16 +117,16 @@ def labels_of(classes: Sequence[str]) -> dict[str, int]:
     Raises: `ConfigError` for an empty one, and for one that comes twice, also in another form of Unicode.
     """
     if not all(name.strip() for name in classes):
-        raise ConfigError(f"classes: found an empty name in {list(classes)}")
+        raise ConfigError("classes", f"found an empty name in {list(classes)}")
     if len({*map(normal, classes)}) != len(classes):
-        raise ConfigError(f"classes: found one name twice in {list(classes)}")
+        raise ConfigError("classes", f"found one name twice in {list(classes)}")
     return {name: i for i, name in enumerate(classes)}
 
 
 def with_more_classes(classes: Sequence[str], count: int) -> list[str]:
-    """`classes` and others up to `count`: a background in front where one is missing and there is none, else `class3`.
+    """`classes` with names added up to `count`: `class3` and so on, or a background in front if only that is missing.
 
-    A single class that is the background gets an `object` behind it.
+    If the only class is the background, `object` is added after it.
     """
     names = list(classes)
     if count == len(names) + 1 and not BACKGROUNDS & {name.lower() for name in names}:
@@ -144,7 +144,7 @@ def classes_line(classes: Sequence[str]) -> str:
 
 
 def label_table(name: str) -> tuple[tuple[int, ...], tuple[str, ...], tuple[Color, ...]]:
-    """The values in files, the names and the colours (empty where the set has none of its own) of a set's classes.
+    """The values in files, the names and the colours of a data set's classes; no colours if it has none of its own.
 
     They lie in `labels/NAME.json`, one row a class: value, name, colour as RRGGBB.
     """

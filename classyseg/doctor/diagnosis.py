@@ -1,4 +1,4 @@
-"""What is wrong with the images and masks of a config's data sets, and how to mend it; nothing stops at the first."""
+"""Finds all that is wrong with the images and masks of a config's data sets, and tells how to mend it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from classyseg.doctor.label_patterns import MANY, Pattern, label_pattern, mixed_
 from classyseg.doctor.summary import DataSummary, Tally
 
 Severity = Literal["fault", "warning"]
-"""A fault spoils a training or stops it; a warning may be meant so."""
+"""A fault spoils a training or stops it. A warning may be intended."""
 MAX_FILES = 5
 LONG_SECONDS = 3
-"""A look at masks before a training shows a bar only if it takes longer."""
+"""Seconds. The look at masks before a training shows a bar only if it takes longer."""
 
 PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "image_unreadable": (
@@ -77,7 +77,7 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
     "no_class": ("warning", "samples without a class", "label them, or take them out: they teach nothing"),
     "unlabelled": ("warning", "masks in which all is ignored", "label them, or take them out: they teach nothing"),
 }
-"""Of each kind of problem of a single sample: how bad it is, what was found, and how to mend it."""
+"""For each kind of problem of a single sample: its severity, what was found, and how to mend it."""
 
 PAIR_MENDS = {
     "missing_mask": "add the masks, or take the images out; set `mask_suffix` if the names of masks end otherwise",
@@ -94,9 +94,9 @@ PAIR_MENDS = {
 class Finding:
     """One thing that is wrong.
 
-    `place` is the data set's in the config, `count` how often it was found, `files` the first places as (file, what was
-    found there), `config` the lines of the data set's config that mend it, where such lines do. `in_samples` says that
-    single samples are wrong, so that `on_bad_sample` may let them pass.
+    `place` is the data set's place in the config, `count` how often it was found, `files` the first findings as (file,
+    what was found there). `config` are lines of the data set's config that mend it, if there are such lines.
+    `in_samples` says that single samples are wrong: then `on_bad_sample` may tolerate them.
     """
 
     kind: str
@@ -143,8 +143,8 @@ def check_data(
 ) -> Diagnosis:
     """Looks at the data sets (configs, or built ones) by their places in the config, such as `dataset.train`.
 
-    All samples are looked at, or `samples` of each data set, evenly spread, which leaves out what only the whole can
-    show: duplicates and absent classes. `workers` processes read them; each finding lists `max_files` files.
+    All samples are checked, or `samples` of each data set, evenly spread; duplicates and absent classes are found only
+    if all are checked. `workers` processes read them. Each finding lists up to `max_files` files.
     """
     diagnosis = Diagnosis()
     duplicates = Duplicates(max_files)
@@ -160,14 +160,14 @@ def check_data(
             parts[part.name] = part
             if samples is None:
                 duplicates.add(summary, part, facts)
-        diagnosis.findings += _findings_within(summary, parts.values(), whole=samples is None)
+        diagnosis.findings += _findings_within(summary, parts.values(), all_samples=samples is None)
     diagnosis.findings += [*_class_findings(diagnosis.summaries), *duplicates.findings()]
     diagnosis.findings.sort(key=lambda finding: finding.severity != "fault")
     return diagnosis
 
 
-def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whole: bool) -> Iterator[Finding]:
-    """What the samples of one data set show, where those come from: the `parts` that it is made of."""
+def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, all_samples: bool) -> Iterator[Finding]:
+    """The findings about the samples of one data set, each at the one of its `parts` where the samples come from."""
     labels: list[Finding] = []
     for part in parts:
         yield from sample_findings(part)
@@ -175,19 +175,19 @@ def _findings_within(summary: DataSummary, parts: Iterable[DataSummary], *, whol
         pattern = label_pattern(part)
         if pattern is not None and pattern.kind == "mapped_to_one" and len(summary.held_classes) > 1:
             continue  # other parts have the other classes
-        if pattern is not None and pattern.silent and pattern.sure and not whole:
+        if pattern is not None and pattern.silent and pattern.sure and not all_samples:
             pattern = _seen_in_all(pattern, summary, part)
         if pattern is not None:
             labels.append(label_finding(part, pattern))
     yield from labels
-    if whole and not labels:
+    if all_samples and not labels:
         yield from _absent_classes(summary)
 
 
 def _seen_in_all(pattern: Pattern, summary: DataSummary, part: DataSummary) -> Pattern | None:
-    """The silent pattern of some masks of a `part`, judged by the others, which are read up to the first that differs.
+    """The silent pattern of a `part`, if its other masks have it, too: they are read up to the first that differs.
 
-    None where it has a class that those lack, as masks with ignored borders of a rare class do.
+    None where another mask has a class that the first ones lack: then the class is only rare.
     """
     dataset, ignored = part.dataset, part.dataset.ignore_index
     others = {*range(dataset.num_classes)} - {*part.held_classes}
@@ -204,9 +204,9 @@ def _seen_in_all(pattern: Pattern, summary: DataSummary, part: DataSummary) -> P
 
 
 def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Iterator[tuple[DataSummary, Facts]]:
-    """The facts of the samples of a data set, or of some evenly spread ones, each counted in `summary` before.
+    """The facts of the samples of a data set, or of some evenly spread ones. Each is added to `summary` first.
 
-    Beside them, the summary of the data set that a sample comes from: where others make up this one, of one of them.
+    Each comes with a summary of its own data set: of the part, where the data set is made of others.
     """
     indices = spread(len(summary.dataset), samples)
     quiet = None if samples is None else True
@@ -225,7 +225,7 @@ def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Ite
 def parts_of(
     place: str, dataset: ClassyDataset, indices: Sequence[int]
 ) -> Iterator[tuple[str, ClassyDataset, Sequence[int]]]:
-    """The data sets that read the samples `indices` of `dataset`, with their places in the config and indices there."""
+    """The data sets that read the samples `indices` of `dataset`, with their places in the config and their indices."""
     if not dataset.parts:
         yield place, dataset, indices
         return
@@ -243,7 +243,7 @@ def spread(size: int, samples: int | None) -> Sequence[int]:
 
 
 def built(name: str, config: Any, max_files: int = MAX_FILES) -> tuple[ClassyDataset | None, list[Finding]]:
-    """The data set without its files that have no partner, which are findings; None where it cannot be built at all."""
+    """The data set without files that have no partner: those are findings. None if it cannot be built at all."""
     with collecting_pair_faults() as faults:
         try:
             dataset = build_dataset(config)
@@ -267,7 +267,7 @@ def _pair_findings(name: str, faults: Sequence[PairFault], max_files: int, suffi
 
 
 def _mask_suffix(faults: Iterable[PairFault]) -> str:
-    """What the names of all masks without an image have behind the name of an image without a mask, if anything."""
+    """The suffix that all masks without an image have, and images without a mask lack; empty if there is none."""
     files = {fault.kind: [Path(file).stem for file in fault.files] for fault in faults}
     images, masks = set(files.get("missing_mask", ())), files.get("missing_image", ())
     for suffix in {mask.removeprefix(image) for mask in masks[:1] for image in images if mask.startswith(image)}:
@@ -277,14 +277,14 @@ def _mask_suffix(faults: Iterable[PairFault]) -> str:
 
 
 def sample_findings(summary: DataSummary) -> Iterator[Finding]:
-    """What single samples show, one finding for each kind."""
+    """The findings about single samples, one for each kind."""
     for kind, tally in summary.problems.items():
         if kind == "color_mask":
             yield _color_finding(summary, tally)
             continue
         severity, what, mend = PROBLEMS[kind]
         config = ""
-        if kind == "exif_rotation" and summary.whole:
+        if kind == "exif_rotation" and summary.whole_images:
             mend = (
                 "write exif: rotate into the data set's config, or exif: ignore to take the pixels as they are stored"
             )
@@ -318,7 +318,7 @@ def _color_finding(summary: DataSummary, tally: Tally) -> Finding:
 
 
 def _guessed(summary: DataSummary, colors: list[int]) -> dict[int, int]:
-    """A class for each colour: grey that is a class as it is, others in the order of their numbers."""
+    """A class for each colour: a grey level that is a class keeps it, others follow in the order of their numbers."""
     ignored = summary.dataset.ignore_index
     labels = [label for label in range(max(summary.dataset.num_classes, len(colors))) if label != ignored]
     values = {color: color & 255 for color in colors if color % 0x010101 == 0}
@@ -354,7 +354,7 @@ def _absent_classes(summary: DataSummary) -> Iterator[Finding]:
         return
     of = f"{len(absent)} of {summary.dataset.num_classes} classes"
     names = listed(absent, limit=10)
-    if summary.whole:
+    if summary.whole_images:
         message = f"{of} have no sample: {names}"
         mend = "check `classes` against the folders or the list; a class without a sample is not learnt"
     else:
@@ -368,18 +368,18 @@ def _short_videos(summary: DataSummary) -> Iterator[Finding]:
     if short:
         message = f"videos that are shorter than a clip, and left out: {len(short)}"
         files = tuple((name, "") for name in short[: summary.max_files])
-        mend = "take fewer clips.frames, or another clips.frame_rate, unless they shall be left out"
+        mend = "take fewer clips.frames, or another clips.frame_rate, unless you mean to leave them out"
         yield Finding("short_video", "warning", summary.name, message, mend, len(short), files)
 
 
 def _value_places(summary: DataSummary) -> Iterator[tuple[str, str]]:
-    """For each strange value the masks that hold it; of many values, the masks with theirs."""
+    """For each strange value the masks that hold it; if there are many values, the masks with their values."""
     if len(summary.strange) > MANY:
         yield from summary.strange_masks.places
         return
     for value, tally in summary.strange.items():
         for file, text in tally.places:
-            yield file, f"class {value}" if summary.whole else f"value {summary.value_text(value)}: {text}"
+            yield file, f"class {value}" if summary.whole_images else f"value {summary.value_text(value)}: {text}"
 
 
 def _class_findings(summaries: list[DataSummary]) -> Iterator[Finding]:
@@ -404,7 +404,7 @@ class Duplicates:
         self._tallies: dict[tuple[str, str, str], Tally] = {}
 
     def add(self, summary: DataSummary, part: DataSummary, facts: Facts) -> None:
-        """A sample of `part`, which is in `summary`, or is it."""
+        """Adds a sample of `part`, which is `summary` or a part of it."""
         if facts.image_digest is None:
             return
         root, here = self._parts.setdefault(part.name, (summary.name, part))[0], part.name
@@ -422,7 +422,7 @@ class Duplicates:
     def findings(self) -> Iterator[Finding]:
         for (kind, other, here), tally in self._tallies.items():
             part = self._parts[here][1]
-            nouns, labels = ("videos" if part.videos else "images"), ("classes" if part.whole else "masks")
+            nouns, labels = ("videos" if part.videos else "images"), ("classes" if part.whole_images else "masks")
             within = "there twice" if other == here else f"in {other}, too"
             severity: Severity = "warning" if kind == "duplicate" else "fault"
             if kind == "duplicate_across":
@@ -430,9 +430,9 @@ class Duplicates:
                 mend = "take them out of one of the two: what was seen in training is not measured honestly"
             elif kind == "duplicate_labels":
                 what = f"{nouns} that are {within}, with different {labels}"
-                mend = f"keep the one whose {'class' if part.whole else 'mask'} is right"
+                mend = f"keep the one whose {'class' if part.whole_images else 'mask'} is right"
             else:
                 what = f"{nouns} that are {within}"
-                mend = "keep one of each, unless it shall count twice"
+                mend = "keep one of each, unless you mean to count it twice"
             files = tuple(tally.places)
             yield Finding(kind, severity, here, f"{what}: {tally.count}", mend, tally.count, files)

@@ -1,4 +1,4 @@
-"""What every stored sample of a data set shows when it is looked at alone: the facts behind `classyseg data`."""
+"""Looks at each stored sample of a data set by itself: the facts behind `classyseg data`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from classyseg.datasets.files.images import (
     read_mask_values,
 )
 from classyseg.datasets.label_map import UnknownValueError
-from classyseg.datasets.loading.workers import WorkerError, deaths_are_found_in_turn, warm_fork_server
+from classyseg.datasets.loading.workers import WorkerError, warm_fork_server, without_sigchld_handler
 
 T = TypeVar("T")
 
@@ -35,12 +35,12 @@ SWAPPING = range(5, 9)
 MAX_COLORS = 64
 MAX_BINS = 1 << 16
 MAX_VALUES = 10_000
-"""How many values of one mask that are no label are counted; one of 32 bits may hold millions."""
+"""How many unknown values of one mask are counted; a mask of 32 bits may hold millions."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one file: its `kind`, the file, and a text that tells what was found."""
+    """What is wrong with one file: the `kind` of problem, the file, and a text about what was found."""
 
     kind: str
     file: str
@@ -51,12 +51,12 @@ class Problem:
 class Facts:
     """One sample: its files, what is wrong with it, and numbers to add up.
 
-    `size` is (width, height), `area` the number of values of one channel, `scale` what stands for white; `sums` and
-    `squares` are of each channel's values. `pixels` counts the pixels of each label, `unknown` those of values that the
-    label map does not know, `colors` those of a mask's colours where it holds colours by mistake. `image_digest` and
-    `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as numbers
-    of objects are. `exif_that_fits` is how an image that viewers turn is to be read to have the size of its mask, where
-    that tells. The classes of a `whole` image count as one pixel each. `video` tells a clip's video from the others.
+    `size` is (width, height), `area` the number of values of one channel, `scale` the value of white; `sums` and
+    `squares` are those of each channel's values. `pixels` counts the pixels of each label, `unknown` those of values
+    that the label map does not know, `colors` those of a mask's colours if it holds colours by mistake. `image_digest`
+    and `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as
+    numbers of objects are. `exif_that_fits` is the value of `exif` by which a turned image has the size of its mask, if
+    only one does. With `whole_images`, each class counts as one pixel. `video` is a number of the clip's video.
     """
 
     index: int
@@ -74,7 +74,7 @@ class Facts:
     unknown: dict[int, int] = field(default_factory=dict)
     colors: dict[int, int] = field(default_factory=dict)
     counts_up: bool = False
-    whole: bool = False
+    whole_images: bool = False
     video: str = ""
     exif_that_fits: str = ""
 
@@ -85,8 +85,8 @@ class Facts:
 def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int) -> Iterator[Facts]:
     """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
 
-    Memory does not grow with their number; nothing is drawn from a global generator. Raises: `WorkerError` when a
-    process is killed.
+    Memory does not grow with the number of samples. No global generator is used. Raises: `WorkerError` when a process
+    is killed.
     """
     if workers:
         warm_fork_server()
@@ -100,7 +100,7 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
         generator=torch.Generator(),
     )
     try:
-        with deaths_are_found_in_turn():
+        with without_sigchld_handler():
             samples = iter(loader)
         yield from samples
     except RuntimeError as error:
@@ -130,7 +130,7 @@ def _unchanged(facts: Any) -> Any:
 
 
 def inspect(dataset: ClassyDataset, index: int) -> Facts:
-    """What sample `index` shows. Raises nothing that the sample is to blame for: that is one of its `problems`."""
+    """The facts of sample `index`. Errors that the sample causes are not raised: they are its `problems`."""
     facts = Facts(index)
     facts.image, facts.mask = dataset.names_of(index)
     image, labels = (_read_apart if dataset.reads_apart else _load)(facts, dataset)
@@ -138,7 +138,7 @@ def inspect(dataset: ClassyDataset, index: int) -> Facts:
     if dataset.gives_clips:
         clip = dataset.unit_of(index)[1]
         facts.video = dataset.names_of(index - clip)[0]
-        if clip or image is None:  # the other clips of a video are no copies of it
+        if clip or image is None:  # other clips of the same video are no duplicates
             facts.image_digest = None
         else:
             found = _guarded(facts, "video_unreadable", facts.image, lambda: video_digest(facts.image))
@@ -156,7 +156,7 @@ def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Te
 
 
 def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
-    """The labels that the mask of sample `index` holds; none where it cannot be read, which its own turn will tell."""
+    """The labels in the mask of sample `index`; none if it cannot be read: `inspect` tells that."""
     try:
         return set(dataset.load_target(index).unique().tolist())
     except Exception:  # plugins raise what they like
@@ -164,12 +164,12 @@ def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
 
 
 def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | None:
-    """What `read` gives; None, and a problem of that kind, where it fails."""
+    """The result of `read`; None, and a problem of that kind, if it fails."""
     try:
         return read()
     except DataError as error:
         facts.add(kind, file, str(error).removeprefix(f"{file}: "))
-    except Exception as error:  # decoders and plugins raise what they like; the other samples are to be looked at, too
+    except Exception as error:  # decoders and plugins may raise anything; the other samples must still be checked
         facts.add(kind, file, f"cannot be read ({type(error).__name__}: {error})")
     return None
 
@@ -186,7 +186,7 @@ def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor |
 
 
 def _read_apart(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
-    """Image and target, each whether or not the other can be read."""
+    """Image and target, each even if the other cannot be read."""
     image_path, mask_path = map(Path, dataset.names_of(facts.index))
     image = _read_image(facts, dataset, image_path)
     if not dataset.has_masks:
@@ -221,7 +221,7 @@ def _known_labels(facts: Facts, dataset: ClassyDataset) -> Tensor | None:
 
 
 def _exif_orientation(path: Path) -> int:
-    """1 where there is none, or none that can be read, which reading the pixels will tell."""
+    """The EXIF orientation; 1 if there is none, or none that can be read."""
     try:
         return header_of(path)[1]
     except DataError:  # the reader of the pixels says what is wrong
@@ -236,7 +236,7 @@ def _exif_that_fits(path: Path, mask: tuple[int, int]) -> str:
 
 
 def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
-    """What tells more than that a mask cannot be read, where its header can; `colors` are expected, or not."""
+    """Tells more than "cannot be read" if a mask's header can be read; `colors` says whether colours are expected."""
     try:
         header, _ = header_of(path)
         if header.lossy:
@@ -295,10 +295,10 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
 
 
 def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None:
-    """The class of a whole image, (), or its flags or shares of all classes, (num_classes,)."""
+    """Looks at the class of a whole image, (), or at a flag or share of each class, (num_classes,)."""
     flags = target.reshape(-1).tolist()
     found = [i for i, flag in enumerate(flags) if flag > 0 and flag != dataset.ignore_index] if target.dim() else flags
-    facts.whole = True
+    facts.whole_images = True
     facts.pixels = dict.fromkeys(found or [dataset.ignore_index], 1)
     facts.mask_digest = _digest(target.contiguous().numpy())
     if [*facts.pixels] == [dataset.ignore_index]:
@@ -312,7 +312,7 @@ def _compare_sizes(facts: Facts, image: tuple[int, int], mask: tuple[int, int]) 
 
 
 def _count(labels: Tensor, known: Sequence[int]) -> dict[int, int]:
-    """How many pixels each label has: those that are `known`, and `MAX_VALUES` others."""
+    """How many pixels each label has: all `known` labels, and up to `MAX_VALUES` others."""
     flat = labels.reshape(-1)
     if flat.numel() and int(flat.min()) >= 0 and int(flat.max()) < MAX_BINS:
         counts = torch.bincount(flat)
@@ -328,7 +328,7 @@ def _count(labels: Tensor, known: Sequence[int]) -> dict[int, int]:
 
 
 def video_digest(name: str) -> bytes | None:
-    """16 bytes that depend on what a video file, or a folder of frames, holds; None where there is none."""
+    """16 bytes that depend on the content of a video file or a folder of frames; None if there is neither."""
     path = Path(name)
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""What masks with wrong values were probably meant to be, and the line of the config that makes them so."""
+"""Guesses what masks with wrong values were meant to be, and the line of the config that makes them so."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from classyseg.datasets.label_map import classes_line, spans, with_more_classes
 from classyseg.doctor.summary import DataSummary
 
 MANY = 8
-"""From so many strange values on, masks do not hold classes."""
+"""With so many strange values or more, masks do not hold classes."""
 STRAY = 0.02
-"""Values in a smaller share of the masks than this are slips of single masks, not how the set was made."""
+"""Values in a smaller share of the masks are mistakes in single masks, not the way the set was made."""
 COMMON = 0.2
-"""Values without an order, in at least this share of the masks, are classes."""
+"""Values without an order are taken for classes if at least this share of the masks holds them."""
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """`kind` and what was `found`; `config` are the lines that mend it (or nothing), `mend` what to do in words.
+    """The `kind` of pattern and what was `found`. `config` are lines that mend it, if any; `mend` tells what to do.
 
-    A pattern that is not `sure` may be meant so. A `silent` one is no error of any single mask, and holds only if no
-    other mask has what these lack.
+    A pattern that is not `sure` may be intended. A `silent` pattern is no error in any single mask: it holds only if no
+    other mask has the missing class.
     """
 
     kind: str
@@ -34,25 +34,25 @@ class Pattern:
 
 
 def label_pattern(summary: DataSummary) -> Pattern | None:
-    """What the labels of a data set are, where they are not all classes; None where nothing is wrong with them."""
+    """The pattern of a data set's labels; None if nothing is wrong with them."""
     dataset = summary.dataset
-    if dataset.num_classes == 1 and summary.num_masks and not summary.whole:
+    if dataset.num_classes == 1 and summary.num_masks and not summary.whole_images:
         return _one_class(summary)
     if not summary.strange:
         return _silent_pattern(summary)
-    if summary.whole:
+    if summary.whole_images:
         return _no_classes(summary)
     if not _takes_map(dataset):
         return _foreign(summary)
     if dataset.color_map is not None:
-        return _colors_beside(summary)
+        return _unmapped_colors(summary)
     if labels := _labels(dataset):
-        return _beside_label_map(summary, labels)
+        return _unmapped_values(summary, labels)
     return _numbers(summary)
 
 
 def _one_class(summary: DataSummary) -> Pattern:
-    """Of a data set of one class, from which nothing can be learnt: what it and a background are in the masks."""
+    """A data set with one class, from which nothing can be learnt: which values are that class and a background."""
     dataset = summary.dataset
     config = classes_line(with_more_classes(dataset.classes, 2))
     values = sorted(value for value, count in summary.pixels.items() if count)
@@ -70,9 +70,9 @@ def _one_class(summary: DataSummary) -> Pattern:
 
 
 def _silent_pattern(summary: DataSummary) -> Pattern | None:
-    """Masks of one class, or of 0 and 255 where 255 is ignored: no error ever tells that a class is missing."""
+    """Masks of one class, or of 0 and 255 where 255 is ignored: no error would ever tell that a class is missing."""
     dataset, ignored, held = summary.dataset, summary.dataset.ignore_index, summary.held_classes
-    if summary.whole:
+    if summary.whole_images:
         return None
     if not held and summary.pixels[ignored]:
         found = f"no mask holds a class: every pixel is {ignored}, ignored"
@@ -80,7 +80,7 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
     if not summary.pixels[ignored]:
         return _mapped_to_one(summary)
     if _is_mapped(dataset, ignored):
-        return None  # what the files hold is another thing, or it is ignored on purpose
+        return None  # the files hold other values, or the user ignores them on purpose
     labels = _labels(dataset)
     if len(held) == 1:
         (only,) = held
@@ -107,7 +107,7 @@ def _silent_pattern(summary: DataSummary) -> Pattern | None:
 
 
 def _mapped_to_one(summary: DataSummary) -> Pattern | None:
-    """Of a folder whose map gives all pixels one class. Without a map, such masks may be of rare objects."""
+    """A folder whose map gives all pixels one class. Without a map, such masks may just be of rare objects."""
     dataset, held = summary.dataset, summary.held_classes
     if not _takes_map(dataset) or len(held) != 1 or dataset.num_classes == 1:
         return None
@@ -123,7 +123,7 @@ def _mapped_to_one(summary: DataSummary) -> Pattern | None:
 
 
 def mixed_values(summary: DataSummary, masks: str) -> Pattern:
-    """Of two classes, where `masks` hold the ignored label instead of the second one and others do not."""
+    """Two classes, where `masks` hold the ignored label in place of the second class, and other masks do not."""
     ignored = summary.dataset.ignore_index
     return Pattern(
         "values_mixed",
@@ -160,7 +160,7 @@ def _without_map(dataset: ClassyDataset, ignored: int) -> str:
 
 
 def _numbers(summary: DataSummary) -> Pattern:
-    """Of a folder whose masks hold numbers and which has no label map yet."""
+    """A folder whose masks hold numbers, without a label map."""
     classes, ignored = summary.dataset.num_classes, summary.dataset.ignore_index
     found = sorted(value for value, count in summary.pixels.items() if count)
     real = [value for value in found if value != ignored]
@@ -211,7 +211,7 @@ def _numbers(summary: DataSummary) -> Pattern:
 
 
 def _more_values(summary: DataSummary, real: list[int], held: str) -> Pattern | None:
-    """Of masks with more values than classes, in too many of them for a slip: they are classes without a name."""
+    """Masks with more values than classes, too often for a mistake: some classes have no name yet."""
     classes, ignored, count = summary.dataset.num_classes, summary.dataset.ignore_index, len(real)
     count_up = real == list(range(count))
     share = summary.strange_masks.count / summary.num_masks
@@ -235,12 +235,12 @@ def _more_values(summary: DataSummary, real: list[int], held: str) -> Pattern | 
 
 
 def _one_is_between(summary: DataSummary, real: list[int]) -> bool:
-    """Whether the largest value but the ignored one has fewer pixels: the uncertain grey between black and white."""
+    """Whether the largest value except the ignored one has fewer pixels: an uncertain grey between black and white."""
     return real[-1] in summary.strange and summary.pixels[real[-1]] < summary.pixels[summary.dataset.ignore_index]
 
 
 def _guessed_labels(summary: DataSummary) -> dict[int, int]:
-    """For each strange value a class that has none yet, or the ignored label where there is none, or it is a slip."""
+    """For each strange value a class that has no value yet, else the ignored label; mistakes get the ignored label."""
     dataset, ignored = summary.dataset, summary.dataset.ignore_index
     mapped = _labels(dataset).values() if dataset.color_map is None else dataset.color_map.labels.values()
     free = [label for label in range(dataset.num_classes) if not summary.pixels[label] and label not in mapped]
@@ -250,8 +250,8 @@ def _guessed_labels(summary: DataSummary) -> dict[int, int]:
     return {value: free.pop(0) if free else ignored for value in values}
 
 
-def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
-    """Of a folder with a label map that does not name a value."""
+def _unmapped_values(summary: DataSummary, labels: Mapping[int, int]) -> Pattern:
+    """A folder with a label map that does not name a value."""
     return Pattern(
         "unknown_values",
         f"the masks hold {_short(sorted(summary.strange))}, which label_map does not name and no class is",
@@ -260,7 +260,7 @@ def _beside_label_map(summary: DataSummary, labels: Mapping[int, int]) -> Patter
     )
 
 
-def _colors_beside(summary: DataSummary) -> Pattern:
+def _unmapped_colors(summary: DataSummary) -> Pattern:
     guessed = _guessed_labels(summary)
     shown = ", ".join(f'"{summary.value_text(value)}": {label}' for value, label in guessed.items())
     return Pattern(
@@ -273,7 +273,7 @@ def _colors_beside(summary: DataSummary) -> Pattern:
 
 
 def _foreign(summary: DataSummary) -> Pattern:
-    """Of a public set, which alone says what its values mean."""
+    """A public data set: it alone says what its values mean."""
     name = type(summary.dataset).__name__
     values = _short(sorted(summary.strange))
     return Pattern(
@@ -284,7 +284,7 @@ def _foreign(summary: DataSummary) -> Pattern:
 
 
 def _no_classes(summary: DataSummary) -> Pattern:
-    """Of samples with one class each."""
+    """Samples with one class each, where some classes are not known."""
     return Pattern(
         "unknown_classes",
         f"samples have the classes {_short(sorted(summary.strange))}, the classes are 0 to "
@@ -307,7 +307,7 @@ def _map(labels: Mapping[int, int]) -> str:
 
 
 def _short(values: list[int]) -> str:
-    """The values as ranges, the first and the last of many."""
+    """The values as ranges; of many ranges, the first and the last."""
     text = spans(values)
     parts = text.split(", ")
     return text if len(parts) <= MANY else f"{', '.join(parts[:4])}, ..., {parts[-1]} ({len(values)} values)"

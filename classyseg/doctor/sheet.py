@@ -1,4 +1,4 @@
-"""A page of samples to look at: images beside their masks, and what the colours mean."""
+"""A page of samples to look at: images next to their masks, and what the colours mean."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ OPACITY = 0.55
 IGNORED: Color = (255, 255, 255)
 UNKNOWN: Color = (255, 0, 255)
 INSTEAD: tuple[Color, ...] = ((140, 140, 140), (255, 240, 0), (0, 255, 255), (255, 140, 0))
-"""What stands for these two where a class has nearly the same colour."""
+"""Used in place of these two where a class has nearly the same colour."""
 NEARLY_BLACK = 48
-"""Colours whose channels are all below this cannot be seen on a dark image."""
+"""A colour whose channels are all below this cannot be seen on a dark image."""
 LIFT = (95, 115, 175)
-"""What is added to them on the sheet, so that they stay apart from each other."""
+"""Added to such colours on the sheet: they stay different from each other."""
 TEXT: Color = (20, 20, 20)
 WRONG: Color = (190, 0, 0)
 
 
 def contact_sheet(dataset: ClassyDataset, indices: Sequence[int], *, columns: int = 3) -> Image.Image:
-    """The samples `indices`, each as it is and under its mask, with a legend of the classes that occur in them.
+    """The samples `indices`, each plain and under its mask, with a legend of the classes in them.
 
-    Samples of one class have its name instead, clips their first and their last frame. Classes have the colours of the
-    data set's palette, but those that are nearly black, as class 0 often is, a blue that can be seen on dark images.
-    Ignored pixels are white, labels that no class has magenta, unless a class has that colour. A sample that cannot be
-    shown gives its error instead.
+    A sample of one class shows its name in place of a mask, a clip its first and last frame. Classes have the colours
+    of the data set's palette; nearly black ones, as class 0 often is, are shown as a blue that can be seen on dark
+    images. Ignored pixels are white, labels without a class magenta, unless a class has that colour. For a sample that
+    cannot be shown, the error is shown.
     """
     cells, labels = [], set[int]()
     for index in indices:
@@ -64,9 +64,9 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
         whole = sample.target.dim() < 2
         pair = _frames(sample.image) if whole else [_picture(sample.image)]
         if not whole and dataset.has_masks:
-            pair.append(_painted(dataset, sample.image, sample.target))
+            pair.append(painted(dataset, sample.image, sample.target))
         name = f"{name}: {_class_text(dataset, sample.target)}" if whole else name
-    except Exception as error:  # plugins raise what they like; the other samples are to be shown, too
+    except Exception as error:  # plugins may raise anything; the other samples must still be shown
         text = str(error) if isinstance(error, DataError | ValueError) else f"{type(error).__name__}: {error}"
         return _text_cell(name, text), set()
     height = max(picture.height for picture in pair)
@@ -85,7 +85,7 @@ def _frames(image: Tensor) -> list[Image.Image]:
 
 
 def _class_text(dataset: ClassyDataset, target: Tensor) -> str:
-    """The class of a whole image, (), or those of which it has a share, (num_classes,)."""
+    """The class of a whole image, (), or all classes with a share above 0, (num_classes,)."""
     labels = (target > 0).nonzero().flatten().tolist() if target.dim() else [int(target)]
     known = range(dataset.num_classes)
     return ", ".join(dataset.classes[label] if label in known else f"{label}, no class" for label in labels)
@@ -94,8 +94,8 @@ def _class_text(dataset: ClassyDataset, target: Tensor) -> str:
 def _picture(image: Tensor) -> Image.Image:
     """An image (C, H, W) in the size of a cell; the first three channels, or the first alone.
 
-    Of 16 bits, its largest value is white: many cameras fill but 10 or 12 of them. In floating point, each channel goes
-    from its smallest number, black, to its largest.
+    With 16 bits, the largest value is white: many cameras use only 10 or 12 bits. In floating point, each channel goes
+    from black, its smallest number, to its largest.
     """
     channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     if image.dtype == torch.uint16:
@@ -110,7 +110,7 @@ def _picture(image: Tensor) -> Image.Image:
 
 
 def _colors(dataset: ClassyDataset) -> list[Color]:
-    """The colour of each class on the sheet, that of ignored pixels, and that of other labels."""
+    """The colours on the sheet: of each class, of ignored pixels, and of other labels."""
     lifted = ((red + LIFT[0], green + LIFT[1], blue + LIFT[2]) for red, green, blue in dataset.palette)
     colors = [new if max(old) < NEARLY_BLACK else old for old, new in zip(dataset.palette, lifted, strict=True)]
     for color in (IGNORED, UNKNOWN):
@@ -122,15 +122,15 @@ def _distance(color: Color, others: Sequence[Color]) -> float:
     return min(max(abs(a - b) for a, b in zip(color, other, strict=True)) for other in others)
 
 
-def _painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
-    """The image under the colours of its mask, each in the size of a cell, whatever sizes the two have."""
+def painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
+    """The image under the colours of its mask, both resized to a cell: their sizes may differ."""
     colors = np.array(_colors(dataset), np.uint8)
-    labels = mask.long().numpy()  # the places of colours may be no bytes
+    labels = mask.long().numpy()  # an index of a colour may not fit into a byte
     places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)
     places = np.where(labels == dataset.ignore_index, len(colors) - 2, places)
-    painted = Image.fromarray(colors[places])
-    painted = painted.resize(_size(painted.size), Image.Resampling.NEAREST)
-    return Image.blend(_picture(image).resize(painted.size), painted, OPACITY)
+    cover = Image.fromarray(colors[places])
+    cover = cover.resize(_size(cover.size), Image.Resampling.NEAREST)
+    return Image.blend(_picture(image).resize(cover.size), cover, OPACITY)
 
 
 def _size(size: tuple[int, int]) -> tuple[int, int]:
@@ -153,7 +153,7 @@ def _text_cell(name: str, text: str) -> Image.Image:
 
 
 def _legend(dataset: ClassyDataset, labels: set[int], width: int) -> Image.Image:
-    """A box of colour and the name for each of `labels`; where the sheet lifts a colour, the palette's comes first."""
+    """A box of colour and a name for each of `labels`; before a changed colour, the palette's one is shown."""
     known = range(dataset.num_classes)
     colors = _colors(dataset)
     entries = [
@@ -181,7 +181,7 @@ def _legend(dataset: ClassyDataset, labels: set[int], width: int) -> Image.Image
 
 
 def _fitting(text: str, width: int) -> str:
-    """The end of a text, where a file's name tells most."""
+    """The end of a text that fits into `width`: the end of a file's name tells most."""
     while text and _font().getlength(text) > width:
         text = text[1:]
     return text

@@ -1,4 +1,4 @@
-"""What the samples of a data set add up to: labels, sizes, colours, and tallies of what is wrong."""
+"""Sums over the samples of a data set: labels, sizes, colours, and counts of what is wrong."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from classyseg.datasets.label_map import color_text
 from classyseg.doctor.inspection import Facts
 
 MAX_VALUES = 1000
-"""How many values that are no labels are told apart; a broken 16-bit mask alone may hold 65,536."""
+"""How many unknown values are counted separately; one broken 16-bit mask may hold 65,536."""
 
 
 @dataclass
 class Tally:
-    """How often something was found, and where the first times, as (file, what was found in it)."""
+    """How often something was found, and the first places, as (file, what was found in it)."""
 
     count: int = 0
     places: list[tuple[str, str]] = field(default_factory=list)
@@ -31,23 +31,24 @@ class Tally:
 
 
 class DataSummary:
-    """One data set's sums; `add` takes the facts of a sample, and memory does not grow with their number.
+    """The sums of one data set. `add` takes the facts of a sample; memory does not grow with the number of samples.
 
-    `name` is its place in the config. `pixels` and `masks` count the pixels of each label and the masks that hold it,
-    `beside` all pixels of those masks. Values that are no class are in `strange`, by value, with their pixels.
-    `masks_with_ignored` hold ignored pixels; of two classes, `masks_without_second` hold the first and ignored pixels
-    alone. Where samples have one class (`whole`), `pixels` are samples, and `videos` are those of clips.
+    `name` is the data set's place in the config. `pixels` counts the pixels of each label, `masks` the masks that hold
+    it, `sharing_pixels` all pixels of those masks. Values that are no class are in `strange`, by value, with their
+    pixels. `masks_with_ignored` hold ignored pixels. With two classes, `masks_without_second` hold only the first class
+    and ignored pixels. Where samples have one class (`whole_images`), `pixels` counts samples, and `videos` counts
+    their videos.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
         self.name, self.dataset, self.max_files = name, dataset, max_files
-        self.whole = dataset.whole_images
+        self.whole_images = dataset.whole_images
         self.num_samples = 0
         self.num_sound = 0
         self.num_masks = 0
         self.pixels: Counter[int] = Counter()
         self.masks: Counter[int] = Counter()
-        self.beside: Counter[int] = Counter()
+        self.sharing_pixels: Counter[int] = Counter()
         self.videos: Counter[int] = Counter()
         self._video = ""
         self.sizes: Counter[tuple[int, int]] = Counter()
@@ -86,7 +87,7 @@ class DataSummary:
 
     def _add_colors(self, facts: Facts) -> None:
         if self._sums and (len(self._sums), self._scale) != (len(facts.sums), facts.scale):
-            return  # images of other numbers of channels or bits have no mean in common
+            return  # images with different channels or bits have no common mean
         self._scale = facts.scale
         self._area += facts.area
         before = zip(self._sums or [0] * len(facts.sums), facts.sums, strict=True)
@@ -96,7 +97,7 @@ class DataSummary:
 
     def _add_labels(self, facts: Facts) -> None:
         dataset = self.dataset
-        self.whole |= facts.whole
+        self.whole_images |= facts.whole_images
         self.num_masks += 1
         classes = {label: count for label, count in facts.pixels.items() if 0 <= label < dataset.num_classes}
         every_pixel = sum(facts.pixels.values())
@@ -104,7 +105,7 @@ class DataSummary:
             if label in classes or label == dataset.ignore_index:
                 self.pixels[label] += count
                 self.masks[label] += 1
-                self.beside[label] += every_pixel
+                self.sharing_pixels[label] += every_pixel
         self._add_ignored(facts)
         others = {
             label: n for label, n in facts.pixels.items() if label not in classes and label != dataset.ignore_index
@@ -114,17 +115,17 @@ class DataSummary:
             return
         self.masks_that_count_up += facts.counts_up
         shown = ", ".join(map(self.value_text, list(strange)[:5])) + (", ..." if len(strange) > 5 else "")
-        pixels = "" if self.whole else f" ({sum(strange.values()):,} pixels)"
+        pixels = "" if self.whole_images else f" ({sum(strange.values()):,} pixels)"
         self.strange_masks.add(facts.mask, f"{shown}{pixels}", self.max_files)
         for value, count in strange.items():
             if value not in self.strange and len(self.strange) >= MAX_VALUES:
                 continue
-            if not self._has_colors:  # the number of a colour may be that of a class, too
+            if not self._has_colors:  # the number of a colour may also be the number of a class
                 self.pixels[value] += count
             self.strange.setdefault(value, Tally()).add(facts.mask, f"{count:,} pixels", self.max_files)
 
     def _add_ignored(self, facts: Facts) -> None:
-        """Of a mask with ignored pixels; of two classes, whether they stand instead of the second one or beside it."""
+        """Of two classes, ignored pixels may stand in place of the second one, or next to it: counted by mask."""
         ignored = self.dataset.ignore_index
         if ignored not in facts.pixels:
             return
@@ -155,8 +156,8 @@ class DataSummary:
 
     @property
     def counted(self) -> str:
-        """What the class table counts: `pixels`, or samples: `images`, `clips`."""
-        return "clips" if self.videos or self.dataset.gives_clips else "images" if self.whole else "pixels"
+        """What the class table counts: `pixels`, or samples, called `images` or `clips`."""
+        return "clips" if self.videos or self.dataset.gives_clips else "images" if self.whole_images else "pixels"
 
     @property
     def held_classes(self) -> list[int]:
@@ -169,48 +170,49 @@ class DataSummary:
 
     @property
     def in_own_unit(self) -> bool:
-        """Whether mean and deviation are those of the numbers as they are, in floating point."""
+        """Whether mean and deviation are those of the stored numbers, in floating point."""
         return self._scale == 1
 
     @property
     def mean(self) -> list[float]:
-        """Of each channel over all pixels, of images scaled to 0..1, or `in_own_unit`."""
+        """The mean of each channel over all pixels, of images scaled to 0..1, or `in_own_unit`."""
         return [total / self._area / self._scale for total in self._sums]
 
     @property
     def std(self) -> list[float]:
-        """Of each channel, as `mean`."""
+        """The standard deviation of each channel, as `mean`."""
         pairs = zip(self._sums, self._squares, strict=True)
         return [math.sqrt(max(0.0, s / self._area - (t / self._area) ** 2)) / self._scale for t, s in pairs]
 
     def class_rows(self) -> Iterator[dict[str, Any]]:
-        """For each class, and for ignored pixels, how many pixels and masks it has; `share` is of labelled pixels.
+        """For each class, and for ignored pixels: how many pixels and masks there are. `share` is of labelled pixels.
 
-        Where samples have one class, how many `images`, or `clips` and `videos`, instead.
+        Where samples have one class, the numbers of `images`, or of `clips` and `videos`.
         """
         labelled = max(1, self.labelled_pixels)
         weights = self.median_frequency_weights()
         for label, name in enumerate(self.dataset.classes):
             yield self._row(label, name, self.pixels[label] / labelled, weights[label])
-        yield self._row(self.dataset.ignore_index, "(no class)" if self.whole else "(ignored)", None, None)
+        yield self._row(self.dataset.ignore_index, "(no class)" if self.whole_images else "(ignored)", None, None)
 
     def _row(self, label: int, name: str, share: float | None, weight: float | None) -> dict[str, Any]:
         row = {"label": label, "name": name, self.counted: self.pixels[label], "share": share, "weight": weight}
         if self.counted == "clips":
             return row | {"videos": self.videos[label]}
-        return row if self.whole else row | {"masks": self.masks[label]}
+        return row if self.whole_images else row | {"masks": self.masks[label]}
 
     def median_frequency_weights(self) -> list[float]:
         """The weight of each class: the median of all frequencies by its own; 0 for a class that never occurs.
 
-        A class's frequency is its share of all pixels of the images that hold it, ignored ones included; where samples
-        have one class, its share of those that have any.
+        A class's frequency is its share of all pixels, also ignored ones, of the images that hold it. Where samples
+        have one class, it is the share of samples with a class.
 
         Source: Eigen, Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015.
         """
         labels = range(self.dataset.num_classes)
-        beside = Counter(dict.fromkeys(labels, self.labelled_pixels)) if self.whole else self.beside
-        frequencies = {label: self.pixels[label] / beside[label] for label in labels if self.pixels[label]}
+        all_images = Counter(dict.fromkeys(labels, self.labelled_pixels))
+        sharing_pixels = all_images if self.whole_images else self.sharing_pixels
+        frequencies = {label: self.pixels[label] / sharing_pixels[label] for label in labels if self.pixels[label]}
         median = statistics.median(frequencies.values()) if frequencies else 0.0
         return [median / frequencies[label] if label in frequencies else 0.0 for label in labels]
 

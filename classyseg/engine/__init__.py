@@ -2,6 +2,6 @@
 
 from classyseg.engine.engine import Engine
 from classyseg.engine.runtime import RuntimeConfig
-from classyseg.engine.step import Computed, Work
+from classyseg.engine.step import BatchWork, Computed
 
-__all__ = ["Computed", "Engine", "RuntimeConfig", "Work"]
+__all__ = ["Computed", "Engine", "RuntimeConfig", "BatchWork"]

@@ -19,21 +19,22 @@ def whole_batch_step(
     loss: Callable[[Outputs], Tensor],
     backward: Callable[[Tensor], None],
 ) -> Tensor:
-    """The loss of all parts' outputs together, and its gradients in the parameters of `network`, a part at a time.
+    """The loss of all parts' outputs together. Its gradients reach the parameters of `network` a part at a time.
 
-    `run(i)` gives the outputs of part i and is called twice: first for the values that the loss compares, of which
-    nothing else is kept; then again, with the same random numbers, for the gradients. So a step takes one more forward
-    pass, and the memory of one part. Buffers are as after one pass. `backward` is what the loss's gradients start from.
+    `run(i)` gives the outputs of part i and is called twice. The first call gives the values that the loss compares;
+    nothing else of it is kept. The second call, with the same random numbers, gives the gradients. So a step takes one
+    more forward pass, and the memory of one part. Buffers are as after one pass. `backward(loss)` starts the gradients.
     `network` may be a wrapper; `run` decides when gradients are exchanged.
 
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
-    Raises: `ConfigError` for an output that is not one of each image.
+    Raises: `ConfigError` for an output that does not have one entry for each image.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
     states, parts = [], []
     for i in range(num_parts):
         states.append(_random_state())
         parts.append({name: output.detach() for name, output in run(i).items()})
+    # The second round of passes updates running statistics again: they must start from the same values.
     with torch.no_grad():
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -52,8 +53,9 @@ def whole_batch_step(
 def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
     if any(part.dim() == 0 or part.shape != parts[0].shape for part in parts):
         raise ConfigError(
-            f"runtime.accumulate_steps: the parts of a batch give '{name}' as {[tuple(part.shape) for part in parts]}; "
-            "this loss needs outputs (N, ...) of the N images of a part; set it to 1, and lower batch_size instead"
+            "runtime.accumulate_steps",
+            f"the parts of a batch give '{name}' as {[tuple(part.shape) for part in parts]}; "
+            "this loss needs outputs (N, ...) of the N images of a part; set it to 1, and lower batch_size instead",
         )
     joined = torch.cat(list(parts))
     return joined.requires_grad_() if joined.is_floating_point() else joined

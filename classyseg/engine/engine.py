@@ -1,4 +1,4 @@
-"""What a model needs at work: its device, precision and processes, the optimizer, and which weights count."""
+"""What a model needs to train: its device, precision and processes, the optimizer, and which weights are measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from classyseg import distributed
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
-from classyseg.engine.step import Work, gradients
+from classyseg.engine.step import BatchWork, gradients
+from classyseg.inference.device import bring
 from classyseg.layers import synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
@@ -20,10 +21,10 @@ from classyseg.structures import Sample
 
 
 class Engine:
-    """Computes training steps of a model with a loss. It is handed what a batch means, and knows no task.
+    """Computes training steps of a model with a loss. The caller says what a batch means: the engine knows no task.
 
-    Called with images (or features of a frozen backbone), it gives the model's outputs in the runtime's precision: in
-    training by the form of the model that trains on several processes, else by `evaluated`.
+    Called with images (or features of a frozen backbone), it gives the model's outputs in the runtime's precision. In
+    training it runs `network`, the form that trains on several processes; else it runs `evaluated`.
     """
 
     def __init__(self, model: ClassyModel, loss: ClassyLoss, runtime: RuntimeConfig) -> None:
@@ -32,23 +33,22 @@ class Engine:
         self.optimizer: ClassyOptimizer | None = None
 
     def place(self) -> None:
-        """Sets torch's switches and brings model and loss to the device, in the form that trains there."""
+        """Sets torch's switches and brings model and loss to the device."""
         self.runtime.apply()
         self.device = self.runtime.torch_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
-            synchronize_batch_norm(self.model, self.device)
-        of_clips = any(weight.dim() == 5 for weight in self.model.parameters())  # which have no such layout
-        channels_last = self.runtime.channels_last and not of_clips
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        bring(self.model, self.device, channels_last=self.runtime.channels_last)
         self.loss.to(self.device)
 
     def start(self, optimizer: ClassyOptimizer | None) -> None:
         """Makes the placed model ready to train with `optimizer`; without one, it can only be measured."""
         self.optimizer = optimizer
         self.precision = Precision(self.runtime, self.device)
+        if optimizer is None:
+            return
+        if self.runtime.sync_batch_norm and distributed.world_size() > 1:
+            synchronize_batch_norm(self.model, self.device)
         self.network = replicated(self.model, self.device)
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
@@ -59,18 +59,19 @@ class Engine:
         return self.model
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds of the parts at work, in groups."""
+        """The tensors that a checkpoint holds, in groups."""
         optimizer = {} if self.optimizer is None else self.optimizer.state()
         return {"model": self.model.state_dict(), "optimizer": optimizer}
 
-    def mode(self, training: bool) -> None:
-        """Begins to train or to measure: with the primary's running statistics, which every process takes then."""
+    def set_mode(self, training: bool) -> None:
+        """Begins to train or to measure. To measure, every process takes the primary's running statistics."""
         if not training:
             distributed.broadcast_buffers(self.evaluated)
         self.evaluated.train(training)
         self.model.train(training)
         self.loss.train(training)
         if self.device.type == "cuda":
+            # Trying algorithms pays off where batches have one size, as in training. Measured images may all differ.
             torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
 
     def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -79,12 +80,12 @@ class Engine:
             outputs: Mapping[str, Tensor] = network(inputs)
         return outputs
 
-    def step(self, batch: Sample, work: Work, progress: float) -> Tensor:
-        """Learns from a batch when the share `progress` of the run is done; gives its loss, on the device."""
+    def step(self, batch: Sample, work: BatchWork, share_done: float) -> Tensor:
+        """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it."""
         if self.optimizer is None:
             raise ValueError("found no optimizer to train with; give one to `start`")
-        tell_progress(self.model, progress)
-        self.optimizer.set_progress(progress)
+        tell_progress(self.model, share_done)
+        self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
         loss = gradients(batch, work, self.network, self.precision, num_parts)

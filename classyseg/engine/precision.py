@@ -10,7 +10,7 @@ from classyseg.inference.network import autocast
 
 
 class Precision:
-    """Runs a network in the runtime's precision; float16 also scales losses, as small gradients would become 0."""
+    """Runs a network in the runtime's precision. With float16 it also scales losses: small gradients would become 0."""
 
     def __init__(self, runtime: RuntimeConfig, device: torch.device) -> None:
         self.name = runtime.precision

@@ -1,4 +1,4 @@
-"""One model in several processes: the same gradients everywhere, and who has which running statistics."""
+"""One model in several processes: all have the same gradients, and each has its own running statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from classyseg import distributed
 from classyseg.models import ClassyModel
 
 # Each process has running statistics of its own until a phase that measures takes the primary's. torch renamed the
-# switch.
+# switch, so its name is looked up.
 _NEW_SWITCH = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else "broadcast_buffers": False}
 
@@ -33,6 +33,6 @@ def replicated(model: ClassyModel, device: torch.device) -> nn.Module:
 
 
 def no_sync(network: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager[None]:
-    """Keeps the gradients of what is inside to this process, `unless` processes must exchange them."""
+    """Within it, gradients stay in this process, `unless` it is time to exchange them."""
     together = unless or distributed.world_size() == 1
     return contextlib.nullcontext() if together else network.no_sync()  # type: ignore[operator]

@@ -8,19 +8,20 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text
+from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text, within
 from classyseg.distributed import world_size
 from classyseg.foreign import instead_of_key
+from classyseg.inference.device import torch_device
 from classyseg.inference.network import Precision
-from classyseg.launcher import local_rank
 
 
 class RuntimeConfig(ConfigRecord):
     """What belongs to the machine, not to the experiment.
 
-    Numbers change with `precision`; and, in a model with batch norm, with `sync_batch_norm` in several processes and
-    with `accumulate_steps`, by which dropout draws differently, too. `device`, `compile`, `channels_last`, `threads`,
-    `deterministic` and `eval_batch_size` change the order of sums, and so the last bits at most; `workers` nothing.
+    `precision` changes the numbers of a run. With batch norm, `sync_batch_norm` in several processes and
+    `accumulate_steps` change them, too; `accumulate_steps` also changes what dropout draws. `device`, `compile`,
+    `channels_last`, `threads`, `deterministic` and `eval_batch_size` change the order of sums, so at most the last
+    bits. `workers` changes nothing.
 
     Args:
         device: `auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
@@ -43,12 +44,11 @@ class RuntimeConfig(ConfigRecord):
         deterministic: `torch.use_deterministic_algorithms`: repeatable bits on a GPU, at some cost.
         threads: torch's number of CPU threads; null leaves torch's choice.
         cache_features: A folder in which the features of a frozen backbone (`model.frozen: true`) are kept, so that
-            later epochs and runs read them instead of computing them. They are found by a hash of each image after its
-            transforms and one of the weights, the model's config, the normalisation and the precision, so that nothing
-            old is ever read; random transforms therefore make the cache useless (flips double it), which a warning says
-            after the second epoch. The log tells after each phase how many images were read. A disk that is full, or a
-            file that is damaged, ends nothing: features are computed then. Nothing is removed; delete the folder when
-            done.
+            later epochs and runs read them instead of computing them. Two hashes find them: one of the image after its
+            transforms, one of the weights, the model's config, the normalisation and the precision. So nothing old is
+            ever read. Random transforms make the cache useless (flips double it); a warning says so after the second
+            epoch. The log tells after each phase how many images were read. With a full disk or a damaged file,
+            features are computed. Nothing is removed; delete the folder when done.
         cache_gigabytes: What all files in that folder may hold together, whatever processes and runs write them; beyond
             it, features are computed each time.
     """
@@ -65,7 +65,7 @@ class RuntimeConfig(ConfigRecord):
         "cache_features",
         "cache_gigabytes",
     )
-    """The keys that a run may change when it goes on: they leave its numbers as they are."""
+    """The keys that may change when a run is resumed: they leave its numbers as they are."""
 
     @classmethod
     def instead_of(cls, key: object, value: object) -> str:
@@ -87,18 +87,11 @@ class RuntimeConfig(ConfigRecord):
 
     def torch_device(self) -> torch.device:
         """This process's device. Raises: `ConfigError` for a GPU that is not there."""
-        available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if self.device == "cpu" or (self.device == "auto" and not available):
-            return torch.device("cpu")
-        index = int(self.device.partition(":")[2] or local_rank())
-        if index >= available:
-            raise ConfigError(
-                f"runtime.device: found {self.device} (GPU {index} for this process); {available} GPUs are there"
-            )
-        return torch.device("cuda", index)
+        with within("runtime"):
+            return torch_device(self.device)
 
     def loading(self, device: torch.device) -> dict[str, Any]:
-        """How batches for `device` are loaded."""
+        """The options of `make_loader` for batches that go to `device`."""
         on_gpu = device.type == "cuda"
         return {"workers": self.workers, "worker_timeout": self.worker_timeout, "pin_memory": on_gpu}
 
@@ -107,17 +100,19 @@ class RuntimeConfig(ConfigRecord):
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if self.deterministic:
+            # cuBLAS is repeatable only with a fixed workspace; torch raises an error without this variable.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
 
 def check_batch_size(batch_size: int, accumulate_steps: int) -> None:
-    """Raises: `ConfigError` when the job cannot share `batch_size` evenly, naming the nearest sizes that it can."""
+    """Raises: `ConfigError` when the job cannot share `batch_size` evenly; it names the nearest sizes that fit."""
     parts = world_size() * accumulate_steps
     if batch_size % parts:
         low = batch_size // parts * parts
         near = f"{low} or {low + parts}" if low else str(parts)
         raise ConfigError(
-            f"batch_size: found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
-            f"cannot share evenly; the nearest sizes are {near}"
+            "batch_size",
+            f"found {batch_size}, which {world_size()} processes x {accumulate_steps} accumulation steps "
+            f"cannot share evenly; the nearest sizes are {near}",
         )

@@ -24,18 +24,18 @@ class Computed(NamedTuple):
     terms: Terms
 
 
-class Work(Protocol):
-    """What a step is handed: how images become outputs, and outputs the terms of a loss."""
+class BatchWork(Protocol):
+    """What the engine must be given for a step: how images become outputs, and outputs the terms of a loss."""
 
     @property
     def is_additive(self) -> bool:
-        """Whether `counts` are those of the terms of a whole batch, whose parts are then computed one by one."""
+        """Whether `counts` are known before the whole batch is computed. Then its parts are computed one by one."""
 
     def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
-        """The counts of the terms of `batch`. `outputs` are those of a part of it; their values do not matter."""
+        """The counts of the terms of `batch`. `outputs` may be those of a part of it; their values do not matter."""
 
     def complete(self, batch: Sample) -> Sample:
-        """The batch with what is read or computed once, however often `outputs` is called."""
+        """The batch with all that must be read or computed only once, though `outputs` may be called twice."""
 
     def outputs(self, batch: Sample) -> Mapping[str, Tensor]: ...
 
@@ -44,10 +44,10 @@ class Work(Protocol):
     def compute(self, batch: Sample) -> Computed: ...
 
 
-def gradients(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
+def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
     """Adds the gradients of the batch's loss to those of `network`; gives the loss, on the device.
 
-    The batch is computed in `num_parts` parts, one after the other, which takes the memory of one.
+    The batch is computed in `num_parts` parts, one after the other. That takes the memory of one part.
     """
     if num_parts > 1 and not work.is_additive:
         return _of_whole_batch(batch, work, network, precision, num_parts)
@@ -59,21 +59,23 @@ def gradients(batch: Sample, work: Work, network: nn.Module, precision: Precisio
             if counts is None:
                 counts = terms.counts if num_parts == 1 else work.counts(outputs, batch)
                 counts = sum_over_processes(counts)
+            # Distributed training averages gradients over processes; the factor makes that average a sum.
             value = terms.divided(counts, float(world_size()))
             precision.backward(value)
         total = total + value.detach()
     return torch.as_tensor(total)
 
 
-def _of_whole_batch(batch: Sample, work: Work, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
-    """Of a loss that must see the outputs of all parts at once."""
+def _of_whole_batch(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
+    """As `gradients`, for a loss that must see the outputs of all parts at once."""
     parts = [work.complete(part) for part in batch.chunk(num_parts)]
     passes = itertools.count(1)
 
     def run(i: int) -> Mapping[str, Tensor]:
+        # Every part runs twice. Only the last backward pass, of the last part's second run, exchanges gradients.
         with no_sync(network, unless=next(passes) == 2 * num_parts):
             return work.outputs(parts[i])
 
     return whole_batch_step(
-        network, run, num_parts, lambda outputs: work.terms(outputs, batch).of_job(), precision.backward
+        network, run, num_parts, lambda outputs: work.terms(outputs, batch).job_loss(), precision.backward
     )

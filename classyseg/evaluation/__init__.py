@@ -1,14 +1,14 @@
-"""What a model is worth: meters and a loss over a data set, by any protocol, in any number of processes."""
+"""Measuring a model: meters and a loss over a data set, by any protocol, in any number of processes."""
 
-from classyseg.evaluation.evaluate import Evaluation, check_protocol, clips_per_batch, count, evaluate
+from classyseg.evaluation.evaluate import Evaluation, Meaning, check_protocol, evaluate, group_size_of
 from classyseg.evaluation.joined import RECORD_KEYS, joined_files, joined_metrics
 
 __all__ = [
     "RECORD_KEYS",
     "Evaluation",
+    "Meaning",
     "check_protocol",
-    "clips_per_batch",
-    "count",
+    "group_size_of",
     "evaluate",
     "joined_files",
     "joined_metrics",

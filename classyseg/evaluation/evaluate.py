@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from classyseg import distributed
 from classyseg.datasets import BadSamples, ClassyDataset
-from classyseg.datasets.loading.loader import EvalBatches, make_loader
+from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
-from classyseg.inference.memory import left_of
+from classyseg.inference.budget import Budget, joined_counts
+from classyseg.inference.memory import remaining_budget
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Terms
 from classyseg.meters import ClassyMeter
@@ -23,12 +27,46 @@ from classyseg.models import ClassyModel
 from classyseg.structures import Sample
 
 
-class Evaluation:
-    """Counts batches in meters and in a loss: what a phase of a training measures, and `classyseg evaluate`.
+class Meaning(Protocol):
+    """What a batch means to a task: how images become outputs, and outputs the terms of a loss."""
 
-    `begin`, `update` for each batch, `result` once: with integers that are summed over the processes of a job, so that
-    they are the same on any number of them. `files` and `unseen_classes` are those of the last `result`. A loss is
-    measured where the protocol gives what the network gave of whole images; else it is None.
+    def complete(self, batch: Sample) -> Sample:
+        """The batch with what is read or computed once, however often `outputs` is called."""
+
+    def outputs(self, batch: Sample) -> Outputs: ...
+
+    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
+        """The outputs of a batch, and the terms of the loss; None where no loss is measured."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The meaning without a task: the network on images, and a loss on masks, where there is one."""
+
+    network: Network
+    loss: ClassyLoss | None
+
+    def complete(self, batch: Sample) -> Sample:
+        return batch
+
+    def outputs(self, batch: Sample) -> Outputs:
+        found: Outputs = self.network.plain_forward(batch.image)
+        return found
+
+    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
+        outputs = self.outputs(batch)
+        return outputs, None if self.loss is None else self.loss.terms(outputs, batch.target)
+
+
+class Evaluation:
+    """Counts batches in meters and in a loss. A phase of a training measures with it, and so does `classyseg evaluate`.
+
+    Call `begin`, `update` for each batch, and `result` once. Meters count integers, which are summed over the processes
+    of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
+    `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
+    Images that do not fit into `budget` may be computed in windows: `in_windows` counts them, and no loss is measured
+    then. `meaning` says how outputs and the terms of the loss come from a batch: a task, or by default the network and
+    `loss`.
 
     Raises: `ConfigError` for a meter that reads what the protocol does not give.
     """
@@ -40,16 +78,21 @@ class Evaluation:
         meters: Sequence[ClassyMeter],
         loss: ClassyLoss | None = None,
         *,
-        max_memory: int | None = None,
+        meaning: Meaning | None = None,
+        budget: Budget = Budget(),
     ) -> None:
         self.network, self.protocol, self.meters = network, protocol, meters
-        self.loss = loss if protocol.gives_outputs else None
-        self.max_memory = max_memory
+        self.meaning: Meaning = Plain(network, loss) if meaning is None else meaning
+        self.measures_loss = protocol.gives_outputs and not (meaning is None and loss is None)
+        # A meter of outputs is shown none of windows.
+        self.budget = replace(
+            budget, may_use_windows=budget.may_use_windows and all(m.reads != "outputs" for m in meters)
+        )
         self.main_head = network.model.main_head
         self.files: dict[str, str] = {}
         self.unseen_classes: Collection[str] = ()
         self.bad_samples: Callable[[], dict[str, int]] = dict
-        """What `result` tells of samples that could not be read; set by whoever loads them, called in every process."""
+        """What `result` tells of unreadable samples. The caller that loads them sets it; every process calls it."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
         protocol.check(network, self._read)
 
@@ -57,41 +100,43 @@ class Evaluation:
         for meter in self.meters:
             meter.reset()
         self._loss = LossSum()
+        self.in_windows: Counter[str] = Counter()
 
     @torch.no_grad()
-    def update(
-        self,
-        images: Tensor,
-        target: Tensor,
-        *,
-        forward: Callable[[Tensor], Outputs] | None = None,
-        terms: Callable[[Outputs], Terms] | None = None,
-    ) -> None:
-        """Counts images (N, C, H, W), normalised and on the device. `target` is their truth, at its own size.
-
-        `forward` runs the network on this batch otherwise than `network` does, `terms` gives the loss's terms otherwise
-        than `loss` does: for a task that has rules of its own.
-        """
-        outputs: Outputs = {}
+    def update(self, batch: Sample) -> None:
+        """Counts a batch that is on the device, its images normalised, its targets at their own size."""
+        images, target = batch.image, batch.target
+        terms: Terms | None = None
 
         def run(given: Tensor) -> Outputs:
-            nonlocal outputs
-            outputs = (forward or self.network.plain_forward)(given)
-            return outputs
+            nonlocal terms
+            if self.measures_loss and given.shape == images.shape:
+                outputs, terms = self.meaning.compute(self.meaning.complete(batch))
+                return outputs
+            return self.meaning.outputs(batch.replace(image=given))
 
-        size = (images if target.dim() < 3 else target).shape[-2:]
-        taken = images.numel() * (images.element_size() + 4)
-        with self.network.running(run), left_of(self.max_memory, taken) as budget:
-            found = self.protocol(self.network, images, (size[0], size[1]), set(self._read), budget)
-        if self.loss is not None:
-            self._loss.add(self.loss.terms(outputs, target) if terms is None else terms(outputs))
-        for meter, wanted in zip(self.meters, self._read, strict=True):
+        height, width = (images if target.dim() < 3 else target).shape[-2:]
+        size, read, shape = (height, width), self._read, images.shape
+        with remaining_budget(self.budget.max_memory, images.numel() * (images.element_size() + 4)) as left:
+            choice = self.budget.choice(self.protocol, self.network, shape, size, set(read), left)
+            if choice.window is not None:
+                read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
+                self.in_windows[choice.text] += 1
+            with self.network.with_forward(run):
+                found = choice.protocol(self.network, images, size, set(read), left)
+        if terms is not None:
+            self._loss.add(terms)
+        for meter, wanted in zip(self.meters, read, strict=True):
             prediction = found[wanted]
             meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
 
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""
-        loss = None if self.loss is None else self._loss.value()
+        if self.budget.may_use_windows:
+            texts = distributed.gather_texts(json.dumps(self.in_windows))
+            self.in_windows = joined_counts(texts)
+        loss = self._loss.value() if self.measures_loss else None
+        loss = None if self.in_windows else loss  # that of some images alone
         values = [meter.compute() for meter in self.meters]
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
@@ -99,19 +144,19 @@ class Evaluation:
 
 
 def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
-    """Raises: `ConfigError` where `protocol` does not give what `meters` read of `model`, wherever this lies."""
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read. `model` may lie on any device."""
     protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
 
 
 def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
     head = meter.head or model.main_head
-    # Whole outputs of a head hold its logits as they are: smaller than scores, and in the same order.
+    # A head's logits are smaller than its scores, as they are not resized, and they have the same order of classes.
     logits = meter.takes_logits and protocol.gives_outputs and LOGITS in model.head(head).output_names
     return Wanted(head, "outputs" if logits else meter.reads)
 
 
-def clips_per_batch(meters: Iterable[ClassyMeter]) -> int:
-    """How many samples that follow each other must stay together for all `meters`."""
+def group_size_of(meters: Iterable[ClassyMeter]) -> int:
+    """How many consecutive samples a batch must keep together, so that no meter sees half a video."""
     return math.lcm(*(meter.clips_per_video for meter in meters))
 
 
@@ -121,24 +166,29 @@ def evaluate(
     meters: Sequence[ClassyMeter],
     *,
     loss: ClassyLoss | None = None,
+    meaning: Meaning | None = None,
     batch_size: int = 1,
     workers: int = 0,
     worker_timeout: float | None = None,
     split: str = "val",
     watch: Callable[[Sample], None] | None = None,
 ) -> Evaluation:
-    """An evaluation of a whole data set, each sample once, shared among the processes of a job; every process calls it.
+    """Measures a whole data set, each sample once, shared among the processes of a job. Every process calls it.
 
-    The images pass through the data set's own transforms, not through the predictor's preparation; masks count at their
-    own size. `watch` sees each batch of this process before it is counted. `split` is what messages call the data set.
-    `result` of what is returned has the numbers. Processes exchange nothing before it.
+    Call `result` of what is returned for the numbers; processes exchange nothing before it. The images pass through the
+    data set's own transforms, not through the predictor's preparation. Masks count at their own size. A task gives its
+    `meaning` of a batch. `watch` sees each batch of this process before it is counted. Messages call the data set
+    `split`.
 
     Raises: `ConfigError`; `DataError` for a sample that cannot be read.
     """
-    evaluation = Evaluation(predictor.network, predictor.protocol, meters, loss, max_memory=predictor.max_memory)
-    together = clips_per_batch(meters)
+    evaluation = Evaluation(
+        predictor.network, predictor.protocol, meters, loss, meaning=meaning, budget=predictor.budget
+    )
+    group_size = group_size_of(meters)
+    batch_size = batch_size if predictor.max_memory is None else group_size  # a budget is that of an image
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    order = EvalBatches(len(dataset), batch_size, together=together, **process)
+    order = EvalOrder(len(dataset), batch_size, group_size=group_size, **process)
     pin_memory = predictor.device.type == "cuda"
     loader = make_loader(dataset, order, workers=workers, worker_timeout=worker_timeout, pin_memory=pin_memory)
     bad = BadSamples({split: dataset})
@@ -149,13 +199,8 @@ def evaluate(
             bad.add(split, loader.bad, None)
             if watch is not None:
                 watch(batch)
-            count(evaluation, predictor, batch)
+            batch = batch.to(predictor.device, channels_last=predictor.channels_last)
+            evaluation.update(batch.replace(image=predictor.normalizer(batch.image)))
     finally:
         loader.close()
     return evaluation
-
-
-def count(evaluation: Evaluation, predictor: Predictor, batch: Sample) -> None:
-    """Counts a batch as it comes from a loader."""
-    on_device = batch.to(predictor.device, channels_last=predictor.channels_last)
-    evaluation.update(predictor.normalizer(on_device.image), on_device.target)

@@ -8,13 +8,13 @@ from typing import Any
 from classyseg.config import ConfigError
 
 RECORD_KEYS = ("phase", "epoch", "step", "weights_step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
-"""What the record of every phase holds; the meters add to those of val phases."""
+"""The keys of every phase's record. Meters add theirs to the records of val and test phases."""
 
 
 def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, Any]:
-    """The `values` of all meters as a val record holds them: those of another head than `main_head` as `HEAD/NAME`.
+    """The `values` of all meters as a record holds them: `NAME` for the main head, `HEAD/NAME` for another head.
 
-    Raises: `ConfigError` for a name that two meters give, or that every record has.
+    Raises: `ConfigError` for a name that two meters give, or that is one of `RECORD_KEYS`.
     """
     joined: dict[str, Any] = {}
     giver = dict.fromkeys(RECORD_KEYS, "every record")
@@ -23,13 +23,15 @@ def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], m
         for name, value in named.items():
             key = name if head == main_head else f"{head}/{name}"
             if key in giver:
-                raise ConfigError(f"meters[{i}]: gives '{key}', which {giver[key]} has already; leave one of them out")
+                raise ConfigError(
+                    f"meters[{i}]", f"gives '{key}', which {giver[key]} has already; leave one of them out"
+                )
             giver[key], joined[key] = f"meters[{i}]", value
     return joined
 
 
 def joined_files(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], main_head: str) -> dict[str, str]:
-    """What all meters give to the run's folder, from their `values`: those of another head as `HEAD_NAME`."""
+    """The files that all meters write into the run's folder: `NAME` for the main head, `HEAD_NAME` for another head."""
     files: dict[str, str] = {}
     for meter, named in zip(meters, values, strict=True):
         prefix = "" if meter.head in (None, main_head) else f"{meter.head}_"

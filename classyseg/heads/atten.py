@@ -1,4 +1,4 @@
-"""Attention beside the image's mean, and context encoding: PyTorch-Encoding's ATTEN."""
+"""Attention, the image's mean and context encoding: PyTorch-Encoding's ATTEN."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AttenHead(ClassyHead):
         if channels is None:
             channels = num_heads * -(-blocks[-1].channels // (4 * num_heads))
         if channels % num_heads:
-            raise ConfigError(f"channels: found {channels}, which the {num_heads} heads cannot share evenly")
+            raise ConfigError("channels", f"found {channels}, which the {num_heads} heads cannot share evenly")
         if not with_global:
             refuse_unread("with_global", norm_image=(norm_image, False))
         if not with_encoding:

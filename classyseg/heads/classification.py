@@ -23,7 +23,7 @@ MEAN_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def pooled(x: Tensor, normalize: Literal["l2"] | None) -> Tensor:
-    """The mean of a map (N, C, ...) over its positions, (N, C); of the length 1 with `l2`."""
+    """The mean of a map (N, C, ...) over its positions, (N, C); with `l2` scaled to length 1."""
     x = x.flatten(2).mean(2)
     return F.normalize(x, dim=1) if normalize == "l2" else x
 
@@ -78,10 +78,10 @@ class FullyConnectedHead(ClassyHead):
 class FullyConvolutionalLinearHead(ClassyHead):
     """A linear layer at each position of a block's means over `pool_size` windows: logits (N, num_classes).
 
-    Maps are (N, C, l), (N, C, h, w) or (N, C, t, h, w). In training the logits are the positions' mean. In eval mode
-    they are such that `activation` of them is the mean of the positions' activations, which is how a network trained on
-    small crops sees large inputs (ClassyVision gives these means themselves): logarithms of mean probabilities after
-    `softmax`, their logits after `sigmoid`, both in float32 or wider; mean logits after `identity`.
+    Maps are (N, C, l), (N, C, h, w) or (N, C, t, h, w). In training the logits are the mean over positions. In eval
+    mode, `activation` of the logits is the mean of the positions' activations: so a network that was trained on small
+    crops sees large inputs (ClassyVision gives these means themselves). The logits are then logarithms of mean
+    probabilities for `softmax`, their logits for `sigmoid`, both in float32 or wider, and mean logits for `identity`.
 
     Source: ClassyVision's FullyConvolutionalLinearHead.
 
@@ -112,15 +112,17 @@ class FullyConvolutionalLinearHead(ClassyHead):
             x = pooled(x, None).unsqueeze(2)
         elif len(self.pool_size) != x.dim() - 2:
             raise ConfigError(
-                f"pool_size: found {len(self.pool_size)} lengths for maps of shape {tuple(x.shape)}; one for each axis "
-                "after the channels"
+                "pool_size",
+                f"found {len(self.pool_size)} lengths for maps of shape {tuple(x.shape)}; one for each axis "
+                "after the channels",
             )
         else:
             x = MEAN_POOLS[len(self.pool_size)](x, self.pool_size, stride=1).flatten(2)
         logits = self.projection(self.dropout(x.transpose(1, 2)))
         if self.training or self.pool_size is None or self.activation == "identity":
             return logits.mean(1)
-        # Of logarithms, as probabilities round to zero, and wide; the division by the number of positions falls out.
+        # In logarithms and in float32, as probabilities may round to zero. A division by the number of positions would
+        # cancel.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.activation == "softmax":
             return logits.log_softmax(2).logsumexp(1).log_softmax(1)
@@ -129,9 +131,9 @@ class FullyConvolutionalLinearHead(ClassyHead):
 
 @HEADS.register("vision_transformer")
 class VisionTransformerHead(ClassyHead):
-    """A block's mean, a layer of `hidden_dim` with tanh where that is given, and a linear layer that starts at zero.
+    """A block's mean, a layer of `hidden_dim` with tanh if that is given, and a linear layer that starts at zero.
 
-    Of a Vision Transformer it reads the block `pre_logits`, its class token or its tokens' mean.
+    With a Vision Transformer it reads the block `pre_logits`: the class token, or the mean of tokens.
 
     Source: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; ClassyVision's VisionTransformerHead.
 
@@ -169,7 +171,7 @@ class VisionTransformerHead(ClassyHead):
 
 @HEADS.register("identity")
 class IdentityHead(ClassyHead):
-    """The block itself as logits, of a backbone that makes them: one with as many channels as there are classes.
+    """The block itself as logits: it must have as many channels as there are classes.
 
     Maps (N, num_classes, h, w); with `pool` their means, (N, num_classes), for classification.
 
@@ -184,8 +186,9 @@ class IdentityHead(ClassyHead):
         block = only_block(blocks, "identity")
         if block.channels != num_classes:
             raise ConfigError(
-                f"blocks: found '{block.name}' with {block.channels} channels for {num_classes} classes; the head "
-                "'identity' takes a block with one for each class"
+                "blocks",
+                f"found '{block.name}' with {block.channels} channels for {num_classes} classes; the head "
+                "'identity' takes a block with one for each class",
             )
         self.pool = pool
 

@@ -1,4 +1,4 @@
-"""The contract of heads: features of named blocks in, outputs by name out, and labels and scores from these."""
+"""The contract of heads: from features of named blocks to outputs by name, and from these to labels and scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class HeadOutputError(ConfigError):
-    """A head gives something else than the contract says; the message names the head."""
+    """A head does not give what the contract says; the message names the head."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class HeadKeys:
     """How another library spells a head's keys.
 
     `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied one after the other to our key
-    within the head. `aliases` matches what the library has beside them: further names of the same tensors.
+    within the head. `aliases` matches further names that the library has for the same tensors.
     """
 
     rules: tuple[tuple[str, str], ...]
@@ -43,11 +43,11 @@ class HeadKeys:
 
 
 class ClassyHead(nn.Module, Configurable, ABC):
-    """Built as `Head(blocks, num_classes, *, options)`: what it reads comes from `blocks`, never from a config.
+    """Built as `Head(blocks, num_classes, *, options)`. Only `blocks` say what it reads, never a config.
 
-    `blocks` are kept as an attribute, from which `ClassyModel.attach_head` knows which features to pass. A head that
-    gives more or something else than logits names it in `output_names`; one without logits gives `labels` and `scores`
-    of its own.
+    `blocks` are kept as an attribute: by it, `ClassyModel.attach_head` knows which features to pass. A head that gives
+    more than logits, or something else, names it in `output_names`. A head without logits overrides `labels` and
+    `scores`.
 
     Raises: `ConfigError` for a block of vectors, unless the class says `reads_vectors`.
     """
@@ -62,9 +62,9 @@ class ClassyHead(nn.Module, Configurable, ABC):
     """Whether a block may be vectors (N, count, channels), of stride 0, instead of a map (N, channels, h, w)."""
     blocks: tuple[BlockInfo, ...]
     output_names: tuple[str, ...] = (LOGITS,)
-    """What `forward` gives, by the head's own names, without dots; the same in training and in evaluation."""
+    """The head's own names of what `forward` gives, without dots: the same in training and in evaluation."""
     needed_outputs: tuple[str, ...] = ()
-    """Those of `output_names` without whose loss the labels are made by layers that never learnt."""
+    """Those of `output_names` that a loss must read: else layers that make the labels would never learn."""
 
     def __new__(cls, blocks: Sequence[BlockInfo] = (), *args: Any, **kwargs: Any) -> Self:
         head = super().__new__(cls)
@@ -72,26 +72,27 @@ class ClassyHead(nn.Module, Configurable, ABC):
             if not block.stride:
                 name = HEADS.name_of(cls) or cls.__name__
                 raise ConfigError(
-                    f"blocks: '{block.name}' is vectors (N, count, {block.channels}); the head '{name}' reads maps "
-                    "(N, channels, h, w)"
+                    "blocks",
+                    f"'{block.name}' is vectors (N, count, {block.channels}); the head '{name}' reads maps "
+                    "(N, channels, h, w)",
                 )
-        # Kept here so that a subclass's `super().__init__()` needs no arguments.
+        # Kept in `__new__`, so that a subclass's `super().__init__()` needs no arguments.
         object.__setattr__(head, "blocks", tuple(blocks))
         return head
 
     def pytorch_encoding_keys(self) -> HeadKeys | None:
-        """How PyTorch-Encoding spells the keys, so that its files load; None for heads that it does not have."""
+        """How PyTorch-Encoding spells the keys, so that its files load; None for a head that it lacks."""
         return None
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
-        """The features of `blocks`, in their order, to the head's outputs by `output_names`.
+        """The head's outputs, by `output_names`, from the features of `blocks` in their order.
 
-        A tensor is the short form of the `logits` alone: (N, num_classes, h, w), or (N, num_classes) of whole images.
+        A tensor alone means `logits`: (N, num_classes, h, w), or (N, num_classes) for whole images.
         """
 
     def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        """The class of each pixel at `size` (H, W): (N, H, W) int64; of whole images (N,). Of the head's own outputs.
+        """The class of each pixel at `size` (H, W), (N, H, W) int64; for whole images (N,).
 
         Logits are resized a few classes at a time: those of full size never exist at once.
         """
@@ -99,9 +100,9 @@ class ClassyHead(nn.Module, Configurable, ABC):
         return logits.argmax(1) if logits.dim() == 2 else argmax_at(logits, size)
 
     def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        """Probabilities (N, num_classes, H, W) float32 at `size` (H, W); of whole images (N, num_classes).
+        """Probabilities (N, num_classes, H, W) float32 at `size` (H, W); for whole images (N, num_classes).
 
-        The softmax of the resized logits; of a single class, their sigmoid.
+        They are the softmax of the resized logits; for a single class the sigmoid.
         """
         logits = self._logits(outputs)
         if logits.dim() > 2:
@@ -118,7 +119,7 @@ class ClassyHead(nn.Module, Configurable, ABC):
         return outputs[LOGITS]
 
     def outputs(self, name: str, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What `forward` gives in a model, of `output_names`: the logits as `NAME`, any other one as `NAME.OUTPUT`.
+        """The outputs under their names in a model: the logits as `NAME`, any other one as `NAME.OUTPUT`.
 
         Raises: `HeadOutputError` where one of them is missing or no tensor.
         """
@@ -153,7 +154,7 @@ def only_block(blocks: Sequence[BlockInfo], head: str) -> BlockInfo:
 
 
 def ordered_blocks(blocks: Sequence[BlockInfo], head: str, count: int, *, or_more: bool = False) -> Sequence[BlockInfo]:
-    """`blocks`, where they are as many as a head reads, each once and shallow to deep.
+    """`blocks`, after checking that they are as many as the head reads, each once, shallow to deep.
 
     Raises: `ConfigError` for another number, for a block that comes twice, and for a block with a smaller stride than
     the one before it.
@@ -169,12 +170,12 @@ def ordered_blocks(blocks: Sequence[BlockInfo], head: str, count: int, *, or_mor
 
 
 def refuse_unread(without: str, **options: tuple[object, object]) -> None:
-    """Raises: `ConfigError` for one of `options`, (found, default), that is not the default while nothing reads it."""
+    """Raises: `ConfigError` for an option that is set although nothing reads it; `options` are (found, default)."""
     for name, (found, default) in options.items():
         if found != default:
-            raise ConfigError(f"{name}: found {found}, which means nothing without {without}")
+            raise ConfigError(name, f"found {found}, which means nothing without {without}")
 
 
 def _refused(blocks: Sequence[BlockInfo], head: str, wanted: str) -> ConfigError:
     names = ", ".join(block.name for block in blocks) or "none"
-    return ConfigError(f"blocks: found {len(blocks)} ({names}); the head '{head}' reads {wanted}")
+    return ConfigError("blocks", f"found {len(blocks)} ({names}); the head '{head}' reads {wanted}")

@@ -1,4 +1,4 @@
-"""Several blocks as one map: what heads do that read one map but are given more."""
+"""Several blocks as one map, for heads that read a single map."""
 
 from __future__ import annotations
 

@@ -26,11 +26,11 @@ ENCODING_RULES = (
     (r"^presence\.", "encmodule.selayer."),
     (r"^classifier\.", "conv6.1."),
 )
-"""PyTorch-Encoding's names of what heads with context encoding share."""
+"""PyTorch-Encoding's names for the layers that heads with context encoding share."""
 
 
 class LateralFusion(nn.Module):
-    """The deepest block through a 3x3 convolution; with shallower blocks, these beside it, fused by another one.
+    """The deepest block through a 3x3 convolution; shallower blocks are joined with it, and a second one fuses them.
 
     Shallower blocks pass a 1x1 convolution and are resized to the deepest; gives (N, channels, h, w).
     """

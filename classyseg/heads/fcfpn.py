@@ -22,7 +22,7 @@ PYRAMID_RULES = (
     (r"^conv\.", "conv5."),
     (r"^classifier\.", "conv5.4."),
 )
-"""PyTorch-Encoding's names of what heads with a feature pyramid share."""
+"""PyTorch-Encoding's names for the layers that heads with a feature pyramid share."""
 
 
 class PyramidFusion(nn.Module):

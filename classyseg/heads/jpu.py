@@ -17,11 +17,11 @@ from classyseg.structures import BlockInfo
 
 @HEADS.register("jpu")
 class JPUHead(ClassyHead):
-    """`head` over the map that joint pyramid upsampling makes of two blocks or more, at the first one's stride.
+    """`head` over the map that joint pyramid upsampling makes from two or more blocks, at the stride of the first one.
 
-    The paper reads the blocks at strides 8, 16 and 32 of a backbone with `output_stride` 32; what `head` sees replaces
-    the deepest block of a backbone with `output_stride` 8, at a fraction of its cost. Outputs, labels and scores are
-    those of `head`.
+    The paper reads the blocks at strides 8, 16 and 32 of a backbone with `output_stride` 32. The map replaces the
+    deepest block of a backbone with `output_stride` 8, at a fraction of its cost. Outputs, labels and scores are those
+    of `head`.
 
     ```yaml
     model:

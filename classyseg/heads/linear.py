@@ -43,7 +43,7 @@ class LinearHead(ClassyHead):
     ) -> None:
         super().__init__()
         if (hidden is None) != (activation is None):
-            raise ConfigError(f"activation: found {activation} with hidden: {hidden}; give both or none")
+            raise ConfigError("activation", f"found {activation} with hidden: {hidden}; give both or none")
         channels = sum(block.channels for block in blocks)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS) if layer_norm else nn.Identity()
         self.hidden: nn.Module = nn.Identity()

@@ -19,8 +19,8 @@ from classyseg.structures import BlockInfo
 class LRASPPHead(ClassyHead):
     """The deeper block, weighted by a sigmoid of its mean, classified and added to the shallower block's classes.
 
-    Reads two blocks, shallow to deep; made for strides 8 and 16. As in torchvision, the mean is the whole map's where
-    the paper pools 49 x 49 windows.
+    Reads two blocks, shallow to deep; made for strides 8 and 16. The mean is over the whole map, as in torchvision; the
+    paper pools windows of 49 x 49.
 
     Source: Howard et al., "Searching for MobileNetV3", ICCV 2019.
 

@@ -1,4 +1,4 @@
-"""Object-contextual representations: each pixel also sees what the regions of the classes look like."""
+"""Object-contextual representations: each pixel also sees the mean feature of each class's region."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from classyseg.structures import BlockInfo
 
 
 class ObjectAttention(nn.Module):
-    """Attention of pixels (N, in_channels, h, w) to regions (N, in_channels, K, 1): a context shaped as the pixels.
+    """Attention of pixels (N, in_channels, h, w) to regions (N, in_channels, K, 1): a context for each pixel.
 
     Queries and keys pass two 1x1 convolutions to `channels`, values and the result one, each with norm and ReLU.
     """

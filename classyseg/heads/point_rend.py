@@ -21,8 +21,8 @@ POINTS, COORDINATES = "points", "point_coordinates"
 class PointMLP(nn.Module):
     """Logits (N, num_classes, P) of points from their fine features (N, fine_channels, P) and coarse logits.
 
-    Each layer reads the coarse logits again. Weights shared by all points, no norm: points in training are drawn in
-    another way than those in evaluation.
+    Each layer reads the coarse logits again. All points share the weights. There is no norm: points are drawn
+    differently in training and evaluation, and so would be its statistics.
     """
 
     def __init__(self, fine_channels: int, num_classes: int, channels: int, num_layers: int) -> None:
@@ -45,18 +45,18 @@ class PointMLP(nn.Module):
 
 @HEADS.register("point_rend")
 class PointRendHead(ClassyHead):
-    """`head` over all blocks but the first, whose logits a small network predicts again where they are least sure.
+    """`head` reads all blocks but the first. A small network predicts its logits again where they are least sure.
 
     That network reads a point's features in the first block and the logits of `head` there. In training it sees
-    `num_points` points an image: of `oversampling` times as many random ones the least sure, up to `uncertain_share` of
-    them, and random ones. Outputs are those of `head`, the points' logits `points` (N, num_classes, P) and
+    `num_points` points per image: the share `uncertain_share` are the least sure of `oversampling` times as many random
+    points, the others are random. Outputs are those of `head`, the points' logits `points` (N, num_classes, P) and
     `point_coordinates` (N, P, 2), (x, y) from 0 to 1, which the loss `point_cross_entropy` reads. In evaluation as many
-    points are spread evenly over each image, always the same ones, and the logits are doubled in size
-    `num_subdivisions` times, each time with the `num_refined` least sure cells predicted again. Least sure is where the
-    two highest logits are closest.
+    points are spread evenly over each image, always the same ones. The logits are doubled in size `num_subdivisions`
+    times; each time the `num_refined` least sure cells are predicted again. Least sure is where the two highest logits
+    are closest.
 
-    It reads the first block, the finest; the other head reads the others, and a block may be named twice. The network
-    learns by the loss `point_cross_entropy` of its points, without which the task does not start:
+    The network reads the first block, the finest; the other head reads the others. A block may be named twice. The
+    network learns by the loss `point_cross_entropy` of its points; without it the task does not start:
 
     ```yaml
     model:
@@ -97,24 +97,27 @@ class PointRendHead(ClassyHead):
         super().__init__()
         if len(blocks) < 2:
             raise ConfigError(
-                f"blocks: found {len(blocks)}; the head 'point_rend' reads two or more: one for points, then those of "
-                "its `head`"
+                "blocks",
+                f"found {len(blocks)}; the head 'point_rend' reads two or more: one for points, then those of "
+                "its `head`",
             )
         fine, *others = blocks
         finest = min(block.stride for block in others)
         if fine.stride > finest:
             raise ConfigError(
-                f"blocks: found '{fine.name}' at stride {fine.stride} before others at stride {finest}; the head "
-                "'point_rend' wants the finest one first"
+                "blocks",
+                f"found '{fine.name}' at stride {fine.stride} before others at stride {finest}; the head "
+                "'point_rend' wants the finest one first",
             )
         with within("head"):
             self.head: ClassyHead = HEADS.build(head, others, num_classes)
         if POINTS in self.head.output_names:
-            raise ConfigError("head: found a head that refines points itself; expected another one")
+            raise ConfigError("head", "found a head that refines points itself; expected another one")
         if LOGITS not in self.head.output_names:
             raise ConfigError(
-                f"head: found {type(self.head).__name__}, which gives {', '.join(self.head.output_names)}; expected a "
-                "head that gives logits"
+                "head",
+                f"found {type(self.head).__name__}, which gives {', '.join(self.head.output_names)}; expected a "
+                "head that gives logits",
             )
         self.output_names = (*self.head.output_names, POINTS, COORDINATES)
         self.needed_outputs = (*self.head.needed_outputs, POINTS)
@@ -139,7 +142,7 @@ class PointRendHead(ClassyHead):
         return self.mlp(values_at(fine, coordinates), values_at(coarse, coordinates))
 
     def chosen_points(self, coarse: Tensor) -> Tensor:
-        """The points of a step, (N, num_points, 2): in training drawn by chance, in evaluation always the same."""
+        """The points of a step, (N, num_points, 2): drawn at random in training, always the same in evaluation."""
         if not self.training:
             return spread_points(self.num_points, coarse.device).expand(len(coarse), -1, -1)
         candidates = torch.rand(len(coarse), self.num_candidates, 2, device=coarse.device)

@@ -18,7 +18,7 @@ from classyseg.structures import BlockInfo
 
 @HEADS.register("segformer")
 class SegFormerHead(ClassyHead):
-    """Each position of each block through a linear layer, all resized to the finest block's size, fused and classified.
+    """A linear layer at each position of each block; all are resized to the finest one's size, fused and classified.
 
     Reads one block or more, four in the paper. A linear layer of every position is a 1x1 convolution.
 

@@ -19,11 +19,11 @@ from classyseg.structures import BlockInfo
 
 @HEADS.register("semantic_fpn")
 class SemanticFPNHead(ClassyHead):
-    """A feature pyramid, each level of it brought to the finest size in steps, and the classified sum of all levels.
+    """A feature pyramid. Each level is brought to the finest size in steps; the sum of all levels is classified.
 
     Reads one block or more, shallow to deep; four at strides 4 to 32 in the paper. The pyramid has 1x1 convolutions to
-    `pyramid_channels`, sums from deep to shallow and a 3x3 convolution for each level. Level i then passes i steps, but
-    at least one, each a 3x3 convolution, a norm, a ReLU and a resize to the next finer level's size. The paper's norm
+    `pyramid_channels`, sums from deep to shallow and a 3x3 convolution for each level. Level i then passes i steps, at
+    least one. A step is a 3x3 convolution, a norm, a ReLU and a resize to the next finer level's size. The paper's norm
     is `group`.
 
     Source: Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019; the pyramid: Lin et al., "Feature Pyramid

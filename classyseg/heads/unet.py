@@ -21,7 +21,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
 
 @HEADS.register("unet")
 class UNetHead(ClassyHead):
-    """From deep to shallow: the map at the next block's size, that block beside it, two 3x3 convolutions; a classifier.
+    """From deep to shallow: the map is resized to the next block and joined with it, then two 3x3 convolutions.
 
     Reads two blocks or more, shallow to deep, such as `blocks: [stem, stage1, stage2, stage3, stage4]` of a ResNet.
 
@@ -50,8 +50,9 @@ class UNetHead(ClassyHead):
         widths = channels or [max(16, 256 >> i) for i in range(len(blocks) - 1)]
         if len(widths) < len(blocks) - 1:
             raise ConfigError(
-                f"channels: found {len(widths)} for {len(blocks)} blocks; expected {len(blocks) - 1}, or more for "
-                "steps without a block"
+                "channels",
+                f"found {len(widths)} for {len(blocks)} blocks; expected {len(blocks) - 1}, or more for "
+                "steps without a block",
             )
         deepest, *others = reversed([block.channels for block in blocks])
         skips = [*others, *[0] * (len(widths) - len(others))]

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from classyseg.checkpoint import checkpoint_folders, prune
-from classyseg.config import ConfigError, listed, within
+from classyseg.config import ConfigError, listed
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
+from classyseg.errors import written_in
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import read_json_lines, write_atomically
 from classyseg.records import WriteError
@@ -79,7 +80,7 @@ class CheckpointHook(ClassyHook):
             if is_primary():
                 for record in read_json_lines(task.run_folder / METRICS):
                     if record["phase"] == "val":
-                        with within(f"{task.run_folder / METRICS}, epoch {record['epoch']}"):
+                        with written_in(f"{task.run_folder / METRICS}, epoch {record['epoch']}"):
                             self._remember(record)
                 # The best one may be damaged by now, and `best` may be another number than before.
                 self._name_best(task, task.run_folder / CHECKPOINTS)
@@ -154,7 +155,7 @@ class CheckpointHook(ClassyHook):
         key = same_text(self.best or "", numbers)
         if key is None:
             raise ConfigError(
-                f"hooks.checkpoint.best: the val record has no number '{self.best}'; it has {listed(list(numbers))}"
+                "hooks.checkpoint.best", f"the val record has no number '{self.best}'; it has {listed(list(numbers))}"
             )
         value, name = numbers[key], f"step-{record['step']}"
         self._values.pop(name, None)
@@ -179,8 +180,8 @@ class CheckpointHook(ClassyHook):
         best_is = self.best_is or task.best_is(self.best or "")
         if best_is is None:
             raise ConfigError(
-                f"hooks.checkpoint.best_is: nothing says which value of '{self.best}' is best; set best_is to largest "
-                "or smallest"
+                "hooks.checkpoint.best_is",
+                f"nothing says which value of '{self.best}' is best; set best_is to largest or smallest",
             )
         return value > before if best_is == "largest" else value < before
 

@@ -62,7 +62,7 @@ class WatchedTask(Protocol):
 
 
 class ClassyHook(Configurable):
-    """Watches a run in every process: what only one shall do asks `classyseg.distributed.is_primary()`.
+    """Watches a run, in every process. Ask `classyseg.distributed.is_primary()` before what one process must do alone.
 
     Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is an epoch of
     training, or the part of one before a measurement; or a pass over the validation or the test set.

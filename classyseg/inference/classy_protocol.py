@@ -1,4 +1,4 @@
-"""The contract of protocols: how a network is run on images whose size it was not made for, and what is made of it."""
+"""The contract of protocols: how a network runs on images of any size, and what is made of its outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.network import Network
-from classyseg.inference.rows import Cost, Held, Rows, Size
+from classyseg.inference.rows import Cost, Rows, Size, TensorRows
 from classyseg.registry import PROTOCOLS, Configurable
 from classyseg.signature import own_parameters
 
@@ -18,14 +18,14 @@ Kind = Literal["labels", "scores", "outputs"]
 
 
 class Wanted(NamedTuple):
-    """What somebody reads of a head: its labels, its scores, or its own outputs by name."""
+    """What a caller reads of a head: its labels, its scores, or its own outputs by name."""
 
     head: str
     kind: Kind = "labels"
 
 
 Found = Mapping[Wanted, Any]
-"""By what was wanted: labels (N, H, W) int64, scores (N, num_classes, H, W) float32, or a mapping of outputs."""
+"""For each thing that was wanted: labels (N, H, W) int64, scores (N, num_classes, H, W) float32, or named outputs."""
 
 
 class ClassyProtocol(Configurable, ABC):
@@ -47,31 +47,47 @@ class ClassyProtocol(Configurable, ABC):
     def __call__(
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
-        """What is `wanted` of `images` (N, C, H, W), normalised and on the network's device, at `size` (height, width).
+        """Gives what is `wanted` of `images` (N, C, H, W) at `size` (height, width).
 
-        `budget` is how many bytes all of it may take at once, results included; None is no limit. What is found does
-        not depend on it.
+        `images` are normalised and on the network's device. `budget` is how many bytes all of it may take at once,
+        results included; None is no limit. The results do not depend on it.
 
-        Raises: `BudgetError`, before the memory is taken, where it is too small: with the smallest one that serves.
+        Raises: `BudgetError` where the budget is too small, before any memory is taken. It tells the smallest that
+        serves.
         """
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        """Raises: `BudgetError` as a call with images of `shape` would, without running anything.
+
+        For protocols with a form `in_windows`; the base knows nothing of memory.
+        """
+
+    def in_windows(self, size: Size) -> ClassyProtocol | None:
+        """This protocol with windows of `size` for networks to see, which take less memory; None: it has no such form.
+
+        What stands in for it where a budget is too small, and nobody named a protocol.
+        """
+        return None
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
     ) -> tuple[Mapping[str, Rows], Cost]:
-        """The scores of one image (C, H, W) by head, at `size`, as maps by rows, and what they take in addition.
+        """The scores of one image (C, H, W) at `size`, a map by rows for each head, and what they cost.
 
-        For protocols that run another one at several scales. The base makes them whole, with `__call__`; a protocol
-        that can make them band by band gives its own.
+        Called by protocols that run another one at several scales. The base makes whole maps, with `__call__`. A
+        protocol that can make them band by band gives its own.
         """
         wanted = [Wanted(head, "scores") for head in heads]
         found = self(network, image.rows(0, image.size[0])[None], size, wanted, budget)
-        return {item.head: Held(found[item][0]) for item in wanted}, Cost(0, 0)
+        return {item.head: TensorRows(found[item][0]) for item in wanted}, Cost(0, 0)
 
     def config(self) -> dict[str, Any]:
-        """What `PROTOCOLS.build` makes again, every default filled in. Raises: `ConfigError` without a name."""
+        """The config that makes this protocol again, with every default. Raises: `ConfigError` without a name."""
         name = PROTOCOLS.name_of(type(self))
         if not name:
-            raise ConfigError(f"protocol: {type(self).__name__} is not registered, so that no config can name it")
+            raise ConfigError("protocol", f"{type(self).__name__} is not registered, so that no config can name it")
         options = {key: getattr(self, key) for key in own_parameters(type(self))}
         return PROTOCOLS.validate({"name": name, **options}).resolved()
 
@@ -81,10 +97,11 @@ class ClassyProtocol(Configurable, ABC):
         for head, kind in wanted:
             if kind == "outputs" and not self.gives_outputs:
                 raise ConfigError(
-                    f"protocol: found {name}, which gives no outputs of the head '{head}', and something reads them; "
-                    "accepted: whole"
+                    "protocol",
+                    f"found {name}, which gives no outputs of the head '{head}', and something reads them; "
+                    "accepted: whole",
                 )
             if not self.takes_whole_images and not network.gives_maps(head):
                 raise ConfigError(
-                    f"protocol: found {name}, but the head '{head}' classifies whole images; accepted: whole"
+                    "protocol", f"found {name}, but the head '{head}' classifies whole images; accepted: whole"
                 )

@@ -1,4 +1,4 @@
-"""What the numbers of a trained model depend on, except its weights: read from files that may be anybody's."""
+"""What the numbers of a trained model depend on, except its weights. It is read from files that may be anybody's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
+from classyseg.config import MAX_SIDE, Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
 from classyseg.inference.network import Precision
 from classyseg.inference.preparation import PreparationConfig
 from classyseg.layers import NormalizeConfig
@@ -28,10 +28,14 @@ Color = tuple[
 ]
 
 
+Side = Annotated[Int, Field(ge=1, le=MAX_SIDE)]
+
+
 class Description(ConfigRecord):
     """The `config.json` of a model's folder: architecture, classes, normalisation, preparation, protocol.
 
-    No training, no paths. `precision` and `channels_last` are those under which the model was measured.
+    No training, no paths. `train_size` is the height and width of the images that it was trained on, where all had
+    one. `precision` and `channels_last` are those under which the model was measured.
     """
 
     format: Literal[1] = 1
@@ -42,6 +46,7 @@ class Description(ConfigRecord):
     normalize: NormalizeConfig = NormalizeConfig()
     preparation: PreparationConfig = PreparationConfig()
     protocol: ProtocolConfig = "whole"
+    train_size: tuple[Side, Side] | None = None
     precision: Precision = "float32"
     channels_last: Bool = True
     versions: dict[Text, Any] = Field(default_factory=dict)
@@ -49,25 +54,27 @@ class Description(ConfigRecord):
 
 @dataclass(frozen=True)
 class Card:
-    """What a model's README tells in addition: measured numbers, by the name of what was measured."""
+    """What a model's README tells in addition: the measured numbers of each phase, such as `val`."""
 
     title: str = "A model of classyseg"
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def described(values: Mapping[str, Any], source: str) -> Description:
+def checked_description(values: Mapping[str, Any], source: str) -> Description:
     """`values` of the file `source`, checked. Raises: `ConfigError` with every problem."""
     try:
         found = Description.model_validate(values)
     except ValidationError as error:
         raise explain(error, ConfigTree(dict(values), source)) from None
     if len(found.palette) != len(found.classes):
-        raise ConfigError(f"{source}: palette: found {len(found.palette)} colours for {len(found.classes)} classes")
+        raise ConfigError(
+            "palette", f"found {len(found.palette)} colours for {len(found.classes)} classes", source=source
+        )
     return found
 
 
 def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a model without what only its training needs: heads that only train, where weights came from."""
+    """The config of a model without what only its training needs: heads that only train, the source of its weights."""
     heads = config.get("heads")
     kept = {key: value for key, value in config.items() if key not in NOT_OF_PREDICTION}
     if isinstance(heads, Mapping):
@@ -79,7 +86,7 @@ def architecture(config: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def of_state(state: Mapping[str, Any], source: str) -> Description:
+def description_of_state(state: Mapping[str, Any], source: str) -> Description:
     """What the `state.json` of a checkpoint tells. Raises: `ConfigError` for what is missing or wrong."""
     config = state.get("config")
     if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
@@ -94,17 +101,18 @@ def of_state(state: Mapping[str, Any], source: str) -> Description:
         **{key: state[key] for key in ("classes", "palette", "ignore_index", "normalize") if key in state},
         "preparation": state["preparation"] if "preparation" in state else preparation_of(config),
         "protocol": config.get("protocol", "whole"),
+        "train_size": state.get("train_size"),
         **{key: runtime[key] for key in ("precision", "channels_last") if key in runtime},
         "versions": state.get("versions", {}),
     }
-    return described(values, source)
+    return checked_description(values, source)
 
 
 def preparation_of(config: Mapping[str, Any], *, own_unit: bool = False) -> dict[str, Any]:
-    """What the resolved `config` of a task says of the images that it measures: their transforms and their files.
+    """How the images that a task measures are read and transformed, as its resolved `config` says.
 
-    Of a data set around others, what the first of them says comes first. `own_unit` where its images are numbers of
-    `bits: 32`, which a class may say instead of its config.
+    For a data set made of others, the first one counts, and its transforms come first. `own_unit` says that images are
+    numbers of `bits: 32`: a class may say so without a key in the config.
     """
     datasets = config.get("dataset")
     datasets = datasets if isinstance(datasets, Mapping) else {}

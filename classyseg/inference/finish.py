@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import Wanted
-from classyseg.inference.memory import BudgetError, left_of
+from classyseg.inference.memory import BudgetError, remaining_budget
 from classyseg.inference.network import Network
 from classyseg.inference.rows import (
     BAND_BYTES,
@@ -19,6 +20,7 @@ from classyseg.inference.rows import (
     Rows,
     ScoresOfLogits,
     Size,
+    TensorRows,
     bands,
     rows_within,
     scores_of,
@@ -28,7 +30,7 @@ from classyseg.layers.resize import best_class
 LABEL = 8
 """Bytes of a label."""
 _ROW = 2 * LABEL + FLOAT
-"""Bytes that an arg-max takes for a pixel, without its input."""
+"""Bytes that an arg-max takes for a pixel in addition to its input: the index, its copy, and the maximum."""
 
 
 def at_size(maps: Rows, size: Size) -> Rows:
@@ -40,63 +42,100 @@ def as_scores(network: Network, head: str, maps: Rows) -> Rows:
     return ScoresOfLogits(network.head(head), maps) if network.averages_logits(head) else maps
 
 
-def of_each(
+def per_image(
     network: Network,
     images: Tensor,
     size: Size,
     wanted: Collection[Wanted],
     budget: int | None,
-    one: Callable[[Tensor, int | None], dict[Wanted, Tensor]],
+    plan: Callable[[Rows, int | None], Bands],
 ) -> dict[Wanted, Tensor]:
-    """What `one` finds of each image (C, H, W) within a budget, as batches. Joining several holds them twice."""
-    others = 2 * len(images) - 1 if len(images) > 1 else 0
-    with left_of(budget, others * _result_bytes(network, wanted, size)) as left:
-        found = [one(image, left) for image in images]
+    """What the plan of each image (C, H, W) gives within a budget, as batches."""
+    with remaining_budget(budget, _joining(network, len(images), size, wanted)) as left:
+        found = [plan(TensorRows(image), left).made() for image in images]
     if len(found) == 1:
         return {item: value[None] for item, value in found[0].items()}
     return {item: torch.stack([each[item] for each in found]) for item in wanted}
 
 
-def finished(
+def check_each(
     network: Network,
-    maps: Mapping[str, Rows],
+    shape: Sequence[int],
+    size: Size,
     wanted: Collection[Wanted],
-    cost: Cost,
-    budget: int | None,
-    *,
-    most_rows: int | None = None,
-    are_scores: bool = False,
-) -> dict[Wanted, Tensor]:
-    """Labels and scores of an image's maps of each head, band by band; no band is higher than `most_rows`.
+    budget: int,
+    plan: Callable[[Rows, int | None], Bands],
+) -> None:
+    """Makes the plan of an image of a batch of `shape` as `per_image` does, for what it raises."""
+    with remaining_budget(budget, _joining(network, shape[0], size, wanted)) as left:
+        plan(TensorRows(torch.empty(*shape[1:], device="meta")), left)
 
-    The maps are logits of heads that average them, else scores; with `are_scores` all are scores. Raises: `BudgetError`
-    where `budget` is less than the results, the `cost` and one row of maps take.
+
+def _joining(network: Network, count: int, size: Size, wanted: Collection[Wanted]) -> int:
+    """What several images take in addition to the results of one: while results are joined, they exist twice."""
+    others = 2 * count - 1 if count > 1 else 0
+    return others * _result_bytes(network, wanted, size)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How labels and scores are made of an image's maps of each head: in bands of `count` rows.
+
+    The maps are logits of heads that average them, else scores; with `are_scores` all are scores.
     """
-    size = next(iter(maps.values())).size
-    results = _result_bytes(network, wanted, size)
-    sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
-    highest = min(size[0], most_rows or size[0])
-    count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
-    if not all(network.averages_logits(head) for head in maps):
-        count = highest  # each band makes all of a window's scores again
-    if budget is not None:
-        room = budget - results - sum(cost)
-        fitting = rows_within(sources, room, _ROW * size[1])
-        if fitting < 1:
-            one = max(source.bytes_for(1) for source in sources) + _ROW * size[1]
-            raise BudgetError(f"an image of {size[0]} x {size[1]}", budget, results + sum(cost) + one)
-        count = min(count, fitting)
-    found: dict[Wanted, Tensor] = {}
-    for item in wanted:
-        shape = size if item.kind == "labels" else (network.num_classes(item.head), *size)
-        kind = torch.int64 if item.kind == "labels" else torch.float32
-        found[item] = torch.empty(shape, dtype=kind, device=network.device)
-    for first, stop in bands(size[0], count):
-        for head, each in maps.items():
-            values = each.rows(first, stop)
-            for item in (item for item in wanted if item.head == head):
-                found[item][..., first:stop, :] = _made(network, item, values, are_scores)
-    return found
+
+    network: Network
+    maps: Mapping[str, Rows]
+    wanted: Collection[Wanted]
+    count: int
+    are_scores: bool
+
+    @classmethod
+    def within(
+        cls,
+        budget: int | None,
+        network: Network,
+        maps: Mapping[str, Rows],
+        wanted: Collection[Wanted],
+        cost: Cost,
+        *,
+        most_rows: int | None = None,
+        are_scores: bool = False,
+    ) -> Bands:
+        """Bands that keep a budget; none is higher than `most_rows`.
+
+        Raises: `BudgetError` where `budget` is less than the results, the `cost` and one row of maps take.
+        """
+        size = next(iter(maps.values())).size
+        results = _result_bytes(network, wanted, size)
+        sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
+        highest = min(size[0], most_rows or size[0])
+        count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
+        if not all(network.averages_logits(head) for head in maps):
+            # A head with scores of its own makes all of a window's scores again for every band: few bands are faster.
+            count = highest
+        if budget is not None:
+            room = budget - results - sum(cost)
+            fitting = rows_within(sources, room, _ROW * size[1])
+            if fitting < 1:
+                one = max(source.bytes_for(1) for source in sources) + _ROW * size[1]
+                raise BudgetError(f"an image of {size[0]} x {size[1]}", budget, results + sum(cost) + one)
+            count = min(count, fitting)
+        return cls(network, maps, wanted, count, are_scores)
+
+    def made(self) -> dict[Wanted, Tensor]:
+        size = next(iter(self.maps.values())).size
+        found: dict[Wanted, Tensor] = {}
+        for item in self.wanted:
+            shape = size if item.kind == "labels" else (self.network.num_classes(item.head), *size)
+            kind = torch.int64 if item.kind == "labels" else torch.float32
+            found[item] = torch.empty(shape, dtype=kind, device=self.network.device)
+        for first, stop in bands(size[0], self.count):
+            for head, each in self.maps.items():
+                values = each.rows(first, stop)
+                for item in (item for item in self.wanted if item.head == head):
+                    found[item][..., first:stop, :] = _made(self.network, item, values, self.are_scores)
+        return found
 
 
 def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) -> Tensor:

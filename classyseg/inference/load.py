@@ -20,12 +20,14 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError, within
-from classyseg.inference.description import Description, described, of_state
+from classyseg.config import ConfigError, ConfigTree
+from classyseg.errors import within, written_in
+from classyseg.inference.description import Description, checked_description, description_of_state
+from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.model_folder import CONFIG, WEIGHTS
 from classyseg.inference.network import Precision, known_precision
-from classyseg.inference.predictor import Predictor, torch_device
+from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
@@ -49,12 +51,12 @@ def load(
 ) -> Predictor:
     """The trained model in a folder, at work: `load("runs/streets").predict("photo.jpg")`.
 
-    `path` is a run, whose `model/` is taken, else its best checkpoint, else its newest one that is whole; a checkpoint;
-    or a model's folder. `precision` and `protocol` are by default those with which the run was measured; `max_memory`
-    (`"2G"`, or bytes) bounds what a prediction takes in addition to the model. Nothing is unpickled, no data set and no
-    training config is needed, and no path or address that stands in a file is followed.
+    `path` is a run, a checkpoint or a model's folder. Of a run, `model/` is taken, else its best checkpoint, else its
+    newest one that is whole. By default, `precision` and `protocol` are those with which the run was measured.
+    `max_memory` (`"2G"`, or bytes) bounds what a prediction takes in addition to the model. No data set and no training
+    config is needed. Nothing is unpickled, and no path or address that a file names is followed.
 
-    Raises: `ConfigError` for a folder that is none of these or is damaged, naming the file.
+    Raises: `ConfigError` for a folder that is none of these, or is damaged; it names the file.
     """
     if not isinstance(path, str | Path) or path == "":
         raise ConfigError(f"load: found {path!r:.100}; name a folder, as text or as a pathlib.Path")
@@ -62,7 +64,7 @@ def load(
     if not folder.is_dir():
         found = "no folder" if folder.exists() else "no such folder"
         raise ConfigError(f"{folder}: {found}; {EXPECTED}")
-    options = {  # built here, so that no file is named for what the caller says
+    options = {  # built here: a mistake of the caller must not name a file
         "device": torch_device(device),
         "precision": None if precision is None else known_precision(precision),
         "protocol": None if protocol is None else PROTOCOLS.build(protocol),
@@ -75,7 +77,7 @@ def load(
     if (folder / MANIFEST).is_file():
         return _checkpoint(folder, options)
     if (folder / CHECKPOINTS).is_dir():
-        return _checkpoint(_chosen(folder / CHECKPOINTS), options, verified=True)
+        return _checkpoint(_best_or_newest(folder / CHECKPOINTS), options, verified=True)
     raise ConfigError(f"{folder}: {_told(folder)}; {EXPECTED}")
 
 
@@ -84,10 +86,10 @@ def _told(folder: Path) -> str:
     return f"found {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "an empty folder"
 
 
-def _chosen(root: Path) -> Path:
-    """The best checkpoint of a run, where one is named and whole, else the newest one that is."""
-    best = whole_best_of(root)
-    if best is not None:
+def _best_or_newest(root: Path) -> Path:
+    """The checkpoint of a run that is named the best, if it is whole, else the newest whole one."""
+    best = best_of(root)
+    if best is not None and problem_of(best) is None:
         return best
     newest, problems = newest_checkpoint(root)
     if newest is None:
@@ -96,22 +98,16 @@ def _chosen(root: Path) -> Path:
 
 
 def best_of(root: Path) -> Path | None:
-    """The checkpoint under `root` that is named the best, whole or not; None where none is."""
+    """The checkpoint under `root` that is named the best, whole or not; None where none is named."""
     if not (root / BEST).is_file():
         return None
     name = read_plain(root / BEST, 1000).decode("utf-8", "replace").partition(" ")[0]
     return root / name if CHECKPOINT_NAME.fullmatch(name) else None
 
 
-def whole_best_of(root: Path) -> Path | None:
-    """The checkpoint that `best_of` names, where its files verify: whoever reads it need not hash them again."""
-    best = best_of(root)
-    return best if best is not None and problem_of(best) is None else None
-
-
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:
     checkpoint = load_checkpoint(folder, only=("model",), verified=verified)
-    description = of_state(checkpoint.state, str(folder / STATE))
+    description = description_of_state(checkpoint.state, str(folder / STATE))
     return _predictor(description, checkpoint.tensors["model"], folder / STATE, folder / WEIGHTS, options)
 
 
@@ -125,7 +121,7 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no object in JSON; {EXPECTED}")
-    description = described(values, str(path))
+    description = checked_description(values, str(path))
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {CONFIG}")
     return _predictor(description, read_tensors(folder / WEIGHTS), path, folder / WEIGHTS, options)
@@ -134,24 +130,28 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
 def _predictor(
     description: Description, tensors: Mapping[str, Tensor], source: Path, weights: Path, options: Mapping[str, Any]
 ) -> Predictor:
-    with within(str(source)):
-        model = _built(description, sum(tensor.numel() for tensor in tensors.values()))
+    with written_in(str(source)):
+        model = _built(description, sum(tensor.numel() for tensor in tensors.values()), str(source))
     _fill(model, tensors, weights)
-    with within(str(source)) if options["protocol"] is None else nullcontext():
-        return Predictor.described(model, description, **options)
+    with written_in(str(source)) if options["protocol"] is None else nullcontext():
+        return Predictor.from_description(model, description, **options)
 
 
-def _built(description: Description, num_weights: int) -> ClassyModel:
-    config = MODELS.validate(dict(description.model), placed=True)
+def _built(description: Description, num_weights: int, source: str) -> ClassyModel:
+    with within("model"):
+        config = MODELS.validate(ConfigTree(dict(description.model), source), placed=True)
     if getattr(config, "weights", None) is not None:
-        raise ConfigError("model.weights: found a source of weights, which a trained model has no use for; take it out")
-    # As large as its weights, or a little larger: a config alone takes no memory, and any trained model is taken.
+        raise ConfigError(
+            "model.weights", "found a source of weights, which a trained model has no use for; take it out"
+        )
+    # The config comes from anybody: it may build a model a little larger than its weights, not one that fills the
+    # memory.
     with bounded(most=4 * num_weights + 10**7):
         return build_model(config, len(description.classes), load=False)
 
 
 def _fill(model: ClassyModel, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Gives `model` its weights; those of heads that only train are left. Raises: `ConfigError`, naming the file."""
+    """Gives `model` its weights, but for heads that only train. Raises: `ConfigError`, naming the file."""
     own = model.state_dict()
     problem = next((f"lacks '{key}'" for key in own if key not in tensors), None)
     for key, tensor in tensors.items():

@@ -16,25 +16,25 @@ from classyseg.config import ConfigError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
-"""What kernels take in addition to the tensors that torch knows of: copies in another layout, columns of a convolution.
+"""A factor for what kernels take in addition to torch's tensors: copies in another layout, columns of a convolution.
 
-The peak of the process over the tensors alive lies between 0.7 and 1.0 of images of 512 and 768 pixels, of ResNets and
-Swin on the CPU (`benchmarks/inference.py estimate`); the rest is for networks that nobody measured."""
+Measured on the CPU, with ResNets and Swin on images of 512 and 768 pixels, the peak of the process is 0.7 to 1.0 times
+the peak of live tensors (`benchmarks/inference.py estimate`). The rest is for networks that nobody measured."""
 BASE = 48_000_000
-"""Bytes that any forward pass may take: pools that the allocator keeps, which weigh most where images are small."""
+"""Bytes that any forward pass may take: the allocator keeps pools. They matter most where images are small."""
 
 
 class BudgetError(ConfigError):
-    """A budget of memory is too small; `needed` bytes serve, as far as is known."""
+    """A budget of memory is too small. By our estimate, `needed` bytes are enough."""
 
     def __init__(self, what: str, budget: int, needed: int) -> None:
         self.what, self.budget, self.needed = what, budget, needed
-        super().__init__(f"max_memory: found {text_of(budget)}; {what} needs {text_of(needed)}")
+        super().__init__("max_memory", f"found {text_of(budget)}; {what} needs {text_of(needed)}")
 
 
 @contextmanager
-def left_of(budget: int | None, taken: int) -> Iterator[int | None]:
-    """What is left of a budget when `taken` bytes are in use. A `BudgetError` from within tells the whole budget."""
+def remaining_budget(budget: int | None, taken: int) -> Iterator[int | None]:
+    """What is left of a budget when `taken` bytes are in use. A `BudgetError` inside names the whole one."""
     if budget is None:
         yield None
         return
@@ -50,13 +50,13 @@ def bytes_of(text: int | float | str) -> int:
         return int(text)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text) if isinstance(text, str) else None
     if found is None or (found[3] and not found[2]):
-        raise ConfigError(f"max_memory: found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+        raise ConfigError("max_memory", f"found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     factor = UNITS[found[2].upper()]
     if found[3]:
         factor = 1024 ** (len(UNITS) - 1 - list(reversed(UNITS)).index(found[2].upper()))
     number = int(float(found[1]) * factor)
     if not 0 < number < 2**60:
-        raise ConfigError(f"max_memory: found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+        raise ConfigError("max_memory", f"found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     return number
 
 
@@ -71,13 +71,18 @@ def text_of(number: int) -> str:
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made within it and still alive, and keeps the `peak`."""
+    """Counts the bytes of all live tensors that were made within it, and keeps the `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler, which takes a second, and 150 MB that no budget knows of."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {_key(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}

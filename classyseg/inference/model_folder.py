@@ -1,4 +1,4 @@
-"""The folder that one gives away: weights, a description, a card."""
+"""A model's folder, to be given away: weights, a description, a card."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ README = "README.md"
 FILES = (CONFIG, WEIGHTS, README)
 
 OF_THE_RUN = ("lr", "seconds", "samples_per_second", "data_wait")
-"""What a record says of the run and its machine, which is no number of the model: cards leave it out."""
+"""Keys of a record that are about the run and its machine, not about the model. Cards leave them out."""
 
 
 def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], description: Description, card: Card) -> Path:
-    """Writes the three files next to `folder`, and puts them there in one rename; of `tensors` those of its heads.
+    """Writes the three files of a model's folder, all or none. Tensors of heads that it does not describe are left out.
 
     Raises: `ConfigError` where something else than such a folder stands there; `OSError`.
     """
@@ -99,7 +99,7 @@ def _short(protocol: Any) -> str:
 
 
 def _cell(name: str) -> str:
-    """A name of anybody's within a line or a table of Markdown."""
+    """A name that somebody chose, safe within a line or a table of Markdown."""
     return printable(name).replace("|", "\\|")
 
 

@@ -1,11 +1,11 @@
-"""A model at work: the forward pass under its precision, and what its heads make of their outputs."""
+"""A model at work: the forward pass in its precision, and facts about its heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ Outputs = Mapping[str, Tensor]
 def known_precision(name: object) -> Precision:
     """`name`, if it is a precision. Raises: `ConfigError`."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise ConfigError(f"precision: found {name!r:.100}; accepted are {', '.join(DTYPES)}")
+        raise ConfigError("precision", f"found {name!r:.100}; accepted are {', '.join(DTYPES)}")
     return name  # type: ignore[return-value]
 
 
@@ -37,8 +37,7 @@ def autocast(device_type: str, precision: Precision) -> torch.autocast:
 class Network:
     """What protocols run: `network(images)` gives the model's outputs by name, without gradients.
 
-    `black` is what a black pixel becomes when it is normalised, one value a channel: what borders are made of where a
-    protocol pads.
+    `black` is a black pixel after normalisation, one value a channel. Protocols that pad fill borders with it.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Network:
         self.precision = known_precision(precision)
         self.black = torch.zeros(model.in_channels) if black is None else black
         self.channels_last = channels_last
-        self._forward: Callable[[Tensor], Any] = model
+        self._forward: Callable[[Tensor], Outputs] = self.plain_forward
         self._facts: dict[str, tuple[bool, int]] = {}
         self._examples: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._forwards: dict[tuple[int, int], int] = {}
@@ -62,17 +61,17 @@ class Network:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         if self.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        with autocast(images.device.type, self.precision):
-            return dict(self._forward(images))
+        return dict(self._forward(images))
 
-    @property
-    def plain_forward(self) -> Callable[[Tensor], Any]:
-        """The model's own forward pass, in whichever precision is set around it."""
-        return self.model
+    def plain_forward(self, images: Tensor) -> Outputs:
+        """The model's own forward pass, in the network's precision."""
+        with autocast(images.device.type, self.precision):
+            outputs: Outputs = self.model(images)
+        return outputs
 
     @contextmanager
-    def running(self, forward: Callable[[Tensor], Outputs]) -> Iterator[None]:
-        """Within it, `forward` stands in for the model's own forward pass: for whoever has its features already."""
+    def with_forward(self, forward: Callable[[Tensor], Outputs]) -> Iterator[None]:
+        """Within it, `forward` stands in for `plain_forward`: for whoever has rules, or features, of the images."""
         before, self._forward = self._forward, forward
         try:
             yield
@@ -87,20 +86,20 @@ class Network:
         return next(chain(self.model.parameters(), self.model.buffers())).device
 
     def outputs_of(self, outputs: Outputs, head: str) -> Outputs:
-        """Those of one head, by the head's own names."""
+        """The outputs of one head, by the head's own names."""
         return outputs_of(outputs, head)
 
     # -- what can be known without running it --------------------------------------------------------------------------
 
     def gives_maps(self, head: str) -> bool:
-        """Whether a head gives a class of each pixel, else one of each image."""
+        """Whether a head gives a class for each pixel; else it gives one for each image."""
         return self._known(head)[0]
 
     def num_classes(self, head: str) -> int:
         return self._known(head)[1]
 
     def averages_logits(self, head: str) -> bool:
-        """Whether labels and scores of a head are the base's, of its logits: then these can be averaged themselves."""
+        """Whether a head's labels and scores are the base class's: then averaged logits are enough for both."""
         kind = type(self.head(head))
         return kind.labels is ClassyHead.labels and kind.scores is ClassyHead.scores
 
@@ -112,19 +111,19 @@ class Network:
             else:
                 try:
                     found = self.head(head).scores(own, (8, 8))
-                except Exception:  # a plugin's rule may need values: in any way
+                except Exception:  # a plugin's rule may need values, and fail without them in any way
                     own = self.outputs_of(self._zeros((PROBE_SIZE, PROBE_SIZE)), head)
                     found = self.head(head).scores(own, (8, 8))
             self._facts[head] = (found.dim() > 2, found.shape[1])
         return self._facts[head]
 
     def example(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """What it gives for one image of `size`, on the `meta` device; with values where a model cannot run there."""
+        """The outputs for one image of `size`, on the `meta` device; real ones where a model cannot run there."""
         if size not in self._examples:
             try:
                 with Shapes():
                     found = dict(run_on_meta(self.model, (1, *self.model.input_shape(*size))))
-            except Exception:  # a plugin's model may need values, and say so in any way
+            except Exception:  # a plugin's model may need values, and fail without them in any way
                 found = self._zeros(size)
             self._examples[size] = found
         return self._examples[size]
@@ -137,23 +136,24 @@ class Network:
         return {name: value for name, value in outputs.items() if name.partition(".")[0] in heads}
 
     def kept_bytes(self, heads: Collection[str], size: tuple[int, int]) -> int:
-        """What the outputs of some heads take for one image of `size`."""
+        """The bytes that the outputs of some heads take for one image of `size`."""
         return sum(value.numel() * value.element_size() for value in self.kept(self.example(size), heads).values())
 
     def forward_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """What a forward pass on images of `shape` takes at most, without the images: an estimate from above."""
+        """An upper estimate of the bytes that a forward pass on images of `shape` takes, without the images."""
         count, *one = shape
         size = (one[1], one[2])
         if size not in self._forwards:
-            # What the run on `meta` makes of the model's own tensors is no part of a forward pass.
+            # The run on `meta` makes copies of the model's own tensors. They are no part of a forward pass.
             state = chain(self.model.parameters(), self.model.buffers())
             own = sum(value.numel() * value.element_size() for value in state if not value.is_meta)
             try:
-                with LiveTensors() as live:
+                with LiveTensors() as live, Shapes():
                     run_on_meta(self.model, (1, *one))
-            except Exception:  # as in `example`: then it is measured
+            except Exception:  # as in `example`: then a real pass is measured
                 own = 0
                 with LiveTensors() as live:
                     self._zeros(size)
             self._forwards[size] = live.peak - own
-        return BASE + int(WORKSPACE * count * self._forwards[size])
+        largest = max((value.numel() * value.element_size() for value in self.model.parameters()), default=0)
+        return BASE + largest + int(WORKSPACE * count * self._forwards[size])

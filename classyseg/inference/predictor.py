@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from classyseg import distributed
 from classyseg.config import ConfigError, DataError
-from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Wanted
+from classyseg.inference.budget import Budget, Choice
+from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
-from classyseg.inference.memory import bytes_of, left_of
+from classyseg.inference.device import bring, torch_device
+from classyseg.inference.memory import BudgetError, bytes_of, remaining_budget, text_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -24,20 +29,24 @@ from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
 from classyseg.structures import Color, default_color
 
+log = logging.getLogger(__name__)
+
 Labels = npt.NDArray[Any]
 GPU_BATCH = 8
 """How many images of one size a GPU takes at once; a CPU gains nothing by more than one."""
 
 
 class Predictor:
-    """Labels and scores of images of any size, by a model and all that its numbers depend on.
+    """A model at work: labels and scores of images of any size.
 
     `classyseg.load(FOLDER)` gives one; it may also be built around any model with a head:
     `Predictor(model, classes=["road", "sky"])`. `normalize` is what the model was trained with, `preparation` the
     geometry of its validation, `protocol` a name, a config or a built protocol. `model_config` is what `save` writes of
-    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model.
+    the model. `max_memory`, bytes or text such as `2G`, is how much an image may take in addition to the model. An
+    image that takes more is an error where a `protocol` is named; with `may_use_windows`, by default where none is, it
+    is computed in windows, none smaller than `train_size` (the images of the training). `in_windows` counts these.
 
-    `batch_size` may be set: how many images of one size that follow each other are predicted at once.
+    The attribute `batch_size` may be set: how many consecutive images of one size are predicted at once.
 
     What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
     these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out.
@@ -52,7 +61,9 @@ class Predictor:
         ignore_index: int = 255,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         preparation: Preparation | None = None,
-        protocol: Any = "whole",
+        protocol: Any = None,
+        may_use_windows: bool | None = None,
+        train_size: Size | None = None,
         precision: Precision = "float32",
         device: str | torch.device = "auto",
         max_memory: int | str | None = None,
@@ -62,24 +73,28 @@ class Predictor:
         self.classes = tuple(classes)
         self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or _colors(len(self.classes))
         if len(self.palette) != len(self.classes):
-            raise ConfigError(f"palette: found {len(self.palette)} colours for {len(self.classes)} classes")
+            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
         if len(self.normalizer.mean) != model.in_channels:
             raise ConfigError(
-                f"normalize: found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
-                "give it one mean and one std for each"
+                "normalize",
+                f"found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
+                "give it one mean and one std for each",
             )
-        self.protocol: ClassyProtocol = PROTOCOLS.build(protocol)
+        self.protocol: ClassyProtocol = PROTOCOLS.build("whole" if protocol is None else protocol)
+        self.may_use_windows = protocol is None if may_use_windows is None else may_use_windows
+        self.train_size = train_size
+        self.in_windows: Counter[str] = Counter()
         self.device = torch_device(device)
         self.max_memory = None if max_memory is None else bytes_of(max_memory)
         self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         self.channels_last = channels_last
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = model.eval().to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model = model.eval()
+        bring(self.model, self.device, channels_last=channels_last)
         self.normalizer.to(self.device)
         self.network = Network(
             self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
@@ -87,13 +102,14 @@ class Predictor:
         self.head = model.main_head
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
-                f"classes: found {len(self.classes)} names; the head '{self.head}' of the model has "
-                f"{self.network.num_classes(self.head)} classes"
+                "classes",
+                f"found {len(self.classes)} names; the head '{self.head}' of the model has "
+                f"{self.network.num_classes(self.head)} classes",
             )
         self.protocol.check(self.network, [Wanted(self.head)])
 
     @classmethod
-    def described(
+    def from_description(
         cls,
         model: ClassyModel,
         description: Description,
@@ -102,7 +118,7 @@ class Predictor:
         protocol: Any = None,
         **options: Any,
     ) -> Predictor:
-        """A predictor of `model` by what a file says of it. Raises: `ConfigError`."""
+        """A predictor of `model` with all that a file says about it. Raises: `ConfigError`."""
         return cls(
             model,
             classes=description.classes,
@@ -111,6 +127,8 @@ class Predictor:
             normalize=description.normalize,
             preparation=Preparation.of(description.preparation, model.in_channels),
             protocol=description.protocol if protocol is None else protocol,
+            may_use_windows=protocol is None,
+            train_size=description.train_size,
             precision=precision or description.precision,
             channels_last=description.channels_last,
             model_config=description.model,
@@ -120,32 +138,33 @@ class Predictor:
     # -- predicting ----------------------------------------------------------------------------------------------------
 
     def predict(self, images: Any) -> Any:
-        """The class of each pixel, (H, W) at the image's own size, in the smallest unsigned type that holds them all.
+        """The class of each pixel, (H, W), at the image's own size, in the smallest unsigned type for them.
 
-        Of a model for whole images: the class alone, (). Of an iterable, an iterator.
+        A model for whole images gives one class, (). An iterable of images gives an iterator.
 
-        Raises: `DataError` for what is no image that the model takes; `BudgetError` where `max_memory` is too small.
+        Raises: `DataError` for something that is no image, or none that the model takes; `BudgetError` where
+        `max_memory` is too small.
         """
         return self._each(images, ("labels",), lambda found: self._labels(*found))
 
     def scores(self, images: Any) -> Any:
         """The probability of each class at each pixel, float32 (num_classes, H, W), at the image's own size.
 
-        Of a model for whole images: (num_classes,). Of an iterable, an iterator.
+        A model for whole images gives (num_classes,). An iterable of images gives an iterator.
         """
         return self._each(images, ("scores",), lambda found: _scores(*found))
 
     def labels_and_scores(self, images: Any) -> Any:
-        """What `predict` and `scores` give, as a pair, of one forward pass. Of an iterable, an iterator."""
+        """The results of `predict` and `scores`, as a pair, from one forward pass. An iterable gives an iterator."""
         return self._each(images, ("labels", "scores"), lambda found: (self._labels(found[0]), _scores(found[1])))
 
     def _labels(self, labels: Tensor) -> Labels:
         return labels.cpu().numpy().astype(np.min_scalar_type(max(0, len(self.classes) - 1)))
 
     def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
-        """The image with the colours of its classes over it, `alpha` of them; of `labels` that were predicted before.
+        """The image under the colours of its classes, at the strength `alpha`; `labels` may be predicted before.
 
-        Raises: `ConfigError` for a model of whole images.
+        Raises: `ConfigError` for a model that classifies whole images.
         """
         if not 0 <= alpha <= 1:
             raise ConfigError(f"overlay: alpha: found {alpha!r:.100}; accepted are 0 to 1")
@@ -157,7 +176,7 @@ class Predictor:
             size = tuple(tensor.shape[-2:])
             raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
         colors = np.array(self.palette, dtype=np.float32)[np.minimum(found, len(self.palette) - 1)]
-        mixed = (1 - alpha) * shown(tensor) + alpha * colors
+        mixed = (1 - alpha) * display_colors(tensor) + alpha * colors
         return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
 
     def read(self, image: Any) -> Tensor:
@@ -165,7 +184,7 @@ class Predictor:
         return self.preparation.read(image)
 
     def _each(self, images: Any, kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]) -> Any:
-        """`finish` of what is found of each image, one tensor for each of `kinds`."""
+        """Predicts each image, and gives `finish` of the results: one tensor for each of `kinds`."""
         if _is_one(images):
             return next(self._iterate([images], kinds, finish))
         if not isinstance(images, Iterable):
@@ -192,19 +211,46 @@ class Predictor:
     def _finished(
         self, prepared: Sequence[Prepared], kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]
     ) -> Iterator[Any]:
-        if prepared:
-            for image, *maps in zip(prepared, *self._run(prepared, kinds), strict=True):
-                yield finish([image.cut(found) for found in maps])
+        if not prepared:
+            return
+        try:
+            results = self._run(prepared, kinds)
+        except BudgetError:
+            if len(prepared) == 1:
+                raise
+            for image in prepared:  # one at a time, what is chosen is the same whatever came with it
+                yield from self._finished([image], kinds, finish)
+            return
+        for image, *maps in zip(prepared, *results, strict=True):
+            yield finish([image.cut(found) for found in maps])
 
     @torch.no_grad()
     def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:
-        """What is wanted of images of one size, (N, ...) at their output size."""
+        """The results for images of one size, (N, ...), at their output size."""
         images = torch.stack([item.image for item in prepared])
         taken = images.numel() * (images.element_size() + 4)
         wanted = [Wanted(self.head, kind) for kind in kinds]
-        with left_of(self.max_memory, taken) as budget:
-            found = self.protocol(self.network, self.normalized(images), prepared[0].output_size, wanted, budget)
+        size = prepared[0].output_size
+        with remaining_budget(self.max_memory, taken) as left:
+            choice = self.budget.choice(self.protocol, self.network, images.shape, size, wanted, left)
+            found = choice.protocol(self.network, self.normalized(images), size, wanted, left)
+        if choice.window is not None:
+            self._count_windows(choice)
         return [found[item] for item in wanted]
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.max_memory, self.may_use_windows, self.train_size)
+
+    def _count_windows(self, choice: Choice) -> None:
+        if not self.in_windows and distributed.is_primary():
+            log.warning(
+                "max_memory %s is too small for an image as a whole: it is computed in windows of %d x %d, and so are "
+                "all that do not fit, which changes their labels; a protocol that is named is kept to",
+                text_of(self.max_memory or 0),
+                *(choice.window or ()),
+            )
+        self.in_windows[choice.text] += 1
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""
@@ -217,11 +263,12 @@ class Predictor:
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def description(self) -> Description:
-        """What `save` writes of the predictor as `config.json`. Raises: `ConfigError` where no config can tell it."""
+        """What `save` writes as `config.json`. Raises: `ConfigError` for parts that no config can describe."""
         if self._model_config is None:
             raise ConfigError(
-                "model_config: missing; a model that Python code built can be saved when `Predictor` is told the "
-                "config that makes it again: {'name': ..., 'heads': ...}"
+                "model_config",
+                "missing; a model that Python code built can be saved when `Predictor` is told the "
+                "config that makes it again: {'name': ..., 'heads': ...}",
             )
         return Description(
             model=architecture(self._model_config),
@@ -231,6 +278,7 @@ class Predictor:
             normalize=self.normalize,
             preparation=self.preparation.config(),
             protocol=self.protocol.config(),
+            train_size=self.train_size,
             precision=self.network.precision,
             channels_last=self.channels_last,
             versions={"torch": str(torch.__version__)},
@@ -239,27 +287,14 @@ class Predictor:
     def save(self, folder: str | Path, card: Card = Card()) -> Path:
         """Writes a folder that `classyseg.load` takes: `model.safetensors`, `config.json`, and `README.md`, a card.
 
-        A model's folder that is there already is replaced; any other folder that is not empty is refused.
+        An older model's folder is replaced. Any other folder that is not empty is refused.
         Raises: `ConfigError`; `OSError`.
         """
         return write_model_folder(Path(folder), self.model.state_dict(), self.description(), card)
 
 
-def torch_device(name: str | torch.device) -> torch.device:
-    """`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`. Raises: `ConfigError` for what is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda", 0) if count else torch.device("cpu")
-    kind, _, index = str(name).partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and int(index or 0)):
-        raise ConfigError(f"device: found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
-    if kind == "cuda" and int(index or 0) >= count:
-        raise ConfigError(f"device: found {name}; {count} GPUs are there")
-    return torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device("cpu")
-
-
 def black_of(normalizer: ImageNormalizer) -> Tensor:
-    """What a pixel of zeros becomes, one value a channel."""
+    """A pixel of zeros after normalisation, one value a channel."""
     return -normalizer.mean * normalizer.scale
 
 
@@ -272,10 +307,10 @@ def _scores(scores: Tensor) -> npt.NDArray[np.float32]:
 
 
 def _is_one(images: Any) -> bool:
-    """Whether it is an image, and no several of them."""
+    """Whether `images` is a single image."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
-    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # bytes and mappings are refused later
+    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # `read` refuses bytes and mappings
 
 
 def _alike(first: Prepared, second: Prepared) -> bool:
@@ -284,7 +319,7 @@ def _alike(first: Prepared, second: Prepared) -> bool:
     return same and first.output_size == second.output_size
 
 
-def shown(image: Tensor) -> npt.NDArray[np.float32]:
+def display_colors(image: Tensor) -> npt.NDArray[np.float32]:
     """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
     values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
     array = values.float().permute(1, 2, 0).numpy()
@@ -293,5 +328,5 @@ def shown(image: Tensor) -> npt.NDArray[np.float32]:
     elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
         low, high = float(array.min()), float(array.max())
         array = (array - low) * (255 / (high - low) if high > low else 0.0)
-    shown: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
-    return shown
+    colors: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return colors

@@ -1,4 +1,4 @@
-"""From an image as people have it to what the network was measured on, and from there back to the image's own size."""
+"""From any image of a user to what the network was measured on, and from the result back to the image's own size."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 DEEP = 8
 """Files of more bits a channel than these are read as 16 bits."""
 MAX_PIXELS = 2**28
-"""So many pixels a transform may make of an image that has fewer: 16,384 x 16,384."""
+"""A transform may not make more pixels than this (16,384 x 16,384), unless the image has more already."""
 SHAPES = "accepted are (H, W) and (H, W, C) for arrays, (C, H, W) for tensors"
 
 
 class PreparationConfig(ConfigRecord):
-    """A preparation in a file: transforms, and how images are read. `channels` are those of the model."""
+    """A preparation in a file: transforms, and how images are read. The model says how many channels there are."""
 
     transforms: tuple[TransformConfig, ...] = ()
     bits: Literal[8, 16, 32] | None = None
@@ -41,9 +41,10 @@ class PreparationConfig(ConfigRecord):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image (C, H, W) for the network, and where the whole of what the user gave lies in it.
+    """An image (C, H, W) for the network, and where the user's whole image lies in it.
 
-    `size` is that of the user's image, `region` its place in `image`; None for whole images, whose label has no place.
+    `size` is that of the user's image, `region` its place in `image`. For models of whole images `region` is None: a
+    class has no place.
     """
 
     image: Tensor
@@ -52,7 +53,7 @@ class Prepared:
 
     @property
     def output_size(self) -> Size:
-        """The size at which the network's maps have the scale of the user's image."""
+        """The size of `image` at the scale of the user's image: the network's maps are resized to it."""
         if self.region is None:
             return self.size
         height, width = self.image.shape[-2:]
@@ -60,14 +61,14 @@ class Prepared:
         return round(found[0]), round(found[1])
 
     def cut(self, maps: Tensor) -> Tensor:
-        """The user's image of maps (..., H, W) at `output_size`."""
+        """The part of maps (..., H, W) at `output_size` that is the user's image."""
         if self.region is None or tuple(maps.shape[-2:]) == self.size:
             return maps
         starts = (
             round(self.region.top * self.size[0] / self.region.height),
             round(self.region.left * self.size[1] / self.region.width),
         )
-        # Rounding may lead a pixel beyond the end.
+        # Rounding may move the window a pixel beyond the end of the map.
         top, left = (min(starts[i], maps.shape[i - 2] - self.size[i]) for i in range(2))
         return maps[..., top : top + self.size[0], left : left + self.size[1]]
 
@@ -76,12 +77,12 @@ class Preparation:
     """What the training's `val` transforms do to an image, and how its data set reads files.
 
     `transforms` are configs or built transforms. Each is applied to the image alone, with a generator of its own that
-    is the same for every image. For maps, nothing may be lost: a transform that crops, mirrors or turns is left out, or
-    stands aside for what it says is its `uncropped` form (`resize_center_crop`: its resize). For whole images all of
-    them apply, as a class has no place.
+    is the same for every image. Maps must cover the whole image: a transform that crops, mirrors or turns is left out,
+    or its `uncropped` form is used (`resize_center_crop` becomes its resize). For models of whole images all transforms
+    apply, as a class has no place.
 
-    Files are read as the data sets read them, of 8 and of 16 bits alike. An image with an EXIF orientation is turned as
-    viewers show it, unless the training took pixels as they are stored.
+    Files are read as the data sets read them; 8 and 16 bits are both accepted. An image with an EXIF orientation is
+    turned as viewers show it, unless the training took pixels as they are stored.
     """
 
     def __init__(
@@ -105,18 +106,20 @@ class Preparation:
         return cls(config.transforms, channels=channels, bits=config.bits, exif=config.exif)
 
     def config(self) -> PreparationConfig:
-        """What `Preparation.of` makes again. Raises: `ConfigError` for transforms that Python code built."""
+        """The config for `Preparation.of` to make this again. Raises: `ConfigError` for transforms built in Python."""
         if any(isinstance(step, ClassyTransform) for step in self._configs):
-            raise ConfigError("preparation.transforms: found transforms built in Python, which no config can describe")
+            raise ConfigError(
+                "preparation.transforms", "found transforms built in Python, which no config can describe"
+            )
         return PreparationConfig(transforms=self._configs, bits=32 if self.own_unit else None, exif=self.exif)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def read(self, image: Any) -> Tensor:
-        """Whatever a user calls an image, as a tensor (channels, H, W).
+        """Any form of image as a tensor (channels, H, W).
 
         A path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W) or (H, W).
-        Raises: `DataError` for what is none, or of other channels or types than the model takes.
+        Raises: `DataError` for something else, and for channels or types that the model does not take.
         """
         if isinstance(image, str | Path):
             return self._read_file(user_path(image))
@@ -148,13 +151,13 @@ class Preparation:
         return read_image(path, channels=self.channels, bits=self._bits_of(path), exif=self.exif)
 
     def _bits_of(self, path: Path) -> Bits:
-        """By the file: a model takes images of 8 and of 16 bits, which the normalisation scales alike."""
+        """The bits to read a file with. A model takes 8 and 16 bits: the normalisation scales both to 0..1."""
         if self.own_unit:
             return 32
         if path.suffix.lower() == ".npy":
             try:
                 deep = np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize == 2
-            except (OSError, ValueError, EOFError):  # which `read_image` tells in its own words
+            except (OSError, ValueError, EOFError):  # `read_image` tells what is wrong
                 deep = False
             return 16 if deep else 8
         header, _ = header_of(path)
@@ -214,26 +217,28 @@ class Preparation:
         size: Size = (image.shape[-2], image.shape[-1])
         region = Region(0, 0, *size)
         for i, step in enumerate(self.transforms):
-            chosen = step if whole_images else self._whole(i, step, (image.shape[-2], image.shape[-1]))
-            if chosen is None or isinstance(chosen, PairTransform):
+            applied = step if whole_images else self._whole(i, step, (image.shape[-2], image.shape[-1]))
+            if applied is None or isinstance(applied, PairTransform):
                 continue
             before: Size = (image.shape[-2], image.shape[-1])
-            planned = chosen.size_after(before)
+            planned = applied.size_after(before)
             if planned is not None and planned[0] * planned[1] > max(MAX_PIXELS, before[0] * before[1]):
                 raise DataError(
-                    f"preparation.transforms[{i}]: {type(chosen).__name__} makes {planned[0]} x {planned[1]} pixels of "
-                    f"{before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}"
+                    f"preparation.transforms[{i}]",
+                    f"{type(applied).__name__} makes {planned[0]} x {planned[1]} pixels "
+                    f"of {before[0]} x {before[1]}; accepted are up to {MAX_PIXELS}",
                 )
-            # The mask is none: it is there for transforms that ask for its size, and costs no memory.
+            # There is no mask. Transforms ask for its size: this one costs no memory, as all of its pixels are one
+            # byte.
             sample = Sample(image, torch.zeros((), dtype=torch.uint8).expand(before), name)
-            image = chosen(sample, generator_for(0, 0, i)).image
+            image = applied(sample, generator_for(0, 0, i)).image
             after: Size = (image.shape[-2], image.shape[-1])
-            found = chosen.region_of(before, after)
+            found = applied.region_of(before, after)
             region = region if found is None else region.within(before, found)
         return Prepared(image, size, None if whole_images else region)
 
     def _whole(self, index: int, step: ClassyTransform, size: Size) -> ClassyTransform | None:
-        """`step`, or what stands in for it where all of the image is needed; None where nothing does."""
+        """`step` if it keeps all of the image, else what it gives in its place; None where there is nothing."""
         if step.region_of(size, step.size_after(size) or size) is not None:
             return step
         found = step.uncropped()

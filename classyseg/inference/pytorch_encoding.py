@@ -1,4 +1,4 @@
-"""PyTorch-Encoding's multi-scale evaluation, to its rounding: by which its published figures were measured."""
+"""PyTorch-Encoding's multi-scale evaluation, with its rounding: its published figures were measured by it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished, of_each
+from classyseg.inference.finish import Bands, per_image
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import (
     Cost,
     Cropped,
     Exponential,
     Flipped,
-    Held,
     Mean,
     Padded,
     Resized,
     Rows,
+    TensorRows,
 )
 from classyseg.inference.scales import Scale
 from classyseg.inference.windows import Side, WindowRuns
@@ -38,7 +38,7 @@ class PyTorchEncoding(ClassyProtocol):
     `crop_size`; a larger one is cut into such squares, two thirds of a square apart. The last ones are padded, not
     moved back. The logits of each square are added to those of its mirror image; their exponentials are averaged over
     squares, and summed over scales. All resizing aligns the corners, that of logits, too. Other ways of averaging are
-    as good; this one is here because the figures of its model zoo mean it.
+    as good. This one is here because the figures of its model zoo were measured so.
 
     Scores are those sums divided by their sum over the classes.
 
@@ -68,8 +68,9 @@ class PyTorchEncoding(ClassyProtocol):
         for head in {item.head for item in wanted}:
             if not network.averages_logits(head):
                 raise ConfigError(
-                    f"protocol: found pytorch_encoding, which adds logits, and the head '{head}' has none of its own; "
-                    "accepted: multi_scale"
+                    "protocol",
+                    f"found pytorch_encoding, which adds logits, and the head '{head}' has none of its own; "
+                    "accepted: multi_scale",
                 )
 
     def __call__(
@@ -77,18 +78,18 @@ class PyTorchEncoding(ClassyProtocol):
     ) -> Found:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
-        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
+        def plan(image: Rows, left: int | None) -> Bands:
             maps: dict[str, list[Rows]] = {head: [] for head in heads}
             kept, running = 0, 0
             for scale in self.scales:
-                for head, (each, cost) in self._at_scale(network, Held(image), size, heads, scale).items():
+                for head, (each, cost) in self._at_scale(network, image, size, heads, scale).items():
                     maps[head].append(each)
                     kept, running = kept + cost.kept, max(running, cost.running)
             sums = {head: Mean(each, is_sum=True) for head, each in maps.items()}
-            found = finished(network, sums, wanted, Cost(kept, running), left, are_scores=True)
-            return {key: _shares(value) if key.kind == "scores" else value for key, value in found.items()}
+            return Bands.within(left, network, sums, wanted, Cost(kept, running), are_scores=True)
 
-        return of_each(network, images, size, wanted, budget, one)
+        found = per_image(network, images, size, wanted, budget, plan)
+        return {key: _shares(value) if key.kind == "scores" else value for key, value in found.items()}
 
     def resized(self, size: Size, scale: float) -> Size:
         """The size of an image at a scale, rounded as the reference does it."""
@@ -125,7 +126,7 @@ class PyTorchEncoding(ClassyProtocol):
 
 
 def _shares(sums: Tensor) -> Tensor:
-    return sums.div_(sums.sum(0, keepdim=True))
+    return sums.div_(sums.sum(1, keepdim=True))
 
 
 MIRRORED = "mirrored "
@@ -159,7 +160,7 @@ class _Squares(WindowRuns):
         return Exponential([logits] if mirrored is None else [logits, Flipped(self._upsampled(mirrored))])
 
     def _upsampled(self, logits: Tensor) -> Rows:
-        held = Held(logits[0])
+        held = TensorRows(logits[0])
         return held if held.size == self.window else Resized(held, self.window, align_corners=True)
 
     def cost(self) -> Cost:

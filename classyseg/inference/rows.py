@@ -1,7 +1,8 @@
 """Maps that exist a few rows at a time: how images and classes of any size pass through little memory.
 
-Everything here is for one image. Rows are asked for from top to bottom, and each row's numbers do not depend on how
-many are asked for at once: so a budget of memory chooses the bands, and the result is the same to the bit.
+Everything here is for one image. Rows are asked for from top to bottom. The numbers of a row do not depend on how many
+rows are asked for at once. So a budget of memory may choose the height of the bands, and the result stays the same to
+the bit.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from classyseg.heads.classy_head import LOGITS, ClassyHead
-from classyseg.layers.resize import taps
+from classyseg.layers.resize import neighbours
 
 Size = tuple[int, int]
 FLOAT = 4
 """Bytes of a number in float32, which all of these are."""
 BAND_BYTES = 24_000_000
-"""What a band of rows takes where no budget is smaller: few enough to stay near the processor."""
+"""What a band of rows takes where no budget is smaller. It is small, so that a band stays in the processor's cache."""
 
 
 LANES = 64
-"""A multiple of the numbers that any processor takes at once."""
+"""How many numbers a row is padded to a multiple of: more than any processor takes at once. See `aligned`."""
 
 
 class Cost(NamedTuple):
-    """What maps take, without their rows: bytes `kept` of forward passes, and those of one while it is `running`."""
+    """Bytes in addition to the rows of maps: `kept` outputs of forward passes, and one pass that is `running`."""
 
     kept: int
     running: int
@@ -44,14 +45,14 @@ class Rows(ABC):
 
     @abstractmethod
     def rows(self, first: int, stop: int) -> Tensor:
-        """The rows [first, stop), (channels, stop - first, width); `first` never decreases from call to call."""
+        """The rows [first, stop), (channels, stop - first, width). From call to call, `first` never decreases."""
 
     def bytes_for(self, count: int) -> int:
         """How many bytes a call for `count` rows takes, its result included."""
         return count * self.channels * self.size[1] * FLOAT
 
 
-class Held(Rows):
+class TensorRows(Rows):
     """A tensor (channels, height, width) that is there."""
 
     def __init__(self, values: Tensor) -> None:
@@ -63,13 +64,13 @@ class Held(Rows):
 
 
 class Resized(Rows):
-    """Another map at `size`, bilinear: rows are mixed first, then columns, so that any band can be made alone."""
+    """Another map at `size`, bilinear. Rows are mixed first, then columns, so that any band can be made alone."""
 
     def __init__(self, source: Rows, size: Size, *, align_corners: bool = False) -> None:
         super().__init__(source.channels, size)
         self.source = source
         self.align_corners = align_corners
-        self.low, self.high, self.share = taps(source.size[0], size[0], align_corners)
+        self.low, self.high, self.share = neighbours(source.size[0], size[0], align_corners)
 
     def rows(self, first: int, stop: int) -> Tensor:
         start = int(self.low[first])
@@ -173,8 +174,8 @@ class Exponential(Rows):
 def aligned(values: Tensor) -> Tensor:
     """Rows (channels, rows, width) with zeros at their ends, up to a multiple of `LANES`.
 
-    `exp` rounds the last numbers of a tensor, which fill no register, otherwise than those before them. Without this,
-    what a pixel gets would depend on the band in which it lies.
+    `exp` rounds the last numbers of a tensor differently, where they do not fill a register. Without this, the value of
+    a pixel would depend on its place in a band.
     """
     rest = -values.shape[-1] % LANES
     return functional.pad(values, (0, rest)) if rest else values
@@ -206,7 +207,7 @@ class ScoresOfLogits(Rows):
 
 
 class ScoresOfHead(Rows):
-    """The scores of a head with a rule of its own, which makes all rows at once: again for every call."""
+    """The scores of a head with a rule of its own. The rule makes all rows at once, and again for every call."""
 
     def __init__(self, head: ClassyHead, outputs: Mapping[str, Tensor], size: Size, channels: int) -> None:
         super().__init__(channels, size)
@@ -221,7 +222,7 @@ class ScoresOfHead(Rows):
 
 
 class Deferred(Rows):
-    """A map that `make` gives when its first row is asked for, of known channels and size; `cost` as of `bytes_for`."""
+    """A map that `make` gives when its first row is asked for; its channels, size and `bytes_for` are known before."""
 
     def __init__(self, channels: int, size: Size, make: Callable[[], Rows], cost: Callable[[int], int]) -> None:
         super().__init__(channels, size)
@@ -241,9 +242,9 @@ class Deferred(Rows):
 class Windows(Rows):
     """The weighted mean of maps of windows. Each is made when its first row is asked for.
 
-    `tops` and `lefts` are where windows begin. `run(top, first)` gives the maps of the windows that begin at `top`, in
-    the order of `lefts`; what lies above the row `first` is not asked for again. A window may reach beyond the map.
-    `weights` are those of a window's rows and columns, `part_bytes(count)` what so many rows of a window take.
+    Windows begin at `tops` and `lefts`. `run(top, first)` gives the maps of the windows that begin at `top`, in the
+    order of `lefts`; rows above `first` are not asked for again. A window may reach beyond the map. `weights` are those
+    of a window's rows and columns. `part_bytes(count)` is the memory of `count` rows of a window.
     """
 
     def __init__(
@@ -270,7 +271,8 @@ class Windows(Rows):
     def rows(self, first: int, stop: int) -> Tensor:
         height = len(self.weights[0])
         touched = [top for top in self.tops if top < stop and top + height > first]
-        found = [(top, self.run(top, first)) for top in touched]  # before memory is taken for what they are added to
+        # Windows run before memory is taken for the sum, so that the two peaks do not add up.
+        found = [(top, self.run(top, first)) for top in touched]
         result = torch.zeros(self.channels, stop - first, self.size[1], device=self.device)
         for top, windows in found:
             start, end = max(first, top), min(stop, top + height)
@@ -306,7 +308,7 @@ def bands(height: int, count: int) -> Iterator[tuple[int, int]]:
 
 
 def rows_within(sources: Sequence[Rows], room: int, each: int = 0) -> int:
-    """How many rows of each of `sources` in turn, with `each` bytes a row, fit into `room` bytes; perhaps 0."""
+    """How many rows fit into `room` bytes, one of `sources` at a time and `each` bytes a row in addition; perhaps 0."""
 
     def taken(count: int) -> int:
         return max(source.bytes_for(count) for source in sources) + each * count

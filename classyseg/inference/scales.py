@@ -1,17 +1,17 @@
-"""An image at several sizes and left for right: scores of all of them, averaged."""
+"""An image at several sizes, and mirrored: the scores of all of them, averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import finished, of_each
+from classyseg.inference.finish import Bands, check_each, per_image
 from classyseg.inference.network import Network
-from classyseg.inference.rows import Cost, Flipped, Held, Mean, Resized, Rows
+from classyseg.inference.rows import Cost, Flipped, Mean, Resized, Rows
 from classyseg.registry import PROTOCOLS, ProtocolConfig
 
 Scale = Annotated[float, Field(gt=0, le=16)]
@@ -19,9 +19,9 @@ Scale = Annotated[float, Field(gt=0, le=16)]
 
 @PROTOCOLS.register("multi_scale")
 class MultiScale(ClassyProtocol):
-    """The image at several `scales`, and with `flip` each left for right, too: what tables call "ms + flip".
+    """The image at several `scales`, each also mirrored with `flip`: what tables call "ms + flip".
 
-    At each scale `protocol` runs the network; its scores come to the size that is asked for and are averaged, as
+    At each scale `protocol` runs the network. All scores are resized to the wanted size and averaged, as
     mmsegmentation's test-time augmentation does it. With one scale of 1 and no flip it gives what `protocol` gives.
 
     Maps are made in bands of rows: with a budget, full-size scores are never held.
@@ -51,15 +51,35 @@ class MultiScale(ClassyProtocol):
     def __call__(
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
-        if self.scales == (1.0,) and not self.flip:
+        if self._is_inner:
             return self.inner(network, images, size, wanted, budget)
+        return per_image(network, images, size, wanted, budget, self._planner(network, size, wanted))
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        if self._is_inner:
+            self.inner.check_budget(network, shape, size, wanted, budget)
+        else:
+            check_each(network, shape, size, wanted, budget, self._planner(network, size, wanted))
+
+    def in_windows(self, size: Size) -> MultiScale | None:
+        inner = self.inner.in_windows(size)
+        return None if inner is None else MultiScale(scales=self.scales, flip=self.flip, protocol=inner.config())
+
+    @property
+    def _is_inner(self) -> bool:
+        """Whether there is nothing to average."""
+        return self.scales == (1.0,) and not self.flip
+
+    def _planner(self, network: Network, size: Size, wanted: Collection[Wanted]) -> Callable[[Rows, int | None], Bands]:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
-        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            maps, cost = self.score_rows(network, Held(image), size, heads, left)
-            return finished(network, maps, wanted, cost, left, are_scores=True)
+        def plan(image: Rows, left: int | None) -> Bands:
+            maps, cost = self.score_rows(network, image, size, heads, left)
+            return Bands.within(left, network, maps, wanted, cost, are_scores=True)
 
-        return of_each(network, images, size, wanted, budget, one)
+        return plan
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None

@@ -12,17 +12,17 @@ from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wan
 from classyseg.inference.finish import LABEL, at_size
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
-from classyseg.inference.rows import FLOAT, Cost, Deferred, Held, Rows, ScoresOfHead, ScoresOfLogits
+from classyseg.inference.rows import FLOAT, Cost, Deferred, Rows, ScoresOfHead, ScoresOfLogits, TensorRows
 from classyseg.layers.resize import CHUNK_BYTES
 from classyseg.registry import PROTOCOLS
 
 
 @PROTOCOLS.register("whole")
 class Whole(ClassyProtocol):
-    """Each image whole, in one forward pass, at the size that the preparation gives it: what training measures with.
+    """Each image in one forward pass, at the size that the preparation gives it. Training measures with this protocol.
 
-    The head makes labels and scores of its outputs at the size that is asked for. A GPU or a budget that is too small
-    for the image asks for `sliding_window`.
+    The head makes labels and scores at the wanted size. Where a GPU or a budget is too small for the image, use
+    `sliding_window`.
     """
 
     gives_outputs = True
@@ -32,9 +32,41 @@ class Whole(ClassyProtocol):
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None
     ) -> Found:
         if budget is not None:
-            _check(network, images, size, wanted, budget)
+            self.check_budget(network, images.shape, size, wanted, budget)
         outputs = network(images)
         return {item: _made(network, outputs, size, item) for item in wanted}
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        """A forward pass, and then what is made of it."""
+        if len(shape) != 4:
+            return  # clips and vectors: one label each takes no memory
+        count, channels, height, width = shape
+        running = network.forward_bytes((count, channels, height, width))
+        kept, results, working = 0, 0, 0
+        for head in {item.head for item in wanted}:
+            kept += count * network.kept_bytes([head], (height, width))
+        for item in wanted:
+            pixels = size[0] * size[1] if network.gives_maps(item.head) else 1
+            scores = FLOAT * network.num_classes(item.head) * pixels
+            if item.kind == "scores":
+                results, working = results + count * scores, max(working, 2 * count * scores)
+            elif item.kind == "labels":
+                chunk = min(scores, max(CHUNK_BYTES, FLOAT * pixels))
+                chunk = chunk if network.averages_logits(item.head) else 2 * scores
+                results, working = results + count * LABEL * pixels, max(working, chunk + (2 * LABEL + FLOAT) * pixels)
+        needed = max(running, kept + results + working)
+        if needed > budget:
+            raise BudgetError(
+                f"an image of {height} x {width} as a whole (protocol sliding_window takes less)", budget, needed
+            )
+
+    def in_windows(self, size: Size) -> ClassyProtocol:
+        protocol: ClassyProtocol = PROTOCOLS.build(
+            {"name": "sliding_window", "size": size, "overlap": 0.5, "blend": "gaussian"}
+        )
+        return protocol
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
@@ -47,7 +79,7 @@ class Whole(ClassyProtocol):
             own = network.outputs_of(found, head)
             if not network.averages_logits(head):
                 return ScoresOfHead(network.head(head), own, size, network.num_classes(head))
-            return ScoresOfLogits(network.head(head), at_size(Held(own[LOGITS][0]), size))
+            return ScoresOfLogits(network.head(head), at_size(TensorRows(own[LOGITS][0]), size))
 
         def deferred(head: str) -> Rows:
             example = maps(head, network.example(image.size))
@@ -64,26 +96,3 @@ def _made(network: Network, outputs: Outputs, size: Size, wanted: Wanted) -> Out
         return own
     head = network.head(wanted.head)
     return head.labels(own, size) if wanted.kind == "labels" else head.scores(own, size)
-
-
-def _check(network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int) -> None:
-    """Raises: `BudgetError` where a forward pass, and then what is made of it, take more than `budget` bytes."""
-    if images.dim() != 4:
-        return  # clips and vectors, whose labels take nothing
-    count, channels, height, width = images.shape
-    running = network.forward_bytes((count, channels, height, width))
-    kept, results, working = 0, 0, 0
-    for head in {item.head for item in wanted}:
-        kept += count * network.kept_bytes([head], (height, width))
-    for item in wanted:
-        pixels = size[0] * size[1] if network.gives_maps(item.head) else 1
-        scores = FLOAT * network.num_classes(item.head) * pixels
-        if item.kind == "scores":
-            results, working = results + count * scores, max(working, 2 * count * scores)
-        elif item.kind == "labels":
-            chunk = min(scores, max(CHUNK_BYTES, FLOAT * pixels)) if network.averages_logits(item.head) else 2 * scores
-            results, working = results + count * LABEL * pixels, max(working, chunk + (2 * LABEL + FLOAT) * pixels)
-    needed = max(running, kept + results + working)
-    if needed > budget:
-        what = f"the whole of an image of {height} x {width} (protocol sliding_window takes less)"
-        raise BudgetError(what, budget, needed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from classyseg.config import MAX_SIDE, ConfigError
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import as_scores, at_size, finished, of_each
+from classyseg.inference.finish import Bands, as_scores, at_size, check_each, per_image
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
-from classyseg.inference.rows import FLOAT, Cost, Held, Rows, ScoresOfHead, Windows
+from classyseg.inference.rows import FLOAT, Cost, Rows, ScoresOfHead, TensorRows, Windows
 from classyseg.inference.whole import Whole
 from classyseg.registry import PROTOCOLS
 
@@ -25,7 +25,7 @@ Blend = Literal["flat", "gaussian"]
 GPU_BATCH = 8
 """How many windows a GPU takes at once; on a CPU more than one gains nothing (measured) and takes memory."""
 SIGMA = 1 / 8
-"""Of a Gaussian window, in parts of its side: nnU-Net's and MONAI's."""
+"""The standard deviation of a Gaussian window, as a part of its side: nnU-Net's and MONAI's."""
 
 
 @PROTOCOLS.register("sliding_window")
@@ -33,17 +33,17 @@ class SlidingWindow(ClassyProtocol):
     """Windows of one size that overlap, so that a network sees pixels at the scale of its training and an image of any
     size fits into memory.
 
-    What windows say of a pixel is averaged: their logits, as mmsegmentation, MONAI and nnU-Net do it; of a head without
-    logits, its scores. The last windows lie inside the image, moved back. An image smaller than a window is one window
-    of its own size, and an image that one window covers gives what `whole` gives.
+    Windows overlap: their logits are averaged at each pixel, as in mmsegmentation, MONAI and nnU-Net; their scores for
+    a head without logits. The last windows are moved back to lie inside the image. An image smaller than a window is
+    one window of its own size, and an image that one window covers gives what `whole` gives.
 
-    Maps are made in bands of rows, and a band is finished as soon as no later window touches it, so that full-size
-    logits are never held. With a budget, the height of the bands and the number of windows at once follow from it, and
-    change nothing on a CPU; on a GPU, another number of windows at once may change the last bits of a logit.
+    Maps are made in bands of rows. A band is finished as soon as no later window touches it, so full-size logits are
+    never held. A budget sets the height of the bands and the number of windows at once. That changes no result on a
+    CPU; on a GPU, another number of windows at once may change the last bits of a logit.
 
     Args:
         size: Height and width of a window.
-        overlap: The share of a window that the next one covers again; `stride` says it in pixels instead.
+        overlap: The share of a window that the next one covers again. `stride` gives the step in pixels instead.
         stride: How far the next window lies away, down and to the right.
         blend: `flat` counts all pixels of a window alike; `gaussian` those in its middle more, which hides seams.
         batch: Windows at once; by default 1 on a CPU, and up to 8 on a GPU.
@@ -66,8 +66,9 @@ class SlidingWindow(ClassyProtocol):
         self.steps = self.stride or tuple(max(1, round(side * (1 - overlap))) for side in self.size)
         if any(step > side for step, side in zip(self.steps, self.size, strict=True)):
             raise ConfigError(
-                f"stride: found {list(self.steps)}; windows of {list(self.size)} would leave gaps; accepted are "
-                "strides up to the size of a window"
+                "stride",
+                f"found {list(self.steps)}; windows of {list(self.size)} would leave gaps; accepted are "
+                "strides up to the size of a window",
             )
 
     def __call__(
@@ -75,20 +76,39 @@ class SlidingWindow(ClassyProtocol):
     ) -> Found:
         if self._covers((images.shape[2], images.shape[3])):
             return Whole()(network, images, size, wanted, budget)
+        return per_image(network, images, size, wanted, budget, self._planner(network, size, wanted))
+
+    def check_budget(
+        self, network: Network, shape: Sequence[int], size: Size, wanted: Collection[Wanted], budget: int
+    ) -> None:
+        if self._covers((shape[2], shape[3])):
+            Whole().check_budget(network, shape, size, wanted, budget)
+        else:
+            check_each(network, shape, size, wanted, budget, self._planner(network, size, wanted))
+
+    def in_windows(self, size: Size) -> SlidingWindow | None:
+        """Smaller windows, which cover each other as these do."""
+        smaller = (min(size[0], self.size[0]), min(size[1], self.size[1]))
+        if smaller == self.size:
+            return None
+        steps = [max(1, step * new // old) for step, new, old in zip(self.steps, smaller, self.size, strict=True)]
+        return SlidingWindow(size=smaller, stride=(steps[0], steps[1]), blend=self.blend, batch=self.batch)
+
+    def _planner(self, network: Network, size: Size, wanted: Collection[Wanted]) -> Callable[[Rows, int | None], Bands]:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
-        def one(image: Tensor, left: int | None) -> dict[Wanted, Tensor]:
-            runs = self._runs(network, Held(image), heads, left)
+        def plan(image: Rows, left: int | None) -> Bands:
+            runs = self._runs(network, image, heads, left)
             maps = {head: at_size(runs.maps(head), size) for head in heads}
             while True:
                 try:
-                    return finished(network, maps, wanted, runs.cost(), left, most_rows=self.steps[0])
-                except BudgetError:  # raised before anything runs
+                    return Bands.within(left, network, maps, wanted, runs.cost(), most_rows=self.steps[0])
+                except BudgetError:  # nothing has run yet
                     if self.batch is not None or runs.batch == 1:
                         raise
                     runs.batch //= 2
 
-        return of_each(network, images, size, wanted, budget, one)
+        return plan
 
     def score_rows(
         self, network: Network, image: Rows, size: Size, heads: Sequence[str], budget: int | None = None
@@ -127,7 +147,7 @@ def _gaussian(side: int) -> Tensor:
 
 
 class WindowRuns:
-    """The windows of an image: run a row of them at a time, what heads gave of them kept while it is needed."""
+    """The windows of an image, run one row of windows at a time; heads' outputs are kept while they are needed."""
 
     def __init__(
         self,
@@ -166,14 +186,14 @@ class WindowRuns:
         return [self.map_of(head, outputs) for outputs in self._kept[top]]
 
     def example(self) -> Outputs:
-        """The outputs that are kept of a window, on the `meta` device."""
+        """The outputs that are kept for a window, on the `meta` device."""
         return self.network.example(self.window)
 
     def map_of(self, head: str, outputs: Outputs) -> Rows:
-        """The map of a head at the size of a window, of what is kept of it."""
+        """The map of a head at the size of a window, from the outputs that are kept."""
         own = self.network.outputs_of(outputs, head)
         if self.network.averages_logits(head):
-            return at_size(Held(own[LOGITS][0]), self.window)
+            return at_size(TensorRows(own[LOGITS][0]), self.window)
         return ScoresOfHead(self.network.head(head), own, self.window, self.network.num_classes(head))
 
     def _run(self, top: int) -> list[Outputs]:
@@ -191,7 +211,7 @@ class WindowRuns:
         height, width = self.window
         gap = max(1, *(b - a for a, b in zip(self.tops, self.tops[1:], strict=False))) if self.tops[1:] else height
         rows = min(len(self.tops), -(-height // gap) + 2)
-        pixels = 0 if isinstance(self.image, Held) else self.image.bytes_for(height)
+        pixels = 0 if isinstance(self.image, TensorRows) else self.image.bytes_for(height)
         windows = self.batch * self.image.channels * height * width * FLOAT
         running = self.network.forward_bytes((self.batch, self.image.channels, height, width))
         kept = rows * len(self.lefts) * self.network.kept_bytes(self.heads, self.window)

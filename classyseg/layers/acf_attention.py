@@ -1,4 +1,4 @@
-"""Attention of a map on itself with several heads, each of which may mix several softmaxes."""
+"""Attention of a map on itself, with several heads. Each head may mix several softmaxes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ACFAttention(nn.Module):
         super().__init__()
         if key_channels % num_mixtures:
             raise ConfigError(
-                f"num_mixtures: found {num_mixtures}, which does not divide the {key_channels} key channels of a head"
+                "num_mixtures", f"found {num_mixtures}, which does not divide the {key_channels} key channels of a head"
             )
         self.num_heads = num_heads
         self.num_mixtures = num_mixtures

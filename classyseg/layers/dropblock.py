@@ -33,9 +33,9 @@ class DropBlock2d(nn.Module):
         self.share_channels = share_channels
         self.register_buffer("reached", torch.tensor(0.0 if ramp else 1.0), persistent=False)
 
-    def set_progress(self, progress: float) -> None:
-        """Sets the share of `probability` that holds when `progress` (0..1) of the training is done."""
-        self.reached.fill_(min(1.0, progress / self.ramp) if self.ramp else 1.0)
+    def set_progress(self, share_done: float) -> None:
+        """Sets the share of `probability` that holds when `share_done` (0..1) of the training is done."""
+        self.reached.fill_(min(1.0, share_done / self.ramp) if self.ramp else 1.0)
 
     def rate(self, height: int, width: int) -> Tensor:
         """How often a position is the centre of a dropped square, so that `probability` of all positions is dropped."""

@@ -76,6 +76,6 @@ def build_norm(norm: NormConfig, channels: int, *, dims: Literal[1, 2] = 2) -> n
     groups = norm.groups or math.gcd(channels, NUM_GROUPS)
     if channels % groups:
         raise ConfigError(
-            f"norm.groups: found {groups}, which does not divide {channels} channels; leave it out, for as many as do"
+            "norm.groups", f"found {groups}, which does not divide {channels} channels; leave it out, for as many as do"
         )
     return GroupNorm(groups, channels, eps=norm.eps)

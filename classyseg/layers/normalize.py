@@ -51,7 +51,7 @@ class ImageNormalizer(nn.Module):
         self.own_unit = own_unit
         if len(normalize.mean) != len(normalize.std):
             raise ConfigError(
-                f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations"
+                "normalize", f"found {len(normalize.mean)} means and {len(normalize.std)} standard deviations"
             )
         white = 1 if own_unit else 255
         self.register_buffer("mean", white * torch.tensor(normalize.mean), persistent=False)
@@ -62,11 +62,12 @@ class ImageNormalizer(nn.Module):
         if image.is_floating_point() and not self.own_unit:
             return image
         if self.own_unit and not image.is_floating_point():
-            raise ConfigError(f"normalize: found images of {image.dtype}, where the data set says `bits: 32`")
+            raise ConfigError("normalize", f"found images of {image.dtype}, where the data set says `bits: 32`")
         if image.shape[1] != len(self.mean):
             raise ConfigError(
-                f"normalize: found images of {image.shape[1]} channels and {len(self.mean)} means; "
-                "give `normalize` (and the model's in_channels) one mean and one std per channel"
+                "normalize",
+                f"found images of {image.shape[1]} channels and {len(self.mean)} means; "
+                "give `normalize` (and the model's in_channels) one mean and one std per channel",
             )
         shape = (-1, *[1] * (image.dim() - 2))  # channels are the second axis, whatever follows it
         values = image.float()

@@ -42,7 +42,7 @@ class ImageMean(nn.Sequential):
 
 
 class PyramidPooling(nn.Module):
-    """A map beside its means over grids of `bins` x `bins` cells, each through a 1x1 convolution, norm and ReLU.
+    """A map joined with its means over grids of `bins` x `bins` cells, each through a 1x1 convolution, norm and ReLU.
 
     (N, in_channels, H, W) of any size to (N, out_channels, H, W); each grid adds `channels`. The means of whole images
     have a norm with `norm_image` alone (see `ImageMean`).

@@ -11,12 +11,12 @@ from torch import nn
 class FollowsProgress(Protocol):
     """What such a layer has: a method `set_progress`. Nothing needs to be inherited or registered."""
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, share_done: float) -> None:
         """Takes the share (0..1) of the training that is done; called before every training step, not in evaluation."""
 
 
-def tell_progress(module: nn.Module, progress: float) -> None:
+def tell_progress(module: nn.Module, share_done: float) -> None:
     """Calls `set_progress` of `module` and of every submodule that has it."""
     for layer in module.modules():
         if isinstance(layer, FollowsProgress):
-            layer.set_progress(progress)
+            layer.set_progress(share_done)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class RectifiedConv2d(nn.Conv2d):
     """A convolution, zeros around, whose outputs are multiplied by kernel taps / taps inside the image.
 
-    With `average` they are divided by the taps inside instead. A position of which no tap is inside keeps its value,
-    the bias. The keys are those of `nn.Conv2d`. (N, in, H, W) to (N, out, h, w).
+    With `average` they are divided by the taps inside instead. A position without a tap inside keeps its value, the
+    bias. The keys are those of `nn.Conv2d`. (N, in, H, W) to (N, out, h, w).
 
     Source: H. Zhang et al., "ResNeSt: Split-Attention Networks", 2020, and PyTorch-Encoding's RFConv2d.
     """

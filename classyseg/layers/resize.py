@@ -80,7 +80,7 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(logits.shape[2:]) == tuple(size):
         return best_class(logits, 1)
     labels = torch.zeros(len(logits), *size, dtype=torch.int64, device=logits.device)
-    buffer = _class_buffer(logits, size, beside=1)
+    buffer = _class_buffer(logits, size, extra=1)
     best, room = buffer[0], buffer[1:]
     for image, found in zip(logits, labels, strict=True):
         best.fill_(-torch.inf)
@@ -133,11 +133,11 @@ def rank_at(logits: Tensor, labels: Tensor) -> Tensor:
     return ranks
 
 
-def _class_buffer(logits: Tensor, size: Sequence[int], beside: int = 0) -> Tensor:
-    """Memory for a few resized classes of `logits`, (classes, H, W), and for `beside` more."""
+def _class_buffer(logits: Tensor, size: Sequence[int], extra: int = 0) -> Tensor:
+    """Memory for a few resized classes of `logits`, (classes, H, W), and for `extra` more."""
     height, width = size
     num_classes = max(1, CHUNK_BYTES // (logits.element_size() * height * width))
-    return logits.new_empty(beside + min(num_classes, logits.shape[1]), height, width)
+    return logits.new_empty(extra + min(num_classes, logits.shape[1]), height, width)
 
 
 def _class_chunks(logits: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -159,7 +159,7 @@ def _class_chunks(logits: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 @lru_cache(maxsize=64)
-def taps(in_size: int, out_size: int, align_corners: bool = ALIGN_CORNERS) -> tuple[Tensor, Tensor, Tensor]:
+def neighbours(in_size: int, out_size: int, align_corners: bool = ALIGN_CORNERS) -> tuple[Tensor, Tensor, Tensor]:
     """For each output position: the two input positions that it mixes, and the share of the second (float64)."""
     position = torch.arange(out_size, dtype=torch.float64)
     if align_corners:
@@ -176,7 +176,7 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
 
     Its transpose is the resize's gradient.
     """
-    low, high, share = taps(in_size, out_size)
+    low, high, share = neighbours(in_size, out_size)
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     rows = torch.arange(out_size)
     matrix[rows, low] += 1 - share
@@ -186,5 +186,5 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
 
 def row_tap_range(in_size: int, out_size: int, start: int, stop: int) -> tuple[int, int]:
     """The input positions [first, last) that the output positions [start, stop) mix."""
-    low, high, _ = taps(in_size, out_size)
+    low, high, _ = neighbours(in_size, out_size)
     return int(low[start]), int(high[stop - 1]) + 1

@@ -1,4 +1,4 @@
-"""Split attention: a convolution of several splits, of which each image chooses a mixture channel by channel."""
+"""Split attention: a convolution of several splits. Each image chooses a mixture of them, channel by channel."""
 
 from __future__ import annotations
 

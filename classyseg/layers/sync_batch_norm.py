@@ -107,7 +107,7 @@ def _job_statistics(x: Tensor) -> _Statistics:
 
 
 class _Normalize(torch.autograd.Function):
-    """Batch norm by given statistics, of which its backward pass knows that all processes' inputs made them."""
+    """Batch norm by given statistics. Its backward pass counts all processes' inputs as what made them."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Resized logits in bands of rows: losses of full-size logits that are never held, with gradients made on the way."""
+"""Losses of resized logits in bands of rows: full-size logits are never held, and gradients are made on the way."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from classyseg.switches import float32_matmul_precision
 
 CHUNK_BYTES = {"cpu": 4_000_000}
 DEFAULT_CHUNK_BYTES = 128_000_000
-"""How large a chunk of full-size logits may be: what a processor's cache holds; elsewhere, what fills the device."""
+"""Bytes of a chunk of full-size logits: a processor's cache holds it; other devices are kept busy by it."""
 
 Run = Callable[[Tensor, Tensor | None], Tensor]
-"""Takes logits (N, C, h, w) and where to write their gradient, if it is wanted; gives the value."""
+"""A function of logits (N, C, h, w) and of the tensor for their gradient, if wanted. It gives the loss."""
 
 Rule = Callable[[Tensor, int, slice, bool], Tensor]
-"""Takes a band (C, rows, W) of full-size logits, its image and rows; gives its loss, and leaves its
-gradient in the band where that is wanted."""
+"""A function of a band (C, rows, W) of full-size logits, its image and its rows. It gives the band's loss and, if
+wanted, leaves the gradient in the band."""
 
 
 def as_pixels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, C, h, w) and their target as they are; those of a classification as N pixels of one image."""
+    """Logits (N, C, h, w) and their target as they are; a classification's as N pixels of one image."""
     if logits.dim() == 4:
         return logits, target
     soft = target.dim() == 2
@@ -35,7 +35,7 @@ def as_pixels(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_gradient(logits: Tensor, run: Run) -> Tensor:
-    """`run`'s value in float32 (float64 for such logits); its gradient is the one that `run` writes."""
+    """The value of `run` in float32 (float64 for float64 logits), with the gradient that `run` writes."""
     wanted = torch.is_grad_enabled() and logits.requires_grad
     return _WithGradient.apply(logits, run, wanted)
 
@@ -69,10 +69,10 @@ def resized(logits: Tensor, size: Sequence[int]) -> Iterator[ResizedImage]:
 
 
 class ResizedImage:
-    """One image's logits (C, h, w) resized to (H, W), bilinear, as bands of rows that are made when they are asked for.
+    """One image's logits (C, h, w), resized to (H, W) by bilinear interpolation, as bands of rows made on demand.
 
-    A resize is linear: `rows @ logits @ columns.T`, with two non-zeros in each row of `rows` and `columns`; no matrix
-    where the size stays. A gradient is brought back by the transposed matrices.
+    A resize is linear: `rows @ logits @ columns.T`. Each row of `rows` and `columns` has two non-zeros; where the size
+    stays there is no matrix. The transposed matrices bring a gradient back.
     """
 
     def __init__(self, logits: Tensor, size: tuple[int, int], rows: Tensor | None, columns: Tensor | None) -> None:
@@ -123,7 +123,7 @@ class ResizedImage:
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradient the forward pass makes: what stays for the backward pass is of the logits' own size."""
+    """A value whose gradient is made in the forward pass: only a tensor of the logits' own size is kept."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, run: Run, wanted: bool) -> Tensor:
@@ -145,7 +145,7 @@ class _WithGradient(torch.autograd.Function):
 
 @contextmanager
 def full_precision_products(like: Tensor) -> Iterator[None]:
-    """Keeps TF32 and autocast away from the interpolation, whose error would become an error of the loss."""
+    """Switches TF32 and autocast off for the interpolation: its error would become an error of the loss."""
     precision, matmul = float32_matmul_precision(), torch.backends.cuda.matmul
     with torch.autocast(like.device.type, enabled=False):
         if precision == "highest" or like.device.type != "cuda":
@@ -153,7 +153,7 @@ def full_precision_products(like: Tensor) -> Iterator[None]:
             return
         if precision is not None:
             exact, put = "highest", torch.set_float32_matmul_precision
-        else:  # it is set by torch's newer names
+        else:  # only torch's newer names tell the setting
             exact, precision, put = "ieee", matmul.fp32_precision, partial(setattr, matmul, "fp32_precision")
         put(exact)
         try:

@@ -1,4 +1,4 @@
-"""The boundary loss: shares of a class weighed by how far they lie from the class's border."""
+"""The boundary loss: the softmax of a class is weighted by the distance to the class's border."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.losses.bands import CHUNK_BYTES, DEFAULT_CHUNK_BYTES, sum_over_pixels
-from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
 from classyseg.registry import LOSSES
 
 
 @LOSSES.register("boundary")
 class BoundaryLoss(PerOutputLoss):
-    """The softmax weighed by the signed distance from each class's border, summed over classes; the mean over pixels.
+    """The softmax times the signed distance to each class's border, summed over classes; the mean over pixels.
 
-    Distances are Euclidean, positive outside and negative inside a class; the pixels on both sides of a border have 1
-    and 0 pixels. They are then cut at `max_distance` pixels on both sides and divided by it: numbers in -1..1. A class
-    that an image does not hold counts nothing, and ignored pixels make no border. The loss of a good model is negative.
-    Meant to be added to another one by `sum_arbitrary`.
+    Distances are Euclidean, positive outside and negative inside a class. The two pixels at a border have the distances
+    1 (outside) and 0 (inside). Distances are clipped to `max_distance` pixels on both sides and divided by it, so they
+    lie in -1..1. A class that is not in an image does not count, and ignored pixels make no border. The loss of a good
+    model is negative. Use `sum_arbitrary` to add it to another loss.
 
     Source: Kervadec et al., "Boundary loss for highly unbalanced segmentation", MIDL 2019.
 
@@ -43,7 +43,7 @@ class BoundaryLoss(PerOutputLoss):
     needs = MASKS
 
     def fits(self, output: Tensor, target: Tensor) -> bool:
-        return of_masks(output, target)
+        return fits_masks(output, target)
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         num_classes = logits.shape[1]
@@ -63,7 +63,7 @@ class BoundaryLoss(PerOutputLoss):
     def distances(self, target: Tensor, rows: slice, present: Tensor, num_classes: int) -> Tensor:
         """The weights (num_classes, rows, W), in -1..1, for a band of a mask (H, W) of the classes `present`."""
         limit = self.max_distance
-        reach = limit + 1  # inside a class 1 is subtracted: only a distance above the limit gives the limit
+        reach = limit + 1  # inside, 1 is subtracted from the distance: so the search goes one pixel further
         start, stop = max(0, rows.start - reach), min(len(target), rows.stop + reach)
         window = target[start:stop]
         near = window[window != self.ignore_index].unique()
@@ -91,7 +91,7 @@ class BoundaryLoss(PerOutputLoss):
 
 
 def _row_distances(found: Tensor, limit: int) -> Tensor:
-    """How far each pixel (..., W) is from the nearest marked one of its row, at most `limit`."""
+    """The distance of each pixel (..., W) to the nearest marked pixel of its row, at most `limit`."""
     width = found.shape[-1]
     position = torch.arange(width, dtype=torch.float32, device=found.device)
     before = torch.where(found, position, float(-limit)).cummax(-1).values

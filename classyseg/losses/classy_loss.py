@@ -1,4 +1,4 @@
-"""The contract of losses: sums, and what exactly each is divided by in the whole job."""
+"""The contract of losses: sums, and the exact count by which each is divided in the whole job."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ HeadNames = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class Terms(NamedTuple):
-    """What a loss is made of: sums of some images in one process, and exactly what each is divided by.
+    """What a loss is made of: sums over some images in one process, and the exact count for each sum.
 
     The loss is the sum of `weight * sum / count` over the terms, where sums and counts are those of the whole job, and
-    of all parts of a batch. How many terms there are depends on which outputs there are, on nothing else.
+    of all parts of a batch. How many terms there are depends only on which outputs there are.
     """
 
     sums: Tensor
@@ -38,21 +38,21 @@ class Terms(NamedTuple):
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[Tensor, Tensor]], device: torch.device, weights: tuple[float, ...] = ()) -> Terms:
-        """The terms of pairs (sum, count) of scalars on `device`; none of them where a loss finds nothing to read."""
+        """The terms of pairs (sum, count) of scalars on `device`; no pairs where a loss finds nothing to read."""
         if not pairs:
             return cls(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.float64, device=device))
         sums, counts = zip(*pairs, strict=True)
         return cls(torch.stack(sums), torch.stack(counts).double(), weights)
 
     def divided(self, counts: Tensor, share: float = 1.0) -> Tensor:
-        """The loss, a scalar: each sum times `share / count`, 0 where nothing counts, times its weight; added up."""
+        """The loss, a scalar: the sum of weight x sum x `share / count`, where a count of 0 gives 0."""
         factors = torch.where(counts > 0, share / counts, 0.0)
         return self._weighted(self.sums * factors.to(self.sums.dtype)).sum()
 
-    def of_job(self) -> Tensor:
+    def job_loss(self) -> Tensor:
         """The loss of a training step from this process's share of the batch; every process calls it.
 
-        Scaled so that the mean over processes, which is what distributed training forms of the gradients, is the loss
+        Distributed training averages gradients over processes. The loss is scaled so that this mean belongs to the loss
         of the whole batch.
         """
         return self.divided(sum_over_processes(self.counts), float(world_size()))
@@ -64,13 +64,13 @@ class Terms(NamedTuple):
 
 
 class LossSum:
-    """Adds up the terms of the batches of a phase, and divides once: the loss does not depend on how they are cut."""
+    """Adds up the terms of all batches of a phase, and divides once. So the loss does not depend on the batch size."""
 
     def __init__(self) -> None:
         self._totals: Tensor | None = None
 
     def add(self, terms: Terms) -> None:
-        """Waits for no device."""
+        """Adds the terms of a batch; it does not wait for the device."""
         sums = terms._weighted(terms.sums.detach().double())
         totals = torch.stack([sums, terms.counts])
         self._totals = totals if self._totals is None else self._totals + totals
@@ -93,23 +93,26 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     any other output of its own. `target` (N, H, W) holds class indices and `ignore_index`, and gives the full size;
     (N,) means classification. Nothing valid gives zero, not NaN.
 
-    In training, processes agree on how much counted in the whole job. In eval mode there is no talk between them.
+    In training, all processes exchange their counts. In eval mode they exchange nothing.
 
     A subclass gives `terms`. One that compares each output with the target by itself is a `PerOutputLoss`.
     """
 
-    replaced = {"extras": "name what the loss reads in `reads`"}
+    replaced = {
+        "extras": "name what the loss reads in `reads`",
+        "takes_shares": "it is called `takes_soft_targets`",
+    }
     reads: tuple[str, ...] = ()
-    """The heads' own names of the outputs that this kind of loss reads, such as ("masks", "classes"); empty: all."""
+    """The outputs that this kind of loss reads, by the heads' own names, such as ("masks", "classes"); empty: all."""
     is_additive: bool = False
-    """Whether `counts`, without a look at the values of outputs, are the counts of `terms`.
+    """Whether `counts` gives the counts of `terms` without looking at the values of outputs.
 
-    Where it is false (how much counts, or which pixels, depends on the outputs), a batch in parts is measured whole.
+    It is False where outputs decide which pixels count, or how much. Then a batch in parts is computed as a whole.
     """
-    takes_shares: bool = False
-    """Whether targets may be shares of classes, (N, C) or (N, C, H, W), as mix-up makes them."""
+    takes_soft_targets: bool = False
+    """Whether targets may be soft: a share of each class, (N, C) or (N, C, H, W), as mix-up makes them."""
     min_classes: int = 2
-    """The fewest classes that a model can learn by it: a softmax over one class is 1 whatever the logit."""
+    """The fewest classes that a model can learn with it: a softmax over one class is always 1."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -125,26 +128,27 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     # -- asked once, when a task is made or checked ------------------------------------------------------------------
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Raises: `ConfigError` for options of another number of classes."""
+        """Raises: `ConfigError` for options that do not fit the number of classes."""
 
     def choose_main_head(self, name: str) -> None:
-        """Tells the model's main head to a loss that treats it apart."""
+        """Tells the loss which head is the main one. Only losses that treat it in another way listen."""
 
     def named_outputs(self) -> Iterator[tuple[str, str]]:
-        """The outputs of a model that the options name, as (path of the option in the config, name)."""
+        """The outputs that the options name, as pairs (path of the option in the config, name)."""
         return iter(())
 
     def names_read(self, outputs: Mapping[str, Tensor], target: Tensor) -> Set[str]:
-        """The names of the outputs that this loss reads of these, which may be on the `meta` device.
+        """The names of those `outputs` that this loss reads. They may be on the `meta` device.
 
         Raises: `ConfigError` for outputs that this loss cannot read, and in training where it finds none.
         """
-        found = {output_name(head, own) for head, given in self.of_heads(outputs).items() for own in given}
+        found = {output_name(head, own) for head, given in self.read_by_head(outputs).items() for own in given}
         if not found and self.training:
             wanted = " and ".join(f"'{name}'" for name in self.reads)
             raise ConfigError(
-                f"loss: {type(self).__name__} found no head that gives {wanted}; outputs of the model: "
-                f"{', '.join(outputs) or 'none'}"
+                "loss",
+                f"{type(self).__name__} found no head that gives {wanted}; outputs of the model: "
+                f"{', '.join(outputs) or 'none'}",
             )
         return found
 
@@ -152,18 +156,18 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     @abstractmethod
     def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
-        """The terms of these images in this process; no terms where there is nothing that this loss reads."""
+        """The terms of these images in this process; no terms where the loss finds nothing to read."""
 
     def counts(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """The counts of `terms(outputs, target)` of a loss that is additive, (num_terms,) float64.
+        """The counts of `terms(outputs, target)`, (num_terms,) float64, for a loss that is additive.
 
-        Only the names and kinds of `outputs` matter, not their values: `target` may be that of other, and more, images.
+        Only the names and kinds of `outputs` matter, not their values: `target` may belong to other and more images.
         Raises: `ValueError` for a loss that is not additive.
         """
         raise ValueError(f"{type(self).__name__}: how much counts is known from the outputs alone")
 
-    def of_heads(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """By head, those of `reads` by the head's own names; heads that do not give them all are left out."""
+    def read_by_head(self, outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """What the loss reads, by head and by the head's own names. A head that lacks one of `reads` is left out."""
         by_head = outputs_by_head(outputs)
         if not self.reads:
             return by_head
@@ -174,18 +178,18 @@ class ClassyLoss(nn.Module, Configurable, ABC):
         }
 
     def forward(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
-        """The loss, a scalar; labels of any integer type, as data sets give them."""
+        """The loss, a scalar. Labels may have any integer type, as data sets give them."""
         target = target if target.is_floating_point() else target.long()
         terms = self.terms(outputs, target)  # type: ignore[arg-type]
-        return terms.of_job() if self.training else terms.divided(terms.counts)
+        return terms.job_loss() if self.training else terms.divided(terms.counts)
 
 
 class PerOutputLoss(ClassyLoss):
     """A sum over the pixels (or images) of each output, divided by how many of them counted.
 
-    It may be called with a tensor of logits (N, C, h, w) or (N, C), too. Of a model's outputs it reads those that
-    `heads` name; without it, all that are of its kind. They are weighed by `head_weights` (1 for those not named) and
-    added. A subclass gives `total` and, unless every valid pixel counts once, `count`.
+    It may also be called with a tensor of logits (N, C, h, w) or (N, C). Of a model's outputs it reads those that
+    `heads` names, or without `heads` all that are of its kind. It adds them, each times its entry in `head_weights` (1
+    without an entry). A subclass gives `total` and, unless every valid pixel counts once, `count`.
 
     Raises: `ConfigError` for an output that `heads` names twice, and for a head weight of one that it leaves out.
     """
@@ -204,22 +208,22 @@ class PerOutputLoss(ClassyLoss):
         super().__init__(ignore_index)
         self.head_weights = dict(head_weights or {})
         self.heads = heads
-        self._chosen: dict[object, list[str]] = {}
+        self._names: dict[object, list[str]] = {}
         for name in heads or ():
             if heads.count(name) > 1:  # type: ignore[union-attr]
-                raise ConfigError(f"heads: found '{name}' twice")
+                raise ConfigError("heads", f"found '{name}' twice")
         for name in self.head_weights if heads is not None else ():
             if name not in heads:  # type: ignore[operator]
-                raise ConfigError(f"loss.head_weights.{name}: found a weight of an output that loss.heads leaves out")
+                raise ConfigError(f"head_weights.{name}", "found a weight of an output that loss.heads leaves out")
 
     @abstractmethod
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
         """The sum, not the mean, over the pixels (images) that count; a scalar in float32 or wider."""
 
     def count(self, target: Tensor) -> Tensor:
-        """How much of `target` counts, exactly what `total` is divided by: a scalar, float64.
+        """How much of `target` counts: a scalar, float64, by which `total` is divided.
 
-        The number of valid pixels.
+        Here it is the number of valid pixels.
         """
         return (target != self.ignore_index).sum().double()
 
@@ -245,52 +249,54 @@ class PerOutputLoss(ClassyLoss):
         return self.read(outputs, target).keys()
 
     def read(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """The outputs that this loss reads, by name; a tensor is its only output, whatever its name.
+        """The outputs that this loss reads, by name; a tensor is the only output.
 
-        They are chosen and checked when outputs of such names, kinds and numbers of classes are seen first.
+        They are chosen and checked once for each set of names, kinds and numbers of classes, not at every step.
 
-        Raises: `ConfigError` for a named output that is not there and for none (in training: in eval mode some are not
-            computed), for an output, named or a head, that does not fit the target, and as `check_num_classes`.
+        Raises: `ConfigError` in training for a named output that is not there, and where there is nothing to read (in
+            eval mode some outputs are not computed); for an output that does not fit the target; and as
+            `check_num_classes`.
         """
         outputs = outputs_by_name(outputs)
         kinds = tuple((name, output.dim(), output.shape[1:2]) for name, output in outputs.items())
-        names = self._chosen.get((kinds, target.dim(), self.training))
+        names = self._names.get((kinds, target.dim(), self.training))
         if names is None:
             names = self.choose(outputs, target)
             if not names and self.training:
                 found = ", ".join(outputs) or "none"
                 raise ConfigError(
-                    f"loss: {type(self).__name__} found nothing to read among the outputs {found}; {self.needs}. Name "
-                    "what it is to read in loss.heads, or take another loss"
+                    "loss",
+                    f"{type(self).__name__} found nothing to read among the outputs {found}; {self.needs}. Name "
+                    "what it is to read in loss.heads, or take another loss",
                 )
             for name in names:
                 self.check_num_classes(outputs[name].shape[1])
-            self._chosen[kinds, target.dim(), self.training] = names
+            self._names[kinds, target.dim(), self.training] = names
         return {name: outputs[name] for name in names}
 
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
         """The names of the outputs to read. Raises: `ConfigError` as `read`."""
         if "" in outputs:
             if not self.fits(outputs[""], target):
-                raise ConfigError(f"loss: found {_shapes(outputs[''], target)}; {self.needs}")
+                raise ConfigError("loss", f"found {_shapes(outputs[''], target)}; {self.needs}")
             return list(outputs)
         for place, name in self.named_outputs():
             if name not in outputs and self.training:
-                raise ConfigError(f"{place}: {unknown('head', name, outputs)}")
+                raise ConfigError(place, unknown("head", name, outputs))
         wanted = [name for name in (outputs if self.heads is None else self.heads) if name in outputs]
         named = {*self.head_weights, *(self.heads or ())}
         return [name for name in wanted if self.accepts(name, outputs, target, named=name in named)]
 
     def fits(self, output: Tensor, target: Tensor) -> bool:
-        """Whether an output is of the kind that this loss compares with such targets: pixels with masks."""
+        """Whether this loss can compare an output with such a target, by their shapes."""
         return fits(output, target)
 
     def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
         """Whether to read the output `name`, which the options may have `named`. Raises: `ConfigError` as `read`."""
         if self.fits(outputs[name], target):
             return named or is_of_classes(name, outputs)
-        if named or "." not in name:  # another output of a head's own may be for another loss
-            raise ConfigError(f"model.heads.{name}: found {_shapes(outputs[name], target)}; {self.needs}")
+        if named or "." not in name:  # a head's output other than its logits may be for another loss
+            raise ConfigError(f"model.heads.{name}", f"found {_shapes(outputs[name], target)}; {self.needs}")
         return False
 
 
@@ -302,8 +308,8 @@ def fits(output: Tensor, target: Tensor) -> bool:
 MASKS = "this loss needs masks (N, H, W) and logits (N, C, h, w): it compares the pixels of an image with each other"
 
 
-def of_masks(output: Tensor, target: Tensor) -> bool:
-    """`fits` of a loss that compares the pixels of an image with each other; the samples of a batch are no pixels."""
+def fits_masks(output: Tensor, target: Tensor) -> bool:
+    """`fits` for a loss that compares the pixels of an image with each other: masks only."""
     return output.dim() == 4 and target.dim() == 3
 
 
@@ -312,16 +318,16 @@ def _shapes(output: Tensor, target: Tensor) -> str:
 
 
 def is_of_classes(name: str, outputs: Mapping[str, Tensor]) -> bool:
-    """Whether an output has a number for each class: a head's logits, or another output of its own with as many.
+    """Whether an output has a number for each class: a head's logits, or another output with as many channels.
 
-    The masks of queries, say, have not; those are for a loss that names them.
+    The masks of queries, for example, do not; they are for a loss that names them.
     """
     head = name.partition(".")[0]
     return head == name or (head in outputs and outputs[head].shape[1] == outputs[name].shape[1])
 
 
 def outputs_by_name(outputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """What a model gives; a tensor has the empty name. Raises: `ValueError` for what is neither."""
+    """Outputs by name; a tensor gets the empty name. Raises: `ValueError` for anything else."""
     if isinstance(outputs, Tensor):
         return {"": outputs}
     if not isinstance(outputs, Mapping):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, within
+from classyseg.errors import ConfigError, location_of, moved, moving, path_text, within
 from classyseg.losses.classy_loss import (
     ClassyLoss,
     PerOutputLoss,
@@ -27,14 +26,14 @@ Factor = Annotated[float, Field(ge=0)]
 
 
 class CombinedLoss(ClassyLoss):
-    """A loss of `parts`, other losses, each with counts of its own; `places` are their paths in the config."""
+    """A loss made of other losses, its `parts`. Each has its own counts; `places` are their paths in the config."""
 
     def __init__(self, ignore_index: int, parts: Sequence[ClassyLoss], places: Sequence[str]) -> None:
         super().__init__(ignore_index)
         self.parts = nn.ModuleList(parts)
         self.places = list(places)
         self.min_classes = max(part.min_classes for part in parts)
-        self.takes_shares = all(part.takes_shares for part in parts)
+        self.takes_soft_targets = all(part.takes_soft_targets for part in parts)
         self.is_additive = all(part.is_additive for part in parts)
 
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
@@ -42,7 +41,7 @@ class CombinedLoss(ClassyLoss):
 
     def check_num_classes(self, num_classes: int) -> None:
         for place, part in self._placed_parts():
-            with _moving_errors(place):
+            with moving("loss", place):
                 part.check_num_classes(num_classes)
 
     def choose_main_head(self, name: str) -> None:
@@ -56,13 +55,13 @@ class CombinedLoss(ClassyLoss):
     def names_read(self, outputs: Mapping[str, Tensor], target: Tensor) -> Set[str]:
         names: set[str] = set()
         for place, part in self._placed_parts():
-            with _moving_errors(place):
+            with moving("loss", place):
                 names |= part.names_read(outputs, target)
         return names
 
 
 def _joined(parts: Sequence[Terms], weights: Sequence[float]) -> Terms:
-    """The terms of several losses, those of each times its weight."""
+    """The terms of several losses, each times its weight."""
     each = [
         weight * own
         for weight, part in zip(weights, parts, strict=True)
@@ -72,16 +71,9 @@ def _joined(parts: Sequence[Terms], weights: Sequence[float]) -> Terms:
     return Terms(sums, counts, tuple(each) if set(each) - {1.0} else ())
 
 
-def _moved(text: str, place: str) -> str:
-    return place + text.removeprefix("loss") if text.startswith("loss") else text
-
-
-@contextmanager
-def _moving_errors(place: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(_moved(str(error), place)) from None
+def _moved(path: str, place: str) -> str:
+    """A path that a loss tells, which is the config's `loss` to itself, where it stands at `place`."""
+    return path_text(moved(location_of(path), ("loss",), location_of(place)))
 
 
 @LOSSES.register("sum_arbitrary")
@@ -108,7 +100,7 @@ class SumArbitraryLoss(CombinedLoss):
         super().__init__(ignore_index, built, [f"loss.losses[{i}]" for i in range(len(built))])
         self.weights = (1.0,) * len(built) if weights is None else tuple(weights)
         if len(self.weights) != len(built):
-            raise ConfigError(f"weights: found {len(self.weights)} for {len(built)} losses; expected one each")
+            raise ConfigError("weights", f"found {len(self.weights)} for {len(built)} losses; expected one each")
 
     def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
         return _joined([part.terms(outputs, target) for _, part in self._placed_parts()], self.weights)
@@ -122,7 +114,7 @@ class MultiOutputSumLoss(CombinedLoss):
     """One loss, applied to every output of the model on its own, and added up.
 
     Outputs are the entries of a mapping that fit the target, or the members of a list. Most losses add up the outputs
-    of a mapping by themselves; this is for one that looks at a single output, and for lists.
+    of a mapping themselves. Use this for a loss that takes a single output, and for lists.
 
     Raises: `ConfigError` for a loss that names outputs.
 
@@ -162,9 +154,9 @@ class MultiOutputSumLoss(CombinedLoss):
 class SegmentationLoss(CombinedLoss):
     """Cross entropy of the main head, plus `aux_weight` x that of every other, plus `se_weight` x class presence.
 
-    Of a model's outputs, `main_head` is the main head, the other logits (N, C, h, w) are auxiliary, and those (N, C)
-    are of the classes that an image holds (`presence`). Where it is null, a task takes the first head that is not
-    `train_only`; a Python caller may `choose_main_head`, else it is the first output. `class_weights` serve all.
+    `main_head` names the main head. Other logits (N, C, h, w) are auxiliary; logits (N, C) tell which classes an image
+    holds (`presence`). If `main_head` is null, a task takes the first head that is not `train_only`; a Python caller
+    may call `choose_main_head`, else the first output is taken. `class_weights` are for all three.
 
     Source: Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018; PyTorch-Encoding's
     `SegmentationLosses`, whose defaults these are.
@@ -212,8 +204,8 @@ class SegmentationLoss(CombinedLoss):
         maps = {name: output for name, output in outputs.items() if output.dim() == 4 and is_of_classes(name, outputs)}
         if main not in maps:
             raise ConfigError(
-                f"loss.main_head: '{main}' gives no logits (N, C, h, w); outputs of the model that do: "
-                f"{', '.join(maps) or 'none'}"
+                "loss.main_head",
+                f"'{main}' gives no logits (N, C, h, w); outputs of the model that do: {', '.join(maps) or 'none'}",
             )
         images = {name: output for name, output in outputs.items() if output.dim() == 2}
         images = {name: output for name, output in images.items() if is_of_classes(name, outputs)}

@@ -17,12 +17,12 @@ from classyseg.registry import LOSSES
 ClassWeights = tuple[Annotated[float, Field(ge=0)], ...]
 
 Curve = Callable[[Tensor, int, slice], tuple[Tensor, Tensor]]
-"""From the logarithms (1, rows, W) of the shares that the pixels' own classes get, with image and rows, to each pixel's
+"""A function of the log-softmax (1, rows, W) of the pixels' true classes, the image and the rows. It gives each pixel's
 loss and minus its derivative."""
 
 
 class ClassWeightedLoss(PerOutputLoss):
-    """A loss whose pixels count as much as their class weighs, in the sum and in what the sum is divided by."""
+    """A loss in which each pixel counts by the weight of its class, in the sum and in the divisor."""
 
     class_weights: Tensor | None
 
@@ -41,8 +41,8 @@ class ClassWeightedLoss(PerOutputLoss):
     def check_num_classes(self, num_classes: int) -> None:
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(
-                f"loss.class_weights: found {len(self.class_weights)} weights for {num_classes} classes; "
-                "expected one per class"
+                "loss.class_weights",
+                f"found {len(self.class_weights)} weights for {num_classes} classes; expected one per class",
             )
 
     def count(self, target: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ class CrossEntropyLoss(ClassWeightedLoss):
     The loss `label_smoothing` is the same with `label_smoothing: 0.1`. (ClassyVision's `smoothing_param` s is s / (1 +
     s) here.)
 
-    A batch without a valid pixel has the loss 0. `loss` in a val record sums the heads that are computed in
-    evaluation: no `train_only` ones; it is null where the loss reads nothing else.
+    A batch without a valid pixel has the loss 0. `loss` in a val record is the sum over heads that are computed in
+    evaluation, without `train_only` ones. It is null if the loss reads no other head.
 
     Args:
         class_weights: One per class, 0 or more. As in torch, the result is the weighted mean: the sum of weight x loss
@@ -93,7 +93,7 @@ LOSSES.variants(CrossEntropyLoss, {"label_smoothing": {"label_smoothing": 0.1}})
 
 
 def likelihood_rule(target: Tensor, loss: ClassWeightedLoss, curve: Curve) -> Rule:
-    """The rule of a loss that looks at the logarithm of the share which a pixel's own class gets, and nothing else."""
+    """The rule of a loss that depends only on the log-softmax of a pixel's true class."""
 
     def rule(x: Tensor, i: int, rows: slice, wanted: bool) -> Tensor:
         labels = target[i : i + 1, rows]
@@ -111,7 +111,7 @@ def likelihood_rule(target: Tensor, loss: ClassWeightedLoss, curve: Curve) -> Ru
 
 
 def _exponentiate(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns logits `x` (C, rows, W) into exponentials; the labels' log-softmax (1, rows, W), and the sum of classes."""
+    """Turns logits `x` (C, rows, W) into exponentials; gives the labels' log-softmax and the sum over classes."""
     x -= x.amax(0, keepdim=True)
     picked = x.gather(0, labels)
     x.exp_()

@@ -1,4 +1,4 @@
-"""The focal loss: cross entropy that cares less about pixels which are right already."""
+"""The focal loss: cross entropy with less weight on pixels that are right already."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from classyseg.registry import LOSSES
 
 @LOSSES.register("focal")
 class FocalLoss(ClassWeightedLoss):
-    """`-(1 - p) ** gamma * log(p)` of the share `p` that a pixel's own class gets by softmax; the mean over pixels.
+    """The mean over pixels of `-(1 - p) ** gamma * log(p)`, where `p` is the softmax of a pixel's true class.
 
     Cross entropy for `gamma` 0. `class_weights` (the paper's alpha) count as in `cross_entropy`.
 

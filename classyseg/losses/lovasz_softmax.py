@@ -15,9 +15,9 @@ from classyseg.registry import LOSSES
 class LovaszSoftmaxLoss(ImageLoss):
     """The Lovász extension of the Jaccard loss of each class of an image, the mean over classes, then over images.
 
-    A class needs the errors of all pixels sorted: that is a few numbers a pixel, (H, W), whatever the number of
-    classes, and as little as the mathematics allows. Three passes over the resized logits: the softmax's denominators;
-    class by class the sorted errors; and what the softmax's denominator passes back.
+    A class needs the sorted errors of all pixels: a few numbers per pixel, whatever the number of classes. There are
+    three passes over the resized logits: for the softmax's denominators, for the sorted errors of each class, and for
+    the gradient through the denominators.
 
     Source: Berman et al., "The Lovász-Softmax loss: a tractable surrogate for the optimization of the
     intersection-over-union measure in neural networks", CVPR 2018 (its `per_image` form).
@@ -66,7 +66,7 @@ class LovaszSoftmaxLoss(ImageLoss):
             value, slope = _lovasz(share.flatten()[pixels], is_class)
             total += value / len(classes)
             if wanted:
-                # By the share of this class: the error is 1 - share in the class, share outside.
+                # The error is 1 - softmax for pixels of the class, and the softmax for other pixels.
                 slope = torch.where(is_class, -slope, slope).div_(len(classes))
                 gradient = torch.zeros_like(share).flatten().index_copy_(0, pixels, slope).view_as(share).mul_(share)
                 passed_back += gradient
@@ -79,7 +79,7 @@ class LovaszSoftmaxLoss(ImageLoss):
 
 
 def _lovasz(shares: Tensor, is_class: Tensor) -> tuple[Tensor, Tensor]:
-    """One class's loss, and its derivative by the errors, of the shares (P,) that the valid pixels give it."""
+    """One class's loss and its derivative by the errors, from the softmax (P,) of the valid pixels for that class."""
     errors = torch.where(is_class, 1 - shares, shares)
     errors, order = errors.sort(descending=True)
     inside = is_class[order].to(torch.int64)

@@ -1,4 +1,4 @@
-"""Online hard example mining: cross entropy over the pixels that the model is least sure of."""
+"""Online hard example mining: cross entropy over the pixels where the model is least sure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from classyseg.registry import LOSSES
 
 @LOSSES.register("ohem_cross_entropy")
 class OhemCrossEntropyLoss(ClassWeightedLoss):
-    """The mean cross entropy of the pixels whose own class gets a share of at most `threshold`, or else the hardest.
+    """The mean cross entropy of hard pixels: the softmax of their true class is at most `threshold`.
 
-    The hardest `min_kept` valid pixels of the whole job's batch are kept in any case, and those that are as hard as the
-    last of them. With `class_weights`, the mean is a weighted one. In two passes: the first keeps one number a pixel.
-    In eval mode it is plain cross entropy, since which pixels are hard would depend on how images are batched.
+    The hardest `min_kept` valid pixels of the whole job's batch are always kept, and those that are as hard as the last
+    of them. With `class_weights` it is a weighted mean. There are two passes; the first keeps one number per pixel. In
+    eval mode it is plain cross entropy: the hard pixels would depend on the batches.
 
     Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", CVPR 2016; the
     defaults are PyTorch-Encoding's.
@@ -50,10 +50,10 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         self.min_kept = min_kept
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The mean over the kept pixels of the whole job, times what counts in it.
+        """The sum over this process's kept pixels, scaled.
 
-        What counts here is all valid pixels, so that dividing by them leaves the mean over the kept ones. Which pixels
-        are kept depends on all of the job's outputs: in training, processes talk to each other here.
+        Divided by the count, which is all valid pixels of the job, the sums of all processes give the mean over the
+        kept pixels. All outputs of the job decide which pixels are kept: in training, processes exchange data here.
         """
         logits, target = as_pixels(logits, target)
         if not self.training:
@@ -73,34 +73,36 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
     def _kept(self, logits: Tensor, target: Tensor) -> Tensor:
         """Which pixels are hard, (N, H, W)."""
         valid = target != self.ignore_index
-        hardness = torch.zeros(target.shape, device=logits.device)  # minus the logarithm of the own class's share
+        hardness = torch.zeros(target.shape, device=logits.device)  # minus the log-softmax of the true class
         labels = target.where(valid, 0)
         with full_precision_products(logits):
             for i, image in enumerate(resized(logits, target.shape[1:])):
                 for rows, x in image:
                     picked = x.gather(0, labels[i : i + 1, rows])[0]
                     hardness[i, rows] = x.logsumexp(0) - picked
-        hardness = hardness.clamp(min=0) + 0.0  # no minus zero, whose bits are those of a large integer
+        hardness = hardness.clamp(min=0) + 0.0  # minus zero must become zero: as an integer its bits are a large number
         limit = torch.full((), -math.log(self.threshold), device=logits.device)
         if self.min_kept:
-            limit = torch.minimum(limit, self._kth_largest(hardness[valid], self.min_kept))
+            limit = torch.minimum(limit, kth_largest(hardness[valid], self.min_kept))
         return valid & (hardness >= limit)
 
-    def _kth_largest(self, values: Tensor, k: int) -> Tensor:
-        """The k-th largest of all processes' non-negative float32 `values`, exactly; 0 where there are fewer.
 
-        The bits of such numbers are in the order of the numbers: found by the upper 16 first, then by the lower.
-        """
-        bits = values.view(torch.int32).long()
-        found = torch.zeros((), dtype=torch.int64, device=values.device)
-        wanted = torch.full((), k, device=values.device)
-        for shift in (16, 0):
-            candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
-            histogram = sum_over_processes(torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16))
-            at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
-            digit = (at_least >= wanted).sum() - 1
-            if digit < 0:
-                return values.new_zeros(())
-            wanted = wanted - (at_least[digit] - histogram[digit])
-            found = found | (digit << shift)
-        return found.int().view(torch.float32)
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of all processes' non-negative float32 `values`, exactly; 0 where there are fewer.
+
+    As integers, the bits of such numbers have the same order. So the upper 16 bits are found first, then the lower
+    ones.
+    """
+    bits = values.view(torch.int32).long()
+    found = torch.zeros((), dtype=torch.int64, device=values.device)
+    wanted = torch.full((), k, device=values.device)
+    for shift in (16, 0):
+        candidates = bits[(bits >> 16) == (found >> 16)] if shift == 0 else bits
+        histogram = sum_over_processes(torch.bincount((candidates >> shift) & 0xFFFF, minlength=1 << 16))
+        at_least = histogram.flip(0).cumsum(0).flip(0)  # how many are in this bin or above
+        digit = (at_least >= wanted).sum() - 1
+        if digit < 0:
+            return values.new_zeros(())
+        wanted = wanted - (at_least[digit] - histogram[digit])
+        found = found | (digit << shift)
+    return found.int().view(torch.float32)

@@ -19,11 +19,11 @@ POINTS, COORDINATES = ".points", ".point_coordinates"
 
 @LOSSES.register("point_cross_entropy")
 class PointCrossEntropyLoss(ClassWeightedLoss):
-    """Cross entropy of the logits of points (N, C, P) with the pixels of the mask in which the points lie.
+    """Cross entropy of points' logits (N, C, P) and the mask's pixels in which the points lie.
 
-    Reads `HEAD.points` of heads such as `point_rend`, and `HEAD.point_coordinates` (N, P, 2) beside it. The mean over
-    the points of the whole job whose pixels are not ignored, weighted by `class_weights`; of several heads, the sum of
-    their means. How many points count is known once they are drawn.
+    Reads `HEAD.points` and `HEAD.point_coordinates` (N, P, 2) of heads such as `point_rend`. It is the mean over all
+    points of the whole job whose pixels are not ignored, weighted by `class_weights`; with several heads, the sum of
+    their means. How many points count is known only when they are drawn.
 
     Source: Kirillov et al., "PointRend: Image Segmentation as Rendering", CVPR 2020.
 
@@ -47,16 +47,16 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
 
     def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
         if named and not name.endswith(POINTS):
-            raise ConfigError(f"loss.heads: '{name}' holds no points; this loss reads outputs such as 'main{POINTS}'")
+            raise ConfigError("loss.heads", f"'{name}' holds no points; this loss reads outputs such as 'main{POINTS}'")
         return name.endswith(POINTS)
 
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
         if "" in outputs:
-            raise ConfigError("loss: found one tensor; this loss reads points and their coordinates by name")
+            raise ConfigError("loss", "found one tensor; this loss reads points and their coordinates by name")
         names = super().choose(outputs, target)
         if not names and self.training:
             raise ConfigError(
-                f"loss: found no points among {', '.join(outputs)}; this loss needs a head such as 'point_rend'"
+                "loss", f"found no points among {', '.join(outputs)}; this loss needs a head such as 'point_rend'"
             )
         return names
 
@@ -68,7 +68,7 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
         return Terms.of(pairs, target.device)
 
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Of points' logits (N, C, P) and labels (N, P)."""
+        """The sum for points' logits (N, C, P) and labels (N, P)."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         with torch.autocast(logits.device.type, enabled=False):

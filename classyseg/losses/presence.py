@@ -58,7 +58,7 @@ class PresenceLoss(ClassWeightedLoss):
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
         names = super().choose(outputs, target)
         if not names and self.training:
-            raise ConfigError(f"loss: found no output (N, C) among {', '.join(outputs)}; {self.needs}")
+            raise ConfigError("loss", f"found no output (N, C) among {', '.join(outputs)}; {self.needs}")
         return names
 
     def present(self, target: Tensor, num_classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cross entropy against shares of classes, as mixup and cutmix make them."""
+"""Cross entropy with soft targets (a share for each class), as mixup and cutmix make them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from classyseg.registry import LOSSES
 class DenseTargetLoss(PerOutputLoss):
     """A loss whose target may have a number for each class: (N, C) for images, (N, C, H, W) for pixels.
 
-    Entries that are `ignore_index` do not count, and pixels (images) of nothing else neither. Targets of class indices,
-    (N,) and (N, H, W), are taken as well: as 1 for that class.
+    Entries that are `ignore_index` do not count; nor do pixels (images) that have only such entries. Class indices,
+    (N,) and (N, H, W), are taken, too: as 1 for that class.
     """
 
-    takes_shares = True
+    takes_soft_targets = True
 
     def is_dense(self, target: Tensor) -> bool:
         return target.is_floating_point()
@@ -31,8 +31,8 @@ class DenseTargetLoss(PerOutputLoss):
         return (target != self.ignore_index).any(1).sum().double()
 
     def band_of(self, target: Tensor, i: int, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The band's target as a new tensor in the shape of the logits `like` (C, rows, W), 0 where it does not count;
-        and where it does."""
+        """The band's target as a new tensor (C, rows, W) like the logits, 0 where it does not count; and where it
+        counts."""
         if self.is_dense(target):
             valid = target[i, :, rows] != self.ignore_index
             return target[i, :, rows].to(like.dtype).masked_fill(~valid, 0), valid
@@ -44,7 +44,7 @@ class DenseTargetLoss(PerOutputLoss):
 
 @LOSSES.register("soft_target_cross_entropy")
 class SoftTargetCrossEntropyLoss(DenseTargetLoss):
-    """Cross entropy against shares of classes: targets (N, C), or (N, C, H, W) for pixels; class indices as well.
+    """Cross entropy with soft targets, (N, C), or (N, C, H, W) for pixels. Class indices are taken, too.
 
     `normalize_targets` divides the shares of an image (a pixel) by their sum. `label_smoothing` spreads that share of
     the loss evenly over the classes, in training only. Entries that are `ignore_index` do not count.
@@ -147,9 +147,9 @@ class BarronLoss(DenseTargetLoss):
             return 1 - decay, error * decay
         if self.alpha == 2:
             return 0.5 * squared, error
-        if abs(self.alpha) < 1e-12:  # where the quotient of the general form leaves float32's range
+        if abs(self.alpha) < 1e-12:  # here the quotient of the general form leaves float32's range
             return (0.5 * squared).log1p(), error / (0.5 * squared + 1)
         rest = abs(self.alpha - 2)
-        log_base = (squared / rest).log1p()  # no power of a number near 1, which float32 rounds off
+        log_base = (squared / rest).log1p()  # by `log1p`: float32 would round a number near 1 before the power
         value = rest / self.alpha * torch.expm1(self.alpha / 2 * log_base)
         return value, error * torch.exp((self.alpha / 2 - 1) * log_base)

@@ -1,4 +1,4 @@
-"""Overlap losses, dice and Tversky: sums over the pixels of an image first, then their gradient."""
+"""Overlap losses, dice and Tversky: first sums over the pixels of an image, then the gradient."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from classyseg.config import ConfigError
 from classyseg.losses.bands import resized, with_gradient
-from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, of_masks
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
 from classyseg.registry import LOSSES
 
 Classes = Literal["present", "all"]
 
 
 class ImageLoss(PerOutputLoss):
-    """A loss of each image's mask: the mean over the job's images that have a valid pixel."""
+    """A loss of each image: the mean over the job's images with a valid pixel."""
 
     needs = MASKS
 
     def fits(self, output: Tensor, target: Tensor) -> bool:
-        return of_masks(output, target)
+        return fits_masks(output, target)
 
     def count(self, target: Tensor) -> Tensor:
         return (target != self.ignore_index).flatten(1).any(1).sum().double()
@@ -32,11 +32,11 @@ class ImageLoss(PerOutputLoss):
 class TverskyLoss(ImageLoss):
     """1 minus the overlap of the softmax with the mask, `hits / (hits + a x false positives + b x false negatives)`.
 
-    Of every class of an image, the mean over its classes (those that the mask holds, or `all`), then over images.
-    `smooth` is added to both sides of the fraction; `exponent` is that of the focal Tversky loss. `dice` is this with
-    both weights 1/2.
+    It is computed for each class of an image, then averaged over the classes (those in the mask, or `all`), then over
+    images. `smooth` is added to numerator and denominator; `exponent` is that of the focal Tversky loss. `dice` is this
+    loss with both weights 1/2.
 
-    In two passes, so that nothing of full size is held: the sums, then the gradient that they give.
+    There are two passes, for the sums and for the gradient, so nothing of full size is held.
 
     Raises: `ConfigError` where both weights are 0: every overlap would be 1.
 
@@ -67,7 +67,7 @@ class TverskyLoss(ImageLoss):
         super().__init__(ignore_index, head_weights=head_weights, heads=heads)
         if not false_positive_weight + false_negative_weight:
             raise ConfigError(
-                "false_positive_weight: found 0 beside false_negative_weight 0; one of them must be above 0"
+                "false_positive_weight", "found 0, and false_negative_weight 0, too; one of them must be above 0"
             )
         self.false_positive_weight = false_positive_weight
         self.false_negative_weight = false_negative_weight
@@ -110,7 +110,8 @@ class TverskyLoss(ImageLoss):
     def _value_and_slopes(self, sums: Tensor) -> tuple[Tensor, Tensor]:
         """An image's loss and its derivatives by the first two sums.
 
-        `sums` (3, C) are, of each class: the shares of its own pixels, the shares of all pixels, its pixels.
+        `sums` (3, C) has for each class: the softmax summed over its own pixels, the softmax summed over all pixels,
+        and its number of pixels.
         """
         with torch.enable_grad():
             hits, shares = sums[:2].clone().requires_grad_().unbind()
@@ -119,7 +120,7 @@ class TverskyLoss(ImageLoss):
             missed = self.false_positive_weight * false_positives + self.false_negative_weight * false_negatives
             index = (hits + self.smooth) / (hits + missed + self.smooth).clamp(min=1e-12)
             distance = 1 - index
-            missing = distance > 0  # else a power below 1 has no finite slope, and the loss is 0
+            missing = distance > 0  # at 0, a power below 1 has no finite slope
             loss = distance.where(missing, 1.0) ** self.exponent * missing
             counted = sums[2] > 0 if self.classes == "present" else torch.full_like(sums[2], bool(sums[2].any()))
             value = (loss * counted).sum() / counted.sum().clamp(min=1)

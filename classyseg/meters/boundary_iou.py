@@ -1,4 +1,4 @@
-"""IoU near the outlines of classes only, where plain IoU hardly sees mistakes of large objects."""
+"""IoU only near the outlines of classes: there, plain IoU hardly sees mistakes of large objects."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from classyseg.registry import METERS
 class BoundaryIoUMeter(ClassyMeter):
     """`mean_boundary_iou` and the `boundary_iou` of each class: the IoU of two bands along the outlines of a class.
 
-    The band of a class are its pixels from which another class, an ignored pixel or the image's border is at most d
-    pixels away, in any of eight directions; d is `dilation_ratio` of the image's diagonal, at least 1. The bands of
-    masks and predictions are intersected and united over the whole set. `absent` is as of `mean_iou`.
+    The band of a class has the pixels of the class that are at most d pixels away from another class, an ignored pixel
+    or the image's border, in any of eight directions. d is `dilation_ratio` of the image's diagonal, at least 1.
+    Intersection and union of the bands of masks and predictions are summed over the whole set. `absent` is as in
+    `mean_iou`.
 
     Source: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR 2021.
 
@@ -33,8 +34,8 @@ class BoundaryIoUMeter(ClassyMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_boundary_iou",)
-    class_numbers = ("boundary_iou",)
+    number_names = ("mean_boundary_iou",)
+    class_number_names = ("boundary_iou",)
     best_is = "largest"
 
     def __init__(
@@ -81,18 +82,18 @@ class BoundaryIoUMeter(ClassyMeter):
 
 def _band(labels: Tensor, distance: int, outside: int) -> Tensor:
     """`labels` (N, H, W) with `outside` wherever all pixels at most `distance` away have the same label."""
-    # Where two neighbours differ, in a row, then in a column: before each pixel and behind the last, the border.
+    # Marks where two neighbours in a row (then in a column) differ; the image's border counts as a difference.
     across = functional.pad(labels[:, :, 1:] != labels[:, :, :-1], (1, 1), value=True)
     down = functional.pad(labels[:, 1:] != labels[:, :-1], (0, 0, 1, 1), value=True)
     row_is_mixed = _any_within(across, distance - 1, distance, axis=2, length=labels.shape[2])
-    # Where no row of the window is mixed, its middle column tells whether the rows differ.
+    # If no row of the window is mixed, its middle column tells whether the rows differ.
     mixed = _any_within(row_is_mixed, distance, distance, axis=1, length=labels.shape[1])
     mixed |= _any_within(down, distance - 1, distance, axis=1, length=labels.shape[1])
     return labels.masked_fill(~mixed, outside)
 
 
 def _any_within(flags: Tensor, before: int, after: int, axis: int, length: int) -> Tensor:
-    """Whether any of `flags` from `before` before to `after` after each of `length` positions is set, along `axis`."""
+    """Whether any flag is set from `before` before to `after` after each of `length` positions along `axis`."""
     counted = functional.pad(flags.cumsum(axis, dtype=torch.int32), (1, 0) if axis == 2 else (0, 0, 1, 0))
     position = torch.arange(length, device=flags.device)
     first = (position - before).clamp(min=0)

@@ -19,7 +19,11 @@ class ClassyMeter(Configurable, ABC):
     `head` names the head whose predictions are counted; None is the model's main head.
     """
 
-    replaced = {"reads_labels": "write reads = 'labels' or reads = 'scores'"}
+    replaced = {
+        "reads_labels": "write reads = 'labels' or reads = 'scores'",
+        "numbers": "it is called `number_names`",
+        "class_numbers": "it is called `class_number_names`",
+    }
     reads: Literal["labels", "scores", "outputs"] = "labels"
     """What `update` is given as the prediction, made once for all meters that read the same of a head.
 
@@ -28,26 +32,26 @@ class ClassyMeter(Configurable, ABC):
     head gives, a mapping by the head's own names.
     """
     takes_logits: bool = False
-    """Of a meter that reads scores: whether it takes a head's logits, of any size, in their place.
+    """Whether a meter that reads scores takes a head's logits, of any size, in their place.
 
-    So where only the order of the classes matters.
+    It may where only the order of the classes matters.
     """
     head: str | None = None
     clips_per_video: int = 1
-    """As many validation samples that follow each other are one: they come in one batch, to one process."""
-    numbers: tuple[str, ...] | None = None
-    """The names in `compute()` whose values are numbers, by which a checkpoint can be best; None: not declared."""
-    class_numbers: tuple[str, ...] = ()
+    """A video is so many consecutive samples. They stay in one batch, of one process."""
+    number_names: tuple[str, ...] | None = None
+    """The names in `compute()` whose values are numbers; a checkpoint can be best by one. None: not declared."""
+    class_number_names: tuple[str, ...] = ()
     """The names in `compute()` whose values are a number, or None, by the name of each class.
 
     A checkpoint can be best by one of them as `NAME/CLASS`. The log shows them after each val phase.
     """
     unseen_classes: Sequence[str] = ()
     """Set by `compute`: the classes that no mask of the whole job had, where the meter knows. The log tells them apart
-    from those that the model misses."""
+    from classes that the model misses."""
     best_is: BestIs | Mapping[str, BestIs] | None = None
-    """Which value of these numbers is best; by name where they differ. None: not declared, so that who uses one of
-    them as `best` must say it."""
+    """Which value of these numbers is best; by name where they differ. None: not declared; a config whose `best` is one
+    of them must then say `best_is`."""
 
     @abstractmethod
     def __init__(self, classes: Sequence[str], ignore_index: int) -> None: ...
@@ -65,10 +69,10 @@ class ClassyMeter(Configurable, ABC):
         """The values by name, of the whole job: plain numbers, lists and dicts. Every process calls it."""
 
     def files(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """What the run's folder gets beside the record: texts by file name, from what `compute` gave."""
+        """Texts by file name that are written next to the record in the run's folder, made of what `compute` gave."""
         return {}
 
 
 def sum_of_job(counts: Tensor) -> Tensor:
-    """`counts` summed over the job, as a new tensor on the host: a process without a batch has them nowhere else."""
+    """`counts` summed over the job, as a new tensor on the host: a process that had no batch has no device tensor."""
     return sum_over_processes(counts.cpu())

@@ -20,7 +20,7 @@ Absent = Literal["skip", "zero"]
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int, ignored: Tensor) -> None:
-    """Raises: `ValueError` for a label that is no class and not `ignored`; on the host alone, as a GPU would wait."""
+    """Raises: `ValueError` for a label that is no class and not `ignored`, on the host only, as a GPU would wait."""
     if labels.device.type != "cpu" or not labels.numel():
         return
     low, high = (int(label) for label in labels.aminmax())
@@ -32,13 +32,13 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignored: Tensor) -
 
 
 def is_ignored(target: Tensor, ignore_index: int) -> Tensor:
-    """Where labels of any integer type are `ignore_index`; of bytes, torch takes 0 for 256 and 255 for -1."""
+    """Where labels of any integer type are `ignore_index`. In bytes, torch would take 0 for 256, and 255 for -1."""
     compares = target.dtype != torch.uint8 or 0 <= ignore_index <= 255
     return target == ignore_index if compares else torch.zeros_like(target, dtype=torch.bool)
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """How often (row) was the true and (column) the predicted class: (num_classes, num_classes) int64.
+    """How often each pair of true class (row) and predicted class (column) occurs: (num_classes, num_classes) int64.
 
     `prediction` and `target` hold class indices in one shape; pixels whose target is `ignore_index` are left out.
 
@@ -48,7 +48,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     check_labels("prediction", prediction, num_classes, ignored)
     if target.dtype == torch.int64:
         pair = torch.add(prediction, target, alpha=num_classes)
-    else:  # masks travel as bytes; a sum of two types takes four times as long
+    else:  # masks arrive as bytes; adding two types would take four times as long
         pair = target.long().mul_(num_classes).add_(prediction)
     pair = pair.masked_fill_(ignored, num_classes**2).flatten()
     if pair.device.type == "cpu":  # numpy counts about twice as fast as torch here, and waits for nothing elsewhere
@@ -58,7 +58,8 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
             check_labels("target", target, num_classes, ignored)
             raise
         if len(found) > num_classes**2 + 1 or found[-1] != np.count_nonzero(ignored.numpy()):
-            check_labels("target", target, num_classes, ignored)  # num_classes itself counts as ignored beside 0
+            # The label num_classes with the prediction 0 falls into the bin of ignored pixels: only the count tells.
+            check_labels("target", target, num_classes, ignored)
         counts = torch.from_numpy(found)
     else:
         counts = torch.zeros(num_classes**2 + 1, dtype=torch.int64, device=pair.device)
@@ -127,8 +128,8 @@ class MeanIoUMeter(_MeanOverClassesMeter):
     A class that is neither in the masks nor predicted has no IoU: `absent: skip` leaves it out of the mean, `absent:
     zero` counts it as 0 (as PyTorch-Encoding does); its `iou` is null either way.
 
-    The IoU of a class is, over all valid pixels of the measured set, those that are of the class and predicted so,
-    divided by those that are of the class or predicted so.
+    The IoU of a class counts all valid pixels of the measured set: those of the class that are predicted so, divided by
+    those that are of the class or predicted so.
 
     Args:
         absent: `zero` counts a class that is neither in the masks nor predicted as 0 in the mean (its `iou` is null
@@ -136,8 +137,8 @@ class MeanIoUMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_iou", "pixel_accuracy")
-    class_numbers = ("iou",)
+    number_names = ("mean_iou", "pixel_accuracy")
+    class_number_names = ("iou",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -158,8 +159,8 @@ class DiceMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_dice",)
-    class_numbers = ("dice",)
+    number_names = ("mean_dice",)
+    class_number_names = ("dice",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -177,8 +178,8 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("mean_class_accuracy",)
-    class_numbers = ("class_accuracy",)
+    number_names = ("mean_class_accuracy",)
+    class_number_names = ("class_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         matrix = self.total()
@@ -193,7 +194,7 @@ class PixelAccuracyMeter(_ConfusionMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ("pixel_accuracy",)
+    number_names = ("pixel_accuracy",)
 
     def compute(self) -> dict[str, Any]:
         return {"pixel_accuracy": _pixel_accuracy(self.total())}
@@ -210,7 +211,7 @@ class ConfusionMatrixMeter(_ConfusionMeter):
         head: The head whose predictions count.
     """
 
-    numbers = ()
+    number_names = ()
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}

@@ -22,10 +22,10 @@ ClipsPerVideo = Annotated[int, Field(ge=1)]
 class _TopKMeter(ClassyMeter):
     """Counts true classes among the first k of the logits; of equal logits the lower class comes first.
 
-    Logits (N, C) of images go with a class of each (N,), or with a row of flags of its classes (N, C), of which those
-    above 0 are set. Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample.
-    Samples whose class is `ignore_index` are left out. With `clips_per_video`, as many samples that follow each other
-    are one: their logits are averaged. A video is left out if one of its clips is.
+    Logits (N, C) of images go with a class of each (N,), or with a flag for each class (N, C), set where above 0.
+    Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample. Samples whose class
+    is `ignore_index` are left out. A video is `clips_per_video` consecutive samples: their logits are averaged. It is
+    left out if one of its clips is.
     """
 
     reads = "scores"
@@ -38,17 +38,17 @@ class _TopKMeter(ClassyMeter):
     ) -> None:
         if not topk or max(topk) > len(classes):
             raise ConfigError(
-                f"topk: found {list(topk)}; accepted: numbers from 1 to {len(classes)}, the number of classes"
+                "topk", f"found {list(topk)}; accepted: numbers from 1 to {len(classes)}, the number of classes"
             )
         self.ignore_index = ignore_index
         self.topk = tuple(topk)
         self.head = head
-        self.numbers = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
+        self.number_names = tuple(f"{self.value_name}_top_{k}" for k in self.topk)
         self.reset()
 
     def reset(self) -> None:
         self.counts = torch.zeros(len(self.topk) + 4, dtype=torch.int64)
-        """What is right by k; then samples, true classes, videos whose clips have different ones, wrong labels."""
+        """Right ones for each k; then samples, true classes, videos with clips of different classes, wrong labels."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         target = target if target.is_floating_point() else target.long()
@@ -70,22 +70,23 @@ class _TopKMeter(ClassyMeter):
         if mixed:
             raise ValueError(f"{self.value_name}: {mixed} videos have clips with different classes; all must be alike")
         of = [self.out_of(k, samples, true) for k in self.topk]
-        return {name: n / m if m else None for name, n, m in zip(self.numbers or (), right, of, strict=True)}
+        return {name: n / m if m else None for name, n, m in zip(self.number_names or (), right, of, strict=True)}
 
     def right(self, found: Tensor) -> Tensor:
-        """How much counts as right; `found` (samples, true classes) says which classes are among the first."""
+        """How much counts as right. `found` (samples, true classes) says which true classes are among the first."""
         return found.sum()
 
     @abstractmethod
     def out_of(self, k: int, samples: int, true: int) -> int:
-        """What the right ones are divided by, of so many samples and true classes of all samples."""
+        """The divisor of the right ones, from the numbers of samples and of true classes."""
 
     def _videos(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits and targets of videos from those of their clips, and how many of them have no one target."""
+        """Logits and targets of videos from those of their clips; how many videos have clips of different targets."""
         if len(prediction) % self.clips_per_video:
             raise ConfigError(
-                f"{self.value_name}: found a batch of {len(prediction)} clips; accepted: whole videos, multiples of "
-                f"clips_per_video: {self.clips_per_video} (see runtime.eval_batch_size)"
+                self.value_name,
+                f"found a batch of {len(prediction)} clips; accepted: whole videos, multiples of "
+                f"clips_per_video: {self.clips_per_video} (see runtime.eval_batch_size)",
             )
         clips = target.unflatten(0, (-1, self.clips_per_video))
         valid = (clips != self.ignore_index).all(1)
@@ -99,7 +100,7 @@ def _are_flags(logits: Tensor, target: Tensor) -> bool:
 
 
 def _ranks(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The places of classes in the order of each sample's logits, and which of them are true: (samples, 1 or C) both.
+    """The ranks of classes by each sample's logits, and which of them are true: both (samples, 1 or C).
 
     A true class whose logit is NaN comes last.
     """

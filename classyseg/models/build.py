@@ -1,4 +1,4 @@
-"""From a config, or a name, to a model with heads and weights."""
+"""Builds models with heads and weights, from a config or a name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from classyseg.config import ConfigError, ConfigTree, explain, placed
+from classyseg.config import ConfigError, ConfigTree, explain
+from classyseg.errors import moving, within
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.load_weights import LoadedWeights, load_weights
 from classyseg.models.memory.freezing import freeze
@@ -23,40 +24,42 @@ log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 WeightsForm = str | Path | Mapping[str, Any] | WeightsConfig
-"""A source alone, or what a config has under `weights`."""
+"""A source of weights, or all that a config has under `weights`."""
 
 
 def build_model(config: Any, num_classes: int | None = None, *, load: bool = True) -> ClassyModel:
     """The model that `config` describes, such as `{name: resnet50, heads: {main: {name: fcn, blocks: [stage4]}}}`.
 
-    `config` is a name, a mapping or a checked config; `num_classes` is what heads need, by default that of a name
-    that brings heads. Without `load`, the weights that the config names are left to `load_initial_weights`.
+    `config` is a name, a mapping or a checked config. Heads need `num_classes`; a name that brings heads has a default.
+    Without `load`, the config's weights are not loaded: see `load_initial_weights`.
 
-    Raises: `ConfigError` with every problem of the config; for unknown blocks; for heads without `num_classes`; for
+    Raises: `ConfigError` with every problem of the config, and for unknown blocks, heads without `num_classes`, and
     weights that do not fit.
     """
     if isinstance(config, ClassyModel):
         return config
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
-    try:
+    with within("model"):
         model: ClassyModel = MODELS.build(checked)
-    except ConfigError as error:
-        raise placed("model", error) from None
     heads = getattr(checked, "heads", {})
     if num_classes is None:
         num_classes = default_num_classes(type(model), checked.name)
     if heads and num_classes is None:
-        raise ConfigError("model.heads: found heads, but no number of classes; pass num_classes")
+        raise ConfigError("model.heads", "found heads, but no number of classes; pass num_classes")
     for name, head in heads.items():
         blocks = _blocks(model, head.blocks, f"model.heads.{name}.blocks")
         try:
-            model.attach_head(name, HEADS.build(head, blocks, num_classes), train_only=head.train_only)
-        except ConfigError as error:
-            raise placed(f"model.heads.{name}", error) from None
-        except (ArithmeticError, AssertionError, LookupError, ValueError) as error:  # a plugin's head may ask nothing
+            with within(("model", "heads", name)):
+                built = HEADS.build(head, blocks, num_classes)
+            with within("model"):
+                model.attach_head(name, built, train_only=head.train_only)
+        except ConfigError:
+            raise
+        except (ArithmeticError, AssertionError, LookupError, ValueError) as error:  # a plugin's head may check nothing
             raise ConfigError(
-                f"model.heads.{name}: the head '{head.name}' cannot be built with these options of the blocks "
-                f"{', '.join(head.blocks)} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); choose others"
+                f"model.heads.{name}",
+                f"the head '{head.name}' cannot be built with these options of the blocks "
+                f"{', '.join(head.blocks)} ({type(error).__name__}: {str(error).partition(chr(10))[0]}); choose others",
             ) from error
     _save_memory(model, checked)
     if load:
@@ -65,28 +68,27 @@ def build_model(config: Any, num_classes: int | None = None, *, load: bool = Tru
 
 
 def _save_memory(model: ClassyModel, config: ComponentConfig) -> None:
-    try:
+    with within("model"):
         freeze(model, getattr(config, "frozen", False), norm=getattr(config, "frozen_norm", False))
         checkpointing = getattr(config, "activation_checkpointing", False)
         checkpoint_activations(model, checkpointing)
-    except ConfigError as error:
-        raise placed("model", error) from None
     model.activation_compression = getattr(config, "activation_compression", "none")
     if checkpointing and model.activation_compression != "none":
         raise ConfigError(
-            f"model.activation_compression: found '{model.activation_compression}' beside activation_checkpointing, "
-            "which would compute again from rounded inputs; keep one of them"
+            "model.activation_compression",
+            f"found '{model.activation_compression}' together with "
+            "activation_checkpointing, which would compute again from rounded inputs; keep one of them",
         )
 
 
 class _Start(NamedTuple):
-    """Where a model's weights come from, looked up once, and how they are fitted."""
+    """The source of a model's weights, looked up once, and how they are fitted."""
 
     source: WeightsSource
     how: WeightsConfig
 
     def config(self) -> dict[str, Any]:
-        """The options that public weights want where they are not the model's defaults."""
+        """The model's options that its public weights need, where they differ from the defaults."""
         return dict(self.source.public.config) if self.source.public else {}
 
     def load(
@@ -105,7 +107,7 @@ class _Start(NamedTuple):
 
 
 def load_initial_weights(model: ClassyModel, config: Any) -> None:
-    """Loads what `config`, of which `model` was built, says under `weights`, if anything. Raises: `ConfigError`."""
+    """Loads the weights that `config`, from which `model` was built, names, if any. Raises: `ConfigError`."""
     if isinstance(config, ClassyModel):
         return
     checked = config if isinstance(config, ComponentConfig) else MODELS.validate(config, placed=True)
@@ -118,15 +120,13 @@ def load_initial_weights(model: ClassyModel, config: Any) -> None:
 def _blocks(model: ClassyModel, names: Sequence[str], place: str) -> list[BlockInfo]:
     found = []
     for i, name in enumerate(names):
-        try:
+        with moving("blocks", f"{place}[{i}]"):
             found.append(model.block(name))
-        except ConfigError as error:
-            raise ConfigError(f"{place}[{i}]: {str(error).removeprefix('blocks: ')}") from None
     return found
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The registered models that match `pattern`, such as `resnet*`; plugins' included, none of them imported."""
+    """The registered models that match `pattern`, such as `resnet*`. Plugins' models are included, but not imported."""
     return MODELS.names(pattern)
 
 
@@ -143,14 +143,13 @@ def create_backbone(
     hierarchical: bool | None = None,
     **config: Any,
 ) -> ClassyModel:
-    """A backbone whose call gives the feature maps by block name; without the heads that the name may bring.
+    """A backbone whose call gives feature maps by block name. Heads that the name brings are left out.
 
-    `pretrained` takes the first of the public weights that the name knows; `weights` a name, a path or a URL,
-    or a mapping as in a config: `{"source": "w.pth", "strict": False}`. `adapt_input` fits a first convolution for 3
+    `pretrained` takes the first of the public weights that the name knows. `weights` is a name, a path or a URL, or a
+    mapping as in a config: `{"source": "w.pth", "strict": False}`. `adapt_input` fits a first convolution for 3
     channels to `in_channels`. `output_indices` keeps some of the blocks, counted from the shallowest, negative ones
-    from the deepest. `features_only=False` attaches ImageNet's classifier as the head `main`, with its weights, which
-    the file must hold. `output_stride`, `patch_size`, `hierarchical` and other keywords are the backbone's config, of
-    those that have them.
+    from the deepest. `features_only=False` attaches ImageNet's classifier as the head `main`; the file must hold its
+    weights. `output_stride`, `patch_size`, `hierarchical` and other keywords are keys of the backbone's config.
 
     Raises: `ConfigError`.
     """
@@ -158,7 +157,7 @@ def create_backbone(
     known = MODELS.config_model(name).model_fields
     for key, value in options.items():
         if value is not None and key not in known:
-            raise ConfigError(f"{key}: found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
+            raise ConfigError(key, f"found {value}; '{name}' has no {key}. Its keys: {', '.join(known)}")
     config |= {key: value for key, value in options.items() if value is not None}
     if features_only:
         start = _start(name, pretrained, weights, adapt_input, with_heads=False)
@@ -179,11 +178,9 @@ def create_backbone(
     if output_indices is not None:
         names = list(model.blocks)
         if any(type(index) is not int or index not in range(-len(names), len(names)) for index in output_indices):
-            raise ConfigError(f"output_indices: found {list(output_indices)}; '{name}' has {len(names)} blocks")
-        try:
+            raise ConfigError("output_indices", f"found {list(output_indices)}; '{name}' has {len(names)} blocks")
+        with moving("blocks", "output_indices"):
             model.keep_blocks([names[index] for index in output_indices])
-        except ConfigError as error:
-            raise placed("output_indices", error) from None
     return model
 
 
@@ -197,13 +194,14 @@ def create_model(
     heads: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> ClassyModel:
-    """A model with heads, whose call gives logits by head name.
+    """A model with heads. Its call gives logits by head name.
 
     `heads` are as in a config: `{"main": {"name": "fcn", "blocks": ["stage4"]}}`; by default those that the name
-    brings, such as `encnet_resnet50s_ade`. With neither, the model classifies images: the head `main` has the layers
-    of the reference's classifier, and takes its weights of a file for ImageNet's 1000 classes. `num_classes` is by
-    default that of a name with heads, or ImageNet's of such a classifier. `pretrained`, `weights` and `adapt_input`:
-    see `create_backbone`; with the heads that a name brings, `pretrained` takes weights of the whole model.
+    brings, as `encnet_resnet50s_ade` does. With neither, the model classifies images: the head `main` has the layers of
+    the reference's classifier, and takes its weights from a file for ImageNet's 1000 classes. The default of
+    `num_classes` is that of a name with heads, or ImageNet's for such a classifier. `pretrained`, `weights` and
+    `adapt_input`: see `create_backbone`. With heads that the name brings, `pretrained` takes weights of the whole
+    model.
 
     Raises: `ConfigError`.
     """
@@ -227,9 +225,9 @@ def create_model(
 
 
 def _start(name: str, pretrained: bool, weights: Any, adapt_input: bool, *, with_heads: bool) -> _Start | None:
-    """What is asked for: `weights`, else with `pretrained` the first public ones that the model `name` knows.
+    """The weights to start from: `weights`, else with `pretrained` the first public ones that the model `name` knows.
 
-    `with_heads` wants those of the heads, too, where the name brings heads.
+    With `with_heads`, public weights must include those of heads that the name brings.
     """
     if weights is None and not pretrained:
         return None
@@ -242,7 +240,7 @@ def _start(name: str, pretrained: bool, weights: Any, adapt_input: bool, *, with
     if not known:
         raise ConfigError(f"'{name}' knows no public weights; give weights a path, or leave pretrained out")
     brings_heads = with_heads and entry.defaults.get("heads")
-    fit = [key for key in known if known[key].whole or not brings_heads]
+    fit = [key for key in known if known[key].has_heads or not brings_heads]
     if not fit:
         raise ConfigError(
             f"'{name}' knows no public weights of its heads; leave pretrained out, or start its backbone from "

@@ -21,11 +21,11 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
     """Writes the tensors of `source` to the safetensors file `target`; returns one line about what was done.
 
     Without `model`, the keys stay as they are, nested ones dotted. With the registered name `model`, they become that
-    model's own, every one must fit, and what is beside them (classifiers, heads that the name does not bring,
-    optimizers) is left out. The file's metadata tell the source's name and sha256, and whose names it used.
+    model's own, and every one must fit; the rest of the file (classifiers, heads that the name does not bring,
+    optimizers) is left out. The file's metadata tell the source's name and sha256, and which library's names it used.
 
-    Raises: `ConfigError` as `load_weights` does, also for values that are not finite; for a target that exists, without
-    `force`, or cannot be written.
+    Raises: `ConfigError` as `load_weights` does; for values that are not finite; and for a target that exists (without
+    `force`) or cannot be written.
     """
     target = user_path(target)
     if target.suffix != ".safetensors":
@@ -52,10 +52,10 @@ def convert_weights(source: str, target: str | Path, *, model: str = "", force: 
 
 
 def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Writes beside `target` first, so that a crash leaves no half of a file."""
+    """Writes to another name and renames it, so that a crash leaves no half of a file."""
     part = target.with_name(f"{target.name}.tmp-{os.getpid()}")
     try:
-        part.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
+        part.unlink(missing_ok=True)  # an earlier process with this number left it; or it is a link
         save_file(_separate(tensors), part, metadata)
         os.replace(part, target)
     except Exception as error:  # safetensors wraps what the disk said in an exception of its own
@@ -65,7 +65,7 @@ def _save(tensors: dict[str, Tensor], target: Path, metadata: dict[str, str]) ->
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` with whole storages of their own, which is what safetensors keeps: tied ones are written twice."""
+    """`tensors`, each with a whole storage of its own, as safetensors needs it: tied ones are written twice."""
     seen: set[int] = set()
     found = {}
     for key, value in tensors.items():

@@ -2,7 +2,7 @@
 
 Source: H. Zhang et al., "Context Encoding for Semantic Segmentation", CVPR 2018, "Deep TEN: Texture Encoding Network",
 CVPR 2017, and "ResNeSt: Split-Attention Networks", 2020, as PyTorch-Encoding has them. Its plain backbones
-(`resnet50s`, `wideresnet38`, ...) are registered beside their classes.
+(`resnet50s`, `wideresnet38`, ...) are registered where their classes are.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def with_heads(backbones: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 def _with_heads(name: str, digest: str, crop: int = 480, resize: int = 520) -> dict[str, PublicWeights]:
     dataset = ENCODING_MODELS[name].dataset
     licence = f"MIT; trained on {dataset}"
-    found = replace(pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, whole=True)
+    found = replace(pytorch_encoding(name, digest), licence=licence, crop=crop, resize=resize, has_heads=True)
     return {f"{dataset}_encoding": found}
 
 

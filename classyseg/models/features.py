@@ -1,4 +1,4 @@
-"""Features for other programs: chosen maps of a backbone, and maps at the strides that one wants, of any backbone."""
+"""Features for other programs: chosen blocks of a backbone, and maps at wanted strides from any backbone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PYRAMID_STRIDES = (4, 8, 16, 32)
 
 
 class FeatureSelector(nn.Module):
-    """Images (N, in_channels, H, W) to the chosen blocks' features, a dict in the order of the choice.
+    """Gives the features of chosen blocks for images (N, in_channels, H, W), as a dict in the order of the choice.
 
     `blocks` are names (declared blocks, optional ones such as `pre_logits`, submodules such as `layer3.5.conv2`) or
     indices into the declared blocks, negative ones from the deepest. `infos` tells each block's channels and stride,
     which is 0 for vectors (N, count, channels).
 
-    Raises: `ConfigError` for no block, a block that does not exist, and one that is chosen twice.
+    Raises: `ConfigError` for no block, an unknown block, and a block that is chosen twice.
     """
 
     def __init__(self, model: ClassyModel, blocks: Sequence[str | int]) -> None:
@@ -32,10 +32,12 @@ class FeatureSelector(nn.Module):
         names = []
         for block in blocks:
             if isinstance(block, int) and block not in range(-len(declared), len(declared)):
-                raise ConfigError(f"blocks: found the index {block}; there are {len(declared)}: {', '.join(declared)}")
+                raise ConfigError(
+                    "blocks", f"found the index {block}; there are {len(declared)}: {', '.join(declared)}"
+                )
             names.append(declared[block] if isinstance(block, int) else block)
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"blocks: found {names}; choose one or more, each once")
+            raise ConfigError("blocks", f"found {names}; choose one or more, each once")
         self.infos = model.watch(*names)
         self.model = model
 
@@ -45,14 +47,14 @@ class FeatureSelector(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Images (N, in_channels, H, W) to a list of maps, one for each of `strides`, finest first.
+    """Gives a list of maps for images (N, in_channels, H, W), one for each of `strides`, finest first.
 
-    Each level comes from the deepest block at its stride; where there is none, from that of the nearest finer stride,
-    else of the nearest coarser one, resampled. Every level has H / stride rows and W / stride columns, rounded up; a
-    map of fewer, of a backbone that rounds down, goes on as at its border. Backbones with several maps at one stride
-    alone spread them over the levels, shallow to deep. Blocks of vectors are left out. With `channels`, a feature
-    pyramid network: 1x1 convolutions to `channels`, sums from coarse to fine, and a 3x3 convolution for each level.
-    `infos` tells each level's block, channels and stride.
+    Each level comes from the deepest block at its stride. If there is none, it is resampled from the nearest finer
+    stride, else from the nearest coarser one. Every level has H / stride rows and W / stride columns, rounded up; where
+    a backbone rounds down, the border is repeated. If all maps have one stride, they are spread over the levels,
+    shallow to deep. Blocks of vectors are left out. With `channels`, a feature pyramid network: 1x1 convolutions to
+    `channels`, sums from coarse to fine, and a 3x3 convolution for each level. `infos` tells each level's block,
+    channels and stride.
 
     Source: Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017.
     Raises: `ConfigError` for strides that do not rise, for `channels` below 1, for backbones of clips or vectors, and
@@ -65,18 +67,18 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         if not strides or list(strides) != sorted(set(strides)) or strides[0] < 1:
             raise ConfigError(
-                f"strides: found {list(strides)}; they are rising numbers of pixels, such as 4, 8, 16, 32"
+                "strides", f"found {list(strides)}; they are rising numbers of pixels, such as 4, 8, 16, 32"
             )
         if channels is not None and channels < 1:
-            raise ConfigError(f"channels: found {channels}; each level has 1 or more")
+            raise ConfigError("channels", f"found {channels}; each level has 1 or more")
         if len(model.input_shape(PROBE_SIZE, PROBE_SIZE)) != 3:
             shape = ", ".join(map(str, model.input_shape(PROBE_SIZE, PROBE_SIZE)))
-            raise ConfigError(f"model: {type(model).__name__} takes inputs (N, {shape}); a pyramid is made of images")
+            raise ConfigError("model", f"{type(model).__name__} takes inputs (N, {shape}); a pyramid is made of images")
         self.model = model
         maps = [block for block in model.blocks.values() if block.stride]
         if not maps:
             raise ConfigError(
-                f"model: found no block of {type(model).__name__} that is a map; a pyramid is made of maps"
+                "model", f"found no block of {type(model).__name__} that is a map; a pyramid is made of maps"
             )
         self.sources = _sources(maps, strides)
         self.infos = [

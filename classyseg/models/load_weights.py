@@ -1,4 +1,4 @@
-"""Public and saved weights into a model: recognised, renamed, strictly, with every difference named."""
+"""Loads public and saved weights into a model: they are recognised and renamed, and every difference is named."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from classyseg.checkpoint import problem_of_values
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError, within
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
-from classyseg.models.position_grids import Grid, UnplacedError, grid_of, image_size_of_run, on_own_grid
+from classyseg.models.position_grids import Grid, UnknownGridError, grid_of, image_size_of_run, on_own_grid
 from classyseg.models.public_weights import WeightsSource, public_weights
 from classyseg.weights.key_maps import Naming
 from classyseg.weights.read import read_tensors
@@ -24,25 +24,26 @@ from classyseg.weights.read import read_tensors
 MAX_LISTED = 8
 MAX_PREFIX = 20
 COMPUTED = re.compile(r"(relative_position_index|relative_coords_table|attn_mask)$")
-"""Buffers that the model computes itself; files may have them, and nothing is read from them."""
+"""Buffers that the model computes itself. Files may have them, but they are not read."""
 COUNTED = re.compile(r"num_batches_tracked$")
-"""What files from before batch norm counted batches lack, and those of other libraries."""
+"""Counters of batches in batch norm. Old files and those of other libraries lack them."""
 OWN = "classyseg"
 ENCODING_BACKBONE = "pretrained."
-"""What PyTorch-Encoding's models with heads call the backbone."""
+"""The prefix of the backbone in PyTorch-Encoding's models with heads."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What became of a file's tensors.
+    """What was done with a file's tensors.
 
-    `library` is whose names it uses, `prefix` what stands before them. `missing`, `unexpected` and `mismatched` are
-    empty after a strict load; `ignored` are keys beside the backbone's: classifiers, heads, optimizers. `new_heads` are
-    the model's heads that the file has nothing for: they are random, as they were initialised. `assumed` says in
-    sentences what the file does not tell and was taken for granted. `other_classes` is the number of classes of the
-    file's classifier, where it was asked for and the head has another number; else 0.
+    `library` is the library whose names the file uses, `prefix` what comes before them. `missing`, `unexpected` and
+    `mismatched` are empty after a strict load; `ignored` are keys of other things than the backbone: classifiers,
+    heads, optimizers. `new_heads` are the model's heads that the file has nothing for: they are random, as they were
+    initialised. `assumed` says in sentences what the file does not tell and the loader took for granted.
+    `other_classes` is the number of classes of the file's classifier, where it was asked for and the head has another
+    number; else 0.
     """
 
     library: str
@@ -57,7 +58,7 @@ class LoadedWeights:
     other_classes: int = field(default=0, kw_only=True)
 
     def problems(self) -> str:
-        """The missing, unexpected and mismatched keys in one line; empty where there are none."""
+        """The missing, unexpected and mismatched keys in one line; empty if there are none."""
         groups = (
             ("missing keys", self.missing),
             ("unexpected keys", self.unexpected),
@@ -66,10 +67,10 @@ class LoadedWeights:
         return "; ".join(f"{len(keys)} {title}: {_listed(keys)}" for title, keys in groups if keys)
 
     def summary(self) -> str:
-        """How much was loaded from where, and how much was beside it, in one line."""
+        """In one line: how much was loaded from where, and what else the file holds."""
         counts = Counter(key.partition(".")[0] for key in self.ignored)
-        beside = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
-        more = f"; ignored: {beside}" if beside else ""
+        others = ", ".join(f"{start} ({count})" for start, count in counts.most_common(MAX_LISTED))
+        more = f"; ignored: {others}" if others else ""
         new = f"; random, as initialised: heads.{', heads.'.join(self.new_heads)}" if self.new_heads else ""
         return f"{len(self.loaded)} tensors loaded{_as(self)}{more}{new}"
 
@@ -87,35 +88,35 @@ def load_weights(
 ) -> LoadedWeights:
     """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
 
-    The file may use the model's own names or those of a library in `model.namings`, under any prefix: the one under
-    which most keys fit, the first of equals. It gives the backbone; the whole model when both hold `heads.*`, or when
-    the file is one of PyTorch-Encoding's with heads, and PyTorch-Encoding has all of the model's heads. Every tensor
-    must fit: the reference's own classifier may be left over, unless `classifier` names the head that takes it, whose
-    layers with weights are linear ones and layer norms alone. Then the file must have one; with `new_classifier`, one
-    of another number of classes, or none, leaves the head as it was initialised, with a warning.
+    The file may use the model's own names or those of a library in `model.namings`, under any prefix: the naming and
+    prefix with most fitting keys are taken, the first of equals. The backbone is loaded. The whole model is loaded if
+    both hold `heads.*`, or if the file is one of PyTorch-Encoding's with heads, and that library has all of the model's
+    heads. Every tensor must fit; only the reference's own classifier may be left over. If `classifier` names a head,
+    that head takes the classifier: its layers with weights must all be linear layers and layer norms, and the file must
+    have a classifier. With `new_classifier`, a classifier of another number of classes, or none, leaves the head as it
+    was initialised, with a warning.
 
-    `strict=False` loads what fits and reports the rest; `adapt_input` fits a first convolution for 3 channels to the
-    model's: every colour's weights are shared by the channels that take it, so that a grey image gives what it gave
-    before. `grid` (rows, columns) is that of the file's position embeddings, where it is no square.
+    `strict=False` loads what fits and reports the rest. `adapt_input` fits a first convolution for 3 channels to the
+    model's channels: the channels that take a colour share its weights, so that a grey image gives the same features.
+    `grid` (rows, columns) is that of the file's position embeddings, if it is not a square.
 
-    Raises: `ConfigError` listing the missing, unexpected and mismatched keys; for a file that cannot be read, or that
-    holds values that are not finite; for a name that does not exist; for a download whose hash is wrong; for a head
-    that cannot take a classifier; for position embeddings of a grid that nobody tells. The model is unchanged then.
+    Raises: `ConfigError` that lists missing, unexpected and mismatched keys; for a file that cannot be read or holds
+    values that are not finite; for an unknown name; for a download with a wrong hash; for a head that cannot take a
+    classifier; for position embeddings of an unknown grid. The model is unchanged then.
     """
     if isinstance(weights, WeightsSource):
         source = weights
     else:
         source = WeightsSource(str(weights), public_weights(type(model), variant))
-    place = f"model.weights: '{source.text}'"
-    for key, wanted in source.public.config if source.public else ():
-        if getattr(model, key, wanted) != wanted:
-            found = getattr(model, key)
-            raise ConfigError(f"{place} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
-    try:
+    file = f"'{source.text}'"
+    place = f"model.weights: {file}"
+    with within("model.weights"):
+        for key, wanted in source.public.config if source.public else ():
+            found = getattr(model, key, wanted)
+            if found != wanted:
+                raise ConfigError(f"{file} was trained with {key}: {wanted}, found model.{key}: {found}; set it")
         tensors = read_tensors(source.path)
         image_size = image_size_of_run(source.path) if source.path.is_dir() else None
-    except ConfigError as error:
-        raise ConfigError(f"model.weights: {error}") from None
     state, report = match(
         model,
         tensors,
@@ -126,21 +127,21 @@ def load_weights(
         image_size=image_size,
     )
     name = variant or type(model).__name__
-    if not report.loaded:
-        raise ConfigError(
-            f"{place} has no tensor of {name}: found keys such as "
-            f"{_listed(list(tensors)[:3])}; expected such as {_listed(list(model.state_dict())[:3])}"
-        )
-    if strict and report.problems():
-        raise ConfigError(
-            f"{place} does not fit {name}{_as(report)}: {report.problems()}{_other_classes(model, state, report)}"
-        )
-    if classifier in report.new_heads:
-        if strict and not new_classifier:
-            text = f"{place} holds no classifier for the head '{classifier}' of {name}"
+    with within("model.weights"):
+        if not report.loaded:
+            raise ConfigError(
+                f"{file} has no tensor of {name}: found keys such as {_listed(list(tensors)[:3])}; expected such as "
+                f"{_listed(list(model.state_dict())[:3])}"
+            )
+        if strict and report.problems():
+            others = _other_classes(model, state, report)
+            raise ConfigError(f"{file} does not fit {name}{_as(report)}: {report.problems()}{others}")
+        if classifier in report.new_heads and strict and not new_classifier:
+            text = f"{file} holds no classifier for the head '{classifier}' of {name}"
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
+        require_sound(file, state)
+    if classifier in report.new_heads:
         log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
-    require_sound(place, state)
     model.load_state_dict(state, strict=False)
     if report.problems():
         log.warning("%s was loaded in part: %s", place, report.problems())
@@ -150,16 +151,16 @@ def load_weights(
     return report
 
 
-def require_sound(place: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises: `ConfigError` that names tensors with numbers that are not finite, or with a variance below 0."""
+def require_sound(file: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises: `ConfigError` that names tensors with values that are not finite, or with a variance below 0."""
     broken = {key: problem for key, value in tensors.items() if (problem := problem_of_values(key, value))}
     for problem in dict.fromkeys(broken.values()):
         keys = [key for key, found in broken.items() if found == problem]
-        raise ConfigError(f"{place}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
+        raise ConfigError(f"{file}: {len(keys)} tensors hold {problem}: {_listed(keys)}")
 
 
 def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: LoadedWeights) -> str:
-    """What to do, where nothing but sizes of the heads' tensors is in the way."""
+    """What to do if only the sizes of the heads' tensors do not fit."""
     left = [key for key in model.state_dict() if key not in state and not (COMPUTED.search(key) or COUNTED.search(key))]
     if report.missing or report.unexpected or not all(key.startswith("heads.") for key in left):
         return ""
@@ -170,7 +171,7 @@ def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: Load
 
 
 def _no_classifier(model: ClassyModel, head: str) -> str:
-    """What to do, where a classifier is wanted and the file has none."""
+    """What to do if a classifier is wanted and the file has none."""
     looked = ", ".join(f"{start}*" for start in model.classifier_prefixes)
     where = f"keys such as {looked}" if looked else f"nothing, as {type(model).__name__} names no classifier_prefixes"
     return (
@@ -180,7 +181,7 @@ def _no_classifier(model: ClassyModel, head: str) -> str:
 
 
 def _random_classifier(model: ClassyModel, head: str, other_classes: int) -> str:
-    """Which tensors of the head a file without a classifier for it left random, and what to do."""
+    """Which tensors of the head stay random, as the file has no classifier for it, and what to do."""
     start = f"heads.{head}."
     state = {key: value for key, value in model.state_dict().items() if key.startswith(start)}
     classes = len(state[f"{start}{linear_layers(model, head)[-1]}.weight"])
@@ -205,13 +206,13 @@ def match(
     grid: Grid | None = None,
     image_size: Grid | None = None,
 ) -> tuple[dict[str, Tensor], LoadedWeights]:
-    """Those of `tensors` that fit `model`, by the model's keys, and what became of all of them.
+    """The `tensors` that fit `model`, by the model's keys, and a report on all of them.
 
-    `image_size` is that of the model whose tensors they are, where it is known; the others are those of `load_weights`.
+    `image_size` is that of the model that had these tensors, if known. The other arguments are those of `load_weights`.
     """
     if grid is not None and not model.position_grids():
         raise ConfigError(
-            f"weights.grid: found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
+            "weights.grid", f"found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
         )
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
@@ -256,7 +257,7 @@ def match(
 def _classifier_names(
     model: ClassyModel, head: str, starts: tuple[str, ...], tensors: Mapping[str, Tensor], may_differ: bool
 ) -> tuple[dict[str, str], int]:
-    """The file's names of the keys of `head`, and 0; nothing and the file's number of classes where that differs."""
+    """The file's names for the keys of `head`, and 0; no names and the file's number of classes if that differs."""
     keys = classifier_keys(head, model, starts, tensors)
     weights = [key for key in keys if key.endswith(".weight")]
     if not weights or not may_differ:
@@ -266,7 +267,7 @@ def _classifier_names(
 
 
 class _Fit:
-    """A file's tensors as the model's: what does not fit is `mismatched`, what was taken for granted `assumed`."""
+    """Fits a file's tensors to the model: `mismatched` lists what does not fit, `assumed` what is taken for granted."""
 
     def __init__(self, model: ClassyModel, adapt_input: bool, grid: Grid | None, image_size: Grid | None) -> None:
         self.model = model
@@ -277,7 +278,7 @@ class _Fit:
         self.assumed: list[str] = []
 
     def tensors(self, found: Mapping[str, tuple[str, Tensor]]) -> dict[str, Tensor]:
-        """Of `found`, which are names in the file and tensors by our keys, those that fit."""
+        """The tensors that fit. `found` has names in the file and tensors, by our keys."""
         state = {}
         for key, (name, tensor) in found.items():
             expected = self.expected[key]
@@ -287,7 +288,7 @@ class _Fit:
                 continue
             try:
                 tensor = self._fitted(key, name, tensor)
-            except UnplacedError as error:
+            except UnknownGridError as error:
                 self.mismatched.append(f"{name} is {tuple(tensor.shape)}, expected {tuple(expected.shape)}: {error}")
                 continue
             if tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point():
@@ -308,9 +309,9 @@ class _Fit:
 
 
 def encoding_names(model: ClassyModel) -> dict[str, str]:
-    """PyTorch-Encoding's names of the keys of its heads by ours: the main head, and the one that only trains.
+    """PyTorch-Encoding's names for the keys of our heads, by our names: the main head, and the one that only trains.
 
-    Empty where it does not have one of the model's heads.
+    Empty if that library lacks one of the model's heads.
     """
     aux = [name for name in model.heads if name in model.train_only_heads]
     places = dict.fromkeys(aux[:1], "auxlayer.")
@@ -327,7 +328,7 @@ def encoding_names(model: ClassyModel) -> dict[str, str]:
 
 
 def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:
-    """The naming and the prefix under which most of the expected keys are in the file; the first of equals."""
+    """The naming and the prefix with which most of the expected keys are in the file; the first of equals."""
     ours = [key for key in expected if not COMPUTED.search(key) and not COUNTED.search(key)]
     best, best_count = (namings[0], ""), 0
     for naming in namings:
@@ -347,10 +348,10 @@ def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[
 
 
 def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int) -> Tensor:
-    """`found`, changed to the expected channels of a first convolution where that is asked for.
+    """`found`, changed to the expected channels of a first convolution if that is asked for.
 
-    Over all channels the weights add up to what they did before: one or two channels share the sum of the three
-    colours; of more, channel i takes the colour i % 3, whose weights are divided by how many channels take it.
+    The sum of weights over all channels stays the same. One or two channels share the sum of the three colours. Of more
+    channels, channel i takes the colour i % 3, divided by the number of channels that take this colour.
     """
     if not adapt_input or not _is_first(found, expected, in_channels):
         return found
@@ -362,7 +363,7 @@ def _fitted(found: Tensor, expected: Tensor, adapt_input: bool, in_channels: int
 
 
 def _is_first(found: Tensor, expected: Tensor, in_channels: int) -> bool:
-    """Whether `found` is a first convolution for 3 channels where one for another number is `expected`."""
+    """Whether `found` is a first convolution for 3 channels, and one for another number is `expected`."""
     others = found.shape[:1] == expected.shape[:1] and found.shape[2:] == expected.shape[2:]
     return found.dim() >= 4 and others and found.shape[1] == 3 != in_channels == expected.shape[1]
 

@@ -1,4 +1,4 @@
-"""A model run on torch's `meta` device: the shapes of what it computes, without values and without changing it."""
+"""Runs a model on torch's `meta` device, without values and without changing it: what shapes it computes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PROBE_SIZE = 256
-"""The side of the image by which channels and strides are found."""
+"""The side of the image with which channels and strides are found."""
 
 
 def run_on_meta(
     model: nn.Module, shape: Sequence[int], call: Callable[[Tensor], T] | None = None, *, training: bool = False
 ) -> T | Any:
-    """What `call`, by default `model` itself, gives for an input of `shape` on the `meta` device.
+    """The result of `call`, by default `model` itself, for an input of `shape` on the `meta` device.
 
-    `call` runs `model` or a part of it. Meanwhile parameters and buffers lie on `meta`, and the model is in training
-    or in eval mode; afterwards all are as before. Within `classyseg.shapes.Shapes` most networks need a part of the
-    time. Whatever goes wrong is raised as torch or the model raise it.
+    `call` runs `model` or a part of it. Meanwhile parameters and buffers lie on `meta`, and the model is in training or
+    eval mode; afterwards all is as before. Within `classyseg.shapes.Shapes` most networks take a part of the time.
+    Errors of torch and of the model are raised as they are.
     """
     state = {
         name: value if value.is_meta else torch.empty_like(value, device="meta")
@@ -48,11 +48,11 @@ def run_on_meta(
 def features_on_meta(model: ClassyModel, size: int) -> dict[str, Tensor]:
     """The features of one input of `size` x `size`, in eval mode.
 
-    Raises: `ConfigError` for a backbone that needs values, or images of another size.
+    Raises: `ConfigError` for a backbone that needs values, or other sizes of images.
     """
     try:
         return run_on_meta(model, (1, *model.input_shape(size, size)), model.extract_features)
-    except Exception as error:  # of a plugin's own kind
+    except Exception as error:  # a plugin's backbone may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
             f"{type(model).__name__} cannot be run on torch's meta device with {size} x {size} pixels, which tells "
@@ -61,14 +61,14 @@ def features_on_meta(model: ClassyModel, size: int) -> dict[str, Tensor]:
 
 
 class _Calls(nn.Module):
-    """Has the model's tensors as its own, and any function as its forward: what `functional_call` takes."""
+    """Has the model's tensors, and any function as its forward pass: `functional_call` takes a module only."""
 
     call: Callable[[Tensor], Any]
 
     def __init__(self, model: nn.Module, call: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.model = model
-        object.__setattr__(self, "call", call)  # not a submodule, whose tensors would come twice
+        object.__setattr__(self, "call", call)  # not as a submodule: its tensors would come twice
 
     def forward(self, image: Tensor) -> Any:
         return self.call(image)

@@ -1,4 +1,4 @@
-"""Which public weights a registered name knows, and where what a user writes as weights is found."""
+"""The public weights of a registered name, and where the weights that a user names are found."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.encoding_models import ENCODING_MODELS, WEIGHTS
 from classyseg.weights.cache import PublicWeights, fetch
-from classyseg.weights.catalogue import published
+from classyseg.weights.catalogue import catalogued
 
 
 def public_weights(component: type[ClassyModel], name: str) -> dict[str, PublicWeights]:
-    """Public weights of the registered name `name` of the class `component`, by name; the first is the one to prefer.
+    """The public weights of the registered name `name` of the class `component`, by name; the best come first.
 
     A name with heads also knows those of its backbone.
     """
-    found = component.known_weights(name) | published(name) | WEIGHTS.get(name, {})
+    found = component.known_weights(name) | catalogued(name) | WEIGHTS.get(name, {})
     return found | (public_weights(component, ENCODING_MODELS[name].backbone) if name in ENCODING_MODELS else {})
 
 
 def default_num_classes(component: type[ClassyModel], name: str) -> int | None:
-    """How many classes the heads that the registered name `name` brings have by default; None without heads."""
+    """The default number of classes of the heads that the registered name `name` brings; None without heads."""
     return ENCODING_MODELS[name].num_classes if name in ENCODING_MODELS else component.default_num_classes(name)
 
 
 class WeightsSource:
-    """What a user wrote as weights, of a model whose public ones are `known`: a name of these, a path, or a URL."""
+    """The weights that a user names: one of the `known` public ones of a model, a path, or a URL."""
 
     def __init__(self, text: str, known: Mapping[str, PublicWeights]) -> None:
         self.text = text
         self.known = known
         self.public = known.get(text)
-        """What is known of the weights, where `text` is a name."""
+        """The public weights, if `text` is their name."""
 
     @cached_property
     def path(self) -> Path:
@@ -56,8 +56,8 @@ class WeightsSource:
 
 
 def _local_copy(uri: str) -> Path:
-    """A local copy of what one of iopath's handlers, which plugins may register, finds at `uri`."""
+    """A local copy of the file at `uri`. iopath's handlers find it; plugins may register some."""
     try:
         return Path(paths.get_local_path(uri))
-    except Exception as error:  # of the handler's own kind
+    except Exception as error:  # a plugin's handler may raise anything
         raise ConfigError(f"{uri} could not be fetched: {type(error).__name__}: {error}") from None

@@ -1,4 +1,4 @@
-"""Submodules as blocks: what they are, found by a run without values, and what they put out, kept for the heads."""
+"""Submodules as blocks: their shapes, found by a run without values, and their outputs, kept for the heads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from classyseg.models.classy_model import ClassyModel
 
 
-def described(model: ClassyModel, name: str) -> BlockInfo:
-    """What the submodule `name` puts out: a feature map (N, C, h, w), or vectors (N, count, C), whose stride is 0.
+def submodule_block(model: ClassyModel, name: str) -> BlockInfo:
+    """The output of the submodule `name` as a block: a map (N, C, h, w), or vectors (N, count, C) with the stride 0.
 
-    Raises: `ConfigError` for another output, and for a submodule that does not run once in a forward pass.
+    Raises: `ConfigError` for another kind of output, and for a submodule that does not run exactly once.
     """
     outputs: list[Any] = []
     handle = model.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
@@ -31,13 +31,13 @@ def described(model: ClassyModel, name: str) -> BlockInfo:
         handle.remove()
     if len(outputs) != 1:
         raise ConfigError(
-            f"blocks: '{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
+            "blocks", f"'{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
         )
     (output,) = outputs
     if not isinstance(output, Tensor) or output.dim() not in (3, 4):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ConfigError(
-            f"blocks: '{name}' puts out {found}; a head needs a feature map (N, C, h, w), or vectors (N, count, C)"
+            "blocks", f"'{name}' puts out {found}; a head needs a feature map (N, C, h, w), or vectors (N, count, C)"
         )
     if output.dim() == 3:
         return BlockInfo(name, output.shape[2], 0)
@@ -45,7 +45,7 @@ def described(model: ClassyModel, name: str) -> BlockInfo:
 
 
 class Outputs:
-    """What tapped submodules put out in the forward pass under way, by thread; empty between passes."""
+    """The outputs of tapped submodules in the current forward pass, by thread; empty between passes."""
 
     def __init__(self) -> None:
         self.by_thread: dict[int, dict[str, Tensor]] = {}
@@ -65,7 +65,7 @@ class Outputs:
 
 
 class Tap:
-    """A forward hook that keeps a submodule's output for the heads; an object, so that a copied model has its own."""
+    """A forward hook that keeps a submodule's output for the heads; as an object, it is copied with its model."""
 
     handle: Any
 
@@ -75,7 +75,7 @@ class Tap:
 
     def __call__(self, module: nn.Module, inputs: Sequence[Any], output: Tensor) -> None:
         if not is_recomputing():
-            self.outputs.put(self.info.name, output.clone())  # what follows may work in place
+            self.outputs.put(self.info.name, output.clone())  # a copy: the next layer may work in place
 
 
 class Taps:
@@ -100,12 +100,12 @@ class Taps:
             self.by_name.pop(name).handle.remove()
 
     def renew(self, model: nn.Module) -> None:
-        """Taps the submodules again by name; to be called after submodules were replaced by others."""
+        """Taps the submodules again by name. Call it after submodules were replaced by others."""
         for name, tap in self.by_name.items():
             tap.handle.remove()
             tap.handle = model.get_submodule(name).register_forward_hook(tap)
 
 
 def _thread() -> int:
-    """Whose forward pass this is. A compiler traces one pass at a time."""
+    """Which thread runs this forward pass. A compiler traces one pass at a time, and cannot trace the question."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
 from classyseg.console import printable
+from classyseg.errors import within
 from classyseg.optim.schedules import ClassyScheduler
 from classyseg.registry import SCHEDULERS, Configurable
 from classyseg.structures import RunLength
@@ -74,7 +75,7 @@ class ClassyOptimizer(Configurable, ABC):
         self.current_lr = lr * self.schedule(0.0)
         parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         if not parameters:
-            raise ConfigError("optimizer: found no parameter that needs a gradient")
+            raise ConfigError("found no parameter that needs a gradient")
         self.names: list[list[str]] = []
         self.lr_factors: list[float] = []
         torch_groups = []
@@ -90,7 +91,8 @@ class ClassyOptimizer(Configurable, ABC):
 
     def schedule_for(self, length: RunLength) -> ClassyScheduler:
         """What the schedule would be in a run of another length."""
-        schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
+        with within("schedule"):
+            schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
         return schedule
 
     @cached_property
@@ -100,8 +102,8 @@ class ClassyOptimizer(Configurable, ABC):
         self._set_rates(optimizer, 0.0)
         return optimizer
 
-    def _set_rates(self, optimizer: torch.optim.Optimizer, where: float) -> None:
-        self.current_lr = self.lr * self.schedule(where)
+    def _set_rates(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
+        self.current_lr = self.lr * self.schedule(share_done)
         for group, factor in zip(optimizer.param_groups, self.lr_factors, strict=True):
             group["lr"] = self.current_lr * factor
 
@@ -109,9 +111,9 @@ class ClassyOptimizer(Configurable, ABC):
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The torch optimizer over `groups`, which hold `params` and `weight_decay`."""
 
-    def set_progress(self, where: float) -> None:
-        """Sets the learning rates for a step that is taken when the share `where` of the run, in [0, 1), is done."""
-        self._set_rates(self.optimizer, where)
+    def set_progress(self, share_done: float) -> None:
+        """Sets the learning rates of the next step; `share_done`, in [0, 1), is the share of the run before it."""
+        self._set_rates(self.optimizer, share_done)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -211,8 +213,9 @@ def _split(
         if not names:
             near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
             raise ConfigError(
-                f"optimizer.groups[{i}].match: found '{group.match}', which matches no parameter that is left"
-                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}"
+                f"groups[{i}].match",
+                f"found '{group.match}', which matches no parameter that is left"
+                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}",
             )
         left = [name for name in left if name not in set(names)]
         found.append((group, names))

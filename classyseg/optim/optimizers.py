@@ -49,7 +49,7 @@ class SGD(ClassyOptimizer):
         clip_norm: Positive | None = None,
     ) -> None:
         if nesterov and not momentum:
-            raise ConfigError("optimizer.nesterov: found true with momentum 0; give a momentum, or nesterov: false")
+            raise ConfigError("nesterov", "found true with momentum 0; give a momentum, or nesterov: false")
         self.momentum = momentum
         self.nesterov = nesterov
         super().__init__(

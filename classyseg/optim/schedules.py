@@ -52,9 +52,7 @@ class ClassyScheduler(Configurable, ABC):
         warmup_steps: int = 0,
     ) -> None:
         if warmup_epochs and warmup_steps:
-            raise ConfigError(
-                f"optimizer.schedule: found warmup_epochs {warmup_epochs} and warmup_steps {warmup_steps}; keep one"
-            )
+            raise ConfigError(f"found warmup_epochs {warmup_epochs} and warmup_steps {warmup_steps}; keep one")
         share = _share_of_warmup("warmup_steps", warmup_steps, length.steps, "steps") if warmup_steps else None
         if warmup_epochs:
             share = _share_of_warmup("warmup_epochs", warmup_epochs, length.epochs, "epochs")
@@ -85,8 +83,8 @@ def _share_of_warmup(key: str, warmup: float, whole: float | None, unit: str) ->
         return None
     if warmup >= whole:
         raise ConfigError(
-            f"optimizer.schedule.{key}: found {warmup}; the run has {whole} {unit}, and the warm-up takes fewer: "
-            "shorten it, or write 0"
+            key,
+            f"found {warmup}; the run has {whole} {unit}, and the warm-up takes fewer: shorten it, or write 0",
         )
     return warmup / whole
 
@@ -199,9 +197,9 @@ class MultiStep(ClassyScheduler):
         interval_scaling: IntervalScaling = "rescaled",
     ) -> None:
         if milestones is None and milestone_steps is None:
-            raise ConfigError("optimizer.schedule.milestones: missing; write it, or milestone_steps")
+            raise ConfigError("milestones", "missing; write it, or milestone_steps")
         if milestones is not None and milestone_steps is not None:
-            raise ConfigError("optimizer.schedule.milestone_steps: found beside milestones; keep one of them")
+            raise ConfigError("milestone_steps", "found together with milestones; keep one of them")
         if milestones is not None:
             self.milestones = _on_grid("milestones", milestones, length.epochs, "epochs")
         elif milestone_steps is not None:
@@ -218,6 +216,6 @@ def _on_grid(key: str, milestones: Sequence[float], whole: float | None, unit: s
     """The milestones as parts of a run that is cut into `GRID`. Raises: `ConfigError` for others than rising ones."""
     if list(milestones) != sorted(set(milestones)) or (whole and milestones[-1] >= whole):
         below = f" below {whole}" if whole else ""
-        raise ConfigError(f"optimizer.schedule.{key}: found {list(milestones)}; expected rising {unit}{below}")
+        raise ConfigError(key, f"found {list(milestones)}; expected rising {unit}{below}")
     whole = whole or milestones[-1] + 1  # of a run that is not known yet, or has no step to ask
     return [round(milestone / whole * GRID) for milestone in milestones]

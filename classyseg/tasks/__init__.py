@@ -12,13 +12,13 @@ register_task = TASKS.register
 
 
 def build_task(config: Any) -> ClassyTask:
-    """The task that `config` (a mapping, a `ConfigTree`, a checked config) describes; it keeps the resolved config.
+    """The task that `config` (a mapping, a `ConfigTree`, a checked config) describes. It keeps the resolved config.
 
     Raises: `ConfigError` with every problem at once.
     """
     checked = config if isinstance(config, ComponentConfig) else TASKS.validate(config)
     task: ClassyTask = TASKS.build(checked)
-    task.config = {**checked.resolved(), **task.chosen}
+    task.config = {**checked.resolved(), **task.filled_in}
     return task
 
 

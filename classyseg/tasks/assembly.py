@@ -1,4 +1,4 @@
-"""The parts of a task, put together in one place: on the `meta` device to check a config, or for real."""
+"""Puts the parts of a task together in one place: for real, or on the `meta` device to check a config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.datasets.build import describe
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
-from classyseg.evaluation import check_protocol
+from classyseg.evaluation import check_protocol, group_size_of
 from classyseg.hooks import ClassyHook
 from classyseg.inference import ClassyProtocol
 from classyseg.layers import ImageNormalizer, NormalizeConfig
@@ -35,10 +35,10 @@ from classyseg.tasks.data_checks import (
     Data,
     applied_normalize,
     check_data,
+    check_group_sizes,
     check_in_channels,
     check_loss,
     check_normalize,
-    clips_in_a_batch,
     facts_of_all,
     normalize_of_weights,
     normalizes,
@@ -50,11 +50,11 @@ from classyseg.tasks.plan import check_lengths
 log = logging.getLogger(__name__)
 
 SOME_CLASSES = tuple(f"class{i}" for i in range(1000))
-"""What a meter is given on the `meta` device where only files tell the classes."""
+"""The classes of a meter on the `meta` device, where only files tell the real ones."""
 
 
 class TaskKind(Protocol):
-    """What the class of a task says of it."""
+    """What the class of a task says about the tasks that it makes."""
 
     record_numbers: Mapping[str, BestIs]
     whole_images: bool
@@ -62,11 +62,12 @@ class TaskKind(Protocol):
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a task is made of, as a checked config or Python code gives it: configs, or built parts.
+class TaskSpec:
+    """What a task is to be made of, as a checked config or Python code gives it: configs, or built parts.
 
-    `dataset` has the data sets by name. `lengths` are `num_epochs` and so on; a task of length 0 only measures.
-    `whole_images` and `takes_clips` say which kind of data the task takes; `numbers` are its own of each record.
+    `dataset` has the data sets by name. `lengths` are `num_epochs` and the like; a task of length 0 only measures.
+    `whole_images` and `takes_clips` say which kind of data the task takes. `numbers` are the numbers of a record that
+    the task itself gives.
     """
 
     dataset: Mapping[str, Any]
@@ -106,7 +107,7 @@ class Given:
         val_every_steps: int | None = None,
         protocol: Any = "whole",
         **others: Any,
-    ) -> Given:
+    ) -> TaskSpec:
         """From the keyword arguments of a task of the class `task`; `others` belong to it alone."""
         datasets = DatasetsConfig.model_validate(dataset)
         lengths = {
@@ -140,7 +141,7 @@ class Given:
         return bool(self.lengths["num_epochs"] or self.lengths["num_steps"])
 
     def run_length(self, train_set: ClassyDataset | None) -> RunLength:
-        """How long the run trains, as far as that can be told without the training set, or with it."""
+        """How long the run trains. Without the training set, one of epochs and steps is not known."""
         num_epochs, num_steps = self.lengths["num_epochs"], self.lengths["num_steps"]
         steps_per_epoch = 0 if train_set is None else len(train_set) // self.batch_size
         if num_steps is None:
@@ -150,7 +151,7 @@ class Given:
 
 @dataclass
 class Parts:
-    """The parts of a task, which fit each other; `chosen` are values that the config left to the task."""
+    """The parts of a task, which fit each other. `filled_in` are values that the config left to the task."""
 
     sets: dict[str, ClassyDataset]
     facts: DataFacts
@@ -163,91 +164,93 @@ class Parts:
     normalizer: ImageNormalizer
     protocol: ClassyProtocol
     numbers: RecordNumbers
-    clips_per_batch: int
-    chosen: dict[str, Any]
+    group_size: int
+    """How many consecutive samples every batch that is measured keeps together."""
+    filled_in: dict[str, Any]
 
 
-def assemble(given: Given) -> Parts:
-    """The parts that `given` describes, which fit each other. Raises: `ConfigError` with every problem, a line each."""
-    parts = _assembled(given, real=True)
+def assemble(spec: TaskSpec) -> Parts:
+    """Builds the parts that `spec` describes. Raises: `ConfigError` with every problem, a line each."""
+    parts = _assembled(spec, real=True)
     if parts is None:
         raise RuntimeError("a part of the task is missing, and no problem was told")
     return parts
 
 
-def look_at(given: Given) -> None:
-    """Does the same on the `meta` device and opens no file: what only data sets know is left out.
+def check_assembly(spec: TaskSpec) -> None:
+    """As `assemble`, but on the `meta` device and without opening a file: what only data sets know is left out.
 
     Raises: `ConfigError` with every problem, a line each.
     """
-    _assembled(given, real=False)
+    _assembled(spec, real=False)
 
 
-def _assembled(given: Given, *, real: bool) -> Parts | None:
-    """The parts for real; or None, after all has been asked of what the configs tell."""
+def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
+    """The real parts; or None, after all checks of what the configs tell."""
     problems = Problems()
-    check_complete(given, problems)
+    check_complete(spec, problems)
     with problems.collected():
-        check_batch_size(given.batch_size, given.runtime.accumulate_steps)
-    data, sets = _data(given, problems, real=real)
+        check_batch_size(spec.batch_size, spec.runtime.accumulate_steps)
+    data, sets = _data(spec, problems, real=real)
     facts = facts_of_all(data)
-    check_data(data, problems, whole_images=given.whole_images, takes_clips=given.takes_clips)
+    check_data(data, problems, whole_images=spec.whole_images, takes_clips=spec.takes_clips)
 
     loss: ClassyLoss | None = None
     ignore_index = 255 if facts.ignore_index is None else facts.ignore_index
     with problems.collected(), within("loss"):
-        loss = build_loss(given.loss, ignore_index)
+        loss = build_loss(spec.loss, ignore_index)
     if loss is not None:
         check_loss(data, loss, problems)
 
     model: ClassyModel | None = None
     num_classes = 2 if facts.classes is None else len(facts.classes)
     with problems.collected():
-        model = _model(given, num_classes, real=real and not problems.found)
-    meters = _meters(given.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
+        # After a problem nothing is trained: the model is still checked, but takes no memory.
+        model = _model(spec, num_classes, real=real and not problems.found)
+    meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
     if model is not None:
-        _check_model(model, loss, meters, num_classes, given, data, problems)
+        _check_model(model, loss, meters, num_classes, spec, data, problems)
 
     optimizer: ClassyOptimizer | None = None
-    if given.optimizer is not None and model is not None:
+    if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
-            optimizer = build_optimizer(given.optimizer, model.named_parameters(), given.run_length(sets.get("train")))
+            optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
 
     normalizer: ImageNormalizer | None = None
-    of_weights = _normalize_of_weights(given, data, real=real)
+    of_weights = _normalize_of_weights(spec, data, real=real)
     with problems.collected():
-        normalize = applied_normalize(data, given.normalize, of_weights)
+        normalize = applied_normalize(data, spec.normalize, of_weights)
         normalizer = ImageNormalizer(normalize, own_unit=facts.in_own_unit)
         in_channels = None if model is None else model.in_channels
-        check_normalize(normalize, data, in_channels, given=given.normalize is not None)
+        check_normalize(normalize, data, in_channels, given=spec.normalize is not None)
 
     measured = {name: part for name, part in data.items() if name != "train"}
-    clips_per_batch = 1
     with problems.collected():
-        clips_per_batch = clips_in_a_batch(meters, given.runtime.eval_batch_size, measured)
+        check_group_sizes(meters, spec.runtime.eval_batch_size, measured)
     protocol: ClassyProtocol | None = None
     with problems.collected(), within("protocol"):
-        protocol = PROTOCOLS.build(given.protocol)
+        protocol = PROTOCOLS.build(spec.protocol)
+    # A protocol runs the whole model on `meta`: with problems in it, that would only tell them again.
     if protocol is not None and model is not None and not problems.found:
         with problems.collected():
             check_protocol(protocol, model, [meter for meter in meters if meter is not None])
 
     hooks: list[ClassyHook] = []
     with problems.collected():
-        hooks = HOOKS.build_each("hooks", given.hooks)
+        hooks = HOOKS.build_each("hooks", spec.hooks)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
-            numbers = record_numbers(given.numbers, meters, model.main_head, facts.classes)
+            numbers = record_numbers(spec.numbers, meters, model.main_head, facts.classes)
             has_loss = protocol is None or protocol.gives_outputs
             check_best(hooks, numbers, is_measured="val" in data, has_loss=has_loss)
     problems.tell()
     if not real or normalizer is None or model is None or loss is None or numbers is None or protocol is None:
         return None
-    chosen = {}
+    filled_in = {}
     if of_weights is not None and normalize == of_weights and not any(map(normalizes, data.values())):
         log.info("normalize: mean %s and std %s, which the weights need", of_weights.mean, of_weights.std)
-        chosen = {"normalize": of_weights.model_dump(mode="json")}
+        filled_in = {"normalize": of_weights.model_dump(mode="json")}
     return Parts(
         sets=sets,
         facts=facts,
@@ -260,58 +263,58 @@ def _assembled(given: Given, *, real: bool) -> Parts | None:
         normalizer=normalizer,
         protocol=protocol,
         numbers=numbers,
-        clips_per_batch=clips_per_batch,
-        chosen=chosen,
+        group_size=group_size_of(meter for meter in meters if meter is not None),
+        filled_in=filled_in,
     )
 
 
-def check_complete(given: Given, problems: Problems) -> None:
-    """A task that trains needs a training set and an optimizer. Raises: `ConfigError` where there is no data set."""
-    if not given.dataset:
-        raise ConfigError("dataset: found neither train nor val; give the data set to measure under val")
+def check_complete(spec: TaskSpec, problems: Problems) -> None:
+    """Checks that nothing is missing: data sets, and in a task that trains an optimizer. Raises: `ConfigError`."""
+    if not spec.dataset:
+        raise ConfigError("dataset", "found neither train nor val; give the data set to measure under val")
     with problems.collected():
-        check_lengths(given.lengths)
-    missing = {"dataset.train": "train" not in given.dataset, "optimizer": given.optimizer is None}
-    for key in missing if given.trains else ():
+        check_lengths(spec.lengths)
+    missing = {"dataset.train": "train" not in spec.dataset, "optimizer": spec.optimizer is None}
+    for key in missing if spec.trains else ():
         with problems.collected():
             if missing[key]:
-                raise ConfigError(f"{key}: missing; a task that trains has one, and only num_epochs: 0 needs none")
+                raise ConfigError(key, "missing; a task that trains has one, and only num_epochs: 0 needs none")
 
 
-def _data(given: Given, problems: Problems, *, real: bool) -> tuple[dict[str, Part], dict[str, ClassyDataset]]:
-    """The data sets by name, and those of them that are built; of others, what their configs tell."""
+def _data(spec: TaskSpec, problems: Problems, *, real: bool) -> tuple[dict[str, Part], dict[str, ClassyDataset]]:
+    """All data sets by name (built, or what their configs tell), and those that are built."""
     data: dict[str, Part] = {}
     sets: dict[str, ClassyDataset] = {}
-    for name, config in given.dataset.items():
+    for name, config in spec.dataset.items():
         with problems.within(f"dataset.{name}"):
             if real:
                 with problems.collected():
                     sets[name] = build_dataset(config)
-                    sets[name].seed = given.seed
+                    sets[name].seed = spec.seed
             data[name] = sets[name] if name in sets else describe(config, problems)
     return data, sets
 
 
-def _model(given: Given, num_classes: int, *, real: bool) -> ClassyModel:
-    """The model with its heads: with the values that the seed gives, or on the `meta` device.
+def _model(spec: TaskSpec, num_classes: int, *, real: bool) -> ClassyModel:
+    """The model with its heads: with initial values from the seed, or on the `meta` device.
 
-    Raises: `ConfigError` for one that cannot be built, or is larger than anybody means.
+    Raises: `ConfigError` for a model that cannot be built, or that is too large to be meant.
     """
     if not real:
         try:
             with torch.device("meta"), Shapes(), bounded():
-                return build_model(given.model, num_classes, load=False)
+                return build_model(spec.model, num_classes, load=False)
         except ConfigError:
             raise
-        except (NotImplementedError, RuntimeError):  # a plugin's model that computes with values while it is built
+        except (NotImplementedError, RuntimeError):  # a plugin's model may need values: then it is built for real
             pass
         except (ArithmeticError, AssertionError, MemoryError, ValueError) as error:
             raise _not_built(error) from error
     if real:
-        seed_everything(given.seed)
+        seed_everything(spec.seed)
     try:
-        with bounded(real=not real):  # who only checks a config does not expect gigabytes
-            return build_model(given.model, num_classes, load=False)
+        with bounded(real=not real):  # a check of a config must not take gigabytes
+            return build_model(spec.model, num_classes, load=False)
     except ConfigError:
         raise
     except (ArithmeticError, AssertionError, MemoryError, RuntimeError, ValueError) as error:
@@ -320,18 +323,18 @@ def _model(given: Given, num_classes: int, *, real: bool) -> ClassyModel:
 
 def _not_built(error: Exception) -> ConfigError:
     reason = str(error).partition("\n")[0]
-    return ConfigError(f"model: cannot be built with these options ({type(error).__name__}: {reason}); choose others")
+    return ConfigError("model", f"cannot be built with these options ({type(error).__name__}: {reason}); choose others")
 
 
 def _meters(
     configs: Sequence[Any], classes: tuple[str, ...] | None, ignore_index: int, problems: Problems, *, real: bool
 ) -> list[ClassyMeter | None]:
-    """The meters; None for one that cannot be built, or not before its classes are known."""
+    """The meters; None for one that cannot be built, or that must first know its classes."""
     built: list[ClassyMeter | None] = []
     for i, config in enumerate(configs):
         meter: ClassyMeter | None = None
         left_to_the_build = contextlib.suppress(ConfigError) if classes is None else problems.collected()
-        memory = contextlib.nullcontext() if real else torch.device("meta")  # of many classes, meters take gigabytes
+        memory = contextlib.nullcontext() if real else torch.device("meta")  # meters of many classes take gigabytes
         with left_to_the_build, within(f"meters[{i}]"), memory:
             meter = METERS.build(config, SOME_CLASSES if classes is None else classes, ignore_index)
         built.append(meter)
@@ -343,19 +346,19 @@ def _check_model(
     loss: ClassyLoss | None,
     meters: Sequence[ClassyMeter | None],
     num_classes: int,
-    given: Given,
+    spec: TaskSpec,
     data: Data,
     problems: Problems,
 ) -> None:
-    """What a model, a loss and meters ask of each other, and of the images that are seen at once in training."""
+    """Checks that the model, loss and meters fit each other, and the images that training sees at once."""
     before = len(problems.found)
     with problems.collected():
-        check_takes(model, takes_clips=given.takes_clips)
+        check_takes(model, takes_clips=spec.takes_clips)
     with problems.collected():
         check_head_names(model, loss, meters)
     with problems.collected():
-        check_compile(model, given.runtime)
-    if given.runtime.cache_features is not None:
+        check_compile(model, spec.runtime)
+    if spec.runtime.cache_features is not None:
         with problems.collected():
             check_frozen(model)
     with problems.collected():
@@ -364,16 +367,17 @@ def _check_model(
         return
     loss.choose_main_head(model.main_head)
     with problems.collected():
-        seen = seen_at_once(given.batch_size, given.runtime, data["train"].facts.size if "train" in data else None)
-        check_outputs(model, loss, num_classes, trains=given.trains, seen=seen, whole_images=given.whole_images)
+        seen = seen_at_once(spec.batch_size, spec.runtime, data["train"].facts.size if "train" in data else None)
+        check_outputs(model, loss, num_classes, trains=spec.trains, seen=seen, whole_images=spec.whole_images)
 
 
-def _normalize_of_weights(given: Given, data: Data, *, real: bool) -> NormalizeConfig | None:
-    """What published weights need, where that matters: looking them up imports torchvision, which takes a second.
+def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> NormalizeConfig | None:
+    """The mean and deviation of published weights; None where nobody asks for them.
 
-    Without data sets it is compared with a data set's own `normalize` where another one has none.
+    The look-up imports torchvision, which takes a second. A check of a config needs it only where some data sets have a
+    `normalize` of their own and others do not.
     """
     own = [normalizes(part) for part in data.values()]
-    if given.normalize is not None or all(own) or not (real or any(own)):
+    if spec.normalize is not None or all(own) or not (real or any(own)):
         return None
-    return normalize_of_weights(given.model)
+    return normalize_of_weights(spec.model)

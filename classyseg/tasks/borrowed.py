@@ -1,4 +1,4 @@
-"""The weights of the best checkpoint, which a model has while the test set is measured."""
+"""The model has the best checkpoint's weights while the test set is measured, and then its own again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from classyseg.inference.load import best_of
 from classyseg.models import ClassyModel
 
 
-class BorrowedWeights:
-    """Puts the best weights into a model and gives it back its `own`, which are kept meanwhile.
+def weights_of(folder: Path, model: ClassyModel) -> dict[str, Tensor]:
+    """The weights of `model` in a checkpoint. Raises: `ConfigError` for one that is damaged, or of another model."""
+    checkpoint = load_checkpoint(folder, only=("model",))
+    check_tensors(checkpoint, "model", model.state_dict())
+    return checkpoint.tensors["model"]
 
-    `step` is that of the weights; None where they are the model's own.
+
+class BorrowedWeights:
+    """Puts the best weights into a model, keeps the model's `own`, and gives these back.
+
+    `step` is the step of the borrowed weights; None while the model has its own.
     """
 
     def __init__(self, model: ClassyModel) -> None:
@@ -24,7 +31,7 @@ class BorrowedWeights:
         self.step: int | None = None
 
     def take(self, checkpoints: Path) -> None:
-        """Takes the best checkpoint's, if one is named. Every process calls it.
+        """Takes the weights of the best checkpoint, if one is named. Every process calls it.
 
         Raises: `ConfigError` for a damaged one.
         """
@@ -36,11 +43,9 @@ class BorrowedWeights:
         if step < 0:
             return
         with distributed.failing_together():
-            checkpoint = load_checkpoint(checkpoints / f"step-{step}", only=("model",))
-            own = self._model.state_dict()
-            check_tensors(checkpoint, "model", own)
-            self.own = {name: tensor.clone() for name, tensor in own.items()}
-            self._model.load_state_dict(checkpoint.tensors["model"])
+            weights = weights_of(checkpoints / f"step-{step}", self._model)
+            self.own = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+            self._model.load_state_dict(weights)
             self.step = step
 
     def give_back(self) -> None:

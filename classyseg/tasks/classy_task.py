@@ -24,7 +24,7 @@ from classyseg.hooks import ClassyHook
 from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import Terms
-from classyseg.models import load_initial_weights
+from classyseg.models import ClassyModel, load_initial_weights
 from classyseg.records import RunRecords, WriteError
 from classyseg.registry import (
     ComponentConfig,
@@ -41,24 +41,24 @@ from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
 from classyseg.stopping import WaitEnded
 from classyseg.structures import BestIs, Progress, Sample
-from classyseg.tasks.assembly import Given, assemble, look_at
+from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
-from classyseg.tasks.checks import (
-    check_samples,
-    warn_of_compression,
-)
 from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
-from classyseg.tasks.given import config_of
-from classyseg.tasks.giving import save_model
+from classyseg.tasks.final_model import save_model
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.plan import RunPlan, epoch_of
+from classyseg.tasks.python_config import config_of
 from classyseg.tasks.resume import (
     require_finite,
     restore_engine,
     versions,
     whole_number,
+)
+from classyseg.tasks.sample_checks import (
+    check_samples,
+    warn_of_compression,
 )
 from classyseg.tasks.saving import save_run, start_run
 
@@ -68,19 +68,20 @@ log = logging.getLogger(__name__)
 class ClassyTask(Configurable, ABC):
     """A run's parts and its steps; `Trainer` is the loop around it.
 
-    A run is a sequence of phases, as its `plan` says: training, an epoch or less at a time, the validation set after
-    every so many steps and after the last, then the test set, once. `progress` is the only clock, and with the tensors
-    of `checkpoint_tensors` all that a continued run needs.
+    A run is a sequence of phases, as its `plan` says: training, an epoch or less at a time; the validation set, every
+    so many steps and after the last one; then the test set, once. `progress` is the only clock. A resumed run needs it
+    and the tensors of `checkpoint_tensors`.
 
-    A subclass may give another `outputs` or `terms`, or another `compute` for both. Its keyword-only parameters are
-    these, unless it has an `__init__` that lists them and its own.
+    A subclass may override `outputs` or `terms`, or `compute` for both. Training, its `val` phase and `classyseg
+    evaluate` go by them; where a protocol shows the network parts of an image, by `outputs`. It has these keyword-only
+    parameters; to add its own, its `__init__` lists all of them.
 
     Args:
         num_epochs: Passes over the training set; or give `num_steps`. 0 trains nothing and measures `val` and `test`
             once: it needs no `dataset.train` and no `optimizer`.
         num_steps: Optimizer steps, in place of `num_epochs`.
-        batch_size: Of the whole job, not of a process. Must be divisible by processes x `runtime.accumulate_steps`, and
-            not be larger than the training set.
+        batch_size: Of the whole job, not of one process. It must be divisible by processes x
+            `runtime.accumulate_steps`, and not larger than the training set.
         dataset: `train`, `val` and `test`; see key `dataset`.
         model: A model with its heads.
         loss: A loss.
@@ -88,13 +89,14 @@ class ClassyTask(Configurable, ABC):
         seed: Everything random follows from it: initial weights, the order of samples, transforms, dropout.
         meters: Meters, computed on the validation and the test set.
         hooks: Hooks; `[]` for none: nothing is saved then but the metrics.
-        normalize: See key `normalize`. null: what the published weights need that `model.weights` names, which the log
-            tells and `config.yaml` of the run records; else ImageNet's mean and deviation.
+        normalize: See key `normalize`. null: if `model.weights` names published weights, what they need (the log and
+            the run's `config.yaml` tell it); else ImageNet's mean and deviation.
         val_every_epochs: The validation set is measured after every so many epochs, and after the last step. null: 1,
             unless `val_every_steps` is given.
-        val_every_steps: The same in steps; give one of the two. A measurement in mid-epoch ends a training phase there.
-        protocol: How the network is run on the images that are measured; see [protocols](#protocols). The loss is
-            measured with `whole` alone.
+        val_every_steps: The same in steps; give one of the two. A measurement within an epoch ends a training phase
+        there.
+        protocol: How the network is run on measured images; see [protocols](#protocols). The loss is measured only with
+            `whole`.
         runtime: See key `runtime`.
     """
 
@@ -103,17 +105,17 @@ class ClassyTask(Configurable, ABC):
         "load_batches(start)": "it has no argument: `progress` and `plan` tell where a phase stands",
     }
     record_numbers: Mapping[str, BestIs] = {"loss": "smallest"}
-    """The task's own numbers of a val record, and which of their values is best. The meters add theirs."""
+    """The task's own numbers in a val record, and which value of each is best. Meters add theirs."""
     free_on_resume: tuple[str, ...] = (
         "hooks",
         "dataset.test",
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
-    """The keys of its config that may differ between a run and its continuation."""
+    """The keys of its config that may differ when a run is resumed."""
     whole_images: bool = False
-    """Whether it takes data sets with one class for each image, not those with masks."""
+    """Whether it takes data sets with one class for each image, in place of masks."""
     takes_clips: bool = False
-    """Whether it takes clips of videos, not images."""
+    """Whether it takes clips of videos, in place of images."""
     _given: Mapping[str, Any]
 
     def __init__(
@@ -139,7 +141,7 @@ class ClassyTask(Configurable, ABC):
         """None where the config gives the length in steps."""
         self.seed = seed
         self.batch_size = batch_size
-        given = Given.of(
+        spec = TaskSpec.of(
             type(self),
             num_epochs=num_epochs,
             num_steps=num_steps,
@@ -157,63 +159,63 @@ class ClassyTask(Configurable, ABC):
             protocol=protocol,
             runtime=runtime,
         )
-        parts = assemble(given)
-        self.runtime, self._model_config = given.runtime, given.model
+        parts = assemble(spec)
+        self.runtime, self._model_config = spec.runtime, spec.model
         self.model, self.loss, self.optimizer = parts.model, parts.loss, parts.optimizer
         self.meters, self.hooks = parts.meters, parts.hooks
-        self.normalize, self.normalizer, self.chosen = parts.normalize, parts.normalizer, parts.chosen
-        """`chosen`: values that the config left to the task, for the record of the run."""
+        self.normalize, self.normalizer, self.filled_in = parts.normalize, parts.normalizer, parts.filled_in
+        """`filled_in` are values that the config left to the task; the run's `config.yaml` has them."""
         self._numbers = parts.numbers
-        # Where data sets tell how many they have, the assembly has compared them.
+        # If data sets tell their channels, the assembly has checked them; else the first batch does.
         self._files_tell_channels = any(data.facts.channels is None for data in parts.sets.values())
         if self.runtime.accumulate_steps > 1 and type(self).compute is not ClassyTask.compute and not self.is_additive:
             raise ConfigError(
-                f"runtime.accumulate_steps: found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
+                "runtime.accumulate_steps",
+                f"found {self.runtime.accumulate_steps}, but {type(self).__name__} has a "
                 "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
-                "task `outputs` and `terms` in its place"
+                "task `outputs` and `terms` in its place",
             )
         warn_of_compression(self.model, self.runtime)
         self.data = TaskData(parts.sets)
-        self.data.order(
-            batch_size, self.runtime, seed=seed, trains=given.trains, clips_in_a_batch=parts.clips_per_batch
-        )
+        self.data.order(batch_size, self.runtime, seed=seed, trains=spec.trains, group_size=parts.group_size)
         measured = {f"has_{name}": name in self.data.sets for name in ("val", "test")}
-        self._plan = RunPlan.of(given.lengths, self.data.num_batches("train"), **measured)
+        self._plan = RunPlan.of(spec.lengths, self.data.num_batches("train"), **measured)
         self._begin_at_zero()
         self.engine = Engine(self.model, self.loss, self.runtime)
         unit = " of numbers" if self.normalizer.own_unit else ""
-        self.features = TaskFeatures(self.model, given.model, self.runtime, f"{self.normalize}{unit}")
+        self.features = TaskFeatures(self.model, spec.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
         network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
-        self.evaluation = Evaluation(network, self.protocol, self.meters, self.loss)
+        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=self)
         self.borrowed = BorrowedWeights(self.model)
-        """Those of the best checkpoint, while the test set is measured."""
+        """The best checkpoint's weights, while the test set is measured."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
-        """Raises: `TypeError` for a keyword that is none, with the one that is meant."""
+        """Raises: `TypeError` for an unknown keyword, with the closest known one."""
         parameters = inspect.signature(cls.__init__).parameters
         open_to_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
         for key in () if open_to_all else sorted(given.keys() - parameters.keys()):
             raise TypeError(f"{qualified(cls)}: '{key}': {unknown('argument', key, [*parameters][1:])}")
         task = super().__new__(cls)
-        task._given = given  # `config` tells of it
+        task._given = given  # `config` is made of these
         return task
 
     def _begin_at_zero(self) -> None:
-        """The clock and what a run gathers."""
+        """Sets the clock and all that a run gathers to its start."""
         self.progress = self._plan.first
         self.run_folder: Path | None = None
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()
         self.records = RunRecords(None)
-        """What the run's folder gets; of the primary process."""
+        """Writes files into the run's folder, in the primary process."""
         self.phase_files: dict[str, str] = {}
-        """What the run's folder gets with the record of a phase: texts by file name, in place of earlier ones."""
+        """Texts by file name that are written with the record of a phase, in place of older ones."""
         self.gives_up: Callable[[], bool] = lambda: False
-        """Whether the run was asked to stop, and is not to wait for data any longer."""
+        """Whether the run was asked to stop, so that it must not wait for data any longer."""
         self.ending = Ending()
         self.last_loss = torch.zeros(())
+        # In float64: a sum of float32 losses would lose the last bits over a long epoch.
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.pace = Pace()
 
@@ -221,7 +223,7 @@ class ClassyTask(Configurable, ABC):
     def config(self) -> Mapping[str, Any]:
         """The resolved config: what `build_task` read, or the arguments that Python code gave."""
         if self._config is None:
-            self._config = {**config_of(type(self), self._given), **self.chosen}
+            self._config = {**config_of(type(self), self._given), **self.filled_in}
         return self._config
 
     @config.setter
@@ -230,13 +232,13 @@ class ClassyTask(Configurable, ABC):
 
     @classmethod
     def check(cls, config: ComponentConfig) -> None:
-        """What can be found wrong with a valid config without data, weights or a device. Raises: `ConfigError`."""
-        look_at(Given.of(cls, **config.options()))
+        """Checks a valid config as far as possible without data, weights or a device. Raises: `ConfigError`."""
+        check_assembly(TaskSpec.of(cls, **config.options()))
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 
     def outputs(self, batch: Sample) -> Mapping[str, Tensor]:
-        """What the network gives for the images of a batch, by name."""
+        """The outputs of the network for the images of a batch, by name."""
         return self.engine(network_input(batch))
 
     def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms:
@@ -245,45 +247,62 @@ class ClassyTask(Configurable, ABC):
 
     @property
     def is_additive(self) -> bool:
-        """Whether the counts of the terms follow from the targets, so that a batch can be computed part by part.
+        """Whether the counts of the terms follow from the targets. Then a batch can be computed part by part.
 
-        A subclass with `terms` of its own is computed as a whole, by one more forward pass, unless it gives this and
-        `counts`.
+        A batch of a subclass with its own `terms` is computed as a whole, with one more forward pass, unless the
+        subclass overrides this and `counts`.
         """
         own = type(self)
         return self.loss.is_additive and own.terms is ClassyTask.terms and own.compute is ClassyTask.compute
 
     def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
-        """The counts of the terms of a batch, where they are additive; only the names and kinds of `outputs` matter."""
+        """The counts of the terms of a batch, if they are additive. Only the names and kinds of `outputs` matter."""
         return self.loss.counts(outputs, batch.target)
 
     def compute(self, batch: Sample) -> Computed:
-        """Outputs and terms of a batch that is on the device and normalised."""
+        """The outputs and terms of a batch, which is on the device and normalised."""
         outputs = self.outputs(batch)
         return Computed(outputs, self.terms(outputs, batch))
 
     def complete(self, batch: Sample) -> Sample:
-        """What `outputs` is called with, however often: with cached features, where there are any."""
+        """The batch for `outputs`, with its cached features, if any: `outputs` may be called twice, they are read
+        once."""
         return self.features.complete(batch)
 
     # -- the parts at work -------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Brings the parts to their device, and the model into the form that trains on several processes."""
+        """Brings all parts to their device, and the model into the form that trains on several processes."""
         with distributed.failing_together():
             if distributed.is_primary():
                 check_samples(self.data.sets)
+        self.place()
+        self.data.open(self.runtime, self.engine.device, self.gives_up)
+
+    def place(self) -> None:
+        """Brings the parts to their device; a task with networks of its own (a teacher) brings these there, too."""
         self.engine.place()
         self.normalizer.to(self.engine.device)
         self.engine.start(self.optimizer)
-        self.data.open(self.runtime, self.engine.device, self.gives_up)
+
+    def measure(self, model: ClassyModel) -> None:
+        """Takes a trained `model` in place of its own, to say what its batches mean: for `classyseg evaluate`.
+
+        A task of `num_epochs: 0` is enough for it. No process waits for another one.
+        """
+        self.model, self.optimizer = model, None
+        self.engine = Engine(model, self.loss, self.runtime)
+        self.loss.choose_main_head(model.main_head)
+        self.place()
+        for part in (model, self.loss):
+            part.eval()
 
     def load_initial_weights(self) -> None:
-        """Loads what the run starts from; called where no checkpoint is restored. Raises: `ConfigError`."""
+        """Loads the weights from which the run starts, unless a checkpoint is restored. Raises: `ConfigError`."""
         load_initial_weights(self.model, self._model_config)
 
     def close(self) -> None:
-        """Ends the processes that load data, and what the hooks hold; called when a run ends, however it ends."""
+        """Ends the processes that load data, and frees what hooks hold. Called however a run ends."""
         for hook in self.hooks:
             hook.close()
         self.borrowed.give_back()
@@ -291,8 +310,8 @@ class ClassyTask(Configurable, ABC):
 
     @property
     def plan(self) -> RunPlan:
-        """The phases of the run; none of training follows where somebody ended it."""
-        return self._plan if self.ending.reason is None else self._plan.ended(self.progress.step)
+        """The phases of the run. After a hook ended it, there are no more training phases."""
+        return self._plan if self.ending.reason is None else self._plan.ending_at(self.progress.step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -305,19 +324,19 @@ class ClassyTask(Configurable, ABC):
 
     @property
     def num_batches(self) -> int:
-        """How many batches the current phase has in this process."""
+        """How many batches the current phase has, in this process."""
         if self.progress.phase == "train":
             return self._phase_end - (self.progress.step - self.progress.step_in_phase)
         return self.data.num_batches(self.progress.phase)
 
     @property
     def _phase_end(self) -> int:
-        """After how many steps of the run the current training phase ends."""
+        """The step of the run at which the current training phase ends."""
         return self.plan.end_of_training_phase(self.progress.step - self.progress.step_in_phase)
 
     @property
     def common_batches(self) -> int:
-        """How many of them every process has at least."""
+        """How many batches of the current phase every process has at least."""
         return self.data.common_batches(self.progress.phase)
 
     @property
@@ -325,11 +344,11 @@ class ClassyTask(Configurable, ABC):
         return 0.0 if self.engine.optimizer is None else self.engine.optimizer.current_lr
 
     def load_batches(self) -> Iterator[Sample]:
-        """The batches of the current phase that are left."""
+        """The batches that are left of the current phase."""
         return self.data.batches(self.progress, self._phase_end, self.run_folder)
 
     def begin_phase(self) -> None:
-        """Train or eval mode; meters at zero."""
+        """Sets train or eval mode, and meters to zero."""
         training = self.progress.phase == "train"
         if not training:
             self.progress.step_in_phase = 0
@@ -337,15 +356,16 @@ class ClassyTask(Configurable, ABC):
             self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
-        self.engine.mode(training)
+        self.engine.set_mode(training)
         self.evaluation.begin()
 
     def on_device(self, batch: Sample) -> Sample:
         """The batch as the network takes it: on the device, normalised."""
         if self._files_tell_channels and batch.image.shape[1] != self.model.in_channels:
             raise ConfigError(
-                f"model.in_channels: found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
-                f"channels ({batch.name[0]})"
+                "model.in_channels",
+                f"found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
+                f"channels ({batch.name[0]})",
             )
         batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
         return batch.replace(image=self.normalizer(batch.image))
@@ -360,18 +380,10 @@ class ClassyTask(Configurable, ABC):
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
         """Counts a batch in the meters."""
-        batch = self.on_device(batch)
-        # Features are cached of whole images, as the network sees them in training.
-        whole = self.complete(batch) if self.protocol.gives_outputs else None
-        self.evaluation.update(
-            batch.image,
-            batch.target,
-            forward=lambda images: self.outputs(batch.replace(image=images) if whole is None else whole),
-            terms=lambda outputs: self.terms(outputs, batch if whole is None else whole),
-        )
+        self.evaluation.update(self.on_device(batch))
 
     def phase_metrics(self) -> dict[str, Any]:
-        """What the finished phase adds to its record; sets `phase_files`. Every process calls it."""
+        """The numbers that a finished phase adds to its record; sets `phase_files`. Every process calls it."""
         phase = self.progress.phase
         self.features.report(phase)
         self.phase_files = {}
@@ -392,29 +404,29 @@ class ClassyTask(Configurable, ABC):
         extend: bool = False,
         in_place: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Prepares everything; with `resume`, continues the newest checkpoint of `run_folder` that verifies, if any.
+        """Prepares everything. With `resume`, goes on from the newest checkpoint of `run_folder` that verifies, if any.
 
-        `extend` allows another length than the run's, where that changes what its learning rate was to be. `in_place`
-        tells whether the folder is still the run's; only the primary process asks.
+        `extend` allows another length even where that changes the learning rate of steps to come. `in_place` tells
+        whether the folder still belongs to the run; only the primary process asks.
         """
         start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
         self.ending.agree(self.progress.step)
-        if self.ending.reason is not None:  # what is measured behind the last step follows even where none was taken
+        if self.ending.reason is not None:  # val and test follow the last step, even if no step was taken
             at_start = self.progress == Progress()
-            self.progress = self.plan.after(self.progress) if at_start else self.plan.taken_up(self.progress)
+            self.progress = self.plan.after(self.progress) if at_start else self.plan.resumed_at(self.progress)
 
     @property
     def names_best(self) -> bool:
-        """Whether a hook names a best checkpoint: its weights are tested, and given away."""
+        """Whether a hook names a best checkpoint. Then its weights are used for the test set and the model's folder."""
         return any(hook.names_best and hook.best is not None for hook in self.hooks)
 
     def _hooks_in_turn(self) -> list[ClassyHook]:
         return sorted(self.hooks, key=lambda hook: hook.saves)
 
     def start_phase(self) -> bool:
-        """Begins the phase that `progress` names; False when the run is done."""
+        """Begins the phase that `progress` names. Returns False when the run is done."""
         self.ending.agree(self.progress.step)
         if self.plan.is_over(self.progress):
             return False
@@ -425,13 +437,14 @@ class ClassyTask(Configurable, ABC):
         return True
 
     def batches(self) -> Iterator[Sample]:
-        """The batches of the phase that are left, while measuring how long the loop waits for each.
+        """The batches that are left of the phase. The wait for each is measured.
 
-        A training that somebody asked to stop has none left.
+        A training that was asked to stop has none left.
         """
         batches = iter(self.load_batches())
         while self.progress.phase != "train" or not self.training_is_over:
-            # A process may have one val batch more than another: the other's vote is then that its batches are over.
+            # A process may have one val batch more than another. For that one there is no exchange: the other has left
+            # this loop.
             all_load = self.progress.step_in_phase <= self.common_batches
             try:
                 with distributed.failing_together() if all_load else contextlib.nullcontext(), self.pace.waiting():
@@ -444,7 +457,7 @@ class ClassyTask(Configurable, ABC):
             yield batch
 
     def step(self, batch: Sample) -> None:
-        """One batch of either phase."""
+        """Runs one batch of any phase."""
         if self.progress.phase == "train":
             self.train_step(batch)
             self.progress.step += 1
@@ -457,21 +470,21 @@ class ClassyTask(Configurable, ABC):
             hook.on_step(self)
 
     def request_stop(self, reason: str) -> None:
-        """Asks the run to end after this step or phase of measuring, as a finished run does. Any process may ask."""
+        """Asks the run to end after this step or measuring phase, as a finished run does. Any process may ask."""
         self.ending.request(reason)
 
     @property
     def training_is_over(self) -> bool:
-        """Whether no training step follows: all are done, or somebody asked to stop."""
+        """Whether no training step follows: all are done, or a hook asked to stop."""
         return self.progress.step >= self.num_steps or self.ending.reason is not None
 
     def agree_to_stop(self, asked: bool) -> bool:
-        """Whether any process got a signal to stop, between two batches, where all of them can save the same step."""
+        """Whether any process got a signal to stop; asked between batches, when all can save the same step."""
         can_agree = self.progress.step_in_phase <= self.common_batches
         return can_agree and self.ending.agree_in_step(self.progress.step, signalled=asked)
 
     def end_phase(self) -> None:
-        """Writes the record of the phase and moves `progress` to the next one."""
+        """Writes the record of the phase, and moves `progress` to the next phase."""
         progress = self.progress
         epoch = epoch_of(progress.step, self.steps_per_epoch)
         record: dict[str, Any] = {"phase": progress.phase, "epoch": epoch, "step": progress.step}
@@ -496,19 +509,23 @@ class ClassyTask(Configurable, ABC):
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
                 self.records.append(METRICS, record, durable=True)
+        # Hooks that save come last: a checkpoint holds what the others have made of this phase, and their requests.
         for saves in (False, True):
             for hook in self._hooks_in_turn():
                 if hook.saves == saves:
                     hook.on_phase_end(self)
             self.ending.agree(self.progress.step)
-            self.progress = self.plan.after(progress)  # which a request to stop changes
+            self.progress = self.plan.after(progress)  # a request to stop changes the plan
 
     def end(self) -> None:
         for hook in self._hooks_in_turn():
             hook.on_end(self)
         with distributed.failing_together():
             lost = []
-            for write in (lambda: save_model(self), self.records.finish):  # a full disk may take neither: both are told
+            for write in (
+                lambda: save_model(self),
+                self.records.finish,
+            ):  # a full disk may stop both: both are told
                 try:
                     write()
                 except WriteError as error:
@@ -520,43 +537,43 @@ class ClassyTask(Configurable, ABC):
 
     @property
     def samples_per_second(self) -> float:
-        """Samples of the whole job a second, in this phase so far."""
+        """Samples of the whole job per second, in this phase so far."""
         return self.pace.samples_per_second
 
     @property
     def data_wait(self) -> float:
-        """The share of this phase's time in which the loop waited for data."""
+        """The share of this phase's time that the loop waited for data."""
         return self.pace.data_wait
 
     def step_loss(self) -> float:
-        """The whole job's loss of the last step. Every process calls it."""
+        """The loss of the last step, of the whole job. Every process calls it."""
         return distributed.mean_over_processes(self.last_loss)
 
     def best_is(self, number: str) -> BestIs | None:
-        """Which value of a number of the val record is best; None: nothing says, and a `best` must say it itself."""
-        with contextlib.suppress(ConfigError):  # of a number that a plugin's meter gives and does not declare
+        """Which value of a number of the val record is best; None: not known, so a `best` needs a `best_is`."""
+        with contextlib.suppress(ConfigError):  # a plugin's meter may give a number that it does not declare
             return self._numbers.best_is(number)
         return None
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path | None:
-        """Saves the run as it stands between two batches; None without a run folder, and in all other processes.
+        """Saves the run between two batches. Returns the folder; None without a run folder, and in other processes.
 
-        Every process calls it, within `failing_together`: what cannot be written fails in the primary alone.
+        Every process calls it, within `failing_together`: only the primary writes, and only it may fail.
 
-        Raises: `FloatingPointError` when a training loss of this phase was not finite: such weights are worth nothing;
-            `OSError` when something cannot be written; `WriteError` where the run's folder is gone.
+        Raises: `FloatingPointError` if a training loss of this phase was not finite, as the weights are then useless;
+            `OSError` if something cannot be written; `WriteError` if the run's folder is gone.
         """
         return save_run(self)
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Groups of tensors to save: `model` and `optimizer`."""
+        """The groups of tensors to save: `model` and `optimizer`."""
         tensors = self.engine.tensors()
         return tensors if self.borrowed.own is None else {**tensors, "model": self.borrowed.own}
 
     def gather_state(self) -> dict[str, Any]:
-        """Plain values to save that need all processes; every process calls it."""
+        """Plain values to save for which all processes are needed. Every process calls it."""
         return {"bad_samples": self.data.bad_samples.total()}
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -566,12 +583,13 @@ class ClassyTask(Configurable, ABC):
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
+            "train_size": self.data.sets["train"].facts.size if "train" in self.data.sets else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "versions": versions(),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Takes the tensors and values of a checkpoint. Raises: `ConfigError` when they do not fit."""
+        """Takes the tensors and values of a checkpoint. Raises: `ConfigError` if they do not fit."""
         bad_samples = whole_number(checkpoint, "bad_samples", checkpoint.state.get("bad_samples", 0))
         restore_engine(self.engine, checkpoint, self.num_steps)
         self.data.bad_samples.before = bad_samples

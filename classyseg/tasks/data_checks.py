@@ -1,4 +1,4 @@
-"""What must hold between data sets and the other parts of a task, by the facts of built ones or of their configs."""
+"""Checks of data sets against each other and the other parts of a task. Their facts come from built ones or configs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from classyseg.config import ConfigError
 from classyseg.datasets.build import check_same_unit
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.label_map import classes_line, with_more_classes
-from classyseg.evaluation import clips_per_batch
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter
@@ -24,7 +23,7 @@ Data = Mapping[str, Part]
 
 
 def facts_of_all(data: Data) -> DataFacts:
-    """What a task takes from its data sets: the facts of the first of them; those that it does not tell, of the others.
+    """The facts that a task takes from its data sets: the first one's; others tell what it does not.
 
     All of them agree: see `check_data`.
     """
@@ -37,7 +36,7 @@ def facts_of_all(data: Data) -> DataFacts:
 
 
 def check_data(data: Data, problems: Problems, *, whole_images: bool, takes_clips: bool) -> None:
-    """Data sets must be of the kind that the task takes, and be alike."""
+    """Checks that data sets are of the kind that the task takes, and alike."""
     for name, part in data.items():
         with problems.collected():
             check_kind(name, part.facts, whole_images=whole_images, takes_clips=takes_clips)
@@ -58,38 +57,42 @@ def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: 
     """Raises: `ConfigError` for a data set of another kind than the task takes."""
     if facts.whole_images != whole_images:
         found, wanted = ("one class", "a mask") if facts.whole_images else ("a mask", "one class")
-        raise ConfigError(f"dataset.{name}: has {found} for each image; this task needs {wanted} for each")
+        raise ConfigError(f"dataset.{name}", f"has {found} for each image; this task needs {wanted} for each")
     if facts.gives_clips != takes_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
-        raise ConfigError(f"dataset.{name}: has {found}; this task takes {wanted}")
+        raise ConfigError(f"dataset.{name}", f"has {found}; this task takes {wanted}")
     if facts.has_masks is False:
         raise ConfigError(
-            f"dataset.{name}: has images alone, without masks to train on or to measure with; they are there to be "
-            "predicted (see `submission` in docs/datasets.md)"
+            f"dataset.{name}",
+            "has images alone, without masks to train on or to measure with; they are there to be "
+            "predicted (see `submission` in docs/datasets.md)",
         )
 
 
 def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
-    """Raises: `ConfigError` for a data set whose classes, or ignored label, are known and not the first one's."""
+    """Raises: `ConfigError` for a data set with other classes, or another ignored label, than the first one."""
     if facts.classes != wanted.classes and None not in (facts.classes, wanted.classes):
         found, expected = (list(each.classes or ()) for each in (facts, wanted))
         raise ConfigError(
-            f"dataset.{name}: its classes {found!s:.300} are not those of dataset.{first_name}, {expected!s:.300}; "
-            "give both the same, in the same order"
+            f"dataset.{name}",
+            f"its classes {found!s:.300} are not those of dataset.{first_name}, {expected!s:.300}; "
+            "give both the same, in the same order",
         )
     if facts.ignore_index != wanted.ignore_index and None not in (facts.ignore_index, wanted.ignore_index):
         raise ConfigError(
-            f"dataset.{name}: ignores the label {facts.ignore_index}, dataset.{first_name} {wanted.ignore_index}; "
-            "give both the same ignore_index"
+            f"dataset.{name}",
+            f"ignores the label {facts.ignore_index}, dataset.{first_name} {wanted.ignore_index}; "
+            "give both the same ignore_index",
         )
 
 
 def check_same_channels(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
-    """Raises: `ConfigError` for a data set whose channels are known and not the first one's."""
+    """Raises: `ConfigError` for a data set with other channels than the first one."""
     if facts.channels != wanted.channels and None not in (facts.channels, wanted.channels):
         raise ConfigError(
-            f"dataset.{name}: its images have {facts.channels} channels, those of dataset.{first_name} "
-            f"{wanted.channels}; accepted are data sets of the same channels"
+            f"dataset.{name}",
+            f"its images have {facts.channels} channels, those of dataset.{first_name} "
+            f"{wanted.channels}; accepted are data sets of the same channels",
         )
 
 
@@ -97,17 +100,18 @@ def check_colors(name: str, part: Part) -> None:
     """Raises: `ConfigError` for transforms of colours where the images have other than three channels."""
     channels = part.facts.channels
     for i, step in enumerate(part.transforms):
-        if channels in (None, 3) or not step.keeps_type:  # which may change the channels
+        if channels in (None, 3) or not step.keeps_type:  # such a step may change the number of channels
             return
         if step.needs_color:
             raise ConfigError(
-                f"dataset.{name}.transforms[{i}]: {type(step).__name__} takes images of three channels, those of "
-                f"dataset.{name} have {channels}; leave it out"
+                f"dataset.{name}.transforms[{i}]",
+                f"{type(step).__name__} takes images of three channels, those of "
+                f"dataset.{name} have {channels}; leave it out",
             )
 
 
 def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
-    """The loss must be able to learn the classes, and to take the targets that transforms make."""
+    """Checks that the loss can learn the classes, and takes the targets that transforms make."""
     for name, part in data.items():
         with problems.collected():
             check_min_classes(name, part.facts, loss)
@@ -117,7 +121,7 @@ def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
             loss.check_num_classes(len(classes))
     for name, part in data.items():
         with problems.collected():
-            check_shares(name, part, loss)
+            check_soft_targets(name, part, loss)
 
 
 def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
@@ -126,32 +130,34 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
         return
     key = ".classes" if "classes" in facts.keys else ""
     raise ConfigError(
-        f"dataset.{name}{key}: found one class, '{facts.classes[0]}', which cannot be learnt: a softmax over one class "
+        f"dataset.{name}{key}",
+        f"found one class, '{facts.classes[0]}', which cannot be learnt: a softmax over one class "
         "is always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "
-        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}"
+        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}",
     )
 
 
-def check_shares(name: str, part: Part, loss: ClassyLoss) -> None:
-    """Raises: `ConfigError` for transforms whose targets, shares of classes, the loss or the meters cannot take."""
+def check_soft_targets(name: str, part: Part, loss: ClassyLoss) -> None:
+    """Raises: `ConfigError` for transforms that give soft targets, where the loss or the meters cannot take them."""
     for i, step in enumerate(part.transforms):
-        if not isinstance(step, PairTransform) or not step.gives_shares(part.facts.whole_images):
+        if not isinstance(step, PairTransform) or not step.gives_soft_targets(part.facts.whole_images):
             continue
-        place = f"dataset.{name}.transforms[{i}]: {type(step).__name__} gives shares of classes"
+        place, gives = f"dataset.{name}.transforms[{i}]", f"{type(step).__name__} gives shares of classes"
         if name != "train":
-            raise ConfigError(f"{place}, which meters cannot count; leave it out")
-        if not loss.takes_shares:
-            raise ConfigError(f"{place}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
+            raise ConfigError(place, f"{gives}, which meters cannot count; leave it out")
+        if not loss.takes_soft_targets:
+            raise ConfigError(place, f"{gives}, which the loss cannot take; use the loss 'soft_target_cross_entropy'")
 
 
 def check_in_channels(data: Data, in_channels: int) -> None:
-    """Raises: `ConfigError` for a model of other channels than the images, which are all alike, are known to have."""
+    """Raises: `ConfigError` for a model with another number of channels than the images have."""
     known = {name: part.facts.channels for name, part in data.items() if part.facts.channels is not None}
     for name, channels in known.items() if len({*known.values()}) == 1 else ():
         if channels != in_channels:
             raise ConfigError(
-                f"model.in_channels: found {in_channels}, but the images of dataset.{name} have {channels} channels; "
-                f"write model.in_channels: {channels}, or data of {in_channels} channels"
+                "model.in_channels",
+                f"found {in_channels}, but the images of dataset.{name} have {channels} channels; "
+                f"write model.in_channels: {channels}, or data of {in_channels} channels",
             )
 
 
@@ -159,7 +165,7 @@ def check_in_channels(data: Data, in_channels: int) -> None:
 
 
 def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
-    """The mean and deviation that the published weights need which a model's config names; None for other weights."""
+    """The mean and deviation for the published weights that a model's config names; None for other weights."""
     if not isinstance(model_config, ComponentConfig):  # a model that Python code built
         return None
     weights = getattr(model_config, "weights", None)
@@ -174,34 +180,35 @@ def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
 def applied_normalize(
     data: Data, normalize: NormalizeConfig | None, of_weights: NormalizeConfig | None
 ) -> NormalizeConfig:
-    """The mean and deviation that the images of every data set meet.
+    """The mean and deviation by which the images of all data sets are normalised.
 
-    A transform's, else the task's own `normalize`, else what the weights need, else ImageNet's.
+    They come from a transform, else from the task's own `normalize`, else from the weights, else they are ImageNet's.
 
-    Raises: `ConfigError` when images would be normalised twice, or those of one data set otherwise than those of the
-    other.
+    Raises: `ConfigError` when images would be normalised twice, or when two data sets would be normalised differently.
     """
     if normalize is None and facts_of_all(data).in_own_unit:
         raise ConfigError(
-            "normalize: missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
-            "else knows: `classyseg data stats CONFIG` prints the line to write"
+            "normalize",
+            "missing; images of `bits: 32` are numbers in a unit of their own, whose mean and std nobody "
+            "else knows: `classyseg data stats CONFIG` prints the line to write",
         )
     applied: dict[str, NormalizeConfig] = {}
     for name, part in data.items():
         found = [step.normalize for step in part.transforms if isinstance(step, Normalize)]
         if found and normalize is not None:
             raise ConfigError(
-                f"dataset.{name}.transforms: found 'normalize' beside the task's own `normalize`; keep one"
+                f"dataset.{name}.transforms", "found 'normalize' together with the task's own `normalize`; keep one"
             )
         if len(found) > 1:
-            raise ConfigError(f"dataset.{name}.transforms: found 'normalize' {len(found)} times; keep one")
+            raise ConfigError(f"dataset.{name}.transforms", f"found 'normalize' {len(found)} times; keep one")
         applied[name] = found[0] if found else normalize or of_weights or NormalizeConfig()
     first, *others = applied.items()
     for name, other in others:
         if other != first[1]:
             raise ConfigError(
-                f"dataset.{name}.transforms: its images get {_text(other)}, those of dataset.{first[0]} "
-                f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`"
+                f"dataset.{name}.transforms",
+                f"its images get {_text(other)}, those of dataset.{first[0]} "
+                f"{_text(first[1])}; leave out the transform 'normalize' and give the task one `normalize`",
             )
     return first[1]
 
@@ -211,16 +218,17 @@ def normalizes(part: Part) -> bool:
 
 
 def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | None, *, given: bool) -> None:
-    """Raises: `ConfigError` for as many means and deviations as the images do not have channels.
+    """Raises: `ConfigError` unless there are as many means and deviations as the images have channels.
 
-    `given` says that the task's config has a `normalize`. Images of transforms that may give floating point, which
-    nobody normalises, are left to the first step, unless somebody wrote means for them.
+    `given` says that the task's config has a `normalize`. Transforms may give floating point, which nobody normalises:
+    such images are left to the first step, unless the config has means for them.
     """
     facts = facts_of_all(data)
     if len(normalize.mean) != len(normalize.std):
         raise ConfigError(
-            f"normalize: found {len(normalize.mean)} means and {len(normalize.std)} standard deviations; expected one "
-            "of each for every channel"
+            "normalize",
+            f"found {len(normalize.mean)} means and {len(normalize.std)} standard deviations; expected one "
+            "of each for every channel",
         )
     by_transform = [
         f"dataset.{name}.transforms[{i}].mean"
@@ -238,14 +246,16 @@ def check_normalize(normalize: NormalizeConfig, data: Data, in_channels: int | N
     what = "" if is_written else " by default"
     if facts.in_own_unit:
         raise ConfigError(
-            f"{place}: found {len(normalize.mean)} means, but the images have {channels} channels; give one mean and "
-            "one std for each, in their unit; `classyseg data stats CONFIG` measures them"
+            place,
+            f"found {len(normalize.mean)} means, but the images have {channels} channels; give one mean and "
+            "one std for each, in their unit; `classyseg data stats CONFIG` measures them",
         )
     means = ", ".join(["0.5"] * min(channels, 5)) + (", ..." if channels > 5 else "")
     raise ConfigError(
-        f"{place}: found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "
+        place,
+        f"found {len(normalize.mean)} means{what}, but the images have {channels} channels; give one mean and "
         f"one std for each, such as normalize: {{mean: [{means}], std: [{means.replace('0.5', '0.25')}]}}; "
-        "`classyseg data stats CONFIG` measures them"
+        "`classyseg data stats CONFIG` measures them",
     )
 
 
@@ -256,25 +266,25 @@ def _text(normalize: NormalizeConfig) -> str:
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def clips_in_a_batch(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> int:
-    """How many samples that follow each other must stay together for all `meters`; None is not known yet.
+def check_group_sizes(meters: Sequence[ClassyMeter | None], eval_batch_size: int, measured: Data) -> None:
+    """A video is a group of consecutive samples. Meters and data sets must agree on its size; None is not known yet.
 
-    Raises: `ConfigError` where a meter takes others for a video than a data set has, and where batches, or the end of
-    the data set, would cut one.
+    Raises: `ConfigError` for a meter whose groups are not those of a data set, and where the end of a batch or of the
+    data set would cut a group.
     """
     for i, meter in enumerate(meters):
         clips = 1 if meter is None else meter.clips_per_video
         place = f"accepted with meters[{i}].clips_per_video {clips}: multiples of that"
         if eval_batch_size % clips:
-            raise ConfigError(f"runtime.eval_batch_size: found {eval_batch_size}; {place}")
+            raise ConfigError("runtime.eval_batch_size", f"found {eval_batch_size}; {place}")
         for name, facts in ((name, part.facts) for name, part in measured.items()):
             is_of_videos = meter is not None and "clips_per_video" in vars(meter)
             if is_of_videos and facts.group_size not in (None, clips):
                 raise ConfigError(
-                    f"meters[{i}].clips_per_video: found {clips}; accepted: {facts.group_size}, the number of samples "
+                    f"meters[{i}].clips_per_video",
+                    f"found {clips}; accepted: {facts.group_size}, the number of samples "
                     f"of dataset.{name} that are clips of one video and follow each other (its clips.per_video, "
-                    "sampled evenly)"
+                    "sampled evenly)",
                 )
             if facts.num_samples is not None and facts.num_samples % clips:
-                raise ConfigError(f"dataset.{name}: found {facts.num_samples} samples; {place}")
-    return clips_per_batch(meter for meter in meters if meter is not None)
+                raise ConfigError(f"dataset.{name}", f"found {facts.num_samples} samples; {place}")

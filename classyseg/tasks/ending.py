@@ -1,4 +1,4 @@
-"""How a run comes to its end before its last step: a hook asks, and all processes agree."""
+"""How a run ends before its last step: a hook asks, and all processes agree."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ log = logging.getLogger(__name__)
 
 
 class Ending:
-    """Requests to stop, of this process, and what all processes agreed on.
+    """Requests of this process to stop, and what all processes agreed on.
 
-    `reason` is the first that a process gave, None while the run goes on. It is the same in every process.
+    `reason` is the first reason that any process gave; None while the run goes on. It is the same in every process.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Ending:
         self._asked = self._asked or reason
 
     def agree(self, step: int) -> None:
-        """Makes the request of any process that of all. Every process calls it."""
+        """If any process has a request, all take it. Every process calls it."""
         found = distributed.first_text(self._asked)
         if found is not None and self.reason is None:
             self.reason = found
@@ -31,7 +31,7 @@ class Ending:
                 log.info("the training ends after step %d: %s", step, found)
 
     def agree_in_step(self, step: int, *, signalled: bool) -> bool:
-        """`agree`, in one exchange with whether any process got a signal, which it gives."""
+        """As `agree`; in the same exchange, it gives whether any process got a signal."""
         signalled, requested = distributed.each_in_any_process(signalled, self._asked is not None)
         if requested and self.reason is None:
             self.agree(step)

@@ -1,4 +1,4 @@
-"""A run that goes on with another length: what becomes of its learning rate, and whether that was asked for."""
+"""A run that goes on with another length: how its learning rate changes, and whether the user asked for that."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from classyseg.tasks.plan import RunPlan
 log = logging.getLogger(__name__)
 
 MAX_COMPARED = 100_000
-"""At so many steps, evenly spread, two schedules are compared; in shorter runs at every step."""
+"""Two schedules are compared at so many steps, evenly spread; in shorter runs at every step."""
 
 
 def check_extension(
     before: RunPlan, now: RunPlan, done: int, model: nn.Module, optimizer: ClassyOptimizer | None, *, extend: bool
 ) -> None:
-    """Whether a run of the plan `before` may go on by the plan `now` after `done` steps; tells it in the log.
+    """Checks that a run with the plan `before` may go on with the plan `now` after `done` steps; the log tells changes.
 
-    It may where nothing changes but the length, or where `extend` asks for it. Raises: `ConfigError`.
+    It may if only the length changes, or if `extend` allows more. Raises: `ConfigError`.
     """
     if now.num_steps < done:
         raise ConfigError(
-            f"num_{now.unit}: the run has done {done} steps, which is more than {now.text()}; it was to have "
-            f"{before.text()}. To measure an earlier checkpoint, use a copy of the run without the later ones"
+            f"num_{now.unit}",
+            f"the run has done {done} steps, which is more than {now.text()}; it was to have "
+            f"{before.text()}. To measure an earlier checkpoint, use a copy of the run without the later ones",
         )
     changed = list(_changes(before, now, done, model, optimizer))
     if changed and not extend:
@@ -47,7 +48,7 @@ def check_extension(
 def _changes(
     before: RunPlan, now: RunPlan, done: int, model: nn.Module, optimizer: ClassyOptimizer | None
 ) -> Iterator[str]:
-    """What is otherwise in a run of another length, a line each."""
+    """What else changes in a run of another length, a line each."""
     if optimizer is not None:
         old, new = optimizer.schedule_for(before.length), optimizer.schedule_for(now.length)
 

@@ -1,4 +1,4 @@
-"""The features of a frozen backbone that a task keeps on the disk: which samples have them, and what is logged."""
+"""A frozen backbone's features, kept on the disk: which samples have them, and what is logged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from classyseg.registry import ComponentConfig
 from classyseg.structures import Phase, Sample
 
 NOT_OF_FEATURES = ("weights", "heads", "frozen", "frozen_norm", "activation_checkpointing", "activation_compression")
-"""The keys of a model's config that leave the features of given weights as they are."""
+"""The keys of a model's config that do not change the features of given weights."""
 
 
 @dataclass(frozen=True)
 class CachedSample(Sample):
-    """A batch whose features lie, or will lie, in a cache under `keys`."""
+    """A batch with its `keys` in the cache, where its features lie or will lie."""
 
     keys: tuple[str, ...] = ()
     features: Mapping[str, Tensor] | None = None
@@ -36,7 +36,7 @@ class CachedSample(Sample):
 
 
 class TaskFeatures:
-    """What `runtime.cache_features` asks for; without it, samples pass as they are."""
+    """Does what `runtime.cache_features` asks for; without it, samples pass as they are."""
 
     def __init__(self, model: ClassyModel, model_config: Any, runtime: RuntimeConfig, normalization: str) -> None:
         self.model, self.runtime = model, runtime
@@ -44,7 +44,7 @@ class TaskFeatures:
         self.cache: FeatureCache | None = None
 
     def open(self) -> None:
-        """Once, and not before the weights are final: they are part of the keys."""
+        """Opens the cache, once. The weights must be final: they are part of the keys."""
         if self.runtime.cache_features is None or self.cache is not None:
             return
         with distributed.failing_together():
@@ -56,13 +56,13 @@ class TaskFeatures:
             )
 
     def keyed(self, batch: Sample) -> Sample:
-        """The batch with its keys, which are of images as the transforms gave them."""
+        """The batch with its keys. They depend on the images as the transforms gave them, before normalisation."""
         if self.cache is None:
             return batch
         return CachedSample(batch.image, batch.target, batch.name, tuple(self.cache.keys(batch.image)))
 
     def complete(self, batch: Sample) -> Sample:
-        """The keyed, normalised batch with its features: read, or computed and kept."""
+        """A keyed, normalised batch with its features: they are read, or computed and kept."""
         if self.cache is None or not isinstance(batch, CachedSample):
             return batch
         return replace(batch, features=self.cache.features(batch.keys, batch.image))
@@ -75,13 +75,13 @@ class TaskFeatures:
 
 
 def network_input(batch: Sample) -> Tensor | Mapping[str, Tensor]:
-    """What a network is given of a batch: its features where they are known, else its images."""
+    """The network's input: a batch's features if they are known, else its images."""
     features = batch.features if isinstance(batch, CachedSample) else None
     return batch.image if features is None else features
 
 
 def _backbone_config(model_config: Any) -> dict[str, Any]:
-    """A model's config without what the weights or the heads tell; empty for a model that Python code built."""
+    """A model's config without keys of weights and heads; empty for a model that Python code built."""
     if not isinstance(model_config, ComponentConfig):
         return {}
     return {key: value for key, value in model_config.resolved().items() if key not in NOT_OF_FEATURES}

@@ -1,4 +1,4 @@
-"""What a model, a loss and meters ask of each other before anything is computed."""
+"""Checks of a model, a loss and meters against each other, before anything is computed."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ from classyseg.models.memory.recompute import recomputes
 
 
 def check_takes(model: ClassyModel, *, takes_clips: bool) -> None:
-    """Raises: `ConfigError` for a model of another kind of inputs than the task gives it."""
+    """Raises: `ConfigError` for a model that takes another kind of inputs than the task gives it."""
     found = len(model.input_shape(64, 64))
     if found != 3 + takes_clips:
         what = {3: "images (C, H, W)", 4: "clips (C, frames, H, W)"}
         given, example = ("clips", "resnext3d_18") if takes_clips else ("images", "resnet50")
         raise ConfigError(
-            f"model.name: {type(model).__name__} takes {what.get(found, f'inputs of {found} dimensions')}; this task "
-            f"gives it {what[3 + takes_clips]}: choose a model of {given}, such as {example}"
+            "model.name",
+            f"{type(model).__name__} takes {what.get(found, f'inputs of {found} dimensions')}; this task "
+            f"gives it {what[3 + takes_clips]}: choose a model of {given}, such as {example}",
         )
 
 
 def check_compile(model: ClassyModel, runtime: RuntimeConfig) -> None:
-    """Raises: `ConfigError` for a compiled model that is to keep fewer activations: compilers decide that alone."""
+    """Raises: `ConfigError` for a compiled model that is to keep fewer activations: a compiler decides that itself."""
     if runtime.compile and (recomputes(model) or model.activation_compression != "none"):
         raise ConfigError(
-            "runtime.compile: found true beside model.activation_checkpointing or model.activation_compression, which "
-            "the compiler cannot take; it computes activations again by itself. Keep one of them"
+            "runtime.compile",
+            "found true together with model.activation_checkpointing or model.activation_compression; "
+            "keep one of them. The compiler cannot take these, and computes activations again by itself",
         )
 
 
 def check_head_names(model: ClassyModel, loss: ClassyLoss | None, meters: Iterable[ClassyMeter | None]) -> None:
-    """Raises: `ConfigError` for a head that the loss or a meter names and the model does not have."""
+    """Raises: `ConfigError` for a head that a loss or a meter names, but the model does not have."""
     in_eval = [name for name in model.heads if name not in model.train_only_heads]
     if not in_eval:
-        raise ConfigError("model.heads: found no head that works in eval mode; add one without train_only")
+        raise ConfigError("model.heads", "found no head that works in eval mode; add one without train_only")
     for place, name in () if loss is None else loss.named_outputs():
         if name not in model.output_names:
-            raise ConfigError(f"{place}: '{name}': {unknown('head', name, model.output_names)}")
+            raise ConfigError(place, f"'{name}': {unknown('head', name, model.output_names)}")
     for i, meter in enumerate(meters):
         head = None if meter is None else meter.head
         if head is not None and head not in in_eval:
-            raise ConfigError(f"meters[{i}].head: '{head}': {unknown('head that works in eval mode', head, in_eval)}")
+            raise ConfigError(
+                f"meters[{i}].head", f"'{head}': {unknown('head that works in eval mode', head, in_eval)}"
+            )

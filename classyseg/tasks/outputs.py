@@ -1,4 +1,4 @@
-"""What a model gives in training, found on the `meta` device with the batch that a process sees at once."""
+"""What a model gives in training, found on the `meta` device with a batch of the real size."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from classyseg.shapes import MIN_VALUES, Shapes
 from classyseg.structures import output_name
 
 PROBE_SIZE = 256
-"""The side of the images by which shapes are found where the config does not tell it."""
+"""The side of images in these runs, where the config does not tell it."""
 
 
 @dataclass(frozen=True)
 class SeenAtOnce:
-    """The images that a network and its norms see at once in training: how many, and their size where it is known."""
+    """How many images a network and its norms see at once in training, and their size where it is known."""
 
     images: int = 2
     size: tuple[int, int] | None = None
@@ -43,7 +43,7 @@ class _RenamedError(ConfigError):
 
 
 def seen_at_once(batch_size: int, runtime: RuntimeConfig, size: tuple[int, int] | None) -> SeenAtOnce:
-    """What the batch norms of a process see at once, of images of that `size`."""
+    """What batch norms see at once in training, for images of that `size`."""
     joined = 1 if runtime.sync_batch_norm else world_size()
     images = batch_size // (runtime.accumulate_steps * joined)
     return SeenAtOnce(max(1, images), size)
@@ -58,12 +58,11 @@ def check_outputs(
     seen: SeenAtOnce | None = None,
     whole_images: bool = False,
 ) -> None:
-    """Raises: `ConfigError` for a head whose logits are not those of pixels, (N, num_classes, h, w), or with
-    `whole_images` of images, (N, num_classes); for outputs that the loss cannot read; and, in a task that trains, for a
-    head when it reads nothing of it or not what the head needs, and for a batch that gives a norm no more than one
-    value.
+    """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w), or with `whole_images` not (N,
+    num_classes), and for outputs that the loss cannot read. In a task that trains also for a head of which the loss
+    does not read what the head needs, and for a batch that gives a norm only one value per channel.
 
-    A backbone that cannot run on the `meta` device, or on images of this size, is left to its first step.
+    A backbone that cannot run on the `meta` device, or on images of this size, is not checked before its first step.
     """
     seen = seen if trains and seen is not None else SeenAtOnce()
     outputs = _outputs_on_meta(model, seen)
@@ -78,28 +77,31 @@ def check_outputs(
     for name in model.heads if trains else ():
         if name not in read:
             raise ConfigError(
-                f"loss: reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
-                "loss.heads, or leave the head out"
+                "loss",
+                f"reads nothing of the head '{name}' (model.heads.{name}), which would never learn; name it in "
+                "loss.heads, or leave the head out",
             )
         needed = [output_name(name, own) for own in model.head(name).needed_outputs]
         for output in () if name in model.train_only_heads else needed:
             if output not in names:
                 raise ConfigError(
-                    f"loss: found none that reads '{output}', without which layers of the head '{name}' never learn; "
-                    "add one, such as point_cross_entropy of points, by sum_arbitrary"
+                    "loss",
+                    f"found none that reads '{output}', without which layers of the head '{name}' never learn; "
+                    "add one, such as point_cross_entropy of points, by sum_arbitrary",
                 )
 
 
 def _check_head(
     name: str, head: ClassyHead, own: Mapping[str, Tensor], num_classes: int, size: tuple[int, ...]
 ) -> None:
-    """Raises: `ConfigError` for logits, or labels of a head without logits, that are not of pixels at `size` (H, W).
+    """Raises: `ConfigError` for logits, or labels of a head without logits, that are not for pixels at `size` (H, W).
 
-    With the `size` () they must be of whole images.
+    A `size` of () means whole images.
     """
     wanted = "(N, H, W) and (N, {}, H, W)" if size else "(N,) and (N, {})"
     if LOGITS not in own:
-        with within(f"model.heads.{name}"), contextlib.suppress(RuntimeError, NotImplementedError):  # it needs values
+        # A head's own rules may need values: then its first step checks them.
+        with within(f"model.heads.{name}"), contextlib.suppress(RuntimeError, NotImplementedError):
             labels, scores = head.labels(own, size), head.scores(own, size)
             count = len(next(iter(own.values())))
             if labels.shape != (count, *size) or scores.shape != (count, num_classes, *size):
@@ -113,20 +115,20 @@ def _check_head(
         kind = "whole images" if found.dim() == 2 else "pixels"
         needed = "each pixel, (N, num_classes, h, w)" if size else "each image, (N, num_classes), such as linear"
         raise ConfigError(
-            f"model.heads.{name}: its logits {_shape(found)} are of {kind}; this task needs a head with logits for "
-            f"{needed}"
+            f"model.heads.{name}",
+            f"its logits {_shape(found)} are of {kind}; this task needs a head with logits for {needed}",
         )
     if found.shape[1] != num_classes:
         raise ConfigError(
-            f"model.heads.{name}: its logits {_shape(found)} are of {found.shape[1]} classes; it was built for "
-            f"{num_classes}"
+            f"model.heads.{name}",
+            f"its logits {_shape(found)} are of {found.shape[1]} classes; it was built for {num_classes}",
         )
 
 
 def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] | None:
-    """What the model gives in training for the images that it sees at once; None where it cannot run without values.
+    """The outputs of the model in training for the images that it sees at once; None if it cannot run without values.
 
-    Raises: `ConfigError` where it can run, but not on these.
+    Raises: `ConfigError` for a model that can run, but not on these images.
     """
     usual = SeenAtOnce()
     try:
@@ -145,8 +147,8 @@ def _outputs_on_meta(model: ClassyModel, seen: SeenAtOnce) -> dict[str, Tensor] 
         return outputs
     height, width = seen.size
     raise ConfigError(
-        f"model: cannot take {seen.images} images of {height} x {width} pixels at once, as dataset.train gives them: "
-        f"{reason}"
+        "model",
+        f"cannot take {seen.images} images of {height} x {width} pixels at once, as dataset.train gives them: {reason}",
     )
 
 
@@ -156,7 +158,7 @@ def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Te
             if isinstance(module, BATCH_NORMS):
                 stack.callback(module.register_forward_pre_hook(_refuse_few(name, images)).remove)
         stack.enter_context(Shapes())
-        # In training, else heads that only train are left out.
+        # In training mode: else heads that only train are left out.
         try:
             outputs: dict[str, Tensor] = run_on_meta(model, (images, *model.input_shape(*size)), training=True)
         except AttributeError as error:
@@ -171,7 +173,7 @@ def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Te
 
 
 def _refuse_few(name: str, images: int) -> Callable[[nn.Module, Any], None]:
-    """A hook that refuses the input of a batch norm in training that has one value of each channel."""
+    """A hook that refuses an input with one value per channel to a batch norm in training."""
 
     def refuse(module: nn.Module, inputs: Any) -> None:
         (values,) = inputs
@@ -180,7 +182,7 @@ def _refuse_few(name: str, images: int) -> Callable[[nn.Module, Any], None]:
         head = name.split(".")[1] if name.startswith("heads.") else ""
         place = f"model.heads.{head}.norm" if head else "model.norm"
         raise _FewValuesError(
-            f"batch_size: found {images} at once, of which model.{name} sees {tuple(values.shape)}: one value of each "
+            f"batch_size: found {images} at once; model.{name} sees {tuple(values.shape)} of them, one value of each "
             "channel, which has no variance in training. Accepted: 2 or more images at once (batch_size / "
             f"runtime.accumulate_steps / processes), or {place}: {{name: group}}"
         )

@@ -1,4 +1,4 @@
-"""How fast a phase goes, and for how much of the time it waits for data."""
+"""How fast a phase runs, and how much of its time it waits for data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from classyseg import distributed
 
 
 class Pace:
-    """Measures a phase from its `begin` on."""
+    """Measures a phase, from `begin` on."""
 
     def __init__(self) -> None:
         self.begin()
@@ -23,7 +23,7 @@ class Pace:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what waits for data."""
+        """Measures the time inside as time waited for data."""
         asked = time.perf_counter()
         yield
         self._waited += time.perf_counter() - asked
@@ -34,7 +34,7 @@ class Pace:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples of the whole job a second."""
+        """Samples of the whole job per second."""
         return self._samples * distributed.world_size() / max(1e-9, self.seconds)
 
     @property

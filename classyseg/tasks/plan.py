@@ -15,10 +15,10 @@ LENGTH_KEYS = ("num_epochs", "num_steps", "val_every_epochs", "val_every_steps")
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The phases of a run, in steps, whichever unit its config uses.
+    """The phases of a run, counted in steps whatever unit its config uses.
 
-    A training phase is within one epoch: it ends with the epoch, before a val phase, or with the run. A val phase comes
-    after every `val_every` steps and after the last one, a test phase behind that.
+    A training phase lies within one epoch: it ends with the epoch, before a val phase, or with the run. A val phase
+    comes after every `val_every` steps and after the last one. A test phase comes last.
     """
 
     num_steps: int
@@ -27,9 +27,9 @@ class RunPlan:
     has_val: bool = True
     has_test: bool = False
     unit: Literal["epochs", "steps"] = "epochs"
-    """In which the config gives the length."""
+    """The unit in which the config gives the length."""
     ended_at: int | None = None
-    """The step behind which somebody ended the training."""
+    """The step after which a hook ended the training."""
 
     @classmethod
     def of(cls, lengths: Mapping[str, Any], steps_per_epoch: int, *, has_val: bool, has_test: bool) -> RunPlan:
@@ -48,8 +48,8 @@ class RunPlan:
     def last_step(self) -> int:
         return self.num_steps if self.ended_at is None else min(self.ended_at, self.num_steps)
 
-    def ended(self, step: int) -> RunPlan:
-        """The plan of a run whose training somebody ended behind so many steps."""
+    def ending_at(self, step: int) -> RunPlan:
+        """The plan of a run whose training a hook ended after so many steps."""
         return replace(self, ended_at=step)
 
     @property
@@ -67,18 +67,18 @@ class RunPlan:
         return Progress() if self.num_steps else self.after(Progress())
 
     def end_of_training_phase(self, start: int) -> int:
-        """After how many steps of the run the training phase ends that begins behind `start` steps."""
+        """The step of the run at which the training phase ends that begins after `start` steps."""
         ends = [self.last_step, (start // self.steps_per_epoch + 1) * self.steps_per_epoch]
         if self.has_val:
             ends.append((start // self.val_every + 1) * self.val_every)
         return min(ends)
 
     def is_measured(self, step: int) -> bool:
-        """Whether a val phase follows so many steps."""
+        """Whether a val phase comes after so many steps."""
         return self.has_val and (step == self.last_step or (step > 0 and step % self.val_every == 0))
 
     def after(self, now: Progress) -> Progress:
-        """The phase behind the one of `now`, whose last step is done. Behind the last one comes training, again."""
+        """The phase after that of `now`, whose last step is done; after the last one, training that `is_over`."""
         at_end = now.step == self.last_step
         epoch = now.step // self.steps_per_epoch
         if now.phase == "train" and self.is_measured(now.step):
@@ -90,8 +90,8 @@ class RunPlan:
     def is_over(self, now: Progress) -> bool:
         return now.phase == "train" and now.step >= self.last_step and not now.step_in_phase
 
-    def taken_up(self, now: Progress) -> Progress:
-        """Where a run goes on that stood at `now` by another plan, such as that of a shorter run."""
+    def resumed_at(self, now: Progress) -> Progress:
+        """Where a run goes on by this plan that stood at `now` by another plan, such as that of a shorter run."""
         begins = now.phase == "train" and now.step_in_phase == 0 and now.step == self.last_step
         if begins and self.has_test:
             return Progress(now.epoch, "test", now.step)
@@ -108,7 +108,7 @@ def epoch_of(step: int, steps_per_epoch: int) -> int:
 
 
 def check_lengths(lengths: Mapping[str, Any]) -> None:
-    """Raises: `ConfigError` unless exactly one length is given, and at most one distance of val phases."""
+    """Raises: `ConfigError` unless exactly one length is given, and at most one interval of val phases."""
     given = [key for key in ("num_epochs", "num_steps") if lengths.get(key) is not None]
     if len(given) != 1:
         found = (
@@ -116,6 +116,6 @@ def check_lengths(lengths: Mapping[str, Any]) -> None:
             if given
             else "missing; write it, or num_steps"
         )
-        raise ConfigError(f"num_epochs: {found}")
+        raise ConfigError("num_epochs", found)
     if lengths.get("val_every_epochs") is not None and lengths.get("val_every_steps") is not None:
-        raise ConfigError("val_every_steps: found beside val_every_epochs; keep one of them")
+        raise ConfigError("val_every_steps", "found together with val_every_epochs; keep one of them")

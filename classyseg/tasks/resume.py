@@ -1,4 +1,4 @@
-"""What a run's folder tells about the run, before it is believed: somebody may have edited it, hashes and all."""
+"""Checks what a run's folder tells about the run: somebody may have edited it, with its hashes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from classyseg.checkpoint import (
 from classyseg.config import ConfigError, Location, differences, path_text
 from classyseg.console import printable
 from classyseg.engine import Engine
+from classyseg.errors import written_in
 from classyseg.hooks import ClassyHook
 from classyseg.io import json_line, read_json_lines, shown, write_atomically
 from classyseg.optim import ClassyOptimizer
@@ -42,15 +43,15 @@ MAX_DIFFERENCES = 20
 OPTIMIZER = "optimizer"
 COUNTS = ("epoch", "step", "step_in_phase")
 ORDER = {"train": 0, "val": 1, "test": 2}
-"""In which phases follow a step."""
+"""The order of the phases that end at the same step."""
 
 Records = dict[RecordFile, list[dict[str, Any]]]
 
 
 def newest_of_run(root: Path) -> Path | None:
-    """The newest checkpoint under `root` that verifies, in every process; None where there is none.
+    """The newest checkpoint under `root` that verifies, the same in every process; None where there is none.
 
-    Newer ones are set aside. Every process calls it.
+    Newer ones, which are damaged, are set aside. Every process calls it.
     """
     step = -1
     with distributed.failing_together():
@@ -67,15 +68,15 @@ def newest_of_run(root: Path) -> Path | None:
 
 
 def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[str] = ()) -> None:
-    """Raises: `ConfigError` that names what differs between the config of `checkpoint` and this one.
+    """Raises: `ConfigError` that names the differences between the config of `checkpoint` and this one.
 
-    The keys `free` may differ, with all below them, and those of every data set that leave its samples as they are.
+    The keys in `free` may differ, with all below them, and so may keys of data sets that do not change samples.
     """
     saved = checkpoint.state.get("config")
     if not isinstance(saved, Mapping):
         raise _wrong(checkpoint, "config", saved, "the run's config")
     try:
-        for fills in (False, True):  # what is equal as it stands needs no look at defaults
+        for fills in (False, True):  # defaults are filled in only if the configs differ without them
             changed = [
                 f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
                 for at, old, new in differences(_with_defaults(saved) if fills else saved, config)
@@ -94,14 +95,14 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[s
 
 
 def _is_free(at: Location, free: Sequence[str]) -> bool:
-    """Whether what lies there, or around it, may differ."""
+    """Whether this key, or one above it, may differ."""
     above = {path_text(at[:i]) for i in range(1, len(at) + 1)}
-    # Also of a data set within another one.
+    # The second rule holds for data sets within other ones, too.
     return not above.isdisjoint(free) or (at[0] == "dataset" and at[-1] in DATASET_KEYS_FREE_ON_RESUME)
 
 
 def saved_stop(checkpoint: Checkpoint) -> str | None:
-    """Why a hook asked the run of `checkpoint` to end, if one did. Raises: `ConfigError` for what is no text."""
+    """The reason for which a hook ended the run of `checkpoint`, if one did. Raises: `ConfigError` for other types."""
     found = checkpoint.state.get("stop")
     if found is not None and not isinstance(found, str):
         raise _wrong(checkpoint, "stop", found, "a text or null")
@@ -109,9 +110,9 @@ def saved_stop(checkpoint: Checkpoint) -> str | None:
 
 
 def load_hooks(hooks: Sequence[ClassyHook], checkpoint: Checkpoint) -> None:
-    """Gives hooks their states. Of other hooks than those of `checkpoint` the log tells, in the primary process.
+    """Gives hooks their states. The primary's log tells which hooks have none, and which states have no hook.
 
-    Raises: `ConfigError` for states that a hook cannot take.
+    Raises: `ConfigError` for a state that a hook cannot take.
     """
     saved = checkpoint.state.get("hooks", {})  # older versions had none
     if not isinstance(saved, Mapping) or not all(isinstance(state, Mapping) for state in saved.values()):
@@ -135,7 +136,7 @@ def load_hooks(hooks: Sequence[ClassyHook], checkpoint: Checkpoint) -> None:
 
 
 def states_of_hooks(hooks: Sequence[ClassyHook]) -> dict[str, dict[str, Any]]:
-    """What a checkpoint keeps of `hooks`, by their names; those that remember nothing are left out.
+    """The states of `hooks` for a checkpoint, by their names; hooks without a state are left out.
 
     Raises: `ValueError` for a state that is no JSON.
     """
@@ -152,7 +153,7 @@ def states_of_hooks(hooks: Sequence[ClassyHook]) -> dict[str, dict[str, Any]]:
 
 
 def hooks_by_name(hooks: Sequence[ClassyHook]) -> dict[str, ClassyHook]:
-    """Hooks by their registered names, or those of their classes; the second of two that are alike has ` 2` behind."""
+    """Hooks by their registered names, else their classes' names; the second of one class is called `NAME 2`."""
     named: dict[str, ClassyHook] = {}
     for hook in hooks:
         name = HOOKS.name_of(type(hook)) or type(hook).__name__
@@ -162,24 +163,24 @@ def hooks_by_name(hooks: Sequence[ClassyHook]) -> dict[str, ClassyHook]:
 
 
 def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of a checkpoint with the keys that came later, whose defaults are what was before."""
+    """The config of a checkpoint with keys of later versions added: their defaults mean what was done before."""
     try:
         return TASKS.validate(saved).resolved()
-    except (ConfigError, RecursionError):  # of a task that Python code built, or that was edited: compared as it is
+    except (ConfigError, RecursionError):  # Python code built the task, or somebody edited the file: compared as it is
         return saved
 
 
 def saved_plan(checkpoint: Checkpoint, plan: RunPlan) -> RunPlan:
-    """The plan of the run of `checkpoint`, which goes on by `plan`.
+    """The plan by which the run of `checkpoint` ran; it will go on by `plan`.
 
-    Raises: `ConfigError` for lengths that are none, and for val phases at another distance.
+    Raises: `ConfigError` for lengths that are no whole numbers, and for another interval of val phases.
     """
     config = checkpoint.state["config"]
     lengths = {key: config.get(key) for key in LENGTH_KEYS}
     for key, value in lengths.items():
         if value is not None:
             whole_number(checkpoint, f"config.{key}", value)
-    if lengths["num_epochs"] is None and lengths["num_steps"] is None:  # of a task that has keys of its own for it
+    if lengths["num_epochs"] is None and lengths["num_steps"] is None:  # a task may have keys of its own for its length
         return plan
     saved = RunPlan.of(lengths, plan.steps_per_epoch, has_val=plan.has_val, has_test=True)
     if plan.has_val and plan.num_steps and saved.val_every != plan.val_every:
@@ -191,9 +192,10 @@ def saved_plan(checkpoint: Checkpoint, plan: RunPlan) -> RunPlan:
 
 
 def saved_progress(checkpoint: Checkpoint, plan: RunPlan, *, has_ended: bool = False) -> Progress:
-    """Where the run of `checkpoint`, whose plan is given, was.
+    """The place in its `plan` at which the run of `checkpoint` was saved.
 
-    With `has_ended`, a hook ended its training there. Raises: `ConfigError` for a place where it cannot be.
+    `has_ended` says that a hook ended the training there. Raises: `ConfigError` for a place that the plan does not
+    have.
     """
     saved = checkpoint.state.get("progress")
     if not isinstance(saved, Mapping) or saved.keys() != {*COUNTS, "phase"}:
@@ -208,7 +210,7 @@ def saved_progress(checkpoint: Checkpoint, plan: RunPlan, *, has_ended: bool = F
     if now.step != step_of(checkpoint.folder):
         raise _wrong(checkpoint, "progress.step", now.step, "the number in the name of its folder")
     if has_ended:
-        plan = plan.ended(now.step)
+        plan = plan.ending_at(now.step)
     if now.phase == "val" and not plan.is_measured(now.step):
         raise _wrong(checkpoint, "progress.phase", now.phase, f"train, as no val phase follows step {now.step}")
     if now.phase == "test" and now.step != plan.last_step:
@@ -227,7 +229,7 @@ def saved_progress(checkpoint: Checkpoint, plan: RunPlan, *, has_ended: bool = F
 
 
 def saved_loss_sum(checkpoint: Checkpoint) -> float:
-    """The losses of the phase so far. Raises: `ConfigError` for what is no finite number."""
+    """The sum of losses of the phase so far. Raises: `ConfigError` unless it is a finite number."""
     found = checkpoint.state.get("loss_sum")
     if isinstance(found, bool) or not isinstance(found, int | float) or not _is_finite(found):
         raise _wrong(checkpoint, "loss_sum", found, "a finite number")
@@ -235,14 +237,14 @@ def saved_loss_sum(checkpoint: Checkpoint) -> float:
 
 
 def whole_number(checkpoint: Checkpoint, key: str, found: Any) -> int:
-    """Raises: `ConfigError` for what is no whole number from 0 on that fits into 64 bits."""
+    """Raises: `ConfigError` unless `found` is a whole number from 0 on that fits into 64 bits."""
     if type(found) is not int or not 0 <= found < 2**63:
         raise _wrong(checkpoint, key, found, "a whole number from 0 on")
     return found
 
 
 def saved_scaler(checkpoint: Checkpoint, own: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The state of float16's loss scaling, for a run whose own is `own`. Raises: `ConfigError` where it cannot be."""
+    """The state of float16's loss scaling, like the run's `own` one. Raises: `ConfigError` for one that cannot be."""
     found = checkpoint.state.get("scaler")
     if own is None:
         return None
@@ -256,9 +258,9 @@ def saved_scaler(checkpoint: Checkpoint, own: Mapping[str, Any] | None) -> dict[
 
 
 def restore_optimizer(optimizer: ClassyOptimizer, checkpoint: Checkpoint, num_steps: int) -> None:
-    """Gives `optimizer` what it remembered after `num_steps` steps.
+    """Gives `optimizer` the state that it had after `num_steps` steps.
 
-    Raises: `ConfigError` that names the file where it is missing, or does not fit.
+    Raises: `ConfigError`, naming the file, where the state is missing or does not fit.
     """
     path = checkpoint.folder / f"{OPTIMIZER}.safetensors"
     found = checkpoint.tensors.get(OPTIMIZER)
@@ -267,17 +269,18 @@ def restore_optimizer(optimizer: ClassyOptimizer, checkpoint: Checkpoint, num_st
             f"{checkpoint.folder / MANIFEST}: lists no {path.name}, so that the run would go on without what its "
             f"optimizer remembers; to go on from an earlier checkpoint, delete {checkpoint.folder}"
         )
-    told = checkpoint.state.get(NUM_TENSORS, {OPTIMIZER: len(found)})  # older versions did not tell
+    told = checkpoint.state.get(NUM_TENSORS, {OPTIMIZER: len(found)})  # older versions did not count
     if not isinstance(told, Mapping) or told.get(OPTIMIZER) != len(found):
         raise _wrong(checkpoint, NUM_TENSORS, told, f"{len(found)} of {OPTIMIZER}, as {path} has")
     try:
-        optimizer.load_state(found, num_steps)
+        with written_in(str(path)):
+            optimizer.load_state(found, num_steps)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}; to go on from an earlier checkpoint, delete {checkpoint.folder}") from None
+        raise error.advise(f"to go on from an earlier checkpoint, delete {checkpoint.folder}") from None
 
 
 def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> None:
-    """Gives the parts at work what they were at the checkpoint's step of a run of `num_steps`.
+    """Gives model, optimizer and loss scaling the state of the checkpoint, in a run of `num_steps` steps.
 
     Raises: `ConfigError` when they do not fit, and then changes nothing.
     """
@@ -287,7 +290,7 @@ def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> No
     if optimizer is not None:
         restore_optimizer(optimizer, checkpoint, step)
     engine.model.load_state_dict(checkpoint.tensors["model"])
-    if step > 0 and optimizer is not None:  # a val phase that comes first records the rate of that step
+    if step > 0 and optimizer is not None:  # if a val phase comes first, its record tells the rate of the last step
         optimizer.set_progress((step - 1) / num_steps)
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)
@@ -295,7 +298,7 @@ def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> No
 
 def versions() -> dict[str, str]:
     """The libraries on which a run's numbers depend, for its checkpoints."""
-    import torchvision  # whose import takes a second
+    import torchvision  # its import takes a second
 
     return {
         "python": platform.python_version(),
@@ -305,7 +308,7 @@ def versions() -> dict[str, str]:
 
 
 def require_finite(loss: float, where: str) -> None:
-    """Raises: `FloatingPointError` for a training loss that is no number, or infinite."""
+    """Raises: `FloatingPointError` for a training loss that is NaN or infinite."""
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the training loss of {where} is {loss}. A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
@@ -315,7 +318,7 @@ def require_finite(loss: float, where: str) -> None:
 def _is_finite(number: float) -> bool:
     try:
         return math.isfinite(number)
-    except OverflowError:  # of an integer
+    except OverflowError:  # a huge integer
         return False
 
 
@@ -332,17 +335,17 @@ METRICS_FILE = RecordFile(METRICS, {"phase": str, "epoch": int, "step": int})
 
 
 def read_records(run_folder: Path, files: Sequence[RecordFile]) -> Records:
-    """The records of the run so far. Raises: `ConfigError` that names a line which is none."""
+    """The records of the run so far. Raises: `ConfigError` that names a line which is no record."""
     return {file: read_json_lines(run_folder / file.name, file.keys) for file in files}
 
 
 def cut_records(
     run_folder: Path, records: Records, now: Progress, last_step: int, checkpoint: Checkpoint | None = None
 ) -> None:
-    """Takes out of the files of `records` what comes after `now`, which is about to be done again.
+    """Removes from the files of `records` what comes after `now`: it will be done again.
 
-    The run ends after `last_step`; a test phase of the run before it was made longer is not done again. `checkpoint`
-    is the one that the run goes on from. Beside one of format 1, the records say `test` for `val`.
+    The run ends after `last_step`. A test phase from before the run was made longer stays. `checkpoint` is the one from
+    which the run goes on. Records of format 1 say `test` for `val`.
     """
     if checkpoint is not None and checkpoint.format == 1:
         found = records[METRICS_FILE]
@@ -361,5 +364,5 @@ def cut_records(
 
     for file, found in records.items():
         path = run_folder / file.name
-        if path.exists():  # written anew in any case: a crash may have cut the last line short
+        if path.exists():  # always written anew: a crash may have cut the last line short
             write_atomically(path, "".join(json_line(record) for record in found if is_past(file, record)))

@@ -1,4 +1,4 @@
-"""How a run starts in its folder, is saved between two batches, and goes on from there."""
+"""How a run starts in its folder, is saved between two batches, and is resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from classyseg.config import dump_yaml
 from classyseg.records import RecordFile, RunRecords
 from classyseg.run_folder import CHECKPOINTS, CONFIG, FILES, remove_leftovers
 from classyseg.tasks.extension import check_extension
-from classyseg.tasks.given import tell_what_is_not_written
+from classyseg.tasks.python_config import tell_what_is_not_written
 from classyseg.tasks.resume import (
     METRICS_FILE,
     cut_records,
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 def start_run(
     task: ClassyTask, run_folder: Path | None, *, resume: bool, extend: bool, in_place: Callable[[], bool]
 ) -> None:
-    """Prepares a task and its folder: its weights, clock and records are those of its start, or of a checkpoint."""
+    """Prepares a task and its folder. Weights, clock and records are those of the start, or of a checkpoint."""
     task.run_folder = run_folder
     task.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
     if run_folder is not None and distributed.is_primary():
@@ -66,13 +66,13 @@ def start_run(
 
 
 def _record_files(task: ClassyTask) -> list[RecordFile]:
-    """The files of records in the run's folder, of whoever adds to them; by their names, each once."""
+    """All files of records in the run's folder, each once: of the task, its data and its hooks."""
     declared = [METRICS_FILE, task.data.record_file, *(file for hook in task.hooks for file in hook.record_files)]
     return list({file.name: file for file in declared}.values())
 
 
 def save_run(task: ClassyTask) -> Path | None:
-    """`ClassyTask.save_checkpoint`."""
+    """See `ClassyTask.save_checkpoint`."""
     loss_sum = distributed.mean_over_processes(task.loss_sum)
     require_finite(loss_sum, f"the steps up to {task.progress.step}")
     task.ending.agree(task.progress.step)
@@ -87,7 +87,7 @@ def save_run(task: ClassyTask) -> Path | None:
     tensors = {} if task.run_folder is None else task.checkpoint_tensors()
     if task.run_folder is None or not distributed.is_primary():
         return None
-    task.records.write()  # a checkpoint tells nothing of what is not on the disk
+    task.records.write()  # records first: a checkpoint must not be ahead of the records on the disk
     state = {
         **gathered,
         NUM_TENSORS: {name: len(group) for name, group in tensors.items()},
@@ -98,9 +98,9 @@ def save_run(task: ClassyTask) -> Path | None:
 
 
 def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoint | None:
-    """Restores the newest checkpoint of a run that verifies, and gives it; None without one. Every process calls it.
+    """Restores the newest checkpoint that verifies, and returns it; None without one. Every process calls it.
 
-    `extend` allows another length where that changes the learning rate.
+    `extend` allows another length even where that changes the learning rate.
     """
     folder = newest_of_run(run_folder / CHECKPOINTS)
     if folder is None:
@@ -109,7 +109,7 @@ def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoin
         checkpoint = load_checkpoint(folder, verified=True)
         same_run(checkpoint, task.config, task.free_on_resume)
         task.ending.reason = saved_stop(checkpoint)
-        has_ended = task.ending.reason is not None  # by a hook: another length changes nothing
+        has_ended = task.ending.reason is not None  # a hook ended it: another length changes nothing
         plan = saved_plan(checkpoint, task.plan)
         progress = saved_progress(checkpoint, plan, has_ended=has_ended)
         if plan.num_steps != task.num_steps and not has_ended:
@@ -118,10 +118,10 @@ def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoin
         task.restore(checkpoint)
         load_hooks(task.hooks, checkpoint)
     task.progress = progress
-    task.progress = task.plan.taken_up(progress)
+    task.progress = task.plan.resumed_at(progress)
     task.loss_sum = torch.tensor(loss_sum, dtype=torch.float64)
     if plan.num_steps != task.num_steps and task.optimizer is not None and progress.step:
-        done = (progress.step - 1) / plan.num_steps  # what the last step was taken with, for the next record
+        done = (progress.step - 1) / plan.num_steps  # the rate of the last step, for the next record
         task.optimizer.current_lr = task.optimizer.lr * task.optimizer.schedule_for(plan.length)(done)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)

@@ -14,6 +14,6 @@ class SegmentationTask(ClassyTask):
     Every step draws its randomness from `(seed, step, process)`. `num_epochs: 0` only measures: it needs neither a
     training set nor an optimizer.
 
-    An epoch has `len(train) // batch_size` steps: the last short batch is dropped, another one every epoch, since the
-    order changes. The validation set is measured whole, each sample once.
+    An epoch has `len(train) // batch_size` steps. The last short batch is dropped; the order changes with the epoch, so
+    other samples are dropped each time. The validation set is measured whole, each sample once.
     """

@@ -90,8 +90,10 @@ class PairTransform(ClassyTransform):
     costs the loading of a second sample.
     """
 
-    def gives_shares(self, whole_images: bool) -> bool:
-        """Whether targets become shares of classes, (num_classes, H, W) or (num_classes,), for every sample.
+    replaced = {"gives_shares": "it is called `gives_soft_targets`"}
+
+    def gives_soft_targets(self, whole_images: bool) -> bool:
+        """Whether targets become soft, a share of each class: (num_classes, H, W) or (num_classes,) of every sample.
 
         `whole_images` says that targets are classes of whole images, not masks.
         """
@@ -110,8 +112,9 @@ def check_numbers(transforms: Sequence[ClassyTransform], bits: int | None) -> No
     for i, transform in enumerate(transforms if bits == 32 else ()):
         if refusal := transform.refusal_of_numbers():
             raise ConfigError(
-                f"transforms[{i}]: found {type(transform).__name__} for images of `bits: 32`, which are numbers in a "
-                f"unit of their own; it {refusal}"
+                f"transforms[{i}]",
+                f"found {type(transform).__name__} for images of `bits: 32`, which are numbers in a "
+                f"unit of their own; it {refusal}",
             )
 
 
@@ -142,7 +145,7 @@ def apply_transforms(
 def _transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
     """`sample` after `transform`, whatever its form is.
 
-    The target of a whole image stays as it is; in its place, `transform` sees a mask of which every pixel is ignored.
+    The target of a whole image stays as it is; `transform` sees a mask of ignored pixels in its place.
     The frames of a clip are transformed one by one, all with the same draws.
     """
     whole, clip = sample.target.dim() < 2, sample.image.dim() == 4

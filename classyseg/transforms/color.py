@@ -324,7 +324,7 @@ class Normalize(ClassyTransform):
     ) -> None:
         super().__init__(ignore_index)
         if len(mean) != len(std):
-            raise ConfigError(f"mean: found {len(mean)} means and {len(std)} standard deviations")
+            raise ConfigError("mean", f"found {len(mean)} means and {len(std)} standard deviations")
         self.normalize = NormalizeConfig(mean=mean, std=std)
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)

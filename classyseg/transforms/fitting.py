@@ -16,14 +16,14 @@ Box = tuple[Side, Side]
 class Fitting:
     """The factor that gives an image the size which the options of several transforms tell; 1 where they are null.
 
-    `fit` is a height and a width that the image fills in one direction; `shorter_side` and `longer_side` are lengths of
-    those sides, both together the largest size of which neither side is longer. Raises: `ConfigError` for `fit` beside
-    the others.
+    `fit` is a height and a width that the image fills in one direction. `shorter_side` and `longer_side` are lengths of
+    those sides; with both, the image is as large as it can be with neither side longer. Raises: `ConfigError` for
+    `fit` together with one of the others.
     """
 
     def __init__(self, fit: Box | None, shorter_side: int | None, longer_side: int | None) -> None:
         if fit is not None and (shorter_side is not None or longer_side is not None):
-            raise ConfigError("fit: give either 'fit', or 'shorter_side' or 'longer_side' (or both of these)")
+            raise ConfigError("fit", "give either 'fit', or 'shorter_side' or 'longer_side' (or both of these)")
         self.box = None if fit is None else height_and_width(fit, "fit")
         self.shorter_side, self.longer_side = shorter_side, longer_side
 

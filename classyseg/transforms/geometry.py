@@ -107,7 +107,9 @@ class Resize(ClassyTransform):
         self.size = None if size is None else height_and_width(size)
         self.fitting = Fitting(fit, shorter_side, longer_side)
         if (self.size is None) == (not self.fitting):
-            raise ConfigError("size: give one of 'size', 'fit', and 'shorter_side' or 'longer_side' (or both of them)")
+            raise ConfigError(
+                "size", "give one of 'size', 'fit', and 'shorter_side' or 'longer_side' (or both of them)"
+            )
         self.interpolation: Interpolation = interpolation
         self.image_only = image_only
 
@@ -128,8 +130,8 @@ class Resize(ClassyTransform):
 class RandomResize(ClassyTransform):
     """Image and mask at a random size, the ratio kept: times a factor from `scale`, or by one of several lengths.
 
-    `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
-    with `resize`), else to its own. `shorter_side` may be a list, of which one is drawn; `scale` may then be left out.
+    `scale` is a factor of the image's own size or, where `fit`, `shorter_side` or `longer_side` is given (as in
+    `resize`), of the size after that. `shorter_side` may be a list: one is drawn, and `scale` may be left out.
 
     One with a range of factors is done faster by `random_scale_crop`, which resizes the window only.
 
@@ -158,9 +160,9 @@ class RandomResize(ClassyTransform):
         super().__init__(ignore_index)
         lengths = (shorter_side,) if shorter_side is None or isinstance(shorter_side, int) else tuple(shorter_side)
         if scale is None and len(lengths) < 2:
-            raise ConfigError("scale: give a range of factors, or a list of two or more for 'shorter_side'")
+            raise ConfigError("scale", "give a range of factors, or a list of two or more for 'shorter_side'")
         if not lengths:
-            raise ConfigError("shorter_side: found an empty list; accepted are a length, or a list of them")
+            raise ConfigError("shorter_side", "found an empty list; accepted are a length, or a list of them")
         self.scale = None if scale is None else in_order("scale", scale)
         self.fittings = [Fitting(fit, length, longer_side) for length in lengths]
         self.interpolation: Interpolation = interpolation

@@ -38,7 +38,7 @@ def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
         return target
     if abs(ignore_index) > LARGEST_EXACT or ignore_index == 1:
         raise ConfigError(
-            f"ignore_index: found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}, and not 1"
+            "ignore_index", f"found {ignore_index}; shares of classes need one up to {LARGEST_EXACT}, and not 1"
         )
     ignored = target == ignore_index
     labels = target.masked_fill(ignored, 0).long()[None]
@@ -108,7 +108,7 @@ class CutMix(PairTransform):
         self.alpha = alpha
         self.probability = probability
 
-    def gives_shares(self, whole_images: bool) -> bool:
+    def gives_soft_targets(self, whole_images: bool) -> bool:
         return whole_images
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
@@ -176,7 +176,7 @@ class MixUp(PairTransform):
         self.alpha = alpha
         self.probability = probability
 
-    def gives_shares(self, whole_images: bool) -> bool:
+    def gives_soft_targets(self, whole_images: bool) -> bool:
         return True
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:

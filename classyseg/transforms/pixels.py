@@ -30,13 +30,13 @@ def height_and_width(size: Sequence[int], place: str = "size") -> tuple[int, int
     """
     if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) and side >= 1 for side in size):
         return size[0], size[1]
-    raise ConfigError(f"{place}: found {size!r}; accepted are a height and a width, whole numbers above 0")
+    raise ConfigError(place, f"found {size!r}; accepted are a height and a width, whole numbers above 0")
 
 
 def in_order(place: str, bounds: tuple[float, float]) -> tuple[float, float]:
     """`bounds`. Raises: `ConfigError` where the first is larger than the second."""
     if bounds[0] > bounds[1]:
-        raise ConfigError(f"{place}: found {list(bounds)}; the first must not be larger than the second")
+        raise ConfigError(place, f"found {list(bounds)}; the first must not be larger than the second")
     return bounds
 
 

@@ -1,4 +1,4 @@
-"""AutoAugment and RandAugment: lists of operations, of which those that move pixels move the mask alike."""
+"""AutoAugment and RandAugment: lists of operations. Those that move pixels move the mask in the same way."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ class RandAugment(_Policy):
     ) -> None:
         super().__init__(ignore_index, "rand_augment", fill)
         if magnitude >= num_levels:
-            raise ConfigError(f"magnitude: found {magnitude}; accepted are 0 to {num_levels - 1} (num_levels - 1)")
+            raise ConfigError("magnitude", f"found {magnitude}; accepted are 0 to {num_levels - 1} (num_levels - 1)")
         self.num_operations = num_operations
         self.share = magnitude / (num_levels - 1)
 

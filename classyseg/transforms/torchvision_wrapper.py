@@ -120,9 +120,9 @@ class TorchvisionTransform(ClassyTransform):
         super().__init__(ignore_index)
         known = known_transforms()
         if transform in INSTEAD:
-            raise ConfigError(f"transform: found '{transform}'; use {INSTEAD[transform]}")
+            raise ConfigError("transform", f"found '{transform}'; use {INSTEAD[transform]}")
         if transform not in known:
-            raise ConfigError(f"transform: '{transform}': {unknown('torchvision transform', transform, known)}")
+            raise ConfigError("transform", f"'{transform}': {unknown('torchvision transform', transform, known)}")
         self.transform_name = transform
         self.transform = self._made(known[transform], dict(arguments or {}))
 
@@ -142,14 +142,14 @@ class TorchvisionTransform(ClassyTransform):
         parameters = inspect.signature(kind).parameters
         for key in arguments:
             if key not in parameters:
-                raise ConfigError(f"arguments.{key}: {unknown('argument', key, parameters)}")
+                raise ConfigError(f"arguments.{key}", unknown("argument", key, parameters))
         for name, parameter in parameters.items():
             if parameter.default is inspect.Parameter.empty and name not in arguments:
-                raise ConfigError(f"arguments.{name}: missing; torchvision's {self.transform_name} needs it")
+                raise ConfigError(f"arguments.{name}", f"missing; torchvision's {self.transform_name} needs it")
         if "fill" in parameters:
             fill = arguments.get("fill", 0)
             if isinstance(fill, dict):
-                raise ConfigError(f"arguments.fill: found {fill!r}; accepted are a number, or one for each channel")
+                raise ConfigError("arguments.fill", f"found {fill!r}; accepted are a number, or one for each channel")
             from torchvision import tv_tensors
 
             arguments["fill"] = {tv_tensors.Image: fill, tv_tensors.Mask: self.ignore_index}
@@ -158,7 +158,7 @@ class TorchvisionTransform(ClassyTransform):
         try:
             return kind(**arguments)
         except (TypeError, ValueError, KeyError) as error:
-            raise ConfigError(f"arguments: torchvision's {self.transform_name} refuses them: {error}") from None
+            raise ConfigError("arguments", f"torchvision's {self.transform_name} refuses them: {error}") from None
 
     @staticmethod
     def _interpolation(name: str) -> v2.InterpolationMode:
@@ -166,7 +166,7 @@ class TorchvisionTransform(ClassyTransform):
 
         modes = {str(mode.value): mode for mode in v2.InterpolationMode}
         if name not in modes:
-            raise ConfigError(f"arguments.interpolation: '{name}': {unknown('interpolation', name, modes)}")
+            raise ConfigError("arguments.interpolation", f"'{name}': {unknown('interpolation', name, modes)}")
         return modes[name]
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:

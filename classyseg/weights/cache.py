@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote, urlparse
 
 from classyseg.config import ConfigError, user_path
@@ -44,8 +44,14 @@ class PublicWeights:
     interpolation: str = "bilinear"
     config: tuple[tuple[str, Any], ...] = ()
     """Options of the backbone, other than its defaults, with which the weights were trained."""
-    whole: bool = False
+    has_heads: bool = False
     """Whether the file also holds the heads that the model's name brings."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Raises: `TypeError` for an option of an earlier version, with its new name."""
+        if "whole" in options:
+            raise TypeError("PublicWeights: found `whole`, of an earlier version; it is called `has_heads`")
+        return super().__new__(cls)
 
     def preprocessing(self) -> str:
         """How images were prepared, in one line."""

@@ -14,8 +14,8 @@ _HALF = (0.5, 0.5, 0.5)
 _CONTEXT = "trained on ImageNet-1k"
 
 
-def published(variant: str) -> dict[str, PublicWeights]:
-    """What is known of the registered name `variant`, by name, the one to prefer first; may be empty."""
+def catalogued(variant: str) -> dict[str, PublicWeights]:
+    """The weights of this catalogue for the registered name `variant`, by name; the one to prefer comes first."""
     return dict(PUBLISHED.get(variant, {}))
 
 

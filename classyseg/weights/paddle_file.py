@@ -11,7 +11,7 @@ from classyseg.pickled import Constructor, LazyTensor, UnreadableError, containe
 from classyseg.pickled_arrays import ARRAY_CONSTRUCTORS, PickledArray
 
 BIG_PARAMETERS = "UnpackBigParamInfor@@"
-"""Says which arrays are slices of which; Paddle cuts at 1 GB, with pickle protocols 2 and 3."""
+"""The key that tells which arrays are slices of one parameter; Paddle cuts at 1 GB, with pickle protocols 2 and 3."""
 PADDLE_NAMES = "StructuredToParameterName@@"
 """Paddle's internal names of the parameters."""
 

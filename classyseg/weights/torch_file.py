@@ -43,7 +43,7 @@ STORAGES = {
     "ComplexDouble": torch.complex128,
 }
 DTYPES = {str(dtype): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
-BESIDE = (
+WITH_WEIGHTS = (
     "argparse.Namespace",
     *(f"{builtins}.{name}" for builtins in ("builtins", "__builtin__") for name in ("bytearray", "complex", "slice")),
     *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
@@ -64,7 +64,7 @@ BESIDE = (
     *(f"omegaconf.nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean")),
     "typing.Any",
 )
-"""What is found beside the weights in the checkpoints of PyTorch-Encoding, ClassyVision, mmsegmentation and others."""
+"""What the checkpoints of PyTorch-Encoding, ClassyVision, mmsegmentation and others hold apart from weights."""
 
 
 class _Storage:
@@ -159,7 +159,7 @@ def _attribute(owner: Any, _name: Any) -> Ignored:
 
 CONSTRUCTORS: dict[str, Constructor] = {
     **containers(),
-    **dict.fromkeys(BESIDE, Ignored),
+    **dict.fromkeys(WITH_WEIGHTS, Ignored),
     **dict.fromkeys(("builtins.getattr", "__builtin__.getattr"), _attribute),
     **dict.fromkeys(DTYPES, never),
     **dict.fromkeys((f"torch.{kind}Storage" for kind in STORAGES), never),
@@ -199,7 +199,7 @@ class _Storages:
 
 
 def is_torch_zip(names: Sequence[str]) -> bool:
-    """Whether the members of a zip are those that torch writes: `ROOT/data.pkl`, and nothing beside the root."""
+    """Whether the members of a zip are those that torch writes: `ROOT/data.pkl`, and nothing outside the root."""
     roots = {name.partition("/")[0] for name in names}
     return len(roots) == 1 and f"{next(iter(roots))}/data.pkl" in names
 

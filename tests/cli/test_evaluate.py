@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import own_tasks
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +24,8 @@ from classyseg.datasets.named.ade20k import ADE20K
 from classyseg.datasets.named.cityscapes import LABEL_IDS, Cityscapes
 from classyseg.inference import Predictor
 from classyseg.models import build_model
+from classyseg.tasks import build_task
+from classyseg.trainer import Trainer
 
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
 MODEL = {
@@ -141,6 +144,29 @@ def test_an_image_that_is_resized_alone_is_drawn_at_the_size_of_its_label(traine
         sides = (drawn.width - 3 * 6) // 4, drawn.height
     assert sides[0] % 32 == 0
     assert sides[1] - sides[0] < 32  # square, as the label
+
+
+@pytest.mark.parametrize("name", own_tasks.TASKS_OF_PLUGIN)
+def test_a_task_that_means_something_else_by_a_batch_is_measured_as_it_trained(name: str, tmp_path: Path) -> None:
+    """Of the training alone are a data set that is gone, an optimizer, and a head."""
+    with own_tasks.registered():
+        config = runs.tiny_config({"num_epochs": 0, "hooks": [], "meters": ["mean_iou", "confusion_matrix"]})
+        aux = {"name": "fcn", "blocks": ["stage3"], "channels": 8, "train_only": True}
+        config["model"]["heads"]["aux"] = aux
+        config["loss"] = {"name": "cross_entropy", "head_weights": {"aux": 0.4}}
+        Trainer(tmp_path / "run").train(build_task({**config, "name": name}))
+        record = last_record(tmp_path / "run")
+        gone = {**load_config(tmp_path / "run/config.yaml").values, "optimizer": {"name": "of_a_plugin"}}
+        gone["dataset"]["train"] = {"name": "folder", "images": "/gone", "masks": "/gone", "classes": ["a"]}
+        (tmp_path / "run/config.yaml").write_text(dump_yaml(gone), encoding="utf-8")
+        assert main(["evaluate", str(tmp_path / "run")]) == 0
+        found = result(tmp_path / "run")
+        assert {key: found[key] for key in record if key in found} == {
+            key: value for key, value in record.items() if key in found
+        }
+        assert {"loss", "confusion_matrix", "iou"} <= found.keys()
+        assert main(["evaluate", str(tmp_path / "run"), "--protocol", "{name: sliding_window, size: [32, 32]}"]) == 0
+        assert result(tmp_path / "run")["loss"] is None
 
 
 # -- what may be changed ---------------------------------------------------------------------------------------------
@@ -296,19 +322,32 @@ def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp
 # -- several processes -----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_find_the_same_integers_and_images(trained: Path, evaluated: Path, tmp_path: Path) -> None:
-    words = ["evaluate", trained, "--output", tmp_path, "--worst", 4]
-    job = runs.start_job(words, tmp_path)
+def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budget_asks_for(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["--worst", 4, "dataset.val.size=[192, 256]", "--max-memory", "62M"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    job = runs.start_job(["evaluate", trained, "--output", folders[1], *changes], tmp_path)
+    assert evaluate(trained, folders[0], *changes) == 0
     assert [process.wait() for process in job] == [0, 0], job[0].text + job[1].text
-    one, two = result(evaluated), result(tmp_path)
-    for key in ("confusion_matrix", "mean_iou", "iou", "samples"):
+    one, two = map(result, folders)
+    for key in ("confusion_matrix", "mean_iou", "iou", "samples", "computed_in_windows", "loss"):
         assert two[key] == one[key]
     told = [[(image["place"], image["name"]) for image in found["worst"]] for found in (one, two)]
     assert told[0] == told[1]
-    names = [
-        sorted(path.name for path in (folder / "evaluation-val-worst").iterdir()) for folder in (evaluated, tmp_path)
-    ]
+    names = [sorted(path.name for path in (folder / "evaluation-val-worst").iterdir()) for folder in folders]
     assert names[0] == names[1]
+
+    assert one["computed_in_windows"]["images"] == one["samples"] == 6
+    (windows,) = one["computed_in_windows"]["windows"]
+    assert windows["images"] == 6
+    assert one["loss"] is None  # that of whole images
+    assert capsys.readouterr().err.count("in windows of {} x {} (6)".format(*windows["size"])) == 1
+    assert "(6)" in job[0].text + job[1].text
+    assert evaluate(trained, folders[0], *changes, "--protocol", json.dumps(windows["protocol"])) == 0
+    assert result(folders[0])["confusion_matrix"] == one["confusion_matrix"]
+    assert result(folders[0])["computed_in_windows"] is None
+    assert evaluate(trained, folders[0], *changes, "--protocol", "whole") == 2
 
 
 # -- predictions and submissions -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import resource
@@ -16,56 +15,14 @@ from typing import Any
 import mixed_files
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from torch.nn import functional
+from predicted import labels_in, noise, plain_labels, predict, refused, save, summary
 
-import runs
 from classyseg.cli import prediction
-from classyseg.cli.main import main
 from classyseg.inference import Predictor
-from classyseg.models import build_model
 
 ROOT = Path(__file__).parents[2]
-MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
-
-
-def noise(height: int, width: int, channels: int = 3, *, seed: int = 0, kind: type = np.uint8) -> np.ndarray:
-    shape = (height, width, channels)[: 2 if channels == 1 else 3]
-    return np.random.default_rng(seed).integers(0, np.iinfo(kind).max, shape, dtype=kind, endpoint=True)
-
-
-def save(path: Path, array: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
-    return path
-
-
-def plain_labels(run: Path, path: Path) -> np.ndarray:
-    """The labels of an image by what anybody would write: Pillow, the model, bilinear logits, arg-max."""
-    model = build_model(runs.tiny_config()["model"], 4)
-    (checkpoint,) = (run / "checkpoints").glob("step-*")
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-    image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).float() / 255
-    with torch.no_grad():
-        logits = model.eval()(((image - MEAN) / STD).permute(2, 0, 1)[None])["main"]
-    full = functional.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
-    return full[0].argmax(0).numpy()
-
-
-def predict(trained: Path, *words: object) -> int:
-    return main(["predict", str(trained), *map(str, words), "--device", "cpu"])
-
-
-def summary(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "predictions.json").read_text(encoding="utf-8"))
-    return found
-
-
-def labels_in(output: Path) -> set[str]:
-    return {str(path.relative_to(output)) for path in output.rglob("*.png")}
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
@@ -138,6 +95,23 @@ def test_images_wait_for_others_of_their_size_only_as_long_as_there_is_room(monk
 
 
 # -- which files -----------------------------------------------------------------------------------------------------
+
+
+def test_images_that_a_budget_is_too_small_for_are_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [save(tmp_path / name, noise(*size)) for name, size in (("a.png", (192, 256)), ("b.png", (32, 40)))]
+    assert predict(trained, *paths, "--output", tmp_path / "out", "--max-memory", "62M") == 0
+    found = summary(tmp_path / "out")
+    (windows,) = found["computed_in_windows"]["windows"]
+    assert windows["images"] == found["computed_in_windows"]["images"] == 1
+    assert [file.get("windows") for file in found["files"]] == [windows["size"], None]
+    protocol = json.dumps(windows["protocol"])
+    assert predict(trained, paths[0], "--output", tmp_path / "named", "--protocol", protocol) == 0
+    assert np.array_equal(*(np.array(Image.open(tmp_path / folder / "a.png")) for folder in ("out", "named")))
+    assert summary(tmp_path / "named")["computed_in_windows"] is None
+    assert predict(trained, *paths, "--output", tmp_path / "whole", "--max-memory", "62M", "--protocol", "whole") == 1
+    assert labels_in(tmp_path / "whole") == {"b.png"}
 
 
 def test_outputs_lie_as_the_inputs_lie_in_their_folder(trained: Path, tmp_path: Path) -> None:
@@ -249,18 +223,6 @@ def test_an_image_that_the_model_cannot_take_fails_alone(
 # -- before anything is written --------------------------------------------------------------------------------------
 
 
-def refused(trained: Path, output: Path, capsys: pytest.CaptureFixture[str], *words: object) -> str:
-    """What the command says that ends with exit code 2, and writes nothing."""
-    before = sorted(output.rglob("*")) if output.exists() else None
-    capsys.readouterr()
-    assert predict(trained, *words, "--output", output) == 2
-    assert (sorted(output.rglob("*")) if output.exists() else None) == before
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert "Traceback" not in told
-    return told
-
-
 def test_two_inputs_of_one_output_are_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,111 +284,6 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "checkpoint" in refused(tmp_path, tmp_path / "out", capsys, path)
 
 
-# -- other kinds of files --------------------------------------------------------------------------------------------
-
-
-def test_a_geotiff_becomes_a_geotiff_at_the_same_place(trained: Path, tmp_path: Path) -> None:
-    keys = (1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32611)
-    tags = [
-        (33550, "d", 3, (0.5, 0.5, 0.0), True),
-        (33922, "d", 6, (0.0, 0.0, 0.0, 440720.0, 3751320.0, 0.0), True),
-        (34735, "H", len(keys), keys, True),
-        (34737, "s", 0, "WGS 84 / UTM zone 11N|", True),
-        (42113, "s", 0, "0", True),
-    ]
-    for big in (False, True):
-        path = tmp_path / f"big{big}.tif"
-        tifffile.imwrite(path, noise(20, 30), photometric="rgb", bigtiff=big, extratags=tags)
-        assert predict(trained, path, "--output", tmp_path / "out", "--overwrite") == 0
-        with tifffile.TiffFile(path) as before, tifffile.TiffFile(tmp_path / "out" / path.name) as after:
-            found = {code: tag.value for code, tag in after.pages.first.tags.items()}
-            for code, *_ in tags[:-1]:
-                assert found[code] == before.pages.first.tags[code].value
-            assert 42113 not in found  # 0 was no data, and is a class now
-            assert after.geotiff_metadata == before.geotiff_metadata
-            assert np.array_equal(after.asarray(), np.array(Image.open(tmp_path / "out" / path.name)))
-            assert np.mean(after.asarray() == plain_labels(trained, path)) > 0.99
-
-
-def test_a_tiff_without_a_place_becomes_a_png(trained: Path, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", noise(20, 30), photometric="rgb")
-    assert predict(trained, tmp_path / "a.tif", "--output", tmp_path / "out") == 0
-    assert labels_in(tmp_path / "out") == {"a.png"}
-
-
-def test_a_file_of_several_images_is_named(trained: Path, tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", np.stack([noise(20, 30), noise(20, 30)]), photometric="rgb")
-    assert predict(trained, tmp_path / "a.tif", "--output", tmp_path / "out") == 1
-    assert "several images" in summary(tmp_path / "out")["failed"][0]["reason"]
-
-
-def video(path: Path, frames: Sequence[np.ndarray]) -> Path:
-    av = importlib.import_module("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def test_a_video_becomes_a_folder_of_label_maps_and_a_video_of_overlays(trained: Path, tmp_path: Path) -> None:
-    av = importlib.import_module("av")
-    path = video(tmp_path / "clip.mp4", [np.full((34, 46, 3), 20 * i, np.uint8) for i in range(11)])
-    (tmp_path / "out" / "clip").mkdir(parents=True)
-    (tmp_path / "out" / "clip" / "000011.png").write_bytes(b"of a longer one")
-    assert predict(trained, path, "--output", tmp_path / "out", "--overlay", "--overwrite") == 0
-    assert labels_in(tmp_path / "out") == {f"clip/{i:06}.png" for i in range(11)}
-    assert Image.open(tmp_path / "out" / "clip" / "000003.png").size == (46, 34)
-    (record,) = summary(tmp_path / "out")["files"]
-    assert record["frames"] == 11
-    assert sum(record["pixels"].values()) == 11 * 34 * 46
-    with av.open(str(tmp_path / "out" / "clip_overlay.mp4")) as overlay:
-        stream = overlay.streams.video[0]
-        assert (stream.width, stream.height, float(stream.average_rate)) == (46, 34, 10)
-        assert sum(1 for _ in overlay.decode(stream)) == 11
-
-
-def test_a_broken_video_is_named(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "clip.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
-    save(tmp_path / "in" / "a.png", noise(4, 5))
-    assert predict(trained, tmp_path / "in", "--output", tmp_path / "out", "--overlay") == 1
-    assert labels_in(tmp_path / "out") == {"a.png"}
-    assert not (tmp_path / "out" / "clip_overlay.mp4").exists()
-
-
-def test_more_than_256_classes_become_16_bits(tmp_path: Path) -> None:
-    from classyseg.cli.prediction_files import write_labels
-
-    labels = np.array([[0, 299], [256, 1]], np.uint16)
-    write_labels(tmp_path / "a.png", labels, [(0, 0, 0)] * 300)
-    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), labels)
-
-
-def test_a_model_of_whole_images_tells_their_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    head = {"name": "fully_connected", "blocks": ["stage4"]}
-    config = {**runs.SMALL_BACKBONE, "heads": {"main": head}}
-    model = build_model(config, 3)
-    classes = ["cat", "dog", "cow"]
-    folder = Predictor(model, classes=classes, model_config=config, device="cpu").save(tmp_path / "model")
-    image = noise(40, 50)
-    save(tmp_path / "in" / "sub" / "a.png", image)
-    assert predict(folder, tmp_path / "in", "--output", tmp_path / "out", "--scores") == 0
-    normalised = (torch.from_numpy(image).float() / 255 - MEAN) / STD
-    with torch.no_grad():
-        scores = model.eval()(normalised.permute(2, 0, 1)[None])["main"].softmax(1)[0]
-    assert np.allclose(np.load(tmp_path / "out" / "sub" / "a.npy"), scores.numpy(), atol=1e-5)
-    (record,) = summary(tmp_path / "out")["files"]
-    assert record["class"] == classes[int(scores.argmax())]
-    assert summary(tmp_path / "out")["totals"]["images"][record["class"]] == 1
-    assert labels_in(tmp_path / "out") == set()
-    assert "whole images" in refused(folder, tmp_path / "other", capsys, tmp_path / "in", "--overlay")
-
-
 # -- an interrupted command ------------------------------------------------------------------------------------------
 
 
@@ -435,16 +292,16 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
 ) -> None:
     for i in range(8):
         save(tmp_path / "in" / f"{i}.png", noise(4, 5 + i))
-    honest: Callable[..., Any] = prediction.Job._predict
+    honest: Callable[..., Any] = Predictor.predict
     calls = []
 
-    def interrupted(self: prediction.Job, batch: Sequence[prediction.Read]) -> None:
-        calls.append(batch)
+    def interrupted(self: Predictor, images: Any) -> Any:
+        calls.append(images)
         if len(calls) == 4:
             signal.raise_signal(signal.SIGINT)
-        honest(self, batch)
+        return honest(self, images)
 
-    monkeypatch.setattr(prediction.Job, "_predict", interrupted)
+    monkeypatch.setattr(Predictor, "predict", interrupted)
     assert predict(trained, tmp_path / "in", "--output", tmp_path / "out", "--batch-size", 1) == 130
     found = summary(tmp_path / "out")
     assert found["is_complete"] is False

@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from label_trees import real
 from PIL import Image
 from torch import nn
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, ImageNet, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, ImageNet, TrainOrder, build_dataset, make_loader
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import class_names, labelled_files
 from classyseg.datasets.files.pairs import collecting_pair_faults
 from classyseg.datasets.files.texts import Texts
-from classyseg.datasets.named.imagenet import _images_in
+from classyseg.datasets.named.imagenet import images_in
 from classyseg.losses import build_loss
 from classyseg.meters import build_meter
-
-SAMPLE = Path(__file__).parents[2] / "../shared/data/imagenet_sample"
 
 
 def write_image(path: Path, grey: int = 0, size: tuple[int, int] = (4, 6)) -> None:
@@ -76,16 +75,16 @@ def test_a_data_worker_that_reads_all_paths_copies_none_of_them() -> None:
 
 
 def test_wrong_image_folders_are_named(pets: Path) -> None:
-    with pytest.raises(ConfigError, match=r"1 folders are no class: cat; known: dog"):
+    with pytest.raises(ConfigError, match=r"1 folders.*cat.*dog"):
         build_dataset({"name": "image_folder", "root": "pets", "classes": ["dog"]})
     with pytest.raises(ConfigError, match="classes: found one name twice"):
         build_dataset({"name": "image_folder", "root": "pets", "classes": ["dog", "dog"]})
     (pets / "fish").mkdir()
-    with pytest.raises(DataError, match=r"fish: found no file; accepted: .jpg"):
+    with pytest.raises(DataError, match=r"fish.*no file.*.jpg"):
         build_dataset({"name": "image_folder", "root": "pets"})
-    with pytest.raises(DataError, match=r"fish: found no folder; expected one for each class"):
+    with pytest.raises(DataError, match=r"fish.*no folder"):
         build_dataset({"name": "image_folder", "root": "pets/fish"})
-    with pytest.raises(ConfigError, match=r"^root: .*no such folder; did you mean 'pets'"):
+    with pytest.raises(ConfigError, match=r"^root.*'pets'"):
         build_dataset({"name": "image_folder", "root": "petz"})
 
 
@@ -100,7 +99,7 @@ def test_imagenet_labels_are_those_of_all_1000_synsets(root: Path) -> None:
     assert [train.classes[i] for i in (0, 388, 999)] == ["tench", "giant panda", "toilet tissue"]
     assert len(set(train.classes)) == 1000
     write_image(root / "imagenet" / "val" / "flowers" / "x.JPEG")
-    with pytest.raises(ConfigError, match="folders are no class: flowers; known: n01440764, "):
+    with pytest.raises(ConfigError, match=r"flowers.*n01440764, "):
         build_dataset({"name": "imagenet", "split": "val"})
 
 
@@ -145,7 +144,7 @@ def test_wrong_lists_of_imagenet_are_errors(root: Path, text: str | None, messag
 
 def test_a_list_of_imagenet_beside_folders_of_classes_is_an_error(root: Path) -> None:
     write_image(root / "imagenet" / "val" / "n01440764" / "a.JPEG")
-    with pytest.raises(ConfigError, match=r"^table: found 'list.txt', but .*val has folders of classes; leave it out"):
+    with pytest.raises(ConfigError, match=r"^table.*'list.txt'.*val has folders"):
         build_dataset({"name": "imagenet", "split": "val", "table": "list.txt"})
     with pytest.raises(ConfigError, match=r"imagenet/train: no such folder"):
         build_dataset({"name": "imagenet", "split": "train"})
@@ -160,10 +159,10 @@ def test_minc_reads_the_list_of_a_fold(root: Path) -> None:
     dataset = build_dataset({"name": "minc", "split": "test", "fold": 2})
     assert [dataset.classes[label] for label in labels_of(dataset)] == ["wood", "brick"]
     (lists / "train1.txt").write_text("images/wood/wood_000009.jpg\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"train1.txt: names 1 of 1 files not in .*: images/wood/wood_000009.jpg"):
+    with pytest.raises(DataError, match=r"train1.txt.*1 of 1 files.*images/wood/wood_000009.jpg"):
         build_dataset({"name": "minc", "split": "train"})
     (lists / "train1.txt").write_text("images/felt/felt_000009.jpg\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"found images/felt/felt_000009.jpg; expected lines such as"):
+    with pytest.raises(DataError, match=r"images/felt/felt_000009.jpg"):
         build_dataset({"name": "minc", "split": "train"})
 
 
@@ -219,22 +218,21 @@ def test_wrong_lists_are_errors(root: Path, options: dict[str, Any], message: st
         build_dataset({**PATHS, **options})
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="the real imagenet_sample is not there")
 def test_the_imagenet_sample_is_read_with_imagenets_labels() -> None:
+    sample = real("imagenet_sample")
     columns = {"image_column": "file", "label_column": "class_name"}
-    table = str((SAMPLE / "labels.csv").resolve())
     dataset = build_dataset(
         {
             "name": "image_paths",
-            "images": str((SAMPLE / "images").resolve()),
+            "images": str(sample / "images"),
             "classes": ImageNet.classes,
-            "table": table,
+            "table": str(sample / "labels.csv"),
         }
         | columns
         | {"transforms": [{"name": "resize", "size": [32, 32]}, "horizontal_flip"]}
     )
     assert dataset.labels.tolist() == list(range(1000))
-    (batch, *_) = make_loader(dataset, EvalBatches(1000, 300), workers=0)
+    (batch, *_) = make_loader(dataset, EvalOrder(1000, 300), workers=0)
     assert batch.image.shape == (300, 3, 32, 32)
     assert batch.target.dtype == torch.int64  # above 255
     assert batch.target.tolist() == list(range(300))
@@ -285,8 +283,8 @@ def test_a_class_that_does_not_exist_is_an_error(root: Path) -> None:
     write_image(root / "a.png")
     dataset = build_dataset({"name": "image_paths", "images": ".", "classes": ["x"], "paths": ["a.png"], "labels": [0]})
     dataset.labels[0] = 3
-    with pytest.raises(DataError, match=r"a.png: its class is 3; accepted: 0 to 0, and -1 for no class"):
-        list(make_loader(dataset, EvalBatches(1, 1), workers=0))
+    with pytest.raises(DataError, match=r"a.png.*class is 3.*0 to 0.*-1"):
+        list(make_loader(dataset, EvalOrder(1, 1), workers=0))
 
 
 def test_a_corrected_list_changes_the_classes_of_cached_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +305,7 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
     loss = build_loss("cross_entropy", train.ignore_index)
     accuracy = build_meter({"name": "accuracy", "topk": [1, 2]}, train.classes, train.ignore_index)
     optimizer = torch.optim.SGD(model.parameters(), lr=2)
-    batches = TrainBatches(len(train), 16, seed=0)
+    batches = TrainOrder(len(train), 16, seed=0)
     loader = make_loader(train, batches, workers=0)
     for batches.epoch in range(10):
         for batch in loader:
@@ -316,17 +314,17 @@ def test_a_small_loop_learns_the_drawn_images_with_a_loss_and_meters() -> None:
             optimizer.zero_grad()
             loss(model(arrived.image / 255), arrived.target).backward()
             optimizer.step()
-    for batch in make_loader(test, EvalBatches(len(test), 24), workers=0):
+    for batch in make_loader(test, EvalOrder(len(test), 24), workers=0):
         arrived = batch.to(torch.device("cpu"))
         accuracy.update(model(arrived.image / 255), arrived.target)
     assert accuracy.compute() == {"accuracy_top_1": 1.0, "accuracy_top_2": 1.0}
 
 
 def test_folders_that_cannot_be_read_or_hold_nothing_are_named(tmp_path: Path) -> None:
-    for read in (class_names, _images_in):
-        with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
+    for read in (class_names, images_in):
+        with pytest.raises(DataError, match=r"none.*No such file"):
             read(tmp_path / "none")
     (tmp_path / "cat").mkdir()
-    with collecting_pair_faults() as faults, pytest.raises(DataError, match=r"found no file in any folder"):
+    with collecting_pair_faults() as faults, pytest.raises(DataError, match=r"no file in any folder"):
         labelled_files(tmp_path, {"cat": 0})
     assert [fault.kind for fault in faults] == ["empty_class"]

@@ -7,8 +7,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from torchvision.datasets.samplers import UniformClipSampler
 from torchvision.datasets.video_utils import VideoClips
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import ClipConfig, Clips, EvalBatches, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import ClipConfig, Clips, EvalOrder, TrainOrder, build_dataset, make_loader
 from classyseg.datasets.build import facts_of
 from classyseg.datasets.files import videos as video_files
 from classyseg.datasets.files.videos import VideoInfo, read_frames, video_infos, videos_in
@@ -100,7 +100,7 @@ def test_random_clips_are_different_ones_of_each_video_and_new_in_every_epoch() 
 def test_videos_without_a_clip_are_left_out_and_some_must_be_left() -> None:
     dataset = numbers_of([3, 9], "even", frames=8)
     assert [str(dataset[i].name) for i in range(len(dataset))] == ["v1, frames 0 to 7"]
-    with pytest.raises(ConfigError, match=r"clips.frames: found 8, but the longest of 2 videos has 5 frames"):
+    with pytest.raises(ConfigError, match=r"clips.frames.*8.*2 videos.*5 frames"):
         numbers_of([3, 9], "even", frames=8, frame_rate=15.0)
 
 
@@ -137,7 +137,7 @@ def test_folders_of_frames_are_videos_in_the_order_of_their_numbers() -> None:
     assert [int(dataset[i].target) for i in range(6)] == [0, 0, 0, 0, 1, 1]
     assert [clip[0] for clip in taken(dataset)] == [0, 5, 0, 8, 0, 6]
     assert str(dataset[3].name).endswith("run/b, frames 8 to 11")
-    (first, _) = make_loader(dataset, EvalBatches(6, 4, together=dataset.group_size), workers=0)
+    (first, _) = make_loader(dataset, EvalOrder(6, 4, group_size=dataset.group_size), workers=0)
     assert first.image.shape == (4, 3, 4, 4, 6)
     assert first.image.dtype == torch.uint8
     assert first.target.tolist() == [0, 0, 0, 0]
@@ -177,25 +177,25 @@ def test_two_video_files_of_one_name_are_refused(root: Path) -> None:
     (root / "actions" / "run").mkdir(parents=True)
     for name in ("a.avi", "a.mp4"):
         (root / "actions" / "run" / name).touch()
-    with pytest.raises(DataError, match=r"run: two videos of one name: a.avi and a.mp4; keep one of them"):
+    with pytest.raises(DataError, match=r"run.*a.avi and a.mp4"):
         build_dataset(ACTIONS)
 
 
 def test_wrong_trees_of_videos_are_named(actions: Path) -> None:
-    with pytest.raises(ConfigError, match=r"clips.frame_rate: found 15.0, but .*run/a says no rate"):
+    with pytest.raises(ConfigError, match=r"clips.frame_rate.*15.0.*run/a .*no rate"):
         build_dataset({**ACTIONS, "clips": {"frames": 4, "frame_rate": 15.0}})
-    with pytest.raises(ConfigError, match=r"classes: .* has the folders wave, too"):
+    with pytest.raises(ConfigError, match=r"classes.*folders wave"):
         build_dataset({**ACTIONS, "classes": ["run"]})
-    with pytest.raises(ConfigError, match=r"clips.framess: unknown key; did you mean 'frames'"):
+    with pytest.raises(ConfigError, match=r"clips.framess.*'frames'"):
         build_dataset({**ACTIONS, "clips": {"frames": 4, "framess": 4}})
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(actions / "run" / "a" / "frame4.png")
-    with pytest.raises(DataError, match=r"frame4.png: a frame of 5 x 5 pixels in a video of 6 x 4"):
+    with pytest.raises(DataError, match=r"frame4.png.*5 x 5.*6 x 4"):
         build_dataset(ACTIONS)[0]
     (actions / "wave" / "empty").mkdir()
-    with pytest.raises(DataError, match=r"wave/empty: found no frame; accepted: .jpg"):
+    with pytest.raises(DataError, match=r"wave/empty.*no frame.*.jpg"):
         build_dataset(ACTIONS)
     (actions / "jump").mkdir()
-    with pytest.raises(DataError, match=r"jump: found no video; accepted: .mp4, .*, and folders of frames"):
+    with pytest.raises(DataError, match=r"jump.*no video.*.mp4"):
         build_dataset(ACTIONS)
 
 
@@ -226,15 +226,13 @@ def test_ucf101_reads_the_lists_of_a_fold(root: Path) -> None:
     assert first_names(test_set) == [("v_Biking_g01_c01", 1)]
     assert (train_set.sampling, test_set.sampling) == ("random", "even")
     (lists / "testlist02.txt").write_text("Biking/v_Biking_g07_c01.avi\n", encoding="utf-8")
-    with pytest.raises(
-        DataError, match=r"testlist02.txt: names 1 videos that do not exist, nor .*v_Biking_g07_c01.avi"
-    ):
+    with pytest.raises(DataError, match=r"testlist02.txt.*1 videos.*v_Biking_g07_c01.avi"):
         build_dataset({**data, "split": "test"})
     (lists / "testlist02.txt").write_text("Boxing/v_Boxing_g07_c01.avi\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"testlist02.txt: found Boxing/v_Boxing_g07_c01.avi; expected lines such as"):
+    with pytest.raises(DataError, match=r"testlist02.txt.*Boxing/v_Boxing_g07_c01.avi"):
         build_dataset({**data, "split": "test"})
     (lists / "classInd.txt").write_text("0 Archery\n1 Biking\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"classInd.txt: found the numbers 0, 1; expected 1, 2, and so on"):
+    with pytest.raises(DataError, match=r"classInd.txt.*0, 1.*expected 1, 2"):
         build_dataset({**data, "split": "train"})
 
 
@@ -249,9 +247,9 @@ def test_hmdb51_reads_the_tags_of_a_fold(root: Path) -> None:
     assert first_names(build_dataset({**data, "split": "train"})) == [("one", 0)]
     assert first_names(build_dataset({**data, "split": "test"})) == [("two", 0), ("one", 1)]
     (lists / "wave_test_split3.txt").write_text("one.avi\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"wave_test_split3.txt: found 'one.avi'; expected lines such as NAME.avi 1"):
+    with pytest.raises(DataError, match=r"wave_test_split3.txt.*'one.avi'.*NAME.avi 1"):
         build_dataset({**data, "split": "test"})
-    with pytest.raises(DataError, match=r"found no list CLASS_test_split1.txt"):
+    with pytest.raises(DataError, match=r"CLASS_test_split1.txt"):
         build_dataset({**data, "split": "test", "fold": 1})
 
 
@@ -321,7 +319,7 @@ def test_an_index_spares_the_look_at_videos_that_it_knows(root: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "av", None)  # to know is not to look
     assert len(build_dataset(data)) == 4
     index.write_text("[3]", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"index: .*actions.json is no index of videos .*; delete it"):
+    with pytest.raises(ConfigError, match=r"index.*actions.json.*no index"):
         build_dataset(data)
 
 
@@ -338,17 +336,17 @@ def test_an_index_looks_again_at_a_folder_of_which_frames_changed(root: Path) ->
 def test_an_index_that_cannot_be_written_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_frames(root / "actions" / "run" / "a", 9)
     (root / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"index: .*file/a.json cannot be written \(File exists\)$"):
+    with pytest.raises(ConfigError, match=r"index.*file/a.json.*File exists"):
         build_dataset(ACTIONS | {"index": "file/a.json"})
 
-    with pytest.raises(ConfigError, match=r"index: .*/actions cannot be read \(Is a directory\)$"):
+    with pytest.raises(ConfigError, match=r"index.*/actions.*Is a directory"):
         build_dataset(ACTIONS | {"index": "actions"})
 
     def no_room(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(video_files, "write_atomically", no_room)
-    with pytest.raises(ConfigError, match=r"index: .*/a.json cannot be written \(No space left on device\)$"):
+    with pytest.raises(ConfigError, match=r"index.*/a.json.*No space left"):
         build_dataset(ACTIONS | {"index": "a.json"})
     assert [path.name for path in root.iterdir() if path.suffix == ".lock"] == []
 
@@ -359,9 +357,7 @@ def test_without_pyav_a_video_file_is_an_error_that_says_what_to_do(
     monkeypatch.setitem(sys.modules, "av", None)
     assert len(build_dataset(ACTIONS)) == 6
     (actions / "run" / "x.mp4").write_bytes(b"film")
-    with pytest.raises(
-        ConfigError, match=r"run/x.mp4: a video, which PyAV reads: install classyseg\[video\], or store"
-    ):
+    with pytest.raises(ConfigError, match=r"run/x.mp4.*install classyseg\[video\]"):
         build_dataset(ACTIONS)
 
 
@@ -369,7 +365,7 @@ def test_without_pyav_a_video_file_is_an_error_that_says_what_to_do(
 def test_what_is_no_video_is_named(tmp_path: Path, content: bytes) -> None:
     pytest.importorskip("av")
     (tmp_path / "x.avi").write_bytes(content)
-    with pytest.raises(DataError, match=r"x.avi: (cannot be read as a video|holds no video)"):
+    with pytest.raises(DataError, match=r"x.avi.*(cannot be read|no video)"):
         video_infos([tmp_path / "x.avi"], None)
 
 
@@ -377,7 +373,7 @@ def test_a_video_cut_short_is_named_when_its_frames_are_read(tmp_path: Path) -> 
     path = tmp_path / "x.avi"
     write_video(path, count=200)
     path.write_bytes(path.read_bytes()[:12000])
-    with pytest.raises(DataError, match=r"x.avi: (ends after \d+ frames; 200 were expected|cannot be read as a video)"):
+    with pytest.raises(DataError, match=r"x.avi.*(\d+ frames.*200|cannot be read)"):
         read_frames(path, [0, 199])
 
 
@@ -402,7 +398,7 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
     loss = build_loss("cross_entropy", train.ignore_index)
     meter = build_meter({"name": "video_accuracy", "clips_per_video": 3}, train.classes, train.ignore_index)
     optimizer = torch.optim.SGD(model.parameters(), lr=2)
-    batches = TrainBatches(len(train), 16, seed=0)
+    batches = TrainOrder(len(train), 16, seed=0)
     loader = make_loader(train, batches, workers=0)
     for batches.epoch in range(8):
         for batch in loader:
@@ -411,7 +407,7 @@ def test_a_small_loop_learns_drawn_videos_with_a_loss_and_a_meter_of_videos() ->
             optimizer.zero_grad()
             loss(model(correlations(arrived.image)), arrived.target).backward()
             optimizer.step()
-    for batch in make_loader(test, EvalBatches(len(test), 9, together=test.group_size), workers=0):
+    for batch in make_loader(test, EvalOrder(len(test), 9, group_size=test.group_size), workers=0):
         arrived = batch.to(torch.device("cpu"))
         meter.update(model(correlations(arrived.image)), arrived.target)
     assert meter.compute() == {"video_accuracy_top_1": 1.0}
@@ -454,9 +450,9 @@ def test_clips_of_a_plugin_tell_how_they_are_grouped_when_they_are_built() -> No
 
 def test_videos_that_changed_since_they_were_looked_at_are_named(tmp_path: Path) -> None:
     write_frames(tmp_path / "a", 4)
-    with pytest.raises(DataError, match=r"a: has 4 frames; it had more when it was looked at first"):
+    with pytest.raises(DataError, match=r"a.*4 frames.*at first"):
         read_frames(tmp_path / "a", [3, 4])
-    with pytest.raises(DataError, match=r"none: cannot be read \(No such file or directory\)"):
+    with pytest.raises(DataError, match=r"none.*No such file"):
         videos_in(tmp_path / "none")
 
 
@@ -474,12 +470,8 @@ def test_a_file_of_sound_alone_and_a_video_that_changes_its_size_are_named(
         video_infos([tmp_path / "sound.mp4"], None)
 
     frames = [av.VideoFrame(size, size, "rgb24") for size in (16, 16, 32)]
-
-    @contextmanager
-    def opened(path: Path) -> Iterator[tuple[Any, None]]:
-        yield SimpleNamespace(decode=lambda stream: iter(frames)), None
-
-    monkeypatch.setattr(video_files, "_opened", opened)
+    changing = SimpleNamespace(streams=SimpleNamespace(video=[None]), decode=lambda stream: iter(frames))
+    monkeypatch.setattr(av, "open", lambda path: nullcontext(changing))
     assert read_frames(tmp_path / "v.mp4", [0, 1]).shape == (3, 2, 16, 16)
     with pytest.raises(DataError, match=r"v.mp4: its frames change their size between 1 and 2"):
         read_frames(tmp_path / "v.mp4", [1, 2])

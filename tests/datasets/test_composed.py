@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, Folder, TrainBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, Folder, TrainOrder, build_dataset, make_loader
 from classyseg.registry import DATASETS
 from classyseg.trainer import Trainer
 from data_trees import data_sets, drawn_tree, pairs
@@ -35,14 +35,12 @@ def test_concat_gives_one_data_set_after_the_other() -> None:
     assert names(dataset) == ["train 0", "train 1", "test 0", "test 0", "test 1"]
     assert (dataset.classes, dataset.ignore_index) == (("red", "green"), -1)
     assert str(dataset.load(3).name) == "test 0"
-    (batch,) = make_loader(dataset, EvalBatches(5, 8), workers=0)
+    (batch,) = make_loader(dataset, EvalOrder(5, 8), workers=0)
     assert batch.image.shape == (5, 3, 64, 64)
 
 
 def test_concat_refuses_other_classes() -> None:
-    with pytest.raises(
-        ConfigError, match=r"datasets\[1\]: its classes \('background', .* those of datasets\[0\], \('red'"
-    ):
+    with pytest.raises(ConfigError, match=r"datasets\[1\].*classes \('background', .*datasets\[0\].*\('red'"):
         build_dataset({"name": "concat", "datasets": [drawn(2), drawn(2, name="synthetic_shapes")]})
 
 
@@ -90,10 +88,10 @@ def test_wrong_parts_are_errors(options: dict[str, Any], message: str) -> None:
 
 
 def test_problems_within_are_named_by_their_place() -> None:
-    with pytest.raises(ConfigError, match=r"datasets\[0\]\.dataset\.splitt: unknown key; did you mean 'split'"):
+    with pytest.raises(ConfigError, match=r"datasets\[0\]\.dataset\.splitt.*'split'"):
         DATASETS.validate({"name": "concat", "datasets": [{"name": "subset", "dataset": drawn(3, splitt="x")}]})
     inner = {"name": "subset", "first": 1, "dataset": {"name": "image_folder", "root": "nowhere"}}
-    with pytest.raises(ConfigError, match=r"datasets\[0\]\.dataset\.root: .*no such folder"):
+    with pytest.raises(ConfigError, match=r"datasets\[0\]\.dataset\.root.*no such"):
         build_dataset({"name": "concat", "datasets": [inner]})
 
 
@@ -121,7 +119,7 @@ def test_a_data_set_that_comes_twice_is_augmented_in_two_ways_and_follows_the_se
 
 @pytest.mark.parametrize(("step", "name"), [("normalize", "Normalize"), ("mix_up", "MixUp"), ("cut_mix", "CutMix")])
 def test_what_a_task_must_know_of_stands_outside(step: str, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"transforms: found {name} in a data set within this one; put it here"):
+    with pytest.raises(ConfigError, match=rf"transforms.*{name}.*put it here"):
         build_dataset({"name": "subset", "dataset": drawn(4, transforms=[step]), "first": 2})
     dataset = build_dataset({"name": "subset", "dataset": drawn(4), "first": 2, "transforms": [step]})
     assert dataset[0].image.shape == (3, 64, 64)
@@ -133,7 +131,7 @@ def test_a_loop_over_the_samples_ends_and_negative_numbers_count_from_the_end(co
     found = [str(dataset[i].name) for i in range(3)]
     assert [str(sample.name) for sample in itertools.islice(dataset, 9)] == found
     assert [str(dataset[i - 3].name) for i in range(3)] == found
-    with pytest.raises(IndexError, match="found the index 3; the data set has 3 samples"):
+    with pytest.raises(IndexError, match=r"index 3.*3 samples"):
         dataset[3]
 
 
@@ -204,14 +202,14 @@ def test_a_bad_sample_within_is_dealt_with_as_the_whole_says(
     image.write_bytes(b"")
     sized = {**train, "transforms": [{"name": "resize", "size": [32, 32]}]}
     dataset = build_dataset(around(kind, sized, on_bad_sample=policy))
-    loader = make_loader(dataset, EvalBatches(12, 12), workers=0)
+    loader = make_loader(dataset, EvalOrder(12, 12), workers=0)
     (batch,) = loader
     assert [bad.index for bad in loader.bad] == [2]
     assert str(image) in loader.bad[0].problem
     assert (batch.target[2] == 255).all() == (policy == "skip")
     assert dataset.described(2).startswith(f"sample 2: sample 2 ({image}, ")
     with pytest.raises(DataError, match=str(image)):
-        list(make_loader(build_dataset(around(kind, sized)), EvalBatches(12, 12), workers=0))
+        list(make_loader(build_dataset(around(kind, sized)), EvalOrder(12, 12), workers=0))
 
 
 @pytest.mark.parametrize("kind", PLACES)
@@ -240,7 +238,7 @@ def test_a_run_on_parts_may_be_continued_with_a_cache_and_without(train: dict[st
     Trainer(tmp_path / "run").train(tiny_task(changes()))
     cached = changes(cache_samples=str(tmp_path / "cache"), cache_samples_gigabytes=1.0)
     Trainer(tmp_path / "run", resume=True).train(tiny_task(cached))
-    with pytest.raises(ConfigError, match=r"dataset\.train\.datasets\[0\]\.dataset\.exif: was 'refuse', now 'ignore'"):
+    with pytest.raises(ConfigError, match=r"dataset\.train\.datasets\[0\]\.dataset\.exif.*'refuse'.*'ignore'"):
         Trainer(tmp_path / "run", resume=True).train(tiny_task(changes(exif="ignore")))
 
 
@@ -248,7 +246,7 @@ def test_a_run_on_parts_may_be_continued_with_a_cache_and_without(train: dict[st
 def test_a_part_takes_nothing_from_what_it_leaves_out(step: str) -> None:
     shapes = drawn(10, name="synthetic_shapes", transforms=[step])
     nested = {"name": "concat", "datasets": [shapes]} if step != "mix_up" else shapes
-    with pytest.raises(ConfigError, match=r"transforms: found (CopyPaste|CutMix|MixUp) in (the|a) data set within"):
+    with pytest.raises(ConfigError, match=r"transforms.*(CopyPaste|CutMix|MixUp)"):
         build_dataset({"name": "subset", "dataset": nested, "every": 2})
     outside = {"name": "subset", "dataset": drawn(10, name="synthetic_shapes"), "first": 1, "transforms": [step]}
     plain = build_dataset({**outside, "transforms": []})
@@ -273,7 +271,7 @@ def test_the_samples_of_parts_do_not_depend_on_workers_processes_and_restarts(tr
         """Of each batch from number `start` on, of all processes together, in the second epoch."""
         found: list[list[str]] = []
         for rank in range(world_size):
-            batches = TrainBatches(len(dataset), 4, seed=5, rank=rank, world_size=world_size)
+            batches = TrainOrder(len(dataset), 4, seed=5, rank=rank, world_size=world_size)
             batches.epoch, batches.start = 1, start
             loader = make_loader(dataset, batches, workers=workers)
             for i, batch in enumerate(loader):

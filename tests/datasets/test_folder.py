@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ def test_a_file_without_its_partner_is_named(tmp_path: Path, removed: str, messa
 def test_two_files_of_one_name_are_refused(tmp_path: Path, kind: str, suffix: str) -> None:
     pair(tmp_path)
     write_image(tmp_path / kind / f"a{suffix}", mode="L")
-    with pytest.raises(DataError, match=rf"{kind}: two \w+ files of one name: a\.\w+ and a\.\w+"):
+    with pytest.raises(DataError, match=rf"{kind}.*a\.\w+ and a\.\w+"):
         folder(tmp_path)
 
 
@@ -152,7 +151,7 @@ def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
     for path in pair(tmp_path):
         if path.parent.name == kind:
             path.unlink()
-    with pytest.raises(DataError, match=rf"{kind}: found no \w+ file; accepted: "):
+    with pytest.raises(DataError, match=rf"{kind}.*no \w+ file"):
         folder(tmp_path)
 
 
@@ -160,7 +159,7 @@ def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
 def test_images_are_not_taken_for_their_own_masks(tmp_path: Path, options: dict[str, Any]) -> None:
     pair(tmp_path)
     for name in ("images", "masks"):
-        with pytest.raises(ConfigError, match=rf"masks: found .*/{name}, which is the folder of the images; put the"):
+        with pytest.raises(ConfigError, match=rf"masks.*/{name}\b.*folder of the images"):
             folder(tmp_path, images=str(tmp_path / name), masks=str(tmp_path / name), **options)
 
 
@@ -177,7 +176,7 @@ def test_masks_of_jpeg_alone_are_named(tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_read_is_one_error(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair(tmp_path)
     deny(monkeypatch, "iterdir", tmp_path / kind)
-    with pytest.raises(DataError, match=rf"{kind}: cannot be read \(Permission denied\)"):
+    with pytest.raises(DataError, match=rf"{kind}.*Permission denied"):
         folder(tmp_path)
 
 
@@ -188,7 +187,7 @@ def test_a_folder_in_a_place_that_may_not_be_read_is_one_error(
     (tmp_path / "locked").mkdir()
     missing = tmp_path / "locked" / "images"
     deny(monkeypatch, call, missing if call == "is_dir" else missing.parent)
-    with pytest.raises(ConfigError, match=r"images: .*/locked/images: cannot be looked up \(Permission denied\)"):
+    with pytest.raises(ConfigError, match=r"images.*/locked/images.*Permission denied"):
         folder(tmp_path, images=str(missing))
 
 
@@ -207,7 +206,7 @@ def deny(monkeypatch: pytest.MonkeyPatch, call: str, denied: Path) -> None:
 def test_an_image_and_a_mask_of_different_sizes_are_named_with_both(tmp_path: Path) -> None:
     image, _ = pair(tmp_path)
     write_image(image, size=(20, 10))
-    with pytest.raises(DataError, match=r"a.png: the image is 20 x 10 pixels, its mask 16 x 12"):
+    with pytest.raises(DataError, match=r"a.png.*20 x 10.*mask 16 x 12"):
         folder(tmp_path)[0]
 
 
@@ -243,7 +242,7 @@ def spoil(path: Path, how: str) -> None:
 def test_an_unreadable_mask_is_named_with_its_size(tmp_path: Path, how: str) -> None:
     _, path = pair(tmp_path)
     spoil(path, how)
-    with pytest.raises(DataError, match=rf"masks/a.png: cannot be read \(.*{path.stat().st_size} bytes"):
+    with pytest.raises(DataError, match=rf"masks/a.png.*{path.stat().st_size} bytes"):
         folder(tmp_path)[0]
 
 
@@ -266,18 +265,14 @@ def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
 def test_a_colour_image_is_no_mask(tmp_path: Path, mode: str, found: str) -> None:
     _, mask = pair(tmp_path)
     Image.new(mode, (WIDTH, HEIGHT)).save(mask)
-    with pytest.raises(
-        DataError, match=rf"masks/a.png: a mask that is a PNG of {found}, 8 bits a channel; accepted are"
-    ):
+    with pytest.raises(DataError, match=rf"masks/a.png.*{found}, 8 bits"):
         folder(tmp_path)[0]
 
 
 def test_an_image_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
     image, _ = pair(tmp_path)
     write_mask(image, stripes(0, 1000), np.uint16)
-    with pytest.raises(
-        DataError, match=r"images/a.png: a PNG of grey, 16 bits a channel; accepted are images of 8 bits"
-    ):
+    with pytest.raises(DataError, match=r"images/a.png.*grey, 16 bits.*8 bits"):
         folder(tmp_path)[0]
 
 
@@ -318,14 +313,14 @@ def test_subfolders_are_searched_when_asked(tmp_path: Path) -> None:
         "bonn/b.png",
         "ulm/a.png",
     ]
-    with pytest.raises(DataError, match=r"images: found no image file; accepted: .jpg"):
+    with pytest.raises(DataError, match=r"images.*no image file.*.jpg"):
         folder(tmp_path)
 
 
 def test_masks_in_other_subfolders_are_no_masks_of_the_images(tmp_path: Path) -> None:
     nested(tmp_path, "_mask")
     (tmp_path / "masks" / "ulm").rename(tmp_path / "masks" / "bern")
-    with pytest.raises(DataError, match=r"no mask for 1 of 3 images: .*images/ulm/a.png; .*NAME.jpg is NAME_"):
+    with pytest.raises(DataError, match=r"1 of 3 images.*images/ulm/a.png.*NAME_"):
         folder(tmp_path, nested=True, mask_suffix="_mask")
 
 
@@ -344,9 +339,7 @@ def test_a_table_of_several_splits_gives_the_named_one_and_never_all(tmp_path: P
     nested(tmp_path)
     path = table(tmp_path, "image,mask,split", "ulm/a.png,ulm/a.png,train", "bonn/a.png,bonn/a.png,val")
     assert [pair[0].parent.name for pair in folder(tmp_path, table=path, split="val").pairs] == ["bonn"]
-    with pytest.raises(
-        ConfigError, match=r"^split: found nothing, but .*pairs.csv has the splits train, val; name one"
-    ):
+    with pytest.raises(ConfigError, match=r"^split.*pairs.csv.*train, val"):
         folder(tmp_path, table=path)
 
 
@@ -396,17 +389,13 @@ def test_colours_become_the_classes_of_a_map(tmp_path: Path, mode: str) -> None:
 def test_a_colour_that_the_map_does_not_know_is_named(tmp_path: Path) -> None:
     pair(tmp_path)
     label_trees.colors(tmp_path / "masks" / "a.png", RED, (1, 2, 3))
-    with pytest.raises(
-        DataError, match=r"masks/a.png: .*the values #010203 \(24 pixels\).*known: #ff0000, #0000ff, #000"
-    ):
+    with pytest.raises(DataError, match=r"masks/a.png.*#010203 \(24 pixels\).*#ff0000, #0000ff, #000"):
         folder(tmp_path, color_map=COLORS)[0]
 
 
 def test_a_mask_without_colours_is_refused_where_colours_are_expected(tmp_path: Path) -> None:
     pair(tmp_path)
-    with pytest.raises(
-        DataError, match=r"masks/a.png: a mask that is a PNG of grey, .*; accepted here are masks of colours"
-    ):
+    with pytest.raises(DataError, match=r"masks/a.png.*grey.*masks of colours"):
         folder(tmp_path, color_map=COLORS)[0]
 
 
@@ -428,12 +417,8 @@ def test_options_that_do_not_fit_together_are_named(tmp_path: Path, options: dic
         folder(tmp_path, **options)
 
 
-NUCLEI = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[2] / "../shared/data") / "nuclei_dsb2018"
-
-
-@pytest.mark.skipif(not NUCLEI.is_dir(), reason="the real nuclei are not there")
 def test_real_images_of_varying_size_are_read() -> None:
-    root = NUCLEI.resolve()
+    root = label_trees.real("nuclei_dsb2018")
     options = {"images": str(root / "images/val"), "masks": str(root / "annotations/val"), "classes": list(CLASSES)}
     data = build_dataset({"name": "folder", **options})
     assert len(data) == 42
@@ -454,7 +439,7 @@ def test_links_into_the_folder_above_are_refused_and_others_are_followed(tmp_pat
         link = tmp_path / "elsewhere" / "images" / "a" / "up"
         link.symlink_to(target)
         for config in configs:
-            with pytest.raises(DataError, match=r"images/linked/a/up: a link to a folder that it lies in; remove it"):
+            with pytest.raises(DataError, match=r"images/linked/a/up.*link"):
                 build_dataset(config)
         link.unlink()
 
@@ -470,7 +455,7 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | N
         (tmp_path / "pairs.csv").mkdir()
     else:
         (tmp_path / "pairs.csv").write_bytes(content)
-    with pytest.raises(DataError, match=rf"pairs.csv: cannot be read \({message}\)"):
+    with pytest.raises(DataError, match=rf"pairs.csv.*{message}"):
         folder(tmp_path, table=str(tmp_path / "pairs.csv"))
 
 

@@ -14,7 +14,7 @@ from label_trees import HEIGHT, WIDTH, image, mask
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, build_dataset, make_loader
 from classyseg.doctor import check_data
 from classyseg.doctor.sheet import contact_sheet
 from runs import tiny_config, tiny_task
@@ -48,7 +48,7 @@ def test_images_alone_come_in_order_with_every_pixel_ignored(make: Any, tmp_path
     config = make(tmp_path)
     dataset = build_dataset({**config, "cache_samples": str(tmp_path / "cache")})
     for _ in range(2):  # the second time from the cache
-        (batch,) = make_loader(dataset, EvalBatches(len(dataset), 4), workers=0)
+        (batch,) = make_loader(dataset, EvalOrder(len(dataset), 4), workers=0)
         assert batch.image.shape == (3, 3, HEIGHT, WIDTH)
         assert batch.target.shape == (3, HEIGHT, WIDTH)
         assert (batch.target == dataset.ignore_index).all()
@@ -69,7 +69,7 @@ def test_no_task_trains_on_images_alone_or_measures_with_them(
     config = make(tmp_path)
     if composed:
         config = {"name": "concat", "datasets": [{"name": "subset", "first": 2, "dataset": config}]}
-    with pytest.raises(ConfigError, match=rf"^dataset\.{split}: has images alone, without masks to train on"):
+    with pytest.raises(ConfigError, match=rf"^dataset\.{split}.*without masks"):
         tiny_task({f"dataset.{split}": config})
 
 
@@ -95,13 +95,13 @@ def test_images_with_masks_and_images_alone_do_not_make_one_set(tmp_path: Path) 
     alone = folder(tmp_path)
     for name in ("b/1.png", "a/2.png", "a/1.png"):
         mask(tmp_path / "masks" / name, 0, 1)
-    with pytest.raises(ConfigError, match=r"datasets\[1\]: its has_masks False are not those of datasets\[0\], True"):
+    with pytest.raises(ConfigError, match=r"datasets\[1\].*has_masks False.*datasets\[0\].*True"):
         build_dataset({"name": "concat", "datasets": [{**alone, "masks": str(tmp_path / "masks")}, alone]})
 
 
 @pytest.mark.parametrize("options", [{"mask_suffix": "_mask", "nested": False}, {"table": "t.csv", "nested": False}])
 def test_a_folder_without_masks_refuses_what_is_of_masks(options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="masks: found null beside table or mask_suffix"):
+    with pytest.raises(ConfigError, match=r"masks.*null.*table or mask_suffix"):
         build_dataset({**folder(tmp_path), **options})
 
 

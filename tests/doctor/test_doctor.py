@@ -350,7 +350,7 @@ class Deadly(Strange):
 
 
 def test_a_process_that_is_killed_is_one_error() -> None:
-    with pytest.raises(WorkerError, match=r"DataLoader worker .*: a process that looks at samples; .* fewer --workers"):
+    with pytest.raises(WorkerError, match=r"DataLoader worker .*--workers"):
         check_data({"x": Deadly()}, workers=1)
 
 
@@ -376,7 +376,7 @@ def test_a_missing_file_of_a_list_or_a_table_leaves_the_rest_to_be_looked_at(dra
     diagnosis = check_data(sets)
     assert [(f.kind, Path(f.files[0][0]).name) for f in diagnosis.findings] == [("missing_file", "gone.jpg")]
     assert diagnosis.summaries[0].num_samples == 1
-    with pytest.raises(ConfigError, match=r"names 1 files that do not exist"):  # which the doctor alone forgives
+    with pytest.raises(ConfigError, match=r"1 files.*not exist"):  # which the doctor alone forgives
         build_dataset(sets["x"])
 
 

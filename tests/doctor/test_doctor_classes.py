@@ -17,11 +17,11 @@ from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassificationDataset, build_dataset
 from classyseg.doctor import Finding, check_data
-from classyseg.doctor.sheet import CELL, LINE, MARGIN, OPACITY, _painted, contact_sheet
+from classyseg.doctor.sheet import CELL, LINE, MARGIN, OPACITY, contact_sheet, painted
 from classyseg.registry import TASKS, DatasetConfig
 from classyseg.structures import Sample
 from classyseg.tasks import ClassyTask
-from classyseg.tasks.checks import check_samples
+from classyseg.tasks.sample_checks import check_samples
 
 CLASSES = ["cat", "dog", "owl"]
 RANDOM = np.random.default_rng(0)
@@ -158,7 +158,7 @@ def test_masks_where_classes_are_expected_are_found_with_their_samples() -> None
     found = findings({"x": data})
     assert found.keys() == {"sample_unreadable"}
     assert found["sample_unreadable"].files == (("s3", "its target has the shape (2, 2); expected one class, ()"),)
-    with pytest.raises(DataError, match=r"s3: its target has the shape \(2, 2\); expected one class"):
+    with pytest.raises(DataError, match=r"s3.*shape \(2, 2\).*one class"):
         data[3]
 
 
@@ -232,7 +232,7 @@ def test_videos_that_cannot_be_read_are_all_named_and_end_a_training(tmp_path: P
         diagnosis = check_data({"x": config | index})
         assert [(f.kind, files(f)) for f in diagnosis.findings] == [("video_unreadable", ["bad1.mp4", "bad2.avi"])]
         assert diagnosis.summaries[0].num_samples == 1
-    with pytest.raises(DataError, match=r"bad1.mp4: cannot be read as a video .*; 2 of 3 videos cannot be used"):
+    with pytest.raises(DataError, match=r"bad1.mp4.*2 of 3 videos"):
         build_dataset(config)
     (tmp_path / "v" / "run" / "good.mp4").write_bytes(b"")
     kinds = [(finding.kind, finding.message) for finding in check_data({"x": config}).findings]
@@ -344,9 +344,7 @@ class Silent(Targets):
 
 
 def test_classes_of_a_data_set_that_does_not_say_so_are_found_before_a_training() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^dataset\.train: Silent gives classes of whole images, which its class does"
-    ):
+    with pytest.raises(ConfigError, match=r"^dataset\.train.*Silent.*classes of whole images"):
         check_samples({"train": Silent([0, 1])})
 
 
@@ -366,5 +364,5 @@ def test_a_sheet_of_as_many_classes_as_bytes_paints_each_in_its_colour() -> None
     dataset = Targets([0])
     dataset.classes, dataset.palette, dataset.ignore_index = ("",) * 256, ((0, 100, 0),) * 256, 255
     mask = torch.tensor([[0, 254, 255]], dtype=torch.uint8)
-    painted = np.asarray(_painted(dataset, torch.zeros(3, 1, 3, dtype=torch.uint8), mask))
-    assert painted[0, [0, -1]].tolist() == [[0, int(OPACITY * 100), 0], [int(OPACITY * 255)] * 3]  # ignored: white
+    found = np.asarray(painted(dataset, torch.zeros(3, 1, 3, dtype=torch.uint8), mask))
+    assert found[0, [0, -1]].tolist() == [[0, int(OPACITY * 100), 0], [int(OPACITY * 255)] * 3]  # ignored: white

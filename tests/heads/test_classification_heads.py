@@ -81,7 +81,7 @@ def test_float16_gives_the_logits_of_float64(activation: str, how: str) -> None:
 
 
 def test_a_pool_for_other_axes_than_the_maps_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"pool_size: found 3 lengths for maps of shape \(2, 8, 4, 4\)"):
+    with pytest.raises(ConfigError, match=r"pool_size.*3 lengths.*\(2, 8, 4, 4\)"):
         build("fully_convolutional_linear", pool_size=(1, 2, 2))([drawn(4, 4)])
 
 
@@ -109,5 +109,5 @@ def test_identity_gives_the_logits_that_a_backbone_makes() -> None:
     found = model(image)
     assert torch.equal(found["map"], expected)
     assert torch.equal(found["main"], expected[:, :, 0, 0])
-    with pytest.raises(ConfigError, match="blocks: found 'stage4' with 8 channels for 5 classes"):
+    with pytest.raises(ConfigError, match=r"blocks.*'stage4'.*8 channels.*5 classes"):
         build("identity")

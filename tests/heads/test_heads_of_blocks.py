@@ -103,9 +103,9 @@ IN_ORDER = ("atten", "deeplabv3plus", "encnet", "fcfpn", "jpu", "lraspp", "seman
 
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_blocks_deep_to_shallow_or_twice_are_an_error(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"\(stage4, stage2\); the head .* shallow to deep, .* strides \[32, 8\]"):
+    with pytest.raises(ConfigError, match=r"\(stage4, stage2\).*shallow to deep.*\[32, 8\]"):
         build({"name": name}, [BLOCKS[3], BLOCKS[1]])
-    with pytest.raises(ConfigError, match=r"\(stage4, stage4\); the head .* reads each block once"):
+    with pytest.raises(ConfigError, match=r"\(stage4, stage4\).*once"):
         build({"name": name}, [BLOCKS[3], BLOCKS[3]])
 
 
@@ -115,7 +115,7 @@ def test_the_backbones_order_counts_where_strides_are_equal(name: str) -> None:
         model = build_model({"name": "resnet18", "output_stride": 8})
         right = build({"name": name}, [model.block("stage3"), model.block("stage4")])
         wrong = build({"name": name}, [model.block("stage4"), model.block("stage3")])
-    with pytest.raises(ConfigError, match="found stage4, stage3; this head reads blocks shallow to deep: stem, stage1"):
+    with pytest.raises(ConfigError, match=r"stage4, stage3.*shallow to deep.*stem, stage1"):
         model.attach_head("main", wrong)
     model.attach_head("main", right)
 
@@ -185,7 +185,7 @@ def test_each_further_channel_of_unet_doubles_the_size() -> None:
     maps = features(BLOCKS)
     assert build({"name": "unet"}, BLOCKS)(maps).shape == (2, 5, 16, 16)
     assert build({"name": "unet", "channels": (16, 8, 8, 4, 4)}, BLOCKS)(maps).shape == (2, 5, 64, 64)
-    with pytest.raises(ConfigError, match="channels: found 2 for 4 blocks; expected 3, or more"):
+    with pytest.raises(ConfigError, match=r"channels.*2 for 4 blocks.*3"):
         build({"name": "unet", "channels": (16, 8)}, BLOCKS)
 
 

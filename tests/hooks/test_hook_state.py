@@ -219,7 +219,7 @@ class NoJsonHook(ClassyHook):
 
 
 def test_a_state_that_cannot_be_saved_names_the_hook(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="hook 'NoJsonHook': `state` gives what JSON cannot hold"):
+    with pytest.raises(ValueError, match=r"'NoJsonHook'.*`state`.*JSON"):
         run(tmp_path, ["checkpoint"], NoJsonHook(), num_epochs=1)
 
 
@@ -228,7 +228,7 @@ def test_a_saved_state_that_is_none_is_one_error_that_names_the_file(state: Any,
     from classyseg.checkpoint import Checkpoint
     from classyseg.tasks.resume import load_hooks
 
-    with pytest.raises(ConfigError, match=r"step-3/state\.json: hooks.*to go on from an earlier checkpoint, delete"):
+    with pytest.raises(ConfigError, match=r"step-3/state\.json.*hooks.*earlier checkpoint"):
         load_hooks([StopEarly()], Checkpoint(tmp_path / "step-3", {}, {"hooks": state}))
 
 

@@ -55,7 +55,7 @@ def test_clips_are_normalised_by_channel_whatever_their_number_of_frames(
 
 
 def test_clips_of_other_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="found images of 8 channels and 3 means"):
+    with pytest.raises(ConfigError, match=r"8 channels.*3 means"):
         normalizer()(torch.zeros(2, 8, 3, 4, 5, dtype=torch.uint8))
 
 
@@ -64,7 +64,7 @@ def test_it_adds_nothing_to_a_checkpoint() -> None:
 
 
 def test_images_of_other_channels_are_refused() -> None:
-    with pytest.raises(ConfigError, match="found images of 1 channels and 3 means"):
+    with pytest.raises(ConfigError, match=r"1 channels.*3 means"):
         normalizer()(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
 
 

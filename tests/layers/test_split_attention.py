@@ -29,15 +29,23 @@ def test_keys_and_values_are_pytorch_encodings(name: str, options: dict[str, int
 
 
 def test_the_weights_of_the_splits_sum_to_one_in_each_channel() -> None:
-    layer = SplitAttentionConv2d(12, 6, radix=3, groups=2)
-    weights = layer._weights(torch.randn(2, 18, 1, 1))
-    assert weights.shape == (2, 3, 6, 1, 1)
-    torch.testing.assert_close(weights.sum(1), torch.ones(2, 6, 1, 1))
+    layer = SplitAttentionConv2d(12, 6, radix=3, groups=2).eval()
+    x = torch.randn(2, 4, 5, 5).repeat(1, 3, 1, 1)
+    with torch.no_grad():
+        layer.conv.weight.copy_(layer.conv.weight[:6].repeat(3, 1, 1, 1))
+        splits = layer.bn0(layer.conv(x)).relu()
+        found = layer(x)
+    torch.testing.assert_close(splits[:, :6], splits[:, 12:])  # three equal splits: any mixture of them is one of them
+    torch.testing.assert_close(found, splits[:, :6])
 
 
 def test_a_single_split_is_gated_by_a_sigmoid() -> None:
-    layer = SplitAttentionConv2d(4, 4, radix=1)
-    assert torch.equal(layer._weights(torch.zeros(1, 4, 1, 1)), torch.full((1, 1, 4, 1, 1), 0.5))
+    layer, x = SplitAttentionConv2d(4, 4, radix=1).eval(), torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        layer.fc2.weight.zero_()
+        layer.fc2.bias.copy_(torch.tensor([0.0, 1.0, -2.0, 9.0]))
+        expected = layer.bn0(layer.conv(x)).relu() * layer.fc2.bias.sigmoid().view(1, 4, 1, 1)
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_strides_round_up_and_dilation_keeps_the_size() -> None:

@@ -16,8 +16,8 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from classyseg import distributed
 from classyseg.layers import SyncBatchNorm, synchronize_batch_norm
-from classyseg.layers.sync_batch_norm import _job_statistics, _Normalize
 from classyseg.models import build_model
 from classyseg.models.memory.recompute import recomputed
 
@@ -173,11 +173,22 @@ def test_one_value_for_each_channel_in_the_whole_job_is_refused_in_every_process
 # -- one process -------------------------------------------------------------------------------------------------------
 
 
-def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+@pytest.fixture
+def as_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """The synchronised form, which a single process does not take by itself."""
-    return _Normalize.apply(x, weight, bias, _job_statistics(x.detach()), 1e-5)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather_over_processes", lambda own: own[None])
+    monkeypatch.setattr(distributed, "sum_over_processes", lambda own: own)
 
 
+def run(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    norm = SyncBatchNorm(x.shape[1], affine=weight is not None, track_running_stats=False)
+    given = {name: value for name, value in (("weight", weight), ("bias", bias)) if value is not None}
+    found: Tensor = torch.func.functional_call(norm, given, (x,))
+    return found
+
+
+@pytest.mark.usefixtures("as_in_a_job")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_are_right_on_inputs_weight_and_bias(shape: tuple[int, ...]) -> None:
     inputs = drawn(shape, 0), drawn((3,), 1), drawn((3,), 2)
@@ -185,16 +196,19 @@ def test_gradients_are_right_on_inputs_weight_and_bias(shape: tuple[int, ...]) -
     assert torch.autograd.gradcheck(lambda x: run(x, None, None), inputs[0])
 
 
+@pytest.mark.usefixtures("as_in_a_job")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_the_variance_of_narrow_values_far_from_zero_keeps_its_digits(dtype: torch.dtype, offset: float) -> None:
     x = (drawn((8, 3, 32, 32), 0) * 4 + offset).to(dtype)
-    found = _job_statistics(x)
-    var, mean = torch.var_mean(x.double(), [0, 2, 3], correction=0)
-    torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(found.var, var, rtol=1e-5, atol=0)
+    norm = SyncBatchNorm(3, momentum=1.0, affine=False).double()
+    norm(x)
+    var, mean = torch.var_mean(x.double(), [0, 2, 3])
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, var, rtol=1e-5, atol=0)
 
 
+@pytest.mark.usefixtures("as_in_a_job")
 @pytest.mark.parametrize("parameters", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_outputs_and_gradients_of_half_precision_have_its_type(dtype: torch.dtype, parameters: torch.dtype) -> None:
@@ -211,6 +225,7 @@ def test_outputs_and_gradients_of_half_precision_have_its_type(dtype: torch.dtyp
     assert (x.grad.dtype, weight.grad.dtype) == (dtype, parameters)  # type: ignore[union-attr]
 
 
+@pytest.mark.usefixtures("as_in_a_job")
 def test_the_memory_format_of_a_map_stays() -> None:
     x = drawn((2, 3, 4, 5), 0).to(memory_format=torch.channels_last).requires_grad_()
     output = run(x, None, None)

@@ -117,7 +117,7 @@ def test_heads_are_weighed_and_added() -> None:
 
 def test_a_weight_for_a_head_that_is_not_there_is_an_error() -> None:
     main, target = case(5, (4, 4), (16, 16))
-    with pytest.raises(ConfigError, match=r"loss.head_weights.mian: unknown head; did you mean 'main'"):
+    with pytest.raises(ConfigError, match=r"loss.head_weights.mian.*'main'"):
         CrossEntropyLoss(IGNORED, head_weights={"mian": 1.0})({"main": main}, target)
 
 
@@ -134,7 +134,7 @@ def test_classification_logits_are_torchs(options: dict[str, Any]) -> None:
 
 def test_the_number_of_class_weights_must_be_that_of_the_classes() -> None:
     logits, target = case(5, (4, 4), (16, 16))
-    with pytest.raises(ConfigError, match=r"loss.class_weights: found 2 weights for 5 classes"):
+    with pytest.raises(ConfigError, match=r"loss.class_weights.*2 weights.*5 classes"):
         CrossEntropyLoss(IGNORED, class_weights=(1.0, 2.0))(logits, target)
 
 
@@ -152,5 +152,5 @@ def test_a_head_whose_logits_do_not_fit_the_target_is_named(shape: Any, target_s
         "main": torch.zeros(2, 3, 4, 4) if len(target_shape) == 3 else torch.zeros(2, 3),
         "aux": torch.zeros(shape),
     }
-    with pytest.raises(ConfigError, match=r"model\.heads\.aux: found logits \(2, 3.* for targets \(2,"):
+    with pytest.raises(ConfigError, match=r"model\.heads\.aux.*\(2, 3.*targets \(2,"):
         CrossEntropyLoss()(logits, torch.zeros(target_shape, dtype=torch.int64))

@@ -98,11 +98,11 @@ def test_in_evaluation_there_are_no_points_and_in_training_none_is_an_error() ->
     outputs, target = batch()
     loss = PointCrossEntropyLoss(IGNORED, heads=("main.points",))
     assert loss.eval()({"main": outputs["main"]}, target).item() == 0
-    with pytest.raises(ConfigError, match=r"loss\.heads\[0\]: unknown head\. Known: main"):
+    with pytest.raises(ConfigError, match=r"loss\.heads\[0\].*Known: main"):
         loss.train()({"main": outputs["main"]}, target)
-    with pytest.raises(ConfigError, match="found no points among main; this loss needs a head such as 'point_rend'"):
+    with pytest.raises(ConfigError, match=r"points.*main.*'point_rend'"):
         PointCrossEntropyLoss(IGNORED)({"main": outputs["main"]}, target)
-    with pytest.raises(ConfigError, match=r"'main' holds no points; this loss reads outputs such as 'main\.points'"):
+    with pytest.raises(ConfigError, match=r"'main'.*points.*'main\.points'"):
         PointCrossEntropyLoss(IGNORED, heads=("main",))(outputs, target)
     with pytest.raises(ConfigError, match="found one tensor"):
         PointCrossEntropyLoss(IGNORED)(outputs["main.points"], target)

@@ -130,29 +130,29 @@ def test_a_pixel_loss_reads_the_named_outputs_or_else_all_maps() -> None:
 
 def test_a_named_output_that_does_not_fit_or_is_not_there_is_an_error() -> None:
     outputs, target = outputs_and_target()
-    with pytest.raises(ConfigError, match=r"model\.heads\.main\.se: found logits \(2, 3\)"):
+    with pytest.raises(ConfigError, match=r"model\.heads\.main\.se.*\(2, 3\)"):
         CrossEntropyLoss(heads=("main.se",))(outputs, target)
-    with pytest.raises(ConfigError, match=r"model\.heads\.main\.se: found logits \(2, 3\)"):
+    with pytest.raises(ConfigError, match=r"model\.heads\.main\.se.*\(2, 3\)"):
         CrossEntropyLoss(head_weights={"main.se": 5.0})(outputs, target)
     for options in ({"heads": ("main",)}, {"head_weights": {"main": 5.0}}):
-        with pytest.raises(ConfigError, match=r"model\.heads\.main: found logits .*this loss needs logits \(N, C\)"):
+        with pytest.raises(ConfigError, match=r"model\.heads\.main.*logits \(N, C\)"):
             PresenceLoss(**options)(outputs, target)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"loss\.heads\[0\]: unknown head; did you mean 'main'"):
+    with pytest.raises(ConfigError, match=r"loss\.heads\[0\].*'main'"):
         CrossEntropyLoss(heads=("mian",))(outputs, target)
-    with pytest.raises(ConfigError, match=r"loss\.head_weights\.aux: found a weight of an output that"):
+    with pytest.raises(ConfigError, match=r"^head_weights\.aux: .*weight"):
         CrossEntropyLoss(heads=("main",), head_weights={"aux": 1.0})
 
 
 def test_a_main_head_that_gives_no_map_is_an_error() -> None:
     outputs, target = outputs_and_target()
-    with pytest.raises(ConfigError, match=r"loss\.main_head: 'main\.se' gives no logits"):
+    with pytest.raises(ConfigError, match=r"loss\.main_head.*'main\.se'.*logits"):
         build_loss({"name": "segmentation", "main_head": "main.se"})(outputs, target)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "segmentation", "presence"])
 def test_a_list_of_outputs_is_a_wrong_call(name: str) -> None:
     outputs, target = outputs_and_target()
-    with pytest.raises(ValueError, match=r"logits: found a list; accepted: a tensor, or outputs by name"):
+    with pytest.raises(ValueError, match=r"logits.*list.*tensor"):
         build_loss(name)(list(outputs.values()), target)
 
 
@@ -176,7 +176,7 @@ def test_the_errors_of_a_sum_name_the_part() -> None:
         "losses": ["dice", {"name": "focal", "class_weights": [1.0, 1.0], "heads": ["main"]}],
     }
     loss = build_loss(config)
-    with pytest.raises(ConfigError, match=r"loss\.losses\[1\]\.class_weights: found 2 weights for 3 classes"):
+    with pytest.raises(ConfigError, match=r"loss\.losses\[1\]\.class_weights.*2 weights.*3 classes"):
         loss.check_num_classes(3)
     assert list(loss.named_outputs()) == [("loss.losses[1].heads[0]", "main")]
     with pytest.raises(ConfigError, match="weights: found 1 for 2 losses"):
@@ -205,7 +205,7 @@ def test_one_loss_is_applied_to_every_output_and_to_lists() -> None:
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_a_loss_of_every_output_alone_names_none(inner: dict[str, Any], place: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^loss\.{place}: found 'main'; multi_output_sum applies its loss"):
+    with pytest.raises(ConfigError, match=rf"^loss\.{place}.*'main'.*multi_output_sum"):
         build_loss({"name": "multi_output_sum", "loss": inner})
 
 
@@ -215,7 +215,7 @@ def test_a_loss_of_every_output_alone_names_none(inner: dict[str, Any], place: s
         ({"name": "cross_entropy", "heads": ["main", "main"]}, r"heads: found 'main' twice"),
         (
             {"name": "tversky", "false_positive_weight": 0.0, "false_negative_weight": 0.0},
-            r"false_positive_weight: found 0 beside false_negative_weight 0; one of them must be above 0",
+            r"false_positive_weight: found 0, and false_negative_weight 0, too; one of them must be above 0",
         ),
     ],
     ids=["heads", "tversky"],

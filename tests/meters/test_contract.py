@@ -54,19 +54,19 @@ def state(meter: ClassyMeter) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_meter_declares_the_numbers_that_it_computes(name: str) -> None:
     meter = counted(name, batches())
-    assert meter.numbers == tuple(key for key, value in meter.compute().items() if isinstance(value, float))
+    assert meter.number_names == tuple(key for key, value in meter.compute().items() if isinstance(value, float))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_meter_declares_its_numbers_of_each_class_and_which_values_are_best(name: str) -> None:
     meter = counted(name, batches())
     found = meter.compute()
-    assert meter.class_numbers == tuple(key for key, value in found.items() if isinstance(value, dict))
-    assert all(tuple(found[key]) == CLASSES for key in meter.class_numbers)
-    assert meter.best_is == "largest" or not (meter.numbers or meter.class_numbers)
+    assert meter.class_number_names == tuple(key for key, value in found.items() if isinstance(value, dict))
+    assert all(tuple(found[key]) == CLASSES for key in meter.class_number_names)
+    assert meter.best_is == "largest" or not (meter.number_names or meter.class_number_names)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if built(name).class_numbers])
+@pytest.mark.parametrize("name", [name for name in NAMES if built(name).class_number_names])
 def test_a_meter_of_classes_knows_those_that_no_mask_of_the_job_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     meter = counted(name, batches())
     meter.compute()
@@ -78,14 +78,14 @@ def test_a_meter_of_classes_knows_those_that_no_mask_of_the_job_has(name: str, m
     assert list(empty.unseen_classes) == ["tree"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if built(name).numbers])
+@pytest.mark.parametrize("name", [name for name in NAMES if built(name).number_names])
 def test_right_predictions_are_better_than_wrong_ones_as_declared(name: str) -> None:
     target = torch.arange(4).repeat_interleave(24).view(1, 8, 12).expand(2, -1, -1)
     right, wrong = (functional.one_hot(labels, 4).movedim(-1, 1).float() for labels in (target, (target + 1) % 4))
     values = []
     for logits in (right, wrong):
         meter = counted(name, [(logits, target)])
-        values.append([meter.compute()[number] for number in meter.numbers or ()])
+        values.append([meter.compute()[number] for number in meter.number_names or ()])
     assert meter.best_is == "largest"
     assert all(better > worse for better, worse in zip(*values, strict=True))
 
@@ -130,7 +130,7 @@ def test_nothing_valid_has_no_value(name: str, updated: bool) -> None:
     nothing = [(logits, torch.full_like(target, IGNORED)) for logits, target in batches()] if updated else []
     meter = counted(name, nothing)
     values = meter.compute()
-    assert [values[key] for key in meter.numbers or ()] == [None] * len(meter.numbers or ())
+    assert [values[key] for key in meter.number_names or ()] == [None] * len(meter.number_names or ())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -105,7 +105,7 @@ def test_a_row_of_flags_that_are_all_ignored_is_no_sample() -> None:
 def test_a_label_that_is_no_class_is_an_error(label: int, shape: tuple[int, ...]) -> None:
     logits, target = torch.zeros(2, 6, *shape[1:]), torch.zeros(shape, dtype=torch.int64)
     target[0] = label
-    with pytest.raises(ValueError, match=rf"accuracy: {target[0].numel()} labels are no classes and not ignore_index"):
+    with pytest.raises(ValueError, match=rf"accuracy.*{target[0].numel()} labels.*ignore_index"):
         measured("accuracy", logits, target, [1])
 
 
@@ -124,7 +124,7 @@ def test_the_clips_of_a_video_are_averaged(name: str, multi_label: bool) -> None
 
 
 def test_a_part_of_a_video_is_an_error_and_not_left_out() -> None:
-    with pytest.raises(ConfigError, match=r"batch of 7 clips; accepted: whole videos.*clips_per_video: 3"):
+    with pytest.raises(ConfigError, match=r"7 clips.*clips_per_video: 3"):
         measured("video_accuracy", torch.zeros(7, 6), torch.zeros(7, dtype=torch.int64), [1], clips_per_video=3)
 
 
@@ -140,11 +140,11 @@ def test_a_video_is_left_out_if_one_of_its_clips_is() -> None:
 
 
 def test_clips_of_one_video_with_different_classes_are_an_error() -> None:
-    with pytest.raises(ValueError, match="video_accuracy: 1 videos have clips with different classes"):
+    with pytest.raises(ValueError, match=r"video_accuracy.*different classes"):
         measured("video_accuracy", torch.zeros(4, 6), torch.tensor([0, 0, 1, 2]), [1], clips_per_video=2)
 
 
 @pytest.mark.parametrize("topk", [[], [1, 7]])
 def test_a_k_beyond_the_classes_is_refused(topk: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"topk: found .*; accepted: numbers from 1 to 6"):
+    with pytest.raises(ConfigError, match=r"topk.*1 to 6"):
         build_meter({"name": "accuracy", "topk": topk}, CLASSES, IGNORED)

@@ -125,7 +125,7 @@ def test_classyvisions_two_layer_head_goes_into_ours_of_two_layers(tmp_path: Pat
     hidden = {f"layers.pre_logits.{leaf}": value for leaf, value in classifier(32).items()}
     last = {f"layers.head.{leaf}": value for leaf, value in classifier(1000, 32).items()}
     file = classyvision(tmp_path / "c.torch", {"trunk_output": {"h": hidden | last}})
-    with pytest.raises(ConfigError, match=r"classifier of this file has 2 layers .*, that of ResNet 1"):
+    with pytest.raises(ConfigError, match=r"2 layers .*ResNet 1"):
         create_model("resnet18", weights=file, **TINY)
     model = create_backbone("resnet18", **TINY)
     head = build_head({"name": "vision_transformer", "hidden_dim": 32}, [model.block("stage4")], 1000)
@@ -175,7 +175,7 @@ def test_every_head_takes_the_classifier_or_says_why_not(name: str, tmp_path: Pa
         assert is_loaded(model, f"heads.main.{layer}", 512)
         return
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ConfigError, match=r"^classifier: the head 'main' \(\w+Head\) has (layers of other|no layer)"):
+    with pytest.raises(ConfigError, match=r"^classifier.*'main' \(\w+Head\).*(layers of other|no layer)"):
         load_weights(model, file, classifier="main")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     load_weights(model, file)
@@ -183,7 +183,7 @@ def test_every_head_takes_the_classifier_or_says_why_not(name: str, tmp_path: Pa
 
 def test_a_head_that_is_not_there_is_named(tmp_path: Path) -> None:
     model = create_model("resnet18", **TINY)
-    with pytest.raises(ConfigError, match=r"classifier: 'mian': .*did you mean 'main'"):
+    with pytest.raises(ConfigError, match=r"classifier.*'mian'.*'main'"):
         load_weights(model, write(tmp_path / "w.pth", backbone_keys(), "fc"), classifier="mian")
 
 
@@ -193,7 +193,7 @@ def test_a_bias_without_a_place_and_a_missing_one_are_errors(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"1 missing keys: fc\.bias"):
         load_weights(model, file, classifier="main")
     model.heads["main"].fc = nn.Linear(512, 1000, bias=False)
-    with pytest.raises(ConfigError, match=r"this file has fc\.bias, and heads\.main\.fc has no bias"):
+    with pytest.raises(ConfigError, match=r"fc\.bias.*heads\.main\.fc.*no bias"):
         load_weights(model, write(tmp_path / "b.pth", backbone_keys(), "fc"), classifier="main")
     load_weights(model, file, classifier="main")
     assert torch.equal(model.state_dict()["heads.main.fc.weight"], classifier()["weight"])

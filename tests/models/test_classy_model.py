@@ -157,7 +157,7 @@ def test_a_head_that_gives_no_logits_is_named_with_what_it_gives(gives: object, 
     head = StrangeHead([model.block("stage4")], 5)
     head.gives = gives
     model.attach_head("main", head)
-    with pytest.raises(ConfigError, match=rf"model\.heads\.main: the forward of StrangeHead {message}"):
+    with pytest.raises(ConfigError, match=rf"model\.heads\.main.*StrangeHead {message}"):
         model.train()(IMAGE.expand(2, -1, -1, -1))
 
 
@@ -223,7 +223,7 @@ def test_an_attached_head_takes_the_models_mode() -> None:
 def test_a_name_in_use_is_refused() -> None:
     model = resnet18()
     model.attach_head("main", FCNHead([model.block("stage4")], 5))
-    with pytest.raises(ConfigError, match=r"heads.main: this model has a head of that name"):
+    with pytest.raises(ConfigError, match=r"heads.main.*has a head"):
         model.attach_head("main", FCNHead([model.block("stage3")], 5))
 
 
@@ -372,21 +372,19 @@ class Plain(ClassyModel):
 def test_a_backbone_that_takes_one_size_can_be_built_and_says_what_it_cannot() -> None:
     model = Plain()
     checkpoint_activations(model, False)
-    with pytest.raises(ConfigError, match=r"Plain cannot be run on torch's meta device with 256 x 256.*64 x 64 only"):
+    with pytest.raises(ConfigError, match=r"Plain.*meta device.*256 x 256.*64 x 64 only"):
         checkpoint_activations(model, True)
 
 
 def test_layers_that_do_not_exist_and_layers_that_cannot_be_computed_again_are_errors() -> None:
-    with pytest.raises(ConfigError, match="Plain declares the block 'block' with the layer 'c'; it has no such layer"):
+    with pytest.raises(ConfigError, match=r"Plain.*'block'.*layer 'c'"):
         freeze(Plain("c"), "block")
 
     class AnySize(Plain):
         def extract_features(self, image: Tensor) -> dict[str, Tensor]:
             return {"block": self.conv(image)}
 
-    with pytest.raises(
-        ConfigError, match=r"found true, but AnySize runs no layer of a block through `self\.run_layer`"
-    ):
+    with pytest.raises(ConfigError, match=r"true.*AnySize.*`self\.run_layer`"):
         checkpoint_activations(AnySize(), True)
 
 

@@ -241,7 +241,7 @@ def test_a_name_also_knows_its_backbones_weights_and_no_others_for_its_heads() -
         "imagenet1k_timm",
         "imagenet1k_encoding",
     ]
-    with pytest.raises(ConfigError, match=r"no public weights of its heads; .* weights='imagenet1k_timm'"):
+    with pytest.raises(ConfigError, match=r"no public weights.*weights='imagenet1k_timm'"):
         create_model("psp_resnet50s_ade", pretrained=True)
 
 
@@ -271,7 +271,7 @@ def test_classes_heads_and_options_may_be_given() -> None:
 def test_a_plain_backbone_has_its_classifier_or_needs_a_number_for_heads() -> None:
     assert on_meta("resnet18").heads["main"].fc.out_features == 1000  # type: ignore[union-attr]
     assert default_num_classes(ResNet, "resnet18") is None
-    with pytest.raises(ConfigError, match="found heads, but no number of classes"):
+    with pytest.raises(ConfigError, match=r"heads.*number of classes"):
         create_model("resnet18", heads={"main": {"name": "fcn", "blocks": ["stage4"]}})
 
 

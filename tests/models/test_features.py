@@ -180,13 +180,13 @@ def test_a_pyramid_compiles_and_exports(model: ClassyModel) -> None:
 
 @pytest.mark.parametrize("strides", [(), (8, 4), (4, 4), (0, 4)], ids=str)
 def test_strides_that_do_not_rise_are_an_error(strides: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"strides: found .*; they are rising numbers"):
+    with pytest.raises(ConfigError, match=r"strides.*rising"):
         FeaturePyramid(resnet(), strides=strides)
 
 
 @pytest.mark.parametrize("channels", [0, -1])
 def test_a_pyramid_without_channels_is_an_error(channels: int) -> None:
-    with pytest.raises(ConfigError, match=rf"channels: found {channels}; each level has 1 or more"):
+    with pytest.raises(ConfigError, match=rf"channels.*{channels}.*1 or more"):
         FeaturePyramid(resnet(), channels=channels)
 
 
@@ -195,7 +195,7 @@ def test_a_pyramid_of_clips_or_vectors_is_an_error(name: str) -> None:
     options: dict[str, Any] = {"input_dim": 8, "output_dim": 4} if name == "mlp" else {}
     with torch.device("meta"):
         model = create_backbone(name, **options)
-    with pytest.raises(ConfigError, match=r"model: \w+ takes inputs \(N, .*\); a pyramid is made of images"):
+    with pytest.raises(ConfigError, match=r"model: \w+ .*\(N, .*pyramid"):
         FeaturePyramid(model)
 
 
@@ -209,7 +209,7 @@ def test_patch_size_and_hierarchical_are_for_the_backbones_that_have_them() -> N
     assert [block.stride for block in vit(patch_size=8, hierarchical=False).blocks.values()] == [8] * 4
     for option in ({"patch_size": 8}, {"hierarchical": False}):
         (key,) = option
-        with pytest.raises(ConfigError, match=rf"{key}: found {option[key]}; 'resnet18' has no {key}. Its keys: "):
+        with pytest.raises(ConfigError, match=rf"{key}.*{option[key]}.*'resnet18' has no {key}"):
             create_backbone("resnet18", **option)  # type: ignore[arg-type]
 
 

@@ -137,7 +137,7 @@ def test_the_grid_of_a_config_reaches_the_loader_and_means_nothing_elsewhere(tmp
     with pytest.raises(ConfigError, match=r"grid\[0\]: found 0"):
         tiny("vision_transformer", 128, weights={**weights, "grid": [0, 8]})
     torch.save(create_backbone("resnet18").state_dict(), tmp_path / "r.pth")
-    with pytest.raises(ConfigError, match=r"weights\.grid: found \[2, 8\]; ResNet has no position embeddings"):
+    with pytest.raises(ConfigError, match=r"weights\.grid.*\[2, 8\].*ResNet.*position embeddings"):
         create_backbone("resnet18", weights={"source": str(tmp_path / "r.pth"), "grid": [2, 8]})
 
 
@@ -149,9 +149,9 @@ def test_an_oblong_model_is_the_square_one_with_positions_of_its_grid(name: str)
     with torch.no_grad():
         for block, value in square(image).items():
             torch.testing.assert_close(oblong(image)[block], value)
-    with pytest.raises(ConfigError, match=r"image_size: found \[32, 100\], no multiple of .* 16; try \[32, 96\]"):
+    with pytest.raises(ConfigError, match=r"image_size.*\[32, 100\].* 16; .*\[32, 96\]"):
         tiny(name, (32, 100))
-    with pytest.raises(ConfigError, match=r"image_size: found 40, no multiple of .* 16; try 32"):
+    with pytest.raises(ConfigError, match=r"image_size.*40.* 16; .*32"):
         tiny(name, 40)
 
 
@@ -159,5 +159,5 @@ def test_a_table_of_other_windows_is_refused_though_it_is_as_long(tmp_path: Path
     model = create_backbone("swin_t", depths=(1, 1, 1, 1), embed_dim=12, num_heads=(1, 1, 1, 1), window_size=8)
     key = "features.1.0.attn.relative_position_index"
     torch.save({**model.state_dict(), key: torch.zeros(65, 65, dtype=torch.int64)}, tmp_path / "w.pth")
-    with pytest.raises(ConfigError, match=r"relative_position_index is of other windows: \(65, 65\)"):
+    with pytest.raises(ConfigError, match=r"relative_position_index.*\(65, 65\)"):
         load_weights(model, str(tmp_path / "w.pth"))

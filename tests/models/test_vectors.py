@@ -198,7 +198,7 @@ def test_a_selector_gives_vectors_and_a_pyramid_leaves_them_out() -> None:
     assert [info.name for info in pyramid.infos] == ["stage2"] * 4
     assert [tuple(level.shape[2:]) for level in pyramid(IMAGE)] == [(9, 17), (5, 9), (3, 5), (2, 3)]
     model.keep_blocks(["queries"])
-    with pytest.raises(ConfigError, match="no block of QueryNet that is a map"):
+    with pytest.raises(ConfigError, match="no block of QueryNet"):
         FeaturePyramid(model)
 
 
@@ -206,5 +206,5 @@ def test_a_head_that_was_built_for_a_map_is_refused_on_vectors() -> None:
     model = create_backbone("query_net")
     for name, stride, other in (("queries", 4, "stage1"), ("stage2", 0, "stage1")):
         head = QueryHead([BlockInfo(name, 32, stride), model.block(other)], 3)
-        with pytest.raises(ConfigError, match=rf"heads\.main: built for '{name}' as "):
+        with pytest.raises(ConfigError, match=rf"heads\.main.*'{name}'"):
             model.attach_head("main", head)

@@ -111,7 +111,7 @@ def test_a_checkpoint_folder_gives_the_whole_model(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, 7, {"model": trained.state_dict()}, {})
     model = build_model({"name": "resnet18", "weights": str(folder), "heads": HEADS}, 5)
     assert all(torch.equal(value, trained.state_dict()[key]) for key, value in model.state_dict().items())
-    with pytest.raises(ConfigError, match=r"other shapes or types: heads\.main\.classifier\.weight"):
+    with pytest.raises(ConfigError, match=r"shapes.*heads\.main\.classifier\.weight"):
         build_model({"name": "resnet18", "weights": str(folder), "heads": HEADS}, 6)
 
 
@@ -125,20 +125,20 @@ class Malicious:
 
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     torch.save({"conv1.weight": Malicious(tmp_path / "marker")}, tmp_path / "w.pth")
-    with pytest.raises(ConfigError, match=r"w.pth: cannot be read as weights: it wants to run (posix|os)\.mkdir"):
+    with pytest.raises(ConfigError, match=r"w.pth.*(posix|os)\.mkdir"):
         build_model({"name": "resnet18", "weights": str(tmp_path / "w.pth")})
     assert not (tmp_path / "marker").exists()
 
 
 def test_a_truncated_file_is_named(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=f"{file.name}: cannot be read as weights"):
+    with pytest.raises(ConfigError, match=rf"{file.name}.*weights"):
         build_model({"name": "resnet18", "weights": str(file)})
 
 
 def test_a_training_checkpoint_of_another_kind_is_explained(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "w.pth")
-    with pytest.raises(ConfigError, match="found a dict without tensors; expected a state dict"):
+    with pytest.raises(ConfigError, match="dict without tensors"):
         build_model({"name": "resnet18", "weights": str(tmp_path / "w.pth")})
 
 
@@ -157,7 +157,7 @@ def test_a_known_name_is_found_and_its_hash_checked(
     monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: known))
     model = create_backbone("resnet18", weights="right")
     assert torch.equal(model.state_dict()["conv1.weight"], reference["conv1.weight"])
-    with pytest.raises(ConfigError, match=rf"w\.pth: found the sha256 {digest[:8]}, expected 0123abcd"):
+    with pytest.raises(ConfigError, match=rf"w\.pth.*{digest[:8]}.*0123abcd"):
         create_backbone("resnet18", pretrained=True)  # the first name
 
 
@@ -263,7 +263,7 @@ def test_output_indices_choose_blocks_and_keep_the_keys() -> None:
     whole, some = create_backbone("resnet18"), create_backbone("resnet18", output_indices=[1, -1])
     assert list(some(torch.randn(2, 3, 64, 64))) == ["stage1", "stage4"]
     assert list(some.state_dict()) == list(whole.state_dict())
-    with pytest.raises(ConfigError, match=r"output_indices: found \[7\]; 'resnet18' has 5 blocks"):
+    with pytest.raises(ConfigError, match=r"output_indices.*\[7\].*'resnet18'.*5 blocks"):
         create_backbone("resnet18", output_indices=[7])
 
 
@@ -278,11 +278,11 @@ def test_weights_that_want_other_options_say_so_or_set_them(tmp_path: Path, monk
     options = (("padding", "symmetric"), ("fuse_upsample", "nearest"))
     known = {"v1": PublicWeights((tmp_path / "w.safetensors").as_uri(), "", "MIT", config=options)}
     monkeypatch.setattr(HRNet, "known_weights", classmethod(lambda cls, variant: known))
-    with pytest.raises(ConfigError, match=r"'v1' was trained with padding: symmetric, found model\.padding: same"):
+    with pytest.raises(ConfigError, match=r"'v1'.*padding: symmetric.*model\.padding: same"):
         build_model({"name": "hrnet_w18_small_v1", "weights": "v1"})
     model = create_backbone("hrnet_w18_small_v1", pretrained=True)
     assert (model.padding, model.fuse_upsample) == ("symmetric", "nearest")
-    with pytest.raises(ConfigError, match=r"trained with fuse_upsample: nearest, found model\.fuse_upsample: bil"):
+    with pytest.raises(ConfigError, match=r"fuse_upsample: nearest.*model\.fuse_upsample: bil"):
         create_backbone("hrnet_w18_small_v1", pretrained=True, fuse_upsample="bilinear")
 
 
@@ -319,6 +319,6 @@ def test_a_classifier_with_other_layers_is_refused(tmp_path: Path) -> None:
     state = create_backbone("resnet18").state_dict()
     weights = {f"fc.{i}.weight": torch.zeros(3, 3) for i in (0, 2)}
     save_file(state | weights, tmp_path / "w.safetensors")
-    with pytest.raises(ConfigError, match=r"this file has 2 layers \(fc\.0\.weight, fc.* that of ResNet 1; load"):
+    with pytest.raises(ConfigError, match=r"2 layers \(fc\.0\.weight, fc.*ResNet 1"):
         create_backbone("resnet18", features_only=False, weights=str(tmp_path / "w.safetensors"))
     create_backbone("resnet18", weights=str(tmp_path / "w.safetensors"))

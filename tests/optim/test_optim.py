@@ -144,7 +144,7 @@ def test_the_state_of_other_parameters_is_refused() -> None:
     module = network()
     optimizer = optimizer_for(module, {"name": "sgd"})
     state: dict[str, Tensor] = {"tail.weight/momentum_buffer": torch.zeros(2)}
-    with pytest.raises(ConfigError, match=r"the saved state is of other parameters: tail.weight"):
+    with pytest.raises(ConfigError, match=r"other parameters.*tail.weight"):
         optimizer.load_state(state)
 
 
@@ -157,7 +157,7 @@ def test_the_state_of_other_parameters_is_refused() -> None:
         ({"groups": [{"match": "*", "lr_factor": -1.0}]}, r"groups\[0\].lr_factor: found -1.0"),
         ({"lr": 0.0}, r"lr: found 0.0; input should be greater than 0"),
         ({"momentum": 1.0}, r"momentum: found 1.0; input should be less than 1"),
-        ({"momentum": 0.0, "nesterov": True}, r"optimizer.nesterov: found true with momentum 0"),
+        ({"momentum": 0.0, "nesterov": True}, r"nesterov: found true with momentum 0"),
         ({"schedule": "polynomal"}, r"schedule: .*did you mean 'polynomial'"),
     ],
 )

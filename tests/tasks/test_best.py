@@ -43,7 +43,7 @@ def test_a_best_that_is_never_measured_is_found_before_the_run(
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_the_loss_is_no_best_where_the_protocol_measures_none(find: Callable[[Any], object]) -> None:
     changes = {"protocol": "sliding_window", "hooks": [{"name": "checkpoint", "best": "loss"}]}
-    with pytest.raises(ConfigError, match=r"^hooks\[0\]\.best: found 'loss'.* protocol: whole"):
+    with pytest.raises(ConfigError, match=r"^hooks\[0\]\.best.*'loss'.* protocol: whole"):
         find(changes)
     find({**changes, "hooks": [{"name": "checkpoint", "best": "mean_iou"}]})
 
@@ -57,7 +57,7 @@ def test_a_wrong_protocol_is_named_by_its_place(find: Callable[[Any], object]) -
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_two_hooks_cannot_both_name_the_best_checkpoint(find: Callable[[Any], object]) -> None:
     both = [{"name": "checkpoint", "best": best} for best in ("mean_iou", "loss")]
-    with pytest.raises(ConfigError, match=r"^hooks\[1\]\.best: hooks\[0\] has one already"):
+    with pytest.raises(ConfigError, match=r"^hooks\[1\]\.best.*hooks\[0\]"):
         find({"hooks": both})
     find({"hooks": [both[0], {"name": "checkpoint", "every_steps": 5}]})
 
@@ -65,7 +65,7 @@ def test_two_hooks_cannot_both_name_the_best_checkpoint(find: Callable[[Any], ob
 class UndeclaredMeter(MeanIoUMeter):
     """A plugin's meter, which does not say what it computes."""
 
-    numbers = None
+    number_names = None
 
 
 def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
@@ -81,8 +81,8 @@ def test_a_best_that_an_undeclared_meter_may_compute_is_accepted() -> None:
 class TwoWaysMeter(MeanIoUMeter):
     """A plugin's meter whose numbers differ in what is best, and one of which does not say it."""
 
-    numbers = ("mean_iou", "distance", "share")
-    class_numbers = ("iou", "distances")
+    number_names = ("mean_iou", "distance", "share")
+    class_number_names = ("iou", "distances")
     best_is = {"mean_iou": "largest", "iou": "largest", "distance": "smallest", "distances": "smallest"}  # type: ignore[assignment]
 
     def compute(self) -> dict[str, Any]:

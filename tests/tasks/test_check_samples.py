@@ -17,7 +17,7 @@ from classyseg.config import DataError
 from classyseg.datasets import SyntheticShapes, build_dataset
 from classyseg.structures import Sample
 from classyseg.tasks import classy_task
-from classyseg.tasks.checks import NUM_SAMPLES, check_samples
+from classyseg.tasks.sample_checks import NUM_SAMPLES, check_samples
 from classyseg.trainer import Trainer
 from data_faults import FAULTS
 from data_trees import COUNTS, data_sets, drawn_tree, pairs
@@ -48,7 +48,7 @@ def test_training_is_refused_before_its_first_step_with_the_line_that_mends_it(
 def test_what_one_sample_shows_is_refused_and_named(tmp_path: Path) -> None:
     tree = drawn_tree(tmp_path)
     file = FAULTS["a_mask_on_its_side"].plant(tree)
-    with pytest.raises(DataError, match=rf"(?s)fault: dataset\.train: masks whose width .*{file}: the image is"):
+    with pytest.raises(DataError, match=rf"(?s)fault.*dataset\.train.*width .*{file}"):
         check_samples(built(tree))
 
 
@@ -85,9 +85,7 @@ def test_masks_of_0_and_255_end_a_training_whatever_is_done_with_bad_samples(pol
     sets = built(tree)
     for dataset in sets.values():
         dataset.on_bad_sample = policy
-    with pytest.raises(
-        DataError, match=r"(?s)every mask holds 0 and 255 only.*00\.png: .*dataset\.train: label_map: {255: 1}"
-    ):
+    with pytest.raises(DataError, match=r"(?s)0 and 255 only.*00\.png.*dataset\.train.*label_map: {255: 1}"):
         check_samples(sets)
 
 
@@ -119,7 +117,7 @@ def test_a_map_that_leaves_one_class_ends_a_training_unless_a_mask_or_a_part_has
     sets = {name: data_sets(drawn_tree(tmp_path / name))["dataset.train"] | {"label_map": {255: 0}} for name in "ab"}
     set_masks(tmp_path / "a", {}, [0, 255])
     train = build_dataset(sets["a"])
-    with pytest.raises(DataError, match=r"dataset\.train: with its label_map, every mask holds class 0, 'background'"):
+    with pytest.raises(DataError, match=r"dataset\.train.*label_map.*class 0, 'background'"):
         check_samples({"train": train})
     check_samples({"train": build_dataset({"name": "concat", "datasets": [*sets.values()]}), "val": train})
     set_masks(tmp_path / "a", {1: [1]}, [0, 255])  # which is none of the masks that are looked at first

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 
 from classyseg.registry import TASKS
+from classyseg.tasks import ClassyTask, build_task
+from classyseg.trainer import Stopped, Trainer
 from config_contract import assert_keeps_the_config_contract
-from runs import tiny_config
+from runs import SignalAt, read_records, tiny_config
+
+SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 1, "hooks": ["checkpoint"]}
 
 
 @pytest.mark.parametrize("name", TASKS.names())
 def test_every_task_keeps_the_config_contract(name: str) -> None:
     assert_keeps_the_config_contract("tasks", **tiny_config({"name": name}))
+
+
+@pytest.mark.parametrize("name", TASKS.names())
+def test_a_task_trains_measures_and_goes_on_as_if_it_had_not_been_stopped(name: str, tmp_path: Path) -> None:
+    def task(*hooks: Any) -> ClassyTask:
+        built: ClassyTask = build_task(tiny_config({**SMALL, "name": name}))
+        built.hooks = [*built.hooks, *hooks]
+        return built
+
+    whole, stopped, resumed = task(), task(SignalAt("train", 0, 1)), task()
+    before = {key: value.clone() for key, value in whole.model.state_dict().items()}
+    Trainer(tmp_path / "whole").train(whole)
+    with pytest.raises(Stopped):
+        Trainer(tmp_path / "stopped").train(stopped)
+    Trainer(tmp_path / "stopped", resume=True).train(resumed)
+
+    train, val = records = read_records(tmp_path / "whole/metrics.jsonl")
+    assert (train["phase"], val["phase"], train["step"]) == ("train", "val", 2)
+    assert read_records(tmp_path / "stopped/metrics.jsonl") == records
+    after = whole.model.state_dict()
+    assert any(not torch.equal(value, before[key]) for key, value in after.items())
+    assert [key for key, value in resumed.model.state_dict().items() if not torch.equal(value, after[key])] == []
+    assert (tmp_path / "whole/model/config.json").is_file()

@@ -55,9 +55,7 @@ def test_options_that_exclude_each_other_are_named_with_their_place(
 @pytest.mark.parametrize("channels", [1, 4])
 def test_transforms_of_colours_are_refused_where_the_images_have_none(name: str, channels: int) -> None:
     data = folder(channels=channels, transforms=["horizontal_flip", name])
-    with pytest.raises(
-        ConfigError, match=rf"dataset\.train\.transforms\[1\]: .* those of dataset.train have {channels}; leave"
-    ):
+    with pytest.raises(ConfigError, match=rf"dataset\.train\.transforms\[1\].*dataset.train .*{channels}"):
         check(data)
     check(folder(transforms=["horizontal_flip", name]))
 

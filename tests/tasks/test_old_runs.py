@@ -55,8 +55,8 @@ def test_a_checkpoint_of_before_is_read_in_the_words_of_today() -> None:
 
 def test_a_config_of_before_is_told_what_to_write() -> None:
     config = load_config(OLD / "run/config.yaml")
-    with pytest.raises(ConfigError, match=r"test_every_epochs: unknown key; did you mean 'val_every_epochs'\?"):
+    with pytest.raises(ConfigError, match=r"test_every_epochs.*'val_every_epochs'"):
         TASKS.validate(config)
     del config.values["test_every_epochs"]
-    with pytest.raises(ConfigError, match=r"^dataset\.val: missing, beside dataset\.test\..* rename it"):
+    with pytest.raises(ConfigError, match=r"^dataset\.val.*missing.*dataset\.test.*rename"):
         SegmentationTask.check(TASKS.validate(config))

@@ -62,7 +62,7 @@ def test_the_commands_refuse_one_class_and_the_lines_of_the_doctor_make_it_train
 )
 def test_one_class_within_other_data_sets_is_refused_from_the_config(wrap: Any, tmp_path: Path) -> None:
     sets = {place: wrap(config) for place, config in one_class(tmp_path).items()}
-    with pytest.raises(ConfigError, match=rf"^dataset\.train: found one class, 'nucleus', .*{MEND}"):
+    with pytest.raises(ConfigError, match=rf"^dataset\.train.*one class, 'nucleus', .*{MEND}"):
         check(sets)
 
 
@@ -73,7 +73,7 @@ def check(changes: dict[str, Any]) -> None:
 
 def test_one_class_of_the_test_set_alone_is_named(tmp_path: Path) -> None:
     sets = data_sets(tmp_path) | {"dataset.val": one_class(tmp_path)["dataset.val"]}
-    with pytest.raises(ConfigError, match=r"(?m)^dataset\.val\.classes: found one class"):
+    with pytest.raises(ConfigError, match=r"(?m)^dataset\.val\.classes.*one class"):
         check(sets)
 
 
@@ -92,7 +92,7 @@ class Drawn(ClassyDataset):
 
 
 def test_one_class_of_a_plugins_data_set_is_refused_when_the_task_is_built() -> None:
-    with pytest.raises(ConfigError, match=rf"^dataset\.train: found one class, 'nucleus', .*{MEND}"):
+    with pytest.raises(ConfigError, match=rf"^dataset\.train.*one class, 'nucleus', .*{MEND}"):
         build_task(tiny_config({"dataset.train": Drawn(), "dataset.val": None}))
 
 

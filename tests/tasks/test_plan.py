@@ -139,8 +139,8 @@ def test_a_run_in_steps_goes_on_as_if_it_had_not_stopped(
     [
         ({"num_epochs": None}, r"^num_epochs: missing; write it, or num_steps"),
         ({"num_steps": 8}, r"^num_epochs: found both"),
-        ({"val_every_epochs": 1, "val_every_steps": 2}, r"^val_every_steps: found beside val_every_epochs"),
-        ({"dataset": {"train": TEST, "test": TEST}}, r"^dataset\.val: missing, beside dataset\.test.* rename it"),
+        ({"val_every_epochs": 1, "val_every_steps": 2}, r"^val_every_steps: found together with val_every_epochs"),
+        ({"dataset": {"train": TEST, "test": TEST}}, r"^dataset\.val: missing where dataset\.test.* rename it"),
         ({"optimizer.schedule": {"name": "cosine", "warmup_epochs": 2}}, r"warmup_epochs: found 2"),
         ({"optimizer.schedule": {"name": "cosine", "warmup_steps": 8}}, r"warmup_steps: found 8; the run has 8 steps"),
         ({"optimizer.schedule": {"name": "multi_step", "milestone_steps": [8]}}, r"milestone_steps: found \[8\]"),
@@ -272,7 +272,7 @@ def test_a_run_whose_schedule_changes_is_made_longer_on_request_alone(
 ) -> None:
     changes = {"optimizer.schedule": schedule}
     train(tmp_path / "run", changes)
-    with pytest.raises(ConfigError, match=r"(?s)^num_epochs: was 2 epochs \(8 steps\), now 3 .*step 9: .*--extend"):
+    with pytest.raises(ConfigError, match=r"(?s)^num_epochs.*2 epochs \(8 steps\).*3 .*step 9.*--extend"):
         train(tmp_path / "run", {**changes, "num_epochs": 3}, resume=True)
     with caplog.at_level(logging.INFO):
         train(tmp_path / "run", {**changes, "num_epochs": 3}, resume=True, extend=True)
@@ -302,7 +302,7 @@ def test_layers_that_follow_the_run_are_a_schedule_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"num_epochs": 1}, {"num_epochs": None, "num_steps": 7}])
 def test_a_run_is_not_made_shorter_than_it_is(changes: dict[str, Any], tmp_path: Path) -> None:
     train(tmp_path, CONSTANT)
-    with pytest.raises(ConfigError, match=r"the run has done 8 steps, which is more than"):
+    with pytest.raises(ConfigError, match=r"has done 8 steps"):
         train(tmp_path, {**CONSTANT, **changes}, resume=True, extend=True)
 
 
@@ -311,7 +311,7 @@ def test_the_same_length_in_the_other_unit_is_the_same_run(tmp_path: Path) -> No
     before = read_records(tmp_path / "metrics.jsonl")
     train(tmp_path, STEPS, resume=True)
     assert read_records(tmp_path / "metrics.jsonl") == before
-    with pytest.raises(ConfigError, match=r"val phases came every 4 steps, now every 2"):
+    with pytest.raises(ConfigError, match=r"every 4 steps.*every 2"):
         train(tmp_path, {"val_every_steps": 2}, resume=True)
 
 
@@ -350,7 +350,7 @@ def test_a_length_that_none_is_in_a_checkpoint_is_named(key: str, value: object,
     state["config"][key] = value
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     hashes_made_right(folder)
-    with pytest.raises(ConfigError, match=rf"state\.json: config\.{key}: found"):
+    with pytest.raises(ConfigError, match=rf"state\.json.*config\.{key}"):
         train(tmp_path, CONSTANT, resume=True)
 
 

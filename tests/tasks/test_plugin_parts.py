@@ -45,7 +45,7 @@ def own_head(own_registries: None) -> None:
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_a_head_without_logits_is_found_before_the_run(find: Callable[[Any], object]) -> None:
     head = {"name": "test_without_logits", "blocks": ["stage4"]}
-    with pytest.raises(ConfigError, match=r"model\.heads\.main: .* HeadWithoutLogits gives a mapping of 'scores'"):
+    with pytest.raises(ConfigError, match=r"model\.heads\.main.*HeadWithoutLogits.*'scores'"):
         find({"model.heads.main": head})
 
 
@@ -143,5 +143,5 @@ def test_what_a_config_cannot_describe_is_said_in_it_and_in_the_log(
     told = r"dataset\.train \(SyntheticShapes\), model \(AnyNet\), meters\[0\] \(MeanIoUMeter\), hooks\[1\] \(Name"
     assert re.search(told, caplog.text)
     Trainer(tmp_path, resume=True).train(task)
-    with pytest.raises(ConfigError, match=r"model: 'built in Python: AnyNet': unknown model"):
+    with pytest.raises(ConfigError, match=r"model.*'built in Python: AnyNet'"):
         build_task(load_config(tmp_path / "config.yaml"))

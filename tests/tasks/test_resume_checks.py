@@ -65,7 +65,7 @@ def test_every_place_of_a_run_is_taken(epoch: int, phase: str, step: int, step_i
 
 @pytest.mark.parametrize("value", [..., None, [], {}, "train", 7, {"epoch": 0}, {**STATE["progress"], "more": 1}])
 def test_a_progress_that_is_none_is_named(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"run/step-6/state\.json: progress: found .*to go on from an earlier"):
+    with pytest.raises(ConfigError, match=r"run/step-6/state\.json.*progress.*earlier"):
         progress_of(checkpoint(progress=value))
 
 
@@ -74,7 +74,7 @@ def test_a_progress_that_is_none_is_named(value: Any) -> None:
     "value", [-1, 999, 10**6, 2**64, 10**400, 6.0, "6", None, True, [], float("nan"), float("inf")]
 )
 def test_a_count_that_such_a_run_never_has_is_named(value: Any, key: str) -> None:
-    with pytest.raises(ConfigError, match=r"run/step-6/state\.json: progress.*: found"):
+    with pytest.raises(ConfigError, match=r"run/step-6/state\.json.*progress.*found"):
         progress_of(checkpoint(**{f"progress__{key}": value}))
 
 
@@ -85,7 +85,7 @@ def test_a_phase_that_does_not_come_there_is_named(phase: Any) -> None:
 
 
 def test_a_checkpoint_under_another_number_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"run/step-60/state\.json: progress\.step: found 6"):
+    with pytest.raises(ConfigError, match=r"run/step-60/state\.json.*progress\.step.*6"):
         progress_of(checkpoint("run/step-60"))
 
 
@@ -98,7 +98,7 @@ def test_losses_that_are_no_finite_number_are_named(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [..., None, "x", [], DEEP, {"optimizer": DEEP}])
 def test_a_config_that_is_none_is_named(value: Any) -> None:
-    with pytest.raises(ConfigError, match=r"run/step-6(/state\.json: config: found| belongs to another run)"):
+    with pytest.raises(ConfigError, match=r"run/step-6(/state\.json.*config| .*another run)"):
         same_run(checkpoint(config=value), CONFIG)
 
 
@@ -217,9 +217,9 @@ def test_an_optimizer_that_is_missing_or_not_whole_is_named() -> None:
     optimizer = running("sgd")
     state = optimizer.state()
     restore_optimizer(optimizer, with_optimizer(state, told=len(state)), 3)
-    with pytest.raises(ConfigError, match=r"run/step-3/manifest\.json: lists no optimizer\.safetensors"):
+    with pytest.raises(ConfigError, match=r"run/step-3/manifest\.json.*no optimizer\.safetensors"):
         restore_optimizer(optimizer, Checkpoint(Path("run/step-3"), {}, {}), 3)
-    with pytest.raises(ConfigError, match=r"run/step-3/state\.json: num_tensors: found .*expected 0 of optimizer"):
+    with pytest.raises(ConfigError, match=r"run/step-3/state\.json.*num_tensors.*expected 0.*optimizer"):
         restore_optimizer(optimizer, with_optimizer({}, told=len(state)), 3)
 
 

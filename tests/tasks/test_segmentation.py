@@ -16,7 +16,7 @@ from classyseg.config import ConfigError, DataError
 from classyseg.evaluation import RECORD_KEYS
 from classyseg.tasks import SegmentationTask, classy_task
 from classyseg.trainer import Stopped, Trainer
-from runs import SignalAt, read_records, tiny_task
+from runs import LIGHT, SignalAt, read_records, tiny_task
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2}
 GROUP_NORM = {"name": "group", "groups": 8}
@@ -113,14 +113,15 @@ def test_the_val_loss_is_the_mean_over_all_valid_pixels_whatever_the_batches(los
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_training_lowers_the_loss(precision: str, tmp_path: Path) -> None:
-    Trainer(tmp_path).train(tiny_task({"runtime.precision": precision, "dataset.val": None}))
+    """On a light model: a CPU takes a second for each step of the other in float16."""
+    Trainer(tmp_path).train(tiny_task({**LIGHT, "runtime.precision": precision, "dataset.val": None}))
 
     losses = [record["loss"] for record in read_records(tmp_path / "metrics.jsonl")]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_float16_run_resumes_its_gradient_scale(tmp_path: Path) -> None:
-    changes = {**SMALL, "runtime.precision": "float16", "dataset.train.num_samples": 24, "dataset.val": None}
+    changes = {**LIGHT, **SMALL, "runtime.precision": "float16", "dataset.train.num_samples": 24, "dataset.val": None}
 
     def task(*stop: SignalAt) -> SegmentationTask:
         made = tiny_task(changes, *stop)
@@ -267,7 +268,7 @@ def folder_data(root: Path, classes: Sequence[str], value: int = 0, size: tuple[
 def test_a_test_set_with_other_classes_is_refused_naming_both(tmp_path: Path) -> None:
     changes = {"dataset.val": folder_data(tmp_path, ["wall", "floor"])}
 
-    with pytest.raises(ConfigError, match=r"dataset\.val: its classes \['wall', 'floor'\].*'disc'"):
+    with pytest.raises(ConfigError, match=r"dataset\.val.*\['wall', 'floor'\].*'disc'"):
         tiny_task(changes)
 
 
@@ -314,9 +315,7 @@ def test_wrong_data_ends_the_run_naming_the_file(
 
 
 def test_images_with_other_channels_than_the_model_are_refused_naming_both() -> None:
-    with pytest.raises(
-        ConfigError, match=r"model\.in_channels: found 1, but the images of dataset\.train have 3 channels"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.in_channels.*1.*dataset\.train.*3 channels"):
         Trainer().train(tiny_task({**SMALL, "model.in_channels": 1}))
 
 
@@ -325,7 +324,7 @@ def test_resuming_with_another_model_is_refused_and_says_how_to_take_its_weights
     state = tmp_path / "checkpoints/step-2"
     other = tiny_task({**SMALL, "hooks": ["checkpoint"], "model.heads.main.channels": 8})
 
-    with pytest.raises(ConfigError, match=r"model\.heads\.main\.channels: was 16, now 8") as error:
+    with pytest.raises(ConfigError, match=r"model\.heads\.main\.channels.*16.*8") as error:
         Trainer(tmp_path, resume=True).train(other)
 
     assert f"model.weights={state}" in str(error.value)

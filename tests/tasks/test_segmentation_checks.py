@@ -62,7 +62,7 @@ AUX = {"name": "fcn", "blocks": ["stage3"], "channels": 8, "train_only": True}
 def test_a_loss_may_weigh_an_extra_of_a_head_that_gives_it() -> None:
     changes = {"model.heads.main": {"name": "ocr", "blocks": ["stage4"], "channels": 16, "key_channels": 8}}
     check(changes | {"loss.head_weights": {"main": 1.0, "main.coarse": 0.4}})
-    with pytest.raises(ConfigError, match=r"loss\.head_weights\.main\.corse: .*did you mean 'main\.coarse'"):
+    with pytest.raises(ConfigError, match=r"loss\.head_weights\.main\.corse.*'main\.coarse'"):
         check(changes | {"loss.head_weights": {"main.corse": 0.4}})
 
 
@@ -106,7 +106,7 @@ def test_a_head_that_no_loss_reads_is_refused_where_it_would_train(find: Callabl
         "losses": [{"name": name, "heads": ["main"]} for name in ("cross_entropy", "dice")],
     }
     changes = {"model.heads.aux": {**AUX, "train_only": False}, "loss": loss}
-    with pytest.raises(ConfigError, match=r"loss: reads nothing of the head 'aux' \(model\.heads\.aux\)"):
+    with pytest.raises(ConfigError, match=r"loss.*'aux'.*model\.heads\.aux"):
         find(changes)
     find({**changes, "num_epochs": 0})
     find({"model.heads.main": ENCNET, "loss": {"name": "presence", "heads": ["main.se"]}})
@@ -128,7 +128,7 @@ def test_val_batches_that_cut_a_video_are_found_before_the_run(find: Callable[[A
     with pytest.raises(ConfigError, match=message):
         find({**VIDEO, "runtime.eval_batch_size": 2})
     find({**VIDEO, "runtime.eval_batch_size": 6})
-    with pytest.raises(ConfigError, match=r"dataset\.val: found 5 samples; accepted with meters\[1\]\.clips"):
+    with pytest.raises(ConfigError, match=r"dataset\.val.*5 samples.*meters\[1\]\.clips"):
         tiny_task({**VIDEO, "runtime.eval_batch_size": 6, "dataset.val.num_samples": 5})
 
 
@@ -139,7 +139,7 @@ def test_the_clips_of_a_video_stay_in_one_process(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("classyseg.distributed.rank", lambda rank=rank: rank)
         monkeypatch.setattr("classyseg.distributed.world_size", lambda: 2)
         task = tiny_task({**VIDEO, "runtime.eval_batch_size": 3, "dataset.val.num_samples": 6})
-        shares.append([index for batch in task.data.eval_batches["val"] for _, index in batch])
+        shares.append([index for batch in task.data.eval_orders["val"] for _, index in batch])
     assert shares == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -175,7 +175,7 @@ def test_a_meter_of_other_videos_than_the_test_set_has_is_found_without_data(
 
 
 def test_a_meter_of_videos_beside_images_is_found_when_the_task_is_built() -> None:
-    with pytest.raises(ConfigError, match=r"^meters\[1\]\.clips_per_video: found 3; accepted: 1, "):
+    with pytest.raises(ConfigError, match=r"^meters\[1\]\.clips_per_video.*3;.*accepted: 1, "):
         tiny_task({**VIDEO, "runtime.eval_batch_size": 3})
 
 
@@ -188,13 +188,13 @@ def test_data_sets_without_masks_are_found_before_the_run(
     data: dict[str, Any] = {"name": "synthetic_image", "split": "test", "num_samples": 16}
     if composed:
         data = {"name": "subset", "dataset": data, "first": 8}
-    with pytest.raises(ConfigError, match=rf"^dataset\.{split}: has one class for each image; this task needs a mask"):
+    with pytest.raises(ConfigError, match=rf"^dataset\.{split}.*one class.*mask"):
         find({f"dataset.{split}": data})
 
 
 @pytest.mark.parametrize("find", [check, tiny_task])
 def test_a_meter_that_the_classes_do_not_allow_is_found_before_the_run(find: Callable[[Any], object]) -> None:
-    with pytest.raises(ConfigError, match=r"^meters\[0\]\.topk: found \[9\]; accepted: numbers from 1 to 4"):
+    with pytest.raises(ConfigError, match=r"^meters\[0\]\.topk.*\[9\].*1 to 4"):
         find({"meters": [{"name": "accuracy", "topk": [9]}]})
 
 
@@ -217,7 +217,7 @@ def test_the_classes_that_a_config_lists_are_counted_without_their_data() -> Non
     data = {"name": "folder", "images": "nowhere", "masks": "nowhere", "classes": ["a", "b", "c"]}
 
     for part in (data, {"name": "concat", "datasets": [{"name": "subset", "dataset": data, "first": 1}]}):
-        with pytest.raises(ConfigError, match=r"^loss\.class_weights: found 2 weights for 3 classes"):
+        with pytest.raises(ConfigError, match=r"^loss\.class_weights.*2 weights.*3 classes"):
             check({"dataset.train": part, "dataset.val": part, "loss.class_weights": [1.0, 2.0]})
 
 
@@ -345,7 +345,7 @@ def test_two_meters_of_one_name_are_refused_before_the_run(
 def test_a_name_that_a_meter_did_not_declare_overwrites_nothing(name: str, giver: str) -> None:
     first, second = (build_meter("confusion_matrix", ["wall"], 255) for _ in range(2))
 
-    with pytest.raises(ConfigError, match=rf"meters\[1\]: gives '{name}', which {giver} has already"):
+    with pytest.raises(ConfigError, match=rf"meters\[1\].*'{name}'.*{giver}"):
         joined_metrics([first, second], [{"matrix": []}, {name: 1}], "main")
 
 
@@ -385,7 +385,7 @@ def test_a_checkpoint_says_what_the_images_were_normalised_with(
     [
         (
             {"normalize": {}, "dataset.train.transforms": ["normalize"]},
-            r"dataset\.train\.transforms: found 'normalize' beside",
+            r"dataset\.train\.transforms: found 'normalize' together with",
         ),
         (
             {"dataset.val.transforms": ["normalize", "normalize"]},

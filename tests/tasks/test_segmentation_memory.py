@@ -51,7 +51,7 @@ def test_a_frozen_backbone_keeps_its_weights_while_the_head_trains() -> None:
 def test_what_a_compiler_cannot_take_is_refused_when_the_config_is_checked_and_when_it_is_built(key: str) -> None:
     value = True if key == "activation_checkpointing" else "int8"
     changes = {f"model.{key}": value, "runtime.compile": True}
-    with pytest.raises(ConfigError, match=r"runtime\.compile: found true beside model\.activation_"):
+    with pytest.raises(ConfigError, match=r"runtime\.compile.*model\.activation_"):
         SegmentationTask.check(TASKS.validate(tiny_config(changes)))
     with pytest.raises(ConfigError, match=r"runtime\.compile: found true"):
         tiny_task(changes)
@@ -186,13 +186,13 @@ def test_a_full_cache_stores_no_more_and_a_damaged_file_is_computed_again(tmp_pa
 
 
 def test_a_cache_for_a_backbone_that_trains_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"runtime\.cache_features: found a backbone of which \d+ tensors train"):
+    with pytest.raises(ConfigError, match=r"runtime\.cache_features.*\d+ tensors.* train"):
         tiny_task({"model.frozen": "stage2", "runtime.cache_features": str(tmp_path)})
 
 
 @pytest.mark.parametrize("folder", ["/dev/null/x", "/proc/x"])
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_key(folder: str) -> None:
-    with pytest.raises(ConfigError, match=rf"runtime\.cache_features: found '{folder}', where no folder can be made"):
+    with pytest.raises(ConfigError, match=rf"runtime\.cache_features.*'{folder}'.*folder"):
         cached_run(Path(folder), {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from registered import forgotten
 from whole_images import Clips, WholeImages
 
+from classyseg.cli.main import main
 from classyseg.config import ConfigError
 from classyseg.datasets import build_dataset
 from classyseg.registry import TASKS
@@ -113,6 +115,11 @@ def test_it_trains_and_measures_what_a_plain_loop_does_and_resumes_bit_for_bit(n
     assert record["pixel_accuracy"] == right
     assert record["loss"] == pytest.approx(loss, rel=1e-4)
     assert np.sum(record["confusion_matrix"]) == len(true)
+
+    assert main(["evaluate", str(tmp_path / "whole")]) == 0
+    found = json.loads((tmp_path / "whole/evaluation-val.json").read_text(encoding="utf-8"))
+    assert {key: found[key] for key in record if key in found} == {key: record[key] for key in record if key in found}
+    assert found["loss"] == record["loss"]
 
     with pytest.raises(Stopped):
         trained(tmp_path / "broken", name, SignalAt("train", 1, 1))

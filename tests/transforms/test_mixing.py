@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from classyseg import TASKS, ConfigError, Trainer, build_task
-from classyseg.datasets import TrainBatches, build_dataset, make_loader
+from classyseg.datasets import TrainOrder, build_dataset, make_loader
 from classyseg.datasets.facts import DataFacts, Described
 from classyseg.io import read_json_lines
 from classyseg.losses import build_loss
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.tasks.data_checks import check_shares
+from classyseg.tasks.data_checks import check_soft_targets
 from classyseg.transforms import PairTransform, build_transform
 from classyseg.transforms.mixing import as_shares, mixed_shares
 
@@ -112,7 +112,7 @@ def test_masks_are_mixed_as_their_shares_are(share: float, ignore_index: int) ->
 @pytest.mark.parametrize("ignore_index", [1, 65535, -4000])
 def test_an_ignored_label_that_shares_cannot_hold_is_refused(ignore_index: int) -> None:
     transform = build_transform({"name": "mix_up"}, ignore_index)
-    with pytest.raises(ConfigError, match=f"ignore_index: found {ignore_index}; shares of classes need one up to 2048"):
+    with pytest.raises(ConfigError, match=rf"ignore_index.*{ignore_index}.*2048"):
         transform.mix(sample(1), generator_for(0), lambda: sample(2), CLASSES)
 
 
@@ -136,7 +136,7 @@ def test_copy_paste_takes_the_pixels_of_the_classes() -> None:
 
 @pytest.mark.parametrize("name", MIXING)
 def test_samples_of_two_sizes_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 and 30 x 60 pixels"):
+    with pytest.raises(ConfigError, match=rf"1\.png.*'{name}'.*2\.png.*40 x 60 and 30 x 60"):
         mix({"name": name}, sample(1), sample(2, (30, 60)))
 
 
@@ -151,23 +151,23 @@ def test_samples_of_two_sizes_are_refused(name: str) -> None:
     ids=["16 bits", "grey", "clip"],
 )
 def test_samples_of_two_kinds_are_refused(name: str, image: torch.Tensor, found: str) -> None:
-    with pytest.raises(ConfigError, match=rf"1\.png: '{name}' found it and 2\.png of 40 x 60 pixels, {found}; put it"):
+    with pytest.raises(ConfigError, match=rf"1\.png.*'{name}'.*2\.png.*40 x 60.*{found}"):
         mix({"name": name}, sample(1), sample(2).replace(image=image))
 
 
 def test_copy_paste_of_images_of_one_class_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"1\.png: 'copy_paste' needs masks of labels: not images of one class"):
+    with pytest.raises(ConfigError, match=r"1\.png.*'copy_paste'.*masks of labels"):
         mix({"name": "copy_paste"}, of_image(1), of_image(2))
 
 
 def test_copy_paste_of_a_label_that_no_class_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="copy_paste: classes: found 5; accepted are labels, 0 to 4"):
+    with pytest.raises(ConfigError, match=r"copy_paste.*classes.*5.*0 to 4"):
         mix({"name": "copy_paste", "classes": [5]}, sample(1), sample(2))
 
 
 @pytest.mark.parametrize("name", MIXING)
 def test_without_a_data_set_they_say_what_they_need(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"1\.png: \w+ needs the data set, to draw another sample from it"):
+    with pytest.raises(ConfigError, match=r"1\.png: \w+ .*data set"):
         build_transform(name)(sample(1), generator_for(0))
 
 
@@ -187,7 +187,7 @@ def test_mixed_samples_depend_on_seed_epoch_and_index_alone() -> None:
     for workers, world_size, batch_size in ((0, 1, 4), (2, 1, 4), (0, 2, 4), (0, 1, 6)):
         key = f"{workers} {world_size} {batch_size}"
         for rank in range(world_size):
-            batches = TrainBatches(12, batch_size, seed=0, rank=rank, world_size=world_size)
+            batches = TrainOrder(12, batch_size, seed=0, rank=rank, world_size=world_size)
             batches.epoch = 3
             loader = make_loader(dataset, batches, workers=workers)
             for batch in loader:
@@ -210,7 +210,7 @@ def test_the_other_sample_goes_through_the_transforms_before() -> None:
 
 
 def test_a_batch_of_shares_travels_as_it_is() -> None:
-    (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainBatches(4, 4, seed=0), workers=0)
+    (batch,) = make_loader(shapes([CROP, "mix_up"], 4), TrainOrder(4, 4, seed=0), workers=0)
     assert batch.target.shape == (4, 4, 32, 32)
     assert batch.target.dtype == batch.to(torch.device("cpu")).target.dtype == torch.float16
 
@@ -261,12 +261,12 @@ def test_shares_of_whole_images_are_refused_where_nobody_can_take_them(name: str
     steps, whole = [build_transform("horizontal_flip"), build_transform(name)], DataFacts(whole_images=True)
     message = rf"dataset\.train\.transforms\[1\]: {type(steps[1]).__name__} gives shares of classes, which the loss"
     with pytest.raises(ConfigError, match=message):
-        check_shares("train", Described(whole, steps), build_loss("cross_entropy"))
-    with pytest.raises(ConfigError, match=r"dataset\.val\.transforms\[1\]: \w+ gives .* which meters cannot count"):
-        check_shares("val", Described(whole, steps), build_loss("soft_target_cross_entropy"))
-    check_shares("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
-    check_shares("val", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))
-    check_shares("train", Described(DataFacts(), [build_transform("cut_mix")]), build_loss("cross_entropy"))
+        check_soft_targets("train", Described(whole, steps), build_loss("cross_entropy"))
+    with pytest.raises(ConfigError, match=r"dataset\.val\.transforms\[1\]: \w+ .*meters"):
+        check_soft_targets("val", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_soft_targets("train", Described(whole, steps), build_loss("soft_target_cross_entropy"))
+    check_soft_targets("val", Described(whole, steps[:1]), build_loss("soft_target_cross_entropy"))
+    check_soft_targets("train", Described(DataFacts(), [build_transform("cut_mix")]), build_loss("cross_entropy"))
 
 
 @pytest.mark.parametrize("name", ["cut_mix", "mix_up"])
@@ -285,7 +285,7 @@ def test_shares_of_whole_images_travel_from_files_through_cache_and_workers_to_t
     found = []
     for _ in range(2):  # the second time from the cache
         dataset = build_dataset(config)
-        batches = TrainBatches(5, 5, seed=0)
+        batches = TrainOrder(5, 5, seed=0)
         batches.epoch = 2
         loader = make_loader(dataset, batches, workers=workers)
         (batch,) = loader

@@ -181,7 +181,7 @@ def test_wrong_names_and_arguments_are_refused_when_built(config: dict[str, Any]
 
 def test_a_transform_of_torchvision_that_fails_names_the_sample() -> None:
     config = {"name": "torchvision", "transform": "RandomCrop", "arguments": {"size": [100, 100]}}
-    with pytest.raises(ConfigError, match=r"noise\.png: torchvision's RandomCrop fails: .*larger"):
+    with pytest.raises(ConfigError, match=r"noise\.png.*RandomCrop.*larger"):
         run(config, noise())
 
 

@@ -360,7 +360,7 @@ def test_color_jitter_of_no_strength_changes_nothing() -> None:
 
 def test_color_jitter_refuses_an_image_that_is_normalised() -> None:
     normalised = build({"name": "normalize"})(noise(), generator_for(0))
-    with pytest.raises(ConfigError, match=r"noise\.png: 'color_jitter' found a normalised image; put it before"):
+    with pytest.raises(ConfigError, match=r"noise\.png.*'color_jitter'.*normalised"):
         build({"name": "color_jitter"})(normalised, generator_for(0))
 
 
@@ -387,7 +387,7 @@ def test_to_normalize_twice_is_an_error_that_names_the_sample() -> None:
 
 
 def test_to_normalize_other_channels_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"noise\.png: has 3 channels; 'normalize' has 2 means"):
+    with pytest.raises(ConfigError, match=r"noise\.png.*3 channels.*2 means"):
         build({"name": "normalize", "mean": [0.5, 0.5], "std": [1.0, 1.0]})(noise(), generator_for(0))
 
 
@@ -440,5 +440,5 @@ def test_a_size_from_python_may_be_any_sequence_of_two(make: Callable[..., Class
 def test_a_size_from_python_that_is_no_height_and_width_is_refused(
     make: Callable[..., ClassyTransform], size: Any
 ) -> None:
-    with pytest.raises(ConfigError, match=r"size: found .*accepted are a height and a width"):
+    with pytest.raises(ConfigError, match=r"size.*height"):
         make(size=size)

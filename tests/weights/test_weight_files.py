@@ -459,7 +459,7 @@ def test_a_truncated_file_is_refused(
 ) -> None:
     content = whole[name][: int(len(whole[name]) * share)]
     path = write(tmp_path / "inside" / name, content)
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: cannot be read as weights: \S+"):
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}.*weights"):
         load_weights(model, str(path))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -103,7 +103,7 @@ def test_tensors_that_are_marked_as_negative_or_conjugate_have_their_values(zipp
 
 def test_a_pickle_of_protocol_1_is_told_which_protocols_are_read(tmp_path: Path) -> None:
     path = write(tmp_path / "w.pth", torch_bytes({"w": torch.ones(1)}, pickle_protocol=1))
-    with pytest.raises(ConfigError, match="instruction INT, which no weights of protocols 2 to 5 need"):
+    with pytest.raises(ConfigError, match=r"INT, .*protocols 2 to 5"):
         read_tensors(path)
 
 
@@ -357,7 +357,7 @@ def test_a_part_is_loaded_on_request_with_one_warning_line(tmp_path: Path, caplo
     state = {k: v for k, v in source.state_dict().items() if not k.startswith("layer4.")}
     state |= {"layer9.weight": torch.ones(1), "bn1.bias": torch.ones(3)}
     model = small()
-    with pytest.raises(ConfigError, match="does not fit ResNet: 15 missing keys: layer4"):
+    with pytest.raises(ConfigError, match=r"ResNet.*15 missing keys.*layer4"):
         load_into(model, state, tmp_path)
     report = load_into(model, state, tmp_path, strict=False)
     assert (len(report.missing), report.unexpected, len(report.mismatched)) == (15, ("layer9.weight",), 1)
@@ -368,7 +368,7 @@ def test_a_part_is_loaded_on_request_with_one_warning_line(tmp_path: Path, caplo
 
 
 def test_nothing_that_fits_is_an_error_even_when_a_part_would_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no tensor of ResNet: found keys such as w; expected such as conv1"):
+    with pytest.raises(ConfigError, match=r"ResNet.*keys such as w; .*conv1"):
         load_into(small(), {"w": torch.ones(1)}, tmp_path, strict=False)
 
 
@@ -417,7 +417,7 @@ def test_a_backbone_takes_its_part_of_a_whole_model_and_a_model_takes_all(tmp_pa
     assert {key.split(".")[0] for key in report.ignored} == {"heads"}
     assert backbone.conv1.weight.equal(trained.conv1.weight)  # type: ignore[union-attr]
     other = build_model({"name": "resnet18", "heads": {"other": heads["main"]}}, 3)
-    with pytest.raises(ConfigError, match=r"missing keys: heads\.other.*unexpected keys: heads\.main"):
+    with pytest.raises(ConfigError, match=r"missing.*heads\.other.*unexpected.*heads\.main"):
         load_weights(other, str(tmp_path / "w.safetensors"))
 
 

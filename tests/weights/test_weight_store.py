@@ -45,7 +45,7 @@ def cached() -> list[str]:
 def break_off(server: Server, digest: str = "", after: int = 1000) -> None:
     """A first call whose connection breaks after some bytes."""
     server.cut = after
-    with pytest.raises(ConfigError, match=r"could not be downloaded: .*(the connection ended after|IncompleteRead)"):
+    with pytest.raises(ConfigError, match=r"(the connection ended|IncompleteRead)"):
         fetch(server.url(), digest)
     server.cut = None
 
@@ -177,7 +177,7 @@ def test_the_hash_in_an_archives_name_may_be_that_of_its_one_file(server: Server
     damaged[200] ^= 1
     for i, wrong in enumerate([packed(OTHER), packed(CONTENT, OTHER), packed(), bytes(damaged), packed(CONTENT)[:-9]]):
         server.content = wrong
-        with pytest.raises(ConfigError, match=r"found the sha256 .*, expected .*; the download was removed"):
+        with pytest.raises(ConfigError, match=r"sha256 .*removed"):
             fetch(server.url(f"{i}/{name}"))
 
 
@@ -189,7 +189,7 @@ def test_a_date_a_count_or_an_id_in_the_file_name_is_no_hash(name: str, server: 
 
 
 def test_a_hash_that_is_only_in_the_name_is_told_as_that(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected 0123abcd as the end of the file's name says; if that is no hash"):
+    with pytest.raises(ConfigError, match=r"0123abcd.*file's name"):
         fetch(server.url("w-0123abcd.pth"))
     path = tmp_path / "w-0123abcd.pth"
     path.write_bytes(CONTENT)
@@ -197,24 +197,24 @@ def test_a_hash_that_is_only_in_the_name_is_told_as_that(server: Server, tmp_pat
 
 
 def test_a_missing_file_and_a_page_are_errors_that_leave_nothing(server: Server) -> None:
-    with pytest.raises(ConfigError, match=r"/missing\.pth could not be downloaded: HTTP Error 404: Not Found; the cac"):
+    with pytest.raises(ConfigError, match=r"/missing\.pth .*404"):
         fetch(server.url("missing.pth"))
     server.kind = "text/html; charset=utf-8"
-    with pytest.raises(ConfigError, match="could not be downloaded: the server sent a web page"):
+    with pytest.raises(ConfigError, match="web page"):
         fetch(server.url())
     assert cached() == []
 
 
 def test_a_part_that_was_not_asked_for_is_refused(server: Server) -> None:
     server.part_unasked = True
-    with pytest.raises(ConfigError, match="the server sent a part of the file where the whole was asked for"):
+    with pytest.raises(ConfigError, match="part of the file"):
         fetch(server.url())
     assert cached() == []
 
 
 def test_an_answer_in_an_encoding_is_refused(server: Server) -> None:
     server.content, server.version = gzip.compress(CONTENT), {"Content-Encoding": "gzip"}
-    with pytest.raises(ConfigError, match="the server sent it encoded as gzip, which was not asked for"):
+    with pytest.raises(ConfigError, match="gzip"):
         fetch(server.url())
     assert server.encodings == ["identity"]
     assert cached() == []
@@ -223,7 +223,7 @@ def test_an_answer_in_an_encoding_is_refused(server: Server) -> None:
 def test_no_server_is_an_error_that_names_the_cache(server: Server) -> None:
     server.shutdown()
     server.server_close()
-    with pytest.raises(ConfigError, match=r"refused.*the cache is .*CLASSYSEG_CACHE.*download it yourself"):
+    with pytest.raises(ConfigError, match=r"refused.*CLASSYSEG_CACHE.*download it yourself"):
         fetch(server.url())
 
 
@@ -316,7 +316,7 @@ def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() 
 
 
 @pytest.mark.parametrize(
-    ("content_range", "is_the_rest"),
+    ("content_range", "expected"),
     [
         ("bytes 5-9/10", True),
         ("bytes 5-9/*", True),
@@ -327,5 +327,5 @@ def test_every_published_name_is_a_model_whose_weights_are_named_and_licensed() 
         ("", False),
     ],
 )
-def test_only_the_rest_of_a_file_is_added_to_its_part(content_range: str, is_the_rest: bool) -> None:
-    assert downloads._is_the_rest(content_range, 5) == is_the_rest
+def test_only_the_rest_of_a_file_is_added_to_its_part(content_range: str, expected: bool) -> None:
+    assert downloads.is_the_rest(content_range, 5) == expected

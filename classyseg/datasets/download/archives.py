@@ -1,4 +1,4 @@
-"""Unpacking archives that strangers made: nothing is written outside the target, and nothing without a limit."""
+"""Unpacks archives that strangers made: nothing is written outside the target, and never more than a limit."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ MAX_GLOBAL_HEADERS = 100
 ITS_OWN_FAULTS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL, errno.EILSEQ)
 """Errors of writing that the names in an archive lead to; others are the disk's."""
 OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
-"""Of streams that are read in little memory, whatever they hold; xz may ask for gigabytes."""
+"""Compressions of tar that take little memory, whatever the stream holds; xz may ask for gigabytes."""
 
 
 def unpack(
     archive: Path, target: Path, *, move: str = "", to: str = "", max_bytes: int = MAX_BYTES, members: int = MAX_MEMBERS
 ) -> int:
-    """Unpacks a zip or tar archive into `target`, what lies under `move` under `to` instead; how many files it holds.
+    """Unpacks a zip or tar archive into `target`; returns the number of files. What lies under `move` comes under `to`.
 
-    First into the folder `unpacking(archive, target)`; files of the same names in `target` are replaced when all is
-    unpacked. With `move`, other members are left out. One process at a time may do so. That folder is gone when all
-    is done or nothing; it is left, and says that `target` is not whole, by whoever stops in between.
+    It unpacks into the folder `unpacking(archive, target)` first. When all is unpacked, files of the same names in
+    `target` are replaced. With `move`, other members are left out. Only one process may do so at a time. The folder is
+    removed when all or nothing is done. A process that is stopped in between leaves it: it says that `target` is not
+    whole.
 
     Raises: `DataError`, with nothing left behind, for a broken archive; for links, devices, encrypted and sparse files,
     names that are absolute, climb with `..` or come twice; for what takes much memory (xz, zips that are packed by
@@ -60,7 +61,7 @@ def unpack(
             raise
         if isinstance(error, OSError) and error.errno is not None and error.errno not in ITS_OWN_FAULTS:
             raise ConfigError(f"{archive}: cannot be unpacked to {target} ({error.strerror})") from None
-        reason = f"{type(error).__name__}: {error}"[:300]  # readers raise whatever a broken archive leads to
+        reason = f"{type(error).__name__}: {error}"[:300]  # readers may raise anything for a broken archive
         raise DataError(f"{archive}: cannot be unpacked ({reason})") from None
     try:
         _move(temporary, target)
@@ -85,7 +86,7 @@ def _extract(archive: Path, folder: Path, move: str, to: str, max_bytes: int, me
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
             raise DataError(f"{archive}: holds {name!r} twice")
-        left -= _write(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
+        left -= write_file(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
         count += 1
     return count
 
@@ -126,8 +127,8 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
     return path
 
 
-def _write(source: IO[bytes], path: Path, left: int, message: str) -> int:
-    """How many bytes were written. Counted while they come: headers may say anything."""
+def write_file(source: IO[bytes], path: Path, left: int, message: str) -> int:
+    """Writes a file; returns how many bytes. They are counted while they come: headers may lie."""
     size = 0
     with open(path, "xb") as file:
         while chunk := source.read(CHUNK):
@@ -150,7 +151,7 @@ def _members(archive: Path, limit: int, max_bytes: int) -> Iterator[tuple[str, I
 
 
 class _ZipFile(io.BufferedReader):
-    """A file for `zipfile`, which asks for the whole list of files at once."""
+    """A file for `zipfile` that limits one read: `zipfile` reads the whole list of files at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY:
@@ -194,7 +195,7 @@ def _tar_members(archive: Path, start: bytes, max_bytes: int) -> Iterator[tuple[
 
 
 class _Forward:
-    """A stream for `tarfile` that only goes forward, within limits: of all bytes, and of those of headers."""
+    """A stream for `tarfile` that only goes forward, with limits for all bytes and for those of headers."""
 
     def __init__(self, archive: Path, stream: IO[bytes], max_bytes: int) -> None:
         self.archive, self.stream, self.position = archive, stream, 0
@@ -215,8 +216,7 @@ class _Forward:
     def finish(self) -> None:
         """Reads what follows the last member, so that checksums of the whole are verified.
 
-        Raises: `DataError` where that member was the last only because what follows is broken or cut off, which
-        `tarfile` takes for the end.
+        Raises: `DataError` if what follows the last member is broken or cut off: `tarfile` takes that for the end.
         """
         if self._last != bytes(tarfile.BLOCKSIZE):
             raise DataError(f"{self.archive}: cannot be unpacked (it is cut off or broken after {self.position} bytes)")

@@ -1,4 +1,4 @@
-"""Getting public data sets: what is downloaded from where, unpacked to which folders, and how much must be there."""
+"""Gets public data sets: what is downloaded from where, into which folders, and how many files there must be."""
 
 from __future__ import annotations
 
@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 class Source:
     """An archive and where it is unpacked, under the data root.
 
-    `digest` is what others published of it, empty where nobody did. Of an archive with `move`, only what lies under
-    that is taken, and put under `to`. `holds` says how many files must be there afterwards at least, by pattern
-    (`coco/*.jpg`).
+    `digest` is the published hash, empty if there is none. With `move`, only what lies under that folder is taken, and
+    put under `to`. `holds` says how many files there must be at least afterwards, by pattern (`coco/*.jpg`).
     """
 
     url: str
@@ -37,7 +36,7 @@ class Source:
     move: str = ""
     to: str = ""
     inner: tuple[str, ...] = ()
-    """Archives within, which are unpacked beside themselves."""
+    """Archives within. Each is unpacked into the folder in which it lies."""
 
 
 VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
@@ -142,9 +141,10 @@ BY_HAND = {
 
 
 def prepare(name: str, root: str | Path, *, keep: bool = False) -> None:
-    """Downloads and unpacks the data set `name` under `root`, what is not there yet; `keep` keeps the archives.
+    """Downloads and unpacks what is missing of the data set `name` under `root`; `keep` keeps the archives.
 
-    What was broken off is done again, from the download on; of several processes one works, the others wait for it.
+    Work that was broken off is done again, from the download on. If several processes ask, one works and the others
+    wait.
 
     Raises: `ConfigError` for a name without a recipe, a download that fails or has another hash, and a disk that is
         full or may not be written; `DataError` for an archive that cannot be trusted, or does not hold what it should.
@@ -163,7 +163,7 @@ def prepare(name: str, root: str | Path, *, keep: bool = False) -> None:
     except OSError as error:
         raise ConfigError(f"{error.filename or root}: cannot be used ({error.strerror})") from None
     finally:
-        with suppress(OSError):  # there is none, or something is kept in it, or another process works there
+        with suppress(OSError):  # it does not exist, or holds something, or another process works there
             (root / DOWNLOADS).rmdir()
 
 
@@ -181,8 +181,8 @@ def _fetch(source: Source, root: Path, *, keep: bool) -> None:
             unpack(path, path.parent, max_bytes=limit)
             remove(path)
     except DataError as error:
-        remove(archive)  # else it would be there for the next try
-        raise DataError(f"{error}; the download was removed") from None
+        remove(archive)  # else the next try would find it
+        raise error.advise("the download was removed") from None
     if missing := _missing(source, root):
         raise DataError(f"{source.url}: unpacked to {', '.join(missing)}; the archive is kept as {archive}")
     if not keep:
@@ -190,7 +190,7 @@ def _fetch(source: Source, root: Path, *, keep: bool) -> None:
 
 
 def _missing(source: Source, root: Path) -> list[str]:
-    """What of `source` is not there, in words: fewer files than there should be, or unpacking that was broken off."""
+    """What is missing of `source`, in words: files, or the rest of an unpacking that was broken off."""
     archive, folder = root / DOWNLOADS / file_name(source.url), root / source.into
     places = [unpacking(archive, folder), *(unpacking(folder / i, (folder / i).parent) for i in source.inner)]
     halves = [f"a part, as {place} says" for place in places if place.exists()]

@@ -72,7 +72,7 @@ class SyntheticImage(ClassificationDataset):
 
 @DATASETS.register("synthetic_image_streaming")
 class SyntheticImageStreaming(SyntheticImage):
-    """`synthetic_image` as a stream: an epoch takes the next `num_samples` images of `length`, then it starts anew.
+    """`synthetic_image` as a stream of `length` images, again and again: each epoch takes the next `num_samples`.
 
     Without a `length`, the stream is one epoch long, as in ClassyVision. An evaluation takes the first ones.
 
@@ -100,7 +100,7 @@ class SyntheticImageStreaming(SyntheticImage):
         )
         self.length = num_samples if length is None else length
         if self.length < num_samples:
-            raise ConfigError(f"length: found {length}; accepted: {num_samples} (num_samples) and more")
+            raise ConfigError("length", f"found {length}; accepted: {num_samples} (num_samples) and more")
 
     def draw(self, index: int, epoch: int) -> Sample:
         return self.load((epoch * self.num_samples + index) % self.length)

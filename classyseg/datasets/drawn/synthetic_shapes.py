@@ -30,7 +30,7 @@ HUES = {1: 0.0, 2: 0.33, 3: 0.6}
 
 
 def drawn_facts(config: Any, facts: DataFacts) -> DataFacts:
-    """`facts` with what the config of a drawn data set tells: the size of its images, and how many there are."""
+    """`facts`, and what the config of a drawn data set tells in addition: the size and the number of its images."""
     return replace(facts, size=told(config, "size", tuple), num_samples=told(config, "num_samples", int))
 
 

@@ -26,7 +26,7 @@ RATE = 25.0
 
 @DATASETS.register("synthetic_video")
 class SyntheticVideo(Clips):
-    """Noise that moves by a pixel each frame, round the edges: the class is where to, which no single frame shows.
+    """Noise that moves by a pixel each frame, round the edges. Its direction is the class: no single frame shows it.
 
     Video `i` of a `split` is drawn from `(split, i)`: nothing is stored. Its clips are sampled as those of files are.
 

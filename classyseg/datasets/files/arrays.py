@@ -12,6 +12,6 @@ from torch import Tensor
 def image_tensor(array: npt.NDArray[Any]) -> Tensor:
     """A numpy image (H, W, C) as a tensor (C, H, W), the channels of a pixel side by side in memory.
 
-    Memory that may be written becomes the tensor's; other memory is copied.
+    The tensor shares memory that may be written; other memory is copied.
     """
     return torch.from_numpy(array if array.flags.writeable else array.copy()).permute(2, 0, 1)

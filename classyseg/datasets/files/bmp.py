@@ -1,4 +1,4 @@
-"""BMP, as its header says: Pillow takes every palette of black and white for one bit a pixel, and grey ones for 8 bits.
+"""Reads BMP as its header says: Pillow reads palettes of black and white as one bit a pixel, and grey ones as 8 bits.
 
 Source: Microsoft, "Bitmap Storage" (BITMAPINFOHEADER to BITMAPV5HEADER), and OS/2's BITMAPCOREHEADER.
 """
@@ -114,7 +114,7 @@ def _bit_fields(file: BinaryIO, rest: bytes, size: int, bits: int, compression: 
         count = 4 if compression == ALPHA_BITFIELDS else 3
         fields = (*struct.unpack(f"<{count}I", read_exactly(file, 4 * count)), 0)[:4]
     if fields == (0, 0, 0, 0) and bits == 32:
-        return (0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # what writers of such files mean
+        return (0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # without masks, writers mean these fields
     if fields not in FIELDS[bits]:
         found = ", ".join(f"{field:#x}" for field in fields)
         raise HeaderError(f"a BMP whose bit fields are {found}, which is not read; write it as PNG")
@@ -144,7 +144,7 @@ def _samples(file: BinaryIO, bmp: Bmp) -> npt.NDArray[Any]:
     if bmp.compression in (RLE8, RLE4):
         return _run_lengths(file, bmp)[::-1, :, None]
     needed = bmp.row_bytes * header.height
-    last_row = bmp.row_bytes - (header.width * bmp.bits + 7) // 8  # some leave out the blank end of the last row
+    last_row = bmp.row_bytes - (header.width * bmp.bits + 7) // 8  # some writers leave out the padding of the last row
     data = file.read(needed)
     if len(data) < needed - last_row:
         raise HeaderError("the file is cut off, or truncated")

@@ -1,4 +1,4 @@
-"""COCO's JSON files: every id, name and size looked at before anything is drawn, so that nothing is lost in silence."""
+"""COCO's JSON files: every id, name and size is checked before anything is drawn, so nothing is lost in silence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CocoImage(NamedTuple):
 
 
 class CocoFile:
-    """The lists of a JSON file, which `keys` must be there, and what was wrong with an entry, by its id.
+    """The lists of a JSON file, and errors that name an entry by its id. All of `keys` must be there.
 
     Raises: `DataError` for a file that is missing or broken, that names a key twice, or lacks one of `keys`.
     """
@@ -83,7 +83,7 @@ class CocoFile:
     def images(self, folder: str) -> dict[int, CocoImage]:
         """The list `images` by id; their files lie in `folder`. Raises: `DataError`.
 
-        That is for ids and names of files that come twice, for sizes that no image has, and for files elsewhere.
+        The error is for ids and file names that come twice, impossible sizes, and files in other folders.
         """
         found: dict[int, CocoImage] = {}
         numbers: dict[str, int] = {}
@@ -156,7 +156,7 @@ class CocoFile:
 
 
 def finite(value: object) -> bool:
-    """Whether a value of JSON is a number, no larger than floating point counts, and neither true nor false."""
+    """Whether a value of JSON is a finite number, and neither true nor false."""
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < MAX_NUMBER)
 
 

@@ -12,16 +12,16 @@ from classyseg.config import DataError
 from classyseg.datasets.files.headers import Header
 
 NUMBER_TYPES = tuple(np.dtype(kind) for kind in ("u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"))
-"""What such an array is of. Of 64 bits, integers are refused: nobody would know which of them float32 holds."""
+"""The types that are accepted. Integers of 64 bits are refused: float32 would hold only some of them."""
 NUMBERS = "integers of 8 to 32 bits and floating point of 16 to 64"
 ROUNDING = 2.0**-24
-"""How much of itself a number changes by at most when it becomes the nearest float32."""
+"""The largest relative change of a number that becomes the nearest float32."""
 NOT_MEASURED = ("palette", "grey with 0 as white", "YCbCr", "CIELab")
-"""Colours whose numbers mean something only by a rule, which reading them applies."""
+"""Colours whose numbers mean something only by a rule that reading applies."""
 
 
 def refusal_of_numbers(header: Header, channels: int) -> str:
-    """Why the numbers of a file are no image of so many `channels`; nothing where they are."""
+    """Why the numbers of a file cannot be an image of so many `channels`; empty if they can."""
     if header.format != "TIFF":
         return (
             f"{header}, where the data set's `bits` says 32: accepted with it are TIFF and .npy; give such images a "
@@ -41,7 +41,7 @@ def refusal_of_numbers(header: Header, channels: int) -> str:
 
 
 def as_float32(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """The numbers of `NUMBER_TYPES` as float32: integers and narrower ones exactly, of 64 bits the nearest.
+    """Numbers of `NUMBER_TYPES` as float32: exact, but for 64 bits the nearest.
 
     Raises: `DataError` for NaN and infinity, for integers that float32 does not hold, and for numbers of 64 bits that
     are too large or too small for it.

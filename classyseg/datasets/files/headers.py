@@ -1,7 +1,7 @@
-"""What an image file says of itself in its header: kind of colours, bands, bits, numbers, images; no pixel is read.
+"""Reads the header of an image file: kind of colours, bands, bits, numbers, images. No pixel is read.
 
-Pillow names a mode for what it makes of a file, which is not what is in it: 16 bits become 8, a fourth band vanishes, a
-palette of black and white becomes bits. So the header decides what is read, and Pillow only decodes.
+Pillow's mode tells what it makes of a file, not what is in it: 16 bits become 8, a fourth band vanishes, a palette of
+black and white becomes bits. So the header decides how a file is read, and Pillow only decodes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from PIL import Image
 
 Colors = Literal["grey", "grey with 0 as white", "palette", "RGB", "CMYK", "YCbCr", "CIELab", "unknown colours"]
 Extra = Literal["alpha", "premultiplied alpha", "unnamed"]
-"""What a band after the colours is."""
+"""What the bands after the colours may be."""
 
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP")
-"""What a file may hold, whatever its name. Pillow knows others, such as EPS, for which it runs Ghostscript, and JPEG
+"""The formats that are read, whatever the file's name. Pillow knows more, such as EPS (by Ghostscript), and JPEG
 2000, which may change labels."""
 NUM_COLORS = {"RGB": 3, "CMYK": 4, "YCbCr": 3, "CIELab": 3}
 """How many bands are colours; one of the others."""
 NUMBERS = {"u": "", "i": " with signs", "f": " in floating point", "c": " of complex numbers"}
 MAX_BYTES_A_PIXEL = 8
-"""Of the largest image that Pillow takes: those of RGBA of 16 bits. An image of more bands may have fewer pixels."""
+"""The bytes of the largest image: Pillow's limit of pixels, in RGBA of 16 bits. More bands mean fewer pixels."""
 PIECE = 1 << 20
 
 SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
@@ -79,11 +79,11 @@ FOREIGN: tuple[tuple[int, bytes, str], ...] = (
     (0, b"<!DOCTYPE", "a web page"),
     (0, b"<html", "a web page"),
 )
-"""What else people have under an image's name; for messages alone."""
+"""What else files with an image's name may hold; for messages only."""
 
 
 class HeaderError(Exception):
-    """What is wrong with a file; whoever knows its path says which."""
+    """What is wrong with a file. The caller adds the path."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def known_format(start: bytes) -> str:
 
 
 def check_size(width: int, height: int, bands: int = 1, bits: int = 8) -> None:
-    """Raises: `HeaderError` for no pixel, and for more than a file should be trusted with."""
+    """Raises: `HeaderError` for an image without pixels, and for one that is too large."""
     if width <= 0 or height <= 0:
         raise HeaderError(f"its header says {width} x {height} pixels")
     if Image.MAX_IMAGE_PIXELS is None:
@@ -164,7 +164,7 @@ def read_exactly(file: BinaryIO, count: int) -> bytes:
 
 
 def png_header(file: BinaryIO) -> Header:
-    """Of a PNG, whose chunks of pixels are compared with their checksums, which Pillow does not do."""
+    """The header of a PNG. Its chunks are compared with their checksums: Pillow does not do that."""
     file.seek(8)
     length, kind = struct.unpack(">I4s", read_exactly(file, 8))
     if kind != b"IHDR" or length != 13:
@@ -225,7 +225,7 @@ def colors_of(table: bytes) -> npt.NDArray[Any]:
 
 
 def gif_header(file: BinaryIO) -> Header:
-    """Of a GIF; the images in it are counted."""
+    """The header of a GIF; its images are counted."""
     file.seek(6)
     width, height, flags, _, _ = struct.unpack("<HHBBB", read_exactly(file, 7))
     check_size(width, height)
@@ -245,7 +245,7 @@ def gif_header(file: BinaryIO) -> Header:
             palette = (table or palette) if images == 1 else palette
             read_exactly(file, 1)
         else:
-            break  # what follows is no GIF's: viewers stop here, too
+            break  # the rest is not GIF: viewers stop here, too
         while size := read_exactly(file, 1)[0]:
             read_exactly(file, size)
     if not images or not palette:
@@ -254,7 +254,7 @@ def gif_header(file: BinaryIO) -> Header:
 
 
 def webp_header(file: BinaryIO) -> Header:
-    """Of a WebP; it is lossless where every part of it is."""
+    """The header of a WebP. It is lossless if all of its parts are."""
     file.seek(12)
     chunks, alpha, size = [], False, (1, 1)
     while len(start := file.read(8)) == 8:
@@ -278,7 +278,7 @@ def webp_header(file: BinaryIO) -> Header:
 
 
 def jpeg_header(file: BinaryIO) -> Header:
-    """Of a JPEG: the first frame header. Raises: `HeaderError` for what no reader here takes."""
+    """The first frame header of a JPEG. Raises: `HeaderError` for kinds that no reader here takes."""
     file.seek(2)
     while True:
         marker = read_exactly(file, 2)

@@ -46,10 +46,10 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
 SHOWN_BITS = (1, 2, 4, 8)
-"""Of a grey level that is scaled to 0..255, as viewers do."""
+"""Bits of grey levels that are scaled to 0..255, as viewers do."""
 OF_8_BITS = "images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`)"
 MAX_WHOLE = 2**53
-"""Beyond it, floating point leaves whole numbers out."""
+"""From here on, floating point cannot hold all whole numbers."""
 START = 160
 """How many bytes of a file tell its format."""
 
@@ -59,12 +59,13 @@ class UnreadableError(DataError):
 
 
 def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "refuse") -> Tensor:
-    """The image as (channels, H, W), uint8 or, of 16 `bits`, uint16, or, of 32, the numbers of the file as float32.
+    """The image as (channels, H, W): uint8, uint16 (`bits` 16), or the file's numbers as float32 (`bits` 32).
 
-    A file of as many bands as `channels` is read as it is stored. For 3 channels and 1, other kinds become RGB or grey,
-    without their alpha; a band that the file does not name is never left out. `.npy`, an array (H, W) or (H, W, C), has
-    any number. An image that carries an EXIF orientation is refused, rotated as viewers show it, or taken as its pixels
-    are stored. Of 32 bits, TIFF and `.npy` are read, nothing is converted, and a file has as many bands as `channels`.
+    A file with `channels` bands is read as it is stored. For 3 or 1 channels, other kinds become RGB or grey, without
+    alpha; a band of unknown meaning is never left out. `.npy`, an array (H, W) or (H, W, C), may have any number of
+    channels. `exif` says whether an image with an EXIF orientation is refused, rotated as viewers show it, or read as
+    its pixels are stored. With 32 bits, only TIFF and `.npy` are read, nothing is converted, and a file must have
+    `channels` bands.
 
     Raises: `DataError` for unreadable files, for another number of bits or channels, for several images in a file, and
     for numbers that are no float32.
@@ -93,13 +94,13 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
 
 
 def _refusal(header: Header, channels: int, bits: int) -> str:
-    """Why the image is not what the data set says; nothing where it is."""
+    """Why the image is not as the data set says; empty if it is."""
     if bits == 32:
         return refusal_of_numbers(header, channels)
     deep = header.bits > 8 and header.colors != "palette"
-    if deep and header.bands > 1 and header.format == "PNG":  # also of 8 `bits`, where 16 would be no mend
+    if deep and header.bands > 1 and header.format == "PNG":  # also for 8 `bits`: 16 would not help
         return (
-            f"{header}, of which Pillow keeps 8 bits; write it as PNG of 8 bits, or with `bits: 16` as TIFF "
+            f"{header}; Pillow would keep 8 bits. Write it as PNG of 8 bits, or with `bits: 16` as TIFF "
             "(pip install 'classyseg[tiff]') or .npy"
         )
     if header.numbers != "u" or (deep and header.bits > 16):
@@ -156,7 +157,7 @@ def _looked_up(indices: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
         raise ValueError(f"its pixels take colour {int(indices.max())} of a palette of {len(palette)}")
     if indices.dtype != np.uint8:
         return palette[indices]
-    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())  # in a fifth of numpy's time
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())  # takes a fifth of numpy's time
     image.putpalette(palette.tobytes())
     return np.asarray(image.convert("RGB"))
 
@@ -169,7 +170,7 @@ def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[An
         return np.repeat(np.asarray(image).astype(np.uint16)[..., None], channels, axis=2)
     if channels in (1, 3):
         mode = "RGB" if channels == 3 else "L"
-        array = np.asarray(image if image.mode == mode else image.convert(mode))  # which else would copy, too
+        array = np.asarray(image if image.mode == mode else image.convert(mode))  # `convert` always copies
         return array.reshape(*array.shape[:2], channels)
     array = np.asarray(image)
     if array.shape[2:] != (channels,):
@@ -179,9 +180,8 @@ def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[An
 
 def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
     with _naming(path):
-        array: npt.NDArray[Any] = np.lib.format.open_memmap(
-            path, mode="r"
-        )  # mapped: a header may promise any size; never unpickled
+        # Mapped, not read: a header may promise any size. Objects are never unpickled.
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     if array.ndim == 2:
         array = array[..., None]
     kind = array.dtype.newbyteorder("=")
@@ -199,20 +199,21 @@ def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
 
 
 def _fast_jpeg(file: BinaryIO, image: Image.Image) -> npt.NDArray[np.uint8] | None:
-    """The pixels (H, W, 3) by simplejpeg; None where that is not installed, or Pillow shall decide."""
-    decoder = _simplejpeg()
+    """The pixels (H, W, 3) by simplejpeg; None where that is not installed, or where Pillow must decide."""
+    decoder = jpeg_decoder()
     if decoder is None or image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return None
     try:
         file.seek(0)
         pixels = decoder.decode_jpeg(file.read(), "RGB")
-    except ValueError:  # something is wrong with the file: what becomes of it must not depend on what is installed
+    except ValueError:  # a broken file: the result must not depend on what is installed, so Pillow decides
         return None
     return pixels if pixels.shape[:2] == (image.height, image.width) else None
 
 
 @cache
-def _simplejpeg() -> Any:
+def jpeg_decoder() -> Any:
+    """simplejpeg, which gives the same pixels as Pillow in less time; None where it is not installed."""
     try:
         return importlib.import_module("simplejpeg")
     except ImportError:
@@ -220,7 +221,7 @@ def _simplejpeg() -> Any:
 
 
 def read_mask_values(path: Path) -> npt.NDArray[Any]:
-    """The mask's values, or the indices into its palette, as (H, W) integers of the file's type; never rescaled.
+    """The mask's values, or the indices into its palette, as (H, W) integers of the file's type. They are never scaled.
 
     A `.mat` file of Pascal's extensions is read, too, where scipy is installed. Raises: `DataError` for unreadable
     files, for colour images, for JPEG, which does not keep labels, and for what viewers turn or invert.
@@ -249,9 +250,9 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
 
 
 def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Class indices that a program for maps wrote in floating point. Raises: `DataError` for anything between."""
+    """Class indices that a program wrote in floating point. Raises: `DataError` for numbers that are not whole."""
     values = values.astype(np.float64)
-    whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # neither is true of NaN
+    whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # both are false for NaN
     if not whole.all():
         raise DataError(
             f"{path}: a mask in floating point with {int((~whole).sum())} pixels that are no whole number, such as "
@@ -305,7 +306,7 @@ def _check_mask(path: Path, stored: _Stored) -> None:
 
 @dataclass(frozen=True)
 class _Stored:
-    """An open file: its `header`, the orientation in which viewers show it, and what its pixels are read by.
+    """An open file: its `header`, the orientation in which viewers show it, and the reader of its pixels.
 
     Pillow's `image` is None for TIFF and BMP, whose `samples` are read as their `details` say.
     """
@@ -317,21 +318,21 @@ class _Stored:
     details: Tiff | Bmp | None = None
 
     def samples(self) -> npt.NDArray[Any]:
-        """The stored samples (H, W, bands), of the file's type; those of Pillow for one band alone."""
+        """The stored samples (H, W, bands), in the file's type. With Pillow, only for one band."""
         if isinstance(self.details, Tiff):
             return tiff_samples(self.file, self.details)
         if isinstance(self.details, Bmp):
             return bmp_samples(self.file, self.details)
         values = np.asarray(self.image)
         bits = self.header.bits
-        if self.header.colors == "grey" and bits in (2, 4):  # which Pillow scales to 0..255
+        if self.header.colors == "grey" and bits in (2, 4):  # Pillow scales these to 0..255
             values = values // np.uint8(255 // ((1 << bits) - 1))
         return values.astype(np.uint16 if bits == 16 else np.uint8, copy=False)[..., None]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Stored]:
-    """The file, its header read. Raises: `DataError` that names it, for whatever goes wrong inside, too."""
+    """Opens a file and reads its header. Raises: `DataError`, naming the file, for any error inside, too."""
     with _naming(path), path.open("rb") as file:
         found = known_format(file.read(START))
         if found == "TIFF":
@@ -352,21 +353,21 @@ def _opened(path: Path) -> Iterator[_Stored]:
 
 
 def header_of(path: Path) -> tuple[Header, int]:
-    """What is stored in a file, and the orientation in which viewers show it. Raises: `DataError`, naming the file."""
+    """The header of a file, and the orientation in which viewers show it. Raises: `DataError`, naming the file."""
     with _opened(path) as stored:
         return stored.header, stored.turned
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Names the file in whatever a reader raises inside. Raises: `UnreadableError`."""
+    """Turns any error of a reader inside into an `UnreadableError` that names the file."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
         raise UnreadableError(f"{path}: no such file") from None
-    except Exception as error:  # readers raise whatever a broken file leads to
+    except Exception as error:  # readers may raise anything for a broken file
         kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadableError(f"{path}: cannot be read ({kind}; {path.stat().st_size} bytes)") from None
 
@@ -380,7 +381,7 @@ def _several(header: Header) -> str:
 
 
 def orientation(image: Image.Image) -> int:
-    """How viewers turn an image, by EXIF's numbers; 1, upright, where it does not say, or nothing that is known."""
+    """How viewers turn an image, as EXIF's number; 1, upright, if the file has none, or an unknown one."""
     found = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found if found in range(1, 9) else 1
 

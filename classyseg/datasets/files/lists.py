@@ -1,4 +1,4 @@
-"""Lists and tables as people and their programs write them, and the files that they name."""
+"""Reads lists and tables as people and programs write them, and finds the files that they name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from classyseg.io import in_other_form, told_apart
 Row = tuple[int, dict[str, str]]
 """The number of a line, and its cells by column."""
 BLANKS = " \t"
-"""What may stand around a name. Other blanks, such as those that never break a line, are part of it."""
+"""Blanks that may stand around a name. Other blanks, such as no-break spaces, are part of the name."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 MAX_BYTES = 2**30
 
@@ -44,7 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def lines_of(path: Path) -> list[tuple[int, str]]:
-    """The lines that hold something, with their numbers. Nothing but a line feed ends a line. Raises as `read_text`."""
+    """The lines that are not empty, with their numbers. Only a line feed ends a line. Raises as `read_text`."""
     lines = read_text(path).split("\n")
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip(BLANKS)]
 
@@ -58,8 +58,8 @@ def read_table(path: Path, columns: Sequence[str], hint: str = "") -> list[Row]:
     """The rows of a CSV table that has at least these `columns`, with cells as they are written.
 
     Commas, semicolons or tabs separate cells; blanks around the names of columns are left out, and so are empty lines.
-    Raises: `DataError` for a table that is not so, naming the line; never with what
-    stands in it, which may be any file of the machine.
+    Raises: `DataError` for another kind of table, naming the line. The text of the line is not shown: the path may lead
+    to any file of the machine.
     """
     text = read_text(path)
     headers = {separator: next(_rows(text, separator), (1, []))[1] for separator in SEPARATORS}
@@ -87,7 +87,7 @@ def _stripped(cell: str) -> str:
 
 
 def _not_there(missing: Sequence[str], known: Sequence[str]) -> str:
-    """Which columns are missing, and what they may be called instead: the only words of the file that are shown."""
+    """Which columns are missing, and similar names in the table: no other words of the file are shown."""
     near = []
     for column in missing:
         found = closest(column, [word for word in known if abs(len(word) - len(column)) <= 3])
@@ -129,7 +129,7 @@ def _checked_rows(path: Path, text: str, separator: str, columns: Sequence[str])
 
 
 def has_column(path: Path, column: str) -> bool:
-    """Whether the first line of a table names `column`, in small letters or others (which `read_table` refuses)."""
+    """Whether the first line of a table names `column`, in any capitals (`read_table` refuses other ones)."""
     text = read_text(path)
     return any(column in map(bare, row) for s in SEPARATORS for _, row in islice(_rows(text, s), 1))
 
@@ -138,24 +138,24 @@ def has_column(path: Path, column: str) -> bool:
 
 
 def normal(name: str) -> str:
-    """The form of a name in which characters are one: macOS writes "\u00fc" as "u" and two dots."""
+    """A name in its composed form: macOS writes "\u00fc" as "u" and two dots."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def visible(name: str) -> str:
-    """A name in a message, with characters escaped that do not print, or look like others."""
+    """A name in a message. Characters that do not print, or look like others, are escaped."""
     return name if name.isprintable() and normal(name) == name else ascii(name)[1:-1]
 
 
 def bare(word: str) -> str:
-    """What shows of a word, in small letters."""
+    """The visible characters of a word, in small letters."""
     return "".join(c for c in unicodedata.normalize("NFKC", word) if c.isprintable() and c != " ").casefold()
 
 
 def same_names(names: Iterable[str], known: Iterable[str], place: str) -> dict[str, str]:
-    """Each of `names` with the one of `known` that is equal to it, else with one that differs in its form of Unicode.
+    """Each of `names` with its equal in `known`, else with one that differs only in its form of Unicode.
 
-    Those without one are left out. Raises: `DataError`, where `place` has several in other forms alone.
+    Names without one are left out. Raises: `DataError` if `place` has several such forms.
     """
     there = dict.fromkeys(known)
     names = list(names)
@@ -184,11 +184,11 @@ def refuse_forms(place: object, names: Iterable[str]) -> NoReturn:
 
 
 def spellings(written: str) -> Iterator[str]:
-    """What somebody may mean who wrote this for a path, in the order in which it is looked for."""
+    """The paths that a written one may mean, in the order in which they are looked for."""
     yield written
     inner = _stripped(written)
     yield inner
-    slashes = inner.replace("\\", "/")  # as Windows writes it
+    slashes = inner.replace("\\", "/")  # Windows writes backslashes
     yield slashes
     yield PurePosixPath(slashes).as_posix()  # without ./ before it
 

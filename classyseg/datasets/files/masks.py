@@ -1,4 +1,4 @@
-"""The base of data sets that store an image file and a mask file for each sample."""
+"""The base of data sets with an image file and a mask file for each sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from classyseg.structures import Sample
 class MaskFiles(ClassyDataset):
     """Pairs of an image file and a mask file; `label_map` says which label the values in the masks stand for.
 
-    Where there are no masks (`has_masks` is false), every pixel is ignored: such images are there to be predicted.
+    Without masks (`has_masks` is False), every pixel is ignored: such images are for predicting.
     """
 
     replaced = {**ClassyDataset.replaced, "labels": "call it `load_target`, or write `read_labels(path)`"}

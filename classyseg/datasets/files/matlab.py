@@ -29,10 +29,10 @@ def read_mat(path: Path) -> npt.NDArray[Any]:
     """
     scipy_io = require_scipy(path)
     try:
-        contents = scipy_io.loadmat(str(path))  # of a path that does not exist, scipy only says that it is no name
+        contents = scipy_io.loadmat(str(path))  # for a missing file, scipy's message does not say that it is missing
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except Exception as error:  # scipy raises whatever a broken file leads to; the message must name the file
+    except Exception as error:  # scipy may raise anything for a broken file; the message must name the file
         raise DataError(f"{path}: cannot be read as a MATLAB file ({error})") from None
     if "LabelMap" in contents:
         values = contents["LabelMap"]

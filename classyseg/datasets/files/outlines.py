@@ -15,11 +15,11 @@ Mask = npt.NDArray[np.bool_]
 Outline = npt.NDArray[np.float64]
 EXPECTED = "polygons such as [[x, y, x, y, x, y]], or run lengths {counts: ..., size: [height, width]}"
 POINTS_PER_PIXEL = 5
-"""COCO draws outlines on a grid that is five times as fine, and keeps the crossings of the pixels' centre lines."""
+"""COCO draws outlines on a grid that is five times as fine, and keeps the points on centre lines of pixels."""
 MAX_BITS = 60
-"""Of a run length."""
+"""The largest number of a run length."""
 MAX_SIZES_AWAY = 10
-"""Points further away are mistakes, whose outline might not fit into memory."""
+"""Points further away are mistakes: their outlines might not fit into memory."""
 
 
 class Drawn(NamedTuple):
@@ -36,7 +36,7 @@ class Drawn(NamedTuple):
 def annotation_mask(segmentation: Any, height: int, width: int) -> Drawn:
     """Draws a `segmentation`: polygons, or run lengths as a list or as COCO's text.
 
-    Raises: `DataError` for anything else, which the caller completes with the file and the annotation.
+    Raises: `DataError` for anything else. The caller adds the file and the annotation.
     """
     if isinstance(segmentation, dict):
         return Drawn(run_length_mask(_counts_of(segmentation, height, width), height, width), [], [])
@@ -50,7 +50,7 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> Drawn:
 
 
 def outlines(segmentation: Any, height: int, width: int) -> list[Outline]:
-    """The polygons of a `segmentation`, each as points (N, 2) of x and y. Raises: `DataError` for what is none."""
+    """The polygons of a `segmentation`, each as points (N, 2) of x and y. Raises: `DataError` for anything else."""
     if not isinstance(segmentation, list):
         raise DataError(f"its segmentation is {shown(segmentation)}; expected {EXPECTED}")
     if not segmentation:
@@ -138,7 +138,7 @@ def decoded_counts(text: str) -> list[int]:
 
 
 def run_length_mask(counts: Sequence[int], height: int, width: int) -> Mask:
-    """The mask of run lengths, column by column, that begin with background."""
+    """The mask of run lengths, which go column by column and begin with background."""
     if min(counts, default=0) < 0 or sum(counts) != height * width:
         raise DataError(f"its run lengths are of {sum(counts)} pixels, not of {height} x {width}")
     runs = np.arange(len(counts)) % 2 == 1
@@ -146,7 +146,7 @@ def run_length_mask(counts: Sequence[int], height: int, width: int) -> Mask:
 
 
 def outline_mask(points: Outline, height: int, width: int) -> Mask:
-    """The mask of an outline (N, 2): what an odd number of crossings precedes, column by column."""
+    """The mask of an outline (N, 2). In each column, a pixel is inside after an odd number of crossings."""
     corners = (points * POINTS_PER_PIXEL + 0.5).astype(np.int64)
     x, y = _outline(corners, np.roll(corners, -1, axis=0))
     step = np.flatnonzero(x[1:] != x[:-1])

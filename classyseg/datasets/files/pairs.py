@@ -29,14 +29,14 @@ from classyseg.datasets.files.lists import (
 
 Pair = tuple[Path, Path]
 ImageAndMask = tuple[Path, Path | None]
-"""None where a split has no masks: those of test images are seldom public."""
+"""The mask is None where a split has no masks: those of test images are seldom public."""
 
 
 @dataclass(frozen=True)
 class PairFault:
-    """`files` that have no partner, more than one, or do not exist; `message` is the error that it is elsewhere.
+    """`files` that have no partner, or several, or do not exist. `message` is the error that others raise for it.
 
-    `place` is that of their data set within the one that was built: nothing for that itself.
+    `place` is the place of their data set within the one that was built; empty for that one itself.
     """
 
     kind: str
@@ -50,7 +50,7 @@ _collected: ContextVar[list[PairFault] | None] = ContextVar("collected", default
 
 @contextmanager
 def collecting_pair_faults() -> Iterator[list[PairFault]]:
-    """For whoever wants to see the rest, too: inside, files without a partner are left out and listed, no errors."""
+    """Inside, files without a partner are no errors: they are left out, and listed."""
     faults: list[PairFault] = []
     token = _collected.set(faults)
     try:
@@ -61,7 +61,7 @@ def collecting_pair_faults() -> Iterator[list[PairFault]]:
 
 @contextmanager
 def faults_within(place: str) -> Iterator[None]:
-    """Puts `place` before that of the faults that are collected inside."""
+    """Puts `place` before the places of the faults that are collected inside."""
     faults = _collected.get()
     before = len(faults or ())
     yield
@@ -71,7 +71,7 @@ def faults_within(place: str) -> Iterator[None]:
 
 
 def report_fault(kind: str, message: str, files: Sequence[str]) -> None:
-    """Notes `files` that have to be left out. Raises: `DataError` unless somebody collects such faults."""
+    """Notes `files` that must be left out. Raises: `DataError` unless such faults are collected."""
     faults = _collected.get()
     if faults is None:
         raise DataError(message)
@@ -83,9 +83,9 @@ def matched_pairs(
 ) -> list[Pair]:
     """The image files of a folder with their masks, in the order of their names.
 
-    `NAME{image_suffix}.jpg` goes with `NAME{mask_suffix}.png`; `nested` searches subfolders, which must be the same on
-    both sides. Where suffixes are given, files without them are passed over. Raises: `DataError` for an empty folder,
-    an image without a mask, a mask without an image, two files of one name, and a folder that may not be read.
+    `NAME{image_suffix}.jpg` belongs to `NAME{mask_suffix}.png`. `nested` searches subfolders, which must be the same on
+    both sides. If a suffix is given, files without it are skipped. Raises: `DataError` for an empty folder, an image
+    without a mask, a mask without an image, two files with one name, and a folder that may not be read.
     """
     by_name = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
     masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
@@ -99,7 +99,7 @@ def matched_pairs(
 
 
 def _partners(images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, rule: str) -> dict[str, str]:
-    """The name of the mask in `folder` of each image, both by name; `rule` says which masks belong to which images.
+    """The mask in `folder` for each image, by name. `rule` tells in messages which mask belongs to which image.
 
     Raises: `DataError` for images without one.
     """
@@ -151,7 +151,7 @@ def pairs_by_name(
 def chosen_pairs(
     names: Path, images: Path, masks: Path | None, mask_suffix: str = "", *, nested: bool = False
 ) -> list[ImageAndMask]:
-    """The pairs of `matched_pairs` that a list names, in its order; other files are left alone.
+    """The pairs of `matched_pairs` that a list names, in the order of the list. Other files are left out.
 
     A line is the name of an image, with its subfolders where `nested`, and with or without its suffix. Raises:
     `DataError` as `matched_pairs`, for names without an image, and for a list that names one twice.
@@ -165,9 +165,8 @@ def chosen_pairs(
     chosen = _named(lines, by_name, names)
     missing = [line for line in lines if line not in chosen]
     if missing:
-        some = (
-            "" if not chosen else f": {listed([visible(line) for line in missing], limit=5)}"
-        )  # else it may be any file
+        # If no line is right, the path may lead to any file of the machine: its lines are not shown.
+        some = "" if not chosen else f": {listed([visible(line) for line in missing], limit=5)}"
         report_fault(
             "missing_file",
             f"{names}: {images} has no image for {len(missing)} of its {len(lines)} lines{some}; a line is the name of "
@@ -187,9 +186,9 @@ def chosen_pairs(
 
 
 def _named(lines: Sequence[str], by_name: Mapping[str, Path], place: Path) -> dict[str, str]:
-    """The name of `by_name` that each line means; lines that mean none are left out. Raises: `DataError`."""
+    """For each line its name in `by_name`; lines without one are left out. Raises: `DataError`."""
     full = {f"{name}{path.suffix}": name for name, path in by_name.items()}
-    known = {**full, **{name: name for name in by_name}}  # a name without its suffix comes first
+    known = {**full, **{name: name for name in by_name}}  # a name without a suffix goes before one with it
     forms: dict[str, list[str]] = {}
     for text in known:
         forms.setdefault(normal(text), []).append(text)
@@ -219,9 +218,9 @@ def read_names(path: Path) -> list[str]:
 def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> list[Pair]:
     """The pairs of a CSV table with the columns `image` and `mask`: paths under the two folders.
 
-    Where the table has a column `split`, the rows that hold `split` there. Raises: `DataError` for a table that is not
-    so, for files that do not exist, and for a pair that comes twice; `ConfigError` for a split that no row has, or for
-    none where there are some.
+    If the table has a column `split`, only rows with `split` there are taken. Raises: `DataError` for another kind of
+    table, for files that do not exist, and for a pair that comes twice; `ConfigError` for a split that no row has, or
+    if a split is needed and none is given.
     """
     has_splits = split is not None or has_column(table, "split")
     rows = read_table(table, ["image", "mask", *(["split"] if has_splits else [])])
@@ -265,14 +264,14 @@ def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[
     if not chosen:
         found = "nothing" if split is None else f"'{split}'"
         known = ", ".join(map(visible, sorted({*splits})))
-        raise ConfigError(f"split: found {found}, but {table} has the splits {known}; name one")
+        raise ConfigError("split", f"found {found}, but {table} has the splits {known}; name one")
     return chosen
 
 
 def files_by_name(
     folder: Path, suffixes: tuple[str, ...], what: str, ending: str = "", *, nested: bool = False
 ) -> dict[str, Path]:
-    """The files `NAME{ending}.SUFFIX` of a folder by NAME, which holds the subfolders where `nested`."""
+    """The files `NAME{ending}.SUFFIX` of a folder, by NAME; with `nested`, NAME includes subfolders."""
     found: dict[str, Path] = {}
     for path in _walk(folder, suffixes, nested):
         name = path.relative_to(folder).with_suffix("").as_posix()
@@ -311,13 +310,13 @@ def _walk(folder: Path, suffixes: tuple[str, ...], nested: bool) -> Iterator[Pat
 
 
 def refuse_loop(path: Path) -> None:
-    """Raises: `DataError` for a link to a folder that it lies in: what is there would be found again and again."""
+    """Raises: `DataError` for a link to a folder above it: its files would be found again and again."""
     if path.is_symlink() and path.resolve() in [folder.resolve() for folder in path.parents]:
         raise DataError(f"{path}: a link to a folder that it lies in; remove it")
 
 
 def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """The files of `folder` in a list of (name, label), as paths; `place` is the list in messages.
+    """The paths of the files of `folder` that a list of (name, label) names. Messages call the list `place`.
 
     Raises: `DataError` for those that are missing.
     """

@@ -11,7 +11,7 @@ import numpy as np
 class Texts:
     """Paths by number, held so that data workers share them.
 
-    Each object of a list counts its references, so that a worker that only reads them comes to copy all.
+    Python counts references in each object of a list: a worker that only reads the list would copy all of its memory.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
-"""The pixels of a TIFF, as its header says: Pillow reads what it reads right, tifffile (`classyseg[tiff]`) the rest.
+"""Reads TIFF as its header says: by Pillow where Pillow reads it right, else by tifffile (`classyseg[tiff]`).
 
-Which of the two reads a file depends on the file alone, never on what is installed.
+Only the file decides which of the two reads it, never what is installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INFLATED: dict[int, Callable[[], Any]] = {
     32946: zlib.decompressobj,
     34925: lzma.LZMADecompressor,
 }
-"""Compressions with a checksum, at which libtiff does not look."""
+"""Compressions with a checksum that libtiff does not check."""
 PACKBITS = 32773
 CCITT = {2: "tiff_ccitt", 3: "group3", 4: "group4"}
 REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(-1, 8)[:, ::-1], axis=1)[:, 0]
@@ -36,7 +36,7 @@ END_OF_BLOCK = "000000000001" * 2
 def tiff_samples(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
     """The samples (H, W, bands) as they are shown: upright, and 0 black where the file has 0 white.
 
-    YCbCr comes as RGB. Raises: `HeaderError` for what is not read; whatever a broken file leads to.
+    YCbCr becomes RGB. Raises: `HeaderError` for kinds that are not read; anything for a broken file.
     """
     header = tiff.header
     if tiff.compression in (*INFLATED, PACKBITS):
@@ -65,7 +65,7 @@ def _is_pillows(tiff: Tiff) -> bool:
         return (header.bits in (1, 2, 4, 8) and known) or (header.bits == 16 and header.colors == "grey" and plain)
     if header.bands == 1 and header.numbers in "if" and header.colors == "grey" and plain:
         known = header.bits in (8, 16, 32) if header.numbers == "i" else header.bits == 32
-        # libtiff has put the bytes of what it decompresses into this machine's order, and Pillow turns them once more
+        # libtiff swaps the bytes of decompressed data to this machine's order, and Pillow swaps them once more
         return known and (header.bits == 8 or not tiff.swapped or tiff.compression == NO_COMPRESSION)
     whole = header.bits == 8 and header.numbers == "u" and plain and not (tiff.planar and tiff.tiled)
     known = header.extra == () or (header.extra == ("alpha",) and header.colors in ("grey", "RGB") and not tiff.planar)
@@ -77,10 +77,10 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
     with Image.open(file, formats=["TIFF"]) as image:
         if not tiff.tags <= set(image.tag_v2):  # type: ignore[attr-defined]  # Pillow stops at a tag that is damaged
             raise HeaderError("a TIFF with damaged tags")
-        image.info.pop("xmp", None)  # whose orientation Pillow would follow, too
+        image.info.pop("xmp", None)  # else Pillow would turn the image, too
         samples = np.asarray(image)
     if header.bits < 8 and header.colors != "palette":
-        samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[header.bits]  # which Pillow makes 0 to 255
+        samples = samples.astype(np.uint8) // {1: 1, 2: 85, 4: 17}[header.bits]  # Pillow reads bits as 0 and 255
     elif header.bits >= 8:
         kind = np.dtype(f"{header.numbers}{header.bits // 8}")
         samples = samples.view(kind) if kind.itemsize == 1 else samples.astype(kind, copy=False)
@@ -88,7 +88,7 @@ def _by_pillow(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
 
 
 def _check_streams(file: BinaryIO, tiff: Tiff) -> None:
-    """Raises: whatever a compressed strip or tile leads to that is damaged, too short or too long."""
+    """Raises: anything for a compressed strip or tile that is damaged, too short or too long."""
     pieces = tiff.pieces
     for offset, size, needed in np.stack([pieces.offsets, pieces.sizes, pieces.needed], axis=1).tolist():
         file.seek(offset)
@@ -106,7 +106,7 @@ def _check_streams(file: BinaryIO, tiff: Tiff) -> None:
 
 
 def _packbits_length(data: bytes, needed: int) -> int:
-    """How many bytes the runs give, up to the one that reaches `needed`; -1 where the last one is cut off."""
+    """How many bytes the runs give, up to the run that reaches `needed`; -1 if the last run is cut off."""
     place = found = 0
     while place < len(data) and found < needed:
         code = data[place]
@@ -118,10 +118,10 @@ def _packbits_length(data: bytes, needed: int) -> int:
 
 
 def _check_ccitt(file: BinaryIO, tiff: Tiff, samples: npt.NDArray[Any]) -> None:
-    """Raises: `HeaderError` where the pixels, coded again, are not what the file holds.
+    """Encodes the pixels again. Raises: `HeaderError` if the result is not what the file holds.
 
-    The codes have no checksum, and readers go on behind a wrong one, each in its own way. An image has one code, by the
-    standards T.4 and T.6, so a file that was read right gives the same bits again.
+    The codes have no checksum, and after a wrong code every reader goes on in its own way. By the standards T.4 and T.6
+    an image has exactly one encoding, so a file that was read right gives the same bits again.
     """
     if tiff.header.turned != 1 or tiff.tiled:
         raise HeaderError(f"{tiff.header} with CCITT compression that is turned or in tiles, which is not read")
@@ -167,7 +167,7 @@ def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
             if tiff.planar
             else np.zeros((1, header.height, header.width, header.bands), kind)
         )
-        decode, tables = page.decode, page.jpegtables  # which read the file when they are first asked for
+        decode, tables = page.decode, page.jpegtables  # the pages are read only when asked for
         for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
             file.seek(offset)
             piece, place, _ = decode(file.read(size), i, jpegtables=tables)
@@ -178,7 +178,7 @@ def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
 
 
 def _put(samples: npt.NDArray[Any], piece: npt.NDArray[Any], place: tuple[int, int, int, int, int]) -> None:
-    """Writes a strip or tile (1, h, w, bands) to its place, (plane, 0, y, x, 0), as far as it lies in the image."""
+    """Writes the part of a strip or tile (1, h, w, bands) that lies in the image to its place, (plane, 0, y, x, 0)."""
     plane, _, y, x, _ = place
     _, height, width = samples.shape[:3]
     part = piece[0, : height - y, : width - x]
@@ -196,7 +196,7 @@ def _turned(samples: npt.NDArray[Any], turned: int) -> npt.NDArray[Any]:
 
 
 def _tifffile(header: Header) -> Any:
-    """The module. Raises: `HeaderError` where it, or the codecs that it needs, are not installed."""
+    """The module tifffile. Raises: `HeaderError` if it, or the codecs that the file needs, are not installed."""
     try:
         importlib.import_module("imagecodecs")
         return importlib.import_module("tifffile")

@@ -1,7 +1,7 @@
-"""What a TIFF or BigTIFF says of its image, and whether all of its pixels can be there.
+"""Reads the header of a TIFF or BigTIFF, and checks that all of its pixels can be there.
 
-A reader that guesses what a damaged header leaves out reads something else than the next reader: what does not add up
-is refused. Source: Adobe, "TIFF 6.0"; the AWare Systems' description of BigTIFF.
+If a reader guesses what a damaged header leaves out, the next reader guesses something else. So a header that does not
+add up is refused. Source: Adobe, "TIFF 6.0"; the AWare Systems' description of BigTIFF.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WANTED = {
 }
 TYPES = {2: "s", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 REDUCED, MASK = 1, 4
-"""Bits of NewSubfileType: a smaller copy of another page, and one that says where another page is transparent."""
+"""Bits of NewSubfileType: a smaller copy of another page, and a mask of another page's transparency."""
 
 NO_COMPRESSION = 1
 JPEG = (6, 7)
@@ -38,7 +38,7 @@ LOSSLESS |= {NO_COMPRESSION: "none", 34925: "LZMA", 50000: "Zstandard", 34926: "
 LOSSY = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000"}
 LOSSY |= {34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
 PREDICTED = (5, 8, 32946, 34925, 50000, 34926)
-"""Compressions that go with a predictor (differences of neighbours). Beside others, readers do not agree on it."""
+"""Compressions that go with a predictor (differences of neighbours). With other compressions, readers do not agree."""
 PHOTOMETRICS: dict[int, Colors] = {
     0: "grey with 0 as white",
     1: "grey",
@@ -51,17 +51,17 @@ PHOTOMETRICS: dict[int, Colors] = {
 EXTRAS: dict[int, Extra] = {1: "premultiplied alpha", 2: "alpha"}
 PIECES = (STRIPS, STRIP_SIZES, TILES, TILE_SIZES)
 ALL_BITS = (1, 2, 4, 8, 10, 12, 14, 16, 32, 64, 128)
-"""Of a sample. Readers disagree about the order of the bytes in 24."""
+"""The bits of a sample that are read. Readers disagree about the order of the bytes in 24."""
 MAX_BANDS = 4096
 MAX_VALUES = 3 << 16
-"""How many a tag has at most: those of a palette of 16 bits."""
+"""How many values a tag may have: as many as a palette of 16 bits."""
 MAX_PIECES = 1 << 24
 MAX_PAGES = 1000
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The strips or tiles: where each lies, how many bytes it has there, and how many without compression."""
+    """The strips or tiles: the place of each, its number of bytes there, and the number without compression."""
 
     offsets: npt.NDArray[Any]
     sizes: npt.NDArray[Any]
@@ -74,9 +74,9 @@ class Pieces:
 class Tiff:
     """The page of a file that is its image.
 
-    `index` is its place in the file, `big` says that it is a BigTIFF, `swapped` that the first byte of a number is the
-    highest, `planar` that each band is apart.
-    `fax_options` are those of CCITT's group 3. `tags` are those that say how to read the pixels.
+    `index` is its number in the file. `big` says that the file is a BigTIFF, `swapped` that the first byte of a number
+    is the highest, `planar` that each band is stored separately. `fax_options` are those of CCITT's group 3. `tags` are
+    those that say how to read the pixels.
     """
 
     header: Header
@@ -95,7 +95,7 @@ class Tiff:
 
 
 def tiff_header(file: BinaryIO) -> Tiff:
-    """Of the one image in a file; smaller copies and masks of transparency are none.
+    """The header of the one image in a file; smaller copies and masks of transparency do not count.
 
     Raises: `HeaderError` for a file that is damaged, or of a kind that is not read. Several images are counted.
     """
@@ -120,7 +120,7 @@ def tiff_header(file: BinaryIO) -> Tiff:
         subfile = tags.get(SUBFILE, (0,))[0] | (REDUCED if tags.get(OLD_SUBFILE, (1,))[0] == 2 else 0)
         (reduced if subfile & (REDUCED | MASK) else pages).append((len(seen) - 1, tags))
     if not pages:
-        pages = reduced  # one image that is said to be a copy of another, which is not here
+        pages = reduced  # the only image says that it is a copy of another one, which is not here
     if not pages:
         raise HeaderError("a TIFF without a page")
     index, tags = pages[0]
@@ -142,7 +142,7 @@ def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict
         if tag not in WANTED:
             continue
         if tag in tags and tag == DESCRIPTION:
-            continue  # tifffile writes one of its own behind that of the user
+            continue  # tifffile writes its own after the user's
         if tag in tags:
             raise HeaderError(f"a TIFF that holds its tag {tag} twice")
         (number,) = struct.unpack(f"{order}{'Q' if big else 'I'}", entries[i + 4 : i + entry - inline])
@@ -151,7 +151,7 @@ def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict
 
 
 def _values(file: BinaryIO, tag: int, kind: int, number: int, inline: bytes, order: str) -> Any:
-    """The numbers of a tag, as a tuple; an array where there may be millions; of a text, bytes."""
+    """The numbers of a tag as a tuple; as an array where there may be millions; as bytes for a text."""
     if kind not in TYPES or not number or (kind == 2) != (tag == DESCRIPTION):
         if tag == DESCRIPTION:
             return b""
@@ -196,7 +196,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
     if compression not in LOSSLESS and compression not in LOSSY:
         raise HeaderError(f"a TIFF of compression {compression}, which is not read")
     if predictor != 1 and compression in LOSSLESS and compression not in PREDICTED:
-        raise HeaderError(f"a TIFF with predictor {predictor} beside the compression {LOSSLESS[compression]}")
+        raise HeaderError(f"a TIFF with predictor {predictor} and the compression {LOSSLESS[compression]}")
     if predictor == 3 and kinds != 3:
         raise HeaderError("a TIFF with the predictor of floating point, whose numbers are others")
     if one(DEPTH, 1) != 1:
@@ -236,7 +236,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
 
 
 def _same_of_all(values: tuple[int, ...], bands: int) -> int | None:
-    """The value of every band; None where they differ, or are not one for all, or one for each."""
+    """The value that all bands have; None if they differ, or if their number is not one or that of the bands."""
     return values[0] if len(values) in (1, bands) and len(set(values)) == 1 else None
 
 
@@ -249,12 +249,12 @@ def _meaning(tags: dict[int, Any], bands: int, photometric: int) -> tuple[Colors
     count = bands - NUM_COLORS.get(colors, 1)
     named = tags.get(EXTRA, ())
     if count < 0 or len(named) > count:
-        raise HeaderError(f"a TIFF of {colors} with {bands} bands, of which {len(named)} are said to be others")
+        raise HeaderError(f"a TIFF of {colors} with {bands} bands, where {len(named)} are said to be others")
     return colors, tuple(EXTRAS.get(number, "unnamed") for number in (*named, *(0,) * (count - len(named))))
 
 
 def _color_map(tags: dict[int, Any], bits: int) -> Any:
-    """(n, 3), uint8: of 16 bits the upper 8, unless a writer wrote 8."""
+    """The palette (n, 3), uint8: the upper 8 of 16 bits, unless the writer used only 8."""
     values = np.array(tags.get(COLOR_MAP, ()))
     if bits > 16 or len(values) != 3 << bits:
         raise HeaderError(
@@ -264,7 +264,7 @@ def _color_map(tags: dict[int, Any], bits: int) -> Any:
 
 
 def _images_of_imagej(description: bytes) -> int:
-    """ImageJ stores the rest of a large stack behind its first image, without pages."""
+    """The number of images in a stack of ImageJ, which stores large ones after the first image, without pages."""
     found = re.search(rb"^images=(\d+)", description, re.MULTILINE) if description.startswith(b"ImageJ=") else None
     return max(1, int(found[1])) if found else 1
 
@@ -292,7 +292,7 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
         what = "tiles" if tiled else "strips"
         raise HeaderError(f"a TIFF with {len(offsets)} offsets and {len(sizes)} sizes of {count} {what}")
     if not offsets.all() or not sizes.all():
-        raise HeaderError("a TIFF of which parts were never written (a sparse file); write it whole")
+        raise HeaderError("a TIFF with parts that were never written (a sparse file); write it whole")
     end = os.fstat(file.fileno()).st_size
     if (offsets > end).any() or (sizes > end).any() or (offsets + sizes > end).any():
         raise HeaderError("the file is cut off, or truncated: strips or tiles lie behind its end")

@@ -1,4 +1,4 @@
-"""Videos as files, which PyAV decodes, or as folders of frames, which need nothing."""
+"""Reads videos: files, decoded by PyAV, or folders of frames, which need no library."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class VideoInfo(NamedTuple):
 def videos_in(folder: Path) -> list[Path]:
     """The videos right in `folder`, in the order of their names: files, and folders of frames.
 
-    Where a folder of frames has the name of a file, it stands in its place. Raises: `DataError`.
+    A folder of frames with the name of a file is used in place of the file. Raises: `DataError`.
     """
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -55,10 +56,10 @@ def videos_in(folder: Path) -> list[Path]:
 
 
 def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | None]:
-    """What each video has; looked up in, and added to, the JSON file `index`, which other processes wait for.
+    """The length of each video. The JSON file `index` keeps them; one process at a time adds to it.
 
-    A file whose size has changed is looked at again. Raises: `DataError` for videos that cannot be read (None where
-    somebody collects such faults), `ConfigError` for an index that cannot be used.
+    A file whose size has changed is read again. Raises: `DataError` for videos that cannot be read (None if such faults
+    are collected), `ConfigError` for an index that cannot be used.
     """
     if index is None:
         return _probe(videos)
@@ -73,17 +74,19 @@ def video_infos(videos: Sequence[Path], index: Path | None) -> list[VideoInfo | 
                 known |= {keys[i]: info for i, info in zip(missing, infos, strict=True) if info is not None}
                 write_atomically(index, json.dumps(known, indent=0))
         except OSError as error:
-            raise ConfigError(f"index: {index} cannot be written ({error.strerror})") from None
+            raise ConfigError("index", f"{index} cannot be written ({error.strerror})") from None
     return [known.get(key) for key in keys]
 
 
 def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") -> Tensor:
-    """The frames of the rising `numbers` of a video, (3, T, H, W) uint8; `exif` is of those that are image files.
+    """The frames of a video with the rising `numbers`, (3, T, H, W) uint8; `exif` as of `read_image`.
+
+    Frames of files are turned as players show them, where the file says it, as those of phones do; with `ignore`, not.
 
     Raises: `DataError`, naming the file.
     """
     if not path.is_dir():
-        return _decoded(path, numbers)
+        return _decoded(path, numbers, turned=exif != "ignore")
     files = _frame_files(path)
     if numbers[-1] >= len(files):
         raise DataError(f"{path}: has {len(files)} frames; it had more when it was looked at first")
@@ -97,22 +100,23 @@ def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") ->
     return torch.stack(frames, 1)
 
 
-def each_frame(path: Path) -> Iterator[tuple[Tensor, Fraction | None]]:
+def each_frame(path: Path, *, turned: bool = True) -> Iterator[tuple[Tensor, Fraction | None]]:
     """The frames of a video file, (3, H, W) uint8, one after the other, each with the video's frames a second.
 
-    Raises: `DataError`, naming the file; `ConfigError` where PyAV is missing.
+    They are `turned` as players turn them, or as they are stored. Raises: `DataError`, naming the file; `ConfigError`
+    where PyAV is missing.
     """
     found = False
     with _opened(path) as (container, stream):
         for frame in container.decode(stream):
             found = True
-            yield torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1), stream.average_rate
+            yield torch.from_numpy(_pixels(frame, turned=turned)).permute(2, 0, 1), stream.average_rate
     if not found:
         raise DataError(f"{path}: has no frame")
 
 
 def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:
-    """What each video has; None for those that cannot be read, which are one fault."""
+    """The length of each video; None for those that cannot be read: together they are one fault."""
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(_info_or_error, videos))
     errors = {str(video): str(info) for video, info in zip(videos, found, strict=True) if isinstance(info, DataError)}
@@ -143,13 +147,26 @@ def _info(path: Path) -> VideoInfo:
         return VideoInfo(sum(1 for _ in frames), float(stream.average_rate) if stream.average_rate else None)
 
 
-def _decoded(path: Path, numbers: Sequence[int]) -> Tensor:
+def _pixels(frame: Any, *, turned: bool) -> npt.NDArray[np.uint8]:
+    """A frame (H, W, 3), turned and mirrored as its display matrix says it, to the nearest right angle."""
+    pixels: npt.NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX") if turned else None
+    if matrix is None:
+        return pixels
+    # A pixel at x, y is shown at a * x + c * y, b * x + d * y.
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    if abs(b) > abs(a):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _decoded(path: Path, numbers: Sequence[int], *, turned: bool) -> Tensor:
     wanted, found = set(numbers), []
     number = -1
     with _opened(path) as (container, stream):
         for number, frame in enumerate(container.decode(stream)):
             if number in wanted:
-                found.append(frame.to_ndarray(format="rgb24"))
+                found.append(_pixels(frame, turned=turned))
             if number == numbers[-1]:
                 break
     if len(found) < len(numbers):
@@ -161,7 +178,7 @@ def _decoded(path: Path, numbers: Sequence[int]) -> Tensor:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A video and its first stream of frames. Raises: `DataError` for whatever goes wrong in it, naming the file."""
+    """A video and its first stream of frames. Raises: `DataError` for any error inside, naming the file."""
     try:
         import av
     except ImportError:
@@ -193,7 +210,7 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def _key(video: Path) -> str:
-    """A video's place and size; that of a folder, whose frames are counted by listing it, is the time of its change."""
+    """A key of a video: its path and size; for a folder of frames, its path and the time of its last change."""
     status = video.stat()
     return f"{video} {status.st_mtime_ns if video.is_dir() else status.st_size}"
 
@@ -204,6 +221,8 @@ def _read_index(index: Path) -> dict[str, VideoInfo]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise ConfigError(f"index: {index} cannot be read ({error.strerror})") from None
+        raise ConfigError("index", f"{index} cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"index: {index} is no index of videos ({error}); delete it, or name another file") from None
+        raise ConfigError(
+            "index", f"{index} is no index of videos ({error}); delete it, or name another file"
+        ) from None

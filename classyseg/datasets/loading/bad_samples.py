@@ -19,12 +19,12 @@ from classyseg.run_folder import BAD_SAMPLES
 from classyseg.structures import Sample
 
 RECORD_FILE = RecordFile(BAD_SAMPLES, {"data_set": str, "index": int}, by_step=False)
-"""A sample stays bad: its record stays when a run goes back."""
+"""A sample stays bad: its record stays when a run goes back to an older checkpoint."""
 Key = tuple[int, int]
 """The epoch and the index of a sample: all that its content depends on."""
 
 NOTHING = -1
-"""What a worker notes that is at no sample."""
+"""Stands for the sample of a worker that is between two samples."""
 
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failure:
-    """A wrong sample, sent from a worker as a value: an exception would arrive wrapped in the worker's traceback."""
+    """A wrong sample. A worker sends it as a value: an exception would arrive wrapped in the worker's traceback."""
 
-    message: str
-    kind: type[ConfigError] = ConfigError
-    """What is raised for it where it arrives: `DataError` where a file is wrong, else it is the config."""
+    error: ConfigError
+    """The error to raise for it where it arrives: `DataError` for a wrong file, else it is the config's fault."""
 
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that another one stands in for, and what is wrong with it."""
+    """A sample that is wrong, and its problem. Another one was taken in its place."""
 
     index: int
     problem: str
@@ -49,7 +48,7 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A sample, or a batch, with the bad ones that it stands in for."""
+    """A sample or a batch, and the bad samples that were replaced in it."""
 
     sample: Sample
     bad: tuple[BadSample, ...] = ()
@@ -58,11 +57,12 @@ class Loaded:
         return Loaded(self.sample.pin_memory(), self.bad)
 
 
-class ByKey(Dataset[Loaded | Failure]):
-    """The samples of a data set by (epoch, index), as workers load them; `at` tells where each worker is.
+class SampleSource(Dataset[Loaded | Failure]):
+    """The samples of a data set by (epoch, index), as workers load them. `at` holds the sample of each worker.
 
-    What stands in for a bad sample depends on `(seed, epoch, index)` alone: another sample, drawn until one is good;
-    with its labels ignored where the policy is `skip`, so that batches, steps and processes stay as they are.
+    A bad sample is replaced by another one, drawn until one is good; the draw depends on `(seed, epoch, index)` alone.
+    With the policy `skip` all labels of the other one are ignored: so the numbers of batches and steps stay the same in
+    all processes.
     """
 
     def __init__(self, dataset: ClassyDataset, workers: int = 0) -> None:
@@ -77,8 +77,9 @@ class ByKey(Dataset[Loaded | Failure]):
         try:
             return self._load(epoch, index)
         except ConfigError as error:
-            return Failure(str(error), DataError if isinstance(error, DataError) else ConfigError)
-        except Exception as error:  # a data set's or a transform's own, which does not know the sample
+            kind = DataError if isinstance(error, DataError) else ConfigError  # a plugin's own may not pass a pipe
+            return Failure(kind.of(error.problems))
+        except Exception as error:  # an error of a data set or a transform, which does not know the sample
             error.add_note(f"while loading {self.dataset.described(index)} in epoch {epoch}")
             raise
         finally:
@@ -98,7 +99,7 @@ class ByKey(Dataset[Loaded | Failure]):
 
 
 class BadSamples:
-    """Counts, lists and limits the bad samples of a run, phase by phase; `before` are those before a continuation."""
+    """Counts, lists and limits the bad samples of a run, phase by phase. `before` counts those before a resume."""
 
     def __init__(self, data_sets: Mapping[str, ClassyDataset]) -> None:
         self.data_sets = data_sets
@@ -108,12 +109,12 @@ class BadSamples:
         for name, data_set in data_sets.items():
             if name != "train" and data_set.on_bad_sample == "replace":
                 raise ConfigError(
-                    f"dataset.{name}.on_bad_sample: found 'replace', which counts other images twice; accepted: "
-                    "error, skip"
+                    f"dataset.{name}.on_bad_sample",
+                    "found 'replace', which counts other images twice; accepted: error, skip",
                 )
 
     def begin_phase(self, *, anew: bool) -> None:
-        """Counts from zero, or, unless `anew`, from what a continued phase had counted."""
+        """Counts from zero, or without `anew` from the count that a resumed phase had."""
         self._own, self._problems = 0, []
         if anew:
             self.before = 0
@@ -136,7 +137,7 @@ class BadSamples:
                 record = {"data_set": data_set, "index": sample.index, "problem": sample.problem}
                 try:
                     append_json_line(run_folder / BAD_SAMPLES, record)
-                except OSError as error:  # the log and the count have it
+                except OSError as error:  # it is in the log and in the count
                     log.warning("%s: cannot be written (%s)", run_folder / BAD_SAMPLES, error.strerror)
         self._check(data_set, self.before + self._own)
 
@@ -145,7 +146,7 @@ class BadSamples:
         return self.before + int(distributed.sum_over_processes(torch.tensor(self._own)))
 
     def end_phase(self, data_set: str) -> dict[str, int]:
-        """What the record of the phase says; nothing where no data set tolerates bad samples. Every process calls it.
+        """What the record of the phase tells; nothing if no data set tolerates bad samples. Every process calls it.
 
         Raises: `DataError` when all processes together have found too many.
         """

@@ -1,4 +1,4 @@
-"""From a data set to batches: whose order depends on (seed, epoch) alone, and which start anywhere at no cost."""
+"""From a data set to batches. Their order depends on (seed, epoch) alone, and they can start anywhere at no cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from classyseg.config import ConfigError
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.loading.bad_samples import BadSample, ByKey, Failure, Key, Loaded
+from classyseg.datasets.loading.bad_samples import BadSample, Failure, Key, Loaded, SampleSource
 from classyseg.datasets.loading.workers import (
     LEAVE_SECONDS,
     POLL_SECONDS,
@@ -20,29 +20,29 @@ from classyseg.datasets.loading.workers import (
     WorkerError,
     check_limits,
     deaths,
-    deaths_are_found_in_turn,
     killed_unless_they_leave,
     start_worker,
     warm_fork_server,
+    without_sigchld_handler,
 )
 from classyseg.rng import generator_for
 from classyseg.stopping import WaitEnded
 from classyseg.structures import Sample
 
 PERMUTATION = -1
-"""The third integer of the permutation's generator, which no sample index equals."""
+"""The third integer of the permutation's generator. No sample has this index, so no two generators are equal."""
 
 
-class TrainBatches:
-    """The batches of one epoch as this process's share of each: shuffled by (seed, epoch), the short last one dropped.
+class TrainOrder:
+    """This process's share of the batches of an epoch: shuffled by (seed, epoch), without the short last one.
 
-    `batch_size` is the whole job's; process `rank` of `world_size` takes every `world_size`-th sample of a batch. Set
-    `epoch`, `start` (the first batch) and `stop` (the one behind the last; None: to the end) before iterating.
+    `batch_size` is the whole job's. Process `rank` takes every `world_size`-th sample of a batch. Before iterating, set
+    `epoch`, `start` (the first batch) and `stop` (the batch after the last; None: to the end).
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         if num_samples < batch_size:
-            raise ConfigError(f"batch_size: found {batch_size}, but dataset.train has only {num_samples} samples")
+            raise ConfigError("batch_size", f"found {batch_size}, but dataset.train has only {num_samples} samples")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
@@ -59,25 +59,26 @@ class TrainBatches:
             yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
 
 
-class EvalBatches:
-    """Every sample exactly once over all processes, in batches of up to `batch_size`; shares may differ by one.
+class EvalOrder:
+    """Every sample exactly once over all processes, in batches of up to `batch_size`.
 
-    `together` samples that follow each other stay in one batch; shares then differ by as many.
+    `group_size` consecutive samples (a group, such as the clips of a video) stay in one batch. The shares of two
+    processes may differ by one group.
 
-    Raises: `ValueError` where the other numbers are no multiples of `together`.
+    Raises: `ValueError` where the other numbers are no multiples of `group_size`.
     """
 
     def __init__(
-        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, together: int = 1
+        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1, group_size: int = 1
     ) -> None:
-        if num_samples % together or batch_size % together:
+        if num_samples % group_size or batch_size % group_size:
             raise ValueError(
-                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {together}"
+                f"found {num_samples} samples and batches of {batch_size}; accepted: multiples of {group_size}"
             )
-        self.num_groups, self.groups_per_batch, self.together = (
-            num_samples // together,
-            batch_size // together,
-            together,
+        self.num_groups, self.groups_per_batch, self.group_size = (
+            num_samples // group_size,
+            batch_size // group_size,
+            group_size,
         )
         self.rank, self.world_size = rank, world_size
 
@@ -86,14 +87,14 @@ class EvalBatches:
 
     @property
     def common_batches(self) -> int:
-        """How many batches every process has at least: until then, they can agree on something."""
+        """How many batches every process has at least: so often all processes can meet between batches."""
         return -(-(self.num_groups // self.world_size) // self.groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Key]]:
         mine = range(self.rank, self.num_groups, self.world_size)
         for first in range(0, len(mine), self.groups_per_batch):
             groups = mine[first : first + self.groups_per_batch]
-            yield [(0, group * self.together + i) for group in groups for i in range(self.together)]
+            yield [(0, group * self.group_size + i) for group in groups for i in range(self.group_size)]
 
 
 def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
@@ -107,38 +108,38 @@ def collate(samples: Sequence[Loaded | Failure]) -> Loaded | Failure:
         shapes = {tuple(tensor.shape): sample.name for tensor, sample in zip(tensors, whole, strict=True)}
         if len(shapes) > 1:
             found = " and ".join(f"{shape} ({name})" for shape, name in list(shapes.items())[:2])
-            return Failure(
+            error = ConfigError(
                 f"a batch of {kind} of different shapes: {found}; add a transform that gives one size, such as "
                 "random_scale_crop or resize, or evaluate with runtime.eval_batch_size 1"
             )
+            return Failure(error)
     images, targets = (torch.stack(tensors) for tensors in ([s.image for s in whole], [s.target for s in whole]))
     if get_worker_info() is not None:
-        try:  # here, as the thread that sends it would only print what goes wrong, and the main process would wait on
+        try:  # here: the thread that sends it would only print an error, and the main process would wait for ever
             images.share_memory_()
             targets.share_memory_()
         except (RuntimeError, OSError) as error:
-            return Failure(
-                f"runtime.workers: a batch does not fit into shared memory ({error}); make room there, take fewer "
-                "workers or a smaller batch, or set runtime.workers: 0"
-            )
+            lacking = f"a batch does not fit into shared memory ({error}); make room there, take fewer workers"
+            return Failure(ConfigError("runtime.workers", f"{lacking} or a smaller batch, or set runtime.workers: 0"))
     batch = Sample(images, targets, tuple(str(s.name) for s in whole))
     return Loaded(batch, tuple(chain.from_iterable(item.bad for item in loaded)))
 
 
-class Batches:
-    """A loader that raises `ConfigError` for wrong samples, `DataError` where a file is wrong: here, not in a worker.
+class BatchLoader:
+    """A loader of batches. It raises errors of wrong samples in this process, not in a worker.
 
-    `close` ends its workers. A worker that hangs is a `WorkerError` after `worker_timeout` seconds. While a batch does
-    not come, `gives_up` is asked whether to wait on; `WaitEnded` is raised where not.
+    A wrong file is a `DataError`, another wrong sample a `ConfigError`, a worker that hangs for `worker_timeout`
+    seconds a `WorkerError`. While a batch does not come, `gives_up` is asked whether to stop waiting: then `WaitEnded`
+    is raised. `close` ends the workers.
 
-    `bad` are the samples that others stand in for in the batch that came last.
+    `bad` are the samples that were replaced in the last batch.
     """
 
     def __init__(
         self,
         loader: DataLoader[Loaded | Failure],
-        source: ByKey,
-        order: TrainBatches | EvalBatches,
+        source: SampleSource,
+        order: TrainOrder | EvalOrder,
         *,
         worker_timeout: float | None = None,
         gives_up: Callable[[], bool] = lambda: False,
@@ -152,14 +153,14 @@ class Batches:
         if self._loader.num_workers and self._loader._iterator is None:
             check_limits(self._source, next(iter(self._order), []), self._loader.num_workers)
         try:
-            with deaths_are_found_in_turn():
+            with without_sigchld_handler():
                 batches = iter(self._loader)
             while (batch := self._next(batches)) is not None:
                 if isinstance(batch, Failure):
-                    raise batch.kind(batch.message)
+                    raise batch.error
                 self.bad = batch.bad
                 yield batch.sample
-        except (RuntimeError, OSError, EOFError) as error:  # torch's or a pipe's, which know a process id at most
+        except (RuntimeError, OSError, EOFError) as error:  # errors of torch or of a pipe name a process id at most
             dead = list(deaths(self._source, self._workers()))
             if dead:
                 raise WorkerError("; ".join(dead)) from error
@@ -193,15 +194,15 @@ class Batches:
 
 def make_loader(
     dataset: ClassyDataset,
-    batches: TrainBatches | EvalBatches,
+    batches: TrainOrder | EvalOrder,
     *,
     workers: int,
     pin_memory: bool = False,
     worker_timeout: float | None = None,
     gives_up: Callable[[], bool] = lambda: False,
-) -> Batches:
+) -> BatchLoader:
     """Batches of `dataset` in the order of `batches`, made by `workers` processes (0: in this one)."""
-    source = ByKey(dataset, workers)
+    source = SampleSource(dataset, workers)
     if workers:
         warm_fork_server()
     loader = DataLoader(
@@ -214,6 +215,6 @@ def make_loader(
         pin_memory=pin_memory,
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,
-        generator=torch.Generator(),  # else each iteration would draw from the global one
+        generator=torch.Generator(),  # without it, each iteration would draw from the global generator
     )
-    return Batches(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)
+    return BatchLoader(loader, source, batches, worker_timeout=worker_timeout, gives_up=gives_up)

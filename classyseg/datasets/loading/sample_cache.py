@@ -15,9 +15,9 @@ from classyseg.tensor_files import TensorFiles
 class SampleCache:
     """Checked samples of one data set in files under `folder`, which every worker, process and run shares.
 
-    They are found by a hash of `settings` (all of the data set's config that changes what is read), the index, and the
-    names, sizes and times of the sample's files: whatever changes is read anew. A folder on a file system in memory,
-    such as /dev/shm, makes it a cache in memory.
+    A sample is found by a hash of `settings` (all of the data set's config that changes what is read), of its index,
+    and of the names, sizes and times of its files. So whatever changes is read anew. In a folder such as /dev/shm it is
+    a cache in memory.
     """
 
     def __init__(self, folder: Path, settings: str, gigabytes: float) -> None:
@@ -27,7 +27,7 @@ class SampleCache:
         )
 
     def key(self, index: int, paths: Sequence[Path]) -> str | None:
-        """None for a sample that has no files, or one that cannot be looked up: it is loaded as ever."""
+        """None for a sample without files, or with files that cannot be looked up: it is not cached."""
         try:
             states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         except OSError:
@@ -42,6 +42,6 @@ class SampleCache:
 
     def store(self, key: str | None, sample: Sample) -> None:
         if key is not None:
-            encoded = str(sample.name).encode("utf-8", "surrogatepass")  # bytes of a file's name that are no text
+            encoded = str(sample.name).encode("utf-8", "surrogatepass")  # a file's name may hold bytes that are no text
             name = torch.tensor(list(encoded), dtype=torch.uint8)
             self.files.store(key, {"image": sample.image, "target": sample.target, "name": name})

@@ -1,4 +1,4 @@
-"""Processes that load data: what they need of the machine, checked first, and what one was at when it died."""
+"""Processes that load data: what they need of the machine, and which sample one was at when it died."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ from typing import Any
 import torch
 
 from classyseg.config import ConfigError
-from classyseg.datasets.loading.bad_samples import NOTHING, ByKey, Failure, Key
+from classyseg.datasets.loading.bad_samples import NOTHING, Failure, Key, SampleSource
 from classyseg.launcher import local_world_size
 from classyseg.structures import Sample
 
 GRACE_SECONDS = 20
+"""How long a worker lives on after SIGTERM: the main process may save a checkpoint until then."""
 PREFETCH = 2
 """How many batches each worker makes ahead; torch's own default."""
 SHARED_MEMORY = Path("/dev/shm")
 FILES_OF_A_BATCH = 2
+"""Images and targets each travel in a file in shared memory."""
 FILES_OF_A_WORKER = 8
+"""A worker's queues, pipes and sentinel, rounded up."""
 SPARE_FILES = 64
+"""For what else the process opens: the log, a checkpoint, sockets."""
 DEATH_SECONDS = 2
+"""How long a broken pipe may come before the exit code of the worker that died."""
 POLL_SECONDS = 1
-"""How often somebody who waits for a batch looks whether he still should."""
+"""How often a process that waits for a batch looks whether it still should."""
 LEAVE_SECONDS = 4
-"""How long workers may take to leave when the run ends; one that hangs is killed then."""
+"""How long workers may take to end with the run. One that hangs longer is killed."""
 
 
 class WorkerError(ConfigError):
@@ -44,11 +49,11 @@ class WorkerError(ConfigError):
 
 
 TRANSFORMS_OF_WORKERS = "torchvision.transforms.v2"
-"""What transforms import when they are used: here once, for all workers."""
+"""Transforms import this module at their first use. It is imported once before the workers start, for all of them."""
 
 
 def warm_fork_server() -> None:
-    """Called before workers are made: where a fork server starts them, as in Python 3.14, it imports torch for all."""
+    """Imports once what all workers need, before they start; a fork server (Python 3.14's default) does it itself."""
     if multiprocessing.get_start_method() == "forkserver":
         multiprocessing.set_forkserver_preload(["__main__", "classyseg.datasets", TRANSFORMS_OF_WORKERS])
     else:
@@ -56,8 +61,8 @@ def warm_fork_server() -> None:
 
 
 def start_worker(worker: int) -> None:
-    # A signal to the whole process group must not take the workers from under a main process that is about to save:
-    # they leave when it says so, and by themselves only some time after SIGTERM.
+    # A signal to the whole process group must not end the workers while the main process still saves. They end when it
+    # tells them, and by themselves only GRACE_SECONDS after SIGTERM.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -65,16 +70,16 @@ def start_worker(worker: int) -> None:
 
 
 def _end_with_parent() -> None:
-    # torch's own watch asks for the parent's process id: a fork server, from which Python 3.14 starts workers, lives on
-    # when the main process is killed, and they with it.
+    # torch's own watch asks for the parent's process id. With Python 3.14 that is the fork server, which lives on when
+    # the main process is killed; so would the workers.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
-    """Whether the machine can hold the batches that `workers` make ahead, judged by one sample of the first `batch`.
+def check_limits(source: SampleSource, batch: Sequence[Key], workers: int) -> None:
+    """Checks that the machine can hold the batches that `workers` make ahead, by one sample of the first `batch`.
 
     Raises: `ConfigError` for too little shared memory, or too few open files.
     """
@@ -85,20 +90,23 @@ def check_limits(source: ByKey, batch: Sequence[Key], workers: int) -> None:
     files_allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files_allowed < files_needed + _open_files():
         raise ConfigError(
-            f"runtime.workers: {workers} workers need up to {files_needed} files open beside the {_open_files()} that "
-            f"are, but this process may open {files_allowed}; raise the limit (ulimit -n 4096), or take fewer workers"
+            "runtime.workers",
+            f"{workers} workers need up to {files_needed} open files in addition to the "
+            f"{_open_files()} that are open, but this process may open {files_allowed}; raise the limit (ulimit "
+            "-n 4096), or take fewer workers",
         )
     found = source[batch[0]]
-    if isinstance(found, Failure):  # of a bad sample, which the loader meets as it is told to
+    if isinstance(found, Failure):  # a bad sample: the loader handles it when its turn comes
         return
     processes = local_world_size()
     needed = processes * ahead * len(batch) * _bytes(found.sample)
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if free < needed:
         raise ConfigError(
-            f"runtime.workers: {workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
+            "runtime.workers",
+            f"{workers} workers of {processes} processes keep up to {needed / 1e6:.0f} MB of batches "
             f"in shared memory, but {SHARED_MEMORY} has {free / 1e6:.0f} MB free; make it larger (docker run "
-            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0"
+            "--shm-size), take fewer workers or a smaller batch, or set runtime.workers: 0",
         )
 
 
@@ -112,10 +120,11 @@ def _open_files() -> int:
 
 
 @contextmanager
-def deaths_are_found_in_turn() -> Iterator[None]:
-    """Keeps torch from handling SIGCHLD, by which a worker's death would be an error wherever the main process is.
+def without_sigchld_handler() -> Iterator[None]:
+    """Undoes torch's handler of SIGCHLD, which raises a worker's death as an error anywhere in the main process.
 
-    In the middle of a save, say. Whoever waits for a batch finds it out within seconds, as torch looks after workers.
+    That could be in the middle of a save. Without it, a process that waits for a batch finds out within seconds, as
+    torch checks its workers.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     try:
@@ -125,14 +134,14 @@ def deaths_are_found_in_turn() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
-def _sample(source: ByKey, epoch: int, index: int) -> str:
+def _loading_text(source: SampleSource, epoch: int, index: int) -> str:
     return f"loading {source.dataset.described(index)}, epoch {epoch}"
 
 
 class Watch:
     """Whether workers move on while somebody waits for a batch: each may take `limit` seconds for a sample."""
 
-    def __init__(self, source: ByKey, limit: float | None) -> None:
+    def __init__(self, source: SampleSource, limit: float | None) -> None:
         self._source, self._limit = source, limit
         self._at = source.at.clone()
         self._seconds = [0.0] * len(self._at)
@@ -141,7 +150,7 @@ class Watch:
     def look(self, workers: Sequence[Any]) -> None:
         """Raises: `WorkerError` naming the sample at which a worker has been for too long."""
         now, at = time.monotonic(), self._source.at.clone()
-        # Of a process that was stopped and continued, not all the time counts.
+        # A process may have been stopped and continued (Ctrl-Z): that time does not count.
         passed, self._last = min(now - self._last, 2.0 * POLL_SECONDS), now
         for i in range(len(at)):
             self._seconds[i] = self._seconds[i] + passed if torch.equal(at[i], self._at[i]) else 0.0
@@ -152,7 +161,7 @@ class Watch:
         busy = [i for i in late if at[i, 1] != NOTHING]
         if busy:
             names = "; ".join(
-                f"data worker {i} (process {workers[i].pid}) has been {_sample(self._source, *at[i].tolist())}"
+                f"data worker {i} (process {workers[i].pid}) has been {_loading_text(self._source, *at[i].tolist())}"
                 for i in busy[:4]
             )
             raise WorkerError(
@@ -168,7 +177,7 @@ class Watch:
 
 @contextmanager
 def killed_unless_they_leave(workers: Sequence[Any], seconds: float) -> Iterator[None]:
-    """Kills, `seconds` after the block has begun, those of `workers` that are still there: what hangs heeds nobody."""
+    """Kills the workers that still live `seconds` after the block has begun: they may hang and heed no signal."""
 
     def kill() -> None:
         for worker in workers:
@@ -184,16 +193,17 @@ def killed_unless_they_leave(workers: Sequence[Any], seconds: float) -> Iterator
         timer.join()
 
 
-def deaths(source: ByKey, workers: Sequence[Any]) -> Iterator[str]:
+def deaths(source: SampleSource, workers: Sequence[Any]) -> Iterator[str]:
     """For each worker that was killed or left: how, and at which sample."""
-    ending = wait([worker.sentinel for worker in workers], DEATH_SECONDS) if workers else []  # its pipes break first
+    # A dying worker's pipes break before its exit code is known.
+    ending = wait([worker.sentinel for worker in workers], DEATH_SECONDS) if workers else []
     for i, worker in enumerate(workers):
         if worker.sentinel in ending:
             worker.join(DEATH_SECONDS)
         if worker.exitcode in (None, 0):
             continue
         epoch, index = source.at[i].tolist()
-        at = "between two samples" if index == NOTHING else _sample(source, epoch, index)
+        at = "between two samples" if index == NOTHING else _loading_text(source, epoch, index)
         how = f"ended with code {worker.exitcode}"
         if worker.exitcode < 0:
             how = f"was killed by {signal.Signals(-worker.exitcode).name}"

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: images of 32 x 32, in the files for Python or the binary ones, both read as data."""
+"""CIFAR-10 and CIFAR-100: images of 32 x 32. Files for Python and binary ones are both read as plain data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class _Cifar(ClassificationDataset):
     def __init__(
         self, root: str, names: Sequence[str], keys: tuple[str, ...], column: int, transforms: Sequence[Any]
     ) -> None:
-        """`keys` are those of labels in the pickles, in the order of the bytes in binary files; `column` is ours."""
+        """`keys` are those of labels in pickles, in the order of label bytes in binary files; `column` is the one
+        taken."""
         with within("root"):
             folder = data_folder(root)
             parts = [_read(folder / name, keys, column) for name in names]
@@ -81,7 +82,7 @@ class Cifar10(_Cifar):
 class Cifar100(_Cifar):
     """`root/train` and `test`, as published for Python, or with `.bin`, as published for C.
 
-    `labels` are the 100 `fine` ones, or the 20 `coarse` ones of which each holds 5.
+    `labels` are the 100 `fine` ones, or the 20 `coarse` ones; a coarse one holds 5 fine ones.
 
     CIFAR-100, 32 x 32.
 
@@ -124,7 +125,7 @@ def _read(path: Path, keys: tuple[str, ...], column: int) -> tuple[Tensor, list[
         raise DataError(f"{path}: no such file, nor with .bin") from None
     except OSError as error:
         raise DataError(f"{found}: cannot be read ({error.strerror})") from None
-    except Exception as error:  # damaged pickles raise whatever they lead to; the message must name the file
+    except Exception as error:  # damaged pickles may raise anything; the message must name the file
         raise DataError(f"{found}: no file of CIFAR's images ({type(error).__name__}: {str(error)[:200]})") from None
 
 
@@ -137,7 +138,7 @@ def _read_binary(content: npt.NDArray[np.uint8], label_bytes: int, column: int) 
 
 
 def _from_pickle(contents: Any, key: str) -> tuple[Tensor, list[int]]:
-    """Python 2 wrote `{"data": array (N, 3072), key: list}`; others rewrite it with keys of bytes."""
+    """Reads Python 2's `{"data": array (N, 3072), key: list}`; in rewritten files, keys are bytes."""
     if not isinstance(contents, dict):
         raise ValueError(f"found a {type(contents).__name__}; expected a dict with data and {key}")
     items = {name.decode("latin1") if isinstance(name, bytes) else name: value for name, value in contents.items()}

@@ -55,16 +55,16 @@ class Cityscapes(MaskFiles):
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
         if split == "train_extra" and annotations == "fine":
-            raise ConfigError("annotations: found 'fine', but split 'train_extra' has coarse annotations only")
+            raise ConfigError("annotations", "found 'fine', but split 'train_extra' has coarse annotations only")
         if split == "test" and annotations == "coarse":
-            raise ConfigError("annotations: found 'coarse', but split 'test' has images alone; leave the key out")
+            raise ConfigError("annotations", "found 'coarse', but split 'test' has images alone; leave the key out")
         kind = f"gt{annotations.capitalize()}"
         pairs: list[ImageAndMask] = []
         with within("root"):
             folder = data_folder(root)
             for name in FOLDERS[split]:
                 images = data_folder(str(folder / "leftImg8bit" / name))
-                if name == "test":  # of which gtFine holds masks, too, but empty ones
+                if name == "test":  # gtFine has masks of `test`, too, but they are empty
                     pairs += images_alone(images, image_suffix="_leftImg8bit", nested=True)
                     continue
                 masks = data_folder(str(folder / kind / name))

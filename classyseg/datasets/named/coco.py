@@ -37,7 +37,7 @@ for _category, _label in CLASS_OF_CATEGORY.items():
 """What a file may call each of COCO's 80 categories."""
 INDEX = "index.json"
 RULES = 2
-"""Counts the changes of what is drawn: masks that were drawn by other rules are not read."""
+"""Raised whenever the rules of drawing change: masks that were drawn by other rules are not read."""
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 class Coco(VOCMasks):
     """COCO 2017 as Pascal VOC: `root/train2017`, `root/annotations/instances_train2017.json`, and so for `val`.
 
-    Other categories are background; where instances overlap, the one that comes first in the file has the pixel. Masks
-    are drawn once, into `cache`. Images with fewer than `min_pixels` pixels of the 20 classes are left out.
+    Other categories are background. Where instances overlap, the first one in the file has the pixel. Masks are drawn
+    once, into `cache`. Images with fewer than `min_pixels` pixels of the 20 classes are left out.
 
     Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; the classes and the choice of images are
     PyTorch-Encoding's.
@@ -80,7 +80,7 @@ class Coco(VOCMasks):
             raise DataError(f"{annotations}: its list 'images' is empty")
         names = sorted(name for name, count in pixels.items() if count >= min_pixels)
         if not names:
-            raise ConfigError(f"min_pixels: found {min_pixels}; no image of {annotations} has so many")
+            raise ConfigError("min_pixels", f"found {min_pixels}; no image of {annotations} has so many")
         self._source = annotations
         super().__init__(listed_pairs(names, images, masks), transforms)
 
@@ -96,13 +96,13 @@ class Coco(VOCMasks):
 
 
 def coco_folders(root: str, *parts: str) -> tuple[Path, ...]:
-    """The `root` of COCO's files, and the folders `parts` in it. Raises: `ConfigError` for one that is missing."""
+    """The `root` of COCO's files, and the folders `parts` in it. Raises: `ConfigError` if one is missing."""
     folder = data_folder(root)
     return folder, *(data_folder(str(folder / part)) for part in parts)
 
 
 def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
-    """`folder` with a mask for each image, drawn by the first process that asks while the others wait.
+    """`folder` with a mask for each image. The first process that asks draws them, the others wait.
 
     Raises: `ConfigError` where nothing may be written; `DataError` for wrong annotations.
     """
@@ -117,7 +117,7 @@ def prepared_masks(annotations: Path, folder: Path, crowd: str) -> Path:
                     os.replace(Path(temporary) / "masks", folder)
     except OSError as error:
         raise ConfigError(
-            f"cache: {error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
+            "cache", f"{error.filename or folder}: cannot be written ({error.strerror}); set cache to a folder that can"
         ) from None
     return folder
 
@@ -156,9 +156,9 @@ def _draw_all(path: Path, folder: Path, crowd: str) -> None:
 
 
 def draw(mask: npt.NDArray[np.uint8], annotation: Mapping[str, Any], crowd: str) -> bool:
-    """Draws an annotation into the mask (height, width) of its image, under what is there; whether it covers a pixel.
+    """Draws an annotation into the mask (height, width) of its image, under earlier ones; returns if it covers a pixel.
 
-    Raises: `DataError` for a segmentation that is none, or covers no pixel though the annotation says otherwise.
+    Raises: `DataError` for a wrong segmentation, or one that covers no pixel though its area says otherwise.
     """
     height, width = mask.shape
     if "segmentation" not in annotation:
@@ -173,10 +173,10 @@ def draw(mask: npt.NDArray[np.uint8], annotation: Mapping[str, Any], crowd: str)
 
 
 def _check_outlines(annotation: Mapping[str, Any], drawn: Drawn, height: int, width: int) -> None:
-    """Raises: `DataError` for an outline that is lost: outside the image, flat, or without a pixel that it covers.
+    """Raises: `DataError` for an outline that would be lost: outside the image, flat, or covering no pixel.
 
-    COCO's own files hold some of an area of 0 (the annotations 918 and 2206849), and say so. Such are taken: those
-    whose `area` and `bbox` are exactly the ones of the outlines, and which end at most a pixel outside the image.
+    COCO's own files hold some with an area of 0 (annotations 918 and 2206849), and say so. They are accepted if `area`
+    and `bbox` are exactly those of the outlines, which end at most a pixel outside of the image.
     """
     for i, points in enumerate(drawn.polygons):
         left, top, wide, high = extent(points)
@@ -213,13 +213,15 @@ def _read_index(folder: Path, annotations: Path) -> dict[str, int]:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         rules, drawn_from = index.get("rules"), index["annotations"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"cache: {folder / INDEX}: damaged ({type(error).__name__}); delete that folder") from None
+        raise ConfigError("cache", f"{folder / INDEX}: damaged ({type(error).__name__}); delete that folder") from None
     if rules != RULES:
         raise ConfigError(
-            f"cache: {folder} was drawn by an earlier version, which left out what it could not draw; delete that "
-            "folder, and it is drawn again"
+            "cache",
+            f"{folder} was drawn by an earlier version, which left out what it could not draw; delete that "
+            "folder, and it is drawn again",
         )
     looks_other = annotations.is_file() and bool(_state(annotations).items() - drawn_from.items())
-    if looks_other and sha256_of(annotations) != drawn_from["sha256"]:  # and is no copy with a time of its own
-        raise ConfigError(f"cache: {folder} was drawn from another {annotations.name}; delete that folder")
+    # A copy of the file has another time and the same content: only then is it hashed.
+    if looks_other and sha256_of(annotations) != drawn_from["sha256"]:
+        raise ConfigError("cache", f"{folder} was drawn from another {annotations.name}; delete that folder")
     return index["pixels"]

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @DATASETS.register("coco_panoptic")
 class CocoPanoptic(MaskFiles):
-    """80 things and 53 stuffs: `root/val2017/*.jpg`, `root/annotations/panoptic_val2017/*.png` and the JSON beside it.
+    """80 things and 53 stuffs: `root/val2017/*.jpg`, `root/annotations/panoptic_val2017/*.png` and `.json`.
 
     A pixel's colour is the number of its segment, R + 256 G + 65536 B; the JSON gives the category of each segment. 0
     is ignored. Predictions are submitted as category numbers.
@@ -94,10 +94,10 @@ def segment_ids(path: Path) -> Any:
 
 
 def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, Array]:
-    """What a JSON file says of its masks, in the order of their names, each looked at.
+    """What a JSON file says about its masks, checked, in the order of their names.
 
-    The names of the images, which lie in `folder`, and their sizes (N, 2) as height and width; the numbers and the
-    labels of all segments; where those of each image begin and end.
+    It gives the names of the images, which lie in `folder`, and their sizes (N, 2) as height and width; the numbers and
+    the labels of all segments; and where the segments of each image begin and end.
     """
     file = CocoFile(path, "images", "annotations", "categories")
     known = file.categories({number: [name] for number, name in zip(CATEGORY_IDS, CLASSES, strict=True)}, PANOPTIC)

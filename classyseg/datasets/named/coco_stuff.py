@@ -19,7 +19,7 @@ VALUES = tuple(label - 1 for label in LABEL_IDS)
 class CocoStuff(MaskFiles):
     """80 things and 91 stuffs: `root/train2017/*.jpg` with `root/{masks}/train2017/*.png`, and so for `val2017`.
 
-    The pixel maps hold the numbers of labels less one, 0 to 181, of which 11 are unused; 255 is ignored.
+    The pixel maps hold label numbers less one: 0 to 181, where 11 are unused; 255 is ignored.
 
     Source: Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018.
 

@@ -31,8 +31,8 @@ class ImageNet(LabelledFiles):
     Where the images of a split lie in one folder, as those of `val` are distributed, `table` names the class of each: a
     text file of lines `NAME.JPEG n01440764`, or the `LOC_val_solution.csv` of Kaggle's distribution.
 
-    A class has the same label where some folders are missing: that of the 1000 in the order of their synsets, which
-    published weights have.
+    A class keeps its label if some folders are missing: its number among the 1000 in the order of synsets, as published
+    weights have it.
 
     ImageNet-1k, 1000 classes.
 
@@ -59,7 +59,7 @@ class ImageNet(LabelledFiles):
     ) -> None:
         with within("root"):
             folder = data_folder(str(data_folder(root) / split))
-            images = _images_in(folder)
+            images = images_in(folder)
             if images and table is None:
                 raise ConfigError(
                     f"{folder}: holds {len(images)} images and no folder of a class; set table to a list of their "
@@ -68,12 +68,12 @@ class ImageNet(LabelledFiles):
             files = [] if images else labelled_files(folder, LABELS)
         if table is not None:
             if not images:
-                raise ConfigError(f"table: found '{table}', but {folder} has folders of classes; leave it out")
+                raise ConfigError("table", f"found '{table}', but {folder} has folders of classes; leave it out")
             files = _listed_files(data_path(table), folder, images)
         super().__init__(files, transforms)
 
 
-def _images_in(folder: Path) -> set[str]:
+def images_in(folder: Path) -> set[str]:
     """The names of the images right in a folder; none where it holds folders, too."""
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
@@ -95,7 +95,7 @@ def _listed_files(table: Path, folder: Path, images: Set[str]) -> list[tuple[str
         name = f"{words[0]}.JPEG" if is_solution else words[0]
         classes = {word for word in words[1:] if word.startswith("n")} if is_solution else {*words[1:]}
         if len(classes) != 1 or not classes <= LABELS.keys():
-            # A line about none of the images may be one of any file of the machine, and is not told.
+            # The table may be any file of the machine: a line is shown only if it is about one of the images.
             found = f"'{visible(line.strip(BLANKS))[:80]}'" if name in images else f"{len(words)} words"
             raise DataError(f"{table}, line {number}: found {found}; expected {TABLE}")
         twice += [name] if name in labels else []

@@ -21,9 +21,9 @@ NUM_FULL_LABELS = 459
 class PascalContext(MaskFiles):
     """Pascal-Context: images and lists of `root`, masks of `root/masks`, by name.
 
-    `mask_values: full` are the 459 labels as published (`.mat`, which scipy reads, or 16-bit PNG); `classes` are 0 for
-    the background and 1 to 59 in the order of the classes here, which is alphabetical: as converters for
-    PyTorch-Encoding and mmsegmentation write them. The background is ignored, or `with_background` class 0 of 60.
+    `mask_values: full` means the 459 labels as published (`.mat`, which scipy reads, or 16-bit PNG). `classes` means 0
+    for the background and 1 to 59 in alphabetical order, as here: converters for PyTorch-Encoding and mmsegmentation
+    write it. The background is ignored, or `with_background` class 0 of 60.
 
     Source: Mottaghi et al., "The Role of Context for Object Detection and Semantic Segmentation in the Wild", CVPR
     2014.

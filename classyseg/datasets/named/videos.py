@@ -79,7 +79,7 @@ class VideoFolder(VideoFiles):
         labels = labels_of(self.classes)
         strange = [name for name in found if name not in labels]
         if strange:
-            raise ConfigError(f"classes: {folder} has the folders {listed(strange, limit=5)}, too")
+            raise ConfigError("classes", f"{folder} has the folders {listed(strange, limit=5)}, too")
         videos = [(path, labels[name]) for name in found for path in videos_in(folder / name)]
         super().__init__(videos, clips, sampling, index, transforms)
 
@@ -217,7 +217,7 @@ class HMDB51(VideoFiles):
 
 
 def _numbered(table: Path) -> tuple[str, ...]:
-    """The names of a table, in the order of the numbers 1, 2, ... before them. Raises: `DataError` for others."""
+    """The names of a table, by the numbers 1, 2, ... before them. Raises: `DataError` for other numbers."""
     names = dict(_rows(table, "1 ApplyEyeMakeup"))
     wanted = [str(number) for number in range(1, len(names) + 1)]
     if names.keys() != {*wanted}:
@@ -226,7 +226,7 @@ def _numbered(table: Path) -> tuple[str, ...]:
 
 
 def _rows(table: Path, example: str) -> list[tuple[str, str]]:
-    """The lines of two words. Raises: `DataError` for others."""
+    """The lines of a table, each of two words. Raises: `DataError` for other lines."""
     rows = [words_of(line) for _, line in lines_of(table)]
     wrong = [" ".join(row) for row in rows if len(row) != 2]
     if wrong:

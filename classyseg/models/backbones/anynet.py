@@ -101,7 +101,7 @@ def _bottleneck(in_channels: int, stage: Stage, stride: int, kind: _Kind) -> nn.
     """1x1, grouped 3x3, squeeze and excitation, 1x1; the squeeze is `se_ratio` of the block's input."""
     inner = round(stage.width * stage.bottleneck_multiplier)
     if inner % stage.group_width:
-        raise ConfigError(f"group_widths: found {stage.group_width}, which does not divide {inner} channels")
+        raise ConfigError("group_widths", f"found {stage.group_width}, which does not divide {inner} channels")
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["a"] = kind.conv(in_channels, inner, 1)
     layers["b"] = kind.conv(inner, inner, 3, stride, groups=inner // stage.group_width)
@@ -262,8 +262,9 @@ class AnyNet(_Staged):
         columns = (widths, depths, strides, group_widths, bottleneck_multipliers)
         if len({len(column) for column in columns}) > 1:
             raise ConfigError(
-                f"depths: found {len(depths)} stages, widths {len(widths)}, group_widths {len(group_widths)}, "
-                f"bottleneck_multipliers {len(bottleneck_multipliers)}, strides {len(strides)}; give one value a stage"
+                "depths",
+                f"found {len(depths)} stages, widths {len(widths)}, group_widths {len(group_widths)}, "
+                f"bottleneck_multipliers {len(bottleneck_multipliers)}, strides {len(strides)}; give one value a stage",
             )
         self._build(
             [Stage(*row) for row in zip(*columns, strict=True)],

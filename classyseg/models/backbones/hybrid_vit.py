@@ -56,7 +56,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """Three standardized convolutions with group norms beside a shortcut, which is projected where shapes change."""
+    """Three standardized convolutions with group norms, and a shortcut, which is projected where shapes change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

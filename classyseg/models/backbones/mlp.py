@@ -43,7 +43,7 @@ class MLP(ClassyModel):
     ) -> None:
         super().__init__()
         if first_batchnorm and not use_batchnorm:
-            raise ConfigError("first_batchnorm: found true with use_batchnorm: false; it needs use_batchnorm: true")
+            raise ConfigError("first_batchnorm", "found true with use_batchnorm: false; it needs use_batchnorm: true")
         self.in_channels = input_dim
         layers: list[nn.Module] = []
         if dropout and first_dropout:

@@ -15,7 +15,7 @@ EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 class ResidualBlock(nn.Module):
-    """Convolutions with `kernels`, each with a norm, beside a shortcut: (N, in, H, W) to (N, out, H / s, W / s).
+    """Convolutions with `kernels`, each with a norm, and a shortcut: (N, in, H, W) to (N, out, H / s, W / s).
 
     `channels` are the input's, those between the convolutions, and the output's. The first 3x3 convolution has the
     stride, every one the dilation. `downsample` fits the shortcut to the output; `se` weighs what is added to it.
@@ -88,6 +88,6 @@ def multi_grid_dilations(dilation: int, depth: int, factors: Sequence[int] | Non
     """
     if factors is not None and len(factors) != depth:
         raise ConfigError(
-            f"multi_grid: found {len(factors)} factors; the last stage has {depth} blocks, which need one each"
+            "multi_grid", f"found {len(factors)} factors; the last stage has {depth} blocks, which need one each"
         )
     return [dilation * factor for factor in factors or (1,) * depth]

@@ -194,9 +194,9 @@ class ResNet(FourStages):
 
 def _deep_stem_width(deep_stem: bool, stem_width: int, small_input: bool) -> int | None:
     if deep_stem and small_input:
-        raise ConfigError("small_input: found true beside deep_stem; a network has one of the two stems")
+        raise ConfigError("small_input", "found true together with deep_stem; a network has one of the two stems")
     if stem_width != STEM_WIDTH and not deep_stem:
-        raise ConfigError(f"stem_width: found {stem_width}, which means nothing without deep_stem")
+        raise ConfigError("stem_width", f"found {stem_width}, which means nothing without deep_stem")
     return stem_width if deep_stem else None
 
 

@@ -40,13 +40,13 @@ class BlockOptions:
         if self.block == "basic":
             for key in NOT_OF_BASIC_BLOCKS:
                 if getattr(self, key) != getattr(BlockOptions, key):
-                    raise ConfigError(f"{key}: found {getattr(self, key)}, which needs 'block: bottleneck'")
+                    raise ConfigError(key, f"found {getattr(self, key)}, which needs 'block: bottleneck'")
         for key, other in NEEDS.items():
             if getattr(self, key) and not getattr(self, other):
-                raise ConfigError(f"{key}: found {getattr(self, key)}, which means nothing without {other}")
+                raise ConfigError(key, f"found {getattr(self, key)}, which means nothing without {other}")
         if self.width_per_group % self.radix:
             raise ConfigError(
-                f"radix: found {self.radix}, which does not divide width_per_group {self.width_per_group}"
+                "radix", f"found {self.radix}, which does not divide width_per_group {self.width_per_group}"
             )
 
     @property
@@ -128,7 +128,7 @@ def _shortcut(options: BlockOptions, in_channels: int, out_channels: int, stride
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, with torchvision's keys and its order of draws."""
+    """Two 3x3 convolutions and a shortcut, with torchvision's keys and its order of draws."""
 
     def __init__(self, options: BlockOptions, place: Place) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride and the groups, 1x1, beside a shortcut; torchvision's keys and its order of draws."""
+    """1x1, 3x3 with the stride and the groups, 1x1, and a shortcut; torchvision's keys and its order of draws."""
 
     def __init__(self, options: BlockOptions, place: Place) -> None:
         super().__init__()

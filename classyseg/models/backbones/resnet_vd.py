@@ -128,13 +128,13 @@ class ResNetVd(FourStages):
     def lr_groups(cls, factors: Sequence[float]) -> list[dict[str, Any]]:
         """The optimizer's `groups` that multiply the learning rate by `factors`: of the stem, and of each stage.
 
-        Groups for heads can stand beside them.
+        Groups for heads can be added to them.
 
         Raises: `ConfigError` unless there are five factors.
         """
         patterns = (("conv1.*", "bn1.*"), *((f"layer{i}.*",) for i in range(1, 5)))
         if len(factors) != len(patterns):
-            raise ConfigError(f"lr_groups: found {len(factors)} factors; the stem and the four stages need one each")
+            raise ConfigError("lr_groups", f"found {len(factors)} factors; the stem and the four stages need one each")
         return [
             {"match": match, "lr_factor": factor}
             for matches, factor in zip(patterns, factors, strict=True)

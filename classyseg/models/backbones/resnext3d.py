@@ -144,7 +144,7 @@ class ResNeXt3D(ClassyModel):
 def _check_lengths(stages: int, **by_stage: Sequence[object]) -> None:
     for name, values in by_stage.items():
         if len(values) != stages:
-            raise ConfigError(f"{name}: found {len(values)} values; depths gives {stages} stages, one each")
+            raise ConfigError(name, f"found {len(values)} values; depths gives {stages} stages, one each")
 
 
 class _Block(nn.Module):

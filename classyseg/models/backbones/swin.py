@@ -143,7 +143,7 @@ class SwinTransformer(ClassyModel):
         super().__init__()
         for i, heads in enumerate(num_heads):
             if embed_dim * 2**i % heads:
-                raise ConfigError(f"num_heads: found {heads}, which does not divide the {embed_dim * 2**i} channels")
+                raise ConfigError("num_heads", f"found {heads}, which does not divide the {embed_dim * 2**i} channels")
         kind = KINDS[version]
 
         def block(*args: Any, **options: Any) -> nn.Module:
@@ -194,7 +194,7 @@ class SwinTransformer(ClassyModel):
 
 
 class _Windows(NamedTuple):
-    """The windows of a map: how many and of which side, in rows and columns, and the shift, none for one window."""
+    """The windows of a map: their number and their sides, in rows and columns, and the shift, none for one window."""
 
     rows: int
     columns: int
@@ -275,8 +275,8 @@ def _bias(layer: Any, x: Tensor) -> Tensor:
     position = torch.arange((x.shape[0] * num_windows + _spare()) * area, device=x.device)
     row, column = _places(at, position // area % num_windows, position % area)
     below = (row >= (at.rows - 1) * at.height).int() + (row >= at.rows * at.height - at.down).int()
-    beside = (column >= (at.columns - 1) * at.width).int() + (column >= at.columns * at.width - at.right).int()
-    region = (3 * below + beside).unflatten(0, (-1, area))
+    right = (column >= (at.columns - 1) * at.width).int() + (column >= at.columns * at.width - at.right).int()
+    region = (3 * below + right).unflatten(0, (-1, area))
     apart = (region[:, None, :, None] != region[:, None, None]).to(bias.dtype)
     return bias + apart * OTHER_REGION
 

@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and an MLP, each behind a layer norm and beside a shortcut; tokens (N, S, C)."""
+    """Attention and an MLP, each after a layer norm and with a shortcut; tokens (N, S, C)."""
 
     def __init__(
         self, channels: int, num_heads: int, mlp_channels: int, *, dropout: float, attention_dropout: float
@@ -160,7 +160,7 @@ def grid_for(image_size: ImageSize, stride: int, what: str) -> tuple[int, int]:
         near = [max(1, round(side / stride)) * stride for side in (height, width)]
         found = list(image_size) if isinstance(image_size, tuple) else image_size
         raise ConfigError(
-            f"image_size: found {found}, no multiple of {what} {stride}; try {near if height != width else near[0]}"
+            "image_size", f"found {found}, no multiple of {what} {stride}; try {near if height != width else near[0]}"
         )
     return height // stride, width // stride
 
@@ -207,7 +207,7 @@ def channels_second(x: Tensor) -> Tensor:
 def check_heads(channels: int, num_heads: int) -> None:
     """Raises: `ConfigError` where `channels` cannot be split."""
     if channels % num_heads:
-        raise ConfigError(f"num_heads: found {num_heads}, which does not divide hidden_dim {channels}")
+        raise ConfigError("num_heads", f"found {num_heads}, which does not divide hidden_dim {channels}")
 
 
 def _map(tokens: Tensor, num_extra: int, size: tuple[int, ...]) -> Tensor:

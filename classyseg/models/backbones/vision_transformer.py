@@ -170,7 +170,7 @@ def _embedding(in_channels: int, channels: int, patch_size: int, stem: tuple[Con
         return conv
     stride = math.prod(layer.stride for layer in stem)
     if stride != patch_size:
-        raise ConfigError(f"conv_stem_layers: found strides of {stride} in all; patch_size is {patch_size}")
+        raise ConfigError("conv_stem_layers", f"found strides of {stride} in all; patch_size is {patch_size}")
     layers = nn.Sequential()
     for i, layer in enumerate(stem):
         conv = nn.Conv2d(

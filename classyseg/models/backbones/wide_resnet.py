@@ -32,7 +32,7 @@ def leaky_relu(reference_eval: bool) -> nn.Module:
 
 
 class PreActivatedBlock(nn.Module):
-    """Two 3x3 convolutions, each after a norm and a leaky ReLU, beside a shortcut.
+    """Two 3x3 convolutions, each after a norm and a leaky ReLU, and a shortcut.
 
     A shortcut that is projected reads the activated input. (N, in, H, W) to (N, out, H / stride, W / stride).
     """
@@ -73,7 +73,7 @@ class PreActivatedBlock(nn.Module):
 
 
 class PreActivatedBottleneck(PreActivatedBlock):
-    """The same with convolutions 1x1, 3x3 and 1x1, of which the 3x3 one gives half of the output's channels."""
+    """The same with convolutions 1x1, 3x3 and 1x1; the 3x3 one gives half of the output's channels."""
 
     def _add_convolutions(self, in_channels: int, inner: int, out_channels: int, stride: int, norm: NormConfig) -> None:
         self.conv1 = nn.Conv2d(in_channels, inner, 1, bias=False)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 Compression = Literal["none", "bfloat16", "int8"]
 MIN_ELEMENTS = 4096
-"""Smaller tensors stay: they hold statistics, and little memory."""
+"""Smaller tensors stay as they are: they hold statistics, and take little memory."""
 LEVELS = 255
 
 
-class _Packed:
-    """A compressed tensor; an object of its own, so that several uses of one activation can share it."""
+class Packed:
+    """A compressed tensor. It is an object, so that several uses of one activation can share it."""
 
     __slots__ = ("__weakref__", "dtype", "offset", "scale", "values")
 
@@ -40,7 +40,7 @@ class _Packed:
         low, high = (value.reshape(*value.shape, *[1] * len(axes)).float() for value in (low, high))
         self.offset, self.scale = low, (high - low).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS
         levels = ((tensor - low) / self.scale).round_()
-        # Of what is above the minimum nothing falls on it: the gradient of a ReLU reads which values are zero.
+        # Rounding never moves a value down to the minimum: the gradient of a ReLU depends on which values are zero.
         self.values = torch.where(tensor > low, levels.clamp_(1, LEVELS), 0).to(torch.uint8)
 
     def tensor(self) -> Tensor:
@@ -54,7 +54,7 @@ def _group_axes(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _is_smaller_packed(tensor: Tensor, how: Compression) -> bool:
-    """Whether the packed values, with 8 bytes for each group in 8-bit form, take less than the tensor's."""
+    """Whether the packed values (in 8-bit form with 8 bytes for each group) take less memory than the tensor."""
     if how == "bfloat16":
         return tensor.element_size() > 2
     num_groups = tensor.numel() // math.prod(tensor.shape[axis] for axis in _group_axes(tensor))
@@ -69,19 +69,20 @@ class _Key(NamedTuple):
     version: int
 
 
-class _Packer:
-    """Packs the activations of one forward pass; one that several operations keep is packed once."""
+class Packer:
+    """Packs the activations of one forward pass. An activation that several operations keep is packed once."""
 
     def __init__(self, how: Compression, left_alone: Collection[Tensor]) -> None:
         self.how = how
         self.left_alone = {tensor.untyped_storage().data_ptr() for tensor in left_alone}
-        # Autocast keeps a copy of each weight, and layers may change weights before use.
+        # Autocast keeps a copy of each weight, and layers may change weights before use: copies are known by their
+        # shapes.
         self.weights = {shape for tensor in left_alone if isinstance(tensor, nn.Parameter) for shape in _forms(tensor)}
-        self.packed: WeakValueDictionary[_Key, _Packed] = WeakValueDictionary()
-        # A weak reference keeps the identity of a storage from being used again after its memory is freed.
+        self.packed: WeakValueDictionary[_Key, Packed] = WeakValueDictionary()
+        # A freed storage's address may be used again. A weak reference keeps it from meaning another tensor.
         self.storages: dict[int, StorageWeakRef] = {}
 
-    def pack(self, tensor: Tensor) -> Tensor | _Packed:
+    def pack(self, tensor: Tensor) -> Tensor | Packed:
         if not tensor.is_floating_point() or tensor.numel() < MIN_ELEMENTS or tensor.dim() < 2:
             return tensor
         if tuple(tensor.shape) in self.weights or not _is_smaller_packed(tensor, self.how):
@@ -96,16 +97,16 @@ class _Packer:
         )
         packed = self.packed.get(key)
         if packed is None:
-            packed = self.packed[key] = _Packed(tensor.detach(), self.how)
+            packed = self.packed[key] = Packed(tensor.detach(), self.how)
         return packed
 
     @staticmethod
     def unpack(kept: Any) -> Tensor:
-        return kept.tensor() if isinstance(kept, _Packed) else kept
+        return kept.tensor() if isinstance(kept, Packed) else kept
 
 
 def _forms(weight: Tensor) -> set[tuple[int, ...]]:
-    """The shapes in which operations take a weight: as it is, transposed, and standardised as rows of one sample."""
+    """The shapes in which operations take a weight: its own, transposed, and as rows of one sample (standardised)."""
     shape = tuple(weight.shape)
     if len(shape) < 2:
         return set()
@@ -113,17 +114,17 @@ def _forms(weight: Tensor) -> set[tuple[int, ...]]:
 
 
 def compressed(model: ClassyModel, image: Tensor) -> AbstractContextManager[Any]:
-    """A context for the forward pass of `model`, in which autograd keeps activations as `activation_compression` says.
+    """A context for the forward pass of `model`: autograd keeps activations as `activation_compression` says.
 
-    As `bfloat16`, or as 8 bits between each channel's extremes. The forward pass computes with the full values;
-    gradients of what reads an activation lose the bits that were not kept. Tensors that live anyhow are left alone:
-    parameters and copies of them, buffers and `image`. What would not get smaller stays: under autocast to 16 bits,
-    `bfloat16` finds little to do. Dropout, arg-max and other masks stay as they are.
+    They are kept as `bfloat16`, or as 8 bits between the extremes of each channel. The forward pass computes with full
+    values. Gradients that read an activation lose the bits that were not kept. Tensors that live anyway are left alone:
+    parameters and their copies, buffers and `image`. So are tensors that would not get smaller: under autocast to 16
+    bits, `bfloat16` finds little to do. Masks (of dropout, arg-max) stay as they are.
 
     Source: the 8-bit form is that of Chen et al., "ActNN", ICML 2021, with one group for each sample and channel and
     rounding to nearest.
     """
     if model.activation_compression == "none" or not model.training or not torch.is_grad_enabled():
         return contextlib.nullcontext()
-    packer = _Packer(model.activation_compression, [image, *model.parameters(), *model.buffers()])
+    packer = Packer(model.activation_compression, [image, *model.parameters(), *model.buffers()])
     return saved_tensors_hooks(packer.pack, packer.unpack)

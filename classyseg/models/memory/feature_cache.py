@@ -1,4 +1,4 @@
-"""Features of a frozen backbone on disk, so that later epochs need not compute them."""
+"""Features of a frozen backbone on the disk, so that later epochs need not compute them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from classyseg.models.classy_model import ClassyModel
 from classyseg.tensor_files import TensorFiles
 
 WITHOUT_EFFECT = {"training", "recompute", "activation_compression"}
-"""Attributes of modules that leave the features of a frozen backbone as they are."""
+"""Attributes of modules that do not change the features of a frozen backbone."""
 
 log = logging.getLogger(__name__)
 
 
 class FeatureCache:
-    """What the heads of `model` read, for each image, in files under `folder`.
+    """The features that the heads of `model` read, for each image, in files under `folder`.
 
-    A file's name is a hash of the image's own values after all transforms, in a folder whose name is a hash of the
+    A file's name is a hash of the image's values after all transforms. The name of its folder is a hash of the
     backbone's class, weights and layers' plain attributes (strides, dilations, epsilons), the blocks that heads read,
-    and `settings` (all else that changes features: the model's config, normalisation, precision). Whatever changes,
-    then, is computed anew; nothing old is read. Several processes may share the folder.
-    The files of all processes and runs in the folder together stay within `gigabytes`; none that is whole is removed.
+    and `settings` (all else that changes features: the model's config, normalisation, precision). So after any change
+    features are computed again, and nothing old is read. Several processes may share the folder. All files in the
+    folder, of all processes and runs, stay within `gigabytes` together. No whole file is removed.
 
     Raises: `ConfigError` where a part of the backbone trains, and where the folder cannot be made.
     """
@@ -90,12 +90,12 @@ class FeatureCache:
         return now[0] - before[0], now[1] - before[1]
 
     def report(self, phase: str, hits: int, misses: int) -> None:
-        """Logs the counts of a phase, those of the whole job; warns once of a later epoch in which all was computed."""
+        """Logs the counts of a phase, of the whole job. Warns once if the second epoch found nothing."""
         log.info("feature cache: %d of %d images read in this %s phase", hits, hits + misses, phase)
         if phase != "train":
             return
         self._epochs += 1
-        if self._epochs == 2 and misses and not hits:  # the first that can find something
+        if self._epochs == 2 and misses and not hits:  # the first epoch that can find something
             log.warning(
                 "runtime.cache_features: a second epoch found none of its images in %s; random transforms, which make "
                 "each image new, or a full folder leave the cache without use",
@@ -108,8 +108,9 @@ def check_frozen(model: ClassyModel) -> None:
     trains = [name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("heads.")]
     if trains:
         raise ConfigError(
-            f"runtime.cache_features: found a backbone of which {len(trains)} tensors train, such as {trains[0]}; only "
-            "features of a frozen one stay the same. Set model.frozen: true"
+            "runtime.cache_features",
+            f"found {len(trains)} tensors of the backbone that train, such as {trains[0]}; set "
+            "model.frozen: true, as only the features of a frozen backbone stay the same",
         )
     modes = [(module, module.training) for module in model.modules()]
     model.train()
@@ -122,17 +123,18 @@ def check_frozen(model: ClassyModel) -> None:
         module.training = mode
     if live:
         raise ConfigError(
-            f"runtime.cache_features: found {len(live)} modules of the backbone that work otherwise in training, such "
-            f"as {live[0]}; features must stay the same. Set model.frozen: true"
+            "runtime.cache_features",
+            f"found {len(live)} modules of the backbone that work otherwise in training, such "
+            f"as {live[0]}; features must stay the same. Set model.frozen: true",
         )
 
 
 def _differs_in_training(module: nn.Module) -> bool:
     if isinstance(module, _NormBase):
         return isinstance(module, _BatchNorm) or module.running_mean is not None
-    if isinstance(module, FollowsProgress):  # such as dropped squares: it changes while the training goes on
+    if isinstance(module, FollowsProgress):  # such as DropBlock, which changes with the training
         return True
-    rates = [getattr(module, key, 0) for key in ("dropout", "attention_dropout")]  # of attention, as plain numbers
+    rates = [getattr(module, key, 0) for key in ("dropout", "attention_dropout")]  # attention has plain numbers
     from torchvision.ops import StochasticDepth  # whose import takes a second
 
     if isinstance(module, _DropoutNd | StochasticDepth):
@@ -141,11 +143,11 @@ def _differs_in_training(module: nn.Module) -> bool:
 
 
 def _structure(model: ClassyModel) -> str:
-    """The classes of the backbone's modules and their plain attributes, in a text."""
+    """A text of the classes of the backbone's modules and their plain attributes."""
     lines = []
     for name, module in model.named_modules():
         if name.partition(".")[0] != "heads":
-            # Which of them a model has depends on the device and the number of processes.
+            # Which batch norm a model has depends on the device and the number of processes: all count as one.
             kind = _BatchNorm if type(module) in BATCH_NORMS else type(module)
             values = sorted((key, value) for key, value in vars(module).items() if _is_plain(value))
             title = f"{kind.__module__}.{kind.__qualname__}"

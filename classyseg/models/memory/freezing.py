@@ -9,10 +9,10 @@ from classyseg.models.classy_model import ClassyModel, Frozen
 def freeze(model: ClassyModel, through: bool | str = True, *, norm: bool = False) -> None:
     """Stops the training of the whole backbone, or of its blocks up to and including `through`.
 
-    Frozen layers get no gradient, and stay in eval mode. `norm` stops every norm of the backbone with running
-    statistics; their weights, too. What an earlier call stopped and this one does not, trains again.
+    Frozen layers get no gradient, and stay in eval mode. `norm` freezes every norm of the backbone with running
+    statistics, with its weights. Parts that an earlier call froze and this one does not train again.
 
-    Raises: `ConfigError` for an unknown block, and for one whose layers the backbone does not tell. The model is
+    Raises: `ConfigError` for an unknown block, and for a block whose layers the backbone does not tell. The model is
     unchanged then.
     """
     layers = _layers_through(model, through) if isinstance(through, str) else ("",) if through else ()
@@ -44,12 +44,12 @@ def _layers_through(model: ClassyModel, block: str) -> tuple[str, ...]:
     """The names of the layers that make the blocks up to `block`."""
     declared = model.declared_blocks
     if block not in declared:
-        raise ConfigError(f"frozen: unknown block '{block}'; it is one of {', '.join(declared)}")
+        raise ConfigError("frozen", f"unknown block '{block}'; it is one of {', '.join(declared)}")
     until = list(declared)[: list(declared).index(block) + 1]
     layers: list[str] = []
     for name in until:
         found = model.layers_of(name)
         if not found:
-            raise ConfigError(f"frozen: {type(model).__name__} does not tell which layers make the block '{name}'")
+            raise ConfigError("frozen", f"{type(model).__name__} does not tell which layers make the block '{name}'")
         layers += found
     return tuple(layers)

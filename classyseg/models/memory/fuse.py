@@ -22,11 +22,11 @@ FOLDABLE = (nn.Conv2d, nn.Conv3d, SameConv2d)
 
 
 def fuse(model: Model) -> Model:
-    """A copy of `model` in eval mode that gives the same outputs with fewer operations; to be used, not trained.
+    """A copy of `model` in eval mode that gives the same outputs with fewer operations. It cannot be trained.
 
-    A batch norm that reads the output of one convolution, which nothing else reads, is folded into it and becomes an
-    identity. Kernels are laid out channels last, which makes the maps so, too, and is the faster way on most machines.
-    The state dict of the copy is its own: save and load that of the original.
+    If only a batch norm reads the output of a convolution, it is folded into the convolution and becomes an identity.
+    Kernels, and so maps, are laid out channels last, which is faster on most machines. The copy's state dict has other
+    keys: save and load that of the original.
     """
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     modules = dict(twin.named_modules())
@@ -41,7 +41,7 @@ def fuse(model: Model) -> Model:
 
 
 def _pairs(model: ClassyModel) -> list[tuple[str, str]]:
-    """The names of convolutions with the batch norm that alone reads each one's output, found by a forward pass."""
+    """Pairs of names: a convolution, and the batch norm that alone reads its output. A forward pass finds them."""
     modules = {name: module for name, module in model.named_modules() if not any(module.children())}
     reads = _Reads()
     handles = [module.register_forward_hook(reads.watch(name)) for name, module in modules.items()]
@@ -70,7 +70,7 @@ def _folds(module: nn.Module) -> bool:
 
 
 class _Reads(TorchFunctionMode):
-    """Which modules made and read the outputs of convolutions, and how many of torch's functions did."""
+    """Records which modules made and read the outputs of convolutions, and how many of torch's functions read them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _Reads(TorchFunctionMode):
         self.readers: dict[str, list[str]] = {}
         self.runs: Counter[str] = Counter()
         self.uses: Counter[str] = Counter()
-        self.kept: list[Tensor] = []  # so that no identity is given twice
+        self.kept: list[Tensor] = []  # kept alive, so that no `id` is used twice
 
     def watch(self, name: str) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Activation checkpointing: layers whose activations are computed again in the backward pass instead of kept."""
+"""Activation checkpointing: activations are not kept, but computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _thread = threading.local()
 
 
 def checkpoint_activations(model: ClassyModel, blocks: bool | Sequence[str] = True) -> None:
-    """Keeps of these blocks' layers the inputs alone in training, and computes the rest again for the gradients.
+    """In training, keeps only the inputs of these blocks' layers, and computes the rest again for the gradients.
 
-    `True` means all layers that the backbone runs through `run_layer`, `False` none.
+    `True` means all layers that the backbone runs by `run_layer`, `False` none.
 
-    Raises: `ConfigError` for an unknown block, for one whose layers cannot be computed again, and for a backbone
-    that has no others.
+    Raises: `ConfigError` for an unknown block, for a block whose layers cannot be computed again, and with `True` for a
+    backbone without any other block.
     """
     if not blocks:
         for module in model.modules():
@@ -40,15 +40,15 @@ def checkpoint_activations(model: ClassyModel, blocks: bool | Sequence[str] = Tr
     if blocks is True:
         if not able:
             raise ConfigError(
-                f"activation_checkpointing: found true, but {type(model).__name__} runs no layer of a block through "
-                "`self.run_layer`"
+                "activation_checkpointing",
+                f"found true, but {type(model).__name__} runs no layer of a block through `self.run_layer`",
             )
         wanted = layers
     else:
         for block in blocks:
             if block not in able:
                 raise ConfigError(
-                    f"activation_checkpointing: found '{block}'; it is one of {', '.join(able) or 'none'}"
+                    "activation_checkpointing", f"found '{block}'; it is one of {', '.join(able) or 'none'}"
                 )
         wanted = [layer for block in blocks for layer in by_block[block]]
     for layer in layers:
@@ -56,19 +56,19 @@ def checkpoint_activations(model: ClassyModel, blocks: bool | Sequence[str] = Tr
 
 
 def recomputes(model: nn.Module) -> bool:
-    """Whether activations of some layer are computed again, which a compiler cannot take."""
+    """Whether some layer's activations are computed again. A compiler cannot take such a model."""
     return any(getattr(module, "recompute", False) for module in model.modules())
 
 
 def _layers_run(model: ClassyModel) -> list[nn.Module]:
-    """The layers that the backbone runs through `run_layer`, found by a run on the `meta` device."""
+    """The layers that the backbone runs by `run_layer`, found by a run on the `meta` device."""
     layers: list[nn.Module] = []
 
     def run_layer(layer: nn.Module, *inputs: Tensor) -> Any:
         layers.append(layer)
         return layer(*inputs)
 
-    model.__dict__["run_layer"] = run_layer  # stands before the method for as long as this takes
+    model.__dict__["run_layer"] = run_layer  # an attribute of the instance hides the method meanwhile
     try:
         features_on_meta(model, PROBE_SIZE)
     finally:
@@ -77,15 +77,15 @@ def _layers_run(model: ClassyModel) -> list[nn.Module]:
 
 
 def _made(model: ClassyModel, block: str) -> list[nn.Module]:
-    """The submodules that make `block`; parameters are none."""
+    """The submodules that make `block`, without single parameters."""
     modules = dict(model.named_modules())
     return [modules[name] for name in model.layers_of(block) if name in modules]
 
 
 def recomputed(layer: nn.Module, *inputs: Tensor) -> Any:
-    """`layer(*inputs)` whose inner activations are not kept; of an `nn.Sequential` of blocks, each block's input is.
+    """`layer(*inputs)` without keeping inner activations. For an `nn.Sequential` of blocks, each block's input is kept.
 
-    A sequence of plain layers, which may work in place on one another's outputs, counts as one layer. Running
+    A sequence of plain layers counts as one layer, as they may work in place on each other's outputs. Running
     statistics are updated once, and dropout draws the same numbers again.
     """
     plain = isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
@@ -98,7 +98,7 @@ def recomputed(layer: nn.Module, *inputs: Tensor) -> Any:
 
 
 def is_recomputing() -> bool:
-    """Whether this thread runs a forward pass for the second time, for the gradients."""
+    """Whether this thread computes activations again, in the backward pass."""
     return not torch.compiler.is_compiling() and getattr(_thread, "recomputing", False)
 
 
@@ -107,7 +107,7 @@ def _contexts(layer: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 
 class _SecondTime(AbstractContextManager[None]):
-    """Around a forward pass for the gradients; it can be entered again, as a graph that is kept is."""
+    """Surrounds the second forward pass. It can be entered several times: a kept graph may be used again."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -119,7 +119,8 @@ class _SecondTime(AbstractContextManager[None]):
             norm: Any = module
             if getattr(norm, "num_batches_tracked", None) is not None:
                 self.before.append((norm, norm.momentum, norm.num_batches_tracked))
-                # It normalises by the batch as before, gives the statistics a share of 0 in it, and counts in a copy.
+                # The norm uses the batch's statistics as before, but with a momentum of 0 and a copy of the counter
+                # nothing changes.
                 norm.momentum, norm.num_batches_tracked = 0.0, norm.num_batches_tracked.clone()
 
     def __exit__(self, *_: object) -> None:

@@ -195,7 +195,7 @@ def test_a_header_that_promises_too_much_costs_no_memory(tmp_path: Path, name: s
 
 def test_a_foreign_file_is_named_by_what_it_is(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", "JPEG2000")
-    with pytest.raises(DataError, match=r"a.png: .*no JPEG, PNG, TIFF, BMP, GIF, WEBP, but JPEG 2000"):
+    with pytest.raises(DataError, match=r"a.png.*WEBP.*JPEG 2000"):
         files.read_image(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     with pytest.raises(DataError, match=r"b.png: .*Git LFS"):
@@ -212,5 +212,5 @@ def test_a_png_whose_pixels_were_damaged_is_refused(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a.png: .*IDAT does not have its checksum"):
+    with pytest.raises(DataError, match=r"a.png.*IDAT.*checksum"):
         files.read_mask_values(path)

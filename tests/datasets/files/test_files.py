@@ -93,7 +93,7 @@ REFUSED_IMAGES = {
     ),
     "deep_rgb.png": (
         deep_rgb,
-        r"a PNG of RGB, 16 bits a channel, of which Pillow keeps 8 bits; .* with `bits: 16` as TIFF",
+        r"a PNG of RGB, 16 bits a channel; Pillow would keep 8 bits\. .* with `bits: 16` as TIFF",
     ),
     "int32.tif": (
         save(VALUES.astype(np.int32)),
@@ -218,7 +218,7 @@ def test_a_mask_of_one_bit_is_0_and_1_and_an_inverted_one_is_refused(tmp_path: P
     Image.fromarray(LABELS > 1).save(tmp_path / "bits.tif")
     assert np.array_equal(files.read_mask_values(tmp_path / "bits.tif"), LABELS > 1)
     Image.fromarray(LABELS > 1).save(tmp_path / "fax.tif", tiffinfo={262: 0})
-    with pytest.raises(DataError, match=r"fax.tif: a mask in which 0 means white"):
+    with pytest.raises(DataError, match=r"fax.tif.*0 means white"):
         files.read_mask_values(tmp_path / "fax.tif")
 
 
@@ -237,7 +237,7 @@ def test_an_exif_rotation_is_applied_or_ignored_as_the_data_set_says(tmp_path: P
     assert np.array_equal(stored.permute(1, 2, 0).numpy(), COLORS)
     turned(tmp_path / "a.tif")
     assert torch.equal(files.read_image(tmp_path / "a.tif", exif="rotate"), shown)
-    with pytest.raises(DataError, match=r"a.tif: its EXIF orientation is 6.*exif: rotate is right .* shown$"):
+    with pytest.raises(DataError, match=r"a.tif.*orientation is 6.*exif: rotate.*shown"):
         files.read_image(tmp_path / "a.tif", exif="ignore")
 
 
@@ -271,9 +271,7 @@ def test_four_channels_are_those_of_the_file(tmp_path: Path) -> None:
     four = np.dstack([COLORS, VALUES])
     assert np.array_equal(folder(tmp_path, four, ".png", channels=4)[0].image.permute(1, 2, 0).numpy(), four)
     save(COLORS)(tmp_path / "rgb.png")
-    with pytest.raises(
-        DataError, match=r"rgb.png: a PNG of RGB, 8 bits a channel, where the data set's `channels` says 4"
-    ):
+    with pytest.raises(DataError, match=r"rgb.png.*RGB.*`channels`.* 4"):
         files.read_image(tmp_path / "rgb.png", channels=4)
 
 
@@ -282,7 +280,7 @@ def test_a_band_without_a_name_is_not_dropped_and_the_key_that_takes_it_is_named
     tifffile = pytest.importorskip("tifffile")
     four = np.dstack([COLORS, VALUES])
     tifffile.imwrite(tmp_path / "a.tif", four, photometric="rgb", extrasamples=["unspecified"])
-    with pytest.raises(DataError, match=r"a.tif: a TIFF of RGB and 1 band .*; write `channels: 4` \(a key of `folder`"):
+    with pytest.raises(DataError, match=r"a.tif.*RGB and 1 band.*`channels: 4`.*`folder`"):
         files.read_image(tmp_path / "a.tif", channels=channels)
     assert np.array_equal(files.read_image(tmp_path / "a.tif", channels=4).permute(1, 2, 0).numpy(), four)
 
@@ -301,13 +299,13 @@ def test_16_bits_travel_as_uint16_and_meet_the_mean_of_a_scale_to_1(tmp_path: Pa
 
 
 def test_a_data_set_of_16_bits_refuses_images_of_8(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.png: a PNG of RGB, 8 bits a channel, where the data set's `bits` says 16"):
+    with pytest.raises(DataError, match=r"a.png.*8 bits.*`bits`.* 16"):
         folder(tmp_path, COLORS, ".png", bits=16)[0]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("quality", "subsampling"), [(50, 2), (90, 1), (95, 0)])
-def test_simplejpeg_gives_pillows_pixels(
+def testjpeg_decoder_gives_pillows_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, quality: int, subsampling: int
 ) -> None:
     decoder = pytest.importorskip("simplejpeg")
@@ -325,14 +323,14 @@ def test_simplejpeg_gives_pillows_pixels(
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "turned.jpg"])
-def test_a_wrong_jpeg_gets_the_same_message_with_and_without_simplejpeg(
+def test_a_wrong_jpeg_gets_the_same_message_with_and_withoutjpeg_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     REFUSED_IMAGES[name][0](tmp_path / name)
     messages = []
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr(files, "_simplejpeg", lambda: None)
+            monkeypatch.setattr(files, "jpeg_decoder", lambda: None)
         with pytest.raises(DataError) as caught:
             files.read_image(tmp_path / name)
         messages.append(str(caught.value))
@@ -344,13 +342,13 @@ def test_an_array_of_one_channel_needs_no_third_axis(tmp_path: Path) -> None:
     assert files.read_image(tmp_path / "a.npy", channels=1).tolist() == [VALUES.tolist()]
 
 
-def test_without_simplejpeg_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_withoutjpeg_decoder_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(COLORS).save(tmp_path / "a.jpg")
     expected = files.read_image(tmp_path / "a.jpg")
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    files._simplejpeg.cache_clear()
+    files.jpeg_decoder.cache_clear()
     assert torch.equal(files.read_image(tmp_path / "a.jpg"), expected)
-    files._simplejpeg.cache_clear()
+    files.jpeg_decoder.cache_clear()
 
 
 def test_a_matlab_file_that_is_gone_is_named(tmp_path: Path) -> None:

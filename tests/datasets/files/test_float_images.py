@@ -15,7 +15,7 @@ from PIL import Image
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError, parse_config
-from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, build_dataset, make_loader
 from classyseg.datasets.files import images as files
 from classyseg.doctor.sheet import CELL, LINE, MARGIN, contact_sheet
 from classyseg.layers import ImageNormalizer, NormalizeConfig
@@ -175,7 +175,7 @@ def test_float64_is_rounded_to_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.jpg", "a.webp"])
 def test_bits_of_32_are_for_tiff_and_arrays(tmp_path: Path, name: str) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name)
-    with pytest.raises(DataError, match=r"`bits` says 32: accepted with it are TIFF and \.npy"):
+    with pytest.raises(DataError, match=r"`bits`.* 32.*TIFF.*\.npy"):
         files.read_image(tmp_path / name, bits=32)
 
 
@@ -185,7 +185,7 @@ def test_bits_of_32_are_for_tiff_and_arrays(tmp_path: Path, name: str) -> None:
 def test_other_bits_point_to_32(tmp_path: Path, write: Any, array: np.ndarray, bits: Any) -> None:
     path = tmp_path / ("a.npy" if write is npy else "a.tif")
     write(path, array)
-    with pytest.raises(DataError, match="`bits: 32` takes its numbers as they are"):
+    with pytest.raises(DataError, match="`bits: 32`"):
         files.read_image(path, channels=array.shape[2], bits=bits)
 
 
@@ -264,7 +264,7 @@ def test_transforms_that_assume_grey_levels_are_refused_from_the_config_alone(st
 
 
 def test_a_data_set_that_python_builds_refuses_them_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"transforms\[0\]: found ColorJitter for images of `bits: 32`"):
+    with pytest.raises(ConfigError, match=r"transforms\[0\].*ColorJitter.*`bits: 32`"):
         build_dataset({**tree(tmp_path), "transforms": ["color_jitter"]})
 
 
@@ -287,9 +287,9 @@ def test_numbers_are_normalised_in_their_own_unit() -> None:
     normalizer = ImageNormalizer(NormalizeConfig(mean=(290.0, 0.25), std=(10.0, 0.125)), own_unit=True)
     assert normalizer(image).flatten().tolist() == [1.0, -2.0, 2.0, -2.0]
     assert torch.equal(image, before)
-    with pytest.raises(ConfigError, match=r"found images of torch\.uint8, where the data set says `bits: 32`"):
+    with pytest.raises(ConfigError, match=r"torch\.uint8.*`bits: 32`"):
         normalizer(image.byte())
-    with pytest.raises(ConfigError, match="found images of 1 channels and 2 means"):
+    with pytest.raises(ConfigError, match=r"1 channels.*2 means"):
         normalizer(image[:, :1])
 
 
@@ -369,8 +369,7 @@ def test_the_cache_and_workers_give_the_same_samples(tmp_path: Path, workers: in
     data = {**tree(tmp_path), "transforms": ["horizontal_flip"]}
     cached = {**data, "cache_samples": str(tmp_path / "cache")}
     batches = [
-        list(make_loader(build_dataset(config), EvalBatches(6, 2), workers=workers))
-        for config in (data, cached, cached)
+        list(make_loader(build_dataset(config), EvalOrder(6, 2), workers=workers)) for config in (data, cached, cached)
     ]
     assert list(tmp_path.glob("cache/*/*.safetensors"))
     for plain, first, second in zip(*batches, strict=True):
@@ -410,7 +409,7 @@ def test_what_the_network_gets_is_the_number_less_the_mean_by_the_deviation(tmp_
         {"dataset": {"train": data, "val": data}, "normalize": UNIT, "model.in_channels": BANDS, "batch_size": 2}
     )
     task.prepare()
-    batch = next(iter(make_loader(build_dataset(data), EvalBatches(2, 2), workers=0)))
+    batch = next(iter(make_loader(build_dataset(data), EvalOrder(2, 2), workers=0)))
     found = task.on_device(batch).image
     task.close()
     expected = (scene(0).astype(np.float64) - UNIT["mean"]) / UNIT["std"]

@@ -126,16 +126,16 @@ def test_a_wrong_table_names_the_line(tmp_path: Path, text: str | bytes, message
 
 @pytest.mark.parametrize("options", [{}, {"split": "val"}])
 def test_splits_under_a_name_in_capitals_are_not_mixed(tmp_path: Path, options: dict[str, str]) -> None:
-    with pytest.raises(DataError, match=r"found no split \(is it 'Split' for split\?\)"):
+    with pytest.raises(DataError, match=r"split .*'Split'"):
         with_table(tmp_path, "image,mask,Split\n0.png,0.png,train\n1.png,1.png,val\n", **options)
 
 
 def test_splits_are_read_without_blanks_and_named_where_they_are_empty(tmp_path: Path) -> None:
     text = "image;mask;split\n0.png;0.png; train\n1.png;1.png;val \n"
     assert labels(with_table(tmp_path, text, split="val")) == [1]
-    with pytest.raises(ConfigError, match=r"has the splits train, val; name one"):
+    with pytest.raises(ConfigError, match=r"splits train, val"):
         with_table(tmp_path, text)
-    with pytest.raises(DataError, match=r"line 3: the cell of split is empty"):
+    with pytest.raises(DataError, match=r"line 3.*split.*empty"):
         with_table(tmp_path, "image,mask,split\n0.png,0.png,train\n1.png,1.png,\n", split="train")
 
 
@@ -143,7 +143,7 @@ def test_splits_are_read_without_blanks_and_named_where_they_are_empty(tmp_path:
 def test_a_split_that_looks_like_the_wanted_one_is_named(tmp_path: Path, written: str) -> None:
     """Its rows would be left out, and nobody could see why."""
     text = f"image,mask,split\n0.png,0.png,train\n1.png,1.png,{written}\n"
-    with pytest.raises(DataError, match=r"t.csv, line 3: the split is .*, where 'train' is asked for"):
+    with pytest.raises(DataError, match=r"t.csv, line 3.*split.*'train'"):
         with_table(tmp_path, text, split="train")
 
 
@@ -244,13 +244,13 @@ def test_a_wrong_list_is_named(tmp_path: Path, text: str | bytes, message: str) 
 def test_an_image_of_a_list_needs_its_mask(tmp_path: Path) -> None:
     config = files(tmp_path, ["0.png", "1.png"], ["0.png"])
     (tmp_path / "l.txt").write_text("1\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"masks: no mask for 1 of 1 images: .*images/1.png"):
+    with pytest.raises(DataError, match=r"masks.*1 of 1.*images/1.png"):
         build_dataset({**config, "list": str(tmp_path / "l.txt")})
 
 
 @pytest.mark.parametrize("keys", [{"table": "t.csv"}, {"split": "train"}], ids=["table", "split"])
 def test_a_list_does_not_go_with_what_is_of_tables(tmp_path: Path, keys: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"^(list: names images|split: found 'train', but only a table)"):
+    with pytest.raises(ConfigError, match=r"^(list.*images|split.*'train'.*table)"):
         with_list(tmp_path, "0\n", **keys)
 
 
@@ -338,14 +338,14 @@ def test_names_that_are_equal_go_together_beside_others_of_their_form(tmp_path: 
 
 
 def test_it_is_an_error_where_a_form_has_two_partners(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"masks: no mask for 1 of 2 images"):
+    with pytest.raises(DataError, match=r"masks.*1 of 2"):
         build_dataset(files(tmp_path / "a", [f"{COMPOSED}.png", f"{DECOMPOSED}.png"], [f"{COMPOSED}.png"]))
     third = unicodedata.normalize("NFC", "Straße_Mü") + unicodedata.normalize("NFD", "nstér")
     forms = [unicodedata.normalize(form, third) for form in ("NFC", "NFD")]
     config = files(tmp_path / "b", [f"{third}.png"], [f"{form}.png" for form in forms])
-    with pytest.raises(DataError, match=r"masks: 'Stra.* and 'Stra.* differ in their form of Unicode alone"):
+    with pytest.raises(DataError, match=r"masks.*'Stra.*'Stra.*Unicode"):
         build_dataset(config)
-    with pytest.raises(ConfigError, match=r"differ in their form of Unicode alone"):
+    with pytest.raises(ConfigError, match=r"Unicode"):
         data_path(str(tmp_path / "b" / "masks" / f"{third}.png"))
     with pytest.raises(DataError, match=r"more than once"):
         with_list(tmp_path / "c", f"{COMPOSED}\n{DECOMPOSED}\n", [f"{COMPOSED}.png"])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
-from classyseg.datasets import EvalBatches, Folder, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, Folder, build_dataset, make_loader
 from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.structures import Sample
 
@@ -57,7 +57,7 @@ def test_a_second_run_reads_no_file_and_gets_the_same_samples(
     tree: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     plain = folder(tree, cache_samples=None)
-    loader = make_loader(folder(tree), EvalBatches(4, 2), workers=workers)
+    loader = make_loader(folder(tree), EvalOrder(4, 2), workers=workers)
     list(loader)
     loader.close()
     assert len(cached(tree)) == 4
@@ -157,13 +157,13 @@ def test_a_cache_that_would_keep_nothing_is_refused(config: dict[str, Any]) -> N
 
 
 def test_a_full_disk_ends_nothing_and_leaves_no_part_of_a_file(tree: Path) -> None:
-    wanted = [batch.image for batch in make_loader(folder(tree, cache_samples=None), EvalBatches(4, 1), workers=0)]
+    wanted = [batch.image for batch in make_loader(folder(tree, cache_samples=None), EvalOrder(4, 1), workers=0)]
     dataset = folder(tree)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing is an OSError, as on a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))
     try:
-        found = [batch.image for batch in make_loader(dataset, EvalBatches(4, 1), workers=0)]
+        found = [batch.image for batch in make_loader(dataset, EvalOrder(4, 1), workers=0)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -181,7 +181,7 @@ def test_a_damaged_file_is_read_anew(tree: Path) -> None:
 
 def test_bad_samples_are_not_cached(tree: Path) -> None:
     write(tree / "masks" / "0.png", np.full((16, 20), 9, np.uint8))
-    with pytest.raises(DataError, match=r"0.png: its mask holds the labels 9"):
+    with pytest.raises(DataError, match=r"0.png.*labels 9"):
         folder(tree)[0]
     assert not cached(tree)
 
@@ -196,7 +196,7 @@ def test_the_cache_keeps_within_its_limit(tree: Path, caplog: pytest.LogCaptureF
 
 
 def test_a_folder_that_cannot_be_made_is_named(tree: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cache_samples: found '\S*/masks/0.png', where no folder can be made"):
+    with pytest.raises(ConfigError, match=r"cache_samples.*'\S*/masks/0.png'.*folder"):
         folder(tree, cache_samples=str(tree / "masks" / "0.png"))
 
 

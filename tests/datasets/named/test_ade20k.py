@@ -35,12 +35,12 @@ def test_a_prediction_is_submitted_as_the_value_in_the_files(tmp_path: Path) -> 
 
 
 def test_a_value_above_150_is_named_with_its_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"training/ADE_1.png: its mask holds the values 151, 255 .*known: 0 to 150"):
+    with pytest.raises(DataError, match=r"training/ADE_1.png.*values 151, 255 .*0 to 150"):
         ADE20K(split="train", root=str(tree(tmp_path, 1, 151, 255)))[0]
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^root: .*images/validation: no such folder"):
+    with pytest.raises(ConfigError, match=r"^root.*images/validation.*no such"):
         ADE20K(split="val", root=str(tree(tmp_path, 1)))
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from label_trees import real
 from PIL import Image
 
 from classyseg.config import ConfigError
 from classyseg.datasets import CamVid
-
-REAL = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[3] / "../shared/data") / "camvid"
 
 
 def test_a_split_is_a_folder_and_its_annotations(tmp_path: Path) -> None:
@@ -30,14 +28,13 @@ def test_a_missing_folder_of_a_split_is_named(present: list[str], tmp_path: Path
     for name in present:
         (tmp_path / name).mkdir()
     missing = "train" if "train" not in present else "trainannot"
-    with pytest.raises(ConfigError, match=rf"^root: {tmp_path}/{missing}: no such folder"):
+    with pytest.raises(ConfigError, match=rf"^root.*{tmp_path}/{missing}.*no such"):
         CamVid(split="train", root=str(tmp_path))
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real CamVid is not there")
 @pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101), ("test", 233)])
 def test_the_real_camvid_is_whole(split: Any, count: int) -> None:
-    dataset = CamVid(split=split, root=str(REAL.resolve()))
+    dataset = CamVid(split=split, root=str(real("camvid")))
     assert len(dataset) == count
     for index in range(0, count, 25):
         assert tuple(dataset[index].image.shape) == (3, 360, 480)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from classyseg.config import DataError
-from classyseg.datasets import EvalBatches, build_dataset, make_loader
+from classyseg.datasets import EvalOrder, build_dataset, make_loader
 from weight_files import group, named, program
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3072)).astype(np.uint8)
@@ -62,7 +62,7 @@ def test_cifar10_is_read_from_its_batches(root: Path, form: str) -> None:
         (root / "cifar-10-batches-py" / f"data_batch_{i + 1}{suffix}").write_bytes(content)
     (root / "cifar-10-batches-py" / f"test_batch{suffix}").write_bytes(batch(form, IMAGES[:2], LABELS[:2]))
     train, test = (build_dataset({"name": "cifar10", "split": split}) for split in ("train", "test"))
-    (found,) = make_loader(train, EvalBatches(5, 8), workers=0)
+    (found,) = make_loader(train, EvalOrder(5, 8), workers=0)
     assert found.image.shape == (5, 3, 32, 32)
     assert found.image.flatten(1).tolist() == IMAGES.tolist()
     assert found.target.tolist() == LABELS
@@ -117,10 +117,10 @@ def test_other_pickles_are_refused_and_run_nothing(
 def test_a_binary_file_of_another_length_and_a_wrong_label_are_errors(root: Path) -> None:
     path = root / "cifar-10-batches-py" / "test_batch.bin"
     path.write_bytes(bytes(3000))
-    with pytest.raises(DataError, match=r"test_batch.bin: no file .*found 3000 bytes; expected records of 3073"):
+    with pytest.raises(DataError, match=r"test_batch.bin.*3000 bytes.*3073"):
         build_dataset({"name": "cifar10", "split": "test"})
     path.write_bytes(batch("binary", IMAGES[:1], [10]))
-    with pytest.raises(DataError, match="test_batch 0: its class is 10; accepted: 0 to 9"):
+    with pytest.raises(DataError, match=r"test_batch 0.*class is 10.*0 to 9"):
         build_dataset({"name": "cifar10", "split": "test"})[0]
 
 

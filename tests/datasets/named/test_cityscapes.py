@@ -63,23 +63,23 @@ def test_coarse_annotations_have_a_folder_of_their_own(tmp_path: Path) -> None:
     frame(tmp_path, "train_extra", "ulm_1", 0, 26, kind="gtCoarse")
     data = cityscapes(tmp_path, split="train_extra", annotations="coarse")
     assert set(data[0].target.unique().tolist()) == {13, 255}
-    with pytest.raises(ConfigError, match=r"annotations: found 'fine', but split 'train_extra'"):
+    with pytest.raises(ConfigError, match=r"annotations.*'fine'.*'train_extra'"):
         cityscapes(tmp_path, split="train_extra")
 
 
 def test_a_value_that_is_no_label_id_is_named(tmp_path: Path) -> None:
     frame(tmp_path, "train", "bonn_1", 7, 34)
-    with pytest.raises(DataError, match=r"bonn_1_gtFine_labelIds.png: .*the values 34 .*known: 0 to 33"):
+    with pytest.raises(DataError, match=r"bonn_1_gtFine_labelIds.png.*values 34 .*0 to 33"):
         cityscapes(tmp_path)[0]
 
 
 def test_an_image_without_its_mask_is_named(tmp_path: Path) -> None:
     frame(tmp_path, "train", "bonn_1", 7)
     image(tmp_path / "leftImg8bit" / "train" / "ulm" / "ulm_9_leftImg8bit.png")
-    with pytest.raises(DataError, match=r"gtFine/train: no mask for 1 of 2 images: .*ulm_9_leftImg8bit.png"):
+    with pytest.raises(DataError, match=r"gtFine/train.*1 of 2.*ulm_9_leftImg8bit.png"):
         cityscapes(tmp_path)
 
 
 def test_coarse_annotations_of_images_alone_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"annotations: found 'coarse', but split 'test' has images alone"):
+    with pytest.raises(ConfigError, match=r"annotations.*'coarse'.*'test'"):
         cityscapes(tmp_path, split="test", annotations="coarse")

@@ -75,7 +75,7 @@ def test_a_crowd_is_labelled_or_ignored(tmp_path: Path) -> None:
 def test_images_with_few_pixels_are_left_out(tmp_path: Path) -> None:
     instances(tmp_path, annotation(1), annotation(1, {"counts": [0, 23, 25], "size": [6, 8]}, image_id=2))
     assert [len(coco(tmp_path, min_pixels=n)) for n in (23, 24)] == [2, 1]
-    with pytest.raises(ConfigError, match=r"min_pixels: found 25; no image of .*instances_val2017.json has so many"):
+    with pytest.raises(ConfigError, match=r"min_pixels.*25.*instances_val2017.json"):
         coco(tmp_path, min_pixels=25)
 
 
@@ -95,9 +95,7 @@ def test_masks_of_other_annotations_are_not_used(tmp_path: Path) -> None:
     for changed in ([annotation(1), annotation(18, image_id=2)], [annotation(2)]):  # the second is of the same size
         path = instances(tmp_path, *changed)
         os.utime(path, ns=(1, 1))
-        with pytest.raises(
-            ConfigError, match=r"^cache: .*val2017_crowd_label was drawn from another instances_val2017"
-        ):
+        with pytest.raises(ConfigError, match=r"^cache.*val2017_crowd_label.*another instances_val2017"):
             coco(tmp_path)
     os.utime(instances(tmp_path, annotation(1)), ns=(1, 1))  # a copy
     assert len(coco(tmp_path)) == 2
@@ -170,7 +168,7 @@ def test_those_who_start_together_draw_one_cache(tmp_path: Path) -> None:
 )
 def test_a_wrong_annotation_is_named_and_leaves_nothing_behind(tmp_path: Path, segmentation: Any, message: str) -> None:
     instances(tmp_path, annotation(1, segmentation, area=24, bbox=[0, 0, 4, 6]))
-    with pytest.raises(DataError, match=rf"^/.*instances_val2017.json: image 1, '0*1': annotation 7: .*{message}"):
+    with pytest.raises(DataError, match=rf"^/.*instances_val2017.json: image 1, '0*1': annotation 7.*{message}"):
         coco(tmp_path)
     assert [*(tmp_path / "cache").iterdir()] == []
 
@@ -340,7 +338,7 @@ def test_json_that_says_two_things_or_none_is_refused(tmp_path: Path, text: str,
 
 def test_an_image_of_another_size_than_the_file_says_is_named(tmp_path: Path) -> None:
     data = changed(tmp_path, in_image(height=7))
-    with pytest.raises(DataError, match=r"000000000002.jpg: the image is 8 x 6 pixels, but 8 x 7 in .*instances_val"):
+    with pytest.raises(DataError, match=r"000000000002.jpg.*8 x 6.*8 x 7.*instances_val"):
         data[1]
 
 
@@ -350,10 +348,10 @@ def test_masks_of_earlier_rules_are_drawn_again(tmp_path: Path) -> None:
     index = tmp_path / "cache" / "val2017_crowd_label" / "index.json"
     contents = json.loads(index.read_text("utf-8"))
     index.write_text(json.dumps({key: contents[key] for key in ("annotations", "pixels")}), encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"^cache: .* was drawn by an earlier version, .*; delete that folder"):
+    with pytest.raises(ConfigError, match=r"^cache.*earlier version.*delete"):
         coco(tmp_path)
     index.write_text("{", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"^cache: .*index.json: damaged .*; delete that folder"):
+    with pytest.raises(ConfigError, match=r"^cache.*index.json.*damaged .*delete"):
         coco(tmp_path)
 
 
@@ -372,7 +370,7 @@ def test_a_wrong_file_of_annotations_is_named(tmp_path: Path, text: str | None, 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     instances(tmp_path, annotation(1))
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"^cache: .*cannot be written \(Not a directory\); set cache to a folder"):
+    with pytest.raises(ConfigError, match=r"^cache.*Not a directory"):
         coco(tmp_path, cache=str(tmp_path / "file" / "cache"))
 
 
@@ -416,5 +414,5 @@ def test_pixel_maps_are_label_numbers_less_one(tmp_path: Path) -> None:
 
 
 def test_a_label_that_coco_stuff_does_not_use_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train2017/a.png: .*the values 11 .*known: 0 to 10, 12 to 24, 26 to 27"):
+    with pytest.raises(DataError, match=r"train2017/a.png.*values 11 .*0 to 10, 12 to 24, 26 to 27"):
         stuff(tmp_path, 0, 11)[0]

@@ -51,21 +51,17 @@ def test_an_image_without_an_annotation_is_left_out_and_told(tmp_path: Path, cap
 
 
 def test_a_segment_without_a_category_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"panoptic_val2017/a.png: .*the values 66051 \(16 pixels\).*known: 0, 7$"):
+    with pytest.raises(DataError, match=r"panoptic_val2017/a.png.*66051 \(16 pixels\).*0, 7$"):
         panoptic(tmp_path, (7, 1))[0]
 
 
 def test_a_category_that_is_not_cocos_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"panoptic_val2017.json: .* its segment 7: its category_id is 12, which is none"
-    ):
+    with pytest.raises(DataError, match=r"panoptic_val2017.json.*segment 7.*category_id.*12"):
         panoptic(tmp_path, (7, 12))
 
 
 def test_a_segment_that_the_mask_does_not_hold_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"panoptic_val2017/a.png: has no pixel of the segment 8 \(1 of 3 are not there"
-    ):
+    with pytest.raises(DataError, match=r"panoptic_val2017/a.png.*segment 8.*1 of 3"):
         panoptic(tmp_path, (7, 1), (66051, 200), (8, 2))[0]
 
 
@@ -123,7 +119,7 @@ def test_a_panoptic_mask_of_another_size_than_the_file_says_is_named(tmp_path: P
     data = panoptic(
         tmp_path, (7, 1), (66051, 200), change=lambda contents: contents["images"][0].update(height=8, width=6)
     )
-    with pytest.raises(DataError, match=r"a.png: is 8 x 6 pixels, but its image 6 x 8 in .*panoptic_val2017.json"):
+    with pytest.raises(DataError, match=r"a.png.*8 x 6.*6 x 8.*panoptic_val2017.json"):
         data[0]
 
 

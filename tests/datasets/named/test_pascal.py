@@ -53,7 +53,7 @@ def test_a_made_list_of_augmented_names_has_its_own_masks(tmp_path: Path) -> Non
 
 def test_a_value_that_voc_does_not_have_is_named(tmp_path: Path) -> None:
     data = PascalVOC(split="train", root=str(voc(tmp_path, a=(0, 21))))
-    with pytest.raises(DataError, match=r"SegmentationClass/a.png: .*the values 21 .*known: 0 to 20, 255"):
+    with pytest.raises(DataError, match=r"SegmentationClass/a.png.*values 21 .*0 to 20, 255"):
         data[0]
 
 
@@ -75,7 +75,7 @@ def test_a_wrong_list_is_named(tmp_path: Path, lines: list[str], message: str) -
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
     (voc(tmp_path) / "ImageSets" / "Segmentation" / "val.txt").unlink()
-    with pytest.raises(DataError, match=r"Segmentation/val.txt: no such file"):
+    with pytest.raises(DataError, match=r"Segmentation/val.txt.*no such"):
         PascalVOC(split="val", root=str(tmp_path))
 
 
@@ -146,7 +146,7 @@ def test_a_matlab_file_without_scipy_is_an_error_that_names_the_extra(
     root = sbd(tmp_path)
     (root / "cls" / "e.png").rename(root / "cls" / "e.mat")
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ConfigError, match=r"cls/e.mat: a MATLAB file, which scipy reads: install classyseg\[mat\]"):
+    with pytest.raises(ConfigError, match=r"cls/e.mat.*install classyseg\[mat\]"):
         PascalAug(split="sbd_val", root=str(root))
 
 
@@ -205,7 +205,7 @@ def test_a_context_prediction_is_submitted_as_1_to_59(tmp_path: Path) -> None:
 
 
 def test_full_labels_read_as_classes_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"context/a.png: .*the values 284 .*known: 0 to 59"):
+    with pytest.raises(DataError, match=r"context/a.png.*values 284 .*0 to 59"):
         context(tmp_path, 2, 284)[0]
 
 

@@ -93,7 +93,7 @@ def test_multi_grid_multiplies_the_dilation_of_the_last_stage() -> None:
 
 
 def test_multi_grid_needs_a_factor_for_each_block() -> None:
-    with pytest.raises(ConfigError, match=r"multi_grid: found 3 factors; the last stage has 2 blocks"):
+    with pytest.raises(ConfigError, match=r"multi_grid.*3 factors.*2 blocks"):
         create_backbone("resnet18", multi_grid=(1, 2, 4))
 
 
@@ -111,7 +111,7 @@ def test_the_norm_is_chosen_by_name() -> None:
 
 
 def test_an_output_stride_that_resnet_has_not_is_an_error_that_lists_them() -> None:
-    with pytest.raises(ConfigError, match=r"output_stride: found 4; input should be 8, 16 or 32"):
+    with pytest.raises(ConfigError, match=r"output_stride.*4.*8, 16 or 32"):
         create_backbone("resnet18", output_stride=4)
 
 

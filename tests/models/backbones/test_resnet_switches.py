@@ -161,7 +161,7 @@ def test_files_with_classyvisions_names_load(name: str, last: str, tmp_path: Any
         ({"rectify_avg": True}, "rectify_avg: found True, which means nothing without rectified_conv"),
         ({"dropblock_ramp": 0.5}, "dropblock_ramp: found 0.5, which means nothing without dropblock"),
         ({"stem_width": 32}, "stem_width: found 32, which means nothing without deep_stem"),
-        ({"deep_stem": True, "small_input": True}, "small_input: found true beside deep_stem"),
+        ({"deep_stem": True, "small_input": True}, "small_input: found true together with deep_stem"),
         ({"radix": 3}, "radix: found 3, which does not divide width_per_group 64"),
         ({"dropblock": 1.0}, "dropblock: found 1.0"),
     ],

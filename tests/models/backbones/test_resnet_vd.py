@@ -63,7 +63,7 @@ def test_a_first_grid_factor_above_one_keeps_the_last_stage_at_stride_16() -> No
 
 
 def test_multi_grid_needs_a_factor_for_each_block() -> None:
-    with pytest.raises(ConfigError, match=r"multi_grid: found 3 factors; the last stage has 2 blocks"):
+    with pytest.raises(ConfigError, match=r"multi_grid.*3 factors.*2 blocks"):
         create_backbone("resnet18_vd", multi_grid=(1, 2, 4))
 
 
@@ -89,7 +89,7 @@ def test_factors_of_the_stages_become_groups_of_the_optimizer() -> None:
 
 
 def test_factors_are_five() -> None:
-    with pytest.raises(ConfigError, match="lr_groups: found 4 factors; the stem and the four stages need one each"):
+    with pytest.raises(ConfigError, match=r"lr_groups.*4 factors.*one each"):
         ResNetVd.lr_groups([1, 1, 1, 1])
 
 

@@ -14,7 +14,7 @@ from classyseg.config import ConfigError
 from classyseg.heads import FCNHead
 from classyseg.layers import synchronize_batch_norm
 from classyseg.models import ClassyModel, FeatureSelector, build_model, create_backbone, fuse
-from classyseg.models.memory.compress import Compression, _Packed, _Packer
+from classyseg.models.memory.compress import Compression, Packed, Packer
 from classyseg.models.memory.recompute import checkpoint_activations
 from classyseg.registry import MODELS
 
@@ -127,7 +127,7 @@ def test_a_head_on_a_submodule_of_a_checkpointed_stage_gets_one_feature_and_leav
 
 @pytest.mark.parametrize("blocks", [["stage9"], ["stem"]], ids=str)
 def test_a_block_that_cannot_be_checkpointed_is_named(blocks: list[str]) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.activation_checkpointing: found '{blocks[0]}'; .*stage1, stage2"):
+    with pytest.raises(ConfigError, match=rf"model\.activation_checkpointing.*'{blocks[0]}'.*stage1, stage2"):
         small(activation_checkpointing=blocks)
 
 
@@ -154,23 +154,23 @@ def kept_by_packer(model: ClassyModel, monkeypatch: pytest.MonkeyPatch) -> tuple
     """Bytes of activations as they came and as they are kept, and the shapes of what was packed, under autocast."""
     tensors: dict[int, Tensor] = {}
     kept: dict[int, object] = {}
-    pack = _Packer.pack
+    pack = Packer.pack
 
-    def watched(packer: _Packer, tensor: Tensor) -> Tensor | _Packed:
+    def watched(packer: Packer, tensor: Tensor) -> Tensor | Packed:
         result = pack(packer, tensor)
         if tensor.untyped_storage().data_ptr() not in packer.left_alone:
             tensors[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address is used twice
-            kept[id(result) if isinstance(result, _Packed) else tensor.untyped_storage().data_ptr()] = result
+            kept[id(result) if isinstance(result, Packed) else tensor.untyped_storage().data_ptr()] = result
         return result
 
-    monkeypatch.setattr(_Packer, "pack", watched)
+    monkeypatch.setattr(Packer, "pack", watched)
     with torch.autocast("cpu", torch.bfloat16):
         features = model.forward_features(IMAGE)
     assert features
-    packed = [result for result in kept.values() if isinstance(result, _Packed)]
+    packed = [result for result in kept.values() if isinstance(result, Packed)]
     sizes = [
         sum(part.nbytes for part in (r.values, r.scale, r.offset) if part is not None)
-        if isinstance(r, _Packed)
+        if isinstance(r, Packed)
         else r.untyped_storage().nbytes()  # type: ignore[attr-defined]
         for r in kept.values()
     ]
@@ -195,15 +195,15 @@ def test_under_autocast_the_gradients_of_int8_are_as_near_as_without() -> None:
 
 @pytest.mark.parametrize("how", ["int8", "bfloat16"])
 def test_what_packing_would_not_make_smaller_stays(how: Compression) -> None:
-    packer = _Packer(how, [nn.Parameter(torch.ones(64, 128, 1, 1))])
-    assert isinstance(packer.pack(torch.ones(2, 64, 16, 16)), _Packed)
+    packer = Packer(how, [nn.Parameter(torch.ones(64, 128, 1, 1))])
+    assert isinstance(packer.pack(torch.ones(2, 64, 16, 16)), Packed)
     pooled, copy_of_weight = torch.ones(64, 128, 2, 2).bfloat16(), torch.ones(64, 128, 1, 1)
     for tensor in (pooled, copy_of_weight, copy_of_weight.bfloat16(), torch.ones(128, 64, 1, 1).view(1, 64, 128)):
         assert packer.pack(tensor) is tensor
 
 
 def test_compression_and_checkpointing_are_refused_together_as_rounded_inputs_would_be_computed_with_again() -> None:
-    with pytest.raises(ConfigError, match=r"model\.activation_compression: found 'int8' beside activation_checkpoint"):
+    with pytest.raises(ConfigError, match=r"model\.activation_compression.*'int8'.*activation_checkpoint"):
         small(activation_compression="int8", activation_checkpointing=["stage1"])
 
 
@@ -258,7 +258,7 @@ def test_frozen_norms_keep_statistics_and_weights_while_convolutions_train() -> 
 
 
 def test_an_unknown_frozen_block_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"model\.frozen: unknown block 'stage9'; it is one of stem, stage1"):
+    with pytest.raises(ConfigError, match=r"model\.frozen.*'stage9'.*stem, stage1"):
         small(frozen="stage9")
 
 

@@ -1,4 +1,4 @@
-"""The config of a task that Python code made: what its arguments tell."""
+"""The config of a task that Python code made, from its arguments."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def config_of(task: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The resolved config of a task of the class `task`, made of the keyword arguments `given`.
+    """The resolved config of a task of the class `task`, from its keyword arguments `given`.
 
-    What a config cannot describe (a built model, a data set, a hook of a class that has no name) is told as such.
+    Parts that no config can describe (a built model, a data set, a hook without a registered name) are marked.
     """
     name = TASKS.name_of(task)
     model = TASKS.config_model(name) if name else derive_config(task, task.__name__, {}, {})
@@ -39,7 +39,7 @@ def _plain(field: FieldInfo, value: Any) -> Any:
         value = value.item()
     try:
         return adapter.dump_python(adapter.validate_python(value), mode="json")
-    except (ValidationError, PydanticSerializationError):  # Python code may give what no config holds
+    except (ValidationError, PydanticSerializationError):  # Python code may give values that no config can hold
         return in_python(value)
 
 
@@ -55,7 +55,7 @@ def tell_what_is_not_written(config: Mapping[str, Any]) -> None:
 
 
 def parts_in_python(config: Any, at: tuple[str | int, ...] = ()) -> list[str]:
-    """The places in `config`, and the names of the classes, of what it cannot describe."""
+    """The places in `config` of parts that it cannot describe, with the names of their classes."""
     if isinstance(config, str) and config.startswith(IN_PYTHON):
         return [f"{path_text(at)} ({config.removeprefix(IN_PYTHON)})"]
     if isinstance(config, Mapping):

@@ -1,4 +1,4 @@
-"""The folder that a run ends with: the model that one gives away."""
+"""The model's folder that a run writes at its end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from classyseg import distributed
-from classyseg.checkpoint import load_checkpoint, step_of
+from classyseg.checkpoint import step_of
 from classyseg.config import ConfigError
 from classyseg.inference import Card
-from classyseg.inference.description import of_state
-from classyseg.inference.load import whole_best_of
+from classyseg.inference.description import description_of_state
+from classyseg.inference.load import best_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.io import read_json_lines
 from classyseg.records import WriteError
 from classyseg.run_folder import CHECKPOINTS, METRICS, MODEL
+from classyseg.tasks.borrowed import weights_of
 
 if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
@@ -25,22 +26,25 @@ log = logging.getLogger(__name__)
 
 
 def save_model(task: ClassyTask) -> None:
-    """Writes `model/` into the run's folder: the best weights where a hook names a best checkpoint, else the last.
+    """Writes `model/` into the run's folder: the best weights if a hook names a best checkpoint, else the last ones.
 
-    Every process calls it, within `failing_together`; the primary writes. What Python code built cannot be described:
-    then the log tells that there is no such folder. Raises: `WriteError` where the disk does not take it.
+    Every process calls it, within `failing_together`; the primary writes. A task that Python code built cannot be
+    described: then no folder is written, and the log says so. Raises: `WriteError` where the disk is full or broken.
     """
     tensors = task.engine.tensors()["model"]  # every process gathers what is spread over them
     if task.run_folder is None or not distributed.is_primary():
         return
     task.records.write()
     step = task.progress.step
-    best = whole_best_of(task.run_folder / CHECKPOINTS) if task.names_best else None
+    best = best_of(task.run_folder / CHECKPOINTS) if task.names_best else None
     if best is not None:
-        tensors, step = load_checkpoint(best, only=("model",), verified=True).tensors["model"], step_of(best)
+        try:
+            tensors, step = weights_of(best, task.model), step_of(best)
+        except ConfigError as error:
+            log.warning("%s: gets the last weights, not the best: %s", task.run_folder / MODEL, error)
     state = json.loads(json.dumps({"config": task.config, **task.checkpoint_state()}))
     try:
-        description = of_state(state, "the task's config")
+        description = description_of_state(state, "the task's config")
     except ConfigError as error:
         log.warning("%s: not written: %s", task.run_folder / MODEL, error)
         return
@@ -55,7 +59,7 @@ def save_model(task: ClassyTask) -> None:
 
 
 def _records(task: ClassyTask, step: int) -> dict[str, Mapping[str, Any]]:
-    """What was measured of the weights of `step`, by phase."""
+    """The records that were measured with the weights of `step`, by phase."""
     path = None if task.run_folder is None else task.run_folder / METRICS
     found = [] if path is None or not path.is_file() else read_json_lines(path)
     measured = [r for r in found if r.get("phase") in ("val", "test")]

@@ -1,0 +1,115 @@
+"""What is done where a budget of memory is too small for a protocol: windows, as large as fit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from classyseg.inference.classy_protocol import ClassyProtocol, Size, Wanted
+from classyseg.inference.memory import BudgetError, text_of
+from classyseg.inference.network import Network
+
+SMALLEST = 128
+"""The side of the smallest window where nobody knows what the network was trained on."""
+
+
+class Choice(NamedTuple):
+    """The protocol for an image, and the largest size of its windows; None where it is the one that was asked for."""
+
+    protocol: ClassyProtocol
+    window: Size | None
+
+    @property
+    def text(self) -> str:
+        """Windows and protocol as JSON, by which images are counted."""
+        return json.dumps({"size": self.window, "protocol": self.protocol.config()})
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What an image may take in addition to the model, in bytes; None is no limit.
+
+    With `may_use_windows`, an image that takes more is computed in windows: the largest that fit, none smaller than
+    `train_size`, the images of the training. What is chosen follows from the sizes of the image and of its output, from
+    the budget and the model: not from other images, nor from the process.
+    """
+
+    max_memory: int | None = None
+    may_use_windows: bool = False
+    train_size: Size | None = None
+
+    def choice(
+        self,
+        protocol: ClassyProtocol,
+        network: Network,
+        shape: Sequence[int],
+        size: Size,
+        wanted: Collection[Wanted],
+        left: int | None,
+    ) -> Choice:
+        """What computes images of `shape` (N, C, H, W) with `left` bytes. Several at once are never cut into windows.
+
+        Raises: `BudgetError` where even the smallest windows take more.
+        """
+        unchanged = Choice(protocol, None)
+        if left is None or not self.may_use_windows or len(shape) != 4 or shape[0] > 1:
+            return unchanged
+        if not all(network.gives_maps(item.head) for item in wanted):
+            return unchanged  # of whole images, no part has a class
+        step = math.lcm(*(block.stride for block in network.model.blocks.values() if block.stride))
+        smallest = tuple(-(-side // step) * step for side in self.train_size or (SMALLEST, SMALLEST))
+
+        def windows(number: int) -> Choice | None:
+            window = (smallest[0] + number * step, smallest[1] + number * step)
+            found = protocol.in_windows(window)
+            return None if found is None else Choice(found, window)
+
+        def problem(choice: Choice) -> BudgetError | None:
+            try:
+                choice.protocol.check_budget(network, shape, size, wanted, left)
+            except BudgetError as error:
+                return error
+            return None
+
+        fitting = windows(0)
+        if fitting is None or problem(unchanged) is None:
+            return unchanged
+        error = problem(fitting)
+        if error is not None:
+            height, width = smallest
+            what = f"an image of {shape[2]} x {shape[3]}, in windows of {height} x {width} at most, the smallest,"
+            raise BudgetError(what, left, error.needed)
+        low, high = 0, 1
+        while (larger := windows(high)) is not None and problem(larger) is None:
+            low, high, fitting = high, 2 * high, larger
+        while high - low > 1:
+            middle = (low + high) // 2
+            between = windows(middle)
+            if between is not None and problem(between) is None:
+                low, fitting = middle, between
+            else:
+                high = middle
+        return fitting
+
+    def report(self, in_windows: Mapping[str, int]) -> dict[str, Any] | None:
+        """What files of results tell of images that were computed in windows, counted by `Choice.text`.
+
+        None where there were none.
+        """
+        if not in_windows:
+            return None
+        told = [{**json.loads(text), "images": count} for text, count in in_windows.items()]
+        return {
+            "images": sum(in_windows.values()),
+            "windows": sorted(told, key=lambda each: each["size"]),
+            "rule": f"the largest windows with which an image takes at most max_memory {text_of(self.max_memory or 0)}",
+        }
+
+
+def joined_counts(texts: Sequence[str]) -> Counter[str]:
+    """The counts that several processes give as JSON, added."""
+    return sum((Counter(json.loads(text)) for text in texts), Counter())
