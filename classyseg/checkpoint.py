@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from classyseg.config import ConfigError
-from classyseg.console import printable
-from classyseg.io import folder_written_whole, sha256_of, shown, write_atomically
+from classyseg.console import MAX_NAME, printable, shown
+from classyseg.io import folder_written_whole, sha256_of, write_atomically
 from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 
 MANIFEST = "manifest.json"
@@ -113,7 +113,7 @@ def problem_of(folder: Path, *, hashed: bool = True) -> str | None:
         for name, expected in files.items():
             path = folder / name
             if Path(name).name != name or not name.isprintable():
-                return f"{manifest}: names {name!r:.200}, which is not in the folder"
+                return f"{manifest}: names {shown(name, MAX_NAME)}, which is not in the folder"
             if not path.is_file():
                 return f"{path}: missing"
             if path.stat().st_size != expected["size"]:
@@ -206,7 +206,7 @@ def load_checkpoint(folder: Path, *, only: Collection[str] | None = None, verifi
         try:
             tensors[path.stem] = load_file(path)
         except Exception as error:  # a file from somebody else may fail in any way
-            raise ConfigError(f"{path}: cannot be read ({printable(str(error))[:200]})") from None
+            raise ConfigError(f"{path}: cannot be read ({printable(str(error), MAX_NAME)})") from None
     number = state["format"]
     return Checkpoint(folder, tensors, _in_words_of_format_2(state) if number == 1 else state, number)
 
@@ -248,7 +248,7 @@ def check_tensors(checkpoint: Checkpoint, group: str, expected: Mapping[str, Ten
         raise ConfigError(f"{checkpoint.folder / MANIFEST}: lists no {path.name}; {_DELETE} {checkpoint.folder}")
     problem = next((f"lacks '{key}'" for key in expected if key not in found), None)
     problem = problem or next(
-        (f"holds '{key:.200}', which the model has not" for key in found if key not in expected), None
+        (f"holds {shown(key, MAX_NAME)}, which the model has not" for key in found if key not in expected), None
     )
     for key, own in expected.items():
         problem = problem or problem_of_tensor(key, found[key], own)

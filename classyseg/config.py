@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from classyseg.console import printable
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.errors import ConfigError as ConfigError
 from classyseg.errors import DataError as DataError
 from classyseg.errors import Location as Location
@@ -66,7 +66,7 @@ def user_path(path: str | Path) -> Path:
     """
     text = os.fspath(path)
     if "\0" in text:
-        raise ConfigError(f"{text!r}: holds a NUL character, which no path has")
+        raise ConfigError(f"{shown(text)}: holds a NUL character, which no path has")
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
         name = text.partition("/")[0]
@@ -76,7 +76,9 @@ def user_path(path: str | Path) -> Path:
         )
     long = [part for part in expanded.split("/") if len(os.fsencode(part)) > MAX_NAME_BYTES]
     if long:
-        raise ConfigError(f"{long[0][:40]}...: a name of {len(os.fsencode(long[0]))} bytes; {MAX_NAME_BYTES} fit")
+        raise ConfigError(
+            f"{printable(long[0], 40)}: a name of {len(os.fsencode(long[0]))} bytes; {MAX_NAME_BYTES} fit"
+        )
     return Path(expanded)
 
 
@@ -95,13 +97,14 @@ def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40, i
     """The sentence for a name that does not exist: what to write `instead`, else the closest one; then the list."""
     names = sorted(set(known))
     near = "" if instead else closest(word, names)
-    meant = f"; {instead}" if instead else f"; did you mean '{near}'?" if near else "."
+    meant = f"; {instead}" if instead else f"; did you mean {shown(near)}?" if near else "."
     return f"unknown {what}{meant} Known: {listed(names, limit=limit) or 'none'}."
 
 
 def listed(names: Sequence[str], *, limit: int = 40) -> str:
     """The first of `names`, and how many there are where that is not all of them."""
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+    some = ", ".join(printable(name, MAX_NAME) for name in names[:limit])
+    return some + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 @dataclass
@@ -263,22 +266,18 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
         key, equals, value_text = text.partition("=")
         if not equals or not re.fullmatch(r"[^\s.\[\]]+(?:\.[^\s.\[\]]+|\[\d+\])*", key):
             raise ConfigError(
-                f"override '{shown_line(text)}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]"
+                f"override '{printable(text, MAX_WORD)}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]"
             )
         try:
-            value = _override_value(value_text, f"override '{shown_line(text)}'")
+            value = _override_value(value_text, f"override '{printable(text, MAX_WORD)}'")
         except ConfigError as error:
             if value_text[:1] in ("[", "{") and value_text[-1] not in "]}":
-                hint = f"the shell splits at spaces, so quote what has some: '{key}={shown_line(value_text)} ...'"
+                hint = (
+                    f"the shell splits at spaces, so quote what has some: '{key}={printable(value_text, MAX_WORD)} ...'"
+                )
                 error.advise(hint)
             raise
-        _set(tree, location_of(key), value, f"override '{shown_line(text)}'")
-
-
-def shown_line(text: str) -> str:
-    """`text` cut to a length that a message can hold, its line breaks and the like escaped."""
-    text = text if len(text) <= MAX_WORD else f"{text[:MAX_WORD]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        _set(tree, location_of(key), value, f"override '{printable(text, MAX_WORD)}'")
 
 
 def _override_value(text: str, source: str) -> Any:
@@ -290,8 +289,8 @@ def _override_value(text: str, source: str) -> Any:
     left = f"value: {text}"[root.value[0][1].end_mark.index :].strip()  # type: ignore[union-attr]
     if left:
         raise ConfigError(
-            f"{source}: '{left}' would be left out, as YAML takes # after a blank for the begin of a comment; put the "
-            "value into quotes, within those of the shell: 'key=\"#804080\"'"
+            f"{source}: {shown(left)} would be left out, as YAML takes # after a blank for the begin of a comment; "
+            "put the value into quotes, within those of the shell: 'key=\"#804080\"'"
         )
     return values["value"]
 
@@ -305,7 +304,7 @@ def _set(tree: ConfigTree, location: Location, value: Any, source: str) -> None:
                 found = f"a list of {len(node)}" if isinstance(node, list) else f"a {_kind(node)}"
                 raise ConfigError(f"{source}: {place} is {found}; there is no item [{part}]")
         elif not isinstance(node, dict):
-            raise ConfigError(f"{source}: {place} is {node!r}, not a mapping; there is no key '{part}' in it")
+            raise ConfigError(f"{source}: {place} is {shown(node)}, not a mapping; there is no key {shown(part)} in it")
         if depth == len(location) - 1:
             node[part] = value
         elif isinstance(part, str) and node.get(part) is None:
@@ -444,15 +443,6 @@ def _location_in(values: Any, parts: Sequence[str | int], missing: bool) -> Loca
             continue
         location = (*location, part)
     return location
-
-
-def shown(value: object) -> str:
-    """`value` as Python writes it, cut to a length that a message can hold."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _sentence(detail: Any) -> str:

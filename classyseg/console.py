@@ -6,11 +6,17 @@ import io
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import IO
 
 DEFAULT_WIDTH = 80
+MAX_SHOWN, MAX_LEVELS = 80, 6
+"""Characters of a value in a message, and the mappings and lists within each other of which it shows the inside."""
+MAX_NAME = 500
+"""Characters of a name in a message: most paths are shorter, and their end tells most."""
+MAX_TEXT = 1000
+"""Characters of a text that are looked at: a message shows fewer."""
 JOINERS = "\u200c\u200d"
 """Format characters that belong to words (of Persian, Hindi) and to emoji: they move nothing else on the line."""
 
@@ -34,20 +40,74 @@ def terminal_width(stream: IO[str] | None = None) -> int:
     return min((width for width in widths if width > 0), default=DEFAULT_WIDTH)
 
 
-def printable(text: str, limit: int | None = None) -> str:
-    """`text` with line breaks, control characters and marks of direction escaped, so that it stays on its line.
+def printable(text: str, limit: int | None = None, *, exact: bool = False) -> str:
+    """A text that is to be read, on one line: line breaks, control characters and marks of direction are escaped.
 
-    More than `limit` characters are cut off, which three dots tell.
+    More than `limit` characters are cut off, which three dots tell. Of an `exact` one, what looks like something else
+    is escaped, too: other blanks, and letters in another form, as macOS writes "\u00fc" as "u" and two dots.
     """
     kept = text if limit is None else text[:limit]
-    plain = "".join(char if _is_plain(char) else char.encode("unicode_escape").decode("ascii") for char in kept)
+    if kept.isascii() and kept.isprintable():
+        plain = kept
+    elif exact and not unicodedata.is_normalized("NFC", kept):
+        plain = ascii(kept)[1:-1]
+    else:
+        plain = "".join(
+            char
+            if (char.isprintable() if exact else _is_plain(char))
+            else char.encode("unicode_escape").decode("ascii")
+            for char in kept
+        )
     return plain if len(kept) == len(text) else f"{plain}..."
+
+
+def printable_lines(text: str, limit: int | None = None) -> str:
+    """`printable` of each line of a text whose line breaks are ours."""
+    return "\n".join(printable(line, limit) for line in text.split("\n"))
+
+
+def shown(value: object, limit: int = MAX_SHOWN) -> str:
+    """A value that is looked at, as Python writes it: text in quotes, on one line, short, however large or deep it is.
+
+    Text is `exact`, as `printable` has it.
+    """
+    found = ""
+    for piece in _written(value, MAX_LEVELS):
+        found += printable(piece)
+        if len(found) > limit:
+            return f"{found[: limit - 3]}..."
+    return found
+
+
+def _written(value: object, levels: int) -> Iterator[str]:
+    """What Python writes, piece by piece, so that whoever has enough of it may leave."""
+    if isinstance(value, str):
+        text = value[: MAX_TEXT + 1]
+        yield repr(text) if unicodedata.is_normalized("NFC", text) else ascii(text)
+    elif type(value) not in _BRACKETS:
+        try:
+            yield repr(value)
+        except Exception as error:  # an integer of thousands of digits; a plugin's object
+            yield f"a value of the type {type(value).__name__} ({type(error).__name__})"
+    elif levels == 0:
+        yield "..."
+    else:
+        brackets = _BRACKETS[type(value)]
+        yield brackets[0]
+        for i, item in enumerate(value):  # type: ignore[arg-type, var-annotated]
+            yield ", " if i else ""
+            yield from _written(item, levels - 1)
+            if isinstance(value, dict):
+                yield ": "
+                yield from _written(value[item], levels - 1)
+        yield ",)" if type(value) is tuple and len(value) == 1 else brackets[1]
 
 
 def _is_plain(char: str) -> bool:
     return (char.isascii() and char.isprintable()) or char in JOINERS or unicodedata.category(char) not in _ESCAPED
 
 
+_BRACKETS: dict[type, str] = {list: "[]", tuple: "()", dict: "{}"}
 _ESCAPED = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from classyseg.console import printable
+from classyseg.console import printable, printable_lines
 
 Location = tuple[str | int, ...]
 """A path in a config: `("heads", "main", 0)` is `heads.main[0]`."""
-MAX_KEY = 200
-"""So many letters of a key are shown."""
+MAX_KEY, MAX_LINE = 200, 10_000
+"""So many letters of a key and of a line are told."""
 
 
 def path_text(location: Location) -> str:
@@ -45,26 +46,32 @@ class Problem(NamedTuple):
     """Where it stands in the config; nothing where no key is to blame."""
     source: str = ""
     """Who wrote that: a file and its line, an override."""
+    file: str = ""
+    """What is wrong itself, such as an image."""
 
     def __str__(self) -> str:
         keys = tuple(part if isinstance(part, int) else printable(str(part), MAX_KEY) for part in self.path)
-        return ": ".join(filter(None, (self.source, path_text(keys), self.sentence)))
+        sentence = printable_lines(self.sentence, MAX_LINE)  # a file's name or a plugin may bring anything in
+        return ": ".join(filter(None, (printable(self.source), path_text(keys), printable(self.file), sentence)))
 
 
 class ConfigError(ValueError):
     """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what.
 
     `ConfigError("heads.main", "found ...")` names a path of the config. A component names its own keys; whoever builds
-    the component puts the place of its config before them. `ConfigError("...")` blames no key, but a file, say.
+    the component puts the place of its config before them. `ConfigError("...")` blames no key. A `file` that is wrong,
+    such as an image, stands before the sentence.
     """
 
     exit_code = 2
     _problems: tuple[Problem, ...] = ()
 
-    def __init__(self, path: str | Location, sentence: str | None = None, *, source: str = "") -> None:
+    def __init__(
+        self, path: str | Location, sentence: str | None = None, *, source: str = "", file: str | Path = ""
+    ) -> None:
         super().__init__()
         place, told = ((), path) if sentence is None else (location_of(path), sentence)
-        self._tell([Problem(str(told), place, source)])
+        self._tell([Problem(str(told), place, source, str(file))])
 
     @classmethod
     def of(cls, problems: Iterable[Problem]) -> Self:
@@ -79,11 +86,21 @@ class ConfigError(ValueError):
 
     def _tell(self, problems: Iterable[Problem]) -> None:
         self._problems = tuple(problems)
-        self.args = ("\n".join(map(str, self._problems)),)
+        self.args = (self._told(self._problems),)
+
+    @staticmethod
+    def _told(problems: Iterable[Problem]) -> str:
+        return "\n".join(map(str, problems))
 
     def change(self, changed: Callable[[Problem], Problem]) -> None:
         """Changes where each problem stands, or who wrote it: the error stays the one that was raised."""
         self._tell(map(changed, self.problems))
+
+    def without(self, file: str | Path) -> str:
+        """The message for a line that names `file` already."""
+        return self._told(
+            problem._replace(file="") if problem.file == str(file) else problem for problem in self.problems
+        )
 
     def advise(self, text: str) -> Self:
         """Adds what to do about it to the last sentence."""

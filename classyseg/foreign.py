@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 from classyseg.config import closest, same_word, squashed
+from classyseg.console import shown
 from classyseg.foreign_words import AT, KEYS, NAMES, NOTHING
 
 PLACES = {
@@ -127,9 +128,9 @@ def _answers_within(section: object) -> Iterator[str]:
         if answer is None:
             yield from _answers_within(value)
         elif answer.startswith(NOTHING):
-            yield f"'{word:.40}': {answer.removeprefix(NOTHING)}"
+            yield f"{shown(word)}: {answer.removeprefix(NOTHING)}"
         else:
-            yield f"for '{word:.40}' write {answer}"
+            yield f"for {shown(word)} write {answer}"
 
 
 def instead_of_name(kind: str, word: str, names: Collection[str], heads: Callable[[], Collection[str]]) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import reprlib
 import shutil
 import socket
 import sys
@@ -20,15 +19,13 @@ from typing import IO, Any
 from iopath.common.file_io import PathManager
 
 from classyseg.config import CONFIG_SUFFIXES, ConfigError, closest, listed, user_path
-from classyseg.console import printable
+from classyseg.console import printable, shown
 from classyseg.run_folder import LOCK, check_run_folder, open_plain
 
 MAX_OWNER = 200
 """How much of a lock's file is shown: a line of ours is shorter."""
 MAX_DIGITS = 19
 """Of integers in records: they fit into 64 bits."""
-_SHORT = reprlib.Repr()
-_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlevel = 200, 80, 4
 NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
@@ -86,8 +83,8 @@ def in_other_form(
 
 def told_apart(names: Iterable[str]) -> str:
     """What is wrong with names that look the same."""
-    shown = " and ".join(map(ascii, names))
-    return f"{shown} differ in their form of Unicode alone; it is not clear which one is meant, so rename one"
+    written = " and ".join(map(ascii, names))
+    return f"{written} differ in their form of Unicode alone; it is not clear which one is meant, so rename one"
 
 
 def _by_form(folder: Path) -> Mapping[str, list[str]]:
@@ -307,11 +304,6 @@ def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, 
     return record
 
 
-def shown(value: Any) -> str:
-    """A value from a file of somebody else's as a message shows it: on one line, short, and however deep it nests."""
-    return printable(_SHORT.repr(value))
-
-
 def _int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
@@ -346,7 +338,7 @@ class FolderLock:
         except OSError:
             told = self._file.read(MAX_OWNER).decode("utf-8", "replace").strip()
             self._file.close()
-            owner = "".join(c if c.isprintable() else "?" for c in told) or "another process"
+            owner = printable(told) or "another process"
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
         if not self.is_in_place():  # a start that failed has just taken it away
             self._file.close()

@@ -14,6 +14,8 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from classyseg.console import shown
+
 MAX_STEPS = 10_000_000
 FREE_STEPS = 100_000
 BYTES_A_STEP = 8
@@ -111,7 +113,7 @@ def encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or not isinstance(encoding, str):
         raise UnreadableError("it wants to encode what is no text")
     if encoding not in ("latin1", "latin-1"):
-        raise UnreadableError(f"it wants the codec {encoding!r:.40}")
+        raise UnreadableError(f"it wants the codec {shown(encoding)}")
     return text.encode("latin1")
 
 
@@ -235,7 +237,7 @@ def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
         # others could nest without end, and are hashed in C
         raise UnreadableError(f"it has a {type(key).__name__} as a key; expected a text, a number, or a few of them")
     if key in target:
-        raise UnreadableError(f"it has the key {key!r:.80} twice")
+        raise UnreadableError(f"it has the key {shown(key)} twice")
     target[key] = value
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from classyseg.console import shown
 from classyseg.pickled import Buildable, Constructor, LazyTensor, Named, UnreadableError, encode, never, sizes_of
 
 CODES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16"))
@@ -45,7 +46,7 @@ class PickledArray(Buildable, LazyTensor):
         if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | str):
             raise UnreadableError("found an array of objects; expected numbers")
         if math.prod(shape) * np.dtype(dtype.code).itemsize != len(content):
-            raise UnreadableError(f"found an array of shape {shape!r:.60} and {dtype.code} with {len(content)} bytes")
+            raise UnreadableError(f"found an array of shape {shown(shape)} and {dtype.code} with {len(content)} bytes")
         self.state = (shape, dtype.code, bool(fortran), content)
 
     @property

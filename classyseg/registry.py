@@ -18,7 +18,6 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from classyseg.component import Configurable as Configurable
 from classyseg.config import (
     MAX_PROBLEMS,
-    MAX_WORD,
     Bool,
     ConfigError,
     ConfigTree,
@@ -29,6 +28,7 @@ from classyseg.config import (
     unknown,
     within,
 )
+from classyseg.console import MAX_NAME, shown
 from classyseg.foreign import instead_of_key, instead_of_name
 from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, with_meanings
 from classyseg.signature import (
@@ -174,7 +174,7 @@ class Registry:
         if known:
             return known
         if not offers:
-            raise ConfigError(f"'{name:.{MAX_WORD}}': {self._unknown(name)}")
+            raise ConfigError(f"{shown(name, MAX_NAME)}: {self._unknown(name)}")
         return self._load(offers[0])
 
     def _unknown(self, name: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from classyseg.config import ConfigError
-from classyseg.console import printable
+from classyseg.console import MAX_NAME, printable
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation-"
@@ -106,7 +106,7 @@ def _plain_entries(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
         found = kind_of(path)
         if found == "a link":
-            target = printable(os.readlink(path))[:200]
+            target = printable(os.readlink(path), MAX_NAME)
             raise ConfigError(
                 f"{_told(path)}: found a link to '{target}'; no link is followed within a run's folder: put the file "
                 "or folder itself there, or remove the link"

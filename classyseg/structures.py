@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from classyseg.console import shown
+
 Phase = Literal["train", "val", "test"]
 BestIs = Literal["largest", "smallest"]
 """Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
@@ -129,7 +131,7 @@ class RunLength:
         """Raises: `TypeError` for anything else, such as a number of epochs."""
         if not isinstance(length, cls):
             raise TypeError(
-                f"length: found {length!r:.100}; give a run's length, such as "
+                f"length: found {shown(length)}; give a run's length, such as "
                 "classyseg.structures.RunLength(epochs=10, steps=1000)"
             )
 

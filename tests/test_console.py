@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import sys
 import termios
+import unicodedata
 
 import pytest
 
-from classyseg.console import columns_of, padded, printable, say, shortened, terminal_width, wrapped
+from classyseg.console import columns_of, padded, printable, say, shortened, shown, terminal_width, wrapped
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_the_columns_of_a_text_are_those_of_a_terminal(text: str, columns: int) 
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("Stra\u00dfe \u9053", "Stra\u00dfe \u9053"),
         ("a\nb\r\t\x1b[31mc\x07", "a\\nb\\r\\t\\x1b[31mc\\x07"),
@@ -43,8 +45,86 @@ def test_the_columns_of_a_text_are_those_of_a_terminal(text: str, columns: int) 
         ("family \U0001f468\u200d\U0001f469", "family \U0001f468\u200d\U0001f469"),
     ],
 )
-def test_what_would_leave_its_line_or_turn_it_round_is_escaped(text: str, shown: str) -> None:
-    assert printable(text) == shown
+def test_what_would_leave_its_line_or_turn_it_round_is_escaped(text: str, expected: str) -> None:
+    assert printable(text) == expected
+
+
+def test_a_text_that_is_cut_says_so() -> None:
+    assert printable("abc", 3) == "abc"
+    assert printable("\nbcd", 3) == "\\nbc..."
+
+
+DEEP: list[object] = []
+for _ in range(5000):
+    DEEP = [DEEP]
+
+
+class Broken:
+    """A plugin's object that cannot be written."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        3,
+        -1.5,
+        "a b",
+        "it's",
+        [],
+        (),
+        {},
+        (1,),
+        [1, "b"],
+        {"a": {"b": [1, (2, 3)]}, 3: None},
+        b"bytes\n",
+        {1},
+    ],
+)
+def test_a_small_value_is_shown_as_python_writes_it(value: object) -> None:
+    assert shown(value) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("fu\u0308r\xa0\n", r"'fu\u0308r\xa0\n'"),
+        ("\u0939\u093f\u0902", "'\u0939\u093f\u0902'"),  # Hindi, whose signs have no other spelling
+        ("\ud800\u202e", r"'\ud800\u202e'"),
+        (DEEP, "[[[[[[...]]]]]]"),
+        (10**5000, "a value of the type int (ValueError)"),
+        (Broken(), "a value of the type Broken (RuntimeError)"),
+        ("a" * 10**7, f"'{'a' * 76}..."),
+        ([[0] * 10**6] * 10**6, f"[[{'0, ' * 25}..."),
+    ],
+    ids=["spelling", "hindi", "surrogate", "deep", "digits", "broken", "long", "large"],
+)
+def test_other_values_are_shown_short_and_exactly(value: object, expected: str) -> None:
+    assert shown(value) == expected
+
+
+def test_no_foreign_text_leaves_its_line_or_its_length() -> None:
+    generator = random.Random(1)
+    odd = "'\"\\\n\r\t\0\x1b\x07\x7f\x85\xa0\xad\u0308\u200b\u200e\u202e\u2028\u2066\ud800\udcff"
+    letters = [
+        *odd,
+        *"\ue000\ufeff\ufffe\U000e0041",
+        *"aB1 \u00e4\u9053",
+        *map(chr, range(0x20)),
+        *(chr(generator.randrange(0x110000)) for _ in range(300)),
+    ]
+    for _ in range(500):
+        text = "".join(generator.choices(letters, k=generator.choice([1, 5, 60, 3000])))
+        value = generator.choice([text, [text], {text: [text]}, (text, 1), text.encode("utf-8", "surrogatepass")])
+        for told, limit in ((printable(text, 60), 60 * 10 + 3), (shown(value), 80), (shown(value, 30), 30)):
+            assert len(told) <= limit
+            told.encode("utf-8")
+            kinds = {unicodedata.category(char) for char in told if char not in "\u200c\u200d"}
+            assert not kinds & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 @pytest.mark.parametrize("columns", range(13))
@@ -95,3 +175,10 @@ def test_what_standard_output_cannot_encode_is_escaped(monkeypatch: pytest.Monke
     say("Stra\u00dfe \u9053")
     say("road")
     assert written.getvalue() == b"Stra\\xdfe \\u9053\nroad\n"
+
+
+def test_an_exact_text_shows_what_looks_like_something_else() -> None:
+    assert printable("a\xa0b \u3000fu\u0308r", exact=True) == r"a\xa0b \u3000fu\u0308r"
+    assert printable("a\xa0b \u9053", exact=True) == "a\\xa0b \u9053"
+    assert printable("a\xa0b fu\u0308r") == "a\xa0b fu\u0308r"
+    assert printable("it's a\\b", exact=True) == "it's a\\b"

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from classyseg import TASKS, load_config, parse_config
-from classyseg.cli.keys import BEGIN, KINDS, sections, shown, written
+from classyseg.cli.keys import BEGIN, KINDS, sections, written, yaml_value
 from classyseg.cli.main import main as classyseg_main
 from classyseg.cli.models import WRITTEN, row
 from classyseg.cli.train import main as classy_train_main
@@ -248,7 +248,7 @@ def test_defaults_on_the_page_are_read_back_as_they_are() -> None:
     """Through the project's own reader, which takes 1e-5 as a number."""
     values = [None, True, 0.1, 1e-5, 1e20, "auto", "", "a b", "1e3", "null", [1, [2]], {"name": "batch", "eps": 1e-3}]
     for value in values:
-        assert parse_config(f"value: {shown(value)}", source="page").values["value"] == value
+        assert parse_config(f"value: {yaml_value(value)}", source="page").values["value"] == value
 
 
 def test_a_docstring_gives_the_meaning_of_keys_to_the_schema() -> None:

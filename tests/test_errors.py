@@ -154,6 +154,19 @@ def test_a_key_of_somebody_else_stays_on_its_line() -> None:
     assert len(message) < 300
 
 
+def test_a_file_stands_behind_the_path_and_is_left_out_where_it_is_named_already() -> None:
+    with pytest.raises(DataError) as caught, within("root"):
+        raise DataError("cannot be read", file="/data/a\n\u202e.png")
+    assert str(caught.value) == r"root: /data/a\n\u202e.png: cannot be read"
+    assert caught.value.without("/data/a\n\u202e.png") == "root: cannot be read"
+    assert caught.value.without("/data/b.png") == str(caught.value)
+
+
+def test_advice_stands_at_the_end() -> None:
+    error = DataError.of([Problem("a", ("x",)), Problem("b", file="c.png")]).advise("mend it")
+    assert str(error) == "x: a\nc.png: b; mend it"
+
+
 # -- components --------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from classyseg.cli.main import main
-from classyseg.cli.output import complain, emit, emit_json, in_columns
+from classyseg.cli.output import PlainLines, complain, emit, emit_json, in_columns
 from classyseg.cli.train import guarded
 from classyseg.config import ConfigError, dump_yaml, parse_config
 from classyseg.console import columns_of
@@ -87,3 +88,8 @@ def test_columns_stand_under_each_other_whatever_the_names_and_fit_a_terminal(mo
     cut = in_columns(rows, right=[0, 2], names=1)
     assert {columns_of(line) for line in cut} == {57}
     assert cut[3].endswith("xxx...    4567")
+
+
+def test_a_line_of_the_log_stays_on_its_line() -> None:
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "bad sample: %s\nmend it", ("a\x1b[2J\u202e.png",), None)
+    assert PlainLines().format(record) == "bad sample: a\\x1b[2J\\u202e.png\nmend it"

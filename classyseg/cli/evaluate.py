@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
 from classyseg.cli.output import complain, emit, json_text
-from classyseg.console import is_terminal, printable, terminal_width, wrapped
+from classyseg.console import is_terminal, printable, shown, terminal_width, wrapped
 
 if TYPE_CHECKING:
     from classyseg.cli.evaluation import Measurement
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     name = arguments.split if arguments.name is None else arguments.name
     if not NAME.fullmatch(name):
-        raise ConfigError(f"--name: found '{printable(name)[:100]}'; accepted are letters, digits and . _ + -")
+        raise ConfigError(f"--name: found {shown(name)}; accepted are letters, digits and . _ + -")
     overrides = list(arguments.overrides)
     if arguments.protocol is not None:
         protocol_of(arguments.protocol)  # which tells what is wrong with it by its own name

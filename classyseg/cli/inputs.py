@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from classyseg.config import ConfigError, closest, listed, user_path
-from classyseg.console import printable
+from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.videos import VIDEO_SUFFIXES
 from classyseg.io import existing_path
@@ -84,7 +84,7 @@ def _existing(word: str) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # too long, a byte that no name has, a folder that may not be read
-        raise ConfigError(f"{printable(word)[:200]}: cannot be looked up ({error})") from None
+        raise ConfigError(f"{printable(word, MAX_NAME)}: cannot be looked up ({error})") from None
     return path
 
 

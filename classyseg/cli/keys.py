@@ -131,8 +131,8 @@ def _text(component: type) -> list[str]:
     from classyseg.documented import parts_of
 
     paragraphs = parts_of(component.__dict__.get("__doc__") or "")[0].split("\n\n")
-    shown = [_linked(paragraph) for paragraph in paragraphs if not paragraph.startswith(_HIDDEN)]
-    return [line for paragraph in shown for line in (*paragraph.splitlines(), "")]
+    linked = [_linked(paragraph) for paragraph in paragraphs if not paragraph.startswith(_HIDDEN)]
+    return [line for paragraph in linked for line in (*paragraph.splitlines(), "")]
 
 
 def _linked(text: str) -> str:
@@ -153,7 +153,7 @@ def _names(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for keys, names in groups.items():
         values = {key: [_plain(variants[name][key]) for name in names] for key in keys}
         said = [
-            f"`{key}: {shown(all_[0])}`" if all(v == all_[0] for v in all_) else f"`{key}`"
+            f"`{key}: {yaml_value(all_[0])}`" if all(v == all_[0] for v in all_) else f"`{key}`"
             for key, all_ in values.items()
         ]
         rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {', '.join(said)} |")
@@ -197,7 +197,7 @@ def _placement_table(kind: str) -> list[str]:
 def _rows(keys: Mapping[str, tuple[FieldInfo, str]]) -> list[str]:
     rows = ["| key | default | meaning |", "|---|---|---|"]
     for key, (field, meaning) in keys.items():
-        default = "required" if field.is_required() else f"`{shown(_plain(field.default))}`"
+        default = "required" if field.is_required() else f"`{yaml_value(_plain(field.default))}`"
         rows.append(f"| `{key}` | {default} | {_linked(meaning)} |")
     return rows
 
@@ -212,12 +212,12 @@ def _plain(value: Any) -> Any:
     return {**name, **value.model_dump(mode="json", exclude_defaults=True)}
 
 
-def shown(value: Any) -> str:
+def yaml_value(value: Any) -> str:
     """A plain value as YAML in one line, as `parse_config` reads it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {yaml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(shown(item) for item in value) + "]"
+        return "[" + ", ".join(yaml_value(item) for item in value) + "]"
     if isinstance(value, str):
         return (
             value

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from classyseg.console import columns_of, is_terminal, padded, printable, say, shortened, terminal_width
+from classyseg.console import (
+    columns_of,
+    is_terminal,
+    padded,
+    printable,
+    printable_lines,
+    say,
+    shortened,
+    terminal_width,
+)
 
 if TYPE_CHECKING:
     from classyseg.hooks.bar import Bar
@@ -47,7 +57,14 @@ def emit(text: str) -> bool:
 def complain(text: str) -> None:
     """Prints lines on standard error, also where that is closed; what would move the cursor is escaped."""
     with suppress(OSError, ValueError):
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr)
+        print(printable_lines(text), file=sys.stderr)
+
+
+class PlainLines(logging.Formatter):
+    """Log records as lines, in which what would move the cursor is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 def emit_json(value: Any) -> None:

@@ -84,8 +84,8 @@ class Job:
         """Notes why a file could not be predicted. Raises: `error` itself where it would be that of every file."""
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
-        text = str(error).removeprefix(f"{path}: ")
-        self.failures[path] = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+        text = error.without(path) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        self.failures[path] = text
         self._progress.add()
 
     # -- reading -----------------------------------------------------------------------------------------------------

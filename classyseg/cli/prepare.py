@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from classyseg.cli.output import emit
+from classyseg.cli.output import PlainLines, emit
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.datasets.download.prepare import prepare
     from classyseg.io import data_root
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     root = (user_path(arguments.data_root) if arguments.data_root else data_root()).absolute()
     prepare(arguments.name, root, keep=arguments.keep)
     emit(f"{arguments.name}: ready in {root}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classyseg.cli.output import DISK_ERRORS, complain, emit
+from classyseg.cli.output import DISK_ERRORS, PlainLines, complain, emit
 from classyseg.console import accept_any_text
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _logging() -> Iterator[None]:
     level, handler = root.level, None
     if not root.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(PlainLines())
         root.addHandler(handler)
         root.setLevel(logging.INFO)
     try:

@@ -30,13 +30,13 @@ class ClassificationDataset(ClassyDataset):
     def _check(self, sample: Sample) -> None:
         if sample.target.dim():
             raise DataError(
-                f"{sample.name}: its target has the shape {tuple(sample.target.shape)}; expected one class, ()"
+                f"its target has the shape {tuple(sample.target.shape)}; expected one class, ()", file=str(sample.name)
             )
         label = int(sample.target)
         if label != self.ignore_index and not 0 <= label < self.num_classes:
             raise DataError(
-                f"{sample.name}: its class is {label}; accepted: 0 to {self.num_classes - 1}, and {self.ignore_index} "
-                "for no class"
+                f"its class is {label}; accepted: 0 to {self.num_classes - 1}, and {self.ignore_index} for no class",
+                file=str(sample.name),
             )
 
 

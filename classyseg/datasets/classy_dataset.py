@@ -257,8 +257,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             num_classes=self.num_classes,
         )
 
-    def stand_in(self, index: int, epoch: int, take: Callable[[int], Sample], problem: str) -> Sample:
-        """The result of `take` for another sample, as `index` has the `problem`. Others are drawn until one is good.
+    def stand_in(self, index: int, epoch: int, take: Callable[[int], Sample], wrong: DataError) -> Sample:
+        """The result of `take` for another sample, as `wrong` tells of `index`. Others are drawn until one is good.
 
         The draws depend on `(seed, epoch, index)` alone. Raises: `DataError` if none of them is good.
         """
@@ -268,7 +268,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 return take(randint(generator, 0, len(self) - 1))
             except DataError:
                 continue
-        raise DataError(f"{problem}; and of {MAX_DRAWS} samples drawn in its place none is good")
+        raise wrong.advise(f"and of {MAX_DRAWS} samples drawn in its place none is good")
 
     def _partner(self, index: int, epoch: int) -> Sample:
         """A sample to mix into another one. A tolerated bad one is replaced; it counts only at its own turn."""
@@ -277,7 +277,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         except DataError as error:
             if self.on_bad_sample == "error":
                 raise
-            return self.stand_in(index, epoch, lambda i: self._stored(i, epoch), str(error))
+            return self.stand_in(index, epoch, lambda i: self._stored(i, epoch), error)
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The checked sample of `draw`, from the cache if there is one; its labels have the type `_label_type`."""
@@ -316,16 +316,18 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         image, mask = sample.image, sample.target.numpy()  # numpy compares in a tenth of torch's time
         if image.shape[-2:] != mask.shape:
             raise DataError(
-                f"{sample.name}: the image is {image.shape[-1]} x {image.shape[-2]} pixels, "
-                f"its mask {mask.shape[-1]} x {mask.shape[-2]}; they must be of one size"
+                f"the image is {image.shape[-1]} x {image.shape[-2]} pixels, "
+                f"its mask {mask.shape[-1]} x {mask.shape[-2]}; they must be of one size",
+                file=str(sample.name),
             )
         wrong = ((mask < 0) | (mask >= self.num_classes)) & (mask != self.ignore_index)
         if wrong.any():
             values = np.unique(mask[wrong]).tolist()
             shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
             raise DataError(
-                f"{sample.name}: its mask holds the labels {shown} ({int(wrong.sum())} pixels); accepted: 0 to "
-                f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}"
+                f"its mask holds the labels {shown} ({int(wrong.sum())} pixels); accepted: 0 to "
+                f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}",
+                file=str(sample.name),
             )
 
     def _label_hint(self, values: list[int]) -> str:

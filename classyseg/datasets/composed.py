@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from classyseg.config import MAX_SEED, ConfigError, within
+from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.build import build_dataset, build_datasets, check_same_unit
 from classyseg.datasets.classy_dataset import ClassyDataset, keys_of
 from classyseg.datasets.facts import DataFacts, Part
@@ -245,7 +246,9 @@ class Subset(Composed):
 def check_alike(place: str, what: str, found: object, wanted: object) -> None:
     """Raises: `ConfigError` if a data set differs from the first one in `what`; None means not known."""
     if found != wanted and None not in (found, wanted):
-        raise ConfigError(place, f"its {what} {found!s:.200} are not those of datasets[0], {wanted!s:.200}")
+        raise ConfigError(
+            place, f"its {what} {shown(found, MAX_NAME)} are not those of datasets[0], {shown(wanted, MAX_NAME)}"
+        )
 
 
 def _transforms_within(part: Part) -> Iterator[ClassyTransform]:

@@ -8,8 +8,9 @@ from typing import Annotated
 from pydantic import Field
 
 from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.datasets.classification_dataset import LabelledFiles
-from classyseg.datasets.files.lists import BLANKS, cell, lines_of, normal, read_table, visible, words_of
+from classyseg.datasets.files.lists import BLANKS, cell, lines_of, normal, read_table, words_of
 from classyseg.datasets.files.pairs import existing_files
 from classyseg.datasets.label_map import labels_of
 from classyseg.io import data_folder, data_path
@@ -95,5 +96,6 @@ def _label(row: Row, folder: Path, known: dict[str, int]) -> int:
     if text.isdecimal() and int(text) < len(known):
         return int(text)
     # A table may be any file of the machine: its text is shown only if the line names an image that exists.
-    found = f"of {visible(path)} is '{visible(written)}'" if (folder / path.strip(BLANKS)).is_file() else "is none"
+    is_there = (folder / path.strip(BLANKS)).is_file()
+    found = f"of {printable(path, MAX_NAME, exact=True)} is {shown(written)}" if is_there else "is none"
     raise DataError(f"{place}: the class {found}; accepted: 0 to {len(known) - 1}, or {listed([*known], limit=10)}")

@@ -26,8 +26,8 @@ BACKGROUNDS = {"background", "bg", "back", "void", "none", "other", "others", "u
 class UnknownValueError(DataError):
     """A mask holds values that no label stands for; `pixels` counts those of each value."""
 
-    def __init__(self, message: str, pixels: Mapping[int, int]) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, pixels: Mapping[int, int], file: object) -> None:
+        super().__init__(message, file=str(file))
         self.pixels = dict(pixels)
 
 
@@ -94,10 +94,10 @@ class LabelMap:
         shown = ", ".join(map(self.text or str, found[:MAX_LISTED])) + (", ..." if len(found) > MAX_LISTED else "")
         known = ", ".join(map(self.text, self.labels)) if self.text else spans(self.labels)
         message = (
-            f"{place}: its mask holds the values {shown} ({sum(counts)} pixels), which the data set's label map does "
+            f"its mask holds the values {shown} ({sum(counts)} pixels), which the data set's label map does "
             f"not know; known: {known}"
         )
-        raise UnknownValueError(message, dict(zip(found, counts, strict=True)))
+        raise UnknownValueError(message, dict(zip(found, counts, strict=True)), place)
 
 
 def spans(numbers: Iterable[int]) -> str:

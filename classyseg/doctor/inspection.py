@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.images import (
+    TurnedError,
     UnreadableError,
     header_of,
     holds_colors,
@@ -163,12 +164,16 @@ def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
         return set()
 
 
-def _guarded(facts: Facts, kind: str, file: str, read: Callable[[], T]) -> T | None:
-    """The result of `read`; None, and a problem of that kind, if it fails."""
+def _guarded(
+    facts: Facts, kind: str, file: str, read: Callable[[], T], passed_over: tuple[type[DataError], ...] = ()
+) -> T | None:
+    """The result of `read`; None, and a problem of that kind, if it fails, but for errors that are `passed_over`."""
     try:
         return read()
+    except passed_over:
+        return None
     except DataError as error:
-        facts.add(kind, file, str(error).removeprefix(f"{file}: "))
+        facts.add(kind, file, error.without(file))
     except Exception as error:  # decoders and plugins may raise anything; the other samples must still be checked
         facts.add(kind, file, f"cannot be read ({type(error).__name__}: {error})")
     return None
@@ -203,9 +208,10 @@ def _read_apart(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Te
 
 def _read_image(facts: Facts, dataset: ClassyDataset, path: Path) -> Tensor | None:
     turned = _exif_orientation(path)
-    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.load_image(facts.index))
-    if turned != 1 and dataset.exif == "refuse":
-        facts.problems = [problem for problem in facts.problems if "EXIF" not in problem.text]  # said once
+    is_refused = turned != 1 and dataset.exif == "refuse"
+    said_below = (TurnedError,) if is_refused else ()
+    image = _guarded(facts, "image_unreadable", facts.image, lambda: dataset.load_image(facts.index), said_below)
+    if is_refused:
         stored = "its pixels are" if dataset.whole_images else "its pixels and its mask are"
         text = f"EXIF orientation {turned}: viewers turn it, {stored} read as they are stored"
         facts.add("exif_rotation", facts.image, text)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 from classyseg.launcher import local_rank
 
 
@@ -17,7 +18,7 @@ def torch_device(name: str | torch.device) -> torch.device:
     Raises: `ConfigError` for what is none of these, and for a GPU that is not there.
     """
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", str(name)):
-        raise ConfigError("device", f"found {name!r:.100}; accepted are auto, cpu, cuda and such as cuda:1")
+        raise ConfigError("device", f"found {shown(name)}; accepted are auto, cpu, cuda and such as cuda:1")
     kind, _, index = str(name).partition(":")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if kind == "cpu" or (kind == "auto" and not available):

@@ -21,6 +21,7 @@ from classyseg.checkpoint import (
     problem_of_tensor,
 )
 from classyseg.config import ConfigError, ConfigTree
+from classyseg.console import MAX_NAME, shown
 from classyseg.errors import within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
@@ -59,7 +60,7 @@ def load(
     Raises: `ConfigError` for a folder that is none of these, or is damaged; it names the file.
     """
     if not isinstance(path, str | Path) or path == "":
-        raise ConfigError(f"load: found {path!r:.100}; name a folder, as text or as a pathlib.Path")
+        raise ConfigError(f"load: found {shown(path)}; name a folder, as text or as a pathlib.Path")
     folder = existing_path(path)
     if not folder.is_dir():
         found = "no folder" if folder.exists() else "no such folder"
@@ -158,7 +159,7 @@ def _fill(model: ClassyModel, tensors: Mapping[str, Tensor], path: Path) -> None
         if problem is None and key in own:
             problem = problem_of_tensor(key, tensor, own[key])
         elif problem is None and not key.startswith("heads."):
-            problem = f"holds '{key:.200}', which the model has not"
+            problem = f"holds {shown(key, MAX_NAME)}, which the model has not"
     if problem:
         raise ConfigError(f"{path}: {problem}; the file is of another model than its config says")
     model.load_state_dict({key: tensors[key] for key in own})

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
@@ -50,13 +51,13 @@ def bytes_of(text: int | float | str) -> int:
         return int(text)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text) if isinstance(text, str) else None
     if found is None or (found[3] and not found[2]):
-        raise ConfigError("max_memory", f"found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+        raise ConfigError("max_memory", f"found {shown(text)}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     factor = UNITS[found[2].upper()]
     if found[3]:
         factor = 1024 ** (len(UNITS) - 1 - list(reversed(UNITS)).index(found[2].upper()))
     number = int(float(found[1]) * factor)
     if not 0 < number < 2**60:
-        raise ConfigError("max_memory", f"found {text!r:.100}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
+        raise ConfigError("max_memory", f"found {shown(text)}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     return number
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 from classyseg.heads.classy_head import LOGITS, ClassyHead, outputs_of
 from classyseg.inference.memory import BASE, WORKSPACE, LiveTensors
 from classyseg.models import ClassyModel
@@ -25,7 +26,7 @@ Outputs = Mapping[str, Tensor]
 def known_precision(name: object) -> Precision:
     """`name`, if it is a precision. Raises: `ConfigError`."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise ConfigError("precision", f"found {name!r:.100}; accepted are {', '.join(DTYPES)}")
+        raise ConfigError("precision", f"found {shown(name)}; accepted are {', '.join(DTYPES)}")
     return name  # type: ignore[return-value]
 
 

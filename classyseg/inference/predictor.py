@@ -16,6 +16,7 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.config import ConfigError, DataError
+from classyseg.console import shown
 from classyseg.inference.budget import Budget, Choice
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
@@ -167,7 +168,7 @@ class Predictor:
         Raises: `ConfigError` for a model that classifies whole images.
         """
         if not 0 <= alpha <= 1:
-            raise ConfigError(f"overlay: alpha: found {alpha!r:.100}; accepted are 0 to 1")
+            raise ConfigError(f"overlay: alpha: found {shown(alpha)}; accepted are 0 to 1")
         tensor = self.read(image)
         found = self.predict(tensor) if labels is None else labels
         if not self.network.gives_maps(self.head):

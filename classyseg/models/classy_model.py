@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, closest, shown
+from classyseg.config import ConfigError, closest
+from classyseg.console import shown
 from classyseg.errors import moving
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.memory.compress import Compression, compressed

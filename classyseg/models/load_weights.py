@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from classyseg.checkpoint import problem_of_values
+from classyseg.console import MAX_NAME, printable
 from classyseg.errors import ConfigError, within
 from classyseg.models.classifier_weights import classifier_keys, linear_layers, starts_of_classifier
 from classyseg.models.classy_model import ClassyModel
@@ -375,4 +376,6 @@ def _as(report: LoadedWeights) -> str:
 
 def _listed(keys: Iterable[str]) -> str:
     keys = list(keys)
-    return ", ".join(keys[:MAX_LISTED]) + (", ..." if len(keys) > MAX_LISTED else "")
+    return ", ".join(printable(key, MAX_NAME) for key in keys[:MAX_LISTED]) + (
+        ", ..." if len(keys) > MAX_LISTED else ""
+    )

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
-from classyseg.console import printable
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.errors import within
 from classyseg.optim.schedules import ClassyScheduler
 from classyseg.registry import SCHEDULERS, Configurable
@@ -160,17 +160,17 @@ class ClassyOptimizer(Configurable, ABC):
             for name, parameter in zip(names, group["params"], strict=True)
         }
         if strangers := by_name.keys() - parameters.keys():
-            listed = ", ".join(printable(name)[:200] for name in sorted(strangers)[:5])
+            listed = ", ".join(printable(name, MAX_NAME) for name in sorted(strangers)[:5])
             raise ConfigError(f"the saved state is of other parameters: {listed}")
         for names in self.names:
             kinds = {", ".join(sorted(by_name[name])): name for name in names if name in by_name}
             if len(kinds) > 1:
-                told = [f"'{name}' has {options!r:.200}" for options, name in list(kinds.items())[:2]]
+                told = [f"{shown(name, MAX_NAME)} has {shown(options)}" for options, name in list(kinds.items())[:2]]
                 raise ConfigError(" and ".join(told))
         for name, found in by_name.items():
             for option, value in found.items():
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
-                    raise ConfigError(f"{f'{name}/{option}'!r}: {problem}")
+                    raise ConfigError(f"{shown(f'{name}/{option}', MAX_NAME)}: {problem}")
         for name, parameter in parameters.items():
             # `step` is a count, which torch keeps on the host; the others are like the parameter.
             self.optimizer.state[parameter] = {

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from classyseg.config import ConfigError
+from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.build import check_same_unit
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.label_map import classes_line, with_more_classes
@@ -75,7 +76,7 @@ def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: Dat
         found, expected = (list(each.classes or ()) for each in (facts, wanted))
         raise ConfigError(
             f"dataset.{name}",
-            f"its classes {found!s:.300} are not those of dataset.{first_name}, {expected!s:.300}; "
+            f"its classes {shown(found, MAX_NAME)} are not those of dataset.{first_name}, {shown(expected, MAX_NAME)}; "
             "give both the same, in the same order",
         )
     if facts.ignore_index != wanted.ignore_index and None not in (facts.ignore_index, wanted.ignore_index):

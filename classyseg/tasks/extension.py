@@ -36,9 +36,10 @@ def check_extension(
     changed = list(_changes(before, now, done, model, optimizer))
     if changed and not extend:
         raise ConfigError(
-            f"num_{now.unit}: was {before.text()}, now {now.text()}, which changes more than the length:\n"
+            f"num_{now.unit}",
+            f"was {before.text()}, now {now.text()}, which changes more than the length:\n"
             + "\n".join(changed)
-            + "\nTo go on so, add --extend; else give the length as it was"
+            + "\nTo go on so, add --extend; else give the length as it was",
         )
     if distributed.is_primary():
         told = "\n".join(changed) if changed else "the learning rate of every step stays what it was to be"

@@ -24,11 +24,11 @@ from classyseg.checkpoint import (
     step_of,
 )
 from classyseg.config import ConfigError, Location, differences, path_text
-from classyseg.console import printable
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.engine import Engine
 from classyseg.errors import written_in
 from classyseg.hooks import ClassyHook
-from classyseg.io import json_line, read_json_lines, shown, write_atomically
+from classyseg.io import json_line, read_json_lines, write_atomically
 from classyseg.optim import ClassyOptimizer
 from classyseg.placement import DATASET_KEYS_FREE_ON_RESUME
 from classyseg.records import RecordFile
@@ -78,7 +78,7 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[s
     try:
         for fills in (False, True):  # defaults are filled in only if the configs differ without them
             changed = [
-                f"{printable(path_text(at))[:300]}: was {shown(old)}, now {shown(new)}"
+                f"{printable(path_text(at), MAX_NAME)}: was {shown(old)}, now {shown(new)}"
                 for at, old, new in differences(_with_defaults(saved) if fills else saved, config)
                 if not _is_free(at, free) and at[0] not in LENGTH_KEYS
             ]
@@ -130,7 +130,7 @@ def load_hooks(hooks: Sequence[ClassyHook], checkpoint: Checkpoint) -> None:
                 ) from error
         elif hook.state() and distributed.is_primary():
             log.info("%s holds nothing of the hook '%s', which begins anew", checkpoint.folder, name)
-    strangers = [printable(name)[:200] for name in saved if name not in named]
+    strangers = [printable(name, MAX_NAME) for name in saved if name not in named]
     if strangers and distributed.is_primary():
         log.info("%s remembers hooks that this run does not have: %s", checkpoint.folder, ", ".join(strangers))
 

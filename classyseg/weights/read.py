@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor
 
 from classyseg.config import ConfigError, user_path
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.pickled import LazyTensor, UnreadableError, dict_of, steps_of
 from classyseg.weights.paddle_file import read_paddle
 from classyseg.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip
@@ -67,7 +68,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return _read(file, size, steps_of(size), path)
     except Exception as error:  # a hostile file may fail in any way
         told = next((part for part in error.args if isinstance(part, str)), "")  # others may print without end
-        text = "".join(c if c.isprintable() else "?" for c in told.partition("\n")[0][:200])
+        text = printable(told.partition("\n")[0], MAX_NAME)
         reason = text if isinstance(error, UnreadableError) else f"damaged ({type(error).__name__}: {text})"
         raise ConfigError(f"{path}: cannot be read as weights: {reason}") from None
 
@@ -162,7 +163,7 @@ def _check_names(names: list[str]) -> None:
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts:
-            raise UnreadableError(f"found the member {name!r:.80}, which leads out of the archive")
+            raise UnreadableError(f"found the member {shown(name)}, which leads out of the archive")
 
 
 def _from_zip(archive: zipfile.ZipFile, max_steps: int) -> dict[str, Tensor]:
@@ -186,7 +187,7 @@ def _from_tar(file: IO[bytes], max_steps: int) -> dict[str, Tensor]:
         end = -1
         for member in archive:
             if not end < member.offset <= member.offset_data <= size or not 0 <= member.size <= size:
-                raise UnreadableError(f"its member {member.name!r:.80} says that it has {member.size} bytes")
+                raise UnreadableError(f"its member {shown(member.name)} says that it has {member.size} bytes")
             if member.name in members:
                 raise UnreadableError("found two members of one name")
             end, members[member.name] = member.offset, member

@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from classyseg.console import shown
 from classyseg.pickled import (
     Constructor,
     Ignored,
@@ -140,7 +141,7 @@ def _viewed(tensor: _TorchTensor, views: Any) -> _TorchTensor:
     """`tensor` with torch's metadata `views`, such as `{"neg": True}`."""
     for name, is_set in (views or {}).items():
         if name not in VIEWS or is_set not in (True, False):
-            raise UnreadableError(f"a tensor of it is marked as {name!r:.20}, which this reader does not know")
+            raise UnreadableError(f"a tensor of it is marked as {shown(name)}, which this reader does not know")
         if is_set:
             tensor.views.append(VIEWS[name])
     return tensor
@@ -214,7 +215,7 @@ def read_torch_zip(archive: zipfile.ZipFile, max_steps: int) -> Any:
         raise UnreadableError("it is compressed, as torch never writes it")
     order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in members else b"little"
     if order != b"little":
-        raise UnreadableError(f"its byte order is {order!r:.20}; expected little")
+        raise UnreadableError(f"its byte order is {shown(order)}; expected little")
     storages = _Storages()
     pickled = io.BytesIO(archive.read(f"{root}/data.pkl"))
     found = read_pickle(pickled, CONSTRUCTORS, storages.find, max_steps)

@@ -34,7 +34,7 @@ def test_options_that_fit_need_no_files() -> None:
         ({"label_map": {255: 1}, "color_map": {"#000000": 0}}, r"color_map: masks hold either values"),
         ({"color_map": {"black": 0}}, r"color_map: found 'black'"),
         ({"split": "train"}, r"split: found 'train', but only a table has splits"),
-        ({"table": "t.csv", "list": "l.txt"}, r"list: names images, as table does"),
+        ({"table": "t.csv", "list": "l.txt"}, r"list: names images"),
         ({"table": "t.csv", "mask_suffix": "_m"}, r"table: names the pairs itself"),
     ],
 )

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from classyseg.config import ConfigError, DataError
+from classyseg.console import shown
 
 CHUNK = 2**20
 MAX_MEMBERS = 1_000_000
@@ -85,7 +86,7 @@ def _extract(archive: Path, folder: Path, move: str, to: str, max_bytes: int, me
         path = folder / _safe(archive, to + name.removeprefix(move))
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            raise DataError(f"{archive}: holds {name!r} twice")
+            raise DataError(f"{archive}: holds {shown(name, MAX_NAME)} twice")
         left -= write_file(source, path, left, f"{archive}: unpacks to more than {max_bytes} bytes")
         count += 1
     return count
@@ -119,9 +120,9 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
         or "\0" in name
         or ":" in path.parts[0]
     ):
-        raise DataError(f"{archive}: holds {name[:MAX_NAME]!r}, which would be written outside; nothing was")
+        raise DataError(f"{archive}: holds {shown(name, MAX_NAME)}, which would be written outside; nothing was")
     if len(name) > MAX_NAME or max(map(len, map(os.fsencode, path.parts))) > MAX_PART:
-        raise DataError(f"{archive}: holds a name of {len(name)} characters, {name[:80]!r}...")
+        raise DataError(f"{archive}: holds a name of {len(name)} characters, {shown(name)}")
     if len(path.parts) > MAX_DEPTH:
         raise DataError(f"{archive}: holds folders in folders, {len(path.parts)} deep")
     return path
@@ -164,14 +165,15 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         for info in opened.infolist():
             kind, name = stat.S_IFMT(info.external_attr >> 16), info.orig_filename
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise DataError(f"{archive}: holds {name!r}, a link or a device; accepted are files")
+                raise DataError(f"{archive}: holds {shown(name, MAX_NAME)}, a link or a device; accepted are files")
             if info.flag_bits & 1:
-                raise DataError(f"{archive}: holds {name!r}, which is encrypted")
+                raise DataError(f"{archive}: holds {shown(name, MAX_NAME)}, which is encrypted")
             if info.is_dir():
                 continue
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise DataError(
-                    f"{archive}: holds {name!r}, packed by method {info.compress_type}; accepted is deflate"
+                    f"{archive}: holds {shown(name, MAX_NAME)}, packed by method {info.compress_type}; "
+                    "accepted is deflate"
                 )
             with opened.open(info) as source:
                 yield name, source
@@ -188,7 +190,8 @@ def _tar_members(archive: Path, start: bytes, max_bytes: int) -> Iterator[tuple[
             source = opened.extractfile(info) if info.isfile() and not info.issparse() else None
             if source is None:
                 raise DataError(
-                    f"{archive}: holds {info.name!r}, a link, a device or a sparse file; accepted are files"
+                    f"{archive}: holds {shown(info.name, MAX_NAME)}, a link, a device or a sparse file; "
+                    "accepted are files"
                 )
             yield info.name, source
         forward.finish()

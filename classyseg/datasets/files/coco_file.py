@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from classyseg.config import DataError
+from classyseg.console import MAX_SHOWN, shown
 
 MAX_PIXELS = 178_956_970
 """What an image may have, as in reading images."""
 MAX_NUMBER = 10**18
 MAX_NAME = 240
 """Bytes of a file's name, which gets a suffix of ours."""
-MAX_SHOWN = 60
 
 
 class CocoImage(NamedTuple):
@@ -42,7 +42,7 @@ class CocoFile:
             self.refuse(f"no annotations of COCO: it has no list '{missing[0]}'")
         for key in keys:
             if not isinstance(self.contents[key], list):
-                self.refuse(f"no annotations of COCO: its '{key}' is {shown(self.contents[key])}, not a list")
+                self.refuse(f"no annotations of COCO: its '{key}' is {in_words(self.contents[key])}, not a list")
 
     def refuse(self, what: str) -> NoReturn:
         """Raises: `DataError` that names the file."""
@@ -61,7 +61,7 @@ class CocoFile:
     def value(self, place: str, entry: Any, key: str) -> Any:
         """What an entry has under `key`. Raises: `DataError` where it has nothing, or is no mapping."""
         if not isinstance(entry, dict):
-            self.refuse(f"{place} is {shown(entry)}; expected a mapping")
+            self.refuse(f"{place} is {in_words(entry)}; expected a mapping")
         if key not in entry:
             self.refuse(f"{place} has no {key}")
         return entry[key]
@@ -70,14 +70,14 @@ class CocoFile:
         """A whole number of an entry. Raises: `DataError` for anything else, also for text such as "1"."""
         value = self.value(place, entry, key)
         if type(value) is not int or abs(value) >= MAX_NUMBER:
-            self.refuse(f"{place}: its {key} is {shown(value)}; a whole number of up to 18 digits is expected")
+            self.refuse(f"{place}: its {key} is {in_words(value)}; a whole number of up to 18 digits is expected")
         return value
 
     def text(self, place: str, entry: Any, key: str) -> str:
         """A text of an entry. Raises: `DataError` for anything else, and for an empty one."""
         value = self.value(place, entry, key)
         if not isinstance(value, str) or not value.strip():
-            self.refuse(f"{place}: its {key} is {shown(value)}; a text is expected")
+            self.refuse(f"{place}: its {key} is {in_words(value)}; a text is expected")
         return value
 
     def images(self, folder: str) -> dict[int, CocoImage]:
@@ -94,7 +94,7 @@ class CocoFile:
                 self.refuse(f"{place}: its size is {width} x {height}; up to {MAX_PIXELS:,} pixels are read")
             if name in numbers:
                 self.refuse(
-                    f"the images {numbers[name]} and {entry['id']} have one file, {quoted(entry['file_name'])}; names "
+                    f"the images {numbers[name]} and {entry['id']} have one file, {shown(entry['file_name'])}; names "
                     "must differ in more than their suffix, as masks are named like images"
                 )
             numbers[name] = entry["id"]
@@ -107,7 +107,7 @@ class CocoFile:
         path = Path(written)
         if str(path.parent) not in (".", folder) or "\\" in written or not path.suffix:
             self.refuse(
-                f"{place}: its file_name is {quoted(written)}; expected a name with its suffix, of a file "
+                f"{place}: its file_name is {shown(written)}; expected a name with its suffix, of a file "
                 f"right in the folder {folder}"
             )
         try:
@@ -115,7 +115,7 @@ class CocoFile:
         except UnicodeEncodeError:
             long = True
         if long or "\0" in written:
-            self.refuse(f"{place}: its file_name is {quoted(written)}, which no file can be called")
+            self.refuse(f"{place}: its file_name is {shown(written)}, which no file can be called")
         return path.stem
 
     def _side(self, place: str, entry: Any, key: str) -> int:
@@ -138,11 +138,11 @@ class CocoFile:
             if name.strip().casefold() not in [text.casefold() for text in accepted]:
                 theirs = f"'{accepted[0]}'" if accepted else "none"
                 self.refuse(
-                    f"{place} is {quoted(name)} in the file, but {theirs} in COCO, whose categories '{reader}' reads; "
+                    f"{place} is {shown(name)} in the file, but {theirs} in COCO, whose categories '{reader}' reads; "
                     "draw masks of categories of your own, and read them with 'folder'"
                 )
             if name in names:
-                self.refuse(f"the categories {names[name]} and {entry['id']} are both called {quoted(name)}")
+                self.refuse(f"the categories {names[name]} and {entry['id']} are both called {shown(name)}")
             names[name] = entry["id"]
             found.add(entry["id"])
         return found
@@ -160,19 +160,13 @@ def finite(value: object) -> bool:
     return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < MAX_NUMBER)
 
 
-def quoted(text: str) -> str:
-    """A text in a message: in quotes, with what does not print escaped, and cut where it is long."""
-    written = f"'{text}'" if text.isprintable() else ascii(text)
-    return written if len(written) <= MAX_SHOWN else f"{written[:MAX_SHOWN]}...'"
-
-
-def shown(value: object) -> str:
-    """Any value of JSON in a message."""
+def in_words(value: object) -> str:
+    """Any value of JSON in a message, with the word for its kind."""
     if isinstance(value, str):
-        return f"the text {quoted(value)}"
+        return f"the text {shown(value)}"
     if isinstance(value, dict | list):
         return f"{'an empty' if not value else 'a'} {'mapping' if isinstance(value, dict) else 'list'}"
-    return str(json.dumps(value))[:MAX_SHOWN]
+    return json.dumps(value)[:MAX_SHOWN]
 
 
 def _read(path: Path) -> Any:
@@ -191,7 +185,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(entry) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an entry has the key {quoted(twice)} twice; its id is {shown(entry.get('id'))}")
+        raise ValueError(f"an entry has the key {shown(twice)} twice; its id is {in_words(entry.get('id'))}")
     return entry
 
 

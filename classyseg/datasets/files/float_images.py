@@ -52,9 +52,10 @@ def as_float32(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         infinite = int((~finite).sum()) - not_a_number
         found = [f"{count:,} {what}" for count, what in ((not_a_number, "NaN"), (infinite, "infinite")) if count]
         raise DataError(
-            f"{path}: of its {values.size:,} numbers, {' and '.join(found)}; accepted are finite ones. Where these "
+            f"of its {values.size:,} numbers, {' and '.join(found)}; accepted are finite ones. Where these "
             "mark pixels without data, write a number in their place, such as the mean of the channel, and "
-            "ignore_index into the mask"
+            "ignore_index into the mask",
+            file=path,
         )
     with np.errstate(over="ignore", under="ignore"):
         floats = values.astype(np.float32)
@@ -64,7 +65,8 @@ def as_float32(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     wrong = change > (np.abs(values) * ROUNDING if values.dtype.kind == "f" else 0)
     if wrong.any():
         raise DataError(
-            f"{path}: holds {values[wrong][0]}, and {int(wrong.sum()):,} such numbers in all, which float32 does not "
-            "hold (whole numbers: all up to 16,777,216); scale them, or subtract an offset, and write them as float32"
+            f"holds {values[wrong][0]}, and {int(wrong.sum()):,} such numbers in all, which float32 does not "
+            "hold (whole numbers: all up to 16,777,216); scale them, or subtract an offset, and write them as float32",
+            file=path,
         )
     return floats

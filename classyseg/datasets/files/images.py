@@ -54,6 +54,10 @@ START = 160
 """How many bytes of a file tell its format."""
 
 
+class TurnedError(DataError):
+    """An image that its EXIF orientation says to turn, where nobody said whether to do so."""
+
+
 class UnreadableError(DataError):
     """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
 
@@ -75,11 +79,11 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
     with _opened(path) as stored:
         header = stored.header
         if header.images > 1:
-            raise DataError(f"{path}: {_several(header)}")
+            raise DataError(_several(header), file=path)
         if refusal := _refusal(header, channels, bits):
-            raise DataError(f"{path}: {refusal}")
+            raise DataError(refusal, file=path)
         if stored.turned != 1 and (exif == "refuse" or (exif == "ignore" and header.format == "TIFF")):
-            raise DataError(f"{path}: {_turned(header, stored.turned)}")
+            raise TurnedError(_turned(header, stored.turned), file=path)
         image = stored.image
         if image is None:
             samples = stored.samples()
@@ -190,8 +194,9 @@ def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
         accepted = NUMBERS if bits == 32 else DTYPES[bits].__name__
         as_they_are = "; `bits: 32` takes its numbers as they are" if bits != 32 and kind in NUMBER_TYPES else ""
         raise DataError(
-            f"{path}: an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {accepted}, "
-            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say{as_they_are}"
+            f"an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {accepted}, "
+            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say{as_they_are}",
+            file=path,
         )
     if bits == 32:
         return as_float32(path, array)
@@ -233,19 +238,21 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
         _check_mask(path, stored)
         if header.colors == "grey with 0 as white":
             raise DataError(
-                f"{path}: a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
-                "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG"
+                "a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
+                "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG",
+                file=path,
             )
         if not holds_labels(header):
             raise DataError(
-                f"{path}: a mask that is {header}; accepted are images of one channel or with a palette, whose values "
-                "are class indices"
+                f"a mask that is {header}; accepted are images of one channel or with a palette, whose values "
+                "are class indices",
+                file=path,
             )
         values = stored.samples()[..., 0]
         if values.dtype.kind == "f":
             return _whole_numbers(path, values)
         if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
-            raise DataError(f"{path}: a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1")
+            raise DataError(f"a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1", file=path)
         return values
 
 
@@ -255,8 +262,9 @@ def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64
     whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # both are false for NaN
     if not whole.all():
         raise DataError(
-            f"{path}: a mask in floating point with {int((~whole).sum())} pixels that are no whole number, such as "
-            f"{values[~whole][0]}; accepted are class indices; save it as integers"
+            f"a mask in floating point with {int((~whole).sum())} pixels that are no whole number, such as "
+            f"{values[~whole][0]}; accepted are class indices; save it as integers",
+            file=path,
         )
     return values.astype(np.int64)
 
@@ -282,8 +290,9 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
         _check_mask(path, stored)
         if not holds_colors(stored.header):
             raise DataError(
-                f"{path}: a mask that is {stored.header}; accepted here are masks of colours (RGB of 8 bits a channel, "
-                "or a palette)"
+                f"a mask that is {stored.header}; accepted here are masks of colours (RGB of 8 bits a channel, "
+                "or a palette)",
+                file=path,
             )
         if stored.image is None:
             channels = _converted(stored.samples(), stored.header, 3).astype(np.int32)
@@ -295,13 +304,14 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
 def _check_mask(path: Path, stored: _Stored) -> None:
     if stored.header.lossy:
         raise DataError(
-            f"{path}: a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
-            "images, such as PNG"
+            f"a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
+            "images, such as PNG",
+            file=path,
         )
     if stored.header.images > 1:
-        raise DataError(f"{path}: {_several(stored.header)}")
+        raise DataError(_several(stored.header), file=path)
     if stored.turned != 1:
-        raise DataError(f"{path}: a mask with the EXIF orientation {stored.turned}; save it upright, without one")
+        raise DataError(f"a mask with the EXIF orientation {stored.turned}; save it upright, without one", file=path)
 
 
 @dataclass(frozen=True)
@@ -366,10 +376,10 @@ def _naming(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise UnreadableError(f"{path}: no such file") from None
+        raise UnreadableError("no such file", file=path) from None
     except Exception as error:  # readers may raise anything for a broken file
         kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UnreadableError(f"{path}: cannot be read ({kind}; {path.stat().st_size} bytes)") from None
+        raise UnreadableError(f"cannot be read ({kind}; {path.stat().st_size} bytes)", file=path) from None
 
 
 def _several(header: Header) -> str:

@@ -142,11 +142,6 @@ def normal(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def visible(name: str) -> str:
-    """A name in a message. Characters that do not print, or look like others, are escaped."""
-    return name if name.isprintable() and normal(name) == name else ascii(name)[1:-1]
-
-
 def bare(word: str) -> str:
     """The visible characters of a word, in small letters."""
     return "".join(c for c in unicodedata.normalize("NFKC", word) if c.isprintable() and c != " ").casefold()

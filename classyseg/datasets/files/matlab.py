@@ -17,7 +17,7 @@ def require_scipy(path: Path) -> Any:
         import scipy.io
     except ImportError:
         raise ConfigError(
-            f"{path}: a MATLAB file, which scipy reads: install classyseg[mat], or convert the masks to PNG"
+            "a MATLAB file, which scipy reads: install classyseg[mat], or convert the masks to PNG", file=path
         ) from None
     return scipy.io
 
@@ -31,9 +31,9 @@ def read_mat(path: Path) -> npt.NDArray[Any]:
     try:
         contents = scipy_io.loadmat(str(path))  # for a missing file, scipy's message does not say that it is missing
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataError("no such file", file=path) from None
     except Exception as error:  # scipy may raise anything for a broken file; the message must name the file
-        raise DataError(f"{path}: cannot be read as a MATLAB file ({error})") from None
+        raise DataError(f"cannot be read as a MATLAB file ({error})", file=path) from None
     if "LabelMap" in contents:
         values = contents["LabelMap"]
     elif (
@@ -42,7 +42,7 @@ def read_mat(path: Path) -> npt.NDArray[Any]:
         values = contents["GTcls"]["Segmentation"].item()
     else:
         names = ", ".join(name for name in contents if not name.startswith("__"))
-        raise DataError(f"{path}: holds {names or 'nothing'}; expected GTcls.Segmentation (SBD) or LabelMap")
+        raise DataError(f"holds {names or 'nothing'}; expected GTcls.Segmentation (SBD) or LabelMap", file=path)
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iu":
-        raise DataError(f"{path}: its mask is no matrix of integers")
+        raise DataError("its mask is no matrix of integers", file=path)
     return values

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classyseg.config import DataError
-from classyseg.datasets.files.coco_file import finite, shown
+from classyseg.datasets.files.coco_file import finite, in_words
 
 Mask = npt.NDArray[np.bool_]
 Outline = npt.NDArray[np.float64]
@@ -52,13 +52,13 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> Drawn:
 def outlines(segmentation: Any, height: int, width: int) -> list[Outline]:
     """The polygons of a `segmentation`, each as points (N, 2) of x and y. Raises: `DataError` for anything else."""
     if not isinstance(segmentation, list):
-        raise DataError(f"its segmentation is {shown(segmentation)}; expected {EXPECTED}")
+        raise DataError(f"its segmentation is {in_words(segmentation)}; expected {EXPECTED}")
     if not segmentation:
         raise DataError("its segmentation is empty: it has no outline; draw one, or take the annotation out")
     flat = [value for value in segmentation if not isinstance(value, list)]
     if flat:
         raise DataError(
-            f"its segmentation is a list with {shown(flat[0])} in it, not a list of polygons; expected {EXPECTED}"
+            f"its segmentation is a list with {in_words(flat[0])} in it, not a list of polygons; expected {EXPECTED}"
         )
     return [_outline_of(i, polygon, height, width) for i, polygon in enumerate(segmentation)]
 
@@ -66,7 +66,7 @@ def outlines(segmentation: Any, height: int, width: int) -> list[Outline]:
 def _outline_of(number: int, polygon: list[Any], height: int, width: int) -> Outline:
     wrong = [value for value in polygon if not finite(value)]
     if wrong:
-        raise DataError(f"its polygon {number} has {shown(wrong[0])} among its numbers; expected {EXPECTED}")
+        raise DataError(f"its polygon {number} has {in_words(wrong[0])} among its numbers; expected {EXPECTED}")
     if len(polygon) < 6 or len(polygon) % 2:
         raise DataError(
             f"its segmentation has a polygon of {len(polygon)} numbers (polygon {number}); expected x and y of three "
@@ -102,7 +102,7 @@ def _counts_of(segmentation: dict[str, Any], height: int, width: int) -> list[in
     """The run lengths of a `segmentation`. Raises: `DataError` for another size than the image's, and for no counts."""
     counts, size = segmentation.get("counts"), segmentation.get("size")
     if not (isinstance(size, list) and [type(side) for side in size] == [int, int] and size == [height, width]):
-        found = size if isinstance(size, list) and len(size) <= 4 else shown(size)
+        found = size if isinstance(size, list) and len(size) <= 4 else in_words(size)
         raise DataError(f"its run lengths are of the size {found}; the image's is [{height}, {width}], rows first")
     if isinstance(counts, str):
         return decoded_counts(counts)

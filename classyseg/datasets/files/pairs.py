@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, listed
+from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIXES
 from classyseg.datasets.files.lists import (
     BLANKS,
@@ -24,7 +25,6 @@ from classyseg.datasets.files.lists import (
     refuse_forms,
     same_names,
     spellings,
-    visible,
 )
 
 Pair = tuple[Path, Path]
@@ -166,11 +166,11 @@ def chosen_pairs(
     missing = [line for line in lines if line not in chosen]
     if missing:
         # If no line is right, the path may lead to any file of the machine: its lines are not shown.
-        some = "" if not chosen else f": {listed([visible(line) for line in missing], limit=5)}"
+        some = "" if not chosen else f": {listed([printable(line, MAX_NAME, exact=True) for line in missing], limit=5)}"
         report_fault(
             "missing_file",
             f"{names}: {images} has no image for {len(missing)} of its {len(lines)} lines{some}; a line is the name of "
-            f"an image, such as {visible(next(iter(by_name)))}",
+            f"an image, such as {printable(next(iter(by_name)), MAX_NAME, exact=True)}",
             missing if chosen else [str(names)],
         )
     counts = Counter(chosen[line] for line in lines if line in chosen)
@@ -238,12 +238,12 @@ def tabled_pairs(table: Path, images: Path, masks: Path, split: str | None) -> l
             missing += [str(files.folder / name.strip(BLANKS)) for files, name, path in looked_for if path is None]
             continue
         if (image, mask) in seen:
-            twice.append(f"{visible(written[0].strip(BLANKS))} (line {row[0]})")
+            twice.append(f"{printable(written[0].strip(BLANKS), MAX_NAME, exact=True)} (line {row[0]})")
             continue
         seen.add((image, mask))
         pairs.append((image, mask))
     if missing:
-        names = listed([visible(name) for name in missing], limit=5)
+        names = listed([printable(name, MAX_NAME, exact=True) for name in missing], limit=5)
         report_fault("missing_file", f"{table}: names {len(missing)} files that do not exist: {names}", missing)
     if twice:
         message = f"{table}: names {listed(twice, limit=5)} with the same mask more than once"
@@ -263,7 +263,7 @@ def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[
     chosen = [row for row, found in zip(rows, splits, strict=True) if found == split]
     if not chosen:
         found = "nothing" if split is None else f"'{split}'"
-        known = ", ".join(map(visible, sorted({*splits})))
+        known = listed([printable(one, MAX_NAME, exact=True) for one in sorted({*splits})])
         raise ConfigError("split", f"found {found}, but {table} has the splits {known}; name one")
     return chosen
 
@@ -323,7 +323,7 @@ def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, in
     files = Files(folder)
     found = [(files.find(name), label) for name, label in labelled]
     if missing := [name for (name, _), (path, _) in zip(labelled, found, strict=True) if path is None]:
-        some = listed([visible(name) for name in missing], limit=5)
+        some = listed([printable(name, MAX_NAME, exact=True) for name in missing], limit=5)
         message = f"{place}: names {len(missing)} of {len(labelled)} files not in {folder}: {some}"
         report_fault("missing_file", message, [str(folder / name) for name in missing])
     return [(str(path), label) for path, label in found if path is not None]

@@ -42,16 +42,16 @@ def videos_in(folder: Path) -> list[Path]:
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+        raise DataError(f"cannot be read ({error.strerror})", file=folder) from None
     files = [entry for entry in entries if entry.suffix.lower() in VIDEO_SUFFIXES]
     found = {entry.stem: entry for entry in files}
     twins = [entry.name for entry in files if found[entry.stem] != entry]
     if twins:
         other = found[Path(twins[0]).stem].name
-        raise DataError(f"{folder}: two videos of one name: {twins[0]} and {other}; keep one of them")
+        raise DataError(f"two videos of one name: {twins[0]} and {other}; keep one of them", file=folder)
     found |= {entry.name: entry for entry in entries if entry.suffix.lower() not in VIDEO_SUFFIXES and entry.is_dir()}
     if not found:
-        raise DataError(f"{folder}: found no video; accepted: {', '.join(VIDEO_SUFFIXES)}, and folders of frames")
+        raise DataError(f"found no video; accepted: {', '.join(VIDEO_SUFFIXES)}, and folders of frames", file=folder)
     return [found[name] for name in sorted(found)]
 
 
@@ -89,13 +89,14 @@ def read_frames(path: Path, numbers: Sequence[int], *, exif: Exif = "refuse") ->
         return _decoded(path, numbers, turned=exif != "ignore")
     files = _frame_files(path)
     if numbers[-1] >= len(files):
-        raise DataError(f"{path}: has {len(files)} frames; it had more when it was looked at first")
+        raise DataError(f"has {len(files)} frames; it had more when it was looked at first", file=path)
     frames = [read_image(Path(files[number]), exif=exif) for number in numbers]
     for number, frame in zip(numbers, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise DataError(
-                f"{files[number]}: a frame of {frame.shape[2]} x {frame.shape[1]} pixels in a video of "
-                f"{frames[0].shape[2]} x {frames[0].shape[1]}"
+                f"a frame of {frame.shape[2]} x {frame.shape[1]} pixels in a video of "
+                f"{frames[0].shape[2]} x {frames[0].shape[1]}",
+                file=files[number],
             )
     return torch.stack(frames, 1)
 
@@ -112,7 +113,7 @@ def each_frame(path: Path, *, turned: bool = True) -> Iterator[tuple[Tensor, Fra
             found = True
             yield torch.from_numpy(_pixels(frame, turned=turned)).permute(2, 0, 1), stream.average_rate
     if not found:
-        raise DataError(f"{path}: has no frame")
+        raise DataError("has no frame", file=path)
 
 
 def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:
@@ -138,7 +139,7 @@ def _info(path: Path) -> VideoInfo:
     if path.is_dir():
         files = _frame_files(path)
         if not files:
-            raise DataError(f"{path}: found no frame; accepted: {', '.join(IMAGE_SUFFIXES)}")
+            raise DataError(f"found no frame; accepted: {', '.join(IMAGE_SUFFIXES)}", file=path)
         return VideoInfo(len(files), None)
     with _opened(path) as (container, stream):
         # Old DivX files pack two frames into a packet, and an empty one after it.
@@ -170,9 +171,9 @@ def _decoded(path: Path, numbers: Sequence[int], *, turned: bool) -> Tensor:
             if number == numbers[-1]:
                 break
     if len(found) < len(numbers):
-        raise DataError(f"{path}: ends after {number + 1} frames; {numbers[-1] + 1} were expected")
+        raise DataError(f"ends after {number + 1} frames; {numbers[-1] + 1} were expected", file=path)
     if any(frame.shape != found[0].shape for frame in found):
-        raise DataError(f"{path}: its frames change their size between {numbers[0]} and {numbers[-1]}")
+        raise DataError(f"its frames change their size between {numbers[0]} and {numbers[-1]}", file=path)
     return torch.from_numpy(np.stack(found)).permute(3, 0, 1, 2).contiguous()
 
 
@@ -183,18 +184,19 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         import av
     except ImportError:
         raise ConfigError(
-            f"{path}: a video, which PyAV reads: install classyseg[video], or store its frames as images in a folder "
-            f"{path.with_suffix('')}"
+            f"a video, which PyAV reads: install classyseg[video], or store its frames as images in a folder "
+            f"{path.with_suffix('')}",
+            file=path,
         ) from None
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise DataError(f"{path}: holds no video")
+                raise DataError("holds no video", file=path)
             yield container, container.streams.video[0]
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise DataError(f"{path}: cannot be read as a video ({error})") from None
+        raise DataError(f"cannot be read as a video ({error})", file=path) from None
 
 
 def _frame_files(folder: Path) -> list[str]:

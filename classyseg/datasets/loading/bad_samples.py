@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from classyseg import distributed
-from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, ClassyDataset
+from classyseg.errors import ConfigError, DataError, Problem
 from classyseg.io import append_json_line, read_json_lines
 from classyseg.records import RecordFile
 from classyseg.run_folder import BAD_SAMPLES
@@ -91,8 +91,9 @@ class SampleSource(Dataset[Loaded | Failure]):
         except DataError as error:
             if self.dataset.on_bad_sample == "error":
                 raise
-            bad = BadSample(index, str(error))
-        sample = self.dataset.stand_in(index, epoch, lambda i: self.dataset.sample(i, epoch), bad.problem)
+            wrong = error
+        bad = BadSample(index, str(wrong))
+        sample = self.dataset.stand_in(index, epoch, lambda i: self.dataset.sample(i, epoch), wrong)
         if self.dataset.on_bad_sample == "skip":
             sample = sample.replace(target=torch.full_like(sample.target, self.dataset.ignore_index))
         return Loaded(sample, (bad,))
@@ -160,7 +161,6 @@ class BadSamples:
     def _check(self, data_set: str, total: int) -> None:
         dataset = self.data_sets[data_set]
         if total > dataset.max_bad_samples * len(dataset):
-            raise DataError(
-                f"dataset.{data_set}: {total} of {len(dataset)} samples are bad, more than max_bad_samples, "
-                f"{dataset.max_bad_samples:g} of them, allows" + "".join(f"\n{problem}" for problem in self._problems)
-            )
+            told = f"{total} of {len(dataset)} samples are bad, more than max_bad_samples, {dataset.max_bad_samples:g}"
+            first = Problem(f"{told} of them, allows", ("dataset", data_set))
+            raise DataError.of([first, *map(Problem, self._problems)])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from classyseg.config import DataError, within
+from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.label_map import label_table
 from classyseg.io import data_folder
@@ -126,7 +127,9 @@ def _read(path: Path, keys: tuple[str, ...], column: int) -> tuple[Tensor, list[
     except OSError as error:
         raise DataError(f"{found}: cannot be read ({error.strerror})") from None
     except Exception as error:  # damaged pickles may raise anything; the message must name the file
-        raise DataError(f"{found}: no file of CIFAR's images ({type(error).__name__}: {str(error)[:200]})") from None
+        raise DataError(
+            f"{found}: no file of CIFAR's images ({type(error).__name__}: {printable(str(error), MAX_NAME)})"
+        ) from None
 
 
 def _read_binary(content: npt.NDArray[np.uint8], label_bytes: int, column: int) -> tuple[Tensor, list[int]]:

@@ -18,7 +18,8 @@ from pydantic import Field
 from tqdm import tqdm
 
 from classyseg.config import ConfigError, DataError, listed, within
-from classyseg.datasets.files.coco_file import CocoFile, finite, quoted, shown
+from classyseg.console import shown
+from classyseg.datasets.files.coco_file import CocoFile, finite, in_words
 from classyseg.datasets.files.outlines import Drawn, Outline, annotation_mask, area, extent, is_flat
 from classyseg.datasets.files.pairs import listed_pairs
 from classyseg.datasets.label_map import label_table
@@ -131,7 +132,7 @@ def _draw_all(path: Path, folder: Path, crowd: str) -> None:
         number = file.listed(place, annotation, "image_id", images, "images")
         category = file.listed(place, annotation, "category_id", known, "categories")
         if annotation.get("iscrowd", 0) not in (0, 1):
-            file.refuse(f"{place}: its iscrowd is {shown(annotation['iscrowd'])}; accepted: 0 and 1")
+            file.refuse(f"{place}: its iscrowd is {in_words(annotation['iscrowd'])}; accepted: 0 and 1")
         if category in CLASS_OF_CATEGORY:
             wanted[number].append(annotation)
     file.contents.clear()
@@ -143,7 +144,7 @@ def _draw_all(path: Path, folder: Path, crowd: str) -> None:
             try:
                 drew = draw(mask, outlined, crowd)
             except DataError as error:
-                file.refuse(f"image {image.id}, {quoted(image.name)}: annotation {outlined['id']}: {error}")
+                file.refuse(f"image {image.id}, {shown(image.name)}: annotation {outlined['id']}: {error}")
             empty += [] if drew else [outlined["id"]]
         Image.fromarray(mask).save(folder / f"{image.name}.png")
         pixels[image.name] = int(((mask > 0) & (mask < len(CLASSES))).sum())

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from classyseg.config import DataError, listed, within
-from classyseg.datasets.files.coco_file import CocoFile, CocoImage, quoted, shown
+from classyseg.console import shown
+from classyseg.datasets.files.coco_file import CocoFile, CocoImage, in_words
 from classyseg.datasets.files.images import read_colors
 from classyseg.datasets.files.lists import normal
 from classyseg.datasets.files.masks import MaskFiles
@@ -110,9 +111,7 @@ def _segments(path: Path, folder: str) -> tuple[list[str], Array, Array, Array, 
             file.refuse(f"the image {number} has two annotations; each has one, with all of its segments")
         name = file.stem(place, annotation, f"panoptic_{folder}")
         if normal(name) != normal(images[number].name):
-            file.refuse(
-                f"{place}: its file_name is {quoted(name)}, but that of the image {quoted(images[number].name)}"
-            )
+            file.refuse(f"{place}: its file_name is {shown(name)}, but that of the image {shown(images[number].name)}")
         found[number] = annotation["file_name"], images[number], _segments_of(file, place, annotation, known)
     if not found:
         file.refuse("its list 'annotations' is empty")
@@ -131,7 +130,7 @@ def _segments_of(file: CocoFile, place: str, annotation: dict[str, Any], known: 
     """The number and the category of each segment of a mask. Raises: `DataError`."""
     described = file.value(place, annotation, "segments_info")
     if not isinstance(described, list):
-        file.refuse(f"{place}: its segments_info is {shown(described)}; expected a list")
+        file.refuse(f"{place}: its segments_info is {in_words(described)}; expected a list")
     found: dict[int, int] = {}
     for i, segment in enumerate(described):
         number = file.number(f"{place}: segments_info[{i}]", segment, "id")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.console import shown
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import labelled_files
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
-from classyseg.datasets.files.lists import BLANKS, lines_of, visible
+from classyseg.datasets.files.lists import BLANKS, lines_of
 from classyseg.datasets.files.pairs import report_fault
 from classyseg.datasets.label_map import label_table
 from classyseg.io import data_folder, data_path
@@ -96,7 +97,7 @@ def _listed_files(table: Path, folder: Path, images: Set[str]) -> list[tuple[str
         classes = {word for word in words[1:] if word.startswith("n")} if is_solution else {*words[1:]}
         if len(classes) != 1 or not classes <= LABELS.keys():
             # The table may be any file of the machine: a line is shown only if it is about one of the images.
-            found = f"'{visible(line.strip(BLANKS))[:80]}'" if name in images else f"{len(words)} words"
+            found = shown(line.strip(BLANKS)) if name in images else f"{len(words)} words"
             raise DataError(f"{table}, line {number}: found {found}; expected {TABLE}")
         twice += [name] if name in labels else []
         labels[name] = LABELS[classes.pop()]

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.console import shown
 from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
 from classyseg.datasets.files.class_folders import class_names
 from classyseg.datasets.files.lists import lines_of, words_of
@@ -230,7 +231,7 @@ def _rows(table: Path, example: str) -> list[tuple[str, str]]:
     rows = [words_of(line) for _, line in lines_of(table)]
     wrong = [" ".join(row) for row in rows if len(row) != 2]
     if wrong:
-        raise DataError(f"{table}: found '{wrong[0]:.80}'; expected lines such as {example}")
+        raise DataError(f"{table}: found {shown(wrong[0])}; expected lines such as {example}")
     return [(first, second) for first, second in rows]
 
 

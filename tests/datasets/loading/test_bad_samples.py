@@ -100,9 +100,11 @@ def test_what_stands_in_is_another_one_for_each_sample_and_epoch(tree: Path) -> 
     dataset = folder(tree, on_bad_sample="replace")
 
     for keys in ([(index, 0) for index in range(12)], [(3, epoch) for epoch in range(12)]):
-        names = [
-            dataset.stand_in(*key, lambda i: Sample(torch.zeros(1), torch.zeros(1), str(i)), "").name for key in keys
+        good = [
+            dataset.stand_in(*key, lambda i: Sample(torch.zeros(1), torch.zeros(1), str(i)), DataError(""))
+            for key in keys
         ]
+        names = [sample.name for sample in good]
         assert len({*names}) > 4
 
 
