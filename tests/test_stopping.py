@@ -23,7 +23,7 @@ from classyseg.datasets.files.images import read_image
 from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
-from classyseg.tasks.checks import check_samples
+from classyseg.tasks.sample_checks import check_samples
 from runs import LIMIT, read_records, start_job, write_config
 
 SAMPLES, BATCH = 32, 8
