@@ -61,7 +61,7 @@ def test_compression_that_autocast_leaves_nothing_to_is_said_once(
     tiny_task({"model.activation_compression": "bfloat16", "runtime.precision": precision})
     messages = [record.message for record in caplog.records]
     assert len(messages) == count
-    assert all("model.activation_compression: bfloat16 saves nothing" in message for message in messages)
+    assert all("model.activation_compression: bfloat16 saves" in message for message in messages)
 
 
 # -- cached features -------------------------------------------------------------------------------------------------
