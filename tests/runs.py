@@ -6,6 +6,7 @@ import copy
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -171,7 +172,10 @@ _processes.set_forkserver_preload(["classyseg.tasks", "classyseg.trainer", "clas
 
 
 class Command:
-    """`classy_train.py` or `classyseg evaluate` with `arguments`, running; what it prints goes to the file `log`."""
+    """`classy_train.py`, `classyseg evaluate` or a script of one's own, running; what it prints goes to the file `log`.
+
+    Of a script, the first of `arguments` is its path.
+    """
 
     def __init__(self, arguments: Sequence[object], log: Path, environment: Mapping[str, object] | None = None) -> None:
         self.log = log
@@ -183,6 +187,10 @@ class Command:
     def pid(self) -> int:
         assert self._process.pid is not None
         return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
 
     @property
     def text(self) -> str:
@@ -259,6 +267,9 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
     _print_to(log)
     from classyseg.cli import main, train
 
+    if arguments[0].endswith(".py"):
+        sys.argv = [*arguments]
+        runpy.run_path(arguments[0], run_name="__main__")
     is_command = arguments[:1] == ["evaluate"]  # of `classyseg`; else they are those of `classy_train.py`
     sys.exit((main.main if is_command else train.main)(arguments))
 

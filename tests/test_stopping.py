@@ -5,11 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from classyseg.datasets import SyntheticShapes, TrainOrder, make_loader
 from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
-from runs import LIMIT, read_records, start_job, write_config
+from runs import LIGHT, LIMIT, Command, read_records, start_job, write_config
 
 SAMPLES, BATCH = 32, 8
 HANGING = list(TrainOrder(SAMPLES, BATCH, seed=0))[-1][0][1]
@@ -53,6 +52,7 @@ class DiesOnce(ClassyHook):
 sys.exit(main())
 """
 CHANGES: dict[str, Any] = {
+    **LIGHT,
     "num_epochs": 2,
     "batch_size": BATCH,
     "dataset.train.num_samples": SAMPLES,
@@ -73,20 +73,6 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def start(arguments: Sequence[object], folder: Path, processes: int) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = []
-    for rank in range(processes):
-        more = {} if processes == 1 else {name: str(value) for name, value in {**job, "RANK": rank}.items()}
-        with (folder / f"log{rank}").open("wb") as log:
-            command = [sys.executable, *map(str, arguments)]
-            started.append(subprocess.Popen(command, env={**os.environ, **more}, stdout=log, stderr=log))
-    return started
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "signals", "hard"),
@@ -96,23 +82,25 @@ def start(arguments: Sequence[object], folder: Path, processes: int) -> list[sub
 def test_a_worker_that_hangs_does_not_hold_up_a_signal(
     processes: int, signals: list[signal.Signals], hard: bool, script: Path, tmp_path: Path
 ) -> None:
-    job = start([script, write_config(tmp_path, hanging(hard)), "--output", tmp_path / "run"], tmp_path, processes)
+    arguments = [script, write_config(tmp_path, hanging(hard)), "--output", tmp_path / "run"]
+    log = tmp_path / "rank0.log"
+    job = [Command(arguments, log)] if processes == 1 else start_job(arguments, tmp_path)
     steps = tmp_path / "run/steps.jsonl"
     done = 0
     while not done or len(read_records(steps)) > done:  # until the next batch does not come
-        assert job[0].poll() is None, (tmp_path / "log0").read_text()
+        assert job[0].is_running, job[0].text
         done = len(read_records(steps)) if steps.exists() else 0
-        time.sleep(2.5)
+        time.sleep(1.5)
 
     for number in signals:
         for process in job:
-            process.send_signal(number)
+            os.kill(process.pid, number)
         time.sleep(0.2)
 
-    assert [process.wait(60) for process in job] == [128 + signals[0]] * processes, (tmp_path / "log0").read_text()
+    assert [process.wait() for process in job] == [128 + signals[0]] * processes, job[0].text
     assert newest_checkpoint(tmp_path / "run/checkpoints") == (tmp_path / f"run/checkpoints/step-{done}", [])
     assert done < 4
-    assert "a checkpoint is saved" in (tmp_path / "log0").read_text()
+    assert "a checkpoint is saved" in job[0].text
 
 
 class Hanging(SyntheticShapes):
@@ -221,9 +209,9 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(handlers: list[int]
     assert "nothing was saved" in str(stopped.value)
 
 
-def launch(script: Path, config: Path, run: Path, log: Path) -> int:
-    """A real torchrun of two processes, which may start them once more."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
+def launch(script: Path, config: Path, run: Path, log: Path, *, processes: int = 2) -> int:
+    """A real torchrun, which may start the processes once more."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--max-restarts=1"]
     with log.open("wb") as file:
         command = [sys.executable, *torchrun, str(script), str(config), "--output", str(run)]
         return subprocess.run(command, stdout=file, stderr=file, timeout=2 * LIMIT, check=False).returncode
@@ -249,6 +237,6 @@ def test_a_run_that_torchrun_restarts_continues_and_one_that_it_refused_is_not_t
     assert (run / name).read_bytes() == (tmp_path / "whole/run" / name).read_bytes()
 
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert launch(script, config, run, tmp_path / "log") != 0
+    assert launch(script, config, run, tmp_path / "log", processes=1) != 0
     assert (tmp_path / "log").read_text().count("holds a run already") == 2  # of the first start, and of its restart
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import classyseg
 from classyseg.config import ConfigError
 from classyseg.datasets import build_dataset
-from classyseg.evaluation import Evaluation, evaluate
+from classyseg.evaluation import Evaluation, evaluate, group_size_of
 from classyseg.inference import build_protocol
 from classyseg.meters import ClassyMeter, build_meter
 from classyseg.registry import METERS, TASKS
@@ -62,6 +63,28 @@ def test_a_run_evaluated_again_gives_the_integers_of_its_record(run: Path) -> No
     for key in ("confusion_matrix", "mean_iou", "iou", "pixel_accuracy"):
         assert found[key] == record[key]
     assert found["loss"] is None
+
+
+def test_samples_that_cannot_be_read_are_counted(run: Path, tmp_path: Path) -> None:
+    for i in range(3):
+        for folder, shape in (("images", (16, 24, 3)), ("masks", (16, 24))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(np.full(shape, i, np.uint8)).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "images/1.png").write_bytes(b"")
+    predictor = classyseg.load(run)
+    folders = {name: str(tmp_path / name) for name in ("images", "masks")}
+    tolerant = {"on_bad_sample": "skip", "max_bad_samples": 0.5}
+    dataset = build_dataset({"name": "folder", **folders, "classes": list(predictor.classes), **tolerant})
+    meters = [build_meter("mean_iou", predictor.classes, predictor.ignore_index)]
+    assert evaluate(predictor, dataset, meters).result()["bad_samples"] == 1
+
+
+def test_a_batch_holds_whole_videos_for_every_meter() -> None:
+    meters = [
+        build_meter({"name": "video_accuracy", "clips_per_video": count, "topk": [1]}, ("a", "b"), 255)
+        for count in (4, 6)
+    ]
+    assert group_size_of(meters) == 12
 
 
 def test_the_loss_is_measured_of_whole_images_alone(run: Path) -> None:

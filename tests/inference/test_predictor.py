@@ -16,8 +16,10 @@ from PIL import Image
 import classyseg
 from classyseg.config import ConfigError, DataError
 from classyseg.inference import BudgetError, Card, Predictor, Preparation
+from classyseg.inference.preparation import Prepared
 from classyseg.models import ClassyModel, build_model
 from classyseg.trainer import Trainer
+from classyseg.transforms.classy_transform import Region
 from runs import tiny_task
 
 RANDOM = np.random.default_rng(0)
@@ -73,6 +75,43 @@ def test_an_image_gives_the_same_labels_in_whichever_form(protocol: str, tmp_pat
     }
     predictor = predictor_of(tiny_model())
     np.testing.assert_array_equal(predictor.predict(forms[protocol]), predictor.predict(PIXELS))
+
+
+def test_labels_of_256_classes_are_bytes_and_of_257_are_not() -> None:
+    for count, kind in ((256, np.uint8), (257, np.uint16)):
+        predictor = Predictor(build_model(MODEL, count), classes=[f"c{i}" for i in range(count)])
+        assert predictor.predict(PIXELS).dtype == kind
+
+
+def test_images_of_other_sizes_that_are_prepared_alike_come_at_their_own_sizes() -> None:
+    resize = Preparation([{"name": "resize", "size": [32, 32]}])
+    predictor = predictor_of(tiny_model(), preparation=resize)
+    given = [PIXELS, PIXELS[:20], PIXELS[:, :30], PIXELS[:20, :30]]
+    alone = [predictor.predict(image) for image in given]
+    predictor.batch_size = 4
+    for image, labels, expected in zip(given, predictor.predict(given), alone, strict=True):
+        assert labels.shape == image.shape[:2]
+        np.testing.assert_array_equal(labels, expected)
+
+
+def test_the_size_of_maps_is_the_nearest_to_the_scale_of_the_image() -> None:
+    prepared = Prepared(torch.zeros(3, 40, 50), size=(100, 151), region=Region(0, 0, 33, 47))
+    assert prepared.output_size == (121, 161)  # 121.2 x 160.6
+
+
+@pytest.mark.parametrize(("exif", "turned"), [("refuse", True), ("rotate", True), ("ignore", False)])
+def test_a_photo_is_turned_as_viewers_show_it_unless_the_training_took_pixels_as_stored(
+    exif: Any, turned: bool, tmp_path: Path
+) -> None:
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    photo = Image.fromarray(PIXELS)
+    photo.save(tmp_path / "photo.png", exif=tags)
+    expected = np.rot90(PIXELS, -1) if turned else PIXELS
+    preparation = Preparation(exif=exif)
+    for given in (tmp_path / "photo.png", Image.open(tmp_path / "photo.png")):
+        found = preparation.read(given)
+        np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), expected)
 
 
 def test_several_images_come_one_by_one_in_their_order_and_as_each_alone() -> None:

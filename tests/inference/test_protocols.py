@@ -16,6 +16,7 @@ from torch.nn import functional
 from classyseg import ClassyHead
 from classyseg.config import ConfigError
 from classyseg.inference import BudgetError, Network, Predictor, PyTorchEncoding, Wanted, build_protocol
+from classyseg.inference.memory import LiveTensors
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import PROTOCOLS
 
@@ -250,6 +251,36 @@ def test_scales_and_flips_are_averaged_as_scores() -> None:
     torch.testing.assert_close(found, total, atol=2e-5, rtol=0)
 
 
+def test_one_scale_and_its_mirror_image_are_averaged() -> None:
+    network, image = Network(Convolution()), images()
+    plain, mirrored = (build_protocol("whole")(network, x, SIZE, [SCORES])[SCORES] for x in (image, image.flip(-1)))
+    found = build_protocol({"name": "multi_scale", "scales": [1.0]})(network, image, SIZE, [SCORES])[SCORES]
+    torch.testing.assert_close(found, (plain + mirrored.flip(-1)) / 2)
+    assert not torch.allclose(found, plain, atol=1e-3)
+
+
+def test_an_image_at_a_scale_has_the_nearest_size() -> None:
+    network, sizes = Network(Convolution()), []
+
+    def recorded(image: Tensor) -> Mapping[str, Tensor]:
+        sizes.append(tuple(image.shape[2:]))
+        return network.plain_forward(image)
+
+    protocol = build_protocol({"name": "multi_scale", "scales": [0.53, 1.27], "flip": False})
+    with network.with_forward(recorded):
+        protocol(network, images(1, (62, 35)), (62, 35), [LABELS])
+    assert sizes == [(33, 19), (79, 44)]  # 32.86 x 18.55 and 78.74 x 44.45
+
+
+def test_the_budget_that_whole_asks_for_holds_all_that_it_makes() -> None:
+    network, image, size, whole = Network(Convolution()), images(), (1500, 1500), build_protocol("whole")
+    with pytest.raises(BudgetError) as raised:
+        whole(network, image, size, [SCORES], 1)
+    with LiveTensors() as live:
+        whole(network, image, size, [SCORES])
+    assert live.peak <= raised.value.needed < 6 * live.peak
+
+
 # -- PyTorch-Encoding ------------------------------------------------------------------------------------------------
 
 GRIDS: dict[tuple[tuple[int, int], int, int, float], tuple[tuple[int, int], list[list[int]]]] = {
@@ -266,9 +297,19 @@ GRIDS: dict[tuple[tuple[int, int], int, int, float], tuple[tuple[int, int], list
         (650, 487),
         [[0, 480, 0, 480], [0, 480, 320, 487], [320, 650, 0, 480], [320, 650, 320, 487]],
     ),
+    ((60, 93), 93, 40, 1.0): (  # a step of 26, as 26.67 is cut off
+        (60, 93),
+        [
+            *([0, 40, 0, 40], [0, 40, 26, 66], [0, 40, 52, 92], [0, 40, 78, 93]),
+            *([26, 60, 0, 40], [26, 60, 26, 66], [26, 60, 52, 92], [26, 60, 78, 93]),
+        ],
+    ),
     ((1024, 2048), 2048, 768, 0.75): ((768, 1536), [[0, 768, 0, 768], [0, 768, 512, 1280], [0, 768, 1024, 1536]]),
 }
-"""Printed by the reference, HEAD ac74841: by image, base, crop and scale, the resized image and its squares."""
+"""Printed by the reference, HEAD ac74841: by image, base, crop and scale, the resized image and its squares.
+
+That of 60 x 93 pixels by hand, from its `int(crop_size * stride_rate)`.
+"""
 
 
 @pytest.mark.parametrize("case", GRIDS, ids=str)
