@@ -32,7 +32,7 @@ INSTEAD = {
     "RandomErasing": "random_erasing",
     "TrivialAugmentWide": "rand_augment, which moves the mask, too",
 }
-"""What stands for transforms that do not take a mask along as they should."""
+"""What to use in place of transforms that do not handle a mask."""
 
 NOT_FOR_SAMPLES = {
     *("Compose", "Lambda", "RandomApply", "RandomChoice", "RandomOrder", "SetClampingMode", "Transform", "Identity"),
@@ -45,11 +45,11 @@ ANY_NUMBERS = (
     *("RandomPerspective", "RandomResize", "RandomResizedCrop", "RandomRotation", "RandomShortestSize"),
     *("RandomVerticalFlip", "RandomZoomOut", "Resize", "ScaleJitter"),
 )
-"""Those that move, or average, numbers of whatever unit; others take floating point for colours from 0 to 1."""
+"""Transforms that only move or average numbers. Others take floating point for colours from 0 to 1."""
 
 
 def known_transforms() -> dict[str, type[v2.Transform]]:
-    """torchvision's transforms that take an image, and its mask along, by the names of their classes."""
+    """torchvision's transforms that take an image with its mask, by the names of their classes."""
     from torchvision.transforms import v2  # whose import takes a second
 
     found = {}
@@ -81,9 +81,9 @@ class TorchvisionTransform(ClassyTransform):
 
     Where it has a `fill`, that is for the image, and the mask is ignored there.
 
-    Those that would leave the mask behind (`AutoAugment`, `CutMix`, ...) are refused, with the name of ours. Where it
-    shrinks a mask, its labels lie up to half a pixel of the result away from the image's pixels, which ours do
-    not: for masks, rather `resize`, `random_resize` and `random_scale_crop`.
+    Transforms that would ignore the mask (`AutoAugment`, `CutMix`, ...) are refused, with the name of ours. When
+    torchvision shrinks a mask, labels may lie up to half a pixel away from the image's pixels. Ours do not: for masks,
+    use `resize`, `random_resize` and `random_scale_crop`.
 
     ```yaml
     dataset:
