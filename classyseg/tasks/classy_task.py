@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import weakref
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -186,7 +187,8 @@ class ClassyTask(Configurable, ABC):
         self.features = TaskFeatures(self.model, spec.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
         network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
-        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=self)
+        # A task that is done with goes at once, with its network: Python collects what refers to itself much later.
+        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=weakref.proxy(self))
         self.borrowed = BorrowedWeights(self.model)
         """The best checkpoint's weights, while the test set is measured."""
 
@@ -277,7 +279,7 @@ class ClassyTask(Configurable, ABC):
             if distributed.is_primary():
                 check_samples(self.data.sets)
         self.place()
-        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+        self.data.open(self.runtime, self.engine.device, self.gives_up)
 
     def place(self) -> None:
         """Brings the parts to their device; a task with networks of its own (a teacher) brings these there, too."""

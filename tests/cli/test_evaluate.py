@@ -29,8 +29,7 @@ from classyseg.trainer import Trainer
 
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
 MODEL = {
-    "name": "resnet18",
-    "depths": [1, 1, 1, 1],
+    **runs.SMALL_BACKBONE,
     "heads": {"main": {"name": "fcn", "blocks": ["stage4"], "channels": 8}},
 }
 
