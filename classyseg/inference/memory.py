@@ -20,8 +20,8 @@ WORKSPACE = 1.25
 """A factor for what kernels take in addition to torch's tensors: copies in another layout, columns of a convolution.
 
 Measured on the CPU, with 11 backbones on images of 900 to 1800 pixels, the peak of the process is 0.9 to 1.25 times the
-peak of live tensors (`benchmarks/inference.py estimate`). On smaller images `BASE` and a copy of the largest weights, which
-`Network.forward_bytes` adds, weigh more."""
+peak of live tensors (`benchmarks/inference.py estimate`). On smaller images `BASE` and a copy of the largest weights weigh
+more; `Network.forward_bytes` adds both."""
 BASE = 48_000_000
 """Bytes that any forward pass may take: the allocator keeps pools. They matter most where images are small."""
 
