@@ -88,8 +88,13 @@ class Measurement:
         self.unseen_classes: Collection[str] = ()
 
     def _own_task(self) -> ClassyTask:
-        """The task of the run, with the trained model's meaning of batches."""
-        options = {**self.config.options(), "dataset": {"val": None, self.split: self.dataset}}
+        """The task of the run, around the trained model: it says what a batch means. No training batch is shared."""
+        options = {
+            **self.config.options(),
+            "dataset": {"val": None, self.split: self.dataset},
+            "batch_size": distributed.world_size(),
+            "runtime": self.config.runtime.model_copy(update={"accumulate_steps": 1}),
+        }
         task: ClassyTask = self.config.component(**options)
         task.measure(self.predictor.model)
         return task
