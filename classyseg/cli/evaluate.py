@@ -134,10 +134,10 @@ def _evaluate(
 
 def _told_of_windows(report: Mapping[str, Any]) -> str:
     """A line of warning for a report of `Budget.report`."""
-    sizes = ", ".join(f"{each['size'][0]} x {each['size'][1]} ({each['images']})" for each in report["windows"])
+    sizes = ", ".join("{1} in windows of {0[0]} x {0[1]}".format(w["size"], w["images"]) for w in report["windows"])
     return (
-        f"computed in windows, as they do not fit into --max-memory as a whole: {report['images']} images, in windows "
-        f"of {sizes}. The numbers are not those of whole images; a --protocol that is named is kept to"
+        f"images that do not fit into --max-memory as a whole were computed in windows: {sizes}. The numbers are not those "
+        "of whole images; a --protocol that is named is kept to"
     )
 
 

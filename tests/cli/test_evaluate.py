@@ -345,8 +345,8 @@ def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budge
     (windows,) = one["computed_in_windows"]["windows"]
     assert windows["images"] == 6
     assert one["loss"] is None  # that of whole images
-    assert capsys.readouterr().err.count("in windows of {} x {} (6)".format(*windows["size"])) == 1
-    assert "(6)" in job[0].text + job[1].text
+    assert capsys.readouterr().err.count("6 in windows of {} x {}".format(*windows["size"])) == 1
+    assert "6 in windows of" in job[0].text + job[1].text
     assert evaluate(trained, folders[0], *changes, "--protocol", json.dumps(windows["protocol"])) == 0
     assert result(folders[0])["confusion_matrix"] == one["confusion_matrix"]
     assert result(folders[0])["computed_in_windows"] is None
