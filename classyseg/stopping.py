@@ -15,8 +15,12 @@ PATIENCE_SECONDS = 2.0
 """How long a run that was asked to stop still waits for its next batch, before it saves without it."""
 
 
-class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
-    """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number."""
+class Stopped(BaseException):
+    """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number.
+
+    No `Exception`, as `KeyboardInterrupt` is none: before the first step it is raised wherever the run happens to be,
+    and readers that take every error for a broken file would call a good one unreadable.
+    """
 
     def __init__(self, signal_number: int, *, saved: bool = True) -> None:
         how = "" if saved else " before its first step: nothing was saved"

@@ -88,8 +88,16 @@ class Measurement:
         self.unseen_classes: Collection[str] = ()
 
     def _own_task(self) -> ClassyTask:
-        """The task of the run, with the trained model in the place of its own."""
-        options = {**self.config.options(), "dataset": {"val": None, self.split: self.dataset}}
+        """The task of the run, with the trained model in the place of its own.
+
+        It does not train: its batch size only has to pass the checks of a start.
+        """
+        options = {
+            **self.config.options(),
+            "dataset": {"val": None, self.split: self.dataset},
+            "batch_size": distributed.world_size(),
+            "runtime": self.config.runtime.model_copy(update={"accumulate_steps": 1}),
+        }
         task: ClassyTask = self.config.component(**options)
         task.measure(self.predictor.model)
         return task
