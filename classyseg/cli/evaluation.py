@@ -90,7 +90,7 @@ class Measurement:
     def _own_task(self) -> ClassyTask:
         """The task of the run, with the trained model in the place of its own.
 
-        It does not train: its batch size only has to pass the checks of a start.
+        It does not train, so its batch size only has to fit the number of processes.
         """
         options = {
             **self.config.options(),
