@@ -71,8 +71,8 @@ def user_path(path: str | Path) -> Path:
     if text.startswith("~") and expanded == text:
         name = text.partition("/")[0]
         raise ConfigError(
-            f"{text}: '{name}' is the home folder of a user whom this machine does not know; write the whole path, or "
-            f"./{text} for a file of that name"
+            f"{text}: {shown(name)} is the home folder of a user whom this machine does not know; write the whole "
+            f"path, or ./{text} for a file of that name"
         )
     long = [part for part in expanded.split("/") if len(os.fsencode(part)) > MAX_NAME_BYTES]
     if long:

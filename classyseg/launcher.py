@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 
 ADDRESS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 """The variables that a process of a job needs in addition to `WORLD_SIZE`; with a GPU, `LOCAL_RANK`, too."""
@@ -85,7 +86,7 @@ def _integer(name: str, *, low: int = 0, high: int | None = None) -> int | None:
         return int(text)
     accepted = f"whole numbers from {low}" + ("" if high is None else f" to {high}")
     of_job = f" (WORLD_SIZE is {_text('WORLD_SIZE')})" if name == "RANK" else ""
-    raise ConfigError(f"environment: {name}: found '{text}'; accepted: {accepted}{of_job}")
+    raise ConfigError(f"environment: {name}: found {shown(text)}; accepted: {accepted}{of_job}")
 
 
 def meet(job: Job, timeout: timedelta) -> dist.Store:
@@ -157,7 +158,7 @@ def _require_known(host: str) -> None:
         except (OSError, UnicodeError) as error:
             if time.monotonic() >= end:
                 raise ConfigError(
-                    f"environment: MASTER_ADDR: found '{host}', which has no address here; expected the name or "
+                    f"environment: MASTER_ADDR: found {shown(host)}, which has no address here; expected the name or "
                     "address of the machine of process 0"
                 ) from error
             time.sleep(0.5)

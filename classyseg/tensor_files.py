@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.console import MAX_NAME, shown
 from classyseg.locks import alone
 
 GIGABYTE = 10**9
@@ -47,7 +48,7 @@ class TensorFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                option, f"found '{root}', where no folder can be made ({error}); give another one"
+                option, f"found {shown(root, MAX_NAME)}, where no folder can be made ({error}); give another one"
             ) from None
         try:
             self._measure()

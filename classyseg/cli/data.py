@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from classyseg.cli import prepare
 from classyseg.cli.arguments import interruptible, positive
 from classyseg.cli.output import emit, emit_json, in_columns
-from classyseg.console import printable
+from classyseg.console import printable, shown
 
 if TYPE_CHECKING:
     from classyseg.datasets.classy_dataset import ClassyDataset
@@ -80,7 +80,7 @@ def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
     if not found:
         keys = listed([key for key, _ in config if key != "name"])
         raise ConfigError(
-            f"{arguments.config}: the task '{config.name}' has no data sets by name under the key dataset, where "
+            f"{arguments.config}: the task {shown(config.name)} has no data sets by name under the key dataset, where "
             f"they are looked for; its keys: {keys or 'none'}"
         )
     if arguments.split is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from classyseg.cli import data, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
+from classyseg.console import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +113,7 @@ def _weights(arguments: argparse.Namespace) -> int:
             continue
         rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]
     if len(rows) == 1:
-        raise ConfigError(f"no public weights are known of models that match '{arguments.pattern}'")
+        raise ConfigError(f"no public weights are known of models that match {shown(arguments.pattern)}")
     emit("\n".join(in_columns(rows)))
     return 0
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from classyseg.cli.output import emit, rewrite
+from classyseg.console import shown
 
 TABLE_SIZE = 224
 HEADS_COLUMNS = ("name", "10⁶ parameters", "classes", "data set", "backbone", "heads: of blocks", "weights")
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     names = MODELS.names(arguments.pattern)
     if not names:
         raise ConfigError(
-            f"'{arguments.pattern}' matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
+            f"{shown(arguments.pattern)} matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
         )
     if arguments.write:
         rewrite(arguments.write, lambda page: written(page, arguments.pattern))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_of_format_2, load_checkpoint
 from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, listed, load_config
+from classyseg.console import MAX_NAME, shown
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG
@@ -37,7 +38,9 @@ def trained_run(path: str) -> TrainedRun:
     """The run at `path`, or the run around the checkpoint or model folder at `path`. Raises: `ConfigError`."""
     folder = existing_path(path)
     if not path or not folder.is_dir():
-        raise ConfigError(f"'{path}': no such folder; accepted are a run's folder, a checkpoint and a model's folder")
+        raise ConfigError(
+            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint and a model's folder"
+        )
     for run in (folder, folder.parent):  # the second is for RUN/model
         if (run / CONFIG).is_file():
             tree = load_config(run / CONFIG)
@@ -100,10 +103,10 @@ def _check_override(key: str, split: str) -> None:
         near = closest(first, OVERRIDDEN)
         hint = f"; did you mean '{near}'?" if near else ""
         raise ConfigError(
-            f"override '{key}': a measurement may change {listed([*OVERRIDDEN])}; the rest is the model's, or its "
+            f"override {shown(key)}: a measurement may change {listed([*OVERRIDDEN])}; the rest is the model's, or its "
             f"training's{hint}"
         )
     if first == "dataset" and more[:1] != [split]:
         raise ConfigError(
-            f"override '{key}': --split {split} is measured; write dataset.{split}, or dataset.{split}.KEY"
+            f"override {shown(key)}: --split {split} is measured; write dataset.{split}, or dataset.{split}.KEY"
         )

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from classyseg.checkpoint import checkpoint_folders, prune
 from classyseg.config import ConfigError, listed
+from classyseg.console import shown
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
 from classyseg.errors import written_in
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
@@ -155,7 +156,8 @@ class CheckpointHook(ClassyHook):
         key = same_text(self.best or "", numbers)
         if key is None:
             raise ConfigError(
-                "hooks.checkpoint.best", f"the val record has no number '{self.best}'; it has {listed(list(numbers))}"
+                "hooks.checkpoint.best",
+                f"the val record has no number {shown(self.best)}; it has {listed(list(numbers))}",
             )
         value, name = numbers[key], f"step-{record['step']}"
         self._values.pop(name, None)
@@ -181,7 +183,7 @@ class CheckpointHook(ClassyHook):
         if best_is is None:
             raise ConfigError(
                 "hooks.checkpoint.best_is",
-                f"nothing says which value of '{self.best}' is best; set best_is to largest or smallest",
+                f"nothing says which value of {shown(self.best)} is best; set best_is to largest or smallest",
             )
         return value > before if best_is == "largest" else value < before
 

@@ -15,6 +15,8 @@ from classyseg.inference.network import Network
 
 SMALLEST = 128
 """The side of the smallest window if the size of the training images is unknown."""
+STEP = 32
+"""Sides of windows are multiples of the strides of all blocks, and no finer: many backbones have this stride inside."""
 
 
 class Choice(NamedTuple):
@@ -61,6 +63,7 @@ class Budget:
         if not all(network.gives_maps(item.head) for item in wanted):
             return unchanged  # a class of the whole image cannot be computed from parts
         step = math.lcm(*(block.stride for block in network.model.blocks.values() if block.stride))
+        step *= -(-STEP // step)
         smallest = tuple(-(-side // step) * step for side in self.train_size or (SMALLEST, SMALLEST))
 
         def windows(number: int) -> Choice | None:

@@ -213,7 +213,7 @@ def _split(
             near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
             raise ConfigError(
                 f"groups[{i}].match",
-                f"found '{group.match}', which matches no parameter that is left"
+                f"found {shown(group.match)}, which matches no parameter that is left"
                 f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}",
             )
         left = [name for name in left if name not in set(names)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from classyseg.config import ConfigError, Text, unknown
+from classyseg.console import shown
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint
 from classyseg.structures import Sample
@@ -120,9 +121,9 @@ class TorchvisionTransform(ClassyTransform):
         super().__init__(ignore_index)
         known = known_transforms()
         if transform in INSTEAD:
-            raise ConfigError("transform", f"found '{transform}'; use {INSTEAD[transform]}")
+            raise ConfigError("transform", f"found {shown(transform)}; use {INSTEAD[transform]}")
         if transform not in known:
-            raise ConfigError("transform", f"'{transform}': {unknown('torchvision transform', transform, known)}")
+            raise ConfigError("transform", f"{shown(transform)}: {unknown('torchvision transform', transform, known)}")
         self.transform_name = transform
         self.transform = self._made(known[transform], dict(arguments or {}))
 
@@ -166,7 +167,7 @@ class TorchvisionTransform(ClassyTransform):
 
         modes = {str(mode.value): mode for mode in v2.InterpolationMode}
         if name not in modes:
-            raise ConfigError("arguments.interpolation", f"'{name}': {unknown('interpolation', name, modes)}")
+            raise ConfigError("arguments.interpolation", f"{shown(name)}: {unknown('interpolation', name, modes)}")
         return modes[name]
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from urllib.parse import unquote, urlparse
 
 from classyseg.config import ConfigError, user_path
+from classyseg.console import shown
 from classyseg.downloads import download, file_name, hash_problem
 
 CACHE_VARIABLE = "CLASSYSEG_CACHE"
@@ -113,7 +114,7 @@ def _path_of(url: str) -> Path:
     """The path of a `file:` URL, also of `file://~/weights.pth`. Raises: `ConfigError` for one on another machine."""
     parts = urlparse(url)
     if parts.netloc not in ("", "localhost") and not parts.netloc.startswith("~"):
-        raise ConfigError(f"{url}: is on the machine '{parts.netloc}'; a path here begins with file:///")
+        raise ConfigError(f"{url}: is on the machine {shown(parts.netloc)}; a path here begins with file:///")
     return user_path(unquote((parts.netloc if parts.netloc.startswith("~") else "") + parts.path))
 
 

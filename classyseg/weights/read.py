@@ -220,7 +220,7 @@ def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
         if not isinstance(value, Tensor | LazyTensor):
             continue
         if key in found:
-            raise UnreadableError(f"found the key '{key}' twice")
+            raise UnreadableError(f"found the key {shown(key)} twice")
         _check_count(len(found) + 1)
         claimed += value.nbytes if isinstance(value, Tensor) else value.num_bytes
         if claimed > max(MAX_SMALL, MAX_CLAIMED * size):
