@@ -339,7 +339,7 @@ class FolderLock:
         except OSError:
             told = self._file.read(MAX_OWNER).decode("utf-8", "replace").strip()
             self._file.close()
-            owner = printable(told) or "another process"
+            owner = printable(told)[:MAX_OWNER] or "another process"
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
         if not self.is_in_place():  # a failed start has just removed it
             self._file.close()

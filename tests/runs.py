@@ -44,21 +44,6 @@ LIMIT = 120.0
 """Seconds after which a process counts as hanging."""
 
 
-LIGHT: dict[str, Any] = {
-    "model": {
-        "name": "anynet",
-        "depths": [1, 1],
-        "widths": [16, 32],
-        "group_widths": [8, 8],
-        "bottleneck_multipliers": [1.0, 1.0],
-        "strides": [2, 2],
-        "stem_width": 8,
-        "heads": {"main": {"name": "fcn", "blocks": ["stage1", "stage2"], "channels": 8}},
-    }
-}
-"""Changes of the tiny config for runs that save often: a checkpoint of 100 KB, not 40 MB. They come first."""
-
-
 def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A run of 3 epochs of 6 steps on drawn images; `changes` sets values at dotted paths."""
     config: dict[str, Any] = {

@@ -23,7 +23,7 @@ from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
 from classyseg.tasks.sample_checks import check_samples
-from runs import LIGHT, LIMIT, Command, read_records, start_job, write_config
+from runs import LIMIT, Command, read_records, start_job, write_config
 
 SAMPLES, BATCH = 32, 8
 HANGING = list(TrainOrder(SAMPLES, BATCH, seed=0))[-1][0][1]
@@ -56,7 +56,6 @@ class DiesOnce(ClassyHook):
 sys.exit(main())
 """
 CHANGES: dict[str, Any] = {
-    **LIGHT,
     "num_epochs": 2,
     "batch_size": BATCH,
     "dataset.train.num_samples": SAMPLES,

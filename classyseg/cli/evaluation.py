@@ -28,8 +28,8 @@ class Measurement:
     """Measures a trained model on the data set `split` of a config.
 
     Every process of a job has one and measures its share of the samples. `config` is a task config. With `of_run` it is
-    the one that trained the model, and its task turns batches into targets. `submission` is the benchmark and the
-    folder of its label maps. Raises: `ConfigError`.
+    the one that trained the model, and its task computes the outputs and loss terms of a batch. `submission` is the
+    benchmark and the folder of its label maps. Raises: `ConfigError`.
     """
 
     def __init__(
@@ -88,7 +88,10 @@ class Measurement:
         self.unseen_classes: Collection[str] = ()
 
     def _own_task(self) -> ClassyTask:
-        """The task of the run, around the trained model: it says what a batch means. No training batch is shared."""
+        """The task of the run, with the trained model in the place of its own.
+
+        It does not train, so its batch size only has to fit the number of processes.
+        """
         options = {
             **self.config.options(),
             "dataset": {"val": None, self.split: self.dataset},

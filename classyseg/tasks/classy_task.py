@@ -380,8 +380,8 @@ class ClassyTask(Configurable, ABC):
         """Learns from a batch; sets `last_loss` to its loss, on the device."""
         step = self.progress.step
         seed_everything(self.seed, step, distributed.rank())
-        progress = step / self.num_steps
-        self.last_loss = self.engine.step(self.on_device(batch), self, progress)
+        share_done = step / self.num_steps
+        self.last_loss = self.engine.step(self.on_device(batch), self, share_done)
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
