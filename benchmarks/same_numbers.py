@@ -309,17 +309,26 @@ class Differences:
 
 
 class Comparison:
-    """Runs on both sides. What the old side gave lies in `kept`, by name and config."""
+    """Runs on both sides, in `folder`. What the old side gave lies in `kept`, if anywhere, by name and config."""
 
-    def __init__(self, old_checkout: Path, kept: Path, folder: Path) -> None:
+    def __init__(self, old_checkout: Path, kept: Path | None, folder: Path) -> None:
         self.old, self.new = Side(old_checkout), Side(ROOT)
         self._kept, self._folder = kept, folder
 
     def compare(self, name: str, run: Run) -> Differences:
-        """Raises: `RuntimeError` with what was printed where a run failed."""
+        """What was written is gone afterwards, but for what is kept: all runs at once would fill a small disk.
+
+        Raises: `RuntimeError` with what was printed where a run failed.
+        """
         config = config_of(run, self.old.checkout)
         key = hashlib.sha256(repr((config, run)).encode()).hexdigest()[:8]
-        old, new = self._kept / f"{name}-{key}", self._folder / name
+        try:
+            return self._compare(run, config, (self._kept or self._folder / "old") / f"{name}-{key}")
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _compare(self, run: Run, config: dict[str, Any], old: Path) -> Differences:
+        new = self._folder / "new"
         done = old.with_name(f"{old.name}.done")
         begun = old.with_name(f"{old.name}.begun")
         known = done.exists()
@@ -412,8 +421,8 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end_at)
     with checked_out(commit) as checkout:
-        kept = (arguments.keep.resolve() if arguments.keep else checkout.parent / "old") / commit
-        comparison = Comparison(checkout, kept, checkout.parent / "new")
+        kept = arguments.keep.resolve() / commit if arguments.keep else None
+        comparison = Comparison(checkout, kept, checkout.parent / "runs")
         for name in names:
             needed = known[name].needs
             if needed and not (DATA / needed).is_dir():

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are either whole or not there, read without executing anything."""
+"""Checkpoints: folders that are whole or not there, read without executing anything."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 2
 READABLE = (1, FORMAT)
-"""Format 1 said `test` where format 2 says `val`: `load_checkpoint` gives both in the words of format 2."""
+"""Format 1 says `test` where format 2 says `val`. `load_checkpoint` gives both in the words of format 2."""
 OF_FORMAT_1 = "test_every_epochs"
-"""A key that every config has that was written with a checkpoint of format 1, and no later one."""
+"""A key that every config has in a checkpoint of format 1, and no config has in a later one."""
 MAX_MANIFEST = 2**20
 MAX_STATE = 2**24
-"""Bytes: the config and the names of the classes are most of it."""
+"""The largest state in bytes. Most of it is the config and the names of the classes."""
 VARIANCES = ("running_var", "_variance", "moving_var")
 """How the names of running variances end: in torch, Paddle, TensorFlow and MXNet."""
 NUM_TENSORS = "num_tensors"
-"""In the state: how many tensors each group has. A file that lacks some is told by it."""
+"""A key of the state: how many tensors each group has. It shows when a file lacks some."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ def save_checkpoint(
 ) -> Path:
     """Writes `root/step-{step}` and points `root/LATEST` at it.
 
-    The files go to a temporary folder, the manifest with their sizes and sha256 last; everything is flushed to the disk
-    before one rename makes it a checkpoint. A whole checkpoint of this step that is there already is kept as it is.
+    The files go to a temporary folder; the manifest, with their sizes and sha256, comes last. All is flushed to the
+    disk before one rename makes it a checkpoint. A whole checkpoint of this step that exists already is kept.
 
-    Raises: `OSError` when something cannot be written; nothing half-written stays then.
+    Raises: `OSError` if something cannot be written. Nothing half-written stays.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / f"step-{step}"
@@ -77,7 +77,7 @@ def save_checkpoint(
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes `path`, with the permissions of any new file: those of safetensors only their owner can read.
+    """Writes `path` with the usual permissions of a new file: safetensors would let only the owner read it.
 
     Raises: `OSError` where the disk does not take it.
     """
@@ -85,13 +85,13 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
     mode = stat.S_IMODE(path.stat().st_mode)
     try:
         safetensors.torch.save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    except SafetensorError as error:  # safetensors' own wrapping of what the disk said
+    except SafetensorError as error:  # safetensors wraps the disk's error
         raise OSError(f"{path}: {error}") from None
     path.chmod(mode)
 
 
 def own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`group` on the host, where tied tensors, which safetensors refuses, are copied: each name is saved whole."""
+    """`group` on the host. Tied tensors, which safetensors refuses, are copied: each name is saved whole."""
     found: dict[str, Tensor] = {}
     storages: set[int] = set()
     for key, value in group.items():
@@ -103,9 +103,9 @@ def own_storages(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def problem_of(folder: Path, *, hashed: bool = True) -> str | None:
-    """What is wrong with a checkpoint folder, naming the file; None when every file is as the manifest says.
+    """What is wrong with a checkpoint folder, naming the file; None if every file is as the manifest says.
 
-    Without `hashed`, only the sizes of the files are compared: where somebody has hashed them just now.
+    Without `hashed`, only the files' sizes are compared: for a caller that knows that they were hashed just now.
     """
     manifest = folder / MANIFEST
     try:
@@ -136,7 +136,7 @@ def _read_json(path: Path, limit: int) -> dict[str, Any]:
         found = json.loads(read_plain(path, limit))
     except ConfigError:
         raise
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers of thousands of digits, a thousand brackets
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, numbers of thousands of digits, or a thousand brackets
         found = None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: holds no object in JSON")
@@ -167,9 +167,9 @@ def newest_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def set_aside_newer(root: Path, step: int) -> None:
-    """Renames the checkpoints after `step`, which cannot be used, to `step-N.damaged`: their numbers come again.
+    """Renames the checkpoints after `step`, which are damaged, to `step-N.damaged`: their steps will be saved again.
 
-    `LATEST` names the one of `step` then, whatever it named before; without any (-1) there is none.
+    Then `LATEST` names that of `step`; with -1, which means no checkpoint, it is removed.
     """
     for folder in checkpoint_folders(root):
         if step_of(folder) > step:
@@ -185,9 +185,9 @@ def set_aside_newer(root: Path, step: int) -> None:
 
 
 def load_checkpoint(folder: Path, *, only: Collection[str] | None = None, verified: bool = False) -> Checkpoint:
-    """Reads a checkpoint, of its groups of tensors `only` those named.
+    """Reads a checkpoint; of its groups of tensors only those in `only`, if given.
 
-    `verified` says that this process or another one has just hashed its files, as `newest_checkpoint` does.
+    `verified` says that its files were hashed just now, by this process or another one, as in `newest_checkpoint`.
 
     Raises: `ConfigError` naming the file that is missing, damaged or of a later format.
     """
@@ -205,16 +205,16 @@ def load_checkpoint(folder: Path, *, only: Collection[str] | None = None, verifi
             continue
         try:
             tensors[path.stem] = load_file(path)
-        except Exception as error:  # a file from somebody else may fail in any way
+        except Exception as error:  # somebody else's file may raise anything
             raise ConfigError(f"{path}: cannot be read ({printable(str(error), MAX_NAME)})") from None
     number = state["format"]
     return Checkpoint(folder, tensors, _in_words_of_format_2(state) if number == 1 else state, number)
 
 
 def _in_words_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
-    """What `state` of format 1 says, where validation was called `test`, and had no protocol.
+    """The `state` of format 1, where validation was called `test` and had no protocol, in the words of format 2.
 
-    Whatever is wrong in it stays as it is.
+    Wrong values in it stay as they are.
     """
     progress, config = state.get("progress"), state.get("config")
     if isinstance(progress, dict) and progress.get("phase") == "test":
@@ -225,7 +225,7 @@ def _in_words_of_format_2(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_in_words_of_format_2(config: dict[str, Any]) -> dict[str, Any]:
-    """What a config says that was written with a checkpoint of format 1."""
+    """A config from a checkpoint of format 1 in the words of format 2."""
     config = {"protocol": {"name": "whole"}} | _renamed(config, OF_FORMAT_1, "val_every_epochs")
     if isinstance(config.get("dataset"), dict):
         config["dataset"] = _renamed(config["dataset"], "test", "val")
@@ -237,10 +237,10 @@ def _renamed(values: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 
 def check_tensors(checkpoint: Checkpoint, group: str, expected: Mapping[str, Tensor]) -> None:
-    """Whether the tensors of `group` are those of a model whose own are `expected`.
+    """Checks that the tensors of `group` fit a model whose own tensors are `expected`.
 
-    Raises: `ConfigError` that names the file and a tensor that is missing, not known, of another shape or type, or not
-        finite where the model's own is, and a running variance below 0.
+    Raises: `ConfigError` that names the file and a tensor that is missing, unknown, of another shape or type, or not
+        finite where the model's own is; also for a running variance below 0.
     """
     path = checkpoint.folder / f"{group}.safetensors"
     found = checkpoint.tensors.get(group)
@@ -260,7 +260,7 @@ _DELETE = "to go on from an earlier checkpoint, delete"
 
 
 def problem_of_tensor(key: str, found: Tensor, own: Tensor) -> str | None:
-    """What is wrong with a saved tensor that is to take the place of a model's own."""
+    """What is wrong with a saved tensor that will replace a model's own."""
     if found.shape != own.shape or found.dtype != own.dtype:
         kinds = (f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}" for tensor in (found, own))
         return "'{}': found {}; expected {}".format(key, *kinds)
@@ -269,7 +269,7 @@ def problem_of_tensor(key: str, found: Tensor, own: Tensor) -> str | None:
 
 
 def problem_of_values(key: str, tensor: Tensor) -> str | None:
-    """What is wrong with the numbers of the tensor called `key`, of whichever library; None where nothing is."""
+    """What is wrong with the numbers of the tensor `key`, of any library; None if nothing is."""
     values = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # torch has no isfinite
     if not bool(values.isfinite().all()):
         return "values that are not finite"
@@ -281,7 +281,7 @@ def problem_of_values(key: str, tensor: Tensor) -> str | None:
 def prune(written: Path, keep: int, protected: str | None = None) -> None:
     """Deletes all checkpoints but the newest `keep` and the one named `protected`.
 
-    `written`, the one just saved, counts as the newest whatever its number, so that it always stays.
+    `written`, which was saved just now, counts as the newest whatever its number: it always stays.
     """
     folders = sorted(checkpoint_folders(written.parent), key=lambda folder: folder == written)
     for folder in folders[:-keep]:

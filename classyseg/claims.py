@@ -1,4 +1,4 @@
-"""The folder of a run: who may start in it, what belongs to a run, and how a start that fails leaves it."""
+"""The folder of a run: which run may start in it, what belongs to a run, and how a failed start leaves it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from classyseg.run_folder import (
 
 RECORDS = (CONFIG, METRICS, STEPS, BAD_SAMPLES)
 SIGNS = (*RECORDS, CHECKPOINTS)
-"""A folder with one of these holds a run, or something that a run would spoil."""
+"""A folder with one of these holds a run, or files that a run would overwrite."""
 MOVING, BEFORE, REPLACED = ".before-moving", ".before", ".replaced"
-"""The run that `overwrite` replaces: while it is put aside, until the new one has done a step, and after that."""
+"""The places of a run that `overwrite` replaces: while it is moved, before the new run's first step, and after it."""
 
 CHECKPOINT = re.compile(r"step-\d+(\.damaged|\.tmp-.*)?|(LATEST|BEST)(\.tmp-.*)?")
 """What a run has in its folder of checkpoints."""
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Looks whether a run may start in `folder`, and changes nothing.
+    """Checks that a run may start in `folder`; changes nothing.
 
     Raises: `ConfigError` when it holds a run and neither `resume` nor `overwrite` is asked for, when it holds something
     else that `overwrite` would replace, or when it cannot be written.
@@ -66,7 +66,7 @@ def check_free(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """What `folder` holds; where a start was killed before its first step, what it held before that."""
+    """The names in `folder`; if a start was killed before its first step, the names before that start."""
     if not os.path.lexists(folder):
         return set()
     names = {path.name for path in folder.iterdir()}
@@ -78,7 +78,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _check_is_a_run(folder: Path, names: set[str]) -> None:
-    """Raises: `ConfigError` for a folder in which `--overwrite` must delete nothing."""
+    """Raises: `ConfigError` for a folder that is no run's: `--overwrite` must not delete anything there."""
     was_run = LOCK in names or any((folder / CHECKPOINTS).glob("step-*/manifest.json"))
     if names - {LOCK} and not (was_run and CONFIG in names):
         raise ConfigError(
@@ -88,16 +88,16 @@ def _check_is_a_run(folder: Path, names: set[str]) -> None:
 
 
 def is_of_this_job(folder: Path) -> bool:
-    """Whether `torchrun` has restarted this process, and the run in `folder` is the one of before."""
+    """Whether `torchrun` has restarted this process, and the run in `folder` belongs to the same job."""
     began = launcher.restarted_job_began()
     try:
         return began is not None and float(read_plain(folder / STARTED, 100)) >= began
-    except (OSError, ValueError):  # it began before there were such files; or it is somebody else's
+    except (OSError, ValueError):  # an older version, which had no such file, or somebody else began it
         return False
 
 
 class RunFolder:
-    """A run's folder, held by this process. Until `keep`, `close` leaves it as it was before the start.
+    """A run's folder, locked by this process. Before `keep` is called, `close` restores it as before the start.
 
     Raises: `ConfigError` as `check_free` does, and when another run is at work in it.
     """
@@ -140,7 +140,7 @@ class RunFolder:
         return self._lock is not None and self._lock.is_in_place()
 
     def keep(self) -> None:
-        """The run has done a step: what it replaces goes."""
+        """Called when the run has done a step: the run that it replaces is deleted."""
         if self._kept:
             return
         self._kept = True
@@ -150,11 +150,11 @@ class RunFolder:
             _remove(self.folder / REPLACED)
 
     def close(self) -> None:
-        """Frees the folder. Unless the run was kept, it is then as before the start; not there if the start made it."""
+        """Frees the folder. Without `keep`, it is then as before the start: removed if the start has made it."""
         if not self._kept:
             try:
                 self._undo()
-            except OSError as error:  # the error that ended the start matters more
+            except OSError as error:  # the error that ended the start is more important
                 log.warning("%s: not as before the start (%s)", self.folder, error)
         if self._lock is not None:
             self._lock.release()
@@ -181,7 +181,7 @@ class RunFolder:
     # -- the run that is replaced ------------------------------------------------------------------------------------
 
     def _finish_what_was_begun(self) -> None:
-        """Ends what a start had begun with the run that it was to replace: once more the one or the other is there."""
+        """Finishes the replacement of a run that a killed start had begun: one whole run is left, old or new."""
         before, moving, replaced = (self.folder / name for name in (BEFORE, MOVING, REPLACED))
         if replaced.is_dir():
             _remove(replaced)
@@ -195,14 +195,14 @@ class RunFolder:
             moving.rmdir()
 
     def _put_aside(self) -> None:
-        """Takes what is a run's out of the way; an empty folder stands for none."""
+        """Moves the files of the old run out of the way; an empty folder means that there was none."""
         (self.folder / MOVING).mkdir()
         _move(_own(self.folder), self.folder, self.folder / MOVING)
         os.rename(self.folder / MOVING, self.folder / BEFORE)
 
 
 def _own(folder: Path) -> list[Path]:
-    """What is a run's in `folder`; the rest is somebody else's. Of a link, the link."""
+    """The paths in `folder` that belong to a run; links themselves, not their targets."""
     names = {*RECORDS, STARTED, GIVEN, *given_files(folder)}
     own = [
         path
@@ -234,5 +234,5 @@ def _remove(path: Path) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it is not there, or holds something of somebody else's
+    with contextlib.suppress(OSError):  # it does not exist, or holds other files
         folder.rmdir()

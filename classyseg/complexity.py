@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Complexity:
-    """`multiply_adds` counts one for each product that is added to a sum, as papers do; `by_module` gives each
-    module's share under its name in torch, those of its children included.
+    """`multiply_adds` counts each product that is added to a sum as one, as papers do. `by_module` has them for each
+    module by its name in torch, its children included.
 
     Convolutions, matrix products and attention are counted; norms, activations and resizing are not.
     """

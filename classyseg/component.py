@@ -1,4 +1,4 @@
-"""What every component has: it builds itself from a config, and says what of an older contract its class still has."""
+"""The base of all components: they are built from a config, and refuse members of an older contract."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from classyseg.signature import ComponentConfig, derive_config, qualified
 
 
 class Configurable:
-    """What every component has: building itself from a config."""
+    """The base of all components: builds them from a config."""
 
     replaced: ClassVar[Mapping[str, str]] = {}
-    """What classes of this kind once had, and what to write now: `NAME`, or `METHOD(NAME)` for a positional parameter.
+    """Old members of this kind, and what to write now: `NAME`, or `METHOD(NAME)` for a parameter of a method.
 
-    Nobody calls such a method any more, so that a class with one would do something else than its author means.
+    Nothing uses such a member any more: a class with one would not do what its author means.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -39,7 +39,7 @@ class Configurable:
 
 
 def refuse_replaced(component: type, replaced: Mapping[str, str]) -> None:
-    """Raises: `TypeError` where the class itself, not one that it inherits from, has what is `replaced`."""
+    """Raises: `TypeError` if the class itself, not a base of it, has a member that is `replaced`."""
     for place, instead in replaced.items():
         name, _, parameter = place.removesuffix(")").partition("(")
         own = vars(component).get(name)

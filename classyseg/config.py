@@ -1,4 +1,4 @@
-"""Task configs as written by people: safe YAML and JSON with line numbers, overrides, and errors that help."""
+"""Reads task configs as people write them: safe YAML and JSON with line numbers, overrides, and helpful errors."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ MAX_NODES = 200_000
 MAX_WORD = 200
 """So many letters of a word are compared with what is known."""
 MAX_PROBLEMS, MAX_UNKNOWN = 40, 20
-"""So many problems of a config are told, so many of them unknown keys of one mapping, and how many more there are."""
+"""How many problems of a config are told, and how many unknown keys of one mapping; then how many more there are."""
 MAX_NAME_BYTES = 255
-"""Of a file's or folder's name, on every file system that is in use."""
+"""Bytes of a file's or folder's name, on every usual file system."""
 PLAIN_TAGS = {
     yaml.ScalarNode: ("null", "bool", "int", "float", "str"),
     yaml.SequenceNode: ("seq",),
@@ -50,19 +50,19 @@ PLAIN_TAGS = {
 
 
 def squashed(word: object) -> str:
-    """A word without case and without what separates its parts: `CrossEntropyLoss` and `cross-entropy_loss` are one."""
+    """A word without capitals and separators: `CrossEntropyLoss` and `cross-entropy_loss` become the same."""
     return re.sub(r"[\s_.\-]+", "", str(word).lower())
 
 
 def same_word(word: object, known: Iterable[str]) -> str | None:
-    """The member of `known` that `word` is but for case, dashes, dots and underscores."""
+    """The member of `known` that differs from `word` only in case, dashes, dots and underscores."""
     return {squashed(name): name for name in known}.get(squashed(word))
 
 
 def user_path(path: str | Path) -> Path:
     """A path as people write it: `~` and `~user` at its start are home folders. Every path of a user goes through here.
 
-    Raises: `ConfigError` for a user that the machine does not know, and for what no path can be.
+    Raises: `ConfigError` for an unknown user, and for a text that cannot be a path.
     """
     text = os.fspath(path)
     if "\0" in text:
@@ -71,8 +71,8 @@ def user_path(path: str | Path) -> Path:
     if text.startswith("~") and expanded == text:
         name = text.partition("/")[0]
         raise ConfigError(
-            f"{text}: '{name}' is the home folder of a user whom this machine does not know; write the whole path, or "
-            f"./{text} for a file of that name"
+            f"{text}: {shown(name)} is the home folder of a user whom this machine does not know; write the whole "
+            f"path, or ./{text} for a file of that name"
         )
     long = [part for part in expanded.split("/") if len(os.fsencode(part)) > MAX_NAME_BYTES]
     if long:
@@ -83,7 +83,7 @@ def user_path(path: str | Path) -> Path:
 
 
 def closest(word: object, known: Iterable[str]) -> str | None:
-    """The member of `known` that `word` was probably meant to be."""
+    """The member of `known` that `word` probably means."""
     names = {name.lower(): name for name in known}
     same = same_word(word, names.values())
     if same is not None:
@@ -94,7 +94,7 @@ def closest(word: object, known: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40, instead: str = "") -> str:
-    """The sentence for a name that does not exist: what to write `instead`, else the closest one; then the list."""
+    """The sentence for an unknown name: what to write `instead`, else the closest name; then all names."""
     names = sorted(set(known))
     near = "" if instead else closest(word, names)
     meant = f"; {instead}" if instead else f"; did you mean {shown(near)}?" if near else "."
@@ -102,14 +102,14 @@ def unknown(what: str, word: object, known: Iterable[str], *, limit: int = 40, i
 
 
 def listed(names: Sequence[str], *, limit: int = 40) -> str:
-    """The first of `names`, and how many there are where that is not all of them."""
+    """The first of `names`; if these are not all, also how many there are."""
     some = ", ".join(printable(name, MAX_NAME) for name in names[:limit])
     return some + (f", ... ({len(names)} in all)" if len(names) > limit else "")
 
 
 @dataclass
 class ConfigTree:
-    """A parsed config and where each of its parts was written, for messages."""
+    """A parsed config, and where each of its parts was written, for messages."""
 
     values: dict[str, Any]
     source: str
@@ -158,7 +158,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigTree:
         found = f"ends with '{path.suffix}'" if path.suffix else "has no suffix"
         raise ConfigError(f"{path}: {found}; accepted: {', '.join(CONFIG_SUFFIXES)}")
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a folder, or what never ends
+        if not stat.S_ISREG(path.stat().st_mode):  # a folder, or a device without an end
             raise ConfigError(f"{path}: is no file; a task config is a small text file")
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes; a task config is a small text file")
@@ -203,7 +203,7 @@ def _check_json(text: str, source: str) -> None:
         raise ConfigError(f"{source}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # such as a number of thousands of digits
         raise ConfigError(f"{source}: not JSON that can be read: {error}") from None
 
 
@@ -281,7 +281,7 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
 
 
 def _override_value(text: str, source: str) -> Any:
-    """The value that `text` is as YAML. Raises: `ConfigError` for what YAML would leave out of it without a word."""
+    """The value of `text` as YAML. Raises: `ConfigError` for text that YAML would silently leave out."""
     if len(text.splitlines()) > 1 or text.endswith(("\n", "\r")):
         raise ConfigError(f"{source}: holds a line break; an override is one line, with lists as [a, b]")
     values = parse_config(f"value: {text}", source=source).values
@@ -322,7 +322,7 @@ def _replace_null(node: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, location: Location = ()) -> list[tuple[Location, Any, Any]]:
-    """The places where two config trees differ, with both values; a key that one side lacks counts as None there."""
+    """The places where two config trees differ, with both values. A missing key counts as None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
         for key in [*old, *(key for key in new if key not in old)]:
@@ -343,7 +343,7 @@ def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes with the loader's own rules about which plain words are numbers."""
+    """Writes YAML by the loader's own rules about which plain words are numbers."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -358,13 +358,13 @@ MAX_SEED = 2**63 - 1
 MAX_SIDE = 65_536
 MAX_CHANNELS = 65_536
 MAX_DEPTH = 1_000
-"""The largest numbers that configs hold: far beyond what anybody means, and within what the code can take."""
+"""The largest numbers in configs: far more than anybody needs, and small enough for the code."""
 
 Int = Annotated[int, Strict(), Field(ge=-MAX_INT, le=MAX_INT)]
 Float = Annotated[float, Strict(), Field(ge=-MAX_FLOAT, le=MAX_FLOAT)]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
-"""Field types of a `ConfigRecord` that accept no look-alikes: no `"8"` for 8, no `yes` for true."""
+"""Types for fields of a `ConfigRecord` that accept nothing similar: no `"8"` for 8, no `yes` for true."""
 
 
 class ConfigRecord(BaseModel):
@@ -374,7 +374,7 @@ class ConfigRecord(BaseModel):
 
     @classmethod
     def instead_of(cls, key: object, value: object) -> str:
-        """What to write instead of an unknown key and its value; empty, and the closest key is named, if unknown."""
+        """What to write instead of an unknown key and its value. If empty, the message names the closest key."""
         return ""
 
     @model_validator(mode="wrap")
@@ -416,12 +416,12 @@ class ConfigRecord(BaseModel):
 def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     """Every problem that pydantic found in `tree`, a line each: the place, the path, what was found and is accepted.
 
-    Of many, the first `MAX_PROBLEMS`.
+    Of many problems, the first `MAX_PROBLEMS`.
     """
     problems: dict[Location, list[str]] = {}
     left = 0
     details = error.errors(include_url=False, include_context=False)
-    outer = {detail["loc"][:-1] for detail in details}  # pydantic counts no item that is wrong
+    outer = {detail["loc"][:-1] for detail in details}  # pydantic's list has no wrong items
     for detail in (one for one in details if one["type"] != "too_short" or one["loc"] not in outer):
         location = _location_in(tree.values, detail["loc"], detail["type"] in ("missing", "missing_name"))
         if location in problems or len(problems) < MAX_PROBLEMS:
@@ -433,7 +433,7 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
 
 
 def _location_in(values: Any, parts: Sequence[str | int], missing: bool) -> Location:
-    """`parts` without the labels that pydantic adds for members of unions."""
+    """`parts` of a location without the labels that pydantic adds for members of unions."""
     location: Location = ()
     for i, part in enumerate(parts):
         keys = values if isinstance(values, Mapping) else range(len(values)) if isinstance(values, list) else ()

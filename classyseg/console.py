@@ -1,4 +1,4 @@
-"""Text for a terminal and for messages: what of it can be shown, how wide it is, printing where not all of it can."""
+"""Text for a terminal and for messages: which characters can be shown, how wide they are, and printing."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import IO
 
 DEFAULT_WIDTH = 80
 MAX_SHOWN, MAX_LEVELS = 80, 6
-"""Characters of a value in a message, and the mappings and lists within each other of which it shows the inside."""
+"""The most characters of a value in a message, and the levels of nested mappings and lists that it shows."""
 MAX_NAME = 500
-"""Characters of a name in a message: most paths are shorter, and their end tells most."""
+"""The most characters of a name in a message; most paths are shorter, and their end tells most."""
 MAX_TEXT = 1000
-"""Characters of a text that are looked at: a message shows fewer."""
+"""The most characters of a text that are read; a message shows fewer."""
 JOINERS = "\u200c\u200d"
-"""Format characters that belong to words (of Persian, Hindi) and to emoji: they move nothing else on the line."""
+"""Format characters that belong to words (in Persian, Hindi) and to emoji. They do not move other text on the line."""
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Whether a person looks at `stream`; not at one that is closed, which is None or cannot be asked."""
+    """Whether `stream` is a terminal; False for a closed one, which is None or raises an error."""
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -30,7 +30,7 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 
 def terminal_width(stream: IO[str] | None = None) -> int:
-    """How many columns `stream` (standard output) shows; $COLUMNS, where it is less; 80 where nothing says."""
+    """How many columns `stream` (standard output) shows; $COLUMNS if that is less; 80 if unknown."""
     stream = sys.stdout if stream is None else stream
     widths = []
     with suppress(OSError, ValueError, AttributeError):  # no terminal, closed, or no file at all
@@ -119,7 +119,8 @@ def columns_of(text: str) -> int:
 def _columns(char: str) -> int:
     if char.isascii():
         return 1
-    if unicodedata.category(char) in ("Mn", "Me", "Cf") or "\u1160" <= char <= "\u11ff":  # the last: vowels in Hangul
+    # The range has vowels and finals of Hangul, which combine with the letter before them.
+    if unicodedata.category(char) in ("Mn", "Me", "Cf") or "\u1160" <= char <= "\u11ff":
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
@@ -131,7 +132,7 @@ def padded(text: str, columns: int, *, right: bool = False) -> str:
 
 
 def shortened(text: str, columns: int) -> str:
-    """`text`, or as much of its beginning as fits into so many columns with three dots behind it."""
+    """`text`; if it does not fit into so many columns, its beginning and three dots."""
     if columns_of(text) <= columns:
         return text
     found, room = "", columns - 3
@@ -144,7 +145,7 @@ def shortened(text: str, columns: int) -> str:
 
 
 def wrapped(words: Iterable[str], columns: int, *, first: str, indent: str) -> list[str]:
-    """`words`, none of them split, in lines of so many columns that begin with `first`, the others with `indent`."""
+    """`words` in lines of so many columns, none split. The first line begins with `first`, the others with `indent`."""
     lines = [first]
     for word in words:
         if columns_of(lines[-1]) + 1 + columns_of(word) > columns and lines[-1] not in (first, indent):
@@ -154,7 +155,7 @@ def wrapped(words: Iterable[str], columns: int, *, first: str, indent: str) -> l
 
 
 def say(text: str) -> None:
-    """Prints a line, whatever standard output can encode: what it cannot is escaped. Raises: `OSError`."""
+    """Prints a line. Characters that standard output cannot encode are escaped. Raises: `OSError`."""
     try:
         print(text, flush=True)
     except UnicodeEncodeError:
@@ -165,7 +166,7 @@ def say(text: str) -> None:
 def accept_any_text() -> None:
     """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale).
 
-    A closed one (`>&-`) takes everything and shows nothing: libraries write there without asking.
+    A closed one (`>&-`) is replaced by one that shows nothing: libraries write there without asking.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

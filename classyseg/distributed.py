@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from classyseg import launcher
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a process waits for the others, at the start and then wherever they exchange something."""
+"""How long a process waits for the others, at the start and at every exchange."""
 
 
 def start_processes(device_type: str, timeout: timedelta = TIMEOUT) -> None:
@@ -21,7 +21,7 @@ def start_processes(device_type: str, timeout: timedelta = TIMEOUT) -> None:
 
     On GPUs there is a gloo group in addition to nccl, so that small agreements on the host never wait for the device.
 
-    Raises: `ConfigError` for a description that is not whole, and for processes that do not come within `timeout`.
+    Raises: `ConfigError` for an incomplete description, and for processes that do not come within `timeout`.
     """
     if dist.is_initialized():
         return
@@ -47,14 +47,14 @@ def rank() -> int:
 
 
 def is_primary() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and logs."""
     return rank() == 0
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """`tensor` summed over the job, as a new tensor; integers stay exact.
 
-    The argument never changes: it may be a total that goes on being added to, and would then count the others twice.
+    The argument is not changed: it may be a total that goes on growing, and would then count other processes twice.
     """
     total = tensor.clone(memory_format=torch.contiguous_format)
     if world_size() > 1:
@@ -109,7 +109,7 @@ def each_in_any_process(*flags: bool) -> tuple[bool, ...]:
 
 
 def first_text(text: str | None) -> str | None:
-    """The text of the first process that has one, in every process; None where none has. Every process calls it."""
+    """The text of the first process that has one, in every process; None if none has. Every process calls it."""
     if world_size() == 1:
         return text
     own = text.encode() if text is not None else b""
@@ -126,7 +126,7 @@ def first_text(text: str | None) -> str | None:
 
 
 class PeerError(Exception):
-    """Another process of the job failed and says why; `exit_code` is the one that it ends with."""
+    """Another process of the job failed, and says why. `exit_code` is the one with which it ends."""
 
     def __init__(self, peer: int, exit_code: int) -> None:
         super().__init__(f"process {peer} failed")
@@ -135,15 +135,15 @@ class PeerError(Exception):
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """An error in one process's block is one in all: the first process keeps its error, the others get `PeerError`.
+    """An error in one process's block becomes one in all: that process keeps its error, the others get `PeerError`.
 
-    For what may fail in one process alone: a check that only the primary makes, a file that only one of them reads.
-    Every process must come here at the same point, and the block must not wait for another process.
+    Use it where one process alone may fail: in a check that only the primary makes, or on a file that one process
+    reads. Every process must enter at the same point, and the block must not wait for another process.
     """
     error: Exception | None = None
     try:
         yield
-    except Exception as caught:  # whatever it is, the others must not wait for this process
+    except Exception as caught:  # for any error, the others must not wait for this process
         error = caught
     first, exit_code = _first_failure(error)
     if error is not None and first == rank():
@@ -166,9 +166,9 @@ def _first_failure(error: Exception | None) -> tuple[int, int]:
 def wait_for_peers_to_end() -> None:
     """Returns once a process that failed has left the group.
 
-    `torchrun` ends all when one ends: a process that left at once would cut short the one that says why.
+    `torchrun` ends all processes when one ends. If this one left at once, the failed one could not tell why.
     """
-    with suppress(RuntimeError):  # of the connection that its end closes
+    with suppress(RuntimeError):  # the failed process has closed its connection
         any_process(False)
 
 
@@ -182,7 +182,7 @@ def integer_from_primary(value: int) -> int:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Gives every process the primary's buffers (the running statistics of batch norm, say)."""
+    """Gives every process the primary's buffers, such as running statistics of batch norm."""
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

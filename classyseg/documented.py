@@ -1,4 +1,4 @@
-"""What docstrings say of config keys: an `Args:` section with a line for each, read for schemas and pages."""
+"""The meanings of config keys, from the `Args:` sections of docstrings, for schemas and pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMON_KEYS: Mapping[str, str] = {
     "norm": "See key `norm`.",
     "transforms": "A list of transforms; see Transforms.",
 }
-"""Keys that mean the same wherever they stand, for components that say nothing of their own."""
+"""Keys that mean the same everywhere, for components whose docstrings do not explain them."""
 
 _ARGUMENT = re.compile(r"(\w+): (.*)")
 
@@ -41,9 +41,9 @@ def parts_of(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def meanings(component: type) -> dict[str, str]:
-    """What keys mean in the config of a component, or of a record of options: by its docstring, else `COMMON_KEYS`.
+    """The meanings of the keys of a component, or of a record of options: from its docstring, else `COMMON_KEYS`.
 
-    A component that inherits its `__init__` inherits what the docstring there says.
+    A component that inherits its `__init__` also inherits the meanings.
     """
     found: dict[str, str] = {}
     for base in component.__mro__:

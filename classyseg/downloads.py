@@ -24,7 +24,7 @@ CHUNK = 2**20
 TIMEOUT_SECONDS = 60
 MAX_NAME = 120
 MAX_GROWTH = 10
-"""A zip archive that says that it unpacks to more than this times its size is not hashed within."""
+"""A zip archive that claims to unpack to more than this times its size is not unpacked to hash its content."""
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,10 @@ def file_name(url: str) -> str:
 def download(url: str, folder: Path, digest: str = "", *, place: str = "") -> Path:
     """The file at `url` in `folder`, downloaded unless it is there.
 
-    An interrupted download goes on where it stopped, unless the file has changed since. `digest` is `ALGORITHM:HEX`, of
-    which any first 8 or more digits, with `|` between several algorithms. A file that is there is not verified again,
-    and needs no network. Several processes that ask at once download once. `place` describes the folder in messages.
+    An interrupted download goes on where it stopped, unless the file has changed since. `digest` is `ALGORITHM:HEX`
+    with the first 8 or more digits; several algorithms are separated by `|`. A file that is there is not verified
+    again, and needs no network. If several processes ask at once, one downloads. `place` describes the folder in
+    messages.
 
     Raises: `ConfigError` for a download that fails, and for one whose hash is wrong, which is removed.
     """
@@ -67,7 +68,7 @@ def _download(url: str, path: Path, digest: str) -> None:
     part = path.with_name(f"{path.name}.part")
     resumed = _append(url, part, verifiable=bool(digest))
     problem = hash_problem(part, digest)
-    if problem and resumed:  # the file may have changed without the server saying so: once more, from its start
+    if problem and resumed:  # the file may have changed without notice of the server: once more, from its start
         _restart(url, part)
         problem = hash_problem(part, digest)
     _version_file(part).unlink(missing_ok=True)
@@ -78,7 +79,7 @@ def _download(url: str, path: Path, digest: str) -> None:
 
 
 def _append(url: str, part: Path, *, verifiable: bool) -> bool:
-    """Downloads what is missing of `part`; whether some of it was there before and is kept.
+    """Downloads what is missing of `part`; returns whether some of it was kept from before.
 
     Only the rest of the same version is taken. What the server called the version (`ETag`, else the time of the last
     change) is kept in a file next to the part. Where it gave none, and no hash makes the whole `verifiable`, the
@@ -111,7 +112,7 @@ def _append(url: str, part: Path, *, verifiable: bool) -> bool:
             return _restart(url, part)
         length = response.headers.get("Content-Length")
         with open(part, "ab" if resumes else "wb") as file:
-            if not resumes:  # after the old part was cut, else a crash would pair it with the new version
+            if not resumes:  # only after the old part was cut: else a crash would pair it with the new version
                 version_file.write_text(_version(response.headers), encoding="utf-8")
             before = file.tell()
             with _progress(part, before, length) as progress:
@@ -145,7 +146,7 @@ def _restart(url: str, part: Path) -> bool:
 
 
 def _version(headers: HTTPMessage) -> str:
-    """What `If-Range` may name: a strong `ETag`, or the time of the last change."""
+    """The version for `If-Range`: a strong `ETag`, or the time of the last change."""
     tag = headers.get("ETag") or ""
     return tag if tag.startswith('"') else headers.get("Last-Modified") or ""
 
@@ -155,7 +156,7 @@ def _version_file(part: Path) -> Path:
 
 
 def hash_problem(path: Path, digest: str) -> str:
-    """What is wrong with the hash of `path`; empty when it is right, or when none is known."""
+    """What is wrong with the hash of `path`; empty if it is right, or if none is known."""
     algorithms, _, expected = digest.lower().rpartition(":")
     if not expected:
         return ""
@@ -171,7 +172,7 @@ def hash_problem(path: Path, digest: str) -> str:
 
 
 def _hash_of_member(path: Path, algorithm: str) -> str:
-    """The hash of the one file in a zip archive, after which PyTorch-Encoding names archives; empty for other files."""
+    """The hash of the only file in a zip archive: PyTorch-Encoding names archives by it. Empty for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             files = [info for info in archive.infolist() if not info.is_dir()]

@@ -1,4 +1,4 @@
-"""What other libraries call our keys and components, and what to write here instead: tables and how they are read."""
+"""Keys and components of other libraries, and what to write here instead: tables, and how they are searched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLACES = {
     "hooks": "hooks",
     "runtime": "runtime",
 }
-"""Where each kind of record stands in a task config."""
+"""The place of each kind of record in a task config."""
 
 HEAD_BLOCKS = {
     "deeplabv3plus": "stage1, stage4",
@@ -32,7 +32,7 @@ HEAD_BLOCKS = {
     "jpu": "stage2, stage3, stage4",
     **dict.fromkeys(("fcfpn", "segformer", "semantic_fpn", "unet", "upernet"), "stage1, stage2, stage3, stage4"),
 }
-"""The blocks of a ResNet that a head reads, where it is not the deepest alone."""
+"""The blocks of a ResNet that a head reads, for heads that read more than the deepest."""
 
 _SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h"}
 _LETTERS = {"t": "tiny", "s": "small", "b": "base", "l": "large"}
@@ -57,7 +57,7 @@ MODEL_RULES: tuple[_Rule, ...] = (
     (r"resnest_?(\d+)\w*", lambda m: f"resnest{m[1]}"),
     (r"efficientnet_?v2_?r?w?_?(s|m|l)\w*", lambda m: f"efficientnet_v2_{m[1]}"),
 )
-"""How other libraries write models that we have."""
+"""How other libraries write the names of models that are here."""
 
 FAMILIES: tuple[tuple[str, str], ...] = (
     (r"mit_?b\d|mix_?(vision_?)?transformer\w*|pvt\w*|segformer_?b\d\w*", "swin_t with the head segformer"),
@@ -74,12 +74,12 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"regnet\w*", "regnet_y_800mf"),
     (r"dpn\w*|xception\w*|senet\w*|resnext\w*", "resnext50_32x4d"),
 )
-"""Families that we lack, and what is closest to them."""
+"""Families of models that are not here, and the closest one that is."""
 
 _PREFIX = re.compile(r"^(?:.*/|(?:timm|tu|tv|tf|torchvision|mmseg|smp)_)")
-"""Who offers a model, as in `timm/resnet50`, `nvidia/mit-b0` and `torchvision://resnet50`."""
+"""The library or person that offers a model, as in `timm/resnet50`, `nvidia/mit-b0` and `torchvision://resnet50`."""
 _TAG = re.compile(r"(?<=[a-z0-9])\.[a-z]\w*$")
-"""How timm marks the weights of a model, as in `resnet50.a1_in1k`."""
+"""timm's mark for the weights of a model, as in `resnet50.a1_in1k`."""
 _BACKBONE_AFTER = re.compile(r"(?:_on)?_+(?P<backbone>[a-z].*)")
 
 
@@ -93,9 +93,9 @@ _NAMES = {kind: _by_word(table) for kind, table in NAMES.items()}
 
 
 def instead_of_key(place: str, word: object, keys: Collection[str], value: object = None) -> str:
-    """What to write instead of the unknown key `word` in a record at `place` with `keys`; empty where unknown.
+    """What to write instead of the unknown key `word` in a record at `place` with `keys`; empty if unknown.
 
-    `value` is what was written there: of a section that only others have, each word in it is answered.
+    `value` is what was written there. If the key is another library's section, each known word in it gets an answer.
     """
     own = same_word(word, keys)
     if own is not None:
@@ -134,9 +134,9 @@ def _answers_within(section: object) -> Iterator[str]:
 
 
 def instead_of_name(kind: str, word: str, names: Collection[str], heads: Callable[[], Collection[str]]) -> str:
-    """What to write instead of the unknown name `word` of a component; empty where we do not know.
+    """What to write instead of the unknown name `word` of a component; empty if unknown.
 
-    `names` are the registered ones of its kind; `heads` gives those of the heads.
+    `names` are the registered ones of its kind; `heads` gives the names of the heads.
     """
     for written in word, word.rpartition(".")[2]:  # as in torch.optim.AdamW
         own = same_word(written, names)
@@ -169,7 +169,7 @@ def _instead_of_model(word: str, names: Collection[str], heads: Collection[str])
     found = our_model(plain, names) or our_model(untagged, names)
     if found is not None:
         return f"did you mean '{found}'?"
-    slip = difflib.get_close_matches(plain, names, n=1, cutoff=0.94)  # of a letter, in a name such as psp_resnet50s_ade
+    slip = difflib.get_close_matches(plain, names, n=1, cutoff=0.94)  # one wrong letter, as in psp_resnet50s_ade
     if slip:
         return f"did you mean '{slip[0]}'?"
     head, backbone = _head_and_backbone(plain, names, heads)
@@ -196,7 +196,7 @@ def our_model(word: str, names: Collection[str]) -> str | None:
 
 
 def _head_and_backbone(word: str, names: Collection[str], heads: Collection[str]) -> tuple[str | None, str]:
-    """The head that `word` begins with, and the backbone that it goes on with, else a common one."""
+    """The head at the beginning of `word`, and the backbone after it, or else a common one."""
     aliases = {**{squashed(head): head for head in heads}, **_NAMES["heads"]}
     parts = word.split("_")
     for end in range(len(parts), 0, -1):

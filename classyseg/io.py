@@ -1,4 +1,4 @@
-"""Files: where data lies, and writing so that a crash leaves either the old content or the new."""
+"""Files: where data lies, and writing such that a crash leaves the old content or the new."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from classyseg.console import printable, shown
 from classyseg.run_folder import LOCK, check_run_folder, open_plain
 
 MAX_OWNER = 200
-"""How much of a lock's file is shown: a line of ours is shorter."""
+"""How much of a lock's file a message shows; a line that we wrote is shorter."""
 MAX_DIGITS = 19
-"""Of integers in records: they fit into 64 bits."""
+"""Integers in records must fit into 64 bits."""
 NAMES_OF_KINDS = {int: "a whole number", str: "a text"}
 
 DATA_ROOT_VARIABLE = "CLASSYSEG_DATA"
@@ -34,24 +34,25 @@ CONFIGS = "task_configs"
 """The folder of the packaged task configs."""
 
 paths = PathManager()
-"""Opens local paths; plugins may register handlers of remote ones with it (iopath)."""
+"""iopath's manager of paths. It opens local ones; plugins may register handlers for remote ones."""
 
 
 def data_root() -> Path:
-    """The folder under which data sets lie: `--data-root`, which sets `$CLASSYSEG_DATA`, else `./data`."""
+    """The folder of data sets: `--data-root` (it sets `$CLASSYSEG_DATA`), else `./data`."""
     return user_path(os.environ.get(DATA_ROOT_VARIABLE) or "data")
 
 
 def data_path(path: str) -> Path:
     """The absolute path of a file or folder of the user's, which lies under `data_root()` unless it is absolute itself.
 
-    `~` is the home folder. It need not exist. Where there is one whose name has another form of Unicode, it is that.
+    `~` is the home folder. The path need not exist. If one exists whose name differs only in its form of Unicode, it is
+    taken.
     """
     return existing_path(data_root() / user_path(path)).absolute()
 
 
 def existing_path(path: str | Path) -> Path:
-    """A path of the user's; where only a path exists whose names have another form of Unicode, it is that."""
+    """A path of the user's. If only one exists whose names differ in their form of Unicode, it is taken."""
     given = user_path(path)
     return given if str(given).isascii() or os.path.exists(given) else in_other_form(given.absolute()) or given
 
@@ -61,8 +62,8 @@ def in_other_form(
 ) -> Path | None:
     """The path that exists and differs from `path` in its form of Unicode alone, as macOS and Linux write names.
 
-    `folder`, in which the path lies, is taken as it is. `listings` keeps what folders hold, for whoever asks often.
-    Raises: `ConfigError` where there are several.
+    `folder`, in which the path lies, is taken as it is. `listings` caches what folders hold, for callers that ask
+    often. Raises: `ConfigError` if there are several.
     """
     listings = {} if listings is None else listings
     found = folder if folder is not None and path.is_relative_to(folder) else Path(path.anchor)
@@ -88,7 +89,7 @@ def told_apart(names: Iterable[str]) -> str:
 
 
 def _by_form(folder: Path) -> Mapping[str, list[str]]:
-    """The names in a folder by their normal form; none where it cannot be read."""
+    """The names in a folder by their composed form; none if it cannot be read."""
     names: dict[str, list[str]] = {}
     with suppress(OSError):
         for name in sorted(os.listdir(folder)):
@@ -122,9 +123,9 @@ def package_folder() -> Path:
 
 
 def find_task_config(path: str) -> Path:
-    """`path` where it is a file, else the task config of that name which the installed package carries.
+    """`path` if it is a file, else the task config of that name in the installed package.
 
-    Raises: `ConfigError`, in one line, when neither exists: with the file that was probably meant.
+    Raises: `ConfigError` if neither exists: one line, with the file that was probably meant.
     """
     given, name = existing_path(path), printable(path) or "''"
     relative = given.as_posix().removeprefix(f"{CONFIGS}/")
@@ -156,7 +157,7 @@ def _configs_in(folder: Path) -> list[str]:
 
 
 def _config_hint(given: Path, relative: str, packaged: Path | None) -> str:
-    """What may have been meant by the path of a task config that does not exist."""
+    """What a path of a task config that does not exist may have meant."""
     siblings = {Path(name).stem: name for name in _configs_in(given.parent)}
     near = closest(given.stem, siblings)
     if near is not None:
@@ -185,7 +186,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces `path` by `content` in one rename after the bytes are on the disk.
+    """Replaces `path` by `content`, in one rename after the bytes are on the disk.
 
     Leaves nothing else when that fails.
     """
@@ -195,12 +196,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """Gives the name of a new file to write, which becomes `path` at the end, after its bytes are on the disk.
+    """Gives the name of a new file to write. At the end, when its bytes are on the disk, it becomes `path`.
 
-    For what is too large to be kept as one text. Leaves nothing else when that fails.
+    For content that is too large for one text. Leaves nothing else when that fails.
     """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)  # of an earlier process with this number; or a link, which is not followed
+    temporary.unlink(missing_ok=True)  # an earlier process with this number left it; or it is a link
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -208,7 +209,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # which the message then names
+            error.filename = str(path)  # the message then names this path
         with suppress(OSError):
             temporary.unlink()
         raise
@@ -217,9 +218,9 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(folder: Path) -> Iterator[Path]:
-    """Gives a new folder next to `folder` to fill with files; it becomes `folder` at the end, in one rename.
+    """Gives a new folder to fill with files. At the end it becomes `folder`, in one rename.
 
-    That comes after all bytes are on the disk. A folder that is there already is replaced. Leaves nothing else when
+    The rename comes when all bytes are on the disk. A folder that exists already is replaced. Leaves nothing else when
     something fails.
     """
     temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
@@ -246,18 +247,18 @@ def sha256_of(path: Path) -> str:
 
 
 def json_line(record: dict[str, Any]) -> str:
-    """`record` as one line of JSON; numbers that are not finite become null, as JSON knows none.
+    """`record` as one line of JSON. Numbers that are not finite become null: JSON has none.
 
-    Bytes of a file's name that are no text (surrogates, to Python) are escaped, which JSON reads back as they were.
+    Bytes of a file's name that are no text (surrogates in Python) are escaped; reading the JSON gives them back.
     """
     text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
-    """Adds `record` to `path`, whole or, where the disk is full (`OSError`), not at all.
+    """Adds `record` to `path`: whole, or with a full disk (`OSError`) not at all.
 
-    A `durable` line is on the disk before this returns, which takes milliseconds.
+    A `durable` line is on the disk when this returns; that takes milliseconds.
     """
     rest = json_line(record).encode()
     with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
@@ -274,11 +275,11 @@ def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = Fals
 
 
 def read_json_lines(path: Path, required: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
-    """The whole records of `path`; a last line that a crash cut short is left out. Empty without the file.
+    """The whole records of `path`, without a last line that a crash cut short; none without the file.
 
     `required` are keys that each record has, and their types.
 
-    Raises: `ConfigError` that names the line which is no record, or has not what is required.
+    Raises: `ConfigError` that names a line that is no record, or lacks a required key.
     """
     if not os.path.lexists(path):
         return []
@@ -293,7 +294,7 @@ def read_json_lines(path: Path, required: Mapping[str, type] | None = None) -> l
 def _record(line: bytes, place: str, required: Mapping[str, type]) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8"), parse_int=_int)
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, integers that are no float, a thousand brackets
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, integers too large for a float, or a thousand brackets
         record = None
     if not isinstance(record, dict):
         raise ConfigError(f"{place}: found no record in JSON; mend the line, or delete it")
@@ -321,13 +322,13 @@ def _finite(value: Any) -> Any:
 
 
 def discard_output() -> None:
-    """Lets what is still printed go nowhere: once the reader of a pipe has left, even the flush at exit would fail."""
-    with suppress(io.UnsupportedOperation):  # a replaced sys.stdout, which is no file
+    """Discards all further output. When the reader of a pipe has left, even the flush at exit would fail."""
+    with suppress(io.UnsupportedOperation):  # a replaced sys.stdout may be no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class FolderLock:
-    """Keeps two runs out of one folder; the kernel frees it when its process ends, however that ends."""
+    """A lock that keeps two runs out of one folder. The kernel frees it when its process ends, in any way."""
 
     def __init__(self, folder: Path) -> None:
         check_run_folder(folder)
@@ -338,19 +339,19 @@ class FolderLock:
         except OSError:
             told = self._file.read(MAX_OWNER).decode("utf-8", "replace").strip()
             self._file.close()
-            owner = printable(told) or "another process"
+            owner = printable(told)[:MAX_OWNER] or "another process"
             raise ConfigError(f"{folder}: in use by {owner}; wait for it, end it, or choose another --output") from None
-        if not self.is_in_place():  # a start that failed has just taken it away
+        if not self.is_in_place():  # a failed start has just removed it
             self._file.close()
             raise ConfigError(f"{folder}: another process has just left it; try again")
-        with suppress(OSError):  # of a full disk: the lock holds without the name of its owner
+        with suppress(OSError):  # on a full disk, the lock holds without its owner's name
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        # A worker that outlives its killed parent for some seconds must not hold the folder against --resume.
+        # A worker may outlive its killed parent for some seconds: it must not keep the lock, or --resume would fail.
         os.register_at_fork(after_in_child=self._file.close)
 
     def is_in_place(self) -> bool:
-        """Whether the folder still has the file that is locked: nobody deleted or replaced it."""
+        """Whether the locked file is still in the folder: nobody deleted or replaced it."""
         try:
             return os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
         except OSError:

@@ -1,4 +1,4 @@
-"""What a launcher such as `torchrun` says of the job in the environment, and how its processes find each other."""
+"""Reads what a launcher such as `torchrun` tells in the environment; the processes of a job find each other."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 
 ADDRESS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a process of a job must know in addition to `WORLD_SIZE`; with a GPU, `LOCAL_RANK`, too."""
+"""The variables that a process of a job needs in addition to `WORLD_SIZE`; with a GPU, `LOCAL_RANK`, too."""
 MAX_PROCESSES = 1_000_000
 SAY_SECONDS = 5.0
-"""How long a process waits for the others before it says for whom; then twice as long, and so on."""
+"""How long a process waits before it logs for which others it waits; then twice as long, and so on."""
 TRY_SECONDS = 5.0
 """How long one try to reach process 0 takes."""
 NAME_SECONDS = 30.0
-"""How long the name of process 0's machine may be unknown to itself: those of a cluster come late."""
+"""How long the name of process 0's machine may be unknown: in a cluster, names may come late."""
 log = logging.getLogger(__name__)
 
 
@@ -38,11 +39,11 @@ class Job:
 
 
 def described_job(device_type: str) -> Job | None:
-    """The job that the environment describes; None where this process is alone.
+    """The job that the environment describes; None if this process is alone.
 
-    `WORLD_SIZE=1` is one process, whatever the rest says: schedulers leave behind the addresses of other jobs.
+    `WORLD_SIZE=1` means one process, whatever other variables say: schedulers leave addresses of other jobs.
 
-    Raises: `ConfigError` for a description that is not whole, or that makes no sense.
+    Raises: `ConfigError` for an incomplete or impossible description.
     """
     world_size = _integer("WORLD_SIZE", low=1, high=MAX_PROCESSES)
     if world_size is None:
@@ -64,12 +65,12 @@ def described_job(device_type: str) -> Job | None:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine: which GPU is its own. Raises: `ConfigError` where it is no number."""
+    """The number of this process on its machine, and so of its GPU. Raises: `ConfigError` if it is no number."""
     return _integer("LOCAL_RANK") or 0
 
 
 def local_world_size() -> int:
-    """How many processes of the job this machine has. Raises: `ConfigError` where it is no number."""
+    """How many processes of the job this machine has. Raises: `ConfigError` if it is no number."""
     return _integer("LOCAL_WORLD_SIZE", low=1) or 1
 
 
@@ -85,14 +86,14 @@ def _integer(name: str, *, low: int = 0, high: int | None = None) -> int | None:
         return int(text)
     accepted = f"whole numbers from {low}" + ("" if high is None else f" to {high}")
     of_job = f" (WORLD_SIZE is {_text('WORLD_SIZE')})" if name == "RANK" else ""
-    raise ConfigError(f"environment: {name}: found '{text}'; accepted: {accepted}{of_job}")
+    raise ConfigError(f"environment: {name}: found {shown(text)}; accepted: {accepted}{of_job}")
 
 
 def meet(job: Job, timeout: timedelta) -> dist.Store:
-    """Waits until every process of `job` has come; what they find each other by from then on.
+    """Waits until every process of `job` has come. Gives the store by which they find each other from then on.
 
-    Says, after some seconds and then ever more rarely, for whom it waits. Raises: `ConfigError` naming the processes
-    that have not come within `timeout`.
+    Logs for which processes it waits: after some seconds, then less and less often. Raises: `ConfigError` naming the
+    processes that have not come within `timeout`.
     """
     clock = _Patience(job, timeout)
     store = _reached(job, clock)
@@ -107,18 +108,18 @@ def meet(job: Job, timeout: timedelta) -> dist.Store:
                 here = [store.check([f"classyseg/came/{rank}"]) for rank in range(job.world_size)]
                 missing = [rank for rank, is_here in enumerate(here) if not is_here]
                 clock.speak(missing, aloud=here.index(True) == job.rank)
-    except dist.DistError as error:  # of a connection that is gone
+    except dist.DistError as error:  # the connection is gone
         raise ConfigError(f"process 0 at {job.host}:{job.port} has left while process {job.rank} waited") from error
     store.set_timeout(timeout)
     return store
 
 
 def _reached(job: Job, clock: _Patience) -> dist.Store:
-    """The store at the job's address, which process 0 opens unless the launcher has."""
+    """The store at the job's address. Process 0 opens it unless the launcher has."""
     opens = job.rank == 0 and _text("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if opens:
         _require_known(job.host)
-    while not opens and not _answers(job):  # torch's own tries print a page of addresses each
+    while not opens and not _answers(job):  # each try of torch would print a page of addresses
         time.sleep(0.2)
         if clock.is_time_to_speak():
             clock.speak([0], aloud=True)
@@ -131,7 +132,7 @@ def _reached(job: Job, clock: _Patience) -> dist.Store:
             wait_for_workers=False,
             multi_tenant=opens,
         )
-        # The launcher's own lives on when it restarts the job, and what was said before must not count.
+        # The launcher's store lives on when it restarts the job: entries from before the restart must not count.
         return dist.PrefixStore(f"/worker/attempt_{_text('TORCHELASTIC_RESTART_COUNT') or 0}", store)
     except dist.DistError as error:
         what = "is in use" if "EADDRINUSE" in str(error) else "cannot be opened" if opens else "does not answer"
@@ -143,13 +144,13 @@ def _reached(job: Job, clock: _Patience) -> dist.Store:
 def _answers(job: Job) -> bool:
     try:
         socket.create_connection((job.host, job.port), timeout=TRY_SECONDS).close()
-    except (OSError, UnicodeError):  # nobody listens yet, or the name is not known yet
+    except (OSError, UnicodeError):  # nobody listens yet, or the name is not yet known
         return False
     return True
 
 
 def _require_known(host: str) -> None:
-    """Raises: `ConfigError` for a name that has no address: torch would ask for it again and again for many minutes."""
+    """Raises: `ConfigError` for a name without an address: torch would ask for it again for many minutes."""
     end = time.monotonic() + NAME_SECONDS
     while True:
         try:
@@ -157,7 +158,7 @@ def _require_known(host: str) -> None:
         except (OSError, UnicodeError) as error:
             if time.monotonic() >= end:
                 raise ConfigError(
-                    f"environment: MASTER_ADDR: found '{host}', which has no address here; expected the name or "
+                    f"environment: MASTER_ADDR: found {shown(host)}, which has no address here; expected the name or "
                     "address of the machine of process 0"
                 ) from error
             time.sleep(0.5)
@@ -166,7 +167,7 @@ def _require_known(host: str) -> None:
 
 
 class _Patience:
-    """How long one has waited for the others, and when it is time to say so."""
+    """How long this process has waited for others, and when it is time to log it."""
 
     def __init__(self, job: Job, timeout: timedelta) -> None:
         self._job = job
@@ -178,7 +179,7 @@ class _Patience:
         return time.monotonic() - self._started >= self._next
 
     def speak(self, missing: list[int], *, aloud: bool) -> None:
-        """Says who is missing. Raises: `ConfigError` when the time is over."""
+        """Logs who is missing. Raises: `ConfigError` when the time is over."""
         waited = time.monotonic() - self._started
         if waited >= self.seconds:
             self._give_up(missing)
@@ -207,15 +208,15 @@ class _Patience:
 
 
 def restarted_job_began() -> float | None:
-    """When the job began that `torchrun` has restarted this process of, in seconds since 1970.
+    """When the job of this restarted process began, in seconds since 1970.
 
-    None in a process that was not restarted, and where it cannot be told (outside Linux).
+    None if `torchrun` has not restarted this process, or if it cannot be told (outside Linux).
     """
     if not _integer("TORCHELASTIC_RESTART_COUNT"):
         return None
     try:
         process = os.getpid()
-        while _knows_of_restarts(process):  # the first one that does not is the launcher
+        while _knows_of_restarts(process):  # the first parent that does not is the launcher
             process = int(_stat(process)[1])
         ticks = int(_stat(process)[19])
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
@@ -224,7 +225,7 @@ def restarted_job_began() -> float | None:
 
 
 def _stat(process: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the program's name, which may hold anything."""
+    """The fields of /proc/PID/stat after the program's name. The name may hold anything."""
     return Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
 
 

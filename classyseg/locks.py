@@ -1,4 +1,4 @@
-"""One process at a time: locks on files, which the kernel frees when a process ends, however that ends."""
+"""Locks on files, for one process at a time. The kernel frees them when a process ends, in any way."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def alone(path: Path, *, keep: bool = False) -> Iterator[None]:
-    """One process at a time is inside, the others wait. `path` is a file for this alone, which is removed after.
+    """One process at a time is inside, others wait. `path` is a file only for this; it is removed afterwards.
 
-    With `keep` it is the file that is worked on: made where it is not there, and never removed; such waits are short,
-    and not logged. Raises: `OSError` where no such file can be made, `ConfigError` where a link is, or no file.
+    With `keep` it is the file to work on: it is made if it is missing, and never removed; waits are short and not
+    logged. Raises: `OSError` if the file cannot be made, `ConfigError` if there is a link or no regular file.
     """
     while (lock := _locked(path, quiet=keep)) is None:
         pass
@@ -32,7 +32,7 @@ def alone(path: Path, *, keep: bool = False) -> Iterator[None]:
 
 
 def _locked(path: Path, *, quiet: bool) -> int | None:
-    """A descriptor of `path` that locks it; None where another process has removed the file or its folder just now."""
+    """A descriptor of `path` that locks it; None if another process has removed the file or its folder just now."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = open_plain(path, os.O_RDWR | os.O_CREAT)

@@ -1,7 +1,7 @@
 """Pickles read as data: an interpreter of the few instructions that files of weights and numbers need.
 
-Nothing that a file names is imported or called: a name stays a text, and only the constructors that the format's
-reader passes are ever run.
+Nothing that a file names is imported or called. A name stays a text; only constructors that the format's reader passes
+are run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class UnreadableError(ValueError):
 
 @dataclass(frozen=True)
 class Named:
-    """Something that a pickle names, as `module.name`."""
+    """A name in a pickle, as `module.name`."""
 
     name: str
 
@@ -46,15 +46,15 @@ class LazyTensor(ABC):
     @property
     @abstractmethod
     def num_bytes(self) -> int:
-        """What its values take."""
+        """The bytes of its values."""
 
     @abstractmethod
     def tensor(self) -> Tensor:
-        """Its values, read and checked."""
+        """Reads and checks its values."""
 
 
 class Buildable(ABC):
-    """An object that a pickle makes first and gives its state later."""
+    """An object that a pickle makes first, and gives its state later."""
 
     @abstractmethod
     def build(self, state: Any) -> None: ...
@@ -82,13 +82,13 @@ def containers() -> dict[str, Constructor]:
     for builtins in ("builtins", "__builtin__"):
         found |= {f"{builtins}.{name}": never for name in ("int", "float", "str", "bool", "object")}
         found |= {f"{builtins}.{name}": values for name in ("set", "frozenset", "list")}
-        found[f"{builtins}.bytes"] = lambda: b""  # how protocol 2 writes no bytes
+        found[f"{builtins}.bytes"] = lambda: b""  # protocol 2 writes empty bytes so
         found |= {f"{builtins}.dict": pairs, f"{builtins}.tuple": lambda items=(): tuple(items)}
     return found
 
 
 def never(*_arguments: Any) -> Any:
-    """The constructor of what a file may name but not call."""
+    """A constructor for names that a file may have but not call."""
     raise UnreadableError("it wants to call what is only a name")
 
 
@@ -100,7 +100,7 @@ def dict_of(pairs: Any) -> dict[Any, Any]:
 
 
 def sizes_of(sizes: Any) -> tuple[int, ...]:
-    """`sizes` of a file, at most 64 numbers from 0 to 2^63, so that to multiply and to print them takes no time."""
+    """`sizes` from a file: at most 64 numbers below 2^63, so that multiplying and printing them is fast."""
     if not isinstance(sizes, tuple | list) or len(sizes) > MAX_DIMENSIONS:
         raise UnreadableError(f"a tensor of it has more than {MAX_DIMENSIONS} sizes, or none")
     if any(type(number) is not int or not 0 <= number < MAX_SIZE for number in sizes):
@@ -123,13 +123,13 @@ def read_pickle(
     persistent: Callable[[Any], Any] | None = None,
     max_steps: int = FREE_STEPS,
 ) -> Any:
-    """The object of the pickle that starts at the position of `file`, which is afterwards behind it.
+    """The object of the pickle at the position of `file`, which is after the pickle then.
 
-    `file` must not make up data: `read(n)` allocates no more than there is. `constructors` maps `module.name` to what
-    stands in its place; `persistent` resolves persistent ids.
+    `read(n)` of `file` must not allocate more than there is. `constructors` maps `module.name` to what is called in its
+    place. `persistent` resolves persistent ids.
 
-    Raises: `UnreadableError` for a name without constructor, and for instructions that no file of weights has; any
-    other exception for a damaged pickle.
+    Raises: `UnreadableError` for a name without a constructor, and for instructions that no file of weights has. A
+    damaged pickle may raise anything.
     """
     machine = _Machine(constructors, persistent)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -162,7 +162,7 @@ class _Machine:
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.allowance = SLACK
-        """How many characters and items constructors may still make: as many as were read, so that nothing grows."""
+        """How many characters and items constructors may still make: no more than were read, so that nothing grows."""
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -216,7 +216,7 @@ class _Machine:
         self.spend(state)
         if isinstance(self.stack[-1], Buildable):
             self.stack[-1].build(state)
-        elif type(self.stack[-1]) is not dict:  # the attributes of an OrderedDict, such as torch's _metadata
+        elif type(self.stack[-1]) is not dict:  # an OrderedDict's attributes, such as torch's _metadata
             raise UnreadableError("its pickle gives a state to what has none")
 
     def load_persistent(self, _argument: Any) -> None:
@@ -225,7 +225,7 @@ class _Machine:
         self.push(self.persistent(self.stack.pop()))
 
     def spend(self, value: Any) -> None:
-        """Takes what is copied from the allowance."""
+        """Takes the size of what is copied from the allowance."""
         self.allowance -= len(value) if isinstance(value, bytes | list | tuple | dict) else 0
         if self.allowance < 0:
             raise UnreadableError("its pickle copies the same things again and again")
@@ -234,7 +234,7 @@ class _Machine:
 def _set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
     parts = key if isinstance(key, tuple) and len(key) <= MAX_KEY_PARTS else (key,)
     if not all(isinstance(part, str | int | float | bytes | None) for part in parts):
-        # others could nest without end, and are hashed in C
+        # other keys could nest without end, and are hashed in C
         raise UnreadableError(f"it has a {type(key).__name__} as a key; expected a text, a number, or a few of them")
     if key in target:
         raise UnreadableError(f"it has the key {shown(key)} twice")
@@ -247,7 +247,8 @@ _VALUES = frozenset((*_INTEGERS, *_TEXTS, "BINFLOAT", "BINBYTES", "SHORT_BINBYTE
 _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": lambda machine, _: None,
     "FRAME": lambda machine, _: None,
-    "LONG4": lambda machine, _: machine.push(Ignored()),  # of more than 255 bytes: slow to hash and to print
+    # integers of more than 255 bytes are slow to hash and to print
+    "LONG4": lambda machine, _: machine.push(Ignored()),
     "BYTEARRAY8": lambda machine, _: machine.push(Ignored()),
     "NONE": lambda machine, _: machine.push(None),
     "NEWTRUE": lambda machine, _: machine.push(True),

@@ -19,7 +19,7 @@ class _Dtype(Buildable):
     """`numpy.dtype`: a code such as `f4`, and a byte order."""
 
     def __init__(self, code: Any, *_options: Any) -> None:
-        if not isinstance(code, str) or code not in CODES:  # anything else could be hashed or printed without end
+        if not isinstance(code, str) or code not in CODES:  # anything else could take for ever to hash or print
             found = repr(code[:20]) if isinstance(code, str) else f"a {type(code).__name__}"
             raise UnreadableError(f"found an array of {found}; expected numbers")
         self.kind = self.code = code
@@ -32,7 +32,7 @@ class _Dtype(Buildable):
 
 
 class PickledArray(Buildable, LazyTensor):
-    """`numpy.ndarray` as its pickle gives it: a shape, a dtype, whether columns come first, and the bytes.
+    """`numpy.ndarray` from its pickle: a shape, a dtype, whether columns come first, and the bytes.
 
     Python 2 wrote them as a text, one character a byte.
     """
@@ -77,4 +77,4 @@ ARRAY_CONSTRUCTORS: dict[str, Constructor] = {
     "numpy.dtype": _Dtype,
     "_codecs.encode": encode,
 }
-"""All that the pickle of an array names; numpy 1 and 2 spell their module differently."""
+"""All names in the pickle of an array. numpy 1 and 2 spell their module differently."""

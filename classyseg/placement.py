@@ -1,4 +1,4 @@
-"""Config keys that belong to whoever places a component: where a model's weights come from, what every data set has."""
+"""Config keys that belong to a component's place, not to its class: a model's weights, keys of every data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from classyseg.config import Bool, ConfigRecord, Float, Int, Text
 
 
 class WeightsConfig(ConfigRecord):
-    """Where a model starts: `source` as `load_weights` takes it, and how it is fitted, as options of `load_weights`.
+    """The weights from which a model starts: `source` and options of `load_weights`.
 
     ```yaml
     dataset: {train: {name: folder, images: fields/images, masks: fields/masks, classes: [soil, crop], channels: 4}}
@@ -27,7 +27,7 @@ class WeightsConfig(ConfigRecord):
         source: The name, path or URL.
         strict: false loads the tensors that fit, and warns of the others in one line.
         adapt_input: Fits a first convolution for 3 channels to `in_channels`.
-        grid: `[rows, columns]` of the source's position embeddings, where they are of no square; see weights.md.
+        grid: `[rows, columns]` of the source's position embeddings, if they are no square; see weights.md.
     """
 
     source: Text
@@ -103,7 +103,7 @@ DATASET_MEANINGS = {
         "What all files in that folder may hold together; beyond it, files are decoded each time."
     ),
 }
-"""What the keys of whoever places a component mean."""
+"""The meanings of these keys."""
 
 
 def with_meanings(keys: Mapping[str, tuple[Any, Any]], meanings: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
@@ -126,4 +126,4 @@ DATASET_KEYS: dict[str, Any] = with_meanings(
 )
 """The config keys that every data set has, as pydantic fields; `build_dataset` sets them."""
 DATASET_KEYS_FREE_ON_RESUME = ("cache_samples", "cache_samples_gigabytes")
-"""Those that a run may change when it goes on: they leave samples as they are."""
+"""The keys that may change when a run is resumed: they do not change samples."""

@@ -1,4 +1,4 @@
-"""Collects what is wrong with parts that do not depend on each other, to tell all of it at once."""
+"""Collects the problems of independent parts, to tell all of them at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Problems:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Keeps a `ConfigError` from inside; what comes after the `with` runs on."""
+        """Keeps a `ConfigError` from inside; the code after the `with` goes on."""
         try:
             yield
         except ConfigError as error:

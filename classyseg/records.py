@@ -1,4 +1,4 @@
-"""What a run writes into its folder, without its checkpoints. What a full disk does not take is written later."""
+"""Writes a run's files except its checkpoints. What a full disk does not take is written later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class WriteError(ConfigError, OSError):
-    """Something that a run should have written is lost; the message names the path. A machine's fault: exit code 1."""
+    """Something that a run had to write is lost; the message names the path. It is the machine's fault: exit code 1."""
 
     exit_code = 1
 
@@ -45,24 +45,24 @@ class _Content:
 
 @dataclass(frozen=True, eq=False)
 class RecordFile:
-    """A file of records in a run's folder, a line each, as whoever adds to it declares it.
+    """A file of records in a run's folder, one per line. The part that adds to it declares it.
 
-    When a run goes on from a checkpoint, records after its step come again. So a record has a `step`, and those after
-    it are taken out; `by_step` is False for records that stay.
+    When a run is resumed from a checkpoint, records after its step will come again. So each record has a `step`, and
+    those after the checkpoint are removed; `by_step` is False for records that stay.
     """
 
     name: str
     keys: Mapping[str, type]
-    """What each record has, at least."""
+    """The keys that each record has at least, and their types."""
     by_step: bool = True
 
 
 class RunRecords:
     """The files of the run's folder by their names, in the order in which they were given.
 
-    What cannot be written (a full disk) is kept, named in the log, and tried again with whatever comes next: the run
-    goes on. `finish` is the last try. Without a folder, nothing is written. `in_place` tells whether the folder is
-    still the run's.
+    What cannot be written (on a full disk) is kept, named in the log, and tried again with the next write: the run goes
+    on. `finish` is the last try. Without a folder, nothing is written. `in_place` tells whether the folder still
+    belongs to the run.
     """
 
     def __init__(self, folder: Path | None, in_place: Callable[[], bool] = lambda: True) -> None:
@@ -81,7 +81,7 @@ class RunRecords:
         self._add(name, _Content(text))
 
     def give(self, name: str, text: str) -> None:
-        """`replace` of a file that only its author knows: its name is noted, for whoever deletes the run."""
+        """As `replace`, for a file that a plugin names: its name is noted, so that `--overwrite` can delete it."""
         if self.folder is not None:
             names = given_files(self.folder)
             if name not in names:
@@ -94,7 +94,7 @@ class RunRecords:
             self.write()
 
     def write(self) -> None:
-        """Writes what waits, as far as the disk takes it. Raises: `WriteError` where the folder is gone."""
+        """Writes what waits, as far as the disk takes it. Raises: `WriteError` if the folder is gone."""
         if self.folder is None:
             return
         self.check_in_place()

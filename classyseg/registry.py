@@ -50,7 +50,7 @@ class PluginError(ConfigError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered name: the class, the settings that make it a variant, and who offers it."""
+    """A registered name: the class, the settings that make it a variant, and the distribution that offers it."""
 
     name: str
     component: type
@@ -61,9 +61,9 @@ class Entry:
 class Registry:
     """The components of one kind by name.
 
-    `package` registers the built-in ones when it is imported, which happens at the first lookup; plugins are offered
-    by the entry-point group of the same name, listed without importing and loaded when asked for. `placement` are the
-    config keys that belong to whoever places the component (the blocks of a head, say), as pydantic fields.
+    `package` registers the built-in components when it is imported, at the first lookup. Plugins are entry points in
+    the group of the same name: they are listed without import, and loaded when asked for. `placement` has config keys
+    that belong to the component's place (such as the blocks of a head), as pydantic fields.
     """
 
     def __init__(self, kind: str, *, noun: str, base: str, placement: Mapping[str, Any] | None = None) -> None:
@@ -93,18 +93,18 @@ class Registry:
         return decorate
 
     def variants(self, component: type, table: Mapping[str, Mapping[str, Any]]) -> None:
-        """Registers names that are `component` with other defaults; a config may still override each of them.
+        """Registers names for `component` with other defaults. A config may still override each of them.
 
-        The settings of a name are keyword-only parameters of the class, and keys of whoever places it, such as the
-        `heads` that a model brings; these are checked when the name is looked up. Raises: `TypeError` for other keys.
+        The settings of a name are keyword-only parameters of the class, or placement keys, such as the `heads` that a
+        model brings; placement keys are checked when the name is looked up. Raises: `TypeError` for other keys.
         """
         for name, defaults in table.items():
             self._add(Entry(name, component, dict(defaults), self._distribution(component)))
 
     def later(self, module: str, *patterns: str) -> None:
-        """Leaves `module` of the package, which registers names that match `patterns`, until one of them is asked for.
+        """Imports `module`, which registers names that match `patterns`, only when one of them is asked for.
 
-        For modules that import what takes long.
+        For modules with slow imports.
         """
         self._later[module] = patterns
 
@@ -124,7 +124,7 @@ class Registry:
         self._entries[entry.name] = entry
 
     def _distribution(self, component: type) -> str:
-        """Who offers `component`: the plugin of its package, whoever imports it, else the plugin being loaded."""
+        """The distribution of the package of `component`; where that offers no plugins, the plugin being loaded."""
         package = component.__module__.partition(".")[0]
         if package == "classyseg":
             return "classyseg"
@@ -178,7 +178,7 @@ class Registry:
         return self._load(offers[0])
 
     def _unknown(self, name: str) -> str:
-        """The sentence for a name that is not registered: what other libraries or kinds mean by it."""
+        """The sentence for an unknown name: what other libraries, or other kinds of components, mean by it."""
         names = self.names()
         instead = instead_of_name(self.kind, name, names, HEADS.names)
         others = [] if instead else [other for other in REGISTRIES.values() if other is not self and name in other]
@@ -187,7 +187,7 @@ class Registry:
         return unknown(self.noun, name, names, instead=instead)
 
     def name_of(self, component: type) -> str:
-        """The name under which the class itself, no variant of it, is registered; empty where it is not."""
+        """The name under which the class itself, not a variant, is registered; empty if it is not."""
         self._import_builtins()
         same = (entry.name for entry in self._entries.values() if entry.component is component and not entry.defaults)
         return next(same, "")
@@ -197,7 +197,7 @@ class Registry:
         return getattr(importlib.import_module(self.package), self._base_name)
 
     def plugins(self) -> Iterator[tuple[EntryPoint, str]]:
-        """Every entry point of this kind with an empty text, or why it cannot be used; loads each of them."""
+        """Loads every entry point of this kind; yields each with the reason why it cannot be used, else `""`."""
         for name, offers in sorted(self._offers().items()):
             for offer in offers:
                 try:
@@ -207,7 +207,7 @@ class Registry:
                     yield offer, str(error)
 
     def _import_builtins(self, name: str | None = None) -> None:
-        """Registers the built-in components; with `name`, of those that are left for later only what may be it."""
+        """Registers the built-in components; of modules left for `later`, with `name` only those that may have it."""
         importlib.import_module(self.package)
         for module in self._later if name is None else self._later_modules(name):
             if module not in self._brought:
@@ -324,7 +324,8 @@ def look_for_plugins_again() -> None:
     _entry_points_of.cache_clear()
 
 
-_installed: Any = cache(entry_points)  # reading the files of all distributions takes 15 ms: once, not for every kind
+# reading the files of all distributions takes 15 ms: once for all kinds
+_installed: Any = cache(entry_points)
 
 
 @cache
@@ -340,9 +341,9 @@ def _entry_points_of(group: str) -> dict[str, list[EntryPoint]]:
 class ComponentOf(ComponentType):
     """Marks a parameter that holds the config of another component: `Annotated[Any, ComponentOf("transforms")]`.
 
-    The value that `__init__` receives is a checked `ComponentConfig` when it comes from a config file, or whatever a
-    Python caller passed: a name, a mapping, a built component. `Registry.build` takes each of them. Without `placed`,
-    the config lacks the keys of whoever places such components: those of a head that another head holds.
+    From a config file, `__init__` receives a checked `ComponentConfig`; from Python, what the caller passed: a name, a
+    mapping, a built component. `Registry.build` takes each of them. Without `placed`, the config lacks the keys of
+    whoever places such components: those of a head that another head holds.
     """
 
     def __init__(self, kind: str, *, placed: bool = True) -> None:
@@ -423,8 +424,8 @@ HookConfig = Annotated[Any, ComponentOf("hooks")]
 
 
 def head_name_problem(name: str) -> str:
-    """What is wrong with the name of a head, which is that of a torch module in a `ModuleDict`; empty where nothing."""
-    from torch import nn  # `classyseg --help` and the reading of a config do without torch
+    """What is wrong with a head's name, which must also be a torch module's name in a `ModuleDict`; else empty."""
+    from torch import nn  # imported here: `classyseg --help` and reading a config need no torch
 
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         return "expected a word of letters, digits and underscores that begins with no digit, such as main"

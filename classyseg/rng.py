@@ -1,4 +1,4 @@
-"""Randomness as a pure function of integers: the same numbers whatever ran before, in whichever process."""
+"""Randomness as a pure function of integers: the same numbers in every process, whatever ran before."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def generator_for(*integers: int) -> torch.Generator:
 def seed_everything(*integers: int) -> None:
     """Sets the global generators of torch (all devices), numpy and Python from `integers`.
 
-    Called before every training step with `(seed, step, process)`, so that dropout and whatever a plugin draws does not
-    depend on how often the run was stopped, and no generator's state has to be saved.
+    It is called before every training step with `(seed, step, process)`. So the random numbers of dropout and of
+    plugins do not depend on how often the run was stopped, and no generator's state must be saved.
     """
     seed = derived_seed(*integers)
     torch.manual_seed(seed)

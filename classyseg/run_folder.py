@@ -1,4 +1,4 @@
-"""A run's folder may come from somebody else: no link is followed within it, and no pipe is waited for."""
+"""A run's folder may come from somebody else: reading it follows no link, and waits for no pipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from classyseg.console import MAX_NAME, printable
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation-"
-"""How the names begin of what `classyseg evaluate` writes."""
+"""The beginning of the names of files and folders that `classyseg evaluate` writes."""
 MODEL = "model"
-"""The folder that one gives away: weights, `config.json`, a card."""
+"""The folder for other people: weights, `config.json`, a model card."""
 CONFIG = "config.yaml"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
@@ -26,9 +26,9 @@ BAD_SAMPLES = "bad_samples.jsonl"
 STARTED = ".started"
 """When the run began, in seconds since 1970."""
 GIVEN = ".files"
-"""The names of the files that meters gave, one a line."""
+"""The names of the files that meters wrote, one per line."""
 ASIDE = ".before"
-"""How the names of folders begin where a run is put aside that another one replaces."""
+"""The beginning of the name of a folder with a replaced run, kept until the new run has begun."""
 MAX_GIVEN = 2**20
 FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
 LATEST = "LATEST"
@@ -36,7 +36,7 @@ BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 """The folder of a checkpoint: its step, which fits into 64 bits."""
 LEFTOVER = "*.tmp-*"
-"""What files are called while they are written."""
+"""The names of files while they are written."""
 
 KINDS = {
     stat.S_IFLNK: "a link",
@@ -50,11 +50,11 @@ KINDS = {
 
 
 def check_run_folder(folder: Path) -> None:
-    """Looks at what lies in the folder of a run before anything is opened in it. The folder itself may be a link.
+    """Checks what is in a run's folder, before anything in it is opened. The folder itself may be a link.
 
-    Raises: `ConfigError` for a link, pipe, socket or device right in the folder, in `checkpoints`, in a checkpoint or
-        in a run that is put aside; for a folder where a run has a file, or the other way round; for what cannot be
-        looked at.
+    Raises: `ConfigError` for a link, pipe, socket or device directly in the folder, in `checkpoints`, in a checkpoint
+        or in a run that is put aside; for a folder where a run has a file, or the reverse; for a path that cannot be
+        read.
     """
     try:
         _check(folder)
@@ -90,7 +90,7 @@ def _check(folder: Path) -> None:
 
 
 def given_files(folder: Path) -> list[str]:
-    """The names of the files that meters gave the run in `folder`; never those that every run has.
+    """The names of the files that meters wrote in `folder`, without those that every run has.
 
     Raises: `ConfigError` as `read_plain`.
     """
@@ -102,7 +102,7 @@ def given_files(folder: Path) -> list[str]:
 
 
 def _plain_entries(folder: Path) -> Iterator[Path]:
-    """What lies in `folder`, in order. Raises: `ConfigError` for what is neither a file nor a folder."""
+    """The paths in `folder`, sorted. Raises: `ConfigError` for one that is neither a file nor a folder."""
     for path in sorted(folder.iterdir()):
         found = kind_of(path)
         if found == "a link":
@@ -117,26 +117,26 @@ def _plain_entries(folder: Path) -> Iterator[Path]:
 
 
 def _told(path: Path) -> str:
-    """On one line: names may be of somebody else's making."""
+    """The path on one line: somebody else may have chosen the name."""
     return printable(str(path))
 
 
 def kind_of(path: Path) -> str:
-    """What `path` is, itself: `a file`, `a folder`, `a link`, `a pipe`, `a socket` or `a device`."""
+    """The kind of `path`, without following links: `a file`, `a folder`, `a link`, `a pipe`, or as in `KINDS`."""
     return KINDS.get(stat.S_IFMT(path.lstat().st_mode), "something unknown")
 
 
 def require(path: Path, kind: str) -> None:
-    """Raises: `ConfigError` where `path`, which is there, is of another kind than `kind`."""
+    """Raises: `ConfigError` if `path`, which must exist, is not of this `kind`."""
     found = kind_of(path)
     if found != kind:
         raise ConfigError(f"{_told(path)}: found {found}; expected {kind}: move it away, or delete it")
 
 
 def open_plain(path: Path, flags: int) -> int:
-    """A descriptor of the file at `path`, as `os.open` gives it. It never waits, and never leads through a link.
+    """A descriptor of the file at `path`, as from `os.open`. Opening never waits and never follows a link.
 
-    Raises: `ConfigError` for a link, and for what is no file; `OSError` as `os.open` does.
+    Raises: `ConfigError` for a link, and for anything else than a file; `OSError` as `os.open` does.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -161,7 +161,7 @@ def read_plain(path: Path, limit: int) -> bytes:
 
 
 def remove_leftovers(folder: Path, pattern: str = LEFTOVER) -> None:
-    """Deletes what a killed process left half written in `folder`; of links themselves, not what they lead to."""
+    """Deletes what a killed process left half written in `folder`; a link is deleted, not its target."""
     if not folder.is_dir():
         return
     for path in folder.glob(pattern):
@@ -172,7 +172,7 @@ def remove_leftovers(folder: Path, pattern: str = LEFTOVER) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises: `OSError` where no file can be made in `folder`."""
+    """Raises: `OSError` if no file can be made in `folder`."""
     descriptor, name = tempfile.mkstemp(prefix=".writable-", dir=folder)
     os.close(descriptor)
     os.unlink(name)

@@ -1,4 +1,4 @@
-"""Shapes without values: modules on torch's `meta` device, within bounds, in a part of torch's time for it."""
+"""Shapes without values: modules on torch's `meta` device, within bounds, faster than torch alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from classyseg.config import ConfigError
 
 MIN_VALUES = 2
-"""So many values of each channel a batch norm needs in training."""
+"""A batch norm needs this many values of each channel in training."""
 
 
 MAX_MODULES = 8_000
@@ -28,9 +28,9 @@ MAX_REAL_PARAMETERS = 250_000_000
 
 @contextmanager
 def bounded(*, real: bool = False, most: int | None = None) -> Iterator[None]:
-    """Within it, a model of more layers or parameters than anybody means is refused while it is built.
+    """Within the block, a model with absurdly many layers or parameters is refused while it is built.
 
-    With `real`, where parameters take memory, so are more than a gigabyte of them; with `most`, more than that many.
+    With `real`, parameters take memory, and more than a gigabyte of them is refused; `most` sets another limit.
     Raises: `ConfigError`.
     """
     modules, parameters = 0, 0
@@ -114,7 +114,7 @@ def _batch_norm(
     **kwargs: Any,
 ) -> Tensor | None:
     known = next((value for value in (weight, running_mean) if value is not None), None)
-    few = training and image.numel() < MIN_VALUES * image.shape[1]  # torch's own error tells more
+    few = training and image.numel() < MIN_VALUES * image.shape[1]  # left to torch, whose error tells more
     return None if few or known is None or known.shape[0] != image.shape[1] else image.new_empty(image.shape)
 
 
@@ -182,7 +182,7 @@ def _softmax(image: Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -
 
 
 def _matmul(first: Tensor, second: Any) -> Tensor | None:
-    """Of matrices, or a stack of them times one or as many."""
+    """The product of two matrices, of a stack and one matrix, or of two equally large stacks."""
     if not isinstance(second, Tensor) or first.dim() < 2 or first.dtype != second.dtype:
         return None
     alike = second.dim() == 2 or (second.dim() == first.dim() and second.shape[:-2] == first.shape[:-2])
@@ -239,10 +239,10 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
 
 
 class Shapes(TorchFunctionMode):
-    """Within it, the functions that most convolutional networks use give tensors of the right shape, without values.
+    """Within the block, functions that most convolutional networks use give tensors of the right shape, without values.
 
-    On the `meta` device torch runs them in Python, for which it first imports its compiler and sympy: a second of
-    processor time. What is not plainly right goes to torch, whose errors say what is wrong.
+    torch itself runs them in Python on the `meta` device, and first imports its compiler and sympy, which takes a
+    second of processor time. Calls that may be wrong are left to torch, whose errors say what is wrong.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

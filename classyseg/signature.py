@@ -15,7 +15,7 @@ from classyseg.foreign import instead_of_key
 
 
 class ComponentConfig(ConfigRecord):
-    """The config of one component: its `name`, its keyword-only parameters, and the keys of whoever places it."""
+    """The config of one component: its `name`, its keyword-only parameters, and its placement keys."""
 
     component: ClassVar[type]
     own_keys: ClassVar[tuple[str, ...]]
@@ -37,11 +37,11 @@ class ComponentConfig(ConfigRecord):
 
 
 IN_PYTHON = "built in Python: "
-"""How a config begins that says of a component no more than that Python code built it."""
+"""The beginning of a config's text for a component that Python code built."""
 
 
 def in_python(value: object) -> str:
-    """What a config says of a `value` that it cannot describe."""
+    """The text in a config for a `value` that it cannot describe."""
     return f"{IN_PYTHON}{type(value).__name__}"
 
 
@@ -50,12 +50,12 @@ def qualified(component: type) -> str:
 
 
 def own_parameters(component: type) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of `component.__init__`: its config.
+    """The keyword-only parameters of `component.__init__`, which are its config.
 
     Raises: `TypeError` for `**kwargs`, and for a parameter called `name`.
     """
     if component.__init__ is object.__init__:  # type: ignore[misc]
-        return {}  # object's takes nothing, though its signature says otherwise
+        return {}  # object's __init__ takes nothing, though its signature says otherwise
     parameters = inspect.signature(component.__init__).parameters  # type: ignore[misc]
     for parameter in parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -76,11 +76,11 @@ def derive_config(
 ) -> type[ComponentConfig]:
     """The pydantic model with a field for each keyword-only parameter of `component` and each key of `placement`.
 
-    `kind` is that of its registry. `placement` holds annotations and defaults. `defaults` replace them and those of the
-    signature, as the variants of a class do.
+    `kind` is that of its registry. `placement` has annotations and defaults. `defaults`, such as those of a variant,
+    replace the defaults of `placement` and of the signature.
 
-    Raises: `ConfigError` for what `defaults` give a key of `placement` and it does not accept; `TypeError` for a
-    parameter without an annotation, and as `own_parameters`.
+    Raises: `ConfigError` for a wrong value in `defaults` for a key of `placement`; `TypeError` for a parameter without
+    an annotation, and as `own_parameters`.
     """
     key = (component, name, tuple(placement), kind)
     if key in _derived:
@@ -113,7 +113,7 @@ def derive_config(
 
 
 def _checked(annotation: Any, key: str, defaults: Mapping[str, Any], component: str, name: str) -> Any:
-    """The default of a variant for a key of whoever places it; as it is, for it is validated wherever it is used."""
+    """Checks a variant's default for a placement key; returns it unchanged, as it is validated again where used."""
     try:
         TypeAdapter(dict[str, annotation]).validate_python({key: defaults[key]})
     except ValidationError as error:
@@ -122,15 +122,15 @@ def _checked(annotation: Any, key: str, defaults: Mapping[str, Any], component: 
 
 
 MAX_ITEMS = 65_536
-"""Of a list in a config; so many classes a data set may have, say."""
+"""The most items of a list in a config, such as the classes of a data set."""
 MAX_COMPONENTS = 100
-"""Of a list of components, such as transforms."""
+"""The most components of a list, such as transforms."""
 
 
 def _strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
-    """`annotation` with numbers, texts and truth values that accept no look-alikes ("8" for 8, yes for true).
+    """`annotation` with strict numbers, texts and truth values: "8" is no 8, yes is no true.
 
-    `given` is what the annotation says in addition to its type. Numbers and lists get bounds where it has none.
+    `given` is the metadata of the annotation. Numbers and lists get bounds where `given` has none.
     """
     if annotation in (int, float, str, bool):
         return Annotated[annotation, Strict(), *_bounds(annotation, given)]
@@ -153,7 +153,7 @@ def _strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
 
 
 class ComponentType:
-    """The base of what marks a parameter as the config of another component."""
+    """The base class of annotations that mark a parameter as the config of another component."""
 
 
 def _bounds(number: type, given: tuple[Any, ...]) -> tuple[Any, ...]:

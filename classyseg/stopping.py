@@ -1,4 +1,4 @@
-"""How a run is asked to stop: the signals SIGTERM and SIGINT, and what becomes of them."""
+"""Stopping a run by a signal: how SIGTERM and SIGINT reach the training loop."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from typing import Self, TypeVar
 Batch = TypeVar("Batch")
 
 PATIENCE_SECONDS = 2.0
-"""How long a run that was asked to stop waits for the batch that it is about to get; it can do without."""
+"""How long a run that was asked to stop still waits for its next batch, before it saves without it."""
 
 
-class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
-    """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number."""
+class Stopped(BaseException):
+    """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number.
+
+    No `Exception`, as `KeyboardInterrupt` is none: before the first step it is raised wherever the run happens to be,
+    and readers that take every error for a broken file would call a good one unreadable.
+    """
 
     def __init__(self, signal_number: int, *, saved: bool = True) -> None:
         how = "" if saved else " before its first step: nothing was saved"
@@ -28,7 +32,7 @@ class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
 class WaitEnded(Exception):  # noqa: N818 (an outcome, not an error)
     """The run was asked to stop while it waited for data, which may never come.
 
-    `together`: all processes of the job know of it, so that they can save the same step.
+    `together` says that all processes of the job know of it, so that they can save the same step.
     """
 
     exit_code = 128 + signal.SIGTERM
@@ -39,11 +43,12 @@ class WaitEnded(Exception):  # noqa: N818 (an outcome, not an error)
 
 
 class StopRequests:
-    """Remembers SIGTERM and SIGINT for the loop, which obeys between two batches.
+    """Remembers SIGTERM and SIGINT; the loop obeys between two batches.
 
-    Within a step a second signal acts at once, as it would without us. While the loop waits for data, or saves, a
-    second one only ends the wait: the run must not be lost to somebody who is impatient, or to a launcher that passes a
-    signal on. The third one acts at once. With `at_once` the first signal ends the run where it is, by `Stopped`.
+    Within a step, a second signal acts at once, as it would without this class. While the loop waits for data, or
+    saves, a second signal only ends the wait, because an impatient user, or a launcher that passes a signal on, must
+    not cost the run. The third signal acts at once. With `at_once`, the first signal ends the run immediately with
+    `Stopped`.
     """
 
     def __init__(self, *, at_once: bool) -> None:
@@ -69,7 +74,7 @@ class StopRequests:
         return self.received is not None and (self._insists or time.monotonic() - self._since > PATIENCE_SECONDS)
 
     def waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """`batches`, where signals that come while the next one is awaited end the wait at most."""
+        """Yields `batches`. A signal that comes during the wait for the next one ends at most that wait."""
         while True:
             with self.holding():
                 batch = next(batches, None)
@@ -107,7 +112,7 @@ class StopRequests:
             signal.raise_signal(number)
 
     def _catch(self, handler: Callable[[int, FrameType | None], None] | None) -> None:
-        """Lets `handler` take the signals; None: whoever took them before."""
+        """Lets `handler` take the signals; None gives them back to the handlers from before."""
         if self._catches == (handler is not None):
             return
         self._catches = handler is not None

@@ -1,4 +1,4 @@
-"""The small records that every floor passes around: a block, a sample, the clock."""
+"""Small records that all parts of the package use: a block, a sample, the progress of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from classyseg.console import shown
 
 Phase = Literal["train", "val", "test"]
 BestIs = Literal["largest", "smallest"]
-"""Which value of a number is best: of an accuracy the largest, of a loss the smallest."""
+"""Which value of a number is best: the largest of an accuracy, the smallest of a loss."""
 
 Color = tuple[int, int, int]
 """Red, green and blue, 0 to 255 each."""
@@ -41,16 +41,16 @@ class BlockInfo(NamedTuple):
 
 
 LOGITS = "logits"
-"""A head's own name of its logits."""
+"""A head's own name for its logits."""
 
 
 def output_name(head: str, output: str) -> str:
-    """The name in what a model gives: `HEAD` for the head's logits, `HEAD.OUTPUT` for any other output of its own."""
+    """The name of a head's output in the outputs of a model: `HEAD` for the logits, `HEAD.OUTPUT` for any other."""
     return head if output == LOGITS else f"{head}.{output}"
 
 
 def outputs_by_head(outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What a model gives, by head and then by the head's own names."""
+    """The outputs of a model, by head and then by the head's own names."""
     found: dict[str, dict[str, Tensor]] = {}
     for name, output in outputs.items():
         head, _, own = name.partition(".")
@@ -59,12 +59,12 @@ def outputs_by_head(outputs: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor
 
 
 def outputs_of(outputs: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    """What one head gave, by its own names, of what a model gives. Empty for a head that is not in it."""
+    """The outputs of one head, by its own names. Empty for a head that the outputs do not have."""
     return outputs_by_head(outputs).get(head, {})
 
 
 class PositionGrid(NamedTuple):
-    """What learned position embeddings (1, num_extra + rows x columns, C) are for: a grid, and tokens before it."""
+    """The positions of learned embeddings (1, num_extra + rows x columns, C): extra tokens, then a grid."""
 
     rows: int
     columns: int
@@ -75,12 +75,12 @@ class PositionGrid(NamedTuple):
 class Sample:
     """An image, or a clip of frames, with its label; or a batch of them.
 
-    `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...); uint8 in 0..255, uint16 in 0..65535 from files of
-    16 bits, or floating point: from a data set of `bits: 32`, or when a transform normalised it.
-    `target`: a mask (H, W) or (N, H, W) of class indices, uint8 or int64, or shares of the classes in floating point,
-    as mix-up makes them: (num_classes, H, W) or (N, num_classes, H, W). Of whole images and clips, without H and W.
-    Compute with bytes after `.long()` alone: torch wraps what is no byte around. `name` is the file (or the number)
-    the sample comes from, used in messages; a batch holds a tuple of them.
+    `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...). Its values are uint8 in 0..255, uint16 in 0..65535
+    from files of 16 bits, or floating point from a data set of `bits: 32` and after a transform normalised it.
+    `target`: a mask (H, W) or (N, H, W) of class indices, uint8 or int64, or soft targets in floating point, such as
+    mix-up makes: (num_classes, H, W) or (N, num_classes, H, W). Labels of whole images and clips have no H and W. Call
+    `.long()` before computing with uint8 targets, because uint8 arithmetic wraps around. `name` is the file (or the
+    number) that the sample comes from, for messages; a batch holds a tuple of them.
     """
 
     image: Tensor
@@ -93,7 +93,7 @@ class Sample:
         )
 
     def chunk(self, num_parts: int) -> list[Self]:
-        """A batch in parts of one size, in its order."""
+        """A batch in parts of equal size, in its order; the last part may be smaller."""
         if num_parts == 1:
             return [self]
         size = -(-len(self.image) // num_parts)
@@ -105,9 +105,9 @@ class Sample:
         ]
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
-        """The sample on `device`; targets, which travel as bytes where all labels of their data set are, become int64.
+        """The sample on `device`, with targets as int64; soft targets stay floating point.
 
-        Shares of classes stay as they are.
+        Targets are copied as uint8 where all labels of the data set fit: that is an eighth of the bytes.
         """
         image = self.image.to(device, non_blocking=True)
         if channels_last and image.dim() == 4:
@@ -121,7 +121,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run trains, in epochs and in steps; None where it is not known, as before a data set is opened."""
+    """How long a run trains, in epochs and in steps; None where it is not known yet."""
 
     epochs: float | None = None
     steps: int | None = None
@@ -138,7 +138,7 @@ class RunLength:
 
 @dataclass
 class Progress:
-    """The only clock of a run, and all that a checkpoint needs to know about where it was.
+    """The position of a run: its only clock, and all that a checkpoint saves of it.
 
     `epoch` counts from 0; `step` counts optimizer steps of the whole run; `step_in_phase` counts the batches that the
     current phase has finished.

@@ -1,4 +1,4 @@
-"""What holds for a whole process, and must be after a run as it was before."""
+"""Settings of the whole process, which a run must leave as it found them."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _switches() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
 
 
 def float32_matmul_precision() -> str | None:
-    """torch's precision of matrix products by its older name; None where only the newer ones tell it.
+    """torch's older setting for the precision of matrix products; None where the newer setting is in use.
 
-    Whoever sets `torch.backends.cuda.matmul.fp32_precision` may not ask by the older name: torch raises an error.
+    torch raises an error for the older one after `torch.backends.cuda.matmul.fp32_precision` was set.
     """
     try:
         return torch.get_float32_matmul_precision()
@@ -57,7 +57,7 @@ def _if_known(put: Callable[[Any], object]) -> Callable[[Any], object]:
 
 
 def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]:
-    """The same of the global random generators, whose states cannot be compared."""
+    """The same for the global random generators, whose states cannot be compared."""
     yield random.getstate, random.setstate
     yield np.random.get_state, np.random.set_state
     yield torch.get_rng_state, torch.set_rng_state
@@ -66,7 +66,7 @@ def _generators() -> Iterator[tuple[Callable[[], Any], Callable[[Any], object]]]
 
 
 def set_variable(name: str, value: str | None) -> None:
-    """Sets an environment variable; None takes it out."""
+    """Sets an environment variable; None removes it."""
     if value is None:
         os.environ.pop(name, None)
     else:
@@ -75,7 +75,7 @@ def set_variable(name: str, value: str | None) -> None:
 
 @contextmanager
 def variable(name: str, value: str | None) -> Iterator[None]:
-    """Sets an environment variable for the block, and gives it back; None leaves it as it is."""
+    """Sets an environment variable for the block, and restores it after; None leaves it unchanged."""
     before = os.environ.get(name)
     if value is not None:
         os.environ[name] = value
@@ -87,10 +87,10 @@ def variable(name: str, value: str | None) -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Gives back, at the end of the block, what a run sets for the whole process, however it ends.
+    """Restores, at the end of the block, what a run sets for the whole process.
 
-    Those are torch's switches, the variables that it reads and the global random generators. A second run in the same
-    process then gives the numbers of a run in a process of its own.
+    Restored are torch's switches, the environment variables that torch reads and the global random generators. A second
+    run in the same process then gives the same numbers as in a new process.
     """
     switches = [(get, put, get()) for get, put in _switches()]
     generators = [(put, get()) for get, put in _generators()]
@@ -98,7 +98,7 @@ def kept() -> Iterator[None]:
         yield
     finally:
         for get, put, before in switches:
-            if get() != before:  # setting some of them has side effects
+            if get() != before:  # only then: setting some of them has side effects
                 put(before)
         for put, before in generators:
             put(before)

@@ -1,4 +1,4 @@
-"""Tensors in files that later epochs, other processes and other runs find again: what caches are made of."""
+"""Tensors in files that later epochs, other processes and other runs read: the storage of caches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from classyseg.config import ConfigError
+from classyseg.console import MAX_NAME, shown
 from classyseg.locks import alone
 
 GIGABYTE = 10**9
 SIZE_FILE = "bytes.txt"
-"""The file next to the folders of tensors that tells how many bytes they hold."""
+"""The file, next to the folders of tensors, with the number of bytes in them."""
 LEFTOVER_SECONDS = 600
-"""A file that was begun so long ago is not being written any more."""
+"""A temporary file this old is not being written any more."""
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ log = logging.getLogger(__name__)
 class TensorFiles:
     """Tensors by key, in the folder `name` of `root`, a file for each key.
 
-    The files of all processes and runs in `root` together stay within `gigabytes`; none that is whole is removed. A
-    disk that is full, or a file that is damaged, ends nothing. `option` and `limit_option` are the config keys that
-    messages name.
+    The files of all processes and runs in `root` together stay within `gigabytes`; complete files are never removed. A
+    full disk or a damaged file does not end the run. `option` and `limit_option` are the config keys that messages
+    name.
 
-    Raises: `ConfigError` where the folder cannot be made.
+    Raises: `ConfigError`if the folder cannot be made.
     """
 
     def __init__(self, root: Path, name: str, gigabytes: float, *, option: str, limit_option: str) -> None:
@@ -47,7 +48,7 @@ class TensorFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                option, f"found '{root}', where no folder can be made ({error}); give another one"
+                option, f"found {shown(root, MAX_NAME)}, where no folder can be made ({error}); give another one"
             ) from None
         try:
             self._measure()
@@ -55,10 +56,10 @@ class TensorFiles:
             self._stop_storing(str(error))
 
     def read(self, key: str, names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
-        """The tensors of `key`, which are called `names`; None where they are not there, or damaged."""
+        """The tensors of `key` with these `names`; None if they are missing or damaged."""
         path = self.folder / f"{key}.safetensors"
         try:
-            if not path.is_file():  # a pipe would be waited for
+            if not path.is_file():  # opening a pipe would wait for a writer
                 return None
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}) != self._metadata(key) or sorted(file.keys()) != sorted(names):
@@ -68,11 +69,11 @@ class TensorFiles:
             return None
 
     def _metadata(self, key: str) -> dict[str, str]:
-        """What a file of ours says in its header, so that one from elsewhere is told apart."""
+        """The header of a file, by which a file from elsewhere is recognised."""
         return {"features_of": f"{self.folder.name}/{key}"}
 
     def store(self, key: str, values: Mapping[str, Tensor]) -> None:
-        """Keeps `values` for later, unless there is no room."""
+        """Keeps `values` for later, if there is room."""
         if not self.stores:
             return
         tensors = {name: value.detach().cpu().contiguous() for name, value in values.items()}
@@ -83,7 +84,8 @@ class TensorFiles:
             if not self._reserve(len(data) - _size(path)):
                 self._stop_storing(f"it may hold {self.limit / GIGABYTE:g} gigabytes, see {self.limit_option}")
                 return
-            temporary.unlink(missing_ok=True)  # an earlier process's of this number, or a link: it is not followed
+            # left by an earlier process with this number, or a link, which must not be followed
+            temporary.unlink(missing_ok=True)
             with open(temporary, "xb") as file:
                 file.write(data)
             os.replace(temporary, path)
@@ -97,7 +99,7 @@ class TensorFiles:
         log.warning("%s: nothing more is stored in %s: %s", self.option, self.root, reason)
 
     def _reserve(self, size: int) -> bool:
-        """Counts `size` more bytes as held, for all processes; False, and nothing counted, beyond the limit."""
+        """Counts `size` more bytes as held, for all processes; False, without counting, if that is beyond the limit."""
         with alone(self._size_file, keep=True):
             held = int(self._size_file.read_text(encoding="utf-8") or 0) + size
             if held > self.limit:
@@ -106,7 +108,7 @@ class TensorFiles:
         return True
 
     def _measure(self) -> None:
-        """Counts anew what the folder holds, and removes what processes that ended left half written."""
+        """Counts again the bytes in the folder, and removes the half-written files of processes that ended."""
         with alone(self._size_file, keep=True):
             for path in self.root.glob("*/*.safetensors.tmp-*"):
                 with suppress(FileNotFoundError):
@@ -117,7 +119,7 @@ class TensorFiles:
 
 
 def _size(path: Path) -> int:
-    """In bytes; 0 where there is nothing."""
+    """In bytes; 0 if there is no file."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

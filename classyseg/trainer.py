@@ -1,4 +1,4 @@
-"""The loop: phases of batches, until the task is done or somebody asks it to stop."""
+"""The training loop: phases of batches, until the task is done or the run is asked to stop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["Stopped", "Trainer"]
 class Trainer:
     """Trains a task, in this process and the others of its job (`torchrun` started them).
 
-    `output` is the run's folder, or None to write nothing; `resume` continues what lies there, `overwrite` replaces it.
-    They are the options of the command, and a folder that holds a run is refused without one of them. A run that
-    `torchrun` restarts continues by itself. `extend`, with `resume`, allows another `num_epochs` or `num_steps` than
-    the run's even where that changes its learning rate; the log says how. The loop:
+    `output` is the run's folder, or None to write nothing. `resume` continues the run in it, `overwrite` replaces it;
+    without one of them a folder with a run is refused. A run that `torchrun` restarts continues by itself. `extend`,
+    with `resume`, allows another `num_epochs` or `num_steps` than the run's even where that changes its learning rate;
+    the log says how. The loop:
 
         while the task has a phase:
             for each batch: one step; asked to stop? save, and raise `Stopped`
@@ -49,19 +49,19 @@ class Trainer:
         self.extend = extend
 
     def check_output(self) -> None:
-        """Looks whether the run may start, before the work of building a task; changes nothing. Every process calls it.
+        """Checks that the run may start, before a task is built; changes nothing. Every process must call it.
 
-        Raises: `ConfigError` for a folder that holds a run, and for one that cannot be written.
+        Raises: `ConfigError` for a folder with a run, and for one that cannot be written.
         """
         with distributed.failing_together():
             if self.output is not None and distributed.is_primary():
                 check_free(self.output, resume=self.resume, overwrite=self.overwrite)
 
     def train(self, task: ClassyTask) -> None:
-        """Runs `task` to its end. Raises: `Stopped` after SIGTERM or SIGINT; `ConfigError` for what a user wrote,
-        and `PeerError` for an error of another process.
+        """Runs `task` to its end. Raises: `Stopped` after SIGTERM or SIGINT; `ConfigError` for an error in the config,
+        `PeerError` for an error of another process.
         """
-        alone = distributed.world_size() == 1  # several processes must leave the start together
+        alone = distributed.world_size() == 1  # with several processes, all must leave the start together
         with switches.kept(), StopRequests(at_once=alone) as requests:
             folder = self._folder()
             try:
@@ -113,7 +113,10 @@ class Trainer:
             folder.keep()
 
     def _stop(self, task: ClassyTask, requests: StopRequests) -> None:
-        """Saves, together: else torchrun, seeing one process gone, ends the one that saves. Raises: `Stopped`."""
+        """Saves in all processes together. Raises: `Stopped`.
+
+        Else torchrun, seeing one process gone, would end the one that saves.
+        """
         with requests.holding(), distributed.failing_together():
             try:
                 task.save_checkpoint()

@@ -1,4 +1,4 @@
-"""What the text of a YAML or JSON file says besides its values: colours that `#` turned into comments."""
+"""What only the text of a YAML or JSON file shows, not its values: colours that `#` turned into comments."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import yaml
 HEX = r"#[0-9a-fA-F]"
 COLOR = re.compile(rf"{HEX}{{6}}(?:[0-9a-fA-F]{{2}})?(?![\w-])")
 PAIR = re.compile(rf"{HEX}{{3,8}}\s*:(?:\s|$)")
-"""A key of a mapping, whose value is behind it."""
+"""A colour as the key of a mapping: a colon follows it."""
 SHORT = re.compile(rf"{HEX}{{3,4}}(?![\w-])")
-"""A colour only where one is expected: `#add` begins many a comment."""
+"""A colour only where one is expected: many a comment begins with such as `#add`."""
 OF_COLORS = re.compile(r"colou?r|palette", re.IGNORECASE)
 QUOTED = re.compile(r"(?:(?<=[\s\[{,:])|^)(?:\"(?:[^\"\\]|\\.)*+(?:\"|$)|'(?:[^']|'')*+(?:'|$))")
-"""To its end, or that of the line: nothing is looked at twice, however many quotes a line has."""
+"""Matches to its closing quote or the end of the line. No character is read twice, however many quotes a line has."""
 COMMENT = re.compile(r"(?:(?<=[\s\[{,])|^)#.*")
 BREAKS = re.compile("[\u2028\u2029\x85]")
 NEXT_LINE = re.compile("\x85")
-"""Which becomes a space, even in quotes."""
+"""YAML reads it as a space, even in quotes."""
 HINT = "YAML takes `#` for the beginning of a comment: put colours in quotes, such as"
 
 
 def eaten_color(node: yaml.Node, path: str) -> str | None:
-    """What is wrong with an empty value at `path`, where a colour stands behind it that has no quotes."""
+    """What is wrong with an empty value at `path` that is followed by a colour without quotes."""
     text, start, end = node.start_mark.buffer or "", node.start_mark.pointer, node.end_mark.pointer
     if node.value:
         return None
@@ -39,9 +39,9 @@ def eaten_color(node: yaml.Node, path: str) -> str | None:
 
 
 def wrong_line(text: str) -> str | None:
-    """The first line of YAML that does not say what it shows, and why.
+    """The first line of YAML that means something else than it shows, and why.
 
-    That is where a colour without quotes stands within brackets, and where an invisible character breaks the line.
+    Such a line has a colour without quotes within brackets, or an invisible character that breaks the line.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         plain = QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line)
@@ -67,7 +67,7 @@ def _colors(comments: Iterator[str], *, expected: bool) -> Iterator[str]:
 
 
 def _comments_after(text: str, place: int) -> Iterator[str]:
-    """The comments from `place` on, until something else than a comment comes."""
+    """The comments from `place` to the next text that is not a comment."""
     while True:
         while text[place : place + 1] in (" ", "\t", "\r", "\n"):
             place += 1
@@ -81,7 +81,7 @@ def _comments_after(text: str, place: int) -> Iterator[str]:
 
 
 def _comments_within(text: str) -> Iterator[str]:
-    """The comments of a text in which there is nothing else."""
+    """The comments of a text that has nothing else."""
     yield from (line.strip() for line in text.split("\n") if line.strip())
 
 
@@ -94,5 +94,5 @@ def as_yaml(text: str) -> str:
 def _yaml_string(literal: str) -> str:
     """A string of JSON with every character beyond ASCII escaped, as YAML writes it."""
     value = json.loads(literal)
-    # JSON escapes what lies beyond 16 bits as two halves, which YAML takes for two characters.
+    # JSON escapes a character beyond 16 bits as two halves, which YAML reads as two characters.
     return '"' + "".join(json.dumps(c)[1:-1] if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in value) + '"'

@@ -24,9 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected lives to the end, so that no collection of garbage need look at it again."""
+    """What is imported and collected lives to the end, so that no collection of garbage need look at it again.
+
+    The second one makes Python forget how much there was: it looks at everything only where a quarter has come anew,
+    and networks of many tests would wait for that.
+    """
     gc.collect()
     gc.freeze()
+    gc.collect()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -239,7 +239,7 @@ def run_encoding(entry: Mapping[str, Any], **config: Any) -> dict[str, Tensor]:
         model.double()
     shapes = [tuple(value.shape) for value in model.state_dict().values()]
     filled = [(key, shape) for key, shape in zip(keys, shapes, strict=True) if not key.endswith(NOT_FILLED)]
-    state, report = match(model, _hashed_file(tuple(filled)), classifier="main")
+    state, report = match(model, hashed_file(tuple(filled)), classifier="main")
     assert (report.problems(), report.prefix) == ("", "pretrained.")
     model.load_state_dict(state, strict=False, assign=True)
     with torch.no_grad():
@@ -248,7 +248,7 @@ def run_encoding(entry: Mapping[str, Any], **config: Any) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=1)
-def _hashed_file(shapes: tuple[tuple[str, Shape], ...]) -> dict[str, Tensor]:
+def hashed_file(shapes: tuple[tuple[str, Shape], ...]) -> dict[str, Tensor]:
     return {f"pretrained.{key}": torch.from_numpy(hashed_weight(key, shape)) for key, shape in shapes}
 
 

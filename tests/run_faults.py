@@ -31,10 +31,9 @@ from torch import Tensor
 
 from classyseg.cli.train import main as train
 from classyseg.trainer import Stopped, Trainer
-from runs import LIGHT, SignalAt, tiny_task, write_config
+from runs import SignalAt, tiny_task, write_config
 
 CHANGES: dict[str, Any] = {
-    **LIGHT,
     "num_epochs": 2,
     "batch_size": 4,
     "dataset.train.num_samples": 16,

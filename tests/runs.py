@@ -10,6 +10,7 @@ import runpy
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,21 @@ from classyseg.tasks import SegmentationTask, build_task
 TIMING = ("seconds", "samples_per_second", "data_wait")
 """What differs between two runs that are otherwise the same."""
 
+SMALL_BACKBONE: dict[str, Any] = {
+    "name": "anynet",
+    "depths": [1, 1, 1, 1],
+    "widths": [16, 32, 48, 64],
+    "group_widths": [16, 32, 48, 64],
+    "bottleneck_multipliers": [1.0, 1.0, 1.0, 1.0],
+    "strides": [1, 2, 2, 2],
+    "stem_type": "res_stem_in",
+    "stem_width": 16,
+    "use_se": False,
+}
+"""Blocks as a ResNet's, and 0.1 million parameters: hundreds of checkpoints are written in a run of the tests."""
+
 LIMIT = 120.0
 """Seconds after which a process counts as hanging."""
-
-
-LIGHT: dict[str, Any] = {
-    "model": {
-        "name": "anynet",
-        "depths": [1, 1],
-        "widths": [16, 32],
-        "group_widths": [8, 8],
-        "bottleneck_multipliers": [1.0, 1.0],
-        "strides": [2, 2],
-        "stem_width": 8,
-        "heads": {"main": {"name": "fcn", "blocks": ["stage1", "stage2"], "channels": 8}},
-    }
-}
-"""Changes of the tiny config for runs that save often: a checkpoint of 100 KB, not 40 MB. They come first."""
 
 
 def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -62,8 +61,7 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "val": {"name": "synthetic_shapes", "split": "test", "num_samples": 6, "size": [32, 32]},
         },
         "model": {
-            "name": "resnet18",
-            "depths": [1, 1, 1, 1],
+            **SMALL_BACKBONE,
             "heads": {"main": {"name": "fcn", "blocks": ["stage2", "stage4"], "channels": 16, "dropout": 0.2}},
         },
         "loss": {"name": "cross_entropy"},
@@ -167,6 +165,9 @@ class FakeTask:
 
 # -- the command line in processes of its own ----------------------------------------------------------------------
 
+DISK_SECONDS = "TEST_DISK_SECONDS"
+"""A variable of a `Command`'s environment: how much longer the disk takes to keep a file."""
+
 _processes = multiprocessing.get_context("forkserver")  # imports torch once, not for every process
 _processes.set_forkserver_preload(["classyseg.tasks", "classyseg.trainer", "classyseg.cli.train", "torch._dynamo"])
 
@@ -265,6 +266,7 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     _print_to(log)
+    _slow_down_the_disk(float(environment.get(DISK_SECONDS, 0)))
     from classyseg.cli import main, train
 
     if arguments[0].endswith(".py"):
@@ -272,6 +274,16 @@ def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> 
         runpy.run_path(arguments[0], run_name="__main__")
     is_command = arguments[:1] == ["evaluate"]  # of `classyseg`; else they are those of `classy_train.py`
     sys.exit((main.main if is_command else train.main)(arguments))
+
+
+def _slow_down_the_disk(seconds: float) -> None:
+    keep = os.fsync
+
+    def fsync(descriptor: Any) -> None:
+        time.sleep(seconds)
+        keep(descriptor)
+
+    os.fsync = fsync
 
 
 def _print_to(log: str | Path) -> None:

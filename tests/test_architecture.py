@@ -78,6 +78,7 @@ SAME_FLOOR = {
     ("config", "console"),
     ("errors", "console"),
     ("structures", "console"),
+    ("launcher", "console"),
     ("pickled", "console"),
     ("pickled_arrays", "console"),
     ("problems", "errors"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from classyseg.datasets.loading.bad_samples import Failure, SampleSource
 from classyseg.errors import (
     ConfigError,
     DataError,
@@ -139,6 +142,25 @@ def test_an_error_arrives_as_it_left(error: ConfigError, travel: Callable[[Any],
     with pytest.raises(type(error), match=r"dataset\.train"), within("dataset.train"):
         raise arrived
     assert str(error) == before
+
+
+def test_the_error_of_a_worker_arrives_with_its_path_whatever_a_plugin_hangs_on_it() -> None:
+    class LockedError(DataError):
+        """No other process can be sent this one."""
+
+        def __init__(self) -> None:
+            super().__init__("size", "found 3", file="a.png")
+            self.lock = threading.Lock()
+
+    def sample(index: int, epoch: int) -> Any:
+        raise LockedError
+
+    dataset: Any = SimpleNamespace(sample=sample, on_bad_sample="error")
+    found = SampleSource(dataset)[0, 0]
+    assert isinstance(found, Failure)
+    arrived = pickle.loads(pickle.dumps(found)).error
+    assert type(arrived) is DataError
+    assert arrived.problems == (Problem("found 3", ("size",), file="a.png"),)
 
 
 def test_what_torch_wraps_is_an_error_of_its_kind() -> None:

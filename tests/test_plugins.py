@@ -201,7 +201,8 @@ REASONS = {
 
 
 def check(folder: Path, changes: Mapping[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    config = runs.write_config(folder, {"model.name": "resnet34", **changes})
+    heads = runs.tiny_config()["model"]["heads"]
+    config = runs.write_config(folder, {"model": {"name": "resnet34", "heads": heads}, **changes})
     code = classy_train_main(["--config", str(config), "--check"])
     return code, capsys.readouterr().err
 

@@ -17,7 +17,7 @@ import classyseg
 from classyseg import distributed
 from classyseg.checkpoint import checkpoint_folders, load_checkpoint
 from classyseg.trainer import Stopped, Trainer
-from runs import LIGHT, SignalAt, in_two_processes, read_records, tiny_task
+from runs import SignalAt, in_two_processes, read_records, tiny_task
 
 PACKAGE = Path(classyseg.__file__).parent
 LOG = {"name": "log", "every": 1}
@@ -35,7 +35,6 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 STOPS = {"every step": [("train", 0, 3), ("train", 1, 1)], "none": [("train", 1, 2)], "log last": [("val", 1, 1)]}
 """At which batches runs with these settings are stopped, to be continued."""
 CHANGES: dict[str, Any] = {
-    **LIGHT,
     "num_epochs": 2,
     "batch_size": 4,
     "dataset.train.num_samples": 16,

@@ -24,7 +24,7 @@ from classyseg.rng import seed_everything
 from classyseg.structures import Sample
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Stopped, Trainer
-from runs import LIMIT, Command, SignalAt, read_records, run_command, tiny_config, tiny_task, write_config
+from runs import DISK_SECONDS, LIMIT, Command, SignalAt, read_records, run_command, tiny_config, tiny_task, write_config
 
 LAST_STEP = 18
 HOOKS = [{"name": "checkpoint", "every_steps": 2, "keep": 2}, {"name": "log", "every": 1}]
@@ -86,7 +86,8 @@ def test_a_run_killed_at_five_moments_ends_bitwise_as_if_it_had_not_been(
     ]
     for moment, count in zip(moments, workers, strict=False):
         arguments = ["--config", config, "--output", folder, "--resume", f"runtime.workers={count}"]
-        command = Command(arguments, tmp_path / "log")
+        # A small checkpoint is written in no time, which leaves none to kill the run in.
+        command = Command(arguments, tmp_path / "log", {DISK_SECONDS: 0.01})
         command.signal_when(signal.SIGKILL, moment)
         assert command.wait() == -signal.SIGKILL
     assert last_step(folder) < LAST_STEP
@@ -279,8 +280,8 @@ class NoisyTask(SegmentationTask):
 
     def prepare(self) -> None:
         self.model.heads["main"].dropout = DrawsFromEverything()
-        block = self.model.get_submodule("layer1.0")
-        block.conv2.weight = block.conv1.weight
+        block = self.model.get_submodule("trunk_output.block1.block1-0.f")
+        block.c[0].weight = block.a[0].weight
         super().prepare()
 
     def load_batches(self) -> Iterator[Sample]:
@@ -308,5 +309,5 @@ def test_components_that_draw_from_the_global_generators_and_tied_parameters_res
 
     expected = uninterrupted.model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.model.state_dict().items())
-    block = resumed.model.get_submodule("layer1.0")
-    assert block.conv2.weight is block.conv1.weight
+    block = resumed.model.get_submodule("trunk_output.block1.block1-0.f")
+    assert block.c[0].weight is block.a[0].weight

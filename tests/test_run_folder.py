@@ -130,7 +130,7 @@ def test_a_lock_that_is_a_file_elsewhere_too_is_not_written(run: Path, outside: 
 def test_a_lock_that_says_odd_things_is_shown_in_one_short_line(run: Path) -> None:
     holder = FolderLock(run)
     (run / ".lock").write_bytes(b"\x1b[2J\xff\n" * 1000)
-    with pytest.raises(ConfigError, match=r"in use by \?\[2J") as refused:
+    with pytest.raises(ConfigError, match=r"in use by \\x1b\[2J") as refused:
         FolderLock(run)
     holder.release()
     assert str(refused.value).isprintable()

@@ -8,18 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
-from classyseg.checkpoint import newest_checkpoint
+from classyseg.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from classyseg.datasets import SyntheticShapes, TrainOrder, make_loader
+from classyseg.datasets.files.images import read_image
 from classyseg.datasets.loading.workers import WorkerError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
-from runs import LIGHT, LIMIT, Command, read_records, start_job, write_config
+from classyseg.tasks.sample_checks import check_samples
+from runs import LIMIT, Command, read_records, start_job, write_config
 
 SAMPLES, BATCH = 32, 8
 HANGING = list(TrainOrder(SAMPLES, BATCH, seed=0))[-1][0][1]
@@ -52,7 +56,6 @@ class DiesOnce(ClassyHook):
 sys.exit(main())
 """
 CHANGES: dict[str, Any] = {
-    **LIGHT,
     "num_epochs": 2,
     "batch_size": BATCH,
     "dataset.train.num_samples": SAMPLES,
@@ -207,6 +210,37 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(handlers: list[int]
         signal.raise_signal(signal.SIGTERM)
     assert (stopped.value.exit_code, stopped.value.saved) == (143, False)
     assert "nothing was saved" in str(stopped.value)
+
+
+def look_at_samples(folder: Path, stop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SyntheticShapes, "load", stop)
+    check_samples({"train": SyntheticShapes(split="train", num_samples=2, size=(32, 32))})
+
+
+def read_an_image(folder: Path, stop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (2, 2)).save(folder / "a.png")
+    monkeypatch.setattr(Image, "open", stop)
+    read_image(folder / "a.png")
+
+
+def read_a_checkpoint(folder: Path, stop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = save_checkpoint(folder, 1, {"model": {"x": torch.ones(1)}}, {})
+    monkeypatch.setattr("classyseg.checkpoint.load_file", stop)
+    load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("read", [look_at_samples, read_an_image, read_a_checkpoint], ids=lambda f: f.__name__)
+@pytest.mark.usefixtures("handlers")
+def test_what_is_being_read_when_a_signal_ends_the_run_is_not_called_broken(
+    read: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers take whatever is raised for what a broken file leads to. A run may skip such a file, and go on."""
+
+    def stop(*args: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped), StopRequests(at_once=True):
+        read(tmp_path, stop, monkeypatch)
 
 
 def launch(script: Path, config: Path, run: Path, log: Path, *, processes: int = 2) -> int:

@@ -31,7 +31,7 @@ batch_size: 2
 dataset:
   train: {name: synthetic_shapes, split: train, num_samples: 2, size: [32, 32]}
   val: {name: synthetic_shapes, split: test, num_samples: 1, size: [32, 32]}
-model: {name: resnet18, heads: {main: {name: fcn, blocks: [stage1]}}}
+model: {name: mobilenet_v3_small_x1_0, heads: {main: {name: fcn, blocks: [stage1]}}}
 loss: {name: cross_entropy}
 optimizer: {name: sgd, lr: 0.01}
 runtime: {workers: 0, threads: 1}
@@ -158,10 +158,10 @@ def test_the_data_root_is_expanded_from_the_environment_and_the_command_line(
 
 
 def test_weights_are_found_in_the_home_folder(home: Path) -> None:
-    model = create_backbone("resnet18")
+    model = create_backbone("mobilenet_v3_small_x1_0")
     save_file(model.state_dict(), home / "weights.safetensors")
     for source in ("~/weights.safetensors", "file:~/weights.safetensors", "file://~/weights.safetensors"):
-        other = create_backbone("resnet18", weights=source)
+        other = create_backbone("mobilenet_v3_small_x1_0", weights=source)
         assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
     assert len(load_weights(model, "~/weights.safetensors").loaded) == len(model.state_dict())
     assert len(read_tensors("~/weights.safetensors")) == len(model.state_dict())
@@ -206,7 +206,7 @@ def test_features_of_a_frozen_backbone_are_kept_in_the_home_folder(home: Path, c
         lambda path: load_config(f"{path}.yaml"),
         lambda path: data_folder(path),
         lambda path: Trainer(path),
-        lambda path: create_backbone("resnet18", weights=path),
+        lambda path: create_backbone("mobilenet_v3_small_x1_0", weights=path),
         lambda path: convert_weights("x.pth", f"{path}.safetensors"),
     ],
 )
@@ -232,8 +232,8 @@ def test_a_config_a_run_and_weights_are_found_by_names_in_another_form_of_unicod
     again = ["train", f"~/{written}/{written}.yaml", f"--output=~/{written}/run"]
     assert main(again) == 2  # there is a run already
     assert main([*again, "--resume"]) == 0
-    save_file(create_backbone("resnet18").state_dict(), home / stored / "w.safetensors")
-    create_backbone("resnet18", weights=f"~/{written}/w.safetensors")
+    save_file(create_backbone("mobilenet_v3_small_x1_0").state_dict(), home / stored / "w.safetensors")
+    create_backbone("mobilenet_v3_small_x1_0", weights=f"~/{written}/w.safetensors")
     assert [path.name for path in home.iterdir()] == [stored]
 
 

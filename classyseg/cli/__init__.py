@@ -1,1 +1,1 @@
-"""The command line. Modules here import the heavy parts inside functions, so that `--help` answers at once."""
+"""The command line. Its modules import slow packages, such as torch, inside functions, so that `--help` is fast."""

@@ -1,4 +1,4 @@
-"""What several commands share: numbers on the command line, and how Ctrl-C ends them."""
+"""Shared by several commands: the types of numeric arguments, options for trained models, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 
 def interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """`command`, which Ctrl-C ends with one line."""
+    """Wraps `command`, so that Ctrl-C ends it with one line instead of a traceback."""
 
     @functools.wraps(command)
     def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def positive(text: str) -> int:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a trained model is run."""
+    """Adds the options for running a trained model."""
     parser.add_argument(
         "--protocol",
         metavar="P",
@@ -64,7 +64,7 @@ def predictor_of(arguments: argparse.Namespace) -> Predictor:
 
 
 def protocol_of(text: str | None) -> Any:
-    """The value of `--protocol`: a name, or what its YAML says; None where it is not given."""
+    """The value of `--protocol`: a name, or the mapping in its YAML; None without the option."""
     from classyseg.config import ConfigError, ConfigTree, apply_overrides
 
     if text is None:

@@ -1,4 +1,4 @@
-"""`classyseg data`: what is wrong with the images and masks of a config, what they are like, how they look."""
+"""`classyseg data`: errors, statistics and a contact sheet of the images and masks of a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from classyseg.cli import prepare
 from classyseg.cli.arguments import interruptible, positive
 from classyseg.cli.output import emit, emit_json, in_columns
-from classyseg.console import printable
+from classyseg.console import printable, shown
 
 if TYPE_CHECKING:
     from classyseg.datasets.classy_dataset import ClassyDataset
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FAULTS_FOUND = 2
 MAX_WORKERS = 8
-"""As many start unless --workers says otherwise."""
+"""The default of --workers."""
 MAX_PROCESSES = 256
 MAX_ON_A_SHEET = 500
 
@@ -64,7 +64,7 @@ def _workers_number(text: str) -> int:
 
 
 def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The configs of the data sets by their places, such as `dataset.train`. Raises: `ConfigError`."""
+    """The configs of the data sets by place, such as `dataset.train`. Raises: `ConfigError`."""
     from classyseg.config import ConfigError, ConfigRecord, listed, load_config, unknown
     from classyseg.io import DATA_ROOT_VARIABLE, find_task_config
     from classyseg.registry import TASKS
@@ -80,7 +80,7 @@ def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
     if not found:
         keys = listed([key for key, _ in config if key != "name"])
         raise ConfigError(
-            f"{arguments.config}: the task '{config.name}' has no data sets by name under the key dataset, where "
+            f"{arguments.config}: the task {shown(config.name)} has no data sets by name under the key dataset, where "
             f"they are looked for; its keys: {keys or 'none'}"
         )
     if arguments.split is not None:
@@ -170,7 +170,7 @@ def _number(value: float | None) -> str:
 
 
 def _significant(value: float) -> str:
-    """As many digits as float32 has, without an exponent, which YAML takes for text."""
+    """The digits of a float32, without an exponent, because YAML reads numbers such as 1e-5 as text."""
     import numpy as np
 
     return np.format_float_positional(value, precision=8, fractional=False, trim="0")
@@ -180,7 +180,7 @@ def _significant(value: float) -> str:
 
 
 def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
-    """The data set, and how many files are left out for want of a partner. Raises: `DataError` for an empty one."""
+    """The data set, and the number of files left out for want of an image or mask. Raises: `DataError` if empty."""
     from classyseg.config import DataError
     from classyseg.doctor.diagnosis import built
 
@@ -230,10 +230,8 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
     as_text = _significant if summary.in_own_unit else _number
     mean, std = (", ".join(map(as_text, record[key])) for key in ("mean", "std"))
     weights = ", ".join(_number(row["weight"]) for row in record["classes"][:-1])
-    for_config = summary.name not in (
-        "dataset.val",
-        "dataset.test",
-    )  # what a training is told comes from its training set
+    # lines for a training's config come from the training set alone
+    for_config = summary.name not in ("dataset.val", "dataset.test")
     if for_config and (mean or summary.labelled_pixels):
         yield "  config lines:"
     if for_config and mean:

@@ -1,4 +1,4 @@
-"""`classyseg evaluate`: a trained model is measured on a data set of its run, or on another one."""
+"""`classyseg evaluate`: measures a trained model on a data set of its run, or on another one."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--name: found {shown(name)}; accepted are letters, digits and . _ + -")
     overrides = list(arguments.overrides)
     if arguments.protocol is not None:
-        protocol_of(arguments.protocol)  # which tells what is wrong with it by its own name
+        protocol_of(arguments.protocol)  # which reports errors in it by its own name
         overrides.append(f"protocol={arguments.protocol}")
     if arguments.device is not None:
         overrides.append(f"runtime.device={arguments.device}")
@@ -93,7 +93,7 @@ def _output_folder(arguments: argparse.Namespace, run: Path | None) -> Path:
 def _evaluate(
     arguments: argparse.Namespace, config: ComponentConfig, protocol: Any, place: Path, *, of_run: bool
 ) -> int:
-    """`place` is how the paths of all files begin; `of_run` as of `Measurement`."""
+    """`place` is the beginning of the paths of all files; `of_run` is as for `Measurement`."""
     from classyseg import distributed
     from classyseg.cli.evaluation import Measurement
 
@@ -121,7 +121,7 @@ def _evaluate(
         with distributed.failing_together():
             if distributed.is_primary():
                 _write(place, measurement, record, worst)
-    except distributed.PeerError as error:  # which the peer explains
+    except distributed.PeerError as error:  # the other process explains the error
         distributed.wait_for_peers_to_end()
         return error.exit_code
     if distributed.is_primary():
@@ -133,7 +133,7 @@ def _evaluate(
 
 
 def _told_of_windows(report: Mapping[str, Any]) -> str:
-    """A line of warning about what `Budget.report` gives."""
+    """A line of warning for a report of `Budget.report`."""
     sizes = ", ".join(f"{each['size'][0]} x {each['size'][1]} ({each['images']})" for each in report["windows"])
     return (
         f"computed in windows, as they do not fit into --max-memory as a whole: {report['images']} images, in windows "
@@ -146,7 +146,7 @@ def _with_ending(place: Path, end: str) -> Path:
 
 
 def _make_room(place: Path) -> None:
-    """Makes the folder, and takes away what an earlier evaluation of this name left: none of it may seem to be new."""
+    """Makes the folder, and removes the files of an earlier evaluation of this name, which would seem new."""
     from classyseg.config import ConfigError
 
     try:

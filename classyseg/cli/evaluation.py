@@ -1,4 +1,4 @@
-"""The work of `classyseg evaluate`: a data set is measured, its worst images are kept, label maps are written."""
+"""The work of `classyseg evaluate`: measures a data set, keeps its worst images, writes label maps."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from classyseg.tasks.best import record_numbers
 
 
 class Measurement:
-    """A trained model, the data set `split` of a config, and what is measured on it.
+    """Measures a trained model on the data set `split` of a config.
 
-    Every process of a job has one, which takes its share of the samples. `config` is that of a task: with `of_run`, of
-    the one that trained the model, which then says what a batch means. `submission` is the benchmark and the folder of
-    its label maps. Raises: `ConfigError`.
+    Every process of a job has one and measures its share of the samples. `config` is a task config. With `of_run` it is
+    the one that trained the model, and its task computes the outputs and loss terms of a batch. `submission` is the
+    benchmark and the folder of its label maps. Raises: `ConfigError`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Measurement:
             self._check_data()
         described = self.dataset.classes, self.dataset.ignore_index
         main_head = self.predictor.head
-        # Of what has no masks nothing is measured, so that no task takes it.
+        # Nothing is measured without masks, and no task accepts such a data set.
         self.task = self._own_task() if of_run and self.dataset.has_masks else None
         meters: list[ClassyMeter] = (
             METERS.build_each("meters", self.config.meters, *described) if self.task is None else [*self.task.meters]
@@ -88,8 +88,16 @@ class Measurement:
         self.unseen_classes: Collection[str] = ()
 
     def _own_task(self) -> ClassyTask:
-        """The task of the run, of which the trained model says what its batches mean."""
-        options = {**self.config.options(), "dataset": {"val": None, self.split: self.dataset}}
+        """The task of the run, with the trained model in the place of its own.
+
+        It does not train, so its batch size only has to fit the number of processes.
+        """
+        options = {
+            **self.config.options(),
+            "dataset": {"val": None, self.split: self.dataset},
+            "batch_size": distributed.world_size(),
+            "runtime": self.config.runtime.model_copy(update={"accumulate_steps": 1}),
+        }
         task: ClassyTask = self.config.component(**options)
         task.measure(self.predictor.model)
         return task
@@ -112,7 +120,7 @@ class Measurement:
         return self._numbers.best_is(number)
 
     def run(self) -> dict[str, Any]:
-        """Measures all of it, and gives the numbers of the whole job. Every process calls it."""
+        """Measures the whole data set; returns the numbers of the whole job. Every process must call it."""
         started = time.perf_counter()
         record: dict[str, Any] = {"split": self.split, "samples": len(self.dataset)}
         if self.dataset.has_masks:
@@ -151,7 +159,7 @@ class Measurement:
         return {**result, "computed_in_windows": self.predictor.budget.report(evaluation.in_windows)}
 
     def _submit_all(self, submission: SubmissionFiles) -> None:
-        """At the size of the image files, which transforms of the data set change."""
+        """Predicts at the size of the image files, before transforms of the data set change it."""
         mine = range(distributed.rank(), len(self.dataset), distributed.world_size())
         with ProgressLine(len(mine), "images", shown=distributed.is_primary()) as progress:
             for index in mine:

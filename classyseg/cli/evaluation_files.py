@@ -1,4 +1,4 @@
-"""What `classyseg evaluate` writes of single images: pictures of the worst, and label maps for evaluation servers."""
+"""Files of `classyseg evaluate` for single images: pictures of the worst, label maps for evaluation servers."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from classyseg.structures import Color
 
 Labels = npt.NDArray[Any]
 MIN_SIDE, MAX_SIDE = 240, 1024
-"""The longest side of an image in a picture: smaller ones are enlarged, larger ones made smaller."""
+"""The longest side of an image in a picture, at least and at most: others are enlarged or made smaller."""
 GAP, LINE = 6, 20
 WRONG: Color = (230, 30, 30)
 IGNORED: Color = (255, 255, 255)
 NOTHING = (float("inf"), float("inf"))
 MAX_NAME = 100
-"""So many characters of an image's name stand in that of its picture."""
+"""The name of a picture has at most this many characters of the image's name."""
 
 
 @dataclass(frozen=True)
-class Looked:
-    """An image (C, H, W) of the set with its labels (H, W). `rank` is its mean IoU, then a number of its name.
+class KeptImage:
+    """An image (C, H, W) of the set with its labels (H, W). `sort_key` is its mean IoU, then a hash of its name.
 
-    The number makes the order one, however many processes share the images.
+    With the hash the order is the same for every number of processes.
     """
 
-    rank: tuple[float, float]
+    sort_key: tuple[float, float]
     name: str
     image: Tensor
     label: Labels
@@ -50,7 +50,7 @@ class Looked:
 
 
 class WorstImages(ClassyMeter):
-    """Keeps the `count` images of the lowest mean IoU, over the classes that are in their label or prediction.
+    """Keeps the `count` images with the lowest mean IoU, over the classes in their label or prediction.
 
     `names` and `images` (N, C, H, W) of the batch are set before each update.
     """
@@ -64,11 +64,11 @@ class WorstImages(ClassyMeter):
         self.reset()
 
     def reset(self) -> None:
-        self.kept: list[Looked] = []
+        self.kept: list[KeptImage] = []
         self.worst: list[tuple[float, ...]] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        if target.dim() < 3:  # classes of whole images: there is nothing to draw
+        if target.dim() < 3:  # one class for the whole image: nothing to draw
             return
         for i, name in enumerate(self.names):
             matrix = confusion_matrix(prediction[i], target[i], self.num_classes, self.ignore_index).cpu()
@@ -76,31 +76,32 @@ class WorstImages(ClassyMeter):
             if not self.count or not union.any():  # every pixel is ignored
                 continue
             mean_iou = (matrix.diag()[union > 0].double() / union[union > 0]).mean().item()
-            rank = mean_iou, float(int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6]))
-            if len(self.kept) == self.count and rank > self.kept[-1].rank:
+            digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+            sort_key = mean_iou, float(int.from_bytes(digest[:6]))
+            if len(self.kept) == self.count and sort_key > self.kept[-1].sort_key:
                 continue
             label, predicted = (_small(part[i]).numpy() for part in (target, prediction))
-            self.kept.append(Looked(rank, name, _small(self.images[i]), label, predicted))
-            self.kept = sorted(self.kept, key=lambda looked: looked.rank)[: self.count]
+            self.kept.append(KeptImage(sort_key, name, _small(self.images[i]), label, predicted))
+            self.kept = sorted(self.kept, key=lambda kept: kept.sort_key)[: self.count]
 
     def compute(self) -> dict[str, Any]:
         """The mean IoU of the worst images of the whole job."""
-        own = [looked.rank for looked in self.kept]
+        own = [kept.sort_key for kept in self.kept]
         padded = torch.tensor([*own, *[NOTHING] * (self.count - len(own))], dtype=torch.float64).view(-1, 2)
         everyone = sorted(map(tuple, gather_over_processes(padded).flatten(0, 1).tolist()))
-        self.worst = [rank for rank in everyone[: self.count] if rank != NOTHING]
+        self.worst = [key for key in everyone[: self.count] if key != NOTHING]
         return {}
 
     def draw(self, folder: Path, palette: Sequence[Color]) -> list[dict[str, Any]]:
-        """Draws this process's share of the worst images, and tells of them. Files are named by their place."""
+        """Draws this process's share of the worst images, and lists them. A file's name begins with its place."""
         drawn = []
-        for looked in self.kept:
-            if looked.rank in self.worst:
-                place = self.worst.index(looked.rank) + 1
-                stem = printable(PurePath(looked.name).stem)[-MAX_NAME:].replace("/", "_")
+        for kept in self.kept:
+            if kept.sort_key in self.worst:
+                place = self.worst.index(kept.sort_key) + 1
+                stem = printable(PurePath(kept.name).stem)[-MAX_NAME:].replace("/", "_")
                 path = folder / f"{place:02}_{stem}.png"
-                save_image(path, picture(looked, palette, self.ignore_index), "PNG")
-                drawn.append({"place": place, "mean_iou": looked.rank[0], "name": looked.name, "file": str(path)})
+                save_image(path, picture(kept, palette, self.ignore_index), "PNG")
+                drawn.append({"place": place, "mean_iou": kept.sort_key[0], "name": kept.name, "file": str(path)})
         return drawn
 
 
@@ -110,25 +111,25 @@ def _small(values: Tensor) -> Tensor:
     return values[..., ::step, ::step].cpu().clone()
 
 
-def picture(looked: Looked, palette: Sequence[Color], ignore_index: int) -> Image.Image:
+def picture(kept: KeptImage, palette: Sequence[Color], ignore_index: int) -> Image.Image:
     """Image, label, prediction and error map side by side, under a line with the name and the mean IoU.
 
-    In the error map wrong pixels are red, ignored ones white, right ones the image in grey.
+    In the error map, wrong pixels are red and ignored ones white; right ones show the image in grey.
     """
     colors = np.array([*palette, IGNORED], np.uint8)
-    ignored = looked.label == ignore_index
-    image = display_colors(looked.image).astype(np.uint8)
-    if image.shape[:2] != looked.label.shape:  # resized alone, its label left at its own size
-        image = np.array(Image.fromarray(image).resize(looked.label.shape[::-1], Image.Resampling.BILINEAR))
-    label = colors[np.where(ignored, len(palette), looked.label)]
-    prediction = colors[looked.prediction]
+    ignored = kept.label == ignore_index
+    image = display_colors(kept.image).astype(np.uint8)
+    if image.shape[:2] != kept.label.shape:  # only the image was resized, not its label
+        image = np.array(Image.fromarray(image).resize(kept.label.shape[::-1], Image.Resampling.BILINEAR))
+    label = colors[np.where(ignored, len(palette), kept.label)]
+    prediction = colors[kept.prediction]
     errors = np.repeat(image.mean(axis=2, keepdims=True) * 0.6, 3, axis=2).astype(np.uint8)
-    errors[looked.prediction != looked.label] = WRONG
+    errors[kept.prediction != kept.label] = WRONG
     errors[ignored] = IGNORED
-    factor = max(1, MIN_SIDE // max(looked.label.shape))
-    height, width = (factor * side for side in looked.label.shape)
+    factor = max(1, MIN_SIDE // max(kept.label.shape))
+    height, width = (factor * side for side in kept.label.shape)
     whole = Image.new("RGB", (4 * width + 3 * GAP, height + LINE), "white")
-    text = f"{printable(PurePath(looked.name).name)}: mean IoU {looked.rank[0]:.4f}; image, label, prediction, errors"
+    text = f"{printable(PurePath(kept.name).name)}: mean IoU {kept.sort_key[0]:.4f}; image, label, prediction, errors"
     ImageDraw.Draw(whole).text((2, 2), text, fill=(0, 0, 0), font=ImageFont.load_default(12))
     for i, part in enumerate((image, label, prediction, errors)):
         whole.paste(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST), (i * (width + GAP), LINE))
@@ -136,7 +137,7 @@ def picture(looked: Looked, palette: Sequence[Color], ignore_index: int) -> Imag
 
 
 class SubmissionFiles(ClassyMeter):
-    """Writes label maps as the server of a benchmark reads them, into a folder of their own.
+    """Writes label maps in the format of a benchmark's server, into a new folder.
 
     `names` of the batch are set before each update.
     """
@@ -170,7 +171,7 @@ class SubmissionFiles(ClassyMeter):
 
 
 def _cityscapes_name(name: str) -> str:
-    """City, sequence and frame, which the server looks for. Raises: `ConfigError` for images of other names."""
+    """The city, sequence and frame in a name, which the server expects. Raises: `ConfigError` for other names."""
     parts = PurePath(name).stem.split("_")
     if len(parts) < 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
         raise ConfigError(
@@ -184,4 +185,4 @@ def _ade20k_name(name: str) -> str:
 
 
 SUBMISSION_NAMES: Mapping[str, Callable[[str], str]] = {"cityscapes": _cityscapes_name, "ade20k": _ade20k_name}
-"""How the file of an image is called, by the name of the benchmark, which its data set has, too."""
+"""The function that names the file of an image, by benchmark; the data set has the same name."""

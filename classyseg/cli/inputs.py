@@ -1,4 +1,4 @@
-"""What `classyseg predict` is given: files, folders, patterns; and where the output of each one goes."""
+"""The inputs of `classyseg predict` (files, folders, patterns), and the output paths of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 @dataclass(frozen=True)
 class Input:
-    """A file to predict. `name` is its place in the output folder, as it lies in the folder that was given."""
+    """A file to predict. `name` is its path in the output folder, the same as in the given folder."""
 
     path: Path
     name: Path
@@ -34,10 +34,10 @@ class Input:
 
 @dataclass
 class Inputs:
-    """What was found: `files` in the order of their names, and what is left out.
+    """The found `files`, in the order of their names, and what was left out.
 
-    `skipped` counts files in folders whose names are of no image, by their suffixes. `problems` are folders and files
-    that cannot be looked at, with their reasons.
+    `skipped` counts files in folders whose suffix is not of an image or video, by suffix. `problems` are folders and
+    files that cannot be read, with the reasons.
     """
 
     files: list[Input] = field(default_factory=list)
@@ -48,11 +48,11 @@ class Inputs:
 def find_inputs(words: Sequence[str], output: Path) -> Inputs:
     """The files that `words` name: files, folders with all below them, and patterns such as 'photos/**/*.jpg'.
 
-    A file that is named is taken whatever its name. In folders, and where patterns lead to folders, files with the
-    suffixes of images and videos are taken. Names with a dot in front, and what lies in the folder `output`, are passed
-    over there. A file that is found twice is one.
+    A named file is taken whatever its suffix. In folders, also those that patterns match, only files with the suffixes
+    of images and videos are taken, without hidden files and without the folder `output`. A file that is found twice is
+    taken once.
 
-    Raises: `ConfigError` for a word that leads to nothing, or to no file or folder.
+    Raises: `ConfigError`for a word that matches nothing, or something else than files and folders.
     """
     found = Inputs()
     search = _Search(found, os.path.realpath(output))
@@ -75,7 +75,7 @@ def find_inputs(words: Sequence[str], output: Path) -> Inputs:
 
 
 def _existing(word: str) -> Path | None:
-    """The path of a word; None where there is nothing. Raises: `ConfigError` where it cannot be looked up."""
+    """The path of a word; None if it does not exist. Raises: `ConfigError` if it cannot be looked up."""
     if not word:
         raise ConfigError("inputs: found ''; name a file or a folder")
     try:
@@ -83,7 +83,7 @@ def _existing(word: str) -> Path | None:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:  # too long, a byte that no name has, a folder that may not be read
+    except (OSError, ValueError) as error:  # too long a name, a null byte, a folder without read permission
         raise ConfigError(f"{printable(word, MAX_NAME)}: cannot be looked up ({error})") from None
     return path
 
@@ -105,7 +105,7 @@ def _counted(skipped: Mapping[str, int]) -> str:
 
 
 class _Search:
-    """Adds what it finds to `found`, and counts it."""
+    """Adds the found files to `found`, and counts them."""
 
     def __init__(self, found: Inputs, output: str) -> None:
         self.found = found
@@ -113,7 +113,7 @@ class _Search:
         self.count = 0
 
     def add(self, path: Path, name: Path) -> None:
-        """A path that the user named: a file whatever its name, or a folder, below which names begin anew."""
+        """A path that the user named: a file with any suffix, or a folder; names are relative to that folder."""
         if path.is_dir():
             if os.path.realpath(path) == self.output:
                 raise ConfigError(
@@ -126,7 +126,7 @@ class _Search:
             raise ConfigError(f"{printable(str(path))}: is {kind_of(path)}; accepted are files and folders")
 
     def add_pattern(self, word: str) -> None:
-        """The files and folders that match, named as they lie below the first folder whose name is no pattern."""
+        """The files and folders that match; names are relative to the folder in front of the pattern."""
         pattern = user_path(word)
         fixed = []
         for part in pattern.parts[:-1]:
@@ -144,7 +144,7 @@ class _Search:
                 continue
             if not path.is_dir():
                 self._take_by_suffix(path, name)
-            elif "**" not in pattern.parts:  # which gives what lies in folders itself
+            elif "**" not in pattern.parts:  # `**` already yields what is in the folders
                 self._add_folder(path, name)
 
     def _add_folder(self, folder: Path, name: Path) -> None:
@@ -152,7 +152,7 @@ class _Search:
             self._take_by_suffix(path, relative)
 
     def _below(self, folder: Path, name: Path, parents: set[str]) -> Iterator[tuple[Path, Path]]:
-        """The files in a folder and below, each with its place; links are followed, but not in a circle."""
+        """All files in a folder and its subfolders, with their names; links are followed, but not in a circle."""
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
@@ -176,7 +176,7 @@ class _Search:
             raise ConfigError(f"--output: inputs are looked for in {printable(str(folder))}; choose another folder")
 
     def _is_output_below(self, base: Path, path: Path) -> bool:
-        """Whether `path` is of the output folder, which lies below the `base` of a pattern."""
+        """Whether `path` is in the output folder, if that is below the `base` of a pattern."""
         is_below = self.output.startswith(os.path.join(os.path.realpath(base), ""))
         return is_below and os.path.join(os.path.realpath(path), "").startswith(os.path.join(self.output, ""))
 
@@ -201,9 +201,9 @@ class _Search:
 
 @dataclass(frozen=True)
 class Plan:
-    """The files that are written of an input; of a video, `labels` and `scores` are the folder of its frames.
+    """The files to write for an input. For a video, `labels` and `scores` are folders of frames.
 
-    `geo` are the tags that place a GeoTIFF on the earth, and its labels with it.
+    `geo` are the tags that place a GeoTIFF on the earth; its labels get them too.
     """
 
     labels: Path | None = None
@@ -216,10 +216,10 @@ class Plan:
 
 
 def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) -> None:
-    """Looks at all that is to be written before anything is.
+    """Plans all outputs before anything is written.
 
-    Raises: `ConfigError` for two inputs that would write one file, for an input that would be overwritten, and, unless
-    `overwrite`, for files that exist.
+    Raises: `ConfigError`for two inputs with the same output file, for an output that would overwrite an input, and,
+    without `overwrite`, for outputs that exist.
     """
     writers: dict[Path, str] = {summary: "the summary"}
     folders = {
@@ -254,7 +254,7 @@ def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) 
 
 
 def _exists(path: Path) -> bool:
-    """Whether something is there that would be lost; an empty folder is nothing."""
+    """Whether something at the path would be lost; an empty folder would not."""
     return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
 
 

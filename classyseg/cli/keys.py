@@ -1,4 +1,4 @@
-"""`classyseg config keys`: what every component takes, from its class and docstring, as Markdown."""
+"""`classyseg config keys`: the config keys of every component, from its class and docstring, as Markdown."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ KINDS = (
 
 
 def written(page: str) -> str:
-    """`page` with its marked parts as the code has them now."""
+    """`page` with its marked parts written anew from the code."""
 
     def part(match: re.Match[str]) -> str:
         lines: list[str] = []
         first, *names = match["what"].replace(",", "").split()
-        if first == "every":  # the keys of whoever places a component
+        if first == "every":  # the placement keys of a component
             lines += _placement_table(names[0])
         else:
             for name, section in sections(first, plugins=False):
@@ -79,7 +79,7 @@ def written(page: str) -> str:
 
 
 def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """The sections of a kind of components, or of `records`, by name, as Markdown lines; a page has none of plugins."""
+    """The sections of a kind of components, or of `records`, by name, as Markdown lines. A page leaves out plugins."""
     if what == "records":
         for name, record in records().items():
             yield name, [f"### key `{name}`", "", *_text(record), *_table(record, record)]
@@ -92,7 +92,7 @@ def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str
     for name in registry.names():
         try:
             entry = registry.entry(name)
-        except PluginError:  # `classyseg plugins` tells what is wrong with it
+        except PluginError:  # `classyseg plugins` reports what is wrong with it
             continue
         if not plugins and entry.distribution != "classyseg":
             continue
@@ -106,7 +106,7 @@ def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str
 
 
 def records() -> dict[str, type[BaseModel]]:
-    """The groups of options that travel as one parameter, by the key under which they stand."""
+    """Groups of options that are one parameter, by their key."""
     from classyseg.datasets import ClipConfig
     from classyseg.layers import NormalizeConfig, NormConfig
     from classyseg.models.backbones.vision_transformer import ConvStemLayer
@@ -127,7 +127,7 @@ def records() -> dict[str, type[BaseModel]]:
 
 
 def _text(component: type) -> list[str]:
-    """The docstring of a class without its keys and what is for callers in Python alone."""
+    """The docstring of a class, without its keys and without what only Python callers need."""
     from classyseg.documented import parts_of
 
     paragraphs = parts_of(component.__dict__.get("__doc__") or "")[0].split("\n\n")
@@ -136,14 +136,14 @@ def _text(component: type) -> list[str]:
 
 
 def _linked(text: str) -> str:
-    """`text` with links to the keys, parts and pages that it names."""
+    """`text` with links to the keys, sections and pages that it names."""
     text = re.sub(r"\b(key `(\w+)`)", r"[\1](#key-\2)", text)
     text = re.sub(r"\bsee (Losses|Schedules|Evaluation)\b", lambda m: f"see [{m[1]}](#{m[1].lower()})", text)
     return re.sub(r"(?<![\w/(\[])([a-z_]+\.md)\b", r"[\1](\1)", text)
 
 
 def _names(variants: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A table of the registered names that set some of the keys; those that set the same ones in a row."""
+    """A table of the registered names that set some of the keys. Names that set the same keys share a row."""
     groups: dict[tuple[str, ...], list[str]] = {}
     with_heads = [name for name, defaults in variants.items() if defaults.get("heads")]
     for name, defaults in sorted(variants.items(), key=lambda item: _by_number(item[0])):
@@ -213,7 +213,7 @@ def _plain(value: Any) -> Any:
 
 
 def yaml_value(value: Any) -> str:
-    """A plain value as YAML in one line, as `parse_config` reads it."""
+    """A plain value as one line of YAML that `parse_config` reads back."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {yaml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):

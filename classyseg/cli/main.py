@@ -1,4 +1,4 @@
-"""`classyseg`: the commands around training."""
+"""`classyseg`: the command with all its subcommands."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 from classyseg.cli import data, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
+from classyseg.console import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The console script; returns its exit code."""
+    """The console script. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="classyseg", description="Semantic segmentation by config, with plugins.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training = commands.add_parser("train", help="train, evaluate and resume (the same as classy_train.py)")
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)
-    # argparse gives a subcommand only the first run of its words; those after an option come back here.
+    # argparse gives a subcommand only the positional words before its first option; later ones come back here.
     words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
     if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -108,11 +109,11 @@ def _weights(arguments: argparse.Namespace) -> int:
         try:
             component: Any = MODELS.entry(model).component
             known = public_weights(component, model)
-        except PluginError:  # `classyseg plugins` tells what is wrong with it
+        except PluginError:  # `classyseg plugins` reports what is wrong with it
             continue
         rows += [(model, name, w.licence, w.preprocessing(), w.digest or "-", w.url) for name, w in known.items()]
     if len(rows) == 1:
-        raise ConfigError(f"no public weights are known of models that match '{arguments.pattern}'")
+        raise ConfigError(f"no public weights are known of models that match {shown(arguments.pattern)}")
     emit("\n".join(in_columns(rows)))
     return 0
 

@@ -1,4 +1,4 @@
-"""`classyseg models`: the names, or a table of what stands behind them."""
+"""`classyseg models`: the names of models, or a table with their blocks, sizes and costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from classyseg.cli.output import emit, rewrite
+from classyseg.console import shown
 
 TABLE_SIZE = 224
 HEADS_COLUMNS = ("name", "10⁶ parameters", "classes", "data set", "backbone", "heads: of blocks", "weights")
@@ -15,7 +16,7 @@ HEADS_TEXT = """\
 A backbone with heads, whose parameters are counted, and the number of classes of a data set. The weights are those of
 the whole model; a name also knows those of its backbone."""
 WRITTEN = "<!-- the rest is written by `classyseg models --write` -->\n"
-"""Where the tables begin in a page."""
+"""The line in a page after which the tables begin."""
 COLUMNS = ("name", "10⁶ parameters", "10⁹ multiply-adds", "blocks: channels / stride", "output strides", "weights")
 
 
@@ -32,21 +33,21 @@ def run(arguments: argparse.Namespace) -> int:
     names = MODELS.names(arguments.pattern)
     if not names:
         raise ConfigError(
-            f"'{arguments.pattern}' matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
+            f"{shown(arguments.pattern)} matches nothing: {unknown('model', arguments.pattern, MODELS.names())}"
         )
     if arguments.write:
         rewrite(arguments.write, lambda page: written(page, arguments.pattern))
         return 0
     for line in table(names) if arguments.table else ["\n".join(names)]:
-        if not emit(line):  # nobody reads: what is left need not be built
+        if not emit(line):  # nobody reads the output any more: the other models need not be built
             break
     return 0
 
 
 def written(page: str, pattern: str = "*") -> str:
-    """`page` with its tables as they are now: new rows for the names that match `pattern`, and for those it lacks.
+    """`page` with new rows in its tables: for the names that match `pattern`, and for names without a row.
 
-    Plugins' names are no part of it. Rows that stay are not computed again: all of them take minutes.
+    Names of plugins are left out. Other rows are not computed again, as all of them together take minutes.
     """
     from classyseg.config import ConfigError
     from classyseg.registry import MODELS
@@ -92,7 +93,7 @@ def _heading(title: str, text: str, columns: Iterable[str], rule: str) -> Iterab
 
 
 def brings_heads(name: str) -> bool:
-    """Whether the registered model `name` is one with heads."""
+    """Whether the registered model `name` has heads."""
     from classyseg.registry import MODELS
 
     return bool(MODELS.entry(name).defaults.get("heads"))
@@ -105,7 +106,7 @@ def row(name: str) -> str:
 
 
 def _backbone(name: str) -> tuple[str, ...]:
-    """The cost is that of one image of 224 x 224, without a classifier."""
+    """Computes a row; the cost is that of one image of 224 x 224, without a classifier."""
     import torch
 
     from classyseg.complexity import complexity
@@ -134,7 +135,7 @@ def _choices(hint: Any) -> list[Any]:
 
 
 def _whole_model(name: str) -> tuple[str, ...]:
-    """The parameters are those of the backbone and all heads, the weights those of the whole model."""
+    """Computes a row; parameters count the backbone and all heads, weights are for the whole model."""
     import torch
 
     from classyseg.models import create_model

@@ -1,4 +1,4 @@
-"""What commands print: for people, for pipes that close early, for consoles that cannot encode everything."""
+"""Printing: for people, for pipes that close early, for consoles that cannot encode all characters."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from classyseg.hooks.bar import Bar
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
-"""Where the disk is at fault, one line says more than a traceback."""
+"""Errors of the disk: one line says more than a traceback."""
 BAR_SECONDS, LINE_SECONDS = 0.2, 10.0
-"""How often a bar is drawn again, and how often a line tells of the progress where there is no terminal."""
+"""Seconds between two drawings of a bar, and between two lines of progress where there is no terminal."""
 MIN_NAME = 12
-"""So many columns of a name are shown in any case."""
+"""At least this many columns of a name are shown."""
 MARGIN = 3
-"""Columns of a terminal that lines leave free: for their indentation, and at the end."""
+"""Columns of a terminal that stay free, for the indentation and at the end."""
 
 
 def emit(text: str) -> bool:
-    """Prints lines; False when nobody reads them any more (`| head`), which is no error.
+    """Prints lines. Returns False if nobody reads them any more (`| head`), which is no error.
 
-    Raises: `ConfigError` where standard output cannot be written, as on a full disk.
+    Raises: `ConfigError`if standard output cannot be written, such as on a full disk.
     """
     from classyseg.config import ConfigError
     from classyseg.io import discard_output
@@ -55,7 +55,7 @@ def emit(text: str) -> bool:
 
 
 def complain(text: str) -> None:
-    """Prints lines on standard error, also where that is closed; what would move the cursor is escaped."""
+    """Prints lines on standard error, even if that is closed. Characters that move the cursor are escaped."""
     with suppress(OSError, ValueError):
         print(printable_lines(text), file=sys.stderr)
 
@@ -68,7 +68,7 @@ class PlainLines(logging.Formatter):
 
 
 def emit_json(value: Any) -> None:
-    """Prints JSON, in which characters that standard output cannot encode are escaped as JSON has it."""
+    """Prints JSON. Characters that standard output cannot encode become JSON escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     emit(text if can_be_printed(text) else json.dumps(value, indent=2))
 
@@ -82,9 +82,9 @@ def can_be_printed(text: str) -> bool:
 
 
 def in_columns(rows: Sequence[Sequence[str]], right: Collection[int] = (), *, names: int | None = None) -> list[str]:
-    """`rows` with their cells under each other, those of the columns `right` at the right; the last one as it is.
+    """`rows` with aligned cells, the columns `right` aligned to the right; the last column is not padded.
 
-    On a terminal, the column `names` is cut where lines would not fit; what goes into a file or a pipe is whole.
+    On a terminal, the column `names` is cut where lines would be too long; in a file or a pipe it never is.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
@@ -103,15 +103,15 @@ def in_columns(rows: Sequence[Sequence[str]], right: Collection[int] = (), *, na
 
 
 def json_text(value: Any) -> str:
-    """`value` as indented JSON for a file; bytes of a file's name that are no text are escaped."""
+    """`value` as indented JSON for a file. Bytes of a file name that are not text are escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 class ProgressLine:
-    """How many of `total` things are done: a bar on a terminal, elsewhere a line on standard error now and then.
+    """Shows how many of `total` things are done: a bar on a terminal, else a line on standard error now and then.
 
-    One that is not `shown` only counts: that of another process than the first.
+    Without `shown` it only counts, as in all processes but the first.
     """
 
     def __init__(self, total: int, things: str, *, shown: bool = True) -> None:
@@ -137,7 +137,7 @@ class ProgressLine:
         if self._bar is None:
             complain(f"{self.done}/{self.total} {self.things}, {left}")
             return
-        with suppress(OSError):  # of a terminal that is gone
+        with suppress(OSError):  # the terminal is gone
             self._bar.show(self.done, self.things, left, [f"{1 / max(each, 1e-9):.1f} a second"])
 
     def __exit__(self, *_: object) -> None:
@@ -147,7 +147,7 @@ class ProgressLine:
 
 
 def rewrite(page: str, change: Callable[[str], str]) -> None:
-    """Replaces the text of the file `page` by what `change` makes of it. Raises: `ConfigError` where it cannot."""
+    """Replaces the text of the file `page` by the result of `change`. Raises: `ConfigError` if that fails."""
     from classyseg.config import ConfigError, user_path
 
     path = user_path(page)

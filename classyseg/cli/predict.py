@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUMMARY = "predictions.json"
 FAILED = 1
 MAX_SHOWN = 20
-"""Of so many classes the pixels are shown; the summary has those of all."""
+"""The pixels of at most this many classes are printed; the summary file has all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         is_complete = True
     except KeyboardInterrupt:
         complain(f"stopped after {len(job.records)} of {len(plans)} files, which {output / SUMMARY} names")
-    finally:  # also where the disk is full: what was done is told, if that can be written
+    finally:  # also after a full disk, if this can still be written
         seconds = time.perf_counter() - started
         summary = _summary(arguments, job, inputs, seconds, is_complete=is_complete)
         write_atomically(output / SUMMARY, json_text(summary))
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_maps: bool) -> Plan:
-    """What is written of an input. Of a video, labels and scores are folders; of a class there is no map."""
+    """The output paths of an input. Labels and scores of a video are folders; a class of a whole image has no map."""
     from classyseg.cli.inputs import Plan
     from classyseg.cli.prediction_files import TIFF_SUFFIXES, geo_tags
 
@@ -129,7 +129,7 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_ma
 def _summary(
     arguments: argparse.Namespace, job: Job, inputs: Inputs, seconds: float, *, is_complete: bool
 ) -> dict[str, Any]:
-    """What `predictions.json` holds; files stand in the order in which they were found."""
+    """The content of `predictions.json`, with files in the order in which they were found."""
     predictor = job.predictor
     description = predictor.description().model_dump(mode="json")
     files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]

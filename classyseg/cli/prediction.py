@@ -1,4 +1,4 @@
-"""The work of `classyseg predict`: files are read ahead, images of one size are one batch, threads write."""
+"""The work of `classyseg predict`: reads files ahead, batches images of one size, writes in threads."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from classyseg.inference import Predictor
 
 Labels = npt.NDArray[Any]
 THREADS = 4
-"""So many files are read and written while the model works."""
+"""This many files are read and written while the model computes."""
 MAX_PIXELS = 2**22
-"""A batch holds at most so many pixels, but always one image."""
+"""The most pixels of a batch; a batch always has at least one image."""
 MAX_WAITING = 2**26
-"""So many pixels of images may wait for others of their size."""
+"""The most pixels of images that wait for others of their size."""
 FRAME_NAME = re.compile(r"\d{6,}\.(png|npy)")
 
 
 @dataclass(frozen=True)
 class Read:
-    """An image (C, H, W) of the file `given`, and how long reading it took."""
+    """An image (C, H, W) of the file `given`, and the seconds for reading it."""
 
     given: Input
     image: Tensor
@@ -46,10 +46,10 @@ class Read:
 
 
 class Job:
-    """Predicts the files of `plans`. `records` and `failures` tell what became of each, by its path.
+    """Predicts the files of `plans`. `records` and `failures` have the result or the error of each, by path.
 
-    `scores` is the type in which scores are written, float32 or float16; None: they are not. `problems` are failures
-    that are known before.
+    `scores` is the type of written scores, float32 or float16; None writes none. `problems` are failures that are known
+    before.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Job:
         self._writing: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
 
     def run(self) -> None:
-        """Predicts all; a file that fails is noted. Raises: `OSError` of a full disk, which would fail them all."""
+        """Predicts all files and notes those that fail. Raises: `OSError` of a full disk, on which all would fail."""
         with ProgressLine(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
             try:
                 images = [given for given in self.plans if not given.is_video]
@@ -78,10 +78,10 @@ class Job:
                     if given.is_video:
                         self._predict_video(given)
             finally:
-                self._collect(0)  # also where Ctrl-C came: what is being written becomes whole
+                self._collect(0)  # also after Ctrl-C, so that files being written become complete
 
     def _fail(self, path: Path, error: Exception) -> None:
-        """Notes why a file could not be predicted. Raises: `error` itself where it would be that of every file."""
+        """Notes why a file could not be predicted. Raises: `error` itself if every other file would fail as well."""
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise error
         text = error.without(path) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
@@ -91,7 +91,7 @@ class Job:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _read_ahead(self, images: Iterable[Input]) -> Iterator[Read]:
-        """The images of the files that can be read, in their order."""
+        """Yields the images of the files that can be read, in order."""
         waiting: deque[tuple[Input, Future[Read]]] = deque()
         for given in images:
             waiting.append((given, self._pool.submit(self._read, given)))
@@ -116,7 +116,7 @@ class Job:
     # -- predicting --------------------------------------------------------------------------------------------------
 
     def _found(self, images: Sequence[Tensor]) -> list[tuple[Labels, Labels | None]]:
-        """The labels of each image, and its scores where they are wanted."""
+        """The labels of each image, and its scores if they are wanted."""
         if self.scores is None:
             return [(labels, None) for labels in self.predictor.predict(images)]
         both = self.predictor.labels_and_scores(images)
@@ -130,7 +130,7 @@ class Job:
             if len(batch) == 1:
                 self._fail(batch[0].given.path, error)
                 return
-            for read in batch:  # so that none fails for another's sake
+            for read in batch:  # each alone, so that one image does not fail the others
                 self._predict([read])
             return
         seconds, windows = (time.perf_counter() - started) / len(batch), self._windows_since(before)
@@ -141,7 +141,7 @@ class Job:
         self._collect(0 if large else 2 * THREADS)
 
     def _predict_video(self, given: Input) -> None:
-        """Labels the frames in turn. Of a video that breaks off, the frames before stay."""
+        """Labels frame by frame. If a video breaks off, the earlier frames are kept."""
         plan, started, before = self.plans[given], time.perf_counter(), Counter(self.predictor.in_windows)
         total = np.zeros(len(self.predictor.classes), np.int64)
         size, count = (0, 0), 0
@@ -167,7 +167,7 @@ class Job:
         self._progress.add()
 
     def _windows_since(self, before: Counter[str]) -> dict[str, Any]:
-        """What the summary tells of a file that a budget of memory cut into windows: how large these are."""
+        """The entry in the summary for a file that the memory budget cut into windows: their size."""
         text = next(iter(self.predictor.in_windows - before), None)
         return {} if text is None else {"windows": json.loads(text)["size"]}
 
@@ -205,7 +205,7 @@ class Job:
             add(self.predictor.overlay(frame, self.alpha, labels))
 
     def _collect(self, limit: int) -> None:
-        """Waits until at most so many files are being written, and notes those that are."""
+        """Waits until at most this many files are being written, and notes the finished ones."""
         while len(self._writing) > limit:
             path, future = self._writing.popleft()
             try:
@@ -218,7 +218,7 @@ class Job:
     def _record(
         self, plan: Plan, size: Sequence[int], counts: npt.NDArray[np.int64], seconds: float, **more: Any
     ) -> dict[str, Any]:
-        """What the summary tells of a file: what was written, its size, its pixels of each class."""
+        """The entry of a file in the summary: written files, size, pixels of each class."""
         names = {"labels": plan.labels, "overlay": plan.overlay, "scores": plan.scores}
         written = {key: str(path) for key, path in names.items() if path is not None}
         if plan.labels is not None:
@@ -230,7 +230,7 @@ class Job:
 
 
 def same_size(reads: Iterable[Read], batch_size: int) -> Iterator[list[Read]]:
-    """Batches of images of one shape and type. Images wait for others of theirs as long as there is room."""
+    """Yields batches of images of one shape and type. Images wait for others of the same kind while there is room."""
     waiting: dict[tuple[Any, ...], list[Read]] = {}
     for read in reads:
         key = (*read.image.shape, read.image.dtype)
@@ -243,7 +243,7 @@ def same_size(reads: Iterable[Read], batch_size: int) -> Iterator[list[Read]]:
 
 
 def most_at_once(image: Tensor, batch_size: int) -> int:
-    """How many images of this size are one batch."""
+    """The number of images of this size in one batch."""
     return max(1, min(batch_size, MAX_PIXELS // pixels_of(image)))
 
 
@@ -252,7 +252,7 @@ def pixels_of(image: Tensor) -> int:
 
 
 def _remove_frames(folder: Path) -> None:
-    """Deletes the frames of an earlier prediction: of a longer video, some would stay among those of this one."""
+    """Deletes the frames of an earlier prediction; those of a longer video would mix with the new ones."""
     if folder.is_dir():
         for path in folder.iterdir():
             if FRAME_NAME.fullmatch(path.name):

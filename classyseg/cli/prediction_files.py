@@ -28,25 +28,25 @@ coefficients of a satellite's camera. Not the number that marks pixels without d
 """
 TIE_POINTS, MATRIX, KEYS = 33922, 34264, 34735
 UPRIGHT = 1
-"""The orientation of an image that nobody turns: the numbers of a world file are of the stored pixels."""
+"""The orientation of an image that is shown as it is stored: a world file is for the stored pixels."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COMPRESSION = 3
-"""Of zlib's nine: a label map takes a third of the default's time, and a tenth more room."""
+"""zlib's level, of nine: a label map takes a third of the default level's time, and a tenth more bytes."""
 JPEG_QUALITY = 92
 FRAMES_A_SECOND = 25
-"""Of a video that does not say."""
+"""The frames per second of a video that does not tell."""
 
 
 def geo_tags(path: Path) -> dict[int, Any]:
-    """The tags that place an image on the earth: those of a TIFF, or what a world file next to it says.
+    """The tags that place an image on the earth: those of a TIFF, or from the world file next to an image.
 
-    None for other files, and for those that cannot be read.
+    None for other files, and for unreadable ones.
     """
     found: dict[int, Any] = {}
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tags that are cut off
+            warnings.simplefilter("ignore")  # the tags are cut off
             start = file.read(16)
             if start.startswith(TIFF_STARTS):
                 directory = ImageFileDirectory_v2(start if start[2:4] in (b"+\0", b"\0+") else start[:8])
@@ -56,7 +56,7 @@ def geo_tags(path: Path) -> dict[int, Any]:
         world = _world_file(path)
         if world is not None and TIE_POINTS not in found and MATRIX not in found and header_of(path)[1] == UPRIGHT:
             found[MATRIX] = _matrix(world, of_corner=not _is_point(found))
-    except Exception:  # Pillow raises what a broken file leads to; whoever reads the pixels tells what is wrong with it
+    except Exception:  # Pillow may raise anything for a broken file; reading its pixels reports the error
         return {}
     return found
 
@@ -70,14 +70,14 @@ def _world_file(path: Path) -> Path | None:
 
 
 def _matrix(world: Path, *, of_corner: bool) -> tuple[float, ...]:
-    """What a world file says, as the tag has it: by the upper left pixel's corner, or by its middle, as the file."""
+    """The tag for a world file, which gives the middle of the upper left pixel; the tag its corner if `of_corner`."""
     a, d, b, e, x, y = (float(word) for word in world.read_text("utf-8").split())
     half = 0.5 if of_corner else 0.0
     return (a, b, 0.0, x - half * (a + b), d, e, 0.0, y - half * (d + e), *[0.0] * 7, 1.0)
 
 
 def _is_point(tags: Mapping[int, Any]) -> bool:
-    """Whether the keys of a TIFF say that its places are those of the middles of pixels."""
+    """Whether the keys of a TIFF say that its coordinates are of the middles of pixels, not the corners."""
     keys = tags.get(KEYS, ())
     return any(keys[i : i + 4 : 3] == (1025, 2) for i in range(4, len(keys), 4))
 
@@ -99,7 +99,7 @@ def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Ma
 
 
 def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
-    """Labels (H, W) as an image with the palette; of 16 bits where it has more than 256 colours."""
+    """Labels (H, W) as an image with the palette; of 16 bits if it has more than 256 colours."""
     if len(palette) > 2**16:
         raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
     if len(palette) > 256:
@@ -119,7 +119,7 @@ def write_scores(path: Path, scores: npt.NDArray[Any]) -> None:
     scores = np.ascontiguousarray(scores)
     with _placed(path) as temporary, open(temporary, "xb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(scores))
-        file.write(scores.data)  # numpy would not say that a disk is full
+        file.write(scores.data)  # because numpy does not report a full disk
 
 
 def write_overlay(path: Path, overlay: Image.Image) -> None:
@@ -131,16 +131,16 @@ def write_overlay(path: Path, overlay: Image.Image) -> None:
 
 
 def save_image(path: Path, image: Image.Image, form: str, **options: Any) -> None:
-    """Saves an image, whole or not at all."""
+    """Saves an image completely, or not at all."""
     content = BytesIO()
     image.save(content, form, **options)
-    with _placed(path) as temporary, open(temporary, "xb") as file:  # Pillow would not say that a disk is full
+    with _placed(path) as temporary, open(temporary, "xb") as file:  # because Pillow does not report a full disk
         file.write(content.getbuffer())
 
 
 @contextmanager
 def _placed(path: Path) -> Iterator[Path]:
-    """As `written_atomically`; the folders above are made."""
+    """As `written_atomically`, and makes the parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as temporary:
         yield temporary
@@ -148,7 +148,7 @@ def _placed(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def overlay_video(path: Path, rate: Any) -> Iterator[Callable[[Image.Image], None]]:
-    """Gives a function that adds a frame to an MP4 of `rate` frames a second; it becomes `path` when all are added."""
+    """Yields a function that adds a frame to an MP4 of `rate` frames per second, which becomes `path` at the end."""
     av = importlib.import_module("av")
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with _placed(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -156,7 +156,7 @@ def overlay_video(path: Path, rate: Any) -> Iterator[Callable[[Image.Image], Non
         stream.pix_fmt = "yuv420p"
 
         def add(frame: Image.Image) -> None:
-            size = frame.width + frame.width % 2, frame.height + frame.height % 2  # which the format needs even
+            size = frame.width + frame.width % 2, frame.height + frame.height % 2  # which must be even in this format
             if not stream.codec_context.is_open:
                 stream.width, stream.height = size
             whole = Image.new("RGB", size)

@@ -1,4 +1,4 @@
-"""`classyseg data prepare`: download and unpack a public data set."""
+"""`classyseg data prepare`: downloads and unpacks a public data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`classy_train.py` and `classyseg train`: one config trains, evaluates and resumes."""
+"""`classy_train.py` and `classyseg train`: train, evaluate and resume with one config."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def take_config(arguments: argparse.Namespace) -> None:
-    """Sets `config` and `overrides` from the words: without `--config`, the config is the first of them.
+    """Sets `config` and `overrides` from the words. Without `--config`, the first word is the config.
 
-    Ends the program (exit code 2) where there is no config, or where there are two.
+    Ends the program (exit code 2) if there is no config, or more than one.
     """
     words = list(arguments.words)
     if arguments.config is None:
@@ -79,12 +79,12 @@ def _is_config(word: str) -> bool:
 def _is_file(word: str) -> bool:
     try:
         return Path(word).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a byte that none has
+    except (OSError, ValueError):  # too long a name, or a null byte
         return False
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs `command`; turns what a user can mend into one message and the exit code 2, a diverged training into 1."""
+    """Runs `command`. Errors that a user can mend become one message and exit code 2, a diverged training 1."""
     from classyseg.config import ConfigError
 
     accept_any_text()
@@ -104,7 +104,7 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         from classyseg.io import discard_output
 
-        discard_output()  # else the flush at exit fails, too, and changes the exit code
+        discard_output()  # else the flush at exit would fail as well, and change the exit code
         raise
     except OSError as error:
         if error.errno not in DISK_ERRORS or error.filename is None:
@@ -114,9 +114,9 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def read_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
-    """The config at `path` (or a packaged one of that name) with `overrides`: keys, types and ranges are right.
+    """The config at `path` (or a packaged one of that name) with `overrides`; keys, types and ranges are checked.
 
-    What the parts ask of each other is told when a task is built, or by `checked_config`. Raises: `ConfigError`.
+    Whether the parts fit together is checked when a task is built, or by `checked_config`. Raises: `ConfigError`.
     """
     from classyseg.config import load_config
     from classyseg.io import find_task_config
@@ -126,7 +126,7 @@ def read_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
 
 
 def checked_config(path: str, overrides: Sequence[str]) -> ComponentConfig:
-    """`read_config`, and all that can be known of the parts before a file is opened. Raises: `ConfigError`."""
+    """As `read_config`, and checks the parts as far as possible before a file is opened. Raises: `ConfigError`."""
     config = read_config(path, overrides)
     config.component.check(config)  # type: ignore[attr-defined]
     return config
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.io import DATA_ROOT_VARIABLE
 
     take_config(arguments)
-    if arguments.output == "":  # of a variable of the shell that is not set
+    if arguments.output == "":  # from a shell variable that is not set
         arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
     if arguments.extend and not arguments.resume:
         arguments.wrong_use("argument --extend: makes the run longer that --resume continues; give both")
@@ -168,7 +168,7 @@ def _run_processes(config: ComponentConfig, arguments: argparse.Namespace) -> in
 
 @contextmanager
 def _logging() -> Iterator[None]:
-    """Plain lines on stderr, unless the process has a way of its own to log; after the run, as before it."""
+    """Logs plain lines on stderr for the block, unless the process has set up its own logging."""
     root = logging.getLogger()
     level, handler = root.level, None
     if not root.handlers:
@@ -188,7 +188,7 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg import distributed
     from classyseg.errors import DataError, Problem
     from classyseg.tasks import build_task
-    from classyseg.tasks.sample_checks import LookedAtError
+    from classyseg.tasks.sample_checks import SampleCheckError
     from classyseg.trainer import Stopped, Trainer
 
     trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite, extend=arguments.extend)
@@ -201,19 +201,19 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
         if distributed.is_primary():
             complain(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}")
         return stop.exit_code
-    except LookedAtError:
+    except SampleCheckError:
         raise
     except DataError as error:
         advice = Problem(f"`{_doctor(arguments)}` looks at all files, and says how to mend them")
         raise DataError.of([*error.problems, advice]) from None
-    except distributed.PeerError as error:  # which the peer explains
+    except distributed.PeerError as error:  # the other process explains the error
         distributed.wait_for_peers_to_end()
         return error.exit_code
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> str:
-    """The command that checks the data of a training."""
+    """The command line that checks the data of a training."""
     root = [] if arguments.data_root is None else ["--data-root", arguments.data_root]
     overrides = [text for text in arguments.overrides if text.startswith("dataset")]
     return shlex.join(["classyseg", "data", "check", arguments.config, *root, *overrides])

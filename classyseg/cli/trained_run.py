@@ -1,4 +1,4 @@
-"""What the folder of a trained model tells of its data, and what of it a measurement may change."""
+"""The config of a trained model's run, and the keys of it that a measurement may change."""
 
 from __future__ import annotations
 
@@ -8,37 +8,40 @@ from typing import Any, NamedTuple
 
 from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_of_format_2, load_checkpoint
 from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, listed, load_config
+from classyseg.console import MAX_NAME, shown
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG
 from classyseg.tasks.plan import LENGTH_KEYS
 
 OVERRIDDEN = ("dataset", "meters", "protocol", "runtime")
-"""The keys of a config that a measurement may change. The others are the model's, or the training's."""
+"""The keys of a config that a measurement may change. The others belong to the model or to the training."""
 NOT_MEASURED: Mapping[str, Any] = {"optimizer": None, "hooks": []}
-"""What stands for the parts of a config that no measurement needs: they may be of plugins that are not installed."""
+"""Replaces the parts of a config that no measurement needs, which may be of plugins that are not installed."""
 OF_A_MODEL: Mapping[str, Any] = {
     "name": "segmentation",
     "batch_size": 1,
     "model": {"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}},
     "loss": {"name": "cross_entropy"},
 }
-"""What stands for the config of a model's folder, which tells of no training. The model itself is read from there."""
+"""Stands for the training config, which a model's folder does not have. The model itself is read from the folder."""
 
 
 class TrainedRun(NamedTuple):
-    """The config with which a model was trained, and the folder of its run; None where a folder tells of none."""
+    """The config with which a model was trained, and the folder of its run; None if the folder has none."""
 
     config: ConfigTree | None
     folder: Path | None
 
 
 def trained_run(path: str) -> TrainedRun:
-    """The run that `path` is, or that the checkpoint or the model's folder lies in. Raises: `ConfigError`."""
+    """The run at `path`, or the run around the checkpoint or model folder at `path`. Raises: `ConfigError`."""
     folder = existing_path(path)
     if not path or not folder.is_dir():
-        raise ConfigError(f"'{path}': no such folder; accepted are a run's folder, a checkpoint and a model's folder")
-    for run in (folder, folder.parent):  # the second: of RUN/model
+        raise ConfigError(
+            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint and a model's folder"
+        )
+    for run in (folder, folder.parent):  # the second is for RUN/model
         if (run / CONFIG).is_file():
             tree = load_config(run / CONFIG)
             if OF_FORMAT_1 in tree.values:
@@ -46,7 +49,8 @@ def trained_run(path: str) -> TrainedRun:
             return TrainedRun(tree, run)
     if not (folder / MANIFEST).is_file():
         return TrainedRun(None, None)
-    config = load_checkpoint(folder, only=(), verified=True).state.get("config")  # hashed when the weights are read
+    # `verified`, as its hash is checked when the weights are read
+    config = load_checkpoint(folder, only=(), verified=True).state.get("config")
     run = folder.parent.parent
     is_within = folder.parent.name == CHECKPOINTS and (run / CONFIG).is_file()
     return TrainedRun(
@@ -58,12 +62,12 @@ def trained_run(path: str) -> TrainedRun:
 def config_to_measure(
     trained: TrainedRun, split: str, overrides: Sequence[str], path: str
 ) -> tuple[ComponentConfig, Any]:
-    """The config of a task that only measures `split`, without training set and optimizer, and the protocol.
+    """A task config that only measures `split`, without training set and optimizer; and the protocol.
 
-    The protocol is None where no override names one: the model's folder has that with which it was measured.
+    The protocol is None if no override names one: then the one in the model's folder is used.
 
-    Raises: `ConfigError` for overrides of what the model or the training decides, for a split that nobody describes,
-    and for what the config of a task cannot be.
+    Raises: `ConfigError`for overrides of keys that belong to the model or the training, for a split without a config,
+    and for a wrong task config.
     """
     for text in overrides:
         _check_override(text.partition("=")[0], split)
@@ -74,7 +78,7 @@ def config_to_measure(
     values |= {**NOT_MEASURED, "num_epochs": 0}
     if isinstance(values.get("model"), Mapping):
         values["model"] = {key: value for key, value in values["model"].items() if key != "weights"}
-    values["dataset"] = {"val": None, split: datasets.get(split)}  # `test` without a word on `val` is one of before
+    values["dataset"] = {"val": None, split: datasets.get(split)}  # an older config may have `test` without `val`
     lines = {} if trained.config is None else trained.config.lines
     tree = ConfigTree(values, path if trained.config is None else trained.config.source, dict(lines))
     apply_overrides(tree, overrides)
@@ -99,10 +103,10 @@ def _check_override(key: str, split: str) -> None:
         near = closest(first, OVERRIDDEN)
         hint = f"; did you mean '{near}'?" if near else ""
         raise ConfigError(
-            f"override '{key}': a measurement may change {listed([*OVERRIDDEN])}; the rest is the model's, or its "
+            f"override {shown(key)}: a measurement may change {listed([*OVERRIDDEN])}; the rest is the model's, or its "
             f"training's{hint}"
         )
     if first == "dataset" and more[:1] != [split]:
         raise ConfigError(
-            f"override '{key}': --split {split} is measured; write dataset.{split}, or dataset.{split}.KEY"
+            f"override {shown(key)}: --split {split} is measured; write dataset.{split}, or dataset.{split}.KEY"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from classyseg import __version__
 from classyseg.config import ConfigError, within
+from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.facts import DataFacts, Described, Part
 from classyseg.datasets.files.pairs import faults_within
@@ -43,7 +44,8 @@ def build_dataset(config: Any) -> ClassyDataset:
         if len(dataset) and not dataset.files(0):
             raise ConfigError(
                 "cache_samples",
-                f"found '{folder}', but '{checked.name}' reads no files that belong to one sample each; leave it out",
+                f"found {shown(folder, MAX_NAME)}, but '{checked.name}' reads no files that belong to one sample each; "
+                "leave it out",
             )
         read = {key: value for key, value in checked.resolved().items() if key not in NOT_READ}
         settings = f"{__version__} {checked.component.__qualname__} {sorted(read.items())}"

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.config import MAX_CHANNELS, ConfigError, within
+from classyseg.console import shown
 from classyseg.datasets.classy_dataset import Color, Palette, check_palette, color_from, color_of
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, read_colors
@@ -124,7 +125,7 @@ def _check_labels(
 ) -> None:
     """Raises: `ConfigError` for options that do not fit the classes, or each other."""
     if 0 <= ignore_index < len(classes):
-        raise ConfigError("ignore_index", f"found {ignore_index}, which is the class '{classes[ignore_index]}'")
+        raise ConfigError("ignore_index", f"found {ignore_index}, which is the class {shown(classes[ignore_index])}")
     if palette is not None:
         check_palette(palette, classes)
     labels_of(classes)  # it refuses a name that comes twice
@@ -157,7 +158,7 @@ def _check_names(
     if list is not None and table is not None:
         raise ConfigError("list", "names images, and so does table; leave one of them out")
     if split is not None and table is None:
-        raise ConfigError("split", f"found '{split}', but only a table has splits; a folder is one")
+        raise ConfigError("split", f"found {shown(split)}, but only a table has splits; a folder is one")
     if masks is None and (table is not None or mask_suffix):
         raise ConfigError(
             "masks", "found null together with table or mask_suffix, which are about masks; leave them out"

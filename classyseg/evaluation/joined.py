@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 
 RECORD_KEYS = ("phase", "epoch", "step", "weights_step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
 """The keys of every phase's record. Meters add theirs to the records of val and test phases."""
@@ -24,7 +25,7 @@ def joined_metrics(meters: Sequence[Any], values: Iterable[Mapping[str, Any]], m
             key = name if head == main_head else f"{head}/{name}"
             if key in giver:
                 raise ConfigError(
-                    f"meters[{i}]", f"gives '{key}', which {giver[key]} has already; leave one of them out"
+                    f"meters[{i}]", f"gives {shown(key)}, which {giver[key]} has already; leave one of them out"
                 )
             giver[key], joined[key] = f"meters[{i}]", value
     return joined

@@ -1,4 +1,4 @@
-"""Hooks: what watches a run. The registered names, and the base to write one."""
+"""Hooks, which watch a run: the registered names, and the base to write one."""
 
 from classyseg.hooks.checkpoint import CheckpointHook
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask

@@ -15,11 +15,11 @@ from classyseg.console import is_terminal, terminal_width
 MIN_BAR = 8
 """A bar of fewer columns is left out."""
 RESERVED = 3
-"""Columns at the end of the line that stay free: for the ^C of a terminal, and as some begin a new line at the last."""
+"""Free columns at the end of the line: terminals print ^C there, and some begin a new line at the last column."""
 
 
 def open_bar(total: int, done: int) -> Bar | None:
-    """A bar where there is somebody to see it: on a terminal (standard error), in a notebook with ipywidgets."""
+    """A bar, on a terminal (standard error) or in a notebook with ipywidgets; else None."""
     if is_terminal(sys.stderr):
         return Bar(tqdm, total, done)
     notebook = _notebook_bar()
@@ -37,7 +37,7 @@ def _notebook_bar() -> Any:
 
 
 class Bar:
-    """Drawn on standard error until it is closed; meanwhile what is logged, warned of or printed comes above it."""
+    """A bar on standard error. Until it is closed, logs, warnings and prints appear above it."""
 
     def __init__(self, kind: Any, total: int, done: int, *, is_notebook: bool = False) -> None:
         self._is_notebook = is_notebook
@@ -54,7 +54,7 @@ class Bar:
         self._bar.refresh()
 
     def close(self, *, is_done: bool) -> None:
-        """Takes it away; one that is not done stays, and the next line begins below it."""
+        """Takes the bar away. A bar that is not done stays, and the next line begins below it."""
         if is_done:
             self._bar.n = self._bar.total
         self._bar.leave = not is_done
@@ -68,17 +68,17 @@ class Bar:
 
 
 def bar_format(title: str, count: str, left: str, more: Sequence[str], columns: int) -> str:
-    """The line in tqdm's form, where `{bar}` stands for the bar, which needs no more than so many columns.
+    """The line in tqdm's format, with `{bar}` for the bar, in at most so many columns.
 
-    The time that is left is in each: title and count give way to it, and it keeps the end of its own text.
+    Every line has the time that is left. In narrow ones, first the title and the count are cut.
     """
     if len(f"{title} {count}, {left}") > columns:
-        time = left.partition(" ")[2]  # without which phase it is of
+        time = left.partition(" ")[2]  # without the name of its phase
         shorter = (f"{title} {count}, {time}", f"{title} {time}", f"{title.partition(' ')[2]} {time}", time)
         return next((text for text in shorter if len(text) <= columns), time[-max(1, columns) :])
     behind, bar = f"{count}, {left}", ""
     room = columns - len(f"{title} {behind}")
-    for part in (*more[:1], None, *more[1:]):  # None is the bar: the loss is worth more than it, what follows less
+    for part in (*more[:1], None, *more[1:]):  # None is the bar: the loss matters more, the rest less
         needed = MIN_BAR + 3 if part is None else len(part) + 2
         if needed > room:
             continue
@@ -100,7 +100,7 @@ class _AboveTheBar:
         self._rest = ""
 
     def write(self, text: str) -> int:
-        if os.getpid() != self._process:  # a data worker, which has no bar
+        if os.getpid() != self._process:  # in a data worker, which has no bar
             self.stream.write(text)
             return len(text)
         lines, end, self._rest = (self._rest + text).rpartition("\n")
@@ -121,7 +121,7 @@ class _AboveTheBar:
 
 
 def _redirect_output() -> list[tuple[Any, str, _AboveTheBar]]:
-    """Puts a proxy before each stream that shares the terminal with the bar: (owner, attribute, proxy)."""
+    """Puts a proxy in place of each stream that shares the terminal with the bar: (owner, attribute, proxy)."""
     streams = [stream for stream in (sys.stderr, sys.stdout) if is_terminal(stream)]
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {h: None for logger in loggers for h in getattr(logger, "handlers", ())}

@@ -1,4 +1,4 @@
-"""When checkpoints are saved, and which are kept."""
+"""The hook that decides when checkpoints are saved, and which are kept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import Field
 
 from classyseg.checkpoint import checkpoint_folders, prune
 from classyseg.config import ConfigError, listed
+from classyseg.console import shown
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
 from classyseg.errors import written_in
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
@@ -40,13 +41,13 @@ class CheckpointHook(ClassyHook):
         every_steps: And after every so many steps.
         keep: The newest ones that are kept, and the best if it is not one of them; all others are deleted, former bests
             too.
-        best: A number of the val record, such as `mean_iou`: the checkpoint of the best val phase by it is saved,
-            kept, and named in `checkpoints/BEST`. `loss`, a number of one of the `meters`, or one of a class, such as
-            `iou/person`; `HEAD/iou/person` of another head. A phase in which it is null is not the best; of equal ones
-            the first is. One hook of a run may have it.
-        best_is: `largest` or `smallest`; null: as the number says. Of a loss the smallest is best, of every number of a
-            built-in meter the largest. A plugin's meter that does not say it needs this key. What is written here
-            counts, whatever the number says.
+        best: A number of the val record, such as `mean_iou`. The checkpoint of the val phase with its best value is
+            saved, kept, and named in `checkpoints/BEST`. It is `loss`, a number of one of the `meters`, or one of a
+            class, such as `iou/person`; `HEAD/iou/person` for another head. A phase where it is null is never the best;
+            of equal phases the first is. Only one hook of a run may have it.
+        best_is: `largest` or `smallest`; null: as the number declares it. For a loss the smallest is best, for numbers
+            of built-in meters the largest. If a plugin's meter does not declare it, this key is needed. It overrides
+            what the number declares.
     """
 
     saves = True
@@ -82,7 +83,7 @@ class CheckpointHook(ClassyHook):
                     if record["phase"] == "val":
                         with written_in(f"{task.run_folder / METRICS}, epoch {record['epoch']}"):
                             self._remember(record)
-                # The best one may be damaged by now, and `best` may be another number than before.
+                # The best one may be damaged by now, or `best` may have changed.
                 self._name_best(task, task.run_folder / CHECKPOINTS)
 
     def on_step(self, task: WatchedTask) -> None:
@@ -131,7 +132,7 @@ class CheckpointHook(ClassyHook):
             prune(folder, self.keep, _named_best(folder.parent))
 
     def on_end(self, task: WatchedTask) -> None:
-        """Saves the last step where no checkpoint has it: it could not be saved, is gone, or came without warning.
+        """Saves the last step if no checkpoint has it: a save failed, it was deleted, or a hook ended the run.
 
         Raises: `WriteError` where it still cannot be.
         """
@@ -150,12 +151,13 @@ class CheckpointHook(ClassyHook):
     # -- the best one --------------------------------------------------------------------------------------------------
 
     def _remember(self, record: Mapping[str, Any]) -> None:
-        """Keeps the number of a val phase; nothing where it has none (nothing valid was measured): never the best."""
+        """Keeps the number of a val phase. A phase without a number (nothing valid was measured) is never the best."""
         numbers = numbers_of(record)
         key = same_text(self.best or "", numbers)
         if key is None:
             raise ConfigError(
-                "hooks.checkpoint.best", f"the val record has no number '{self.best}'; it has {listed(list(numbers))}"
+                "hooks.checkpoint.best",
+                f"the val record has no number {shown(self.best)}; it has {listed(list(numbers))}",
             )
         value, name = numbers[key], f"step-{record['step']}"
         self._values.pop(name, None)
@@ -163,13 +165,13 @@ class CheckpointHook(ClassyHook):
             self._values[name] = value
 
     def _best_of(self, task: WatchedTask, root: Path, unsaved: str | None = None) -> str | None:
-        """The name of the best checkpoint that is there, `unsaved` as if it were; None where nothing was measured."""
+        """The name of the best existing checkpoint, also counting `unsaved`; None if nothing was measured."""
         there = {folder.name: self._values.get(folder.name) for folder in checkpoint_folders(root)}
         if unsaved is not None:
             there[unsaved] = self._values.get(unsaved)
         named = _read_best(root)
         if named is not None and named[0] in there and named[0] not in self._values and named[0] != unsaved:
-            there[named[0]] = named[1]  # its record is lost, or about to be made again
+            there[named[0]] = named[1]  # its record is lost, or will be made again
         best: tuple[str, float] | None = None
         for name, value in there.items():
             if value is not None and (best is None or self._is_better(task, value, best[1])):
@@ -181,19 +183,19 @@ class CheckpointHook(ClassyHook):
         if best_is is None:
             raise ConfigError(
                 "hooks.checkpoint.best_is",
-                f"nothing says which value of '{self.best}' is best; set best_is to largest or smallest",
+                f"nothing says which value of {shown(self.best)} is best; set best_is to largest or smallest",
             )
         return value > before if best_is == "largest" else value < before
 
     def _name_best(self, task: WatchedTask, root: Path) -> None:
-        """Makes `BEST` name the best checkpoint that is there, if any."""
+        """Makes `BEST` name the best existing checkpoint, if any."""
         name = self._best_of(task, root)
         try:
             if name is None:
                 (root / BEST).unlink(missing_ok=True)
             elif name in self._values:
                 write_atomically(root / BEST, f"{name} {self._values[name]!r}\n")
-        except OSError as error:  # the former one stays, and is still named
+        except OSError as error:  # the former best one stays, and is still named
             log.warning("%s: not written (%s); training goes on", root / BEST, error.strerror)
 
 
@@ -208,7 +210,7 @@ def _not_saved(task: WatchedTask, error: OSError) -> WriteError:
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of a val record by the names that `best` takes: those of classes as `iou/CLASS`."""
+    """The numbers of a val record, by the names that `best` takes; numbers of classes as `iou/CLASS`."""
     numbers: dict[str, float | None] = {}
     for key, value in record.items():
         if value is None or isinstance(value, int | float):
@@ -219,14 +221,14 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def is_by_class(value: Any) -> bool:
-    """Whether a value of a record is one number, or None, by the name of each class."""
+    """Whether a value of a record is a mapping from each class to a number or None."""
     return isinstance(value, Mapping) and all(
         number is None or isinstance(number, int | float) for number in value.values()
     )
 
 
 def same_text(name: str, names: Mapping[str, Any]) -> str | None:
-    """The one of `names` that is `name`, or the same text in another of Unicode's forms."""
+    """The one of `names` that equals `name`, or differs from it only in its form of Unicode."""
     if name in names:
         return name
     wanted = unicodedata.normalize("NFC", name)
@@ -234,7 +236,7 @@ def same_text(name: str, names: Mapping[str, Any]) -> str | None:
 
 
 def _read_best(root: Path) -> tuple[str, float] | None:
-    """The name of the best checkpoint and its value; None without one, or where the file is damaged."""
+    """The name of the best checkpoint and its value; None if there is none, or if the file is damaged."""
     try:
         name, value = (root / BEST).read_text(encoding="utf-8").split()
         if not math.isfinite(float(value)):

@@ -1,4 +1,4 @@
-"""What the log shows of each class after a val phase."""
+"""The table of classes that the log shows after a val phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from classyseg.hooks.checkpoint import is_by_class
 from classyseg.structures import BestIs
 
 MANY = 20
-"""Up to so many classes all of them are shown; of more, the worst and those that are 0."""
+"""Up to so many classes all are shown; of more classes, the worst and those at 0."""
 WORST = 5
 MIN_COLUMNS = 8
 
@@ -21,10 +21,10 @@ Values = Mapping[str, float | None]
 def class_table(
     record: Mapping[str, Any], best_is: Callable[[str], BestIs | None], unseen: Collection[str], columns: int
 ) -> list[str]:
-    """The lines of a record's numbers by class, such as `iou`; none where it has no such numbers.
+    """The lines for a record's numbers by class, such as `iou`; no lines if it has none.
 
-    Each class stands behind its numbers, so that names of any script and length leave the columns straight. `unseen`
-    are the classes that are in no mask; `best_is` says of `iou/CLASS` which value is best.
+    Each class comes after its numbers, so that names of any script and length leave the columns straight. `unseen` are
+    the classes that are in no mask. `best_is` says which value of `iou/CLASS` is best.
     """
     numbers = {
         key: value for key, value in record.items() if isinstance(value, Mapping) and value and is_by_class(value)
@@ -86,7 +86,7 @@ def _text(value: float | None) -> str:
 
 
 def _worst(part: Mapping[str, Values], best_is: Callable[[str], BestIs | None]) -> list[int]:
-    """The places of the worst classes by each number; without those at 0, which are listed, where that is the worst."""
+    """The places of the worst classes by each number; without classes at 0, which `_lists` tells, if 0 is worst."""
     found: dict[int, None] = {}
     for key, values in part.items():
         small_is_best = best_is(f"{key}/{next(iter(values))}") == "smallest"
@@ -106,7 +106,7 @@ def _lists(
     unseen: Collection[str],
     columns: int,
 ) -> Iterator[str]:
-    """The classes at 0, those at 0 that are in no mask, and those without a value: once where numbers agree."""
+    """Lists classes at 0, those at 0 that are in no mask, and those without a value; equal lists come once."""
     found: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for key, values in part.items():
         small_is_best = best_is(f"{key}/{classes[0]}") == "smallest"

@@ -1,4 +1,4 @@
-"""The contract of hooks: five events, and what they may look at."""
+"""The contract of hooks: five events, and what a hook may read of a task."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from classyseg.structures import BestIs, Progress
 
 
 class WatchedTask(Protocol):
-    """What a hook may count on seeing of a task."""
+    """What a hook may read of a task."""
 
     progress: Progress
     num_epochs: int | None
-    """None where the run's length is given in steps."""
+    """None if the run's length is given in steps."""
     run_folder: Path | None
     records: RunRecords
-    """Writes files into the run's folder, where the process is to."""
+    """Writes files into the run's folder, in the primary process."""
     last_loss: Tensor
     """The loss of the last step in this process, on the device: reading it waits for the device."""
     metrics: dict[str, Any]
@@ -58,7 +58,7 @@ class WatchedTask(Protocol):
         """Whether no training step follows: all are done, or somebody asked to stop."""
 
     def request_stop(self, reason: str) -> None:
-        """Asks the run to end after this step or phase, as a finished one. Any process may ask."""
+        """Asks the run to end after this step or phase, as a finished run does. Any process may ask."""
 
 
 class ClassyHook(Configurable):
@@ -67,17 +67,17 @@ class ClassyHook(Configurable):
     Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is an epoch of
     training, or the part of one before a measurement; or a pass over the validation or the test set.
 
-    A hook that remembers something gives it by `state`, so that a resumed run is the same as one that went through.
+    A hook that remembers something returns it from `state`. Then a resumed run equals one that never stopped.
     """
 
     best: str | None = None
-    """The number of a record, such as `mean_iou`, by which the hook tells better from worse: checked at the start."""
+    """The number of a record, such as `mean_iou`, by which the hook compares phases. It is checked at the start."""
     best_is: BestIs | None = None
-    """Which value of it is best, where the hook says it; else the task knows (`task.best_is`)."""
+    """Which value of it is best; None: the task knows (`task.best_is`)."""
     names_best: bool = False
-    """Whether it names the run's best checkpoint by it: a run has one."""
+    """Whether the hook names the run's best checkpoint by it. Only one hook of a run may."""
     saves: bool = False
-    """Whether it saves checkpoints. Such hooks are called last: a checkpoint holds what the others made of an event."""
+    """Whether it saves checkpoints. Such hooks are called last: a checkpoint has the others' new states."""
     record_files: tuple[RecordFile, ...] = ()
     """The files of records that it adds to in the run's folder."""
 
@@ -92,7 +92,7 @@ class ClassyHook(Configurable):
         """Takes what `state` gave, in every process of a resumed run, before `on_start`."""
 
     def on_start(self, task: WatchedTask) -> None:
-        """Once, before the first phase (of this process: a resumed run starts again)."""
+        """Called once, before the first phase of this process: also of a resumed run."""
 
     def on_phase_start(self, task: WatchedTask) -> None:
         """Before the first batch of a phase; `task.progress.phase` says which."""
@@ -107,4 +107,4 @@ class ClassyHook(Configurable):
         """Once, after the last phase."""
 
     def close(self) -> None:
-        """However a run ends, by an error or Ctrl-C too: frees what the hook holds, before a message is printed."""
+        """Frees what the hook holds. Called before the last message, also after an error or Ctrl-C."""

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run."""
+"""The hook that shows a run on a terminal, in a notebook or in a log file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class ProgressBarHook(ClassyHook):
     """A bar on a terminal or in a notebook; elsewhere a plain line every `seconds`. After each phase, its results.
 
-    Shown: the loss, samples a second, how much of the time was spent waiting for data, and the time left of the
-    training; after a val or test phase also what was measured of each class. Where printing fails (a closed pipe or
-    terminal, a full disk), the run goes on without it.
+    It shows the loss, samples per second, the share of time spent waiting for data, and the time left of the training;
+    after a val or test phase also the numbers of each class. If printing fails (a closed pipe or terminal, a full
+    disk), the run goes on without it.
 
     A narrow terminal shows less, but always the time left. Of up to 20 classes all are shown, of more the worst five
     and all that are 0. A class that is not in the set has `-`; one that is in no mask, but was predicted, says so.
@@ -77,7 +77,7 @@ class ProgressBarHook(ClassyHook):
             f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float) and key not in _UNSHOWN
         ]
         title = f"{_place(task, record['epoch'], record['step'])} {record['phase']}:"
-        # Broken between two results on a terminal; in a file it is one line, to be searched.
+        # On a terminal, lines break between two results. In a file it is one line, so that it can be searched.
         columns = terminal_width() if is_terminal(sys.stdout) else sys.maxsize
         lines = wrapped([*(f"{text}," for text in shown[:-1]), *shown[-1:]], columns, first=title, indent="    ")
         if record["phase"] != "train":
@@ -124,7 +124,7 @@ class ProgressBarHook(ClassyHook):
         return [f"loss {task.last_loss.item():.4f}", *speed] if task.progress.phase == "train" else speed
 
     def _left(self, task: WatchedTask, now: float) -> str:
-        """The time left of the training; where none is left, of the phase that measures."""
+        """The time left of the training; after its end, of the phase that measures."""
         progress = task.progress
         done = progress.step_in_phase - self._first_step
         seconds_per_step = (now - self._started) / done if done else None

@@ -1,4 +1,4 @@
-"""What is done where a budget of memory is too small for a protocol: windows, as large as fit."""
+"""If an image needs more memory than the budget, it is computed in windows, as large as fit."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from classyseg.inference.memory import BudgetError, text_of
 from classyseg.inference.network import Network
 
 SMALLEST = 128
-"""The side of the smallest window where nobody knows what the network was trained on."""
+"""The side of the smallest window if the size of the training images is unknown."""
+STEP = 32
+"""Sides of windows are multiples of the strides of all blocks, and no finer: many backbones have this stride inside."""
 
 
 class Choice(NamedTuple):
-    """The protocol for an image, and the largest size of its windows; None where it is the one that was asked for."""
+    """The protocol for an image, and the largest size of its windows; None if the given protocol is unchanged."""
 
     protocol: ClassyProtocol
     window: Size | None
 
     @property
     def text(self) -> str:
-        """Windows and protocol as JSON, by which images are counted."""
+        """The window and the protocol as JSON, the key by which images are counted."""
         return json.dumps({"size": self.window, "protocol": self.protocol.config()})
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an image may take in addition to the model, in bytes; None is no limit.
+    """The bytes that an image may take in addition to the model; None is no limit.
 
-    With `may_use_windows`, an image that takes more is computed in windows: the largest that fit, none smaller than
-    `train_size`, the images of the training. What is chosen follows from the sizes of the image and of its output, from
-    the budget and the model: not from other images, nor from the process.
+    With `may_use_windows`, a larger image is computed in windows: the largest that fit, but none smaller than
+    `train_size`, the size of the training images. The choice depends only on the sizes of the image and its output, on
+    the budget and on the model, not on other images or the process.
     """
 
     max_memory: int | None = None
@@ -51,16 +53,17 @@ class Budget:
         wanted: Collection[Wanted],
         left: int | None,
     ) -> Choice:
-        """What computes images of `shape` (N, C, H, W) with `left` bytes. Several at once are never cut into windows.
+        """How to compute images of `shape` (N, C, H, W) with `left` bytes. Several at once are never cut into windows.
 
-        Raises: `BudgetError` where even the smallest windows take more.
+        Raises: `BudgetError`if even the smallest windows take more.
         """
         unchanged = Choice(protocol, None)
         if left is None or not self.may_use_windows or len(shape) != 4 or shape[0] > 1:
             return unchanged
         if not all(network.gives_maps(item.head) for item in wanted):
-            return unchanged  # of whole images, no part has a class
+            return unchanged  # a class of the whole image cannot be computed from parts
         step = math.lcm(*(block.stride for block in network.model.blocks.values() if block.stride))
+        step *= -(-STEP // step)
         smallest = tuple(-(-side // step) * step for side in self.train_size or (SMALLEST, SMALLEST))
 
         def windows(number: int) -> Choice | None:
@@ -96,9 +99,9 @@ class Budget:
         return fitting
 
     def report(self, in_windows: Mapping[str, int]) -> dict[str, Any] | None:
-        """What files of results tell of images that were computed in windows, counted by `Choice.text`.
+        """The entry in result files for images that were computed in windows, counted by `Choice.text`.
 
-        None where there were none.
+        None if there were none.
         """
         if not in_windows:
             return None
@@ -111,5 +114,5 @@ class Budget:
 
 
 def joined_counts(texts: Sequence[str]) -> Counter[str]:
-    """The counts that several processes give as JSON, added."""
+    """The sum of the counts that several processes give as JSON."""
     return sum((Counter(json.loads(text)) for text in texts), Counter())

@@ -1,4 +1,4 @@
-"""Which device a text names, and how a model comes there."""
+"""The device that a text names, and moving a model to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classyseg.launcher import local_rank
 def torch_device(name: str | torch.device) -> torch.device:
     """`auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
 
-    Raises: `ConfigError` for what is none of these, and for a GPU that is not there.
+    Raises: `ConfigError`for any other text, and for a GPU that does not exist.
     """
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", str(name)):
         raise ConfigError("device", f"found {shown(name)}; accepted are auto, cpu, cuda and such as cuda:1")
@@ -30,8 +30,8 @@ def torch_device(name: str | torch.device) -> torch.device:
 
 
 def bring(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Brings a model to its device, in place; its weights in the layout `channels_last` where all can have it."""
-    # The layout is for four axes: `to` refuses the kernels of clips, which have five.
+    """Moves a model to its device, in place; with weights in the layout `channels_last` if all can have it."""
+    # The layout needs four axes: `to` refuses the kernels for clips, which have five.
     of_clips = any(weight.dim() == 5 for weight in model.parameters())
     layout = torch.channels_last if channels_last and not of_clips else torch.contiguous_format
     model.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -19,8 +19,9 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
 """A factor for what kernels take in addition to torch's tensors: copies in another layout, columns of a convolution.
 
-Measured on the CPU, with ResNets and Swin on images of 512 and 768 pixels, the peak of the process is 0.7 to 1.0 times
-the peak of live tensors (`benchmarks/inference.py estimate`). The rest is for networks that nobody measured."""
+Measured on the CPU, with 11 backbones on images of 900 to 1800 pixels: the peak of the process is 0.9 to 1.25 times the
+peak of live tensors (`benchmarks/inference.py estimate`). On smaller images more is taken: `BASE`, and a copy of the
+largest weights. `Network.forward_bytes` adds both."""
 BASE = 48_000_000
 """Bytes that any forward pass may take: the allocator keeps pools. They matter most where images are small."""
 

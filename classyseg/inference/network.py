@@ -53,7 +53,7 @@ class Network:
         self.precision = known_precision(precision)
         self.black = torch.zeros(model.in_channels) if black is None else black
         self.channels_last = channels_last
-        self._forward: Callable[[Tensor], Outputs] = self.plain_forward
+        self._forward: Callable[[Tensor], Outputs] | None = None
         self._facts: dict[str, tuple[bool, int]] = {}
         self._examples: dict[tuple[int, int], dict[str, Tensor]] = {}
         self._forwards: dict[tuple[int, int], int] = {}
@@ -62,7 +62,7 @@ class Network:
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         if self.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        return dict(self._forward(images))
+        return dict((self._forward or self.plain_forward)(images))
 
     def plain_forward(self, images: Tensor) -> Outputs:
         """The model's own forward pass, in the network's precision."""

@@ -21,8 +21,8 @@ from classyseg.registry import PROTOCOLS
 class Whole(ClassyProtocol):
     """Each image in one forward pass, at the size that the preparation gives it. Training measures with this protocol.
 
-    The head makes labels and scores at the wanted size. Where a GPU or a budget is too small for the image, use
-    `sliding_window`.
+    The head makes labels and scores at the wanted size. Where a GPU is too small for the image, use `sliding_window`.
+    Where a budget (`max_memory`) is, that happens by itself, unless somebody named this protocol.
     """
 
     gives_outputs = True

@@ -13,12 +13,12 @@ from classyseg.layers.norm import NormConfig, build_norm
 
 
 class ACFAttention(nn.Module):
-    """Each position becomes a mean of all values, weighted by the likeness of queries and keys; maps of any size.
+    """Each position becomes a mean of all values, weighted by the similarity of queries and keys; maps of any size.
 
-    Queries and keys come from one convolution of `num_heads` x `key_channels`; those of a head are split into
-    `num_mixtures` softmaxes, which are mixed by weights from the image's mean query. `pooling` halves the map that is
-    looked at. The result through a 1x1 convolution and a norm is added to the map, (N, channels, H, W) to the same
-    shape, or with `concat` stands before it, in 2 x channels.
+    Queries and keys come from one convolution of `num_heads` x `key_channels`. Each head splits its channels into
+    `num_mixtures` softmaxes, and mixes these by weights from the image's mean query. `pooling` halves the map of keys
+    and values. The result passes a 1x1 convolution and a norm and is added to the map, (N, channels, H, W); with
+    `concat` it is put before the map, in 2 x channels.
 
     Raises: `ConfigError` where the mixtures cannot share the key channels evenly.
     Source: the released form of H. Zhang et al., "Co-occurrent Features in Semantic Segmentation", CVPR 2019; the
@@ -85,14 +85,14 @@ class ACFAttention(nn.Module):
 
 
 def half_means(x: Tensor) -> Tensor:
-    """The means of 3x3 windows at every second position, in one column: (N, C, H, W) to (N, C, M, 1); traced, M > 1."""
+    """The means of 3x3 windows at every second position, in one column: (N, C, H, W) to (N, C, M, 1)."""
     if not torch.compiler.is_compiling():
         return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False).flatten(2).unsqueeze(3)
-    # A trace asks whether a map has one row; positions in one column leave that free. It asks whether there is one
-    # position; a single one comes twice, which attention does not notice.
+    # A trace fixes whether a map has one row; positions in one column avoid that. It also fixes whether there is one
+    # position: so a single one comes twice, which changes nothing in attention.
     rows, columns = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
     index = torch.arange(torch.sym_max(rows * columns, 2), device=x.device).clamp(max=rows * columns - 1)
     row = index // columns
-    position = row * 2 * x.shape[3] + (index - row * columns) * 2  # a remainder by a free size has no form in ONNX
+    position = row * 2 * x.shape[3] + (index - row * columns) * 2  # ONNX has no remainder by a free size
     means = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     return means.flatten(2).index_select(2, position).unsqueeze(3)

@@ -16,8 +16,8 @@ class ASPP(nn.Module):
     """A 1x1 convolution, a dilated 3x3 one per rate, and the image's mean, concatenated and projected.
 
     (N, in_channels, H, W) to (N, channels, H, W). `separable` makes each dilated convolution a depthwise and a
-    pointwise one. `dropout` follows the projection, of whole channels with `drop_channels`. The image's mean has a norm
-    with `norm_image` alone (see `ImageMean`).
+    pointwise one. `dropout` follows the projection; with `drop_channels` it drops whole channels. The image's mean has
+    a norm only with `norm_image` (see `ImageMean`).
 
     Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", arXiv 1706.05587; separable:
     Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.

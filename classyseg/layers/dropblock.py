@@ -1,4 +1,4 @@
-"""DropBlock: squares of a feature map dropped in training, ever more of them as it goes on."""
+"""DropBlock: drops squares of a feature map in training, more and more of them as it goes on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 
 class DropBlock2d(nn.Module):
-    """Zeroes `block_size` x `block_size` squares of maps (N, C, H, W) in training and scales what is left; eval: as is.
+    """Zeroes squares of `block_size` in maps (N, C, H, W) in training, and scales the rest; in eval mode nothing.
 
-    About `probability` of the values are dropped; the same for all images of a batch, and for all channels where
-    `share_channels`. It rises linearly from 0 over the first `ramp` (0..1) of the training, which `set_progress` tells;
-    nothing of it is saved, since progress is. Maps smaller than a square lose all or nothing.
+    About `probability` of the values are dropped: the same ones for all images of a batch, and with `share_channels`
+    for all channels. The probability rises linearly from 0 over the first `ramp` (0..1) of the training; `set_progress`
+    tells how much is done. Nothing of this is saved, as the run's progress is. Maps smaller than a square lose all or
+    nothing.
 
     Raises: `ValueError` for an even `block_size`.
 
@@ -38,7 +39,7 @@ class DropBlock2d(nn.Module):
         self.reached.fill_(min(1.0, share_done / self.ramp) if self.ramp else 1.0)
 
     def rate(self, height: int, width: int) -> Tensor:
-        """How often a position is the centre of a dropped square, so that `probability` of all positions is dropped."""
+        """How often a position must be the centre of a square, so that `probability` of all positions are dropped."""
         size = self.block_size
         inner = max(1, height - size + 1) * max(1, width - size + 1)
         return self.reached * (self.probability / size**2 * (height * width) / inner)

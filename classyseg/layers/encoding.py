@@ -1,4 +1,4 @@
-"""Residual encoding: what differs between a map's vectors and learnt codewords, without order, of fixed size."""
+"""Residual encoding: differences between a map's vectors and learnt codewords, summed to a fixed size."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class ResidualEncoding(nn.Module, ABC):
     """Sums of residuals to `num_codes` codewords, weighted by a softmax over them.
 
     Maps (N, channels, H, W) or (N, channels, L) to codes (N, num_codes, channels): E[k] = sum over positions i of
-    A[i, k] (x[i] - c[k]). Neither pass holds a residual for each position and codeword: sum(A x) - sum(A) c gives
-    the same from products of matrices. Computed in float32 or wider, as distances cancel, and given so, as sums over
-    large maps exceed float16.
+    A[i, k] (x[i] - c[k]). Neither pass holds a residual for each position and codeword: sum(A x) - sum(A) c is the
+    same, by products of matrices. It is computed in float32 or wider, as differences of distances lose bits, and
+    returned so, as sums over large maps exceed float16.
     """
 
     def __init__(self, channels: int, num_codes: int) -> None:
@@ -31,7 +31,7 @@ class ResidualEncoding(nn.Module, ABC):
 
     @abstractmethod
     def similarity(self, x: Tensor, codewords: Tensor) -> Tensor:
-        """What the softmax reads: (N, L, num_codes) of vectors (N, L, channels)."""
+        """The softmax's input: (N, L, num_codes) for vectors (N, L, channels)."""
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -46,7 +46,7 @@ class ResidualEncoding(nn.Module, ABC):
 
 
 class Encoding(ResidualEncoding):
-    """Similar is what lies near: a learnt, negative `scale` for each codeword times the squared distance.
+    """Near vectors are similar: the squared distance, times a learnt negative `scale` for each codeword.
 
     Source: H. Zhang et al., "Deep TEN: Texture Encoding Network", CVPR 2017.
     """
@@ -70,7 +70,7 @@ class DropEncoding(ResidualEncoding):
 
 
 class CosineEncoding(ResidualEncoding):
-    """Similar is what has a large product with the codeword."""
+    """Vectors with a large product with the codeword are similar."""
 
     def similarity(self, x: Tensor, codewords: Tensor) -> Tensor:
         return x @ codewords.T
@@ -82,7 +82,7 @@ def _squared_distances(x: Tensor, codewords: Tensor) -> Tensor:
 
 
 class ContextEncoding(nn.Module):
-    """The context of a map, a vector per image from its residual encoding, and the map with channels weighted by it.
+    """The context of a map (a vector per image, from its residual encoding), and the map with channels weighted by it.
 
     (N, channels, H, W) to the map, of the same shape, and the context (N, channels).
 

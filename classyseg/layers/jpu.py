@@ -1,4 +1,4 @@
-"""Joint pyramid upsampling: a fine map with wide context, made of an undilated backbone's maps."""
+"""Joint pyramid upsampling: a fine map with wide context, made from an undilated backbone's maps."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ NAMES = {
 
 
 def _known_norm(name: object) -> object:
-    """`name` as it is. Raises: what pydantic takes for another library's name, with what it is called here."""
+    """`name` as it is. Raises: pydantic's error for another library's name, with our name."""
     for ours, theirs in NAMES.items():
         if name != ours and same_word(name, (ours, *theirs)):
             more = "; runtime.sync_batch_norm joins the statistics of processes" if ours == "batch" else ""
@@ -34,11 +34,12 @@ def _known_norm(name: object) -> object:
 class NormConfig(ConfigRecord):
     """Which normalisation follows each convolution.
 
-    `batch` depends on the other images of the batch, in several processes on those that `synchronize_batch_norm` joins.
+    `batch` depends on the other images of the batch; in several processes, also on those that `synchronize_batch_norm`
+    joins.
 
     Args:
-        name: `batch`, `group` or `instance`. The latter two do not depend on the other images of a batch; they let a
-            group of one value, as `instance` finds in maps of 1x1 positions, pass with weight and bias alone.
+        name: `batch`, `group` or `instance`. The latter two do not depend on the other images of a batch. A group of
+            one value, as `instance` has in maps of 1x1 positions, passes with only weight and bias.
         groups: Of `group`; null: as many as divide both 32 and the channels, layer by layer.
         eps: Added to the variance.
         momentum: Of `batch`: the share of the new value in the running statistics.
@@ -51,9 +52,9 @@ class NormConfig(ConfigRecord):
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, but a group of a single value, which has no variance, passes with its weight and bias alone.
+    """torch's, except that a group of a single value, which has no variance, passes with only weight and bias.
 
-    Such are the channels of a map of 1x1 positions, when each is a group: an instance norm.
+    An instance norm has such groups in a map of 1x1 positions.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def build_norm(norm: NormConfig, channels: int, *, dims: Literal[1, 2] = 2) -> nn.Module:
-    """The layer that `norm` describes for feature maps (N, channels, H, W), or with one of `dims`, (N, channels, L).
+    """The layer that `norm` describes, for feature maps (N, channels, H, W), or with `dims` 1 for (N, channels, L).
 
     Raises: `ConfigError` when `channels` cannot be split into the `norm.groups` that were asked for.
     """

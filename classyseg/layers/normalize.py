@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError, ConfigRecord, Float
 
 Deviation = Annotated[Float, Field(ge=1e-30)]
-"""A quotient by less would overflow float32."""
+"""A division by less would overflow float32."""
 
 
 class NormalizeConfig(ConfigRecord):
     """Mean and standard deviation per channel; the default is ImageNet's.
 
-    They are those of images scaled to 0..1; of data sets of `bits: 32`, those of the numbers as they are.
+    They are for images scaled to 0..1; with `bits: 32`, for the stored numbers.
 
     Images reach the device as bytes; there they become `(image / 255 - mean) / std`, and those of 16 bits `(image /
     65535 - mean) / std`. Those of a data set of `bits: 32` are in a unit of their own and become `(image - mean) /
@@ -69,10 +69,10 @@ class ImageNormalizer(nn.Module):
                 f"found images of {image.shape[1]} channels and {len(self.mean)} means; "
                 "give `normalize` (and the model's in_channels) one mean and one std per channel",
             )
-        shape = (-1, *[1] * (image.dim() - 2))  # channels are the second axis, whatever follows it
+        shape = (-1, *[1] * (image.dim() - 2))  # channels are axis 1, for images and clips
         values = image.float()
         if self.own_unit:
             return values.sub(self.mean.view(shape)).mul_(self.scale.view(shape))  # the batch itself stays as it is
         if image.dtype == torch.uint16:
             values /= 257  # 65535 / 255
-        return values.sub_(self.mean.view(shape)).mul_(self.scale.view(shape))  # in half the time of a division
+        return values.sub_(self.mean.view(shape)).mul_(self.scale.view(shape))  # takes half the time of a division

@@ -1,4 +1,4 @@
-"""Values of maps at points that are given as shares of the image's width and height."""
+"""Values of maps at points. Coordinates go from 0 to 1 over the image's width and height."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def values_at(x: Tensor, coordinates: Tensor) -> Tensor:
     """Bilinear values (N, C, P) of a map (N, C, h, w) at `coordinates` (N, P, 2): (x, y), from 0 to 1 across the map.
 
-    As `resize_logits` reads it: beyond the outermost centres a map goes on as at the border. Differentiable in `x`.
+    As in `resize_logits`, the border is repeated beyond the outermost centres. Differentiable in `x`.
     """
     channels, height, width = x.shape[1:]
     column = (coordinates[..., 0] * width - 0.5).clamp(0, width - 1)
@@ -28,7 +28,7 @@ def values_at(x: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def pixels_at(mask: Tensor, coordinates: Tensor) -> Tensor:
-    """What the pixels of `mask` (N, H, W) hold in which the points `coordinates` (N, P, 2) lie: (N, P)."""
+    """The values of the pixels of `mask` (N, H, W) in which the points `coordinates` (N, P, 2) lie: (N, P)."""
     height, width = mask.shape[1:]
     column = (coordinates[..., 0] * width).long().clamp(0, width - 1)
     row = (coordinates[..., 1] * height).long().clamp(0, height - 1)

@@ -1,4 +1,4 @@
-"""Pools: the mean of shortcuts that halve a map of any size, means of whole images, pyramids of means."""
+"""Pools: means of 2x2 windows for maps of any size, means of whole images, pyramids of means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from classyseg.layers.resize import ALIGN_CORNERS, resize_logits
 
 
 class CeilMeanPool2d(nn.AvgPool2d):
-    """The mean of what is there of 2x2 windows: (N, C, H, W) to (N, C, H / 2, W / 2), rounded up."""
+    """The mean of 2x2 windows, cut at the border: (N, C, H, W) to (N, C, H / 2, W / 2), rounded up."""
 
     def __init__(self) -> None:
         super().__init__(2, stride=2, ceil_mode=True, count_include_pad=False)
@@ -22,7 +22,8 @@ class CeilMeanPool2d(nn.AvgPool2d):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(x)
-        # Rounding up asks for the size, which an export leaves free; a repeated last row leaves the means as they are.
+        # Rounding up depends on the size, which an export leaves free. Repeating the last row does not change the
+        # means.
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
 
 
@@ -45,7 +46,7 @@ class PyramidPooling(nn.Module):
     """A map joined with its means over grids of `bins` x `bins` cells, each through a 1x1 convolution, norm and ReLU.
 
     (N, in_channels, H, W) of any size to (N, out_channels, H, W); each grid adds `channels`. The means of whole images
-    have a norm with `norm_image` alone (see `ImageMean`).
+    have a norm only with `norm_image` (see `ImageMean`).
 
     Source: Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017.
     """

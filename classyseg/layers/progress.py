@@ -1,4 +1,4 @@
-"""Layers that change with the training are told how much of it is done."""
+"""Tells layers that change with the training how much of it is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 @runtime_checkable
 class FollowsProgress(Protocol):
-    """What such a layer has: a method `set_progress`. Nothing needs to be inherited or registered."""
+    """A layer with a method `set_progress`. It need not inherit or register anything."""
 
     def set_progress(self, share_done: float) -> None:
         """Takes the share (0..1) of the training that is done; called before every training step, not in evaluation."""

@@ -1,4 +1,4 @@
-"""Bilinear resizing, decided once: how maps reach other strides, and logits the size of the mask, never held whole."""
+"""Bilinear resizing, decided in one place: of maps to other strides, and of logits without holding them whole."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ ALIGN_CORNERS = False
 """Whether the corner pixels' centres coincide, for every resize of features and logits in classyseg."""
 
 CHUNK_BYTES = 64_000_000
-"""How much memory `argmax_at` and `rank_at` take for resized logits; in all, they take twice that and their results.
+"""Memory for resized logits in `argmax_at` and `rank_at`: in all, they take twice as much and their results.
 `scores_at` takes it once."""
 
 
 def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = ALIGN_CORNERS) -> Tensor:
-    """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself where it has that size.
+    """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself if it has that size.
 
-    While a graph is traced it asks nothing of the sizes, so that an export leaves them free. `align_corners` is for
-    heads that were trained with it elsewhere.
+    While a graph is traced it does not compare sizes, so that an export leaves them free. `align_corners` is for heads
+    that were trained with it by other libraries.
     """
     if not torch.compiler.is_compiling() and tuple(logits.shape[2:]) == tuple(size):
         return logits
@@ -31,8 +31,8 @@ def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = 
 def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor:
     """A map (N, C, h, w) of `stride` at another stride `target`, where an image has `size` (height, width) positions.
 
-    Bilinear on the exact grid of the target, so that pixels keep their places; behind a mean over whole steps where the
-    target is coarser. Beyond its bottom and right a map goes on as at the border. No parameters; sizes may be symbolic.
+    Bilinear on the exact grid of the target, so that pixels keep their places; for a coarser target, after a mean over
+    whole steps. At the bottom and right, the border is repeated. It has no parameters; sizes may be symbolic.
     """
     if target == stride:
         return x
@@ -54,9 +54,9 @@ def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor
 
 
 def extended(x: Tensor, size: Sequence[int]) -> Tensor:
-    """A map (N, C, h, w) of `size` (height, width) positions: cut, or going on at bottom and right as at the border.
+    """A map (N, C, h, w) at `size` (height, width): cut, or with the border repeated at the bottom and right.
 
-    The map itself where it has that size; while a graph is traced it asks nothing of the sizes.
+    The map itself if it has that size. While a graph is traced, sizes are not compared.
     """
     if not torch.compiler.is_compiling() and tuple(x.shape[2:]) == tuple(size):
         return x
@@ -66,7 +66,7 @@ def extended(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def best_class(values: Tensor, dim: int) -> Tensor:
-    """`values.argmax(dim)`. On the CPU it takes about half of the time over a dimension that is not the last."""
+    """`values.argmax(dim)`, on the CPU in about half of the time for a dimension that is not the last."""
     return values.max(dim).indices if values.device.type == "cpu" else values.argmax(dim)
 
 
@@ -85,7 +85,7 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     for image, found in zip(logits, labels, strict=True):
         best.fill_(-torch.inf)
         for first, resized in _class_chunks(image, room):
-            # In one maximum with the best so far, which comes first: so equal values and NaN go as in a whole arg-max.
+            # One maximum with the best so far in first place: equal values and NaN give the same as a whole arg-max.
             value, index = buffer[: 1 + len(resized)].max(0)
             torch.where(index > 0, index + (first - 1), found, out=found)
             best.copy_(value)
@@ -95,14 +95,14 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
 def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Probabilities (N, C, H, W) float32: the softmax of logits (N, C, h, w) resized to `size` (H, W).
 
-    Of a single class, their sigmoid. Nothing else of full size is held: the softmax is made in bands of rows, in place.
+    For a single class, the sigmoid. Nothing else of full size is held: the softmax is made in place, in bands of rows.
     """
     logits = logits.detach().float().contiguous()
     num_classes, (height, width) = logits.shape[1], size
     scores = logits.new_empty(len(logits), num_classes, height, width)
     band = max(1, CHUNK_BYTES // (logits.element_size() * num_classes * width))
     for image, found in zip(logits, scores, strict=True):
-        for _ in _class_chunks(image, found):  # one chunk: there is room for all classes
+        for _ in _class_chunks(image, found):  # one chunk, as there is room for all classes
             pass
         for start in range(0, height, band):
             rows = found[:, start : start + band]
@@ -111,11 +111,11 @@ def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def rank_at(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before that of `labels` (N, H, W) at each pixel, (N, H, W) int64, in the order of logits.
+    """The rank of the class of `labels` (N, H, W) at each pixel by its logit, (N, H, W) int64.
 
-    Of equal logits the lower class comes first, so that rank 0 is `argmax_at`; a NaN comes behind all others when it is
-    the label's, else before them. The logits (N, C, h, w) are resized to the labels' size a few classes at a time. A
-    label that no class has gets any rank.
+    With equal logits the lower class comes first, so that rank 0 is `argmax_at`. A NaN comes last if it belongs to the
+    label, else first. The logits (N, C, h, w) are resized to the labels' size a few classes at a time. A label without
+    a class gets some rank.
     """
     logits = logits.detach().contiguous()
     num_classes, size = logits.shape[1], labels.shape[1:]
@@ -151,7 +151,7 @@ def _class_chunks(logits: Tensor, room: Tensor) -> Iterator[tuple[int, Tensor]]:
         if part.shape == resized.shape:
             resized.copy_(part)
         else:
-            # What `interpolate` calls; only here it can be told where to write.
+            # `interpolate` calls this, but cannot be told where to write.
             torch.ops.aten.upsample_bilinear2d.out(
                 part[None], room.shape[1:], ALIGN_CORNERS, None, None, out=resized[None]
             )

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 class SameConv2d(nn.Conv2d):
     """(N, in, H, W) to (N, out, H / stride, W / stride), rounded up; where padding is odd, the end gets one more.
 
-    With `grid` g, it reads a map g times finer than it was made for, and gives one as fine: the taps lie g apart, and
-    at every g-th position of the input the values are those of the map that it was made for. `keeps_size` drops the
-    stride then, too.
+    With `grid` g, it reads and gives a map g times finer than it was made for: the taps lie g apart, and at every g-th
+    position the values are those of the coarse map. `keeps_size` then also drops the stride.
     """
 
     def __init__(

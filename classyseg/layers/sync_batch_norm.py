@@ -14,7 +14,7 @@ from classyseg import distributed
 
 
 class SyncBatchNorm(_BatchNorm):
-    """`nn.BatchNorm1d`, `2d` and `3d` in one, whose statistics in training are those of all processes' values.
+    """`nn.BatchNorm1d`, `2d` and `3d` in one. In training, the statistics are those of all processes' values.
 
     For (N, C) and (N, C, ...); N and the size of the maps may differ between processes, and N may be 0. Every process
     of the job must run it, forwards and backwards, at the same point. In eval mode, and with one process, it is plain
@@ -43,7 +43,7 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _track(self, statistics: _Statistics) -> None:
-        """Moves the running statistics, where there are any, which torch keeps of the unbiased variance."""
+        """Updates the running statistics, if there are any. torch keeps the unbiased variance."""
         running_mean, running_var, num_batches = self.running_mean, self.running_var, self.num_batches_tracked
         if not self.track_running_stats or running_mean is None or running_var is None or num_batches is None:
             return
@@ -55,16 +55,16 @@ class SyncBatchNorm(_BatchNorm):
 
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, SyncBatchNorm)
-"""What computes the same with one process, and in eval mode with any number."""
+"""The layer that computes the same in one process, and in eval mode in any number."""
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:
     """Makes the batch norms of `model` that will train on `device` use the statistics of the job's whole batch.
 
-    In place: each keeps its parameters, buffers, hooks, mode and place, and becomes a `nn.SyncBatchNorm` of torch on a
-    GPU, else a `SyncBatchNorm` of this module. Subclasses, which may work otherwise, and norms with a process group of
-    their own stay as they are. To be called before the model is wrapped or compiled; with a single process they work
-    as before.
+    In place: each norm keeps its parameters, buffers, hooks, mode and place. It becomes torch's `nn.SyncBatchNorm` on a
+    GPU, else this module's `SyncBatchNorm`. Subclasses, which may work differently, and norms with their own process
+    group stay as they are. Call it before the model is wrapped or compiled. With a single process the norms work as
+    before.
     """
     for module in model.modules():
         if type(module) not in BATCH_NORMS or getattr(module, "process_group", None) is not None:
@@ -77,20 +77,20 @@ def synchronize_batch_norm(model: nn.Module, device: torch.device) -> None:
 
 
 class _Statistics(NamedTuple):
-    """Of each channel's values in all processes."""
+    """Statistics of each channel's values in all processes."""
 
     num_values: int
     mean: Tensor
     """(C,)"""
     var: Tensor
-    """(C,), the biased one."""
+    """(C,), the biased variance."""
 
 
 def _job_statistics(x: Tensor) -> _Statistics:
-    """Of the values of all processes, from one exchange; in float64, from sums in float32 or wider.
+    """The statistics of the values of all processes, from one exchange; in float64, from sums in float32 or wider.
 
     Each process's mean and sum of squares around it are merged as in Chan et al., "Algorithms for Computing the Sample
-    Variance", The American Statistician 1983: no difference of large squares.
+    Variance", The American Statistician 1983. A difference of large squares would lose bits.
     """
     channels = x.shape[1]
     own = torch.zeros(1 + 2 * channels, dtype=torch.float64, device=x.device)

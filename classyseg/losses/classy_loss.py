@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from classyseg.component import refuse_replaced
 from classyseg.config import ConfigError, unknown
+from classyseg.console import shown
 from classyseg.distributed import gather_over_processes, sum_over_processes, world_size
 from classyseg.registry import Configurable
 from classyseg.signature import qualified
@@ -211,7 +212,7 @@ class PerOutputLoss(ClassyLoss):
         self._names: dict[object, list[str]] = {}
         for name in heads or ():
             if heads.count(name) > 1:  # type: ignore[union-attr]
-                raise ConfigError("heads", f"found '{name}' twice")
+                raise ConfigError("heads", f"found {shown(name)} twice")
         for name in self.head_weights if heads is not None else ():
             if name not in heads:  # type: ignore[operator]
                 raise ConfigError(f"head_weights.{name}", "found a weight of an output that loss.heads leaves out")

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from classyseg.console import shown
 from classyseg.errors import ConfigError, location_of, moved, moving, path_text, within
 from classyseg.losses.classy_loss import (
     ClassyLoss,
@@ -126,9 +127,8 @@ class MultiOutputSumLoss(CombinedLoss):
         with within("loss"):
             built: ClassyLoss = LOSSES.build(loss, ignore_index)
         for place, name in built.named_outputs():
-            raise ConfigError(
-                f"{_moved(place, 'loss.loss')}: found '{name}'; multi_output_sum applies its loss to every output alone"
-            )
+            # `loss`, the root of that loss's own paths, is also the key by which this one has it.
+            raise ConfigError(place, f"found {shown(name)}; multi_output_sum applies its loss to every output alone")
         super().__init__(ignore_index, [built], ["loss.loss"])
         self.loss = built
 
@@ -205,7 +205,8 @@ class SegmentationLoss(CombinedLoss):
         if main not in maps:
             raise ConfigError(
                 "loss.main_head",
-                f"'{main}' gives no logits (N, C, h, w); outputs of the model that do: {', '.join(maps) or 'none'}",
+                f"{shown(main)} gives no logits (N, C, h, w); outputs of the model that do: "
+                f"{', '.join(maps) or 'none'}",
             )
         images = {name: output for name, output in outputs.items() if output.dim() == 2}
         images = {name: output for name, output in images.items() if is_of_classes(name, outputs)}

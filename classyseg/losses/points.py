@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 from classyseg.layers import pixels_at
 from classyseg.losses.classy_loss import HeadNames, HeadWeights, Terms
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights
@@ -47,7 +48,9 @@ class PointCrossEntropyLoss(ClassWeightedLoss):
 
     def accepts(self, name: str, outputs: Mapping[str, Tensor], target: Tensor, *, named: bool) -> bool:
         if named and not name.endswith(POINTS):
-            raise ConfigError("loss.heads", f"'{name}' holds no points; this loss reads outputs such as 'main{POINTS}'")
+            raise ConfigError(
+                "loss.heads", f"{shown(name)} holds no points; this loss reads outputs such as 'main{POINTS}'"
+            )
         return name.endswith(POINTS)
 
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:

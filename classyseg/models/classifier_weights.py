@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError, unknown
+from classyseg.console import shown
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.classy_model import ClassyModel
 
@@ -27,7 +28,7 @@ def linear_layers(model: ClassyModel, name: str) -> list[str]:
     Raises: `ConfigError` for an unknown head, and for one that has other layers with weights, or no such layer.
     """
     if name not in model.heads:
-        raise ConfigError("classifier", f"'{name}': {unknown('head', name, model.heads)}")
+        raise ConfigError("classifier", f"{shown(name)}: {unknown('head', name, model.heads)}")
     head: ClassyHead = model.heads[name]  # type: ignore[assignment]
     layers = {
         key: layer for key, layer in head.named_modules() if next(layer.parameters(recurse=False), None) is not None
@@ -39,7 +40,7 @@ def linear_layers(model: ClassyModel, name: str) -> list[str]:
         found = f"layers of other kinds ({', '.join(others[:3])})" if others else "no layer with weights"
         raise ConfigError(
             "classifier",
-            f"the head '{name}' ({type(head).__name__}) has {found}; a file's classifier goes into a head "
+            f"the head {shown(name)} ({type(head).__name__}) has {found}; a file's classifier goes into a head "
             "whose layers with weights are linear ones and layer norms alone, such as 'linear', 'fully_connected' or "
             "'vision_transformer'",
         )

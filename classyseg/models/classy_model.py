@@ -103,7 +103,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 attrgetter(name)(self)
             except AttributeError:
                 raise ConfigError(
-                    f"{type(self).__name__} declares the block '{block}' with the layer '{name}'; it has no such layer"
+                    f"{type(self).__name__} declares the block '{block}' with the layer {shown(name)}; it has no such "
+                    "layer"
                 ) from None
         return self._layers[block]
 
@@ -193,7 +194,7 @@ class ClassyModel(nn.Module, Configurable, ABC):
             near = closest(name, self.attachable_block_names)
             raise ConfigError(
                 "blocks",
-                f"unknown block '{name}'{f'; did you mean {near!r}?' if near else '.'} Declared: "
+                f"unknown block {shown(name)}{f'; did you mean {near!r}?' if near else '.'} Declared: "
                 f"{', '.join(self._declared)}; and any submodule of the backbone, such as 'layer4.0.conv1' of a ResNet",
             )
         watched = set(self._watched)

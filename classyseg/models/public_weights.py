@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from classyseg.config import ConfigError, closest
+from classyseg.console import MAX_NAME, shown
 from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.encoding_models import ENCODING_MODELS, WEIGHTS
@@ -49,7 +50,7 @@ class WeightsSource:
         if not self.text or not path.exists():
             near = closest(self.text, self.known)
             raise ConfigError(
-                f"found '{self.text}', which is no file and no known name"
+                f"found {shown(self.text, MAX_NAME)}, which is no file and no known name"
                 f"{f'; did you mean {near!r}?' if near else '.'} Known: {', '.join(self.known) or 'none'}"
             )
         return path

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 from classyseg.models.memory.recompute import is_recomputing
 from classyseg.models.meta import PROBE_SIZE, features_on_meta
 from classyseg.structures import BlockInfo
@@ -31,13 +32,14 @@ def submodule_block(model: ClassyModel, name: str) -> BlockInfo:
         handle.remove()
     if len(outputs) != 1:
         raise ConfigError(
-            "blocks", f"'{name}' runs {len(outputs)} times in a forward pass; name a submodule that runs once"
+            "blocks", f"{shown(name)} runs {len(outputs)} times in a forward pass; name a submodule that runs once"
         )
     (output,) = outputs
     if not isinstance(output, Tensor) or output.dim() not in (3, 4):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ConfigError(
-            "blocks", f"'{name}' puts out {found}; a head needs a feature map (N, C, h, w), or vectors (N, count, C)"
+            "blocks",
+            f"{shown(name)} puts out {found}; a head needs a feature map (N, C, h, w), or vectors (N, count, C)",
         )
     if output.dim() == 3:
         return BlockInfo(name, output.shape[2], 0)

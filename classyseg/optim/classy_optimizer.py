@@ -1,4 +1,4 @@
-"""The contract of optimizers: a torch optimizer over groups of parameters by name, whose rate follows a schedule."""
+"""The contract of optimizers: a torch optimizer over named groups of parameters; its rate follows a schedule."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from classyseg.structures import RunLength
 
 
 class ParameterGroup(ConfigRecord):
-    """The parameters whose names match `match`, a pattern with `*` and `?`, and by what their options are multiplied.
+    """The parameters whose names match `match`, a pattern with `*` and `?`, and factors for their options.
 
-    A parameter belongs to the first group that matches it. A pattern that gets nothing is an error.
+    A parameter belongs to the first group that matches it. A pattern that gets no parameter is an error.
 
     ```yaml
     optimizer:
@@ -48,9 +48,8 @@ class ParameterGroup(ConfigRecord):
 class ClassyOptimizer(Configurable, ABC):
     """Built as `Optimizer(named_parameters, length, *, options)`, where `length` is the run's.
 
-    A subclass hands the base its shared options and gives `torch_optimizer`. Parameters that need no gradient are
-    left out. `decay_vectors: false` takes weight decay from biases and from the scales of norms, whatever they are
-    called.
+    A subclass passes the shared options to the base and gives `torch_optimizer`. Parameters that need no gradient are
+    left out. With `decay_vectors: false`, biases and scales of norms have no weight decay, whatever their names.
     """
 
     replaced = {"__init__(num_epochs)": "take `length`, a `RunLength` with `epochs` and `steps`, in its place"}
@@ -90,14 +89,14 @@ class ClassyOptimizer(Configurable, ABC):
         self._torch_groups = torch_groups
 
     def schedule_for(self, length: RunLength) -> ClassyScheduler:
-        """What the schedule would be in a run of another length."""
+        """The same schedule for a run of another length."""
         with within("schedule"):
             schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
         return schedule
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's own, made at its first use: torch imports its compiler for it, which a check can do without."""
+        """torch's optimizer, made at its first use: torch imports its compiler for it, which a check does not need."""
         optimizer = self.torch_optimizer(self._torch_groups)
         self._set_rates(optimizer, 0.0)
         return optimizer
@@ -135,7 +134,7 @@ class ClassyOptimizer(Configurable, ABC):
     # -- state -------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """What the optimizer remembers, as `PARAMETER/KEY` to tensor."""
+        """The optimizer's state: tensors by `PARAMETER/KEY`."""
         found: dict[str, Tensor] = {}
         for names, group in zip(self.names, self.optimizer.param_groups, strict=True):
             for name, parameter in zip(names, group["params"], strict=True):
@@ -147,8 +146,8 @@ class ClassyOptimizer(Configurable, ABC):
     def load_state(self, state: Mapping[str, Tensor], num_steps: int | None = None) -> None:
         """Takes what `state()` gave after `num_steps` steps.
 
-        Raises: `ConfigError` for what no such optimizer can remember: of another parameter, of another shape or type,
-            not finite, or of more steps.
+        Raises: `ConfigError` for an impossible state: of another parameter, of another shape or type, not finite, or of
+            more steps.
         """
         by_name: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -172,7 +171,7 @@ class ClassyOptimizer(Configurable, ABC):
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
                     raise ConfigError(f"{shown(f'{name}/{option}', MAX_NAME)}: {problem}")
         for name, parameter in parameters.items():
-            # `step` is a count, which torch keeps on the host; the others are like the parameter.
+            # torch keeps `step`, a count, on the host; the other values are like the parameter.
             self.optimizer.state[parameter] = {
                 option: value.clone()
                 if option == "step"
@@ -181,9 +180,9 @@ class ClassyOptimizer(Configurable, ABC):
             }
 
     def problem_of_state(self, option: str, value: Tensor, parameter: Tensor, num_steps: int | None) -> str | None:
-        """What is wrong with a value that is to be remembered of `parameter`; None where nothing is.
+        """What is wrong with a saved value of `parameter`; None if nothing is.
 
-        To be overridden for an optimizer that remembers what is not like the parameter.
+        An optimizer with values that are not like the parameter overrides it.
         """
         if option == "step":
             if value.dim() or value.dtype != torch.float32:
@@ -202,9 +201,9 @@ class ClassyOptimizer(Configurable, ABC):
 def _split(
     groups: Sequence[ParameterGroup], parameters: Mapping[str, nn.Parameter]
 ) -> list[tuple[ParameterGroup, list[str]]]:
-    """Each group with the names it gets; a last one, unchanged, with the rest.
+    """Each group with the names that it gets; the rest is in a last group, without factors.
 
-    Raises: `ConfigError` for a pattern that gets nothing.
+    Raises: `ConfigError` for a pattern that gets no parameter.
     """
     left = list(parameters)
     found = []
@@ -214,7 +213,7 @@ def _split(
             near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
             raise ConfigError(
                 f"groups[{i}].match",
-                f"found '{group.match}', which matches no parameter that is left"
+                f"found {shown(group.match)}, which matches no parameter that is left"
                 f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}",
             )
         left = [name for name in left if name not in set(names)]

@@ -1,4 +1,4 @@
-"""How the learning rate goes over a run, as factors of the base rate; the curves are fvcore's."""
+"""Schedules of the learning rate over a run, as factors of the base rate. The curves are fvcore's."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ Steps = Annotated[int, Field(ge=0)]
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 IntervalScaling = Literal["rescaled", "fixed"]
-"""What a warm-up does to the curve, in the words of ClassyVision and fvcore."""
+"""How a warm-up changes the curve, in the words of ClassyVision and fvcore."""
 
 GRID = 10**9
-"""Into how many parts a run is cut for fvcore's milestones, which are integers."""
+"""fvcore's milestones are integers: a run is cut into so many parts for them."""
 
 
 class ClassyScheduler(Configurable, ABC):
-    """Built as `Schedule(length, *, options)`; called before every step with how much of the run is done.
+    """Built as `Schedule(length, *, options)`; called before every step with the share of the run that is done.
 
     For `warmup_epochs`, or `warmup_steps`, the factor rises linearly from `warmup_factor` to where the curve goes on.
-    With `interval_scaling` `rescaled`, the whole curve takes the rest of the run, and what it has at an epoch comes
-    later than without a warm-up. With `fixed`, the curve is that of the whole run, and the warm-up takes the place of
-    its beginning: nothing else moves. So do ClassyVision's "fixed", detectron2 and, for steps, PyTorch-Encoding.
+    With `interval_scaling` `rescaled`, the whole curve is squeezed into the rest of the run: each value comes later
+    than without a warm-up. With `fixed`, the curve is that of the whole run, and the warm-up replaces its beginning:
+    nothing else moves. ClassyVision's "fixed", detectron2 and, for steps, PyTorch-Encoding do the same.
 
-    `length` is the run's. What it does not tell (the epochs of a run in steps, before its data are opened) is not
-    checked.
+    `length` is the run's. Options in a unit that it does not tell (epochs of a run in steps, before its data are
+    opened) are not checked.
     """
 
     replaced = {"__init__(num_epochs)": "take `length`, a `RunLength` with `epochs` and `steps`, in its place"}
 
     def __new__(cls, length: RunLength | None = None, *args: Any, **options: Any) -> Self:
-        """Raises: `TypeError` for a length that is none; here, before a subclass reads it."""
+        """Raises: `TypeError` for something else than a length, before a subclass reads it."""
         RunLength.require(length)
         return super().__new__(cls)
 
@@ -75,7 +75,7 @@ class ClassyScheduler(Configurable, ABC):
 
 
 def _share_of_warmup(key: str, warmup: float, whole: float | None, unit: str) -> float | None:
-    """The share of the run that a warm-up takes; None where the run's length is not known, or nothing is trained.
+    """The share of the run that a warm-up takes; None if the run's length is not known, or nothing is trained.
 
     Raises: `ConfigError` for a warm-up of the whole run.
     """
@@ -170,8 +170,9 @@ class Cosine(ClassyScheduler):
 class MultiStep(ClassyScheduler):
     """Multiplied by `factor` at each of `milestones`.
 
-    They are epochs of the run, or steps, from its first step; behind a warm-up only with `interval_scaling` `fixed`.
-    With `rescaled`, as the whole curve is squeezed into the rest, 30 of 90 epochs behind 5 of warm-up falls at 33.3.
+    They are epochs of the run, or steps, counted from its first step. With a warm-up, that holds only for
+    `interval_scaling` `fixed`. `rescaled` squeezes the whole curve into the rest: after 5 epochs of warm-up, 30 of 90
+    epochs becomes 33.3.
 
     Args:
         milestones: Rising epochs, fewer than the run has. With a warm-up, set `interval_scaling: fixed` to keep them
@@ -213,9 +214,9 @@ class MultiStep(ClassyScheduler):
 
 
 def _on_grid(key: str, milestones: Sequence[float], whole: float | None, unit: str) -> list[int]:
-    """The milestones as parts of a run that is cut into `GRID`. Raises: `ConfigError` for others than rising ones."""
+    """The milestones as numbers of `GRID` parts of a run. Raises: `ConfigError` unless they rise."""
     if list(milestones) != sorted(set(milestones)) or (whole and milestones[-1] >= whole):
         below = f" below {whole}" if whole else ""
         raise ConfigError(key, f"found {list(milestones)}; expected rising {unit}{below}")
-    whole = whole or milestones[-1] + 1  # of a run that is not known yet, or has no step to ask
+    whole = whole or milestones[-1] + 1  # the run's length is not known yet, or it has no steps
     return [round(milestone / whole * GRID) for milestone in milestones]

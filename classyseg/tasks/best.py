@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from classyseg.config import ConfigError, closest, listed, unknown
+from classyseg.console import shown
 from classyseg.errors import within
 from classyseg.evaluation import joined_metrics
 from classyseg.hooks import ClassyHook
@@ -39,7 +40,7 @@ class RecordNumbers:
                 self._check_class(name, number.removeprefix(f"{name}/"))
                 return best_is
         if self.is_whole:
-            raise ConfigError(f"'{number}': {self._unknown(number)}")
+            raise ConfigError(f"{shown(number)}: {self._unknown(number)}")
         return None
 
     def _check_class(self, name: str, of: str) -> None:
@@ -104,7 +105,8 @@ def check_best(
         if not is_measured:
             raise ConfigError(
                 f"hooks[{i}].best",
-                f"found '{hook.best}', but there is no dataset.val by which to measure it; add one, or leave best out",
+                f"found {shown(hook.best)}, but there is no dataset.val by which to measure it; add one, or leave "
+                "best out",
             )
         if hook.best == "loss" and not has_loss:
             raise ConfigError(
@@ -121,5 +123,5 @@ def check_best(
         if best_is is None and hook.best_is is None and can_tell:
             raise ConfigError(
                 f"hooks[{i}].best_is",
-                f"missing; nothing says which value of '{hook.best}' is best: set it to largest or smallest",
+                f"missing; nothing says which value of {shown(hook.best)} is best: set it to largest or smallest",
             )

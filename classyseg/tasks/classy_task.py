@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import weakref
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -161,7 +162,7 @@ class ClassyTask(Configurable, ABC):
         )
         parts = assemble(spec)
         self.runtime, self._model_config = spec.runtime, spec.model
-        self.model, self.loss, self.optimizer = parts.model, parts.loss, parts.optimizer
+        self.loss, self.optimizer = parts.loss, parts.optimizer
         self.meters, self.hooks = parts.meters, parts.hooks
         self.normalize, self.normalizer, self.filled_in = parts.normalize, parts.normalizer, parts.filled_in
         """`filled_in` are values that the config left to the task; the run's `config.yaml` has them."""
@@ -175,20 +176,14 @@ class ClassyTask(Configurable, ABC):
                 "`compute` of its own, whose terms cannot be told from the parts of a batch; set it to 1, or give the "
                 "task `outputs` and `terms` in its place",
             )
-        warn_of_compression(self.model, self.runtime)
+        warn_of_compression(parts.model, self.runtime)
         self.data = TaskData(parts.sets)
         self.data.order(batch_size, self.runtime, seed=seed, trains=spec.trains, group_size=parts.group_size)
         measured = {f"has_{name}": name in self.data.sets for name in ("val", "test")}
         self._plan = RunPlan.of(spec.lengths, self.data.num_batches("train"), **measured)
         self._begin_at_zero()
-        self.engine = Engine(self.model, self.loss, self.runtime)
-        unit = " of numbers" if self.normalizer.own_unit else ""
-        self.features = TaskFeatures(self.model, spec.model, self.runtime, f"{self.normalize}{unit}")
         self.protocol = parts.protocol
-        network = Network(self.model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
-        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=self)
-        self.borrowed = BorrowedWeights(self.model)
-        """The best checkpoint's weights, while the test set is measured."""
+        self._put_to_work(parts.model)
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         """Raises: `TypeError` for an unknown keyword, with the closest known one."""
@@ -199,6 +194,18 @@ class ClassyTask(Configurable, ABC):
         task = super().__new__(cls)
         task._given = given  # `config` is made of these
         return task
+
+    def _put_to_work(self, model: ClassyModel) -> None:
+        """Makes the parts that work with a model, around `model`."""
+        self.model = model
+        self.engine = Engine(model, self.loss, self.runtime)
+        unit = " of numbers" if self.normalizer.own_unit else ""
+        self.features = TaskFeatures(model, self._model_config, self.runtime, f"{self.normalize}{unit}")
+        network = Network(model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
+        # A task that is done with goes at once, with its network: Python collects what refers to itself much later.
+        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=weakref.proxy(self))
+        self.borrowed = BorrowedWeights(model)
+        """The best checkpoint's weights, while the test set is measured."""
 
     def _begin_at_zero(self) -> None:
         """Sets the clock and all that a run gathers to its start."""
@@ -277,7 +284,7 @@ class ClassyTask(Configurable, ABC):
             if distributed.is_primary():
                 check_samples(self.data.sets)
         self.place()
-        self.data.open(self.runtime, self.engine.device, lambda: self.gives_up())
+        self.data.open(self.runtime, self.engine.device, self.gives_up)
 
     def place(self) -> None:
         """Brings the parts to their device; a task with networks of its own (a teacher) brings these there, too."""
@@ -290,8 +297,7 @@ class ClassyTask(Configurable, ABC):
 
         A task of `num_epochs: 0` is enough for it. No process waits for another one.
         """
-        self.model, self.optimizer = model, None
-        self.engine = Engine(model, self.loss, self.runtime)
+        self._put_to_work(model)
         self.loss.choose_main_head(model.main_head)
         self.place()
         for part in (model, self.loss):
@@ -374,8 +380,8 @@ class ClassyTask(Configurable, ABC):
         """Learns from a batch; sets `last_loss` to its loss, on the device."""
         step = self.progress.step
         seed_everything(self.seed, step, distributed.rank())
-        progress = step / self.num_steps
-        self.last_loss = self.engine.step(self.on_device(batch), self, progress)
+        share_done = step / self.num_steps
+        self.last_loss = self.engine.step(self.on_device(batch), self, share_done)
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:

@@ -132,7 +132,7 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
     key = ".classes" if "classes" in facts.keys else ""
     raise ConfigError(
         f"dataset.{name}{key}",
-        f"found one class, '{facts.classes[0]}', which cannot be learnt: a softmax over one class "
+        f"found one class, {shown(facts.classes[0])}, which cannot be learnt: a softmax over one class "
         "is always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "
         f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}",
     )

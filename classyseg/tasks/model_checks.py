@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from classyseg.config import ConfigError, unknown
+from classyseg.console import shown
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter
@@ -42,10 +43,10 @@ def check_head_names(model: ClassyModel, loss: ClassyLoss | None, meters: Iterab
         raise ConfigError("model.heads", "found no head that works in eval mode; add one without train_only")
     for place, name in () if loss is None else loss.named_outputs():
         if name not in model.output_names:
-            raise ConfigError(place, f"'{name}': {unknown('head', name, model.output_names)}")
+            raise ConfigError(place, f"{shown(name)}: {unknown('head', name, model.output_names)}")
     for i, meter in enumerate(meters):
         head = None if meter is None else meter.head
         if head is not None and head not in in_eval:
             raise ConfigError(
-                f"meters[{i}].head", f"'{head}': {unknown('head that works in eval mode', head, in_eval)}"
+                f"meters[{i}].head", f"{shown(head)}: {unknown('head that works in eval mode', head, in_eval)}"
             )

@@ -59,8 +59,8 @@ def check_outputs(
     whole_images: bool = False,
 ) -> None:
     """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w), or with `whole_images` not (N,
-    num_classes), and for outputs that the loss cannot read. In a task that trains also for a head of which the loss
-    does not read what the head needs, and for a batch that gives a norm only one value per channel.
+    num_classes), and for outputs that the loss cannot read. In a task that trains, also for a head whose needed outputs
+    the loss does not read, and for a batch that gives a norm only one value per channel.
 
     A backbone that cannot run on the `meta` device, or on images of this size, is not checked before its first step.
     """

@@ -19,7 +19,7 @@ NUM_SAMPLES = 8
 """How many samples of each data set are checked before the first step."""
 
 
-class LookedAtError(DataError):
+class SampleCheckError(DataError):
     """What a short look at the samples found; the message says which command looks at all of them."""
 
 
@@ -50,7 +50,7 @@ def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
     ]
     if faults:
         text = "\n".join(line for finding in faults for line in finding.lines())
-        raise LookedAtError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
+        raise SampleCheckError(f"the data is not as the config says ({SHORT_LOOK}):\n{text}")
     sizes = {summary.name: summary.num_samples for summary in diagnosis.summaries}
     found: Counter[tuple[str, str]] = Counter()
     for finding in diagnosis.findings:

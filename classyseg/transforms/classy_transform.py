@@ -1,4 +1,4 @@
-"""The contract of transforms: image and mask together, randomness from the generator that is passed."""
+"""The contract of transforms: image and mask together, with randomness only from the generator that is passed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classyseg.structures import Sample
 
 
 class Region(NamedTuple):
-    """Where something lies in an image, in its pixels: fractions of them where it was resized after a border."""
+    """A rectangle in an image, in pixels. They may be fractions, if the image was resized after a border was added."""
 
     top: float
     left: float
@@ -23,7 +23,7 @@ class Region(NamedTuple):
     width: float
 
     def within(self, size: tuple[int, int], place: Region) -> Region:
-        """This region of an image of `size`, in the image that has all of that one at `place`."""
+        """This region of an image of `size`, in coordinates of a larger image that holds that image at `place`."""
         rows, columns = place.height / size[0], place.width / size[1]
         return Region(
             place.top + self.top * rows, place.left + self.left * columns, self.height * rows, self.width * columns
@@ -31,38 +31,38 @@ class Region(NamedTuple):
 
 
 class ClassyTransform(Configurable, ABC):
-    """Built as `Transform(ignore_index, *, options)`: the label of pixels that a transform adds to a mask."""
+    """Built as `Transform(ignore_index, *, options)`; pixels that it adds to a mask get the label `ignore_index`."""
 
     keeps_size: bool = False
-    """Whether images have the size after it that they had before."""
+    """Whether images keep their size."""
     keeps_type: bool = False
-    """Whether images of integers stay so: in floating point, nobody normalises them any more."""
+    """Whether images of integers stay integers. Images in floating point are not normalised any more."""
     needs_color: bool = False
-    """Whether it takes images of three channels of 8 bits alone."""
+    """Whether it takes only images of three channels of 8 bits."""
     fill: int = 0
-    """The grey level, of 8 bits, that it writes into images."""
+    """The grey level (0 to 255) that it writes into images."""
 
     def __init__(self, ignore_index: int = 255) -> None:
         self.ignore_index = ignore_index
 
     def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Height and width of every image after it, whose `size` before may be known; None where they are not."""
+        """Height and width of every image after it. `size` is that before, if known; None if they are not known."""
         return size if self.keeps_size else None
 
     def region_of(self, size: tuple[int, int], after: tuple[int, int]) -> Region | None:
-        """Where the whole image of `size` lies in what it becomes, of the size `after`, by which prediction goes back.
+        """Where the whole image of `size` lies in the result of size `after`. Prediction goes back by it.
 
-        None where it is not all there as it was: cropped, mirrored, turned, or nobody knows. Prediction of maps then
-        takes the transform that `uncropped` gives. The base knows of those that keep the size.
+        None if the result does not have all of the image in its order (cropped, mirrored, turned), or if that is not
+        known. Prediction of maps then uses `uncropped`. The base class answers for transforms that keep the size.
         """
         return Region(0, 0, *after) if self.keeps_size else None
 
     def uncropped(self) -> ClassyTransform | None:
-        """What stands in for it where all of an image is needed; None: nothing, it is left out."""
+        """The transform to use where all of an image is needed; None: none, this one is left out."""
         return None
 
     def refusal_of_numbers(self) -> str:
-        """Why it cannot take images of `bits: 32`, which have a unit of their own; nothing where it can."""
+        """Why it cannot take images of `bits: 32`, which have a unit of their own; empty if it can."""
         if self.needs_color:
             return "takes images of three channels of 8 bits alone; leave it out"
         if not self.keeps_type:
@@ -75,19 +75,18 @@ class ClassyTransform(Configurable, ABC):
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """The transformed `sample`: image (C, H, W) of the type it had, mask (H, W) uint8, or int64 for larger labels.
 
-        Types are uint8, uint16, and float32 of `bits: 32` or behind `normalize`.
+        Types are uint8, uint16, and float32 for `bits: 32` or after `normalize`.
 
-        Whatever is random is drawn from `generator`, which depends on (seed, epoch, index) alone, and from nothing
-        else.
+        Everything random is drawn from `generator`, which depends on (seed, epoch, index) alone.
         """
 
 
 class PairTransform(ClassyTransform):
     """A transform that takes something of another sample of the data set.
 
-    The other one is drawn from the sample's own generator, and goes through the transforms that stand before this one:
-    so the result depends on (seed, epoch, index) alone, as with any transform, and not on who else is in the batch. It
-    costs the loading of a second sample.
+    The other sample is drawn from the first one's generator, and goes through the transforms before this one. So the
+    result depends on (seed, epoch, index) alone, as with any transform, and not on the batch. A second sample must be
+    loaded.
     """
 
     replaced = {"gives_shares": "it is called `gives_soft_targets`"}
@@ -104,11 +103,11 @@ class PairTransform(ClassyTransform):
 
     @abstractmethod
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
-        """`sample` with something of the one that `draw` gives, which is called only if it is needed."""
+        """`sample` with something of another one. `draw` gives it, and is called only if needed."""
 
 
 def check_numbers(transforms: Sequence[ClassyTransform], bits: int | None) -> None:
-    """Raises: `ConfigError` for transforms that cannot take images of `bits: 32`, where these are such."""
+    """Raises: `ConfigError` for transforms that cannot take images of `bits: 32`, if `bits` is 32."""
     for i, transform in enumerate(transforms if bits == 32 else ()):
         if refusal := transform.refusal_of_numbers():
             raise ConfigError(
@@ -127,7 +126,7 @@ def apply_transforms(
     num_samples: int,
     num_classes: int,
 ) -> Sample:
-    """Sample `index`, which `load` gives, after all `transforms`; the others that some of them need are drawn, too."""
+    """Sample `index` from `load`, after all `transforms`. Other samples that transforms need are drawn and loaded."""
     sample = load(index)
     for i, transform in enumerate(transforms):
         if not isinstance(transform, PairTransform):
@@ -143,7 +142,7 @@ def apply_transforms(
 
 
 def _transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
-    """`sample` after `transform`, whatever its form is.
+    """`sample` after `transform`: an image with a mask or a class, or a clip.
 
     The target of a whole image stays as it is; `transform` sees a mask of ignored pixels in its place.
     The frames of a clip are transformed one by one, all with the same draws.

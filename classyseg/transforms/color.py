@@ -46,7 +46,7 @@ def color_values(sample: Sample, transform: str) -> Tensor:
 
 
 def as_bytes(values: Tensor) -> Tensor:
-    """Float values in 0..255, which are lost, rounded; numpy does it in a fifth of torch's time."""
+    """Float values in 0..255, rounded to bytes in place. numpy takes a fifth of torch's time."""
     return torch.from_numpy(values.add_(0.5).numpy().astype(np.uint8))
 
 
@@ -57,7 +57,7 @@ def grey_of(image: Tensor) -> Tensor:
 
 
 def adjust_brightness(image: Tensor, factor: float) -> Tensor:
-    """`factor` times the image; this and the like work in place on floats 0..255."""
+    """`factor` times the image. This and the following functions work in place on floats 0..255."""
     return _cut_off(image.mul_(factor), factor)
 
 
@@ -73,7 +73,7 @@ def adjust_saturation(image: Tensor, factor: float) -> Tensor:
 
 
 def _cut_off(image: Tensor, factor: float) -> Tensor:
-    """The image within 0..255, which only factors above 1 leave."""
+    """The image clipped to 0..255; only factors above 1 can leave that range."""
     return image.clamp_(0, 255) if factor > 1 else image
 
 
@@ -83,7 +83,7 @@ def adjust_hue(image: Tensor, turns: float) -> Tensor:
 
 
 def adjust_hue_and_saturation(image: Tensor, turns: float, factor: float) -> Tensor:
-    """Hue shifted, saturation times `factor`, of each pixel's hue, saturation and value."""
+    """Shifts the hue and multiplies the saturation of each pixel (in hue, saturation, value) by `factor`."""
     red, green, blue = image
     value, chroma, scale, weight, hue, other = _planes(6, red.shape)
     torch.amax(image, 0, out=value)
@@ -94,7 +94,7 @@ def adjust_hue_and_saturation(image: Tensor, turns: float, factor: float) -> Ten
     torch.mul(chroma, 6, out=scale).clamp_(min=1e-5).reciprocal_()
 
     def is_highest(channel: Tensor) -> Tensor:
-        # Weights of 0 and 1 stand for comparisons and choices, which take torch many times as long.
+        # Weights of 0 and 1 replace comparisons and choices: those take torch many times as long.
         return torch.sub(channel, value, out=weight).sign_().add_(1)
 
     torch.sub(red, green, out=hue).add_(chroma, alpha=4)
@@ -102,8 +102,8 @@ def adjust_hue_and_saturation(image: Tensor, turns: float, factor: float) -> Ten
     hue.lerp_(torch.sub(green, blue, out=other), is_highest(red)).mul_(scale).add_(turns + 1).frac_()
     if factor != 1:
         torch.minimum(chroma.mul_(factor), value, out=chroma)
-    # Green and blue fall from `value` by `chroma` between the distances of 1/6 and 1/3 of a turn from their own hue;
-    # red, whose hue is both 0 and 1, rises so from the opposite one.
+    # Green and blue fall from `value` by `chroma` between 1/6 and 1/3 of a turn away from their own hue. Red's hue is
+    # both 0 and 1: it rises in the same way from the opposite hue.
     torch.add(value, chroma, out=scale)
     torch.addcmul(value.sub_(chroma, alpha=2), chroma, _distance(hue, 1 / 2, out=other), value=6, out=red)
     torch.addcmul(scale, chroma, _distance(hue, 1 / 3, out=other), value=-6, out=green)
@@ -112,17 +112,17 @@ def adjust_hue_and_saturation(image: Tensor, turns: float, factor: float) -> Ten
 
 
 def _distance(hue: Tensor, middle: float, *, out: Tensor) -> Tensor:
-    """From a hue in turns, from 1/6 on and up to 1/3."""
+    """The distance to the hue `middle` in turns, clipped to 1/6..1/3."""
     return torch.sub(hue, middle, out=out).abs_().clamp_(1 / 6, 1 / 3)
 
 
 _kept = local()
 LARGEST_KEPT = 2**20
-"""Pixels of an image for which memory is kept: 24 MB."""
+"""Memory is kept for images of up to so many pixels: 24 MB."""
 
 
 def _planes(count: int, shape: tuple[int, ...]) -> Tensor:
-    """Room for `count` planes, the same again and again: to get fresh memory takes longer than to fill it."""
+    """Memory for `count` planes, the same at every call: getting fresh memory takes longer than filling it."""
     planes: Tensor | None = getattr(_kept, "planes", None)
     if planes is None or planes.shape != (count, *shape):
         planes = torch.empty(count, *shape)
@@ -234,7 +234,7 @@ class PhotometricDistortion(ClassyTransform):
 
 @TRANSFORMS.register("lighting")
 class Lighting(ClassyTransform):
-    """AlexNet's noise of the light: multiples, normal with deviation `std`, of ImageNet's principal colours are added.
+    """AlexNet's noise of the light: adds ImageNet's principal colours times normal numbers of deviation `std`.
 
     Source: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012; the numbers
     are those that facebook's fb.resnet.torch published.

@@ -1,4 +1,4 @@
-"""Windows of an image and its mask: the window is chosen first, and only its pixels are resized."""
+"""Windows of an image and its mask. The window is chosen first, so that only its pixels are resized."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from classyseg.transforms.pixels import (
 )
 
 MAX_TRIES = 10
-"""How many windows are tried for one that `max_class_fraction` accepts."""
+"""How many windows are tried until `max_class_fraction` accepts one."""
 
 
 @TRANSFORMS.register("random_scale_crop")
 class RandomScaleCrop(ClassyTransform):
     """A window of the image scaled by a random factor, as (C, *size): the usual augmentation of segmentation.
 
-    The window is drawn first and only its pixels are resized, which gives the crops of scaling everything and then
-    cropping at a fraction of the cost. Where the scaled image is smaller than `size`, it lies at a random place in a
-    border of `fill` and ignored labels.
+    The window is drawn first and only its pixels are resized: the result is that of scaling everything and then
+    cropping, at a fraction of the cost. A scaled image that is smaller than `size` gets a random place in a border of
+    `fill` and ignored labels.
 
-    `scale` is relative to the size that the image has when fitted as `fit`, `shorter_side` and `longer_side` tell (as
-    with `resize`), else to its own.
+    `scale` is a factor of the image's own size or, where `fit`, `shorter_side` or `longer_side` is given (as in
+    `resize`), of the size after that.
 
-    With `max_class_fraction` below 1, windows in which one class has a larger share of the valid pixels are drawn anew,
-    at the same scale, up to ten times, and so are those without a valid pixel; the last one is taken.
+    With `max_class_fraction` below 1, a window where one class has a larger share of the valid pixels, or without a
+    valid pixel, is drawn again at the same scale, up to ten times; then the last one is taken.
 
     mmsegmentation's `RandomResize(scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)` and
     `RandomCrop(crop_size=(512, 512), cat_max_ratio=0.75)` are together
@@ -141,7 +141,7 @@ class _Window:
 class CenterCrop(ClassyTransform):
     """The middle of the image, as (C, *size); a smaller image lies in the middle of a border that is ignored.
 
-    To the pixel that of torchvision, and so of ClassyVision.
+    The same pixels as torchvision's, and so ClassyVision's.
 
     Args:
         size: Height and width. A smaller image lies in the middle of a border that is ignored.

@@ -1,4 +1,4 @@
-"""PyTorch-Encoding's crops for training and validation, to its pixel."""
+"""PyTorch-Encoding's crops for training and validation, equal to the pixel."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from classyseg.transforms.pixels import (
 
 
 class Draws(Protocol):
-    """What the training crop draws from: a `random.Random`, or the generator of a sample."""
+    """The source of randomness of the training crop: a `random.Random`, or the generator of a sample."""
 
     def random(self) -> float: ...
 
@@ -52,9 +52,9 @@ class SyncResizeCrop(ClassyTransform):
     """PyTorch-Encoding's training crop: a flip, a random longer side around `base_size`, a border, a random square.
 
     A flip in half of the cases; the longer side becomes a random whole number from `scale` times `base_size`; a border
-    below and to the right where a side is shorter than `crop_size`; a random square of `crop_size`. Slower than
-    `random_scale_crop`, as all of the image is resized. `crop(sample, random.Random(seed))` gives what PyTorch-Encoding
-    draws after `random.seed(seed)`, but for the border of the mask, which is 0 there and `ignore_index` here.
+    below and to the right where a side is shorter than `crop_size`; a random square of `crop_size`. It is slower than
+    `random_scale_crop`, as all of the image is resized. `crop(sample, random.Random(seed))` gives the same as
+    PyTorch-Encoding after `random.seed(seed)`, except for the mask's border: 0 there, `ignore_index` here.
 
     `random_scale_crop` with `longer_side` and a flip does nearly the same in a fraction of the time.
 
@@ -153,9 +153,9 @@ class ResizeCenterCrop(ClassyTransform):
 def _resized_window(
     sample: Sample, size: tuple[int, int], top: int, left: int, side: int, interpolation: Interpolation
 ) -> Sample:
-    """From (top, left) on, up to `side` rows and columns of `sample` resized to `size`, by Pillow's rules.
+    """Up to `side` rows and columns, from (top, left) on, of `sample` resized to `size` by Pillow's rules.
 
-    All of the image is resized: the rounding of Pillow's resized boxes is not that of a box of its resized images.
+    All of the image is resized: resizing only a box would round differently in Pillow.
     """
     height, width = sample.target.shape
     rows, columns = slice(top, top + side), slice(left, left + side)
@@ -169,5 +169,5 @@ def _resized(channel: Tensor, size: tuple[int, int], interpolation: Interpolatio
     resized = np.array(Image.fromarray(array).resize((size[1], size[0]), Image.Resampling[interpolation.upper()]))
     if resized.dtype != np.uint8 and not channel.is_floating_point():
         limits = torch.iinfo(channel.dtype)
-        resized = resized.round().clip(limits.min, limits.max)  # bicubic overshoots, which would wrap around
+        resized = resized.round().clip(limits.min, limits.max)  # bicubic overshoots: bytes would wrap around
     return torch.from_numpy(resized).to(channel.dtype)

@@ -14,7 +14,7 @@ Box = tuple[Side, Side]
 
 
 class Fitting:
-    """The factor that gives an image the size which the options of several transforms tell; 1 where they are null.
+    """The factor that fits an image to the options that several transforms share; 1 if they are null.
 
     `fit` is a height and a width that the image fills in one direction. `shorter_side` and `longer_side` are lengths of
     those sides; with both, the image is as large as it can be with neither side longer. Raises: `ConfigError` for

@@ -1,4 +1,4 @@
-"""Transforms that move pixels of the whole image: flips, sizes, borders, rotation; image and mask alike."""
+"""Transforms that move the pixels of a whole image and its mask: flips, sizes, borders, rotation."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class RandomResize(ClassyTransform):
     `scale` is a factor of the image's own size or, where `fit`, `shorter_side` or `longer_side` is given (as in
     `resize`), of the size after that. `shorter_side` may be a list: one is drawn, and `scale` may be left out.
 
-    One with a range of factors is done faster by `random_scale_crop`, which resizes the window only.
+    For a range of factors, `random_scale_crop` is faster: it resizes only a window.
 
     Args:
         scale: The range of a random factor, of the image's own size or of the fitted one. Needed unless `shorter_side`

@@ -20,7 +20,7 @@ from classyseg.transforms.pixels import Share, same_bits
 
 Alpha = Annotated[float, Field(gt=0)]
 LARGEST_EXACT = 2048
-"""The largest whole number up to which all are exact in 16 bits, in which shares travel."""
+"""Up to here, 16-bit floating point holds all whole numbers. Shares are stored so."""
 
 
 def drawn_share(generator: torch.Generator, alpha: float) -> float:
@@ -29,10 +29,10 @@ def drawn_share(generator: torch.Generator, alpha: float) -> float:
 
 
 def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels (...) as shares of classes (num_classes, ...) in float16; shares stay as they are.
+    """Labels (...) as soft targets, shares of classes (num_classes, ...) in float16. Soft targets stay as they are.
 
     Where a label is ignored, all of its entries are `ignore_index`. Raises: `ConfigError` for an `ignore_index` that
-    float16 does not hold, and for 1, which is the share of a class.
+    float16 cannot hold, and for 1, which is a valid share.
     """
     if target.is_floating_point():
         return target
@@ -47,12 +47,12 @@ def as_shares(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 
 
 def mixed_shares(one: Tensor, other: Tensor, share: float, num_classes: int, ignore_index: int) -> Tensor:
-    """`share` of the target `one` and the rest of `other`, as shares; ignored where one of them is."""
+    """The soft target of `share` of `one` and the rest of `other`; ignored where one of them is ignored."""
     if one.is_floating_point() or other.is_floating_point():
         one, other = (as_shares(target, num_classes, ignore_index) for target in (one, other))
         ignored = (one == ignore_index).all(0) | (other == ignore_index).all(0)
         return (share * one + (1 - share) * other).masked_fill_(ignored, ignore_index)
-    ignored = (one == ignore_index) | (other == ignore_index)  # of masks, only the entries of their labels are written
+    ignored = (one == ignore_index) | (other == ignore_index)  # for masks, only the entries of their labels are written
     shares = as_shares(one.masked_fill(ignored, ignore_index), num_classes, ignore_index)
     first, second = (target.masked_fill(ignored, 0).long()[None] for target in (one, other))
     rest = torch.where(first == second, 1.0, 1 - share)
@@ -84,12 +84,13 @@ def _channels(shape: Sequence[int], dtype: torch.dtype) -> str:
 class CutMix(PairTransform):
     """A rectangle of another sample over this one, with its part of the mask.
 
-    The rectangle has the ratio of the image and the share 1 - x of it, x from Beta(`alpha`, `alpha`); what lies outside
-    is cut off. Of whole images with a label, the target becomes the shares of the two labels.
+    The rectangle has the ratio of the image and the share 1 - x of its area, x from Beta(`alpha`, `alpha`); parts
+    outside of the image are cut off. For whole images with a label, the target becomes soft: the shares of the two
+    labels.
 
-    It stands behind a transform that gives one size. The other sample is drawn for this one and goes through the
-    transforms before `cut_mix` (as with `mix_up` and `copy_paste`): so the numbers depend neither on the batch nor on
-    workers and processes, and a second sample is loaded for each that is mixed.
+    It must come after a transform that gives one size. The other sample is drawn for this one and goes through the
+    transforms before `cut_mix` (as with `mix_up` and `copy_paste`). So the numbers do not depend on the batch, on
+    workers or on processes; each mixed sample costs loading a second one.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV
     2019; for masks: French et al., "Semi-supervised semantic segmentation needs strong, varied perturbations", BMVC
@@ -144,13 +145,13 @@ def _cut(generator: torch.Generator, length: int, share: float) -> slice:
 
 @TRANSFORMS.register("mix_up")
 class MixUp(PairTransform):
-    """x of this sample and 1 - x of another, image and target, x from Beta(`alpha`, `alpha`).
+    """x times this sample plus 1 - x times another one, image and target; x from Beta(`alpha`, `alpha`).
 
-    Targets become shares of classes, of every sample: (num_classes, H, W), or (num_classes,) of whole images. Pixels
-    that are ignored in one of the two are ignored.
+    The targets of all samples become soft, shares of classes: (num_classes, H, W), or (num_classes,) for whole images.
+    Pixels that are ignored in one of the two samples are ignored.
 
-    The loss is then `soft_target_cross_entropy`; shares take 2 bytes a pixel and class. Only for `train`, behind a
-    transform that gives one size, and behind those that need masks of labels.
+    It needs the loss `soft_target_cross_entropy`; shares take 2 bytes for each pixel and class. Only for `train`, after
+    a transform that gives one size, and after transforms that need masks of labels.
 
     ```yaml
     dataset:
@@ -196,7 +197,7 @@ class MixUp(PairTransform):
 class CopyPaste(PairTransform):
     """The pixels of some classes of another sample over this one, with their labels.
 
-    It stands behind a transform that gives one size.
+    It must come after a transform that gives one size.
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.

@@ -1,4 +1,4 @@
-"""What transforms are made of: images and masks resized, padded and warped alike, masks without ever mixing labels."""
+"""The parts of transforms: resizing, padding and warping of images and masks. Labels are never mixed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: Interpolat
     """(C, H, W) at `size`, smoothed when it shrinks."""
     if size == tuple(image.shape[-2:]):
         return image
-    if image.dtype != torch.uint8 or size == (1, 1):  # for which torch's kernel for bytes fails with some inputs
+    if image.dtype != torch.uint8 or size == (1, 1):  # torch's kernel for bytes fails with some of these
         values = image[None].float()
         resized = interpolate(values, size, mode=interpolation, antialias=True)[0]
         if image.is_floating_point():
@@ -72,7 +72,7 @@ def mirrored(sample: Sample, axis: int) -> Sample:
 
 
 def same_bits(image: Tensor) -> Tensor:
-    """uint16 as int16, another view; the rest as it is: older torch moves the one and not the other."""
+    """uint16 viewed as int16, other types as they are: older torch cannot move uint16."""
     return image.view(torch.int16) if image.dtype == torch.uint16 else image
 
 
@@ -85,10 +85,10 @@ def nearest_indices(length: int, out_length: int) -> Indices:
 
 
 def take(mask: Tensor, rows: Indices, columns: Indices) -> Tensor:
-    """(H, W) at every pair of `rows` and `columns`, which rise and lie inside; in a third of torch's time."""
+    """The mask (H, W) at `rows` and `columns`, which rise and lie inside, in a third of torch's time."""
     window = mask.numpy()[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     rows, columns = rows - rows[0], columns - columns[0]
-    if len(window) < len(rows):  # to take columns costs more than to take rows
+    if len(window) < len(rows):  # taking columns costs more than taking rows
         return torch.from_numpy(window.take(columns, 1, mode="clip")[rows])
     return torch.from_numpy(window[rows].take(columns, 1, mode="clip"))
 
@@ -103,7 +103,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 def fill_of(sample: Sample, fill: int) -> int:
     """The grey level `fill`, of 8 bits, as a value of the image.
 
-    Raises: `ConfigError` for a normalised image, in which there is no such level, but for 0.
+    Raises: `ConfigError` for a normalised image, which has no grey levels, unless `fill` is 0.
     """
     if fill and sample.image.is_floating_point():
         raise ConfigError(f"{sample.name}: found a normalised image, and 'fill' of {fill}; put 'normalize' last")
@@ -135,8 +135,8 @@ def warp_sample(sample: Sample, matrix: Matrix, shift: tuple[float, float], fill
     """`sample` moved by an affine map about its centre: bilinear image, nearest mask.
 
     The output pixel at (x, y) from the centre shows the source at (a x + b y + dx, c x + d y + dy) for `matrix`
-    (a, b, c, d) and `shift` (dx, dy) in pixels. What comes from outside is `fill` and ignored; the rest of the image
-    holds nothing of `fill`.
+    (a, b, c, d) and `shift` (dx, dy) in pixels. Pixels from outside are `fill` and ignored; other pixels are not mixed
+    with `fill`.
     """
     height, width = sample.target.shape
     y = torch.arange(height, dtype=torch.float32)[:, None] - (height - 1) / 2

@@ -134,7 +134,7 @@ MOVES: dict[str, Callable[[float, int, int], tuple[Matrix, tuple[float, float]]]
     "TranslateX": lambda level, height, width: ((1.0, 0.0, 0.0, 1.0), (-int(level * width), 0.0)),
     "TranslateY": lambda level, height, width: ((1.0, 0.0, 0.0, 1.0), (0.0, -int(level * height))),
 }
-"""From a strength and the image's size to the map and the shift of `warp_sample`."""
+"""A function of a strength and the image's size that gives the matrix and the shift for `warp_sample`."""
 
 SIGNED = {
     "Brightness": 0.9,
@@ -147,7 +147,7 @@ SIGNED = {
     "TranslateX": 150 / 331,
     "TranslateY": 150 / 331,
 }
-"""The largest strength of operations that go in a random one of two directions."""
+"""The largest strength of operations that have two directions; one is drawn."""
 
 RANDOM_OPERATIONS = tuple(sorted({*VALUES, *MOVES} - {"Invert"}))
 
@@ -158,7 +158,7 @@ def _rotation(degrees: float) -> Matrix:
 
 
 def strength(operation: str, share: float) -> float:
-    """What `share`, 0 to 1, of an operation's range means: degrees, shares of the image, bits, ..."""
+    """The strength at `share`, 0 to 1, of an operation's range: in degrees, shares of the image, bits, ..."""
     if operation == "Posterize":
         return round(8 - 4 * share)
     if operation == "Solarize":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from classyseg.config import ConfigError, Text, unknown
+from classyseg.console import shown
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint
 from classyseg.structures import Sample
@@ -31,7 +32,7 @@ INSTEAD = {
     "RandomErasing": "random_erasing",
     "TrivialAugmentWide": "rand_augment, which moves the mask, too",
 }
-"""What stands for transforms that do not take a mask along as they should."""
+"""What to use in place of transforms that do not handle a mask."""
 
 NOT_FOR_SAMPLES = {
     *("Compose", "Lambda", "RandomApply", "RandomChoice", "RandomOrder", "SetClampingMode", "Transform", "Identity"),
@@ -44,11 +45,11 @@ ANY_NUMBERS = (
     *("RandomPerspective", "RandomResize", "RandomResizedCrop", "RandomRotation", "RandomShortestSize"),
     *("RandomVerticalFlip", "RandomZoomOut", "Resize", "ScaleJitter"),
 )
-"""Those that move, or average, numbers of whatever unit; others take floating point for colours from 0 to 1."""
+"""Transforms that only move or average numbers. Others take floating point for colours from 0 to 1."""
 
 
 def known_transforms() -> dict[str, type[v2.Transform]]:
-    """torchvision's transforms that take an image, and its mask along, by the names of their classes."""
+    """torchvision's transforms that take an image with its mask, by the names of their classes."""
     from torchvision.transforms import v2  # whose import takes a second
 
     found = {}
@@ -80,9 +81,9 @@ class TorchvisionTransform(ClassyTransform):
 
     Where it has a `fill`, that is for the image, and the mask is ignored there.
 
-    Those that would leave the mask behind (`AutoAugment`, `CutMix`, ...) are refused, with the name of ours. Where it
-    shrinks a mask, its labels lie up to half a pixel of the result away from the image's pixels, which ours do
-    not: for masks, rather `resize`, `random_resize` and `random_scale_crop`.
+    Transforms that would ignore the mask (`AutoAugment`, `CutMix`, ...) are refused, with the name of ours. When
+    torchvision shrinks a mask, labels may lie up to half a pixel away from the image's pixels. Ours do not: for masks,
+    use `resize`, `random_resize` and `random_scale_crop`.
 
     ```yaml
     dataset:
@@ -120,9 +121,9 @@ class TorchvisionTransform(ClassyTransform):
         super().__init__(ignore_index)
         known = known_transforms()
         if transform in INSTEAD:
-            raise ConfigError("transform", f"found '{transform}'; use {INSTEAD[transform]}")
+            raise ConfigError("transform", f"found {shown(transform)}; use {INSTEAD[transform]}")
         if transform not in known:
-            raise ConfigError("transform", f"'{transform}': {unknown('torchvision transform', transform, known)}")
+            raise ConfigError("transform", f"{shown(transform)}: {unknown('torchvision transform', transform, known)}")
         self.transform_name = transform
         self.transform = self._made(known[transform], dict(arguments or {}))
 
@@ -166,7 +167,7 @@ class TorchvisionTransform(ClassyTransform):
 
         modes = {str(mode.value): mode for mode in v2.InterpolationMode}
         if name not in modes:
-            raise ConfigError("arguments.interpolation", f"'{name}': {unknown('interpolation', name, modes)}")
+            raise ConfigError("arguments.interpolation", f"{shown(name)}: {unknown('interpolation', name, modes)}")
         return modes[name]
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:

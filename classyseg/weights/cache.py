@@ -1,4 +1,4 @@
-"""Public weights: what is known of them, and a cache that downloads, resumes and verifies."""
+"""Public weights: what is known about them, and a cache that downloads, resumes and verifies."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Any, Self
 from urllib.parse import unquote, urlparse
 
 from classyseg.config import ConfigError, user_path
+from classyseg.console import shown
 from classyseg.downloads import download, file_name, hash_problem
 
 CACHE_VARIABLE = "CLASSYSEG_CACHE"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HASH_IN_NAME = re.compile(r"-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[^.]+$")
-"""torch.hub's habit of naming files; eight digits that are a date are none."""
+"""torch.hub's way to put a hash into a file's name; eight digits that are a date are no hash."""
 NOT_A_HASH = re.compile(r"(-\d+|-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})\.[^.]+$")
-"""What ends in digits only (a count of steps), or in a UUID, is not taken for a hash."""
+"""Names that end in digits (a count of steps) or in a UUID have no hash."""
 NAME_ALGORITHMS = "sha256|sha1|md5"
-"""What publishers put into names: torchvision and OpenMMLab the first, PyTorch-Encoding the second."""
+"""The hashes that publishers put into names: torchvision and OpenMMLab the first, PyTorch-Encoding the second."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PublicWeights:
 
 def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
     """The weights that torchvision publishes for the model that it calls `variant`, its default first; may be empty."""
-    import torchvision  # which takes a second, and which few need
+    import torchvision  # takes a second, and few need it
 
     if variant not in torchvision.models.list_models(torchvision.models):
         return {}
@@ -113,7 +114,7 @@ def _path_of(url: str) -> Path:
     """The path of a `file:` URL, also of `file://~/weights.pth`. Raises: `ConfigError` for one on another machine."""
     parts = urlparse(url)
     if parts.netloc not in ("", "localhost") and not parts.netloc.startswith("~"):
-        raise ConfigError(f"{url}: is on the machine '{parts.netloc}'; a path here begins with file:///")
+        raise ConfigError(f"{url}: is on the machine {shown(parts.netloc)}; a path here begins with file:///")
     return user_path(unquote((parts.netloc if parts.netloc.startswith("~") else "") + parts.path))
 
 
@@ -130,7 +131,7 @@ def _installed(url: str, digest: str) -> Path:
 
 
 def _local_file(url: str, path: Path, digest: str) -> Path:
-    """`path`, which is not copied: it may change, and a copy would not."""
+    """`path` itself, not a copy: the file may change."""
     if not path.is_file():
         raise ConfigError(f"{url}: no such file")
     if problem := hash_problem(path, digest):

@@ -1,4 +1,4 @@
-"""Where weights lie that torchvision does not publish: addresses and preparation, as their publishers write them.
+"""Weights that torchvision does not publish: addresses and preparation, as their publishers write them.
 
 Sources: timm 1.0 (`timm.models`; a file of safetensors per model), ResNeSt's releases, PyTorch-Encoding's model store
 and PaddleSeg's configs. Publishers that give no hash have none here.

@@ -1,4 +1,4 @@
-"""How libraries spell the keys of one and the same network."""
+"""How libraries spell the keys of the same network."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Replacement = str | Callable[[re.Match[str]], str]
 
 @dataclass(frozen=True)
 class Naming:
-    """A library's keys and tensor layouts for a family whose own are another library's.
+    """A library's keys and tensor layouts for a family of backbones.
 
     `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied to our key one after the other;
     together they give the library's key. `tensor(our key, the library's tensor)` gives ours where the layout differs.
-    `join(the file's tensors)` puts one in the place of those that the library keeps apart and we do not.
-    `classifier` are prefixes of keys that a backbone does not have.
+    `join(the file's tensors)` joins tensors that the library keeps apart and we do not. `classifier` are prefixes of
+    keys that a backbone does not have.
     """
 
     library: str

@@ -1,4 +1,4 @@
-"""Files of weights to tensors by key: recognised by their content, read without executing anything."""
+"""Reads tensors by key from files of weights. Files are recognised by their content, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from classyseg.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy
 
 MAX_GROWTH = 10
 MAX_SMALL_ARCHIVE = 2**20
-"""An archive may unpack to so many times its size, or to so many bytes; weights compress to no less than two thirds."""
+"""An archive may unpack to so many times its size, or to so many bytes. Weights compress to two thirds at best."""
 MAX_SMALL = 16 * 2**20
-"""What a file's header may take, and all its tensors together may say that they have, however small it is."""
+"""Bytes that a file's header may take, and that its tensors may claim together, however small the file is."""
 MAX_CLAIMED = 4
-"""How often, all in all, tensors may share the bytes of a file."""
+"""How often, in total, tensors may share the bytes of a file."""
 MAX_KEY = 500
 MAX_DEPTH = 20
 MAX_ITEMS = 200_000
 MAX_TENSORS = 50_000
-"""Ten times as many as the largest models have with what their optimizers remember; a key takes time at each step."""
+"""The largest number of keys, as each costs time: ten times that of the largest models with optimizer state."""
 MEMBER_SUFFIXES = (".pth", ".pt", ".bin", ".pdparams", ".safetensors", ".tar")
 EXPECTED = "expected safetensors, torch's .pth/.pt, Paddle's .pdparams, or a zip or tar archive with one of them"
 STRANGERS = (
@@ -66,8 +66,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         with open(path, "rb") as file:
             size = path.stat().st_size
             return _read(file, size, steps_of(size), path)
-    except Exception as error:  # a hostile file may fail in any way
-        told = next((part for part in error.args if isinstance(part, str)), "")  # others may print without end
+    except Exception as error:  # a hostile file may raise anything
+        told = next((part for part in error.args if isinstance(part, str)), "")  # other messages may be endless
         text = printable(told.partition("\n")[0], MAX_NAME)
         reason = text if isinstance(error, UnreadableError) else f"damaged ({type(error).__name__}: {text})"
         raise ConfigError(f"{path}: cannot be read as weights: {reason}") from None
@@ -106,7 +106,7 @@ def _read(file: IO[bytes], size: int, max_steps: int, path: Path | None = None) 
 
 
 def _check_header(file: IO[bytes]) -> None:
-    """What safetensors itself does not refuse in its header: excessive length, many tensors, and keys written twice."""
+    """Checks what safetensors does not: the header's length, the number of tensors, and keys that come twice."""
     length = int.from_bytes(file.read(8), "little")
     if length > MAX_SMALL:
         raise UnreadableError(f"its header has {length} bytes; no weights have so many keys")
@@ -122,7 +122,7 @@ def _check_count(number: int) -> None:
 
 
 def _from_pickle(file: IO[bytes], size: int, max_steps: int) -> dict[str, Tensor]:
-    """A file that is one pickle (Paddle), or several and raw numbers (torch before 1.6)."""
+    """Reads a file that is one pickle (Paddle), or several and raw numbers (torch before 1.6)."""
     if isinstance(file, io.BytesIO):
         return _flatten(_unpickled(file, size, max_steps), size)
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:  # reading from it makes up no data
@@ -208,7 +208,7 @@ def _only(names: list[str]) -> str:
 
 
 def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
-    """Every tensor in nested mappings, read, by its dotted key; `size` is that of the file, for a measure.
+    """Reads every tensor in nested mappings, by its dotted key. The file's `size` limits what tensors may claim.
 
     Paddle writes tensors in nested places as pairs (name, array).
     """
@@ -220,7 +220,7 @@ def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
         if not isinstance(value, Tensor | LazyTensor):
             continue
         if key in found:
-            raise UnreadableError(f"found the key '{key}' twice")
+            raise UnreadableError(f"found the key {shown(key)} twice")
         _check_count(len(found) + 1)
         claimed += value.nbytes if isinstance(value, Tensor) else value.num_bytes
         if claimed > max(MAX_SMALL, MAX_CLAIMED * size):
@@ -233,7 +233,7 @@ def _flatten(tree: Any, size: int) -> dict[str, Tensor]:
 
 
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    """What is no mapping in nested mappings, in order, with its dotted key."""
+    """The values in nested mappings that are no mappings, in order, with their dotted keys."""
     pending = [("", tree, 0)]
     count = characters = 0
     while pending:

@@ -122,7 +122,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "neg": lambda values: -values,
     "conj": lambda values: values.conj().resolve_conj(),
 }
-"""How torch marks that a storage holds the negative, or the conjugate, of a tensor's values."""
+"""torch's marks for a storage that holds the negative, or the conjugate, of a tensor's values."""
 
 
 def _rebuild(
@@ -152,7 +152,7 @@ def _parameter(tensor: Any, *_more: Any) -> Any:
 
 
 def _attribute(owner: Any, _name: Any) -> Ignored:
-    """mmengine's history of numbers keeps its own methods by `getattr`."""
+    """Allows `getattr` only as mmengine's history of numbers uses it, for its own methods."""
     if not isinstance(owner, Named) or not owner.name.startswith("mmengine.logging."):
         raise UnreadableError("it wants to run builtins.getattr, and weights run nothing")
     return Ignored()

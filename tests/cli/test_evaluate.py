@@ -29,8 +29,7 @@ from classyseg.trainer import Trainer
 
 MEAN, STD = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
 MODEL = {
-    "name": "resnet18",
-    "depths": [1, 1, 1, 1],
+    **runs.SMALL_BACKBONE,
     "heads": {"main": {"name": "fcn", "blocks": ["stage4"], "channels": 8}},
 }
 
@@ -326,6 +325,9 @@ def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp
 def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budget_asks_for(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # How a batch of the training is shared is nothing to an evaluation.
+    runtime = {**load_config(trained / "config.yaml").values["runtime"], "accumulate_steps": 5}
+    trained = changed_run(trained, tmp_path / "run", batch_size=7, runtime=runtime)
     changes = ["--worst", 4, "dataset.val.size=[192, 256]", "--max-memory", "62M"]
     folders = [tmp_path / "one", tmp_path / "two"]
     job = runs.start_job(["evaluate", trained, "--output", folders[1], *changes], tmp_path)

@@ -17,6 +17,7 @@ from predicted import MEAN, STD, labels_in, noise, plain_labels, predict, refuse
 from classyseg.datasets.files.videos import each_frame
 from classyseg.inference import Predictor
 from classyseg.models import build_model
+from runs import SMALL_BACKBONE
 
 
 def test_a_geotiff_becomes_a_geotiff_at_the_same_place(trained: Path, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_more_than_256_classes_become_16_bits(tmp_path: Path) -> None:
 def test_a_model_of_whole_images_tells_their_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     head = {"name": "fully_connected", "blocks": ["stage4"]}
-    config = {"name": "resnet18", "depths": [1, 1, 1, 1], "heads": {"main": head}}
+    config = {**SMALL_BACKBONE, "heads": {"main": head}}
     model = build_model(config, 3)
     classes = ["cat", "dog", "cow"]
     folder = Predictor(model, classes=classes, model_config=config, device="cpu").save(tmp_path / "model")

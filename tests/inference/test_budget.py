@@ -66,12 +66,12 @@ def test_the_largest_windows_that_fit_are_taken_and_counted(
     assert windows["images"] == 2  # the small one fits
     assert [record.message.count("windows of") for record in caplog.records] == [1]
     height, width = windows["size"]
-    assert (width - height) == (0 if train_size is None else 40)  # 64 x 104: the next multiples of the stride
-    assert height % 8 == 0
+    assert (width - height) == (0 if train_size is None else 64)  # 64 x 128: the next multiples of 32
+    assert height % 32 == 0
     again = predictor(protocol=windows["protocol"], max_memory="61M")
     np.testing.assert_array_equal(labels[0], again.predict(IMAGE))
     np.testing.assert_array_equal(labels[1], predictor(protocol=protocol).predict(IMAGE[:80, :90]))
-    next_larger = found.protocol.in_windows((height + 8, width + 8))
+    next_larger = found.protocol.in_windows((height + 32, width + 32))
     with pytest.raises(BudgetError):
         predictor(protocol=next_larger, max_memory="61M").predict(IMAGE)
 
@@ -82,13 +82,13 @@ def test_a_protocol_that_is_named_is_kept_to() -> None:
         predictor(protocol="whole", max_memory="61M").predict(IMAGE)
 
 
-@pytest.mark.parametrize("train_size", [None, (176, 176)])
+@pytest.mark.parametrize("train_size", [None, (180, 180)])
 def test_where_the_smallest_windows_do_not_fit_the_budget_that_serves_is_named(train_size: Any) -> None:
     with pytest.raises(BudgetError, match=r"^max_memory: found 40M; an image of 240 x 370, in windows of") as raised:
         predictor(train_size=train_size, max_memory="40M").predict(IMAGE)
     found = predictor(train_size=train_size, max_memory=raised.value.needed)
     found.predict(IMAGE)
-    assert windows_of(found)["size"] == [128, 128] if train_size is None else [176, 176]
+    assert windows_of(found)["size"] == [128, 128] if train_size is None else [192, 192]
 
 
 def test_what_is_chosen_does_not_depend_on_how_many_images_come_at_once() -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from safetensors.torch import load_file
 
 import classyseg
 from classyseg.checkpoint import load_checkpoint
 from classyseg.datasets import build_dataset
 from classyseg.evaluation import evaluate
+from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.meters import build_meter
 from classyseg.trainer import Trainer
 from runs import read_records, tiny_config, tiny_task
@@ -62,6 +65,25 @@ def test_a_run_ends_with_its_best_weights_and_their_numbers(tmp_path: Path) -> N
         target, labels = sample.target.numpy(), predictor.predict(sample.image)
         np.add.at(found, (target[target < 255], labels[target < 255]), 1)
     assert found.tolist() == best["confusion_matrix"]
+
+
+class Damage(ClassyHook):
+    """Damages the weights of all checkpoints when the training is over."""
+
+    def on_end(self, task: WatchedTask) -> None:
+        for path in (task.run_folder or Path()).glob("checkpoints/*/model.safetensors"):
+            path.write_bytes(b"no tensors")
+
+
+def test_a_damaged_best_checkpoint_is_told_and_the_last_weights_are_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {**BEST, "num_epochs": 1, "hooks": [{"name": "checkpoint", "best": "mean_iou"}]}
+    task = tiny_task(changes, Damage())
+    Trainer(tmp_path / "run").train(task)
+    assert [str(tmp_path / "run" / "checkpoints") in r.message for r in caplog.records if "not the best" in r.message]
+    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(value.equal(weights[key]) for key, value in task.model.state_dict().items())
 
 
 def test_without_a_best_the_last_weights_are_given_also_without_checkpoints(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,12 @@ from classyseg.inference.preparation import Prepared
 from classyseg.models import ClassyModel, build_model
 from classyseg.trainer import Trainer
 from classyseg.transforms.classy_transform import Region
-from runs import tiny_task
+from runs import SMALL_BACKBONE, tiny_task
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (40, 56, 3), dtype=np.uint8)
 MODEL = {
-    "name": "resnet18",
-    "depths": [1, 1, 1, 1],
+    **SMALL_BACKBONE,
     "heads": {"main": {"name": "fcn", "blocks": ["stage3"], "channels": 8}},
 }
 
@@ -47,6 +48,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes = {"num_epochs": 1, "hooks": ["checkpoint"], "dataset.train.num_samples": 8}
     Trainer(folder).train(tiny_task(changes))
     return folder
+
+
+def test_a_network_goes_with_its_predictor_and_waits_for_no_collection_of_garbage() -> None:
+    predictor = predictor_of(tiny_model())
+    predictor.predict(PIXELS)
+    gone = weakref.ref(predictor.model)
+    gc.disable()
+    try:
+        del predictor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_labels_are_the_arg_max_of_the_logits_at_the_images_own_size() -> None:

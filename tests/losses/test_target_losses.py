@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError, within
 from classyseg.losses import BarronLoss, CrossEntropyLoss, PresenceLoss, SoftTargetCrossEntropyLoss, build_loss
 from full_size_losses import IGNORED, full_size
 
@@ -205,7 +205,7 @@ def test_one_loss_is_applied_to_every_output_and_to_lists() -> None:
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_a_loss_of_every_output_alone_names_none(inner: dict[str, Any], place: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^loss\.{place}.*'main'.*multi_output_sum"):
+    with pytest.raises(ConfigError, match=rf"^loss\.{place}.*'main'.*multi_output_sum"), within("loss"):
         build_loss({"name": "multi_output_sum", "loss": inner})
 
 

@@ -88,7 +88,7 @@ def on(data: dict[str, Any]) -> dict[str, Any]:
             "batch_size: found 1 at once",
             "runtime.accumulate_steps",
         ),
-        ({"batch_size": 1}, "batch_size: found 1 at once; model.layer4", "model.norm: {name: group}"),
+        ({"batch_size": 1}, "batch_size: found 1 at once; model.trunk_output", "model.norm: {name: group}"),
         ({"batch_size": 9, "runtime.accumulate_steps": 2}, "batch_size: found 9", "8 or 10"),
         (
             {"model": {"name": "resnext3d_18", "heads": {"main": FCN}}},

@@ -133,15 +133,15 @@ def test_what_a_config_cannot_describe_is_said_in_it_and_in_the_log(
     )
     Trainer(tmp_path).train(task)
     written = load_config(tmp_path / "config.yaml").values
-    assert written["model"] == "built in Python: ResNet"
+    assert written["model"] == "built in Python: AnyNet"
     assert written["dataset"]["train"] == "built in Python: SyntheticShapes"
     assert written["meters"] == ["built in Python: MeanIoUMeter"]
     assert written["hooks"][1] == "built in Python: NamelessHook"
     assert written["hooks"][0]["name"] == "checkpoint"
     assert written["optimizer"]["momentum"] == 0.9
     assert written["seed"] == (0 if from_mapping else 3)
-    told = r"dataset\.train \(SyntheticShapes\), model \(ResNet\), meters\[0\] \(MeanIoUMeter\), hooks\[1\] \(Name"
+    told = r"dataset\.train \(SyntheticShapes\), model \(AnyNet\), meters\[0\] \(MeanIoUMeter\), hooks\[1\] \(Name"
     assert re.search(told, caplog.text)
     Trainer(tmp_path, resume=True).train(task)
-    with pytest.raises(ConfigError, match=r"model.*'built in Python: ResNet'"):
+    with pytest.raises(ConfigError, match=r"model.*'built in Python: AnyNet'"):
         build_task(load_config(tmp_path / "config.yaml"))

@@ -16,7 +16,7 @@ from classyseg.datasets import SyntheticShapes, SyntheticVideo
 from classyseg.evaluation import RECORD_KEYS, joined_metrics
 from classyseg.heads import LinearHead
 from classyseg.meters import build_meter
-from classyseg.models.backbones.resnet import ResNet
+from classyseg.models.backbones.anynet import AnyNet
 from classyseg.registry import DATASETS, HEADS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
 from classyseg.tasks.outputs import check_outputs
@@ -430,7 +430,7 @@ def known_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     file = tmp_path / "half.pt"
     torch.save({k: v for k, v in tiny_task().model.state_dict().items() if not k.startswith("heads.")}, file)
     published = PublicWeights(file.as_uri(), "", "MIT", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    monkeypatch.setattr(ResNet, "known_weights", classmethod(lambda cls, variant: {"half": published}))
+    monkeypatch.setattr(AnyNet, "known_weights", classmethod(lambda cls, variant: {"half": published}))
     return "half"
 
 

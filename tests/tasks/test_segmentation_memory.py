@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import resource
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,52 @@ def test_compression_that_autocast_leaves_nothing_to_is_said_once(
     tiny_task({"model.activation_compression": "bfloat16", "runtime.precision": precision})
     messages = [record.message for record in caplog.records]
     assert len(messages) == count
-    assert all("model.activation_compression: bfloat16 saves nothing" in message for message in messages)
+    assert all("model.activation_compression: bfloat16 saves little or nothing" in message for message in messages)
+
+
+# -- what is done with -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only what nothing refers to goes, as long as it lasts."""
+    tiny_task()  # imports of torch and torchvision leave garbage that holds on to whoever called them
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hooks": [{"name": "checkpoint", "best": "mean_iou"}, "log"], "runtime.workers": 1},
+        {"model.activation_checkpointing": True, "runtime.accumulate_steps": 2},
+        {"model.frozen": "stage2"},
+    ],
+    ids=["hooks and workers", "less memory", "frozen"],
+)
+@pytest.mark.usefixtures("no_collector")
+def test_a_trained_network_goes_with_its_task_and_waits_for_no_collection_of_garbage(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """The collector counts objects, not gigabytes: of one training after the other, several networks would stay."""
+    task = tiny_task({"num_epochs": 1, **changes})
+    Trainer(tmp_path / "run").train(task)
+    gone = weakref.ref(task.model)
+    del task
+    assert gone() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_task_that_took_a_step_and_was_never_closed_goes_with_its_last_reference() -> None:
+    task = tiny_task()
+    task.start(None)
+    task.start_phase()
+    task.step(next(task.batches()))
+    gone = weakref.ref(task.model)
+    del task
+    assert gone() is None
 
 
 # -- cached features -------------------------------------------------------------------------------------------------
@@ -114,7 +162,7 @@ def test_what_changes_features_changes_the_key(tmp_path: Path, changes: dict[str
 def test_an_attribute_without_a_tensor_changes_the_key_of_a_model_that_has_no_config(tmp_path: Path) -> None:
     model = tiny_task(FROZEN).model.eval()
     other = copy.deepcopy(model)
-    other.get_submodule("bn1").eps = 1e-3  # type: ignore[assignment]
+    other.get_submodule("stem.1").eps = 1e-3  # type: ignore[assignment]
     caches = [FeatureCache(tmp_path, m, settings="", gigabytes=1) for m in (model, copy.deepcopy(model), other)]
     assert caches[0].files.folder == caches[1].files.folder != caches[2].files.folder
 

@@ -20,7 +20,7 @@ from classyseg.datasets import build_dataset
 from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
-from runs import SignalAt, in_two_processes, read_records, tiny_config
+from runs import SMALL_BACKBONE, SignalAt, in_two_processes, read_records, tiny_config
 
 IMAGES: dict[str, Any] = {"name": "synthetic_image", "split": "train", "num_samples": 16, "size": [8, 8]}
 CLIPS: dict[str, Any] = {
@@ -35,8 +35,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "whole_images": {
         "dataset": {"train": IMAGES, "val": {**IMAGES, "split": "test", "num_samples": 7}},
         "model": {
-            "name": "resnet18",
-            "depths": [1, 1, 1, 1],
+            **SMALL_BACKBONE,
             "heads": {"main": {"name": "linear", "blocks": ["stage4"]}},
         },
         "loss": {"name": "cross_entropy", "label_smoothing": 0.1},
@@ -156,7 +155,7 @@ def test_two_processes_count_the_same(tmp_path: Path) -> None:
         ("whole_images", {"dataset": {"train": CLIPS}}, r"dataset\.train: has clips; this task takes images"),
         ("clips", {"dataset": {"train": IMAGES}}, r"dataset\.train: has images; this task takes clips"),
         ("whole_images", {"model": PARTS["clips"]["model"]}, r"model\.name: ResNeXt3D takes clips .* this task gives"),
-        ("clips", {"model": PARTS["whole_images"]["model"]}, r"model\.name: ResNet takes images .* this task gives"),
+        ("clips", {"model": PARTS["whole_images"]["model"]}, r"model\.name: AnyNet takes images .* this task gives"),
         (
             "whole_images",
             {"model.heads.main": {"name": "fcn", "blocks": ["stage4"]}},

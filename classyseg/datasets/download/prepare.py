@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from classyseg.config import ConfigError, DataError, unknown, user_path
+from classyseg.console import shown
 from classyseg.datasets.download.archives import remove, unpack, unpacking
 from classyseg.downloads import download, file_name
 from classyseg.locks import alone
@@ -152,7 +153,7 @@ def prepare(name: str, root: str | Path, *, keep: bool = False) -> None:
     root = user_path(root)
     if name not in RECIPES:
         more = f": it {BY_HAND[name]}" if name in BY_HAND else f"; {unknown('recipe', name, list(RECIPES))}"
-        raise ConfigError(f"'{name}' cannot be prepared{more}")
+        raise ConfigError(f"{shown(name)} cannot be prepared{more}")
     try:
         for source in RECIPES[name]:
             if _missing(source, root):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from classyseg.config import ConfigError, DataError, listed, within
-from classyseg.console import shown
+from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import labelled_files
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
@@ -69,7 +69,9 @@ class ImageNet(LabelledFiles):
             files = [] if images else labelled_files(folder, LABELS)
         if table is not None:
             if not images:
-                raise ConfigError("table", f"found '{table}', but {folder} has folders of classes; leave it out")
+                raise ConfigError(
+                    "table", f"found {shown(table, MAX_NAME)}, but {folder} has folders of classes; leave it out"
+                )
             files = _listed_files(data_path(table), folder, images)
         super().__init__(files, transforms)
 

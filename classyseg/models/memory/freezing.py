@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 from classyseg.models.classy_model import ClassyModel, Frozen
 
 
@@ -44,7 +45,7 @@ def _layers_through(model: ClassyModel, block: str) -> tuple[str, ...]:
     """The names of the layers that make the blocks up to `block`."""
     declared = model.declared_blocks
     if block not in declared:
-        raise ConfigError("frozen", f"unknown block '{block}'; it is one of {', '.join(declared)}")
+        raise ConfigError("frozen", f"unknown block {shown(block)}; it is one of {', '.join(declared)}")
     until = list(declared)[: list(declared).index(block) + 1]
     layers: list[str] = []
     for name in until:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from classyseg.config import ConfigError
+from classyseg.console import shown
 from classyseg.models.meta import PROBE_SIZE, features_on_meta
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def checkpoint_activations(model: ClassyModel, blocks: bool | Sequence[str] = Tr
         for block in blocks:
             if block not in able:
                 raise ConfigError(
-                    "activation_checkpointing", f"found '{block}'; it is one of {', '.join(able) or 'none'}"
+                    "activation_checkpointing", f"found {shown(block)}; it is one of {', '.join(able) or 'none'}"
                 )
         wanted = [layer for block in blocks for layer in by_block[block]]
     for layer in layers:
