@@ -328,7 +328,7 @@ def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budge
     # How a batch of the training is shared is nothing to an evaluation.
     runtime = {**load_config(trained / "config.yaml").values["runtime"], "accumulate_steps": 5}
     trained = changed_run(trained, tmp_path / "run", batch_size=7, runtime=runtime)
-    changes = ["--worst", 4, "dataset.val.size=[192, 256]", "--max-memory", "62M"]
+    changes = ["--worst", 4, "dataset.val.size=[192, 256]", "--max-memory", "52M"]
     folders = [tmp_path / "one", tmp_path / "two"]
     job = runs.start_job(["evaluate", trained, "--output", folders[1], *changes], tmp_path)
     assert evaluate(trained, folders[0], *changes) == 0

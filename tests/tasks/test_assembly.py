@@ -13,8 +13,8 @@ import torch
 
 import classyseg
 from classyseg.cli.main import main
-from classyseg.config import ConfigError
 from classyseg.datasets import SyntheticShapes, build_dataset
+from classyseg.errors import ConfigError, path_text
 from classyseg.hooks import ClassyHook
 from classyseg.registry import HOOKS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
@@ -90,7 +90,7 @@ PLACES = ["batch_size", "loss.class_weights", "meters[0].topk", "model.in_channe
 def refusal(find: Any, changes: Mapping[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         find(changes)
-    return [line.partition(":")[0] for line in str(caught.value).splitlines()]
+    return [path_text(problem.path) for problem in caught.value.problems]
 
 
 def test_check_and_build_tell_the_same_and_all_of_it(tmp_path: Path) -> None:
