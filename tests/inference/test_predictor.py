@@ -100,11 +100,11 @@ def test_images_of_other_sizes_that_are_prepared_alike_come_at_their_own_sizes()
     resize = Preparation([{"name": "resize", "size": [32, 32]}])
     predictor = predictor_of(tiny_model(), preparation=resize)
     given = [PIXELS, PIXELS[:20], PIXELS[:, :30], PIXELS[:20, :30]]
-    alone = [predictor.predict(image) for image in given]
+    alone = [predictor.scores(image) for image in given]
     predictor.batch_size = 4
-    for image, labels, expected in zip(given, predictor.predict(given), alone, strict=True):
-        assert labels.shape == image.shape[:2]
-        np.testing.assert_array_equal(labels, expected)
+    for image, scores, expected in zip(given, predictor.scores(given), alone, strict=True):
+        assert scores.shape == (3, *image.shape[:2])
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
 def test_the_size_of_maps_is_the_nearest_to_the_scale_of_the_image() -> None:

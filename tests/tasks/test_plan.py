@@ -219,7 +219,8 @@ def test_a_checkpoint_that_is_saved_in_the_test_phase_has_the_last_weights(tmp_p
     def eval_step(batch: Any, original: Callable[[Any], None] = task.eval_step) -> None:
         original(batch)
         if task.progress.phase == "test":
-            saved.append(dict(task.checkpoint_tensors()["model"]))
+            tensors = task.checkpoint_tensors()["model"]  # copied, as the model gets its own back in place
+            saved.append({name: tensor.clone() for name, tensor in tensors.items()})
 
     task.eval_step = eval_step  # type: ignore[method-assign]
     Trainer(tmp_path).train(task)

@@ -150,6 +150,19 @@ def test_a_float16_run_resumes_its_gradient_scale(tmp_path: Path) -> None:
 # -- steps -----------------------------------------------------------------------------------------------------------
 
 
+def test_each_step_draws_numbers_of_its_own_and_the_same_ones_in_every_run() -> None:
+    def seeds() -> list[int]:
+        task, found = started(SMALL), []
+        task.model.register_forward_pre_hook(lambda *_: found.append(torch.initial_seed()))
+        for batch in task.batches():
+            task.step(batch)
+        return found
+
+    first, second = seeds()
+    assert first != second
+    assert seeds() == [first, second]
+
+
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_a_batch_without_a_valid_pixel_gives_loss_zero_and_changes_no_weight(accumulate_steps: int) -> None:
     task = started({**BATCH_INDEPENDENT, "runtime.accumulate_steps": accumulate_steps})
