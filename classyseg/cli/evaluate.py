@@ -136,8 +136,8 @@ def _told_of_windows(report: Mapping[str, Any]) -> str:
     """A line of warning for a report of `Budget.report`."""
     sizes = ", ".join("{1} in windows of {0[0]} x {0[1]}".format(w["size"], w["images"]) for w in report["windows"])
     return (
-        f"images that do not fit into --max-memory as a whole were computed in windows: {sizes}. The numbers are not those "
-        "of whole images; a --protocol that is named is kept to"
+        f"images that do not fit into --max-memory as a whole were computed in windows: {sizes}. The numbers are not "
+        "those of whole images; a --protocol that is named is kept to"
     )
 
 
