@@ -55,7 +55,7 @@ class Budget:
     ) -> Choice:
         """How to compute images of `shape` (N, C, H, W) with `left` bytes. Several at once are never cut into windows.
 
-        Raises: `BudgetError`if even the smallest windows take more.
+        Raises: `BudgetError` if even the smallest windows take more.
         """
         unchanged = Choice(protocol, None)
         if left is None or not self.may_use_windows or len(shape) != 4 or shape[0] > 1:
