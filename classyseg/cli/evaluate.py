@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
-from classyseg.cli.output import complain, emit, json_text
+from classyseg.cli.output import emit, json_text
 from classyseg.console import is_terminal, printable, shown, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -125,20 +125,8 @@ def _evaluate(
         distributed.wait_for_peers_to_end()
         return error.exit_code
     if distributed.is_primary():
-        for key in ("computed_in_windows", "submission_in_windows"):
-            if record.get(key) is not None:
-                complain(f"warning: {_told_of_windows(record[key])}")
         emit("\n".join([*_report(measurement, record), printable(str(_with_ending(place, ".json")))]))
     return 0
-
-
-def _told_of_windows(report: Mapping[str, Any]) -> str:
-    """A line of warning for a report of `Budget.report`."""
-    sizes = ", ".join("{1} in windows of {0[0]} x {0[1]}".format(w["size"], w["images"]) for w in report["windows"])
-    return (
-        f"images that do not fit into --max-memory as a whole were computed in windows: {sizes}. The numbers are not "
-        "those of whole images; a --protocol that is named is kept to"
-    )
 
 
 def _with_ending(place: Path, end: str) -> Path:
@@ -154,8 +142,10 @@ def _make_room(place: Path) -> None:
         for folder in (_with_ending(place, "-worst"), _with_ending(place, "-submission")):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
+        others = [other.stem for other in place.parent.glob(f"{place.name}-*.json")]  # `val-night`, seen from `val`
         for path in (_with_ending(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
-            path.unlink(missing_ok=True)
+            if not any(path.name.startswith(f"{other}-") for other in others):
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {place.parent}: cannot be written ({error.strerror})") from None
 
