@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
-from classyseg.cli.output import emit, json_text
+from classyseg.cli.output import emit, json_text, logging_lines
 from classyseg.console import is_terminal, printable, shown, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
         overrides.append(f"runtime.device={arguments.device}")
     trained = trained_run(arguments.model)
     output = _output_folder(arguments, trained.folder)
-    with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), switches.kept():
+    with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), switches.kept(), logging_lines():
         config, protocol = config_to_measure(trained, arguments.split, overrides, arguments.model)
         distributed.start_processes(config.runtime.torch_device().type)  # type: ignore[attr-defined]
+        if not distributed.is_primary():
+            logging.getLogger().setLevel(logging.ERROR)
         try:
             place, of_run = output / f"{EVALUATION}{name}", trained.config is not None
             return guarded(lambda: _evaluate(arguments, config, protocol, place, of_run=of_run))

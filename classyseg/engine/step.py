@@ -13,7 +13,7 @@ from classyseg.distributed import sum_over_processes, world_size
 from classyseg.engine.accumulation import whole_batch_step
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import no_sync
-from classyseg.losses import Terms
+from classyseg.losses import Meaning, Terms
 from classyseg.structures import Sample
 
 
@@ -24,8 +24,8 @@ class Computed(NamedTuple):
     terms: Terms
 
 
-class BatchWork(Protocol):
-    """What the engine must be given for a step: how images become outputs, and outputs the terms of a loss."""
+class BatchWork(Meaning, Protocol):
+    """What the engine must be given for a step, in addition to the meaning of a batch."""
 
     @property
     def is_additive(self) -> bool:
@@ -33,11 +33,6 @@ class BatchWork(Protocol):
 
     def counts(self, outputs: Mapping[str, Tensor], batch: Sample) -> Tensor:
         """The counts of the terms of `batch`. `outputs` may be those of a part of it; their values do not matter."""
-
-    def complete(self, batch: Sample) -> Sample:
-        """The batch with all that must be read or computed only once, though `outputs` may be called twice."""
-
-    def outputs(self, batch: Sample) -> Mapping[str, Tensor]: ...
 
     def terms(self, outputs: Mapping[str, Tensor], batch: Sample) -> Terms: ...
 

@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from classyseg import distributed
+from classyseg.config import ConfigError
 from classyseg.datasets import BadSamples, ClassyDataset
 from classyseg.datasets.loading.loader import EvalOrder, make_loader
 from classyseg.evaluation.joined import joined_files, joined_metrics
@@ -19,22 +20,10 @@ from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
 from classyseg.inference.budget import Budget, joined_counts
 from classyseg.inference.network import Outputs
-from classyseg.losses import ClassyLoss, LossSum, Terms
+from classyseg.losses import ClassyLoss, LossSum, Meaning, Terms
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel
 from classyseg.structures import Sample
-
-
-class Meaning(Protocol):
-    """What a batch means to a task: how images become outputs, and outputs the terms of a loss."""
-
-    def complete(self, batch: Sample) -> Sample:
-        """The batch with what is read or computed once, however often `outputs` is called."""
-
-    def outputs(self, batch: Sample) -> Outputs: ...
-
-    def compute(self, batch: Sample) -> tuple[Outputs, Terms | None]:
-        """The outputs of a batch, and the terms of the loss; None where no loss is measured."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +52,8 @@ class Evaluation:
     of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
     `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
     Images that do not fit into `budget` may be computed in windows: `in_windows` counts them, `result` tells and logs
-    them, and no loss is measured then. `meaning` says how outputs and the terms of the loss come from a batch: a task,
-    or by default the network and `loss`.
-
-    Raises: `ConfigError` for a meter that reads what the protocol does not give.
+    them, and no loss is measured then. `has_loss` says whether the meaning of the batches gives terms of a loss. The
+    caller has the protocol checked: see `check_protocol`.
     """
 
     def __init__(
@@ -74,14 +61,12 @@ class Evaluation:
         network: Network,
         protocol: ClassyProtocol,
         meters: Sequence[ClassyMeter],
-        loss: ClassyLoss | None = None,
         *,
-        meaning: Meaning | None = None,
+        has_loss: bool,
         budget: Budget = Budget(),
     ) -> None:
         self.network, self.protocol, self.meters = network, protocol, meters
-        self.meaning: Meaning = Plain(network, loss) if meaning is None else meaning
-        self.measures_loss = protocol.gives_outputs and not (meaning is None and loss is None)
+        self.measures_loss = protocol.gives_outputs and has_loss
         # A meter of outputs is shown none of windows.
         self.budget = replace(
             budget, may_use_windows=budget.may_use_windows and all(m.reads != "outputs" for m in meters)
@@ -92,7 +77,6 @@ class Evaluation:
         self.bad_samples: Callable[[], dict[str, int]] = dict
         """What `result` tells of unreadable samples. The caller that loads them sets it; every process calls it."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
-        protocol.check(network, self._read)
 
     def begin(self) -> None:
         for meter in self.meters:
@@ -101,17 +85,26 @@ class Evaluation:
         self.in_windows: Counter[str] = Counter()
 
     @torch.no_grad()
-    def update(self, batch: Sample) -> None:
-        """Counts a batch that is on the device, its images normalised, its targets at their own size."""
+    def update(self, batch: Sample, meaning: Meaning) -> None:
+        """Counts a batch that is on the device, its images normalised, its targets at their own size.
+
+        `meaning` says how outputs and the terms of the loss come from it: a task, or `Plain`.
+
+        Raises: `ConfigError` for a protocol that declares `gives_outputs`, and shows the network other images.
+        """
         images, target = batch.image, batch.target
         terms: Terms | None = None
+        saw_images = False
 
         def run(given: Tensor) -> Outputs:
-            nonlocal terms
-            if self.measures_loss and given.shape == images.shape:
-                outputs, terms = self.meaning.compute(self.meaning.complete(batch))
+            nonlocal terms, saw_images
+            # A comparison of values waits for the device. Built-in protocols hand the same tensor on.
+            same = given is images or (given.shape == images.shape and torch.equal(given, images))
+            if self.measures_loss and same:
+                outputs, terms = meaning.compute(meaning.complete(batch))
+                saw_images = True
                 return outputs
-            return self.meaning.outputs(batch.replace(image=given))
+            return meaning.outputs(batch.replace(image=given))
 
         height, width = (images if target.dim() < 3 else target).shape[-2:]
         size, read = (height, width), self._read
@@ -121,6 +114,12 @@ class Evaluation:
                 read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
             with self.network.with_forward(run):
                 found = choice.protocol(self.network, images, size, set(read), left)
+        if self.measures_loss and choice.window is None and not saw_images:
+            raise ConfigError(
+                "protocol",
+                f"{type(self.protocol).__name__} declares gives_outputs, but shows the network other images than those "
+                "of the batch, so that no loss can be measured; leave gives_outputs out",
+            )
         if terms is not None:
             self._loss.add(terms)
         for meter, wanted in zip(self.meters, read, strict=True):
@@ -141,9 +140,9 @@ class Evaluation:
         return {"loss": loss, **joined_metrics(self.meters, values, self.main_head), **self.bad_samples(), **windows}
 
 
-def check_protocol(protocol: ClassyProtocol, model: ClassyModel, meters: Sequence[ClassyMeter]) -> None:
-    """Raises: `ConfigError` where `protocol` does not give what `meters` read. `model` may lie on any device."""
-    protocol.check(Network(model), [_wanted_by(meter, model, protocol) for meter in meters])
+def check_protocol(protocol: ClassyProtocol, network: Network, meters: Sequence[ClassyMeter]) -> None:
+    """Raises: `ConfigError` where `protocol` does not give what `meters` read. The network may lie on any device."""
+    protocol.check(network, [_wanted_by(meter, network.model, protocol) for meter in meters])
 
 
 def _wanted_by(meter: ClassyMeter, model: ClassyModel, protocol: ClassyProtocol) -> Wanted:
@@ -174,15 +173,20 @@ def evaluate(
     """Measures a whole data set, each sample once, shared among the processes of a job. Every process calls it.
 
     Call `result` of what is returned for the numbers; processes exchange nothing before it. The images pass through the
-    data set's own transforms, not through the predictor's preparation. Masks count at their own size. A task gives its
-    `meaning` of a batch. `watch` sees each batch of this process before it is counted. Messages call the data set
-    `split`.
+    data set's own transforms, not through the predictor's preparation. Masks count at their own size. A `meaning` of a
+    batch, such as a task, has its own loss; without one, the outputs are the network's, and `loss` is measured. `watch`
+    sees each batch of this process before it is counted. Messages call the data set `split`.
 
-    Raises: `ConfigError`; `DataError` for a sample that cannot be read.
+    Raises: `ConfigError` for a meter that reads what the protocol does not give; `DataError` for a sample that cannot
+    be read; `ValueError` for a loss together with a meaning.
     """
-    evaluation = Evaluation(
-        predictor.network, predictor.protocol, meters, loss, meaning=meaning, budget=predictor.budget
-    )
+    if loss is not None and meaning is not None:
+        raise ValueError("evaluate: found a loss and a meaning, which has a loss of its own; give one of them")
+    network, protocol = predictor.network, predictor.protocol
+    check_protocol(protocol, network, meters)
+    has_loss = loss is not None or meaning is not None
+    meaning = Plain(network, loss) if meaning is None else meaning
+    evaluation = Evaluation(network, protocol, meters, has_loss=has_loss, budget=predictor.budget)
     group_size = group_size_of(meters)
     batch_size = batch_size if predictor.max_memory is None else group_size  # a budget is that of an image
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
@@ -198,7 +202,7 @@ def evaluate(
             if watch is not None:
                 watch(batch)
             batch = batch.to(predictor.device, channels_last=predictor.channels_last)
-            evaluation.update(batch.replace(image=predictor.normalizer(batch.image)))
+            evaluation.update(batch.replace(image=predictor.normalizer(batch.image)), meaning)
     finally:
         loader.close()
     return evaluation

@@ -6,6 +6,7 @@ from classyseg.losses.combined import MultiOutputSumLoss, SegmentationLoss, SumA
 from classyseg.losses.cross_entropy import CrossEntropyLoss
 from classyseg.losses.focal import FocalLoss
 from classyseg.losses.lovasz_softmax import LovaszSoftmaxLoss
+from classyseg.losses.meaning import Meaning
 from classyseg.losses.ohem_cross_entropy import OhemCrossEntropyLoss
 from classyseg.losses.points import PointCrossEntropyLoss
 from classyseg.losses.presence import PresenceLoss
@@ -24,6 +25,7 @@ __all__ = [
     "FocalLoss",
     "LossSum",
     "LovaszSoftmaxLoss",
+    "Meaning",
     "MultiOutputSumLoss",
     "OhemCrossEntropyLoss",
     "PerOutputLoss",

@@ -17,7 +17,7 @@ from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.evaluation import check_protocol, group_size_of
 from classyseg.hooks import ClassyHook
-from classyseg.inference import ClassyProtocol
+from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
@@ -233,7 +233,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     # A protocol runs the whole model on `meta`: with problems in it, that would only tell them again.
     if protocol is not None and model is not None and not problems.found:
         with problems.collected():
-            check_protocol(protocol, model, [meter for meter in meters if meter is not None])
+            check_protocol(protocol, Network(model), [meter for meter in meters if meter is not None])
 
     hooks: list[ClassyHook] = []
     with problems.collected():

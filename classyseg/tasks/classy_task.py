@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import weakref
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -95,7 +94,7 @@ class ClassyTask(Configurable, ABC):
         val_every_epochs: The validation set is measured after every so many epochs, and after the last step. null: 1,
             unless `val_every_steps` is given.
         val_every_steps: The same in steps; give one of the two. A measurement within an epoch ends a training phase
-        there.
+            there.
         protocol: How the network is run on measured images; see [protocols](#protocols). The loss is measured only with
             `whole`.
         runtime: See key `runtime`.
@@ -202,8 +201,9 @@ class ClassyTask(Configurable, ABC):
         unit = " of numbers" if self.normalizer.own_unit else ""
         self.features = TaskFeatures(model, self._model_config, self.runtime, f"{self.normalize}{unit}")
         network = Network(model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
-        # A task that is done with goes at once, with its network: Python collects what refers to itself much later.
-        self.evaluation = Evaluation(network, self.protocol, self.meters, meaning=weakref.proxy(self))
+        # It gets the task with each batch: a task that it kept would refer to itself, and Python collects such a one,
+        # with its network, much later than when it is done with.
+        self.evaluation = Evaluation(network, self.protocol, self.meters, has_loss=True)
         self.borrowed = BorrowedWeights(model)
         """The best checkpoint's weights, while the test set is measured."""
 
@@ -219,7 +219,8 @@ class ClassyTask(Configurable, ABC):
         self.phase_files: dict[str, str] = {}
         """Texts by file name that are written with the record of a phase, in place of older ones."""
         self.gives_up: Callable[[], bool] = lambda: False
-        """Whether the run was asked to stop, so that it must not wait for data any longer."""
+        """Whether the run was asked to stop, so that it must not wait for data any longer. Set it before `start`: the
+        loaders take it over there."""
         self.ending = Ending()
         self.last_loss = torch.zeros(())
         # In float64: a sum of float32 losses would lose the last bits over a long epoch.
@@ -386,7 +387,7 @@ class ClassyTask(Configurable, ABC):
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
         """Counts a batch in the meters."""
-        self.evaluation.update(self.on_device(batch))
+        self.evaluation.update(self.on_device(batch), self)
 
     def phase_metrics(self) -> dict[str, Any]:
         """The numbers that a finished phase adds to its record; sets `phase_files`. Every process calls it."""

@@ -101,7 +101,7 @@ def test_images_that_a_budget_is_too_small_for_are_told(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [save(tmp_path / name, noise(*size)) for name, size in (("a.png", (192, 256)), ("b.png", (32, 40)))]
-    assert predict(trained, *paths, "--output", tmp_path / "out", "--max-memory", "62M") == 0
+    assert predict(trained, *paths, "--output", tmp_path / "out", "--max-memory", "51M") == 0
     found = summary(tmp_path / "out")
     (windows,) = found["computed_in_windows"]["windows"]
     assert windows["images"] == found["computed_in_windows"]["images"] == 1
@@ -110,7 +110,7 @@ def test_images_that_a_budget_is_too_small_for_are_told(
     assert predict(trained, paths[0], "--output", tmp_path / "named", "--protocol", protocol) == 0
     assert np.array_equal(*(np.array(Image.open(tmp_path / folder / "a.png")) for folder in ("out", "named")))
     assert summary(tmp_path / "named")["computed_in_windows"] is None
-    assert predict(trained, *paths, "--output", tmp_path / "whole", "--max-memory", "62M", "--protocol", "whole") == 1
+    assert predict(trained, *paths, "--output", tmp_path / "whole", "--max-memory", "51M", "--protocol", "whole") == 1
     assert labels_in(tmp_path / "whole") == {"b.png"}
 
 

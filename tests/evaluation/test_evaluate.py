@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import classyseg
 from classyseg.config import ConfigError
 from classyseg.datasets import build_dataset
-from classyseg.evaluation import Evaluation, evaluate, group_size_of
-from classyseg.inference import build_protocol
+from classyseg.evaluation import check_protocol, evaluate, group_size_of
+from classyseg.inference import Network, build_protocol
+from classyseg.inference.whole import Whole
+from classyseg.losses import build_loss
 from classyseg.meters import ClassyMeter, build_meter
 from classyseg.registry import METERS, TASKS
 from classyseg.tasks import SegmentationTask
@@ -133,11 +136,64 @@ def test_a_meter_of_outputs_asks_for_whole_images_before_anything_runs(run: Path
     predictor = classyseg.load(run)
     for protocol in (build_protocol(WINDOWS), build_protocol("multi_scale")):
         with pytest.raises(ConfigError, match=r"protocol.*outputs"):
-            Evaluation(predictor.network, protocol, [Outputs((), 255)])
+            check_protocol(protocol, predictor.network, [Outputs((), 255)])
     METERS.register("outputs")(Outputs)
     with pytest.raises(ConfigError, match=r"protocol.*outputs"):
         SegmentationTask.check(TASKS.validate(tiny_config({"meters": ["outputs"], "protocol": WINDOWS})))
     SegmentationTask.check(TASKS.validate(tiny_config({"meters": ["outputs"]})))
+
+
+class Mirrored(Whole):
+    """Shows the network the images the other way round, and turns the labels back."""
+
+    def __call__(self, network: Network, images: Tensor, size: Any, wanted: Any, budget: int | None = None) -> Any:
+        found = super().__call__(network, images.flip(-1), size, wanted, budget)
+        return {item: made.flip(-1) if isinstance(made, Tensor) else made for item, made in found.items()}
+
+
+class HonestlyMirrored(Mirrored):
+    gives_outputs = False
+
+
+class Copied(Whole):
+    """Shows the network equal images, in another tensor."""
+
+    def __call__(self, network: Network, images: Tensor, *others: Any, **more: Any) -> Any:
+        return super().__call__(network, images.clone(), *others, **more)
+
+
+@pytest.mark.parametrize("of_task", [False, True], ids=["plain", "task"])
+def test_a_protocol_shows_the_network_what_it_says(run: Path, of_task: bool) -> None:
+    dataset = build_dataset(tiny_config()["dataset"]["val"])
+
+    def measured(protocol: Any) -> dict[str, Any]:
+        predictor = classyseg.load(run, protocol=protocol)
+        meter = build_meter("mean_iou", predictor.classes, predictor.ignore_index)
+        task = tiny_task({"protocol": "whole"})
+        task.measure(predictor.model)
+        given: dict[str, Any] = {"meaning": task} if of_task else {"loss": build_loss("cross_entropy", 255)}
+        return evaluate(predictor, dataset, [meter], **given).result()
+
+    honest, whole = measured(HonestlyMirrored()), measured("whole")
+    assert measured(Copied()) == whole
+    predictor = classyseg.load(run, protocol="whole")
+    counts = np.zeros((4, 4), np.int64)
+    for i in range(len(dataset)):
+        labels = predictor.predict(dataset[i].image.flip(-1))[:, ::-1]
+        target = dataset[i].target.numpy()
+        np.add.at(counts, (target[target < 255], labels[target < 255]), 1)
+    hits = np.diag(counts)
+    assert honest["mean_iou"] == pytest.approx((hits / (counts.sum(0) + counts.sum(1) - hits)).mean(), abs=1e-9)
+    assert honest["loss"] is None
+    assert honest["mean_iou"] != whole["mean_iou"]
+    with pytest.raises(ConfigError, match=r"^protocol: Mirrored .*gives_outputs"):
+        measured(Mirrored())
+
+
+def test_a_meaning_has_a_loss_of_its_own(run: Path) -> None:
+    dataset, task = build_dataset(tiny_config()["dataset"]["val"]), tiny_task()
+    with pytest.raises(ValueError, match="meaning"):
+        evaluate(classyseg.load(run), dataset, [], loss=build_loss("cross_entropy", 255), meaning=task)
 
 
 def test_a_budget_that_is_too_small_is_told_with_one_that_serves(run: Path) -> None:

@@ -78,7 +78,7 @@ def assert_refused(model: ClassyModel, before: dict[str, Tensor], path: Path, me
     assert path.name in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.__cause__ is None
-    assert error.value.__suppress_context__
+    assert error.value.__context__ is None or error.value.__suppress_context__  # what a reader of the trace would see
     assert sorted(path.parent.parent.rglob("*")) == files  # neither the marker nor anything else
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert peak < 2**26
@@ -223,7 +223,7 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     ),
     "long_key.pdparams": (program(b"}", text("." * 10**6), b"Ns"), "key of more than 500 characters"),
     "escapes.pdparams": (program(b"}", text("\x1b[2J"), b"Ns"), "or of some that cannot be printed"),
-    "escapes_in_a_name.pdparams": (program(text("os\x1b[2J"), text("x"), b"\x93"), r"it wants to run os\?\[2J\.x"),
+    "escapes_in_a_name.pdparams": (program(text("os\x1b[2J"), text("x"), b"\x93"), r"it wants to run os\\x1b\[2J\.x"),
     "list.pdparams": (program(b"]"), "found a list without tensors; expected a state dict"),
     "slices.pdparams": (
         program(dictionary(**{"UnpackBigParamInfor@@": dictionary(w=dictionary(slices=b"]", OriginShape=b"K\x01"))})),
