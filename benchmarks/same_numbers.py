@@ -303,9 +303,11 @@ class Differences:
     def __str__(self) -> str:
         if self.wrong:
             return "; ".join(self.wrong[:3]) + (f"; and {len(self.wrong) - 3} more" if len(self.wrong) > 3 else "")
-        return "equal, bit for bit" + (
-            f", but for last bits of losses ({self.last_bits:.0e})" if self.last_bits else ""
-        )
+        if not self.last_bits:
+            return "equal, bit for bit"
+        if self.of_losses == float("inf"):
+            return "equal, bit for bit, but for losses of evaluation, which count more terms than before, on purpose"
+        return f"equal, bit for bit, but for last bits of losses ({self.last_bits:.0e})"
 
 
 class Comparison:
