@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -137,9 +137,7 @@ class Registry:
     def forgetting(self) -> Iterator[None]:
         """What is registered within it is forgotten at its end: for components that a test, or a notebook, tries."""
         self._import_builtins()  # else they might register within it
-        for name in self._offers():  # so might plugins: their modules are imported only once
-            with suppress(ConfigError):
-                self.entry(name)
+        list(self.plugins())  # so might these, whose modules are imported only once
         before = self._entries
         self._entries = dict(before)
         try:
