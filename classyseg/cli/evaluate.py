@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
-from classyseg.cli.output import complain, emit, json_text
+from classyseg.cli.output import emit, json_text, logging_lines
 from classyseg.console import is_terminal, printable, shown, terminal_width, wrapped
 
 if TYPE_CHECKING:
@@ -70,9 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
         overrides.append(f"runtime.device={arguments.device}")
     trained = trained_run(arguments.model)
     output = _output_folder(arguments, trained.folder)
-    with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), switches.kept():
+    with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), switches.kept(), logging_lines():
         config, protocol = config_to_measure(trained, arguments.split, overrides, arguments.model)
         distributed.start_processes(config.runtime.torch_device().type)  # type: ignore[attr-defined]
+        if not distributed.is_primary():
+            logging.getLogger().setLevel(logging.ERROR)
         try:
             place, of_run = output / f"{EVALUATION}{name}", trained.config is not None
             return guarded(lambda: _evaluate(arguments, config, protocol, place, of_run=of_run))
@@ -125,20 +128,8 @@ def _evaluate(
         distributed.wait_for_peers_to_end()
         return error.exit_code
     if distributed.is_primary():
-        for key in ("computed_in_windows", "submission_in_windows"):
-            if record.get(key) is not None:
-                complain(f"warning: {_told_of_windows(record[key])}")
         emit("\n".join([*_report(measurement, record), printable(str(_with_ending(place, ".json")))]))
     return 0
-
-
-def _told_of_windows(report: Mapping[str, Any]) -> str:
-    """A line of warning for a report of `Budget.report`."""
-    sizes = ", ".join("{1} in windows of {0[0]} x {0[1]}".format(w["size"], w["images"]) for w in report["windows"])
-    return (
-        f"images that do not fit into --max-memory as a whole were computed in windows: {sizes}. The numbers are not "
-        "those of whole images; a --protocol that is named is kept to"
-    )
 
 
 def _with_ending(place: Path, end: str) -> Path:
@@ -154,8 +145,10 @@ def _make_room(place: Path) -> None:
         for folder in (_with_ending(place, "-worst"), _with_ending(place, "-submission")):
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
+        others = [other.stem for other in place.parent.glob(f"{place.name}-*.json")]  # `val-night`, seen from `val`
         for path in (_with_ending(place, ".json"), *place.parent.glob(f"{place.name}-*.csv")):
-            path.unlink(missing_ok=True)
+            if not any(path.name.startswith(f"{other}-") for other in others):
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"--output {place.parent}: cannot be written ({error.strerror})") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -50,7 +49,8 @@ class Measurement:
         self.predictor: Predictor = load(
             path,
             device=runtime.torch_device(),
-            precision=runtime.precision,
+            # A model's folder tells its own precision, which only an override replaces.
+            precision=runtime.precision if of_run or "precision" in runtime.model_fields_set else None,
             protocol=protocol,
             max_memory=max_memory,
         )
@@ -128,8 +128,10 @@ class Measurement:
         if self.submission is not None and not (self.dataset.has_masks and self._submits_what_is_measured):
             with distributed.failing_together():
                 self._submit_all(self.submission)
-            texts = distributed.gather_texts(json.dumps(self.predictor.in_windows))
-            record["submission_in_windows"] = self.predictor.budget.report(joined_counts(texts))
+            counts = joined_counts(self.predictor.in_windows)
+            if not self.predictor.in_windows:  # else the predictor has warned
+                self.predictor.budget.warn(counts)
+            record["submission_in_windows"] = self.predictor.budget.report(counts)
         return {**record, "seconds": time.perf_counter() - started}
 
     def _measure_all(self) -> dict[str, Any]:
@@ -156,7 +158,7 @@ class Measurement:
             )
         result = evaluation.result()
         self.files, self.unseen_classes = evaluation.files, evaluation.unseen_classes
-        return {**result, "computed_in_windows": self.predictor.budget.report(evaluation.in_windows)}
+        return {"computed_in_windows": None, **result}
 
     def _submit_all(self, submission: SubmissionFiles) -> None:
         """Predicts at the size of the image files, before transforms of the data set change it."""

@@ -50,9 +50,9 @@ def find_inputs(words: Sequence[str], output: Path) -> Inputs:
 
     A named file is taken whatever its suffix. In folders, also those that patterns match, only files with the suffixes
     of images and videos are taken, without hidden files and without the folder `output`. A file that is found twice is
-    taken once.
+    taken once, by its first name.
 
-    Raises: `ConfigError`for a word that matches nothing, or something else than files and folders.
+    Raises: `ConfigError` for a word that matches nothing, or something else than files and folders.
     """
     found = Inputs()
     search = _Search(found, os.path.realpath(output))
@@ -70,7 +70,10 @@ def find_inputs(words: Sequence[str], output: Path) -> Inputs:
             raise ConfigError(
                 f"{printable(word)}: found no image and no video{skipped}; accepted in folders: {', '.join(SUFFIXES)}"
             )
-    found.files = [*dict.fromkeys(found.files)]
+    once: dict[str, Input] = {}
+    for file in found.files:  # a link is a file of its own, with an output of its own
+        once.setdefault(os.path.abspath(file.path), file)
+    found.files = [*once.values()]
     return found
 
 
@@ -218,7 +221,7 @@ class Plan:
 def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) -> None:
     """Plans all outputs before anything is written.
 
-    Raises: `ConfigError`for two inputs with the same output file, for an output that would overwrite an input, and,
+    Raises: `ConfigError` for two inputs with the same output file, for an output that would overwrite an input, and,
     without `overwrite`, for outputs that exist.
     """
     writers: dict[Path, str] = {summary: "the summary"}

@@ -7,8 +7,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from classyseg.console import (
@@ -38,7 +38,7 @@ MARGIN = 3
 def emit(text: str) -> bool:
     """Prints lines. Returns False if nobody reads them any more (`| head`), which is no error.
 
-    Raises: `ConfigError`if standard output cannot be written, such as on a full disk.
+    Raises: `ConfigError` if standard output cannot be written, such as on a full disk.
     """
     from classyseg.config import ConfigError
     from classyseg.io import discard_output
@@ -65,6 +65,24 @@ class PlainLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(super().format(record))
+
+
+@contextmanager
+def logging_lines() -> Iterator[None]:
+    """Logs plain lines on stderr for the block, unless the process has set up its own logging."""
+    root = logging.getLogger()
+    level, handler = root.level, None
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainLines())
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        if handler is not None:
+            root.removeHandler(handler)
 
 
 def emit_json(value: Any) -> None:

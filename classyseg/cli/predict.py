@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import INTERRUPTED, add_model_arguments, interruptible, positive, predictor_of
-from classyseg.cli.output import complain, emit, in_columns, json_text
+from classyseg.cli.output import complain, emit, in_columns, json_text, logging_lines
 from classyseg.console import printable
 
 if TYPE_CHECKING:
@@ -57,6 +57,11 @@ def _share(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    with logging_lines():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.inputs import check_plans, find_inputs
     from classyseg.cli.prediction import Job
     from classyseg.config import ConfigError, user_path

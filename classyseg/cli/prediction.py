@@ -108,7 +108,7 @@ class Job:
     def _taken(self, given: Input, future: Future[Read]) -> Iterator[Read]:
         try:
             read = future.result()
-        except (ConfigError, OSError, MemoryError) as error:
+        except Exception as error:  # a reader may raise anything for a broken file
             self._fail(given.path, error)
         else:
             yield read
@@ -210,7 +210,7 @@ class Job:
             path, future = self._writing.popleft()
             try:
                 self.records[path] = future.result()
-            except (OSError, ValueError, MemoryError) as error:
+            except Exception as error:  # so may Pillow, for what it cannot write
                 self._fail(path, error)
             else:
                 self._progress.add()

@@ -41,7 +41,7 @@ FRAMES_A_SECOND = 25
 def geo_tags(path: Path) -> dict[int, Any]:
     """The tags that place an image on the earth: those of a TIFF, or from the world file next to an image.
 
-    None for other files, and for unreadable ones.
+    Empty for other files, and for unreadable ones. A tag whose numbers are of another type is left out.
     """
     found: dict[int, Any] = {}
     try:
@@ -52,7 +52,7 @@ def geo_tags(path: Path) -> dict[int, Any]:
                 directory = ImageFileDirectory_v2(start if start[2:4] in (b"+\0", b"\0+") else start[:8])
                 file.seek(directory.next)
                 directory.load(file)
-                found = {tag: directory[tag] for tag in GEO_TAGS if tag in directory}
+                found = {tag: directory[tag] for tag, kind in GEO_TAGS.items() if directory.tagtype.get(tag) == kind}
         world = _world_file(path)
         if world is not None and TIE_POINTS not in found and MATRIX not in found and header_of(path)[1] == UPRIGHT:
             found[MATRIX] = _matrix(world, of_corner=not _is_point(found))

@@ -6,12 +6,11 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classyseg.cli.output import DISK_ERRORS, PlainLines, complain, emit
+from classyseg.cli.output import DISK_ERRORS, complain, emit, logging_lines
 from classyseg.console import accept_any_text
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
             emit(f"{arguments.config}: ok")
             return 0
         config = read_config(arguments.config, arguments.overrides)
-        with _logging(), switches.kept():
+        with logging_lines(), switches.kept():
             return _run_processes(config, arguments)
 
 
@@ -164,24 +163,6 @@ def _run_processes(config: ComponentConfig, arguments: argparse.Namespace) -> in
         return guarded(lambda: _train(config, output, arguments))
     finally:
         distributed.stop_processes()
-
-
-@contextmanager
-def _logging() -> Iterator[None]:
-    """Logs plain lines on stderr for the block, unless the process has set up its own logging."""
-    root = logging.getLogger()
-    level, handler = root.level, None
-    if not root.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(PlainLines())
-        root.addHandler(handler)
-        root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        if handler is not None:
-            root.removeHandler(handler)
 
 
 def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, 
 from classyseg.console import MAX_NAME, shown
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
-from classyseg.run_folder import CHECKPOINTS, CONFIG
+from classyseg.run_folder import CHECKPOINTS, CONFIG, MODEL
 from classyseg.tasks.plan import LENGTH_KEYS
 
 OVERRIDDEN = ("dataset", "meters", "protocol", "runtime")
@@ -41,7 +41,7 @@ def trained_run(path: str) -> TrainedRun:
         raise ConfigError(
             f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint and a model's folder"
         )
-    for run in (folder, folder.parent):  # the second is for RUN/model
+    for run in (folder, folder.parent) if folder.name == MODEL else (folder,):
         if (run / CONFIG).is_file():
             tree = load_config(run / CONFIG)
             if OF_FORMAT_1 in tree.values:
@@ -66,7 +66,7 @@ def config_to_measure(
 
     The protocol is None if no override names one: then the one in the model's folder is used.
 
-    Raises: `ConfigError`for overrides of keys that belong to the model or the training, for a split without a config,
+    Raises: `ConfigError` for overrides of keys that belong to the model or the training, for a split without a config,
     and for a wrong task config.
     """
     for text in overrides:

@@ -10,7 +10,7 @@ from classyseg import __version__
 from classyseg.config import ConfigError, within
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.facts import DataFacts, Described, Part
+from classyseg.datasets.facts import DataFacts, Described, Part, facts_of_all
 from classyseg.datasets.files.pairs import faults_within
 from classyseg.datasets.loading.sample_cache import SampleCache
 from classyseg.io import data_path
@@ -70,7 +70,7 @@ def describe(data: Any, problems: Problems) -> Part:
             parts[place] = describe(inner, problems)
     facts = component.facts_of(data)
     if parts:
-        facts = replace(next(iter(parts.values())).facts, num_samples=None, keys=facts.keys)
+        facts = replace(facts_of_all([part.facts for part in parts.values()]), num_samples=None, keys=facts.keys)
         with problems.collected():
             component.check_parts(parts)
     transforms: list[ClassyTransform] = []

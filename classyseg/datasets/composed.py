@@ -16,7 +16,7 @@ from classyseg.config import MAX_SEED, ConfigError, within
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.build import build_dataset, build_datasets, check_same_unit
 from classyseg.datasets.classy_dataset import ClassyDataset, keys_of
-from classyseg.datasets.facts import DataFacts, Part
+from classyseg.datasets.facts import DataFacts, Part, facts_of_all
 from classyseg.datasets.files.pairs import faults_within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
@@ -64,8 +64,8 @@ class Composed(ClassyDataset):
 
     @property
     def facts(self) -> DataFacts:
-        keys = keys_of(type(self))
-        return replace(self.parts[0].facts, num_samples=len(self), keys=keys).after(self.transforms)
+        facts = facts_of_all([part.facts for part in self.parts])
+        return replace(facts, num_samples=len(self), keys=keys_of(type(self))).after(self.transforms)
 
     @property
     def seed(self) -> int:

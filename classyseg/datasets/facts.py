@@ -44,6 +44,12 @@ class DataFacts:
         return replace(self, size=size)
 
 
+def facts_of_all(facts: Sequence[DataFacts]) -> DataFacts:
+    """The facts of data sets as one: those of the first, and the size of the samples if all have the same."""
+    sizes = {each.size for each in facts}
+    return replace(facts[0], size=sizes.pop() if len(sizes) == 1 else None)
+
+
 class Part(Protocol):
     """A data set as other parts of a task see it: a built one, or what its config tells."""
 

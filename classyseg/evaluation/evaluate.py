@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -20,7 +19,6 @@ from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted
 from classyseg.inference.budget import Budget, joined_counts
-from classyseg.inference.memory import remaining_budget
 from classyseg.inference.network import Outputs
 from classyseg.losses import ClassyLoss, LossSum, Meaning, Terms
 from classyseg.meters import ClassyMeter
@@ -53,9 +51,9 @@ class Evaluation:
     Call `begin`, `update` for each batch, and `result` once. Meters count integers, which are summed over the processes
     of a job: so the results are the same on any number of processes. `files` and `unseen_classes` belong to the last
     `result`. A loss is measured only where the protocol gives the network's outputs of whole images; else it is None.
-    Images that do not fit into `budget` may be computed in windows: `in_windows` counts them, and no loss is measured
-    then. `has_loss` says whether the meaning of the batches gives terms of a loss. The caller has the protocol checked:
-    see `check_protocol`.
+    Images that do not fit into `budget` may be computed in windows: `in_windows` counts them, `result` tells and logs
+    them, and no loss is measured then. `has_loss` says whether the meaning of the batches gives terms of a loss. The
+    caller has the protocol checked: see `check_protocol`.
     """
 
     def __init__(
@@ -109,12 +107,11 @@ class Evaluation:
             return meaning.outputs(batch.replace(image=given))
 
         height, width = (images if target.dim() < 3 else target).shape[-2:]
-        size, read, shape = (height, width), self._read, images.shape
-        with remaining_budget(self.budget.max_memory, images.numel() * (images.element_size() + 4)) as left:
-            choice = self.budget.choice(self.protocol, self.network, shape, size, set(read), left)
+        size, read = (height, width), self._read
+        chosen = self.budget.chosen(self.protocol, self.network, images, size, set(read), self.in_windows)
+        with chosen as (choice, left):
             if choice.window is not None:
                 read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
-                self.in_windows[choice.text] += 1
             with self.network.with_forward(run):
                 found = choice.protocol(self.network, images, size, set(read), left)
         if self.measures_loss and choice.window is None and not saw_images:
@@ -132,14 +129,15 @@ class Evaluation:
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""
         if self.budget.may_use_windows:
-            texts = distributed.gather_texts(json.dumps(self.in_windows))
-            self.in_windows = joined_counts(texts)
+            self.in_windows = joined_counts(self.in_windows)
+            self.budget.warn(self.in_windows)
         loss = self._loss.value() if self.measures_loss else None
         loss = None if self.in_windows else loss  # that of some images alone
         values = [meter.compute() for meter in self.meters]
         self.files = joined_files(self.meters, values, self.main_head)
         self.unseen_classes = {name for meter in self.meters for name in meter.unseen_classes}
-        return {"loss": loss, **joined_metrics(self.meters, values, self.main_head), **self.bad_samples()}
+        windows = {"computed_in_windows": self.budget.report(self.in_windows)} if self.in_windows else {}
+        return {"loss": loss, **joined_metrics(self.meters, values, self.main_head), **self.bad_samples(), **windows}
 
 
 def check_protocol(protocol: ClassyProtocol, network: Network, meters: Sequence[ClassyMeter]) -> None:

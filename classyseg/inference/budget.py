@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from classyseg import distributed
 from classyseg.inference.classy_protocol import ClassyProtocol, Size, Wanted
-from classyseg.inference.memory import BudgetError, text_of
+from classyseg.inference.memory import BudgetError, remaining_budget, text_of
 from classyseg.inference.network import Network
+
+log = logging.getLogger(__name__)
 
 SMALLEST = 128
 """The side of the smallest window if the size of the training images is unknown."""
 STEP = 32
 """Sides of windows are multiples of the strides of all blocks, and no finer: many backbones have this stride inside."""
+
+
+BYTES_OF_IMAGES = 4 + 4
+"""For each number of an image: as it is given, in at most 4 bytes, and normalised. Files of 8 bits take less, but a
+measurement, whose images are float32, chooses as a prediction does."""
 
 
 class Choice(NamedTuple):
@@ -37,12 +49,32 @@ class Budget:
 
     With `may_use_windows`, a larger image is computed in windows: the largest that fit, but none smaller than
     `train_size`, the size of the training images. The choice depends only on the sizes of the image and its output, on
-    the budget and on the model, not on other images or the process.
+    what is wanted, on the budget and on the model, not on other images or the process.
     """
 
     max_memory: int | None = None
     may_use_windows: bool = False
     train_size: Size | None = None
+
+    @contextmanager
+    def chosen(
+        self,
+        protocol: ClassyProtocol,
+        network: Network,
+        images: Tensor,
+        size: Size,
+        wanted: Collection[Wanted],
+        in_windows: Counter[str],
+    ) -> Iterator[tuple[Choice, int | None]]:
+        """The choice for `images`, and the bytes that are left for it. Counts it `in_windows` once it has succeeded.
+
+        Raises: `BudgetError`.
+        """
+        with remaining_budget(self.max_memory, images.numel() * BYTES_OF_IMAGES) as left:
+            choice = self.choice(protocol, network, images.shape, size, wanted, left)
+            yield choice, left
+        if choice.window is not None:
+            in_windows[choice.text] += 1
 
     def choice(
         self,
@@ -69,7 +101,7 @@ class Budget:
         def windows(number: int) -> Choice | None:
             window = (smallest[0] + number * step, smallest[1] + number * step)
             found = protocol.in_windows(window)
-            return None if found is None else Choice(found, window)
+            return None if found is None else Choice(found, found.window_size or window)
 
         def problem(choice: Choice) -> BudgetError | None:
             try:
@@ -112,7 +144,21 @@ class Budget:
             "rule": f"the largest windows with which an image takes at most max_memory {text_of(self.max_memory or 0)}",
         }
 
+    def warn(self, in_windows: Mapping[str, int], when: str = "") -> None:
+        """Logs, in process 0, that there are images in windows, if there are."""
+        report = self.report(in_windows)
+        if report is not None and distributed.is_primary():
+            sizes = ["{1} in windows of {0[0]} x {0[1]}".format(w["size"], w["images"]) for w in report["windows"]]
+            log.warning(
+                "max_memory %s is too small for some images as a whole. They are computed in windows, which changes "
+                "their labels: %s%s; a protocol that is named is kept to",
+                text_of(self.max_memory or 0),
+                ", ".join(sizes),
+                when,
+            )
 
-def joined_counts(texts: Sequence[str]) -> Counter[str]:
-    """The sum of the counts that several processes give as JSON."""
+
+def joined_counts(in_windows: Mapping[str, int]) -> Counter[str]:
+    """The counts of all processes of a job, summed. Every process calls it."""
+    texts = distributed.gather_texts(json.dumps(in_windows))
     return sum((Counter(json.loads(text)) for text in texts), Counter())

@@ -43,6 +43,11 @@ class ClassyProtocol(Configurable, ABC):
     takes_whole_images: ClassVar[bool] = False
     """Whether it also takes networks that classify whole images, whose outputs are no maps."""
 
+    @property
+    def window_size(self) -> Size | None:
+        """The size of the windows that a network sees; None for a protocol without windows, or that does not tell."""
+        return None
+
     @abstractmethod
     def __call__(
         self, network: Network, images: Tensor, size: Size, wanted: Collection[Wanted], budget: int | None = None

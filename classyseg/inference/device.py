@@ -15,7 +15,7 @@ from classyseg.launcher import local_rank
 def torch_device(name: str | torch.device) -> torch.device:
     """`auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
 
-    Raises: `ConfigError`for any other text, and for a GPU that does not exist.
+    Raises: `ConfigError` for any other text, and for a GPU that does not exist.
     """
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", str(name)):
         raise ConfigError("device", f"found {shown(name)}; accepted are auto, cpu, cuda and such as cuda:1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +133,14 @@ def _predictor(
     with written_in(str(source)):
         model = _built(description, sum(tensor.numel() for tensor in tensors.values()), str(source))
     _fill(model, tensors, weights)
-    with written_in(str(source)) if options["protocol"] is None else nullcontext():
+    given = None if options["protocol"] is None else "protocol"  # the caller's, not the file's
+    try:
         return Predictor.from_description(model, description, **options)
+    except ConfigError as error:
+        error.change(
+            lambda each: each if each.path[:1] == (given,) else each._replace(source=each.source or str(source))
+        )
+        raise
 
 
 def _built(description: Description, num_weights: int, source: str) -> ClassyModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Literal
@@ -56,7 +56,7 @@ class Network:
         self._forward: Callable[[Tensor], Outputs] | None = None
         self._facts: dict[str, tuple[bool, int]] = {}
         self._examples: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._forwards: dict[tuple[int, int], int] = {}
+        self._forwards: dict[tuple[int, ...], int] = {}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -119,13 +119,13 @@ class Network:
         return self._facts[head]
 
     def example(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The outputs for one image of `size`, on the `meta` device; real ones where a model cannot run there."""
+        """The outputs for one image of `size`, on the `meta` device. A model that cannot run there is run for real."""
         if size not in self._examples:
             try:
                 with Shapes():
                     found = dict(run_on_meta(self.model, (1, *self.model.input_shape(*size))))
             except Exception:  # a plugin's model may need values, and fail without them in any way
-                found = self._zeros(size)
+                found = {name: value.to("meta") for name, value in self._zeros(size).items()}
             self._examples[size] = found
         return self._examples[size]
 
@@ -140,11 +140,10 @@ class Network:
         """The bytes that the outputs of some heads take for one image of `size`."""
         return sum(value.numel() * value.element_size() for value in self.kept(self.example(size), heads).values())
 
-    def forward_bytes(self, shape: tuple[int, int, int, int]) -> int:
-        """An upper estimate of the bytes that a forward pass on images of `shape` takes, without the images."""
-        count, *one = shape
-        size = (one[1], one[2])
-        if size not in self._forwards:
+    def forward_bytes(self, shape: Sequence[int]) -> int:
+        """An upper estimate of the bytes that a forward pass on images or clips of `shape` takes, without these."""
+        count, one = shape[0], tuple(shape[1:])
+        if one not in self._forwards:
             # The run on `meta` makes copies of the model's own tensors. They are no part of a forward pass.
             state = chain(self.model.parameters(), self.model.buffers())
             own = sum(value.numel() * value.element_size() for value in state if not value.is_meta)
@@ -154,7 +153,9 @@ class Network:
             except Exception:  # as in `example`: then a real pass is measured
                 own = 0
                 with LiveTensors() as live:
-                    self._zeros(size)
-            self._forwards[size] = live.peak - own
+                    self(torch.zeros(1, *one, device=self.device))
+            self._forwards[one] = live.peak - own
         largest = max((value.numel() * value.element_size() for value in self.model.parameters()), default=0)
-        return BASE + largest + int(WORKSPACE * count * self._forwards[size])
+        # Autocast keeps a copy of every weight in 16 bits until the pass ends.
+        casts = 0 if self.precision == "float32" else 2 * sum(value.numel() for value in self.model.parameters())
+        return BASE + largest + casts + int(WORKSPACE * count * self._forwards[one])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from classyseg import distributed
 from classyseg.config import ConfigError, DataError
 from classyseg.console import shown
-from classyseg.inference.budget import Budget, Choice
+from classyseg.inference.budget import Budget
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture
 from classyseg.inference.device import bring, torch_device
-from classyseg.inference.memory import BudgetError, bytes_of, remaining_budget, text_of
+from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
@@ -29,8 +27,6 @@ from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
 from classyseg.structures import Color, default_color
-
-log = logging.getLogger(__name__)
 
 Labels = npt.NDArray[Any]
 GPU_BATCH = 8
@@ -229,29 +225,18 @@ class Predictor:
     def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:
         """The results for images of one size, (N, ...), at their output size."""
         images = torch.stack([item.image for item in prepared])
-        taken = images.numel() * (images.element_size() + 4)
         wanted = [Wanted(self.head, kind) for kind in kinds]
         size = prepared[0].output_size
-        with remaining_budget(self.max_memory, taken) as left:
-            choice = self.budget.choice(self.protocol, self.network, images.shape, size, wanted, left)
+        is_first = not self.in_windows
+        with self.budget.chosen(self.protocol, self.network, images, size, wanted, self.in_windows) as (choice, left):
             found = choice.protocol(self.network, self.normalized(images), size, wanted, left)
-        if choice.window is not None:
-            self._count_windows(choice)
+        if is_first:
+            self.budget.warn(self.in_windows, " so far")
         return [found[item] for item in wanted]
 
     @property
     def budget(self) -> Budget:
         return Budget(self.max_memory, self.may_use_windows, self.train_size)
-
-    def _count_windows(self, choice: Choice) -> None:
-        if not self.in_windows and distributed.is_primary():
-            log.warning(
-                "max_memory %s is too small for an image as a whole: it is computed in windows of %d x %d, and so are "
-                "all that do not fit, which changes their labels; a protocol that is named is kept to",
-                text_of(self.max_memory or 0),
-                *(choice.window or ()),
-            )
-        self.in_windows[choice.text] += 1
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""

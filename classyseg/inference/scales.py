@@ -63,6 +63,10 @@ class MultiScale(ClassyProtocol):
         else:
             check_each(network, shape, size, wanted, budget, self._planner(network, size, wanted))
 
+    @property
+    def window_size(self) -> Size | None:
+        return self.inner.window_size
+
     def in_windows(self, size: Size) -> MultiScale | None:
         inner = self.inner.in_windows(size)
         return None if inner is None else MultiScale(scales=self.scales, flip=self.flip, protocol=inner.config())

@@ -41,7 +41,11 @@ class Whole(ClassyProtocol):
     ) -> None:
         """A forward pass, and then what is made of it."""
         if len(shape) != 4:
-            return  # clips and vectors: one label each takes no memory
+            needed = network.forward_bytes(shape)  # one label each takes no memory
+            if needed > budget:
+                what = "clip" if len(shape) == 5 else "sample"
+                raise BudgetError(f"a {what} of {' x '.join(map(str, shape[2:] or shape[1:]))}", budget, needed)
+            return
         count, channels, height, width = shape
         running = network.forward_bytes((count, channels, height, width))
         kept, results, working = 0, 0, 0

@@ -86,6 +86,10 @@ class SlidingWindow(ClassyProtocol):
         else:
             check_each(network, shape, size, wanted, budget, self._planner(network, size, wanted))
 
+    @property
+    def window_size(self) -> Size:
+        return self.size
+
     def in_windows(self, size: Size) -> SlidingWindow | None:
         """Smaller windows, which cover each other as these do."""
         smaller = (min(size[0], self.size[0]), min(size[1], self.size[1]))

@@ -221,6 +221,10 @@ def test_an_evaluation_of_the_same_name_is_replaced_whole(trained: Path, tmp_pat
     assert evaluate(trained, tmp_path, "dataset.val.num_samples=2") == 0
     assert len([*(tmp_path / "evaluation-val-worst").iterdir()]) == 2
     assert result(tmp_path)["samples"] == 2
+    assert evaluate(trained, tmp_path, "--name", "val-night") == 0
+    night = {path.name for path in tmp_path.glob("*val-night*")}
+    assert evaluate(trained, tmp_path) == 0
+    assert {path.name for path in tmp_path.glob("*val-night*")} == night
 
 
 def test_a_checkpoint_and_a_model_folder_are_measured_alike(trained: Path, evaluated: Path, tmp_path: Path) -> None:
@@ -234,6 +238,20 @@ def test_a_checkpoint_and_a_model_folder_are_measured_alike(trained: Path, evalu
     assert evaluate(tmp_path / "model", tmp_path / "c", "--split", "test", f"dataset.test={data}") == 0
     for folder, split in (("a", "val"), ("b", "val"), ("c", "test")):
         assert result(tmp_path / folder, split)["confusion_matrix"] == result(evaluated)["confusion_matrix"]
+
+
+def test_a_model_folder_is_measured_in_its_own_precision_and_a_config_next_to_it_is_no_run(
+    trained: Path, tmp_path: Path
+) -> None:
+    from classyseg.inference import load
+
+    load(trained, precision="bfloat16").save(tmp_path / "downloaded")
+    (tmp_path / "config.yaml").write_text("name: another\n")
+    data = f"dataset.val={json.dumps(runs.tiny_config()['dataset']['val'])}"
+    assert evaluate(tmp_path / "downloaded", tmp_path / "a", data) == 0
+    assert result(tmp_path / "a")["precision"] == "bfloat16"
+    assert evaluate(tmp_path / "downloaded", tmp_path / "b", data, "runtime.precision=float32") == 0
+    assert result(tmp_path / "b")["precision"] == "float32"
 
 
 def test_windows_that_cover_the_image_find_the_same(trained: Path, evaluated: Path, tmp_path: Path) -> None:
@@ -323,7 +341,7 @@ def test_a_run_that_is_replaced_takes_its_evaluations_with_it(trained: Path, tmp
 
 
 def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budget_asks_for(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # How a batch of the training is shared is nothing to an evaluation.
     runtime = {**load_config(trained / "config.yaml").values["runtime"], "accumulate_steps": 5}
@@ -345,7 +363,7 @@ def test_two_processes_find_the_same_integers_and_images_in_windows_that_a_budge
     (windows,) = one["computed_in_windows"]["windows"]
     assert windows["images"] == 6
     assert one["loss"] is None  # that of whole images
-    assert capsys.readouterr().err.count("6 in windows of {} x {}".format(*windows["size"])) == 1
+    assert caplog.text.count("6 in windows of {} x {}".format(*windows["size"])) == 1
     assert "6 in windows of" in job[0].text + job[1].text
     assert evaluate(trained, folders[0], *changes, "--protocol", json.dumps(windows["protocol"])) == 0
     assert result(folders[0])["confusion_matrix"] == one["confusion_matrix"]

@@ -1,6 +1,6 @@
 """Reading images and masks from files, so that a wrong file is named with what was found in it.
 
-What a file holds is read from its header (`image_headers`, `tiff_header`, `bmp_files`). It is read right, or refused by
+What a file holds is read from its header (`headers`, `tiff_header`, `bmp`). It is read right, or refused by
 name. Pillow decodes most files. simplejpeg, where it is installed (`classyseg[fast]`), decodes JPEG to the same pixels.
 tifffile (`classyseg[tiff]`) decodes the TIFF that Pillow would change. Masks are numbers as the file holds them.
 """
