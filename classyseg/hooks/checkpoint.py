@@ -157,8 +157,7 @@ class CheckpointHook(ClassyHook):
         if key is None:
             raise ConfigError(
                 "hooks",
-                f"the val record has no number {shown(self.best)}, the best of a checkpoint hook; it has "
-                f"{listed(list(numbers))}",
+                f"checkpoint: best: the val record has no number {shown(self.best)}; it has {listed(list(numbers))}",
             )
         value, name = numbers[key], f"step-{record['step']}"
         self._values.pop(name, None)
@@ -184,8 +183,8 @@ class CheckpointHook(ClassyHook):
         if best_is is None:
             raise ConfigError(
                 "hooks",
-                f"nothing says which value of {shown(self.best)}, the best of a checkpoint hook, is best; set its "
-                "best_is to largest or smallest",
+                f"checkpoint: best_is: nothing says which value of {shown(self.best)} is best; set it to largest or "
+                "smallest",
             )
         return value > before if best_is == "largest" else value < before
 
