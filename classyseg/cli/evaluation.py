@@ -95,8 +95,8 @@ class Measurement:
     def _own_task(self) -> ClassyTask:
         """The task of the run, with the trained model in the place of its own.
 
-        It does not train, so its batch size only has to fit the number of processes. It builds a model of its own first:
-        that one has the heads that only train, which the loss may name.
+        It does not train, so its batch size only has to fit the number of processes. It builds a model of its own
+        first: that one has the heads that only train, which the loss may name.
         """
         options = {
             **self.config.options(),
