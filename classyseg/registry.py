@@ -137,6 +137,7 @@ class Registry:
     def forgetting(self) -> Iterator[None]:
         """What is registered within it is forgotten at its end: for components that a test, or a notebook, tries."""
         self._import_builtins()  # else they might register within it
+        list(self.plugins())  # so might these, whose modules are imported only once
         before = self._entries
         self._entries = dict(before)
         try:

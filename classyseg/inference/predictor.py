@@ -115,6 +115,7 @@ class Predictor:
         *,
         precision: Precision | None = None,
         protocol: Any = None,
+        channels_last: bool | None = None,
         **options: Any,
     ) -> Predictor:
         """A predictor of `model` with all that a file says about it. Raises: `ConfigError`."""
@@ -129,7 +130,7 @@ class Predictor:
             may_use_windows=protocol is None,
             train_size=description.train_size,
             precision=precision or description.precision,
-            channels_last=description.channels_last,
+            channels_last=description.channels_last if channels_last is None else channels_last,
             model_config=description.model,
             **options,
         )
