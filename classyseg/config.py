@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from classyseg.console import MAX_NAME, printable, shown
-from classyseg.errors import ConfigError as ConfigError
+from classyseg.errors import ConfigError as ConfigError  # plugins take these names from here, too
 from classyseg.errors import DataError as DataError
 from classyseg.errors import Location as Location
 from classyseg.errors import Problem, location_of

@@ -10,8 +10,9 @@ from typing import Any
 from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
 from classyseg.cli.output import ProgressLine
-from classyseg.config import ConfigError, listed, within
+from classyseg.config import listed
 from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.errors import ConfigError, within
 from classyseg.evaluation import evaluate
 from classyseg.inference import Predictor, load
 from classyseg.inference.budget import joined_counts

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import argmax_at, scores_at
 from classyseg.registry import HEADS, Configurable
 from classyseg.structures import LOGITS, BlockInfo, output_name, outputs_of

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from classyseg.checkpoint import checkpoint_folders, prune
-from classyseg.config import ConfigError, listed
+from classyseg.config import listed
 from classyseg.console import shown
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
-from classyseg.errors import written_in
+from classyseg.errors import ConfigError, written_in
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import read_json_lines, write_atomically
 from classyseg.records import WriteError

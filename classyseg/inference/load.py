@@ -19,9 +19,9 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError, ConfigTree
+from classyseg.config import ConfigTree
 from classyseg.console import MAX_NAME, shown
-from classyseg.errors import within, written_in
+from classyseg.errors import ConfigError, within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from classyseg.config import ConfigError, DataError
 from classyseg.console import shown
+from classyseg.errors import ConfigError, DataError
 from classyseg.inference.budget import Budget
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import Card, Description, architecture

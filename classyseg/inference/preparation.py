@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from classyseg.config import ConfigError, ConfigRecord, DataError, user_path, within
+from classyseg.config import ConfigRecord, user_path
 from classyseg.datasets.files.images import Bits, Exif, image_tensor, read_image
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.inference.classy_protocol import Size
 from classyseg.registry import TRANSFORMS, TransformConfig
 from classyseg.rng import generator_for

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, unknown
+from classyseg.config import unknown
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.classy_model import ClassyModel
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, within
 from classyseg.distributed import world_size
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.errors import ConfigError, within
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadOutputError, outputs_of
 from classyseg.layers import BATCH_NORMS
 from classyseg.losses import ClassyLoss

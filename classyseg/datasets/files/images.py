@@ -21,7 +21,6 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from classyseg.config import DataError
 from classyseg.datasets.files.arrays import image_tensor
 from classyseg.datasets.files.bmp import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.files.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
@@ -37,6 +36,7 @@ from classyseg.datasets.files.headers import (
 from classyseg.datasets.files.matlab import read_mat
 from classyseg.datasets.files.tiff import tiff_samples
 from classyseg.datasets.files.tiff_header import Tiff, tiff_header
+from classyseg.errors import DataError
 
 Exif = Literal["refuse", "rotate", "ignore"]
 Bits = Literal[8, 16, 32]
