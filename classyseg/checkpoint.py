@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from classyseg.config import ConfigError
 from classyseg.console import MAX_NAME, printable, shown
+from classyseg.errors import ConfigError
 from classyseg.io import folder_written_whole, sha256_of, write_atomically
 from classyseg.run_folder import CHECKPOINT_NAME, LATEST, read_plain
 

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 from classyseg import launcher
-from classyseg.config import ConfigError, listed
+from classyseg.config import listed
+from classyseg.errors import ConfigError
 from classyseg.io import FolderLock, write_atomically
 from classyseg.run_folder import (
     BAD_SAMPLES,

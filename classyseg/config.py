@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from classyseg.console import MAX_NAME, printable, shown
-from classyseg.errors import ConfigError as ConfigError
+from classyseg.errors import ConfigError as ConfigError  # plugins take these names from here, too
 from classyseg.errors import DataError as DataError
 from classyseg.errors import Location as Location
 from classyseg.errors import Problem, location_of
@@ -37,7 +37,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 4_000_000
 MAX_NODES = 200_000
 MAX_WORD = 200
-"""So many letters of a word are compared with what is known."""
+"""So many letters of a word are compared with what is known, and told of a text that a user wrote."""
 MAX_PROBLEMS, MAX_UNKNOWN = 40, 20
 """How many problems of a config are told, and how many unknown keys of one mapping; then how many more there are."""
 MAX_NAME_BYTES = 255
@@ -264,7 +264,7 @@ def apply_overrides(tree: ConfigTree, overrides: Sequence[str]) -> None:
     """
     for text in overrides:
         key, equals, value_text = text.partition("=")
-        if not equals or not re.fullmatch(r"[^\s.\[\]]+(?:\.[^\s.\[\]]+|\[\d+\])*", key):
+        if not equals or not re.fullmatch(r"[^\s.\[\]]+(?:\.[^\s.\[\]]+|\[(?:0|[1-9][0-9]{0,8})\])*", key):
             raise ConfigError(
                 f"override '{printable(text, MAX_WORD)}': expected key.sub=value, such as optimizer.lr=0.02 or hooks=[]"
             )
@@ -421,7 +421,8 @@ def explain(error: ValidationError, tree: ConfigTree) -> ConfigError:
     problems: dict[Location, list[str]] = {}
     left = 0
     details = error.errors(include_url=False, include_context=False)
-    outer = {detail["loc"][:-1] for detail in details}  # pydantic's list has no wrong items
+    # Pydantic's list has no wrong items: it may be too short without them.
+    outer = {detail["loc"][:i] for detail in details for i in range(len(detail["loc"]))}
     for detail in (one for one in details if one["type"] != "too_short" or one["loc"] not in outer):
         location = _location_in(tree.values, detail["loc"], detail["type"] in ("missing", "missing_name"))
         if location in problems or len(problems) < MAX_PROBLEMS:

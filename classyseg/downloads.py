@@ -17,7 +17,7 @@ from urllib.request import Request, build_opener
 
 from tqdm import tqdm
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.locks import alone
 
 CHUNK = 2**20

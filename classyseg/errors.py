@@ -28,7 +28,7 @@ def location_of(path: str | Location) -> Location:
     """`heads.main[0]` as `("heads", "main", 0)`."""
     if isinstance(path, tuple):
         return path
-    found = re.findall(r"\[(\d+)\]|([^.\[\]]+)", path)
+    found = re.findall(r"\[([0-9]{1,9})\]|([^.\[\]]+)", path)
     location = tuple(int(index) if index else key for index, key in found)
     return location if path_text(location) == path else (path,)
 
@@ -55,6 +55,11 @@ class Problem(NamedTuple):
         return ": ".join(filter(None, (printable(self.source), path_text(keys), printable(self.file), sentence)))
 
 
+def under(outer: Location) -> Callable[[Problem], Problem]:
+    """Puts `outer` before the path of a problem."""
+    return lambda problem: problem._replace(path=(*outer, *problem.path))
+
+
 class ConfigError(ValueError):
     """What a user wrote is wrong: a config, a path, a checkpoint, a plugin. The message says where and what.
 
@@ -67,7 +72,7 @@ class ConfigError(ValueError):
     _problems: tuple[Problem, ...] = ()
 
     def __init__(
-        self, path: str | Location, sentence: str | None = None, *, source: str = "", file: str | Path = ""
+        self, path: str | Location = "", sentence: str | None = None, *, source: str = "", file: str | Path = ""
     ) -> None:
         super().__init__()
         place, told = ((), path) if sentence is None else (location_of(path), sentence)
@@ -128,8 +133,7 @@ class DataError(ConfigError):
 @contextmanager
 def within(place: str | Location) -> Iterator[None]:
     """Puts `place` before the path of a `ConfigError` from inside: that of a component's own key."""
-    outer = location_of(place)
-    with _changing(lambda problem: problem._replace(path=(*outer, *problem.path))):
+    with _changing(under(location_of(place))):
         yield
 
 

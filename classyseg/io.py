@@ -18,8 +18,9 @@ from typing import IO, Any
 
 from iopath.common.file_io import PathManager
 
-from classyseg.config import CONFIG_SUFFIXES, ConfigError, closest, listed, user_path
+from classyseg.config import CONFIG_SUFFIXES, closest, listed, user_path
 from classyseg.console import printable, shown
+from classyseg.errors import ConfigError
 from classyseg.run_folder import LOCK, check_run_folder, open_plain
 
 MAX_OWNER = 200

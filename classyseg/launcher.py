@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 
 ADDRESS = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 """The variables that a process of a job needs in addition to `WORLD_SIZE`; with a GPU, `LOCAL_RANK`, too."""

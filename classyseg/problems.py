@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from classyseg.errors import ConfigError, DataError, location_of
+from classyseg.errors import ConfigError, DataError, location_of, under
 
 
 class Problems:
@@ -25,11 +25,11 @@ class Problems:
     @contextmanager
     def within(self, place: str) -> Iterator[None]:
         """Puts `place` before the path of all problems from inside."""
-        outer, before = location_of(place), len(self.found)
+        before = len(self.found)
         with self.collected():
             yield
         for error in self.found[before:]:
-            error.change(lambda problem: problem._replace(path=(*outer, *problem.path)))
+            error.change(under(location_of(place)))
 
     def tell(self) -> None:
         """Raises: `ConfigError` with all that was found, a line each; `DataError` where that is all of the data."""

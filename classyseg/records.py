@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.io import append_json_line, write_atomically
 from classyseg.run_folder import GIVEN, given_files
 

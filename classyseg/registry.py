@@ -16,19 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
 from classyseg.component import Configurable as Configurable
-from classyseg.config import (
-    MAX_PROBLEMS,
-    Bool,
-    ConfigError,
-    ConfigTree,
-    Text,
-    closest,
-    explain,
-    listed,
-    unknown,
-    within,
-)
+from classyseg.config import MAX_PROBLEMS, Bool, ConfigTree, Text, closest, explain, listed, unknown
 from classyseg.console import MAX_NAME, shown
+from classyseg.errors import ConfigError, within
 from classyseg.foreign import instead_of_key, instead_of_name
 from classyseg.placement import DATASET_KEYS, HEAD_MEANINGS, MODEL_MEANINGS, WeightsOption, with_meanings
 from classyseg.signature import (
@@ -137,6 +127,7 @@ class Registry:
     def forgetting(self) -> Iterator[None]:
         """What is registered within it is forgotten at its end: for components that a test, or a notebook, tries."""
         self._import_builtins()  # else they might register within it
+        list(self.plugins())  # so might these, whose modules are imported only once
         before = self._entries
         self._entries = dict(before)
         try:

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from classyseg.config import ConfigError
 from classyseg.console import MAX_NAME, printable
+from classyseg.errors import ConfigError
 
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation-"

@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 
 MIN_VALUES = 2
 """A batch norm needs this many values of each channel in training."""

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from classyseg.config import ConfigError
 from classyseg.console import MAX_NAME, shown
+from classyseg.errors import ConfigError
 from classyseg.locks import alone
 
 GIGABYTE = 10**9

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from classyseg import distributed, switches
 from classyseg.claims import RunFolder, check_free
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.io import existing_path
 from classyseg.records import WriteError
 from classyseg.stopping import Stopped, StopRequests, WaitEnded

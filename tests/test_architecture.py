@@ -68,9 +68,10 @@ FLOORS = (
 )
 SAME_FLOOR = {
     ("io", "config"),
+    ("io", "errors"),
     ("io", "run_folder"),
     ("locks", "run_folder"),
-    ("run_folder", "config"),
+    ("run_folder", "errors"),
     ("run_folder", "console"),
     ("io", "console"),
     ("config", "yaml_text"),
@@ -82,9 +83,9 @@ SAME_FLOOR = {
     ("pickled", "console"),
     ("pickled_arrays", "console"),
     ("problems", "errors"),
-    ("downloads", "config"),
+    ("downloads", "errors"),
     ("downloads", "locks"),
-    ("launcher", "config"),
+    ("launcher", "errors"),
     ("distributed", "launcher"),
     ("claims", "records"),
     ("registry", "signature"),

@@ -19,7 +19,7 @@ from classyseg.config import (
     parse_config,
     unknown,
 )
-from classyseg.registry import TASKS
+from classyseg.registry import LOSSES, TASKS
 
 
 def value_of(text: str, **options: Any) -> Any:
@@ -313,6 +313,9 @@ def test_later_overrides_win_and_reach_into_earlier_ones(tmp_path: Path) -> None
         ("a b=1", "expected key.sub=value"),
         ("m.l[x]=1", "expected key.sub=value"),
         ("[0]=1", "expected key.sub=value"),
+        ("m.l[00]=1", "expected key.sub=value"),
+        ("m.l[\u0661]=1", "expected key.sub=value"),
+        ("m.l[1111111111]=1", "expected key.sub=value"),
         ("a.b=1", "a is 1, not a mapping; there is no key 'b' in it"),
         ("m.l[2]=1", "m.l is a list of 2; there is no item [2]"),
         ("m.k[0]=1", "m.k is a text; there is no item [0]"),
@@ -437,6 +440,19 @@ def test_a_long_override_is_told_in_a_line_of_its_beginning() -> None:
         apply_overrides(parse_config("seed: 1", source="c.yaml"), [f"a b{'c' * 10**5}\n=3"])
     assert len(str(caught.value)) < 500
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_list_of_wrong_items_is_not_told_to_be_empty_too() -> None:
+    def told(losses: str) -> list[str]:
+        text = f"name: sum_arbitrary\nlosses: {losses}\n"
+        with pytest.raises(ConfigError) as caught:
+            LOSSES.validate(parse_config(text, source="c.yaml"))
+        return str(caught.value).splitlines()
+
+    (line,) = told("[cross_entropi]")
+    assert "cross_entropy" in line
+    (line,) = told("[]")
+    assert "at least 1" in line
 
 
 def test_many_problems_are_told_in_few_lines() -> None:

@@ -273,7 +273,11 @@ def test_the_resume_page_lists_the_keys_that_may_change() -> None:
 
 def test_the_run_folder_page_names_every_file_and_field_of_a_run(tmp_path: Path) -> None:
     settings = ["num_epochs=1", "batch_size=2", "dataset.train.num_samples=4", "dataset.val.num_samples=1"]
-    settings += ["runtime.workers=0", "hooks=[{name: checkpoint, best: mean_iou}, {name: log, every: 1}]"]
+    settings += [
+        "runtime.workers=0",
+        "dataset.val.on_bad_sample=skip",
+        "hooks=[{name: checkpoint, best: mean_iou}, {name: log, every: 1}]",
+    ]
     settings += ["meters=[mean_iou, confusion_matrix]", "optimizer.schedule=constant"]
     settings += ["dataset.test={name: synthetic_shapes, split: test, num_samples: 1}"]
     output = tmp_path / "run"

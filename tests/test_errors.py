@@ -163,6 +163,29 @@ def test_the_error_of_a_worker_arrives_with_its_path_whatever_a_plugin_hangs_on_
     assert arrived.problems == (Problem("found 3", ("size",), file="a.png"),)
 
 
+def test_an_error_with_a_text_of_its_own_keeps_it_and_its_notes() -> None:
+    class OwnTextError(DataError):
+        def __str__(self) -> str:
+            return "band 3 of 12 is missing"
+
+    def sample(index: int, epoch: int) -> Any:
+        error = OwnTextError("size", "found 3")
+        error.add_note("the fourth of its kind")
+        raise error
+
+    found = SampleSource(SimpleNamespace(sample=sample, on_bad_sample="error"))[0, 0]  # type: ignore[arg-type]
+    assert isinstance(found, Failure)
+    arrived = pickle.loads(pickle.dumps(found)).error
+    assert str(arrived) == "band 3 of 12 is missing"
+    assert arrived.__notes__ == ["the fourth of its kind"]
+
+
+def test_an_error_may_say_nothing() -> None:
+    with pytest.raises(ConfigError) as caught:
+        raise ConfigError
+    assert str(caught.value) == ""
+
+
 def test_what_torch_wraps_is_an_error_of_its_kind() -> None:
     """A worker's exception comes as its class called with the whole traceback."""
     arrived = DataError("Caught DataError in DataLoader worker process 0.\nOriginal Traceback: ...\nsize: found 3")

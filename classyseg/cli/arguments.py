@@ -65,7 +65,8 @@ def predictor_of(arguments: argparse.Namespace) -> Predictor:
 
 def protocol_of(text: str | None) -> Any:
     """The value of `--protocol`: a name, or the mapping in its YAML; None without the option."""
-    from classyseg.config import ConfigError, ConfigTree, apply_overrides
+    from classyseg.config import ConfigTree, apply_overrides
+    from classyseg.errors import ConfigError
 
     if text is None:
         return None

@@ -65,7 +65,8 @@ def _workers_number(text: str) -> int:
 
 def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
     """The configs of the data sets by place, such as `dataset.train`. Raises: `ConfigError`."""
-    from classyseg.config import ConfigError, ConfigRecord, listed, load_config, unknown
+    from classyseg.config import ConfigRecord, listed, load_config, unknown
+    from classyseg.errors import ConfigError
     from classyseg.io import DATA_ROOT_VARIABLE, find_task_config
     from classyseg.registry import TASKS
 
@@ -181,8 +182,8 @@ def _significant(value: float) -> str:
 
 def _readable(name: str, config: Any) -> tuple[ClassyDataset, int]:
     """The data set, and the number of files left out for want of an image or mask. Raises: `DataError` if empty."""
-    from classyseg.config import DataError
     from classyseg.doctor.diagnosis import built
+    from classyseg.errors import DataError
 
     dataset, findings = built(name, config)
     if dataset is None or not len(dataset):
@@ -252,9 +253,10 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
 
 
 def _sheet(arguments: argparse.Namespace) -> int:
-    from classyseg.config import ConfigError, user_path
+    from classyseg.config import user_path
     from classyseg.doctor.diagnosis import spread
     from classyseg.doctor.sheet import contact_sheet
+    from classyseg.errors import ConfigError
 
     found = data_sets(arguments)
     output = user_path(arguments.output)

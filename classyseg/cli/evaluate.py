@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg import distributed, switches
     from classyseg.cli.train import guarded
     from classyseg.cli.trained_run import config_to_measure, trained_run
-    from classyseg.config import ConfigError
+    from classyseg.errors import ConfigError
     from classyseg.io import DATA_ROOT_VARIABLE
     from classyseg.run_folder import EVALUATION
 
@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _output_folder(arguments: argparse.Namespace, run: Path | None) -> Path:
-    from classyseg.config import ConfigError, user_path
+    from classyseg.config import user_path
+    from classyseg.errors import ConfigError
 
     if arguments.output == "":
         raise ConfigError("--output: found ''; name a folder, or leave --output out")
@@ -138,7 +139,7 @@ def _with_ending(place: Path, end: str) -> Path:
 
 def _make_room(place: Path) -> None:
     """Makes the folder, and removes the files of an earlier evaluation of this name, which would seem new."""
-    from classyseg.config import ConfigError
+    from classyseg.errors import ConfigError
 
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,9 @@ from typing import Any
 from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
 from classyseg.cli.output import ProgressLine
-from classyseg.config import ConfigError, listed, within
+from classyseg.config import listed
 from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.errors import ConfigError, within
 from classyseg.evaluation import evaluate
 from classyseg.inference import Predictor, load
 from classyseg.inference.budget import joined_counts
@@ -46,13 +47,18 @@ class Measurement:
         self.path, self.config, self.split = path, config, split
         runtime = self.config.runtime
         runtime.apply()
+        # A model's folder tells its own precision and layout, which only an override replaces.
+        told = {
+            key: getattr(runtime, key)
+            for key in ("precision", "channels_last")
+            if of_run or key in runtime.model_fields_set
+        }
         self.predictor: Predictor = load(
             path,
             device=runtime.torch_device(),
-            # A model's folder tells its own precision, which only an override replaces.
-            precision=runtime.precision if of_run or "precision" in runtime.model_fields_set else None,
             protocol=protocol,
             max_memory=max_memory,
+            **told,
         )
         with within(f"dataset.{split}"):
             self.dataset: ClassyDataset = build_dataset(getattr(self.config.dataset, split))
@@ -90,7 +96,8 @@ class Measurement:
     def _own_task(self) -> ClassyTask:
         """The task of the run, with the trained model in the place of its own.
 
-        It does not train, so its batch size only has to fit the number of processes.
+        It does not train, so its batch size only has to fit the number of processes. It builds a model of its own
+        first: that one has the heads that only train, which the loss may name.
         """
         options = {
             **self.config.options(),

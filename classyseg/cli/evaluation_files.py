@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from classyseg.cli.prediction_files import save_image, write_values
-from classyseg.config import ConfigError, listed
+from classyseg.config import listed
 from classyseg.console import printable
 from classyseg.distributed import gather_over_processes
+from classyseg.errors import ConfigError
 from classyseg.inference import display_colors
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.meters.confusion import confusion_matrix

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from classyseg.config import ConfigError, closest, listed, user_path
+from classyseg.config import closest, listed, user_path
 from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.videos import VIDEO_SUFFIXES
+from classyseg.errors import ConfigError
 from classyseg.io import existing_path
 from classyseg.run_folder import KINDS, kind_of
 

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from classyseg.config import ConfigError, unknown
+    from classyseg.config import unknown
+    from classyseg.errors import ConfigError
 
     if arguments.write:
         rewrite(arguments.write, written)

@@ -100,7 +100,7 @@ def _schema(arguments: argparse.Namespace) -> int:
 
 
 def _weights(arguments: argparse.Namespace) -> int:
-    from classyseg.config import ConfigError
+    from classyseg.errors import ConfigError
     from classyseg.models.public_weights import public_weights
     from classyseg.registry import MODELS, PluginError
 

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from classyseg.config import ConfigError, unknown
+    from classyseg.config import unknown
+    from classyseg.errors import ConfigError
     from classyseg.registry import MODELS
 
     names = MODELS.names(arguments.pattern)
@@ -49,7 +50,7 @@ def written(page: str, pattern: str = "*") -> str:
 
     Names of plugins are left out. Other rows are not computed again, as all of them together take minutes.
     """
-    from classyseg.config import ConfigError
+    from classyseg.errors import ConfigError
     from classyseg.registry import MODELS
 
     start, mark, rest = page.partition(WRITTEN)

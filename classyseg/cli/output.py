@@ -40,7 +40,7 @@ def emit(text: str) -> bool:
 
     Raises: `ConfigError` if standard output cannot be written, such as on a full disk.
     """
-    from classyseg.config import ConfigError
+    from classyseg.errors import ConfigError
     from classyseg.io import discard_output
 
     try:
@@ -166,7 +166,8 @@ class ProgressLine:
 
 def rewrite(page: str, change: Callable[[str], str]) -> None:
     """Replaces the text of the file `page` by the result of `change`. Raises: `ConfigError` if that fails."""
-    from classyseg.config import ConfigError, user_path
+    from classyseg.config import user_path
+    from classyseg.errors import ConfigError
 
     path = user_path(page)
     try:

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.inputs import check_plans, find_inputs
     from classyseg.cli.prediction import Job
-    from classyseg.config import ConfigError, user_path
+    from classyseg.config import user_path
+    from classyseg.errors import ConfigError
     from classyseg.io import write_atomically
     from classyseg.run_folder import require_writable
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from classyseg.config import ConfigError
 from classyseg.datasets.files.images import header_of
+from classyseg.errors import ConfigError
 from classyseg.io import written_atomically
 
 Palette = Sequence[tuple[int, int, int]]

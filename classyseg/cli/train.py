@@ -84,7 +84,7 @@ def _is_file(word: str) -> bool:
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs `command`. Errors that a user can mend become one message and exit code 2, a diverged training 1."""
-    from classyseg.config import ConfigError
+    from classyseg.errors import ConfigError
 
     accept_any_text()
     try:

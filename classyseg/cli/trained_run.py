@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_of_format_2, load_checkpoint
-from classyseg.config import ConfigError, ConfigTree, apply_overrides, closest, listed, load_config
+from classyseg.config import ConfigTree, apply_overrides, closest, listed, load_config
 from classyseg.console import MAX_NAME, shown
+from classyseg.errors import ConfigError
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG, MODEL

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from classyseg import __version__
-from classyseg.config import ConfigError, within
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.facts import DataFacts, Described, Part, facts_of_all
+from classyseg.datasets.facts import DataFacts, Described, Part, joined_facts
 from classyseg.datasets.files.pairs import faults_within
 from classyseg.datasets.loading.sample_cache import SampleCache
+from classyseg.errors import ConfigError, within
 from classyseg.io import data_path
 from classyseg.placement import DATASET_KEYS
 from classyseg.problems import Problems
@@ -70,7 +70,7 @@ def describe(data: Any, problems: Problems) -> Part:
             parts[place] = describe(inner, problems)
     facts = component.facts_of(data)
     if parts:
-        facts = replace(facts_of_all([part.facts for part in parts.values()]), num_samples=None, keys=facts.keys)
+        facts = replace(joined_facts([part.facts for part in parts.values()]), num_samples=None, keys=facts.keys)
         with problems.collected():
             component.check_parts(parts)
     transforms: list[ClassyTransform] = []

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.images import read_image
 from classyseg.datasets.files.texts import Texts
+from classyseg.errors import DataError
 from classyseg.structures import Sample
 
 NO_CLASS = -1

@@ -16,9 +16,9 @@ from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from torch.utils.data import Dataset
 
-from classyseg.config import ConfigError, DataError
 from classyseg.datasets.facts import DataFacts, Part, told
 from classyseg.datasets.loading.sample_cache import SampleCache
+from classyseg.errors import ConfigError, DataError
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
 from classyseg.signature import own_parameters

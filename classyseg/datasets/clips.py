@@ -14,10 +14,11 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
-from classyseg.config import ConfigError, ConfigRecord
+from classyseg.config import ConfigRecord
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.videos import VideoInfo
+from classyseg.errors import ConfigError
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
 

@@ -12,12 +12,13 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from classyseg.config import MAX_SEED, ConfigError, within
+from classyseg.config import MAX_SEED
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.build import build_dataset, build_datasets, check_same_unit
 from classyseg.datasets.classy_dataset import ClassyDataset, keys_of
-from classyseg.datasets.facts import DataFacts, Part, facts_of_all
+from classyseg.datasets.facts import DataFacts, Part, joined_facts
 from classyseg.datasets.files.pairs import faults_within
+from classyseg.errors import ConfigError, within
 from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
@@ -64,7 +65,7 @@ class Composed(ClassyDataset):
 
     @property
     def facts(self) -> DataFacts:
-        facts = facts_of_all([part.facts for part in self.parts])
+        facts = joined_facts([part.facts for part in self.parts])
         return replace(facts, num_samples=len(self), keys=keys_of(type(self))).after(self.transforms)
 
     @property

@@ -44,7 +44,7 @@ class DataFacts:
         return replace(self, size=size)
 
 
-def facts_of_all(facts: Sequence[DataFacts]) -> DataFacts:
+def joined_facts(facts: Sequence[DataFacts]) -> DataFacts:
     """The facts of data sets as one: those of the first, and the size of the samples if all have the same."""
     sizes = {each.size for each in facts}
     return replace(facts[0], size=sizes.pop() if len(sizes) == 1 else None)

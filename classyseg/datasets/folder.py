@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import MAX_CHANNELS, ConfigError, within
+from classyseg.config import MAX_CHANNELS
 from classyseg.console import shown
 from classyseg.datasets.classy_dataset import Color, Palette, check_palette, color_from, color_of
 from classyseg.datasets.facts import DataFacts
@@ -19,6 +19,7 @@ from classyseg.datasets.files.images import Bits, read_colors
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
+from classyseg.errors import ConfigError, within
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.config import within
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import class_names, labelled_files
 from classyseg.datasets.label_map import labels_of
+from classyseg.errors import within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 

@@ -7,12 +7,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.config import listed
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.lists import BLANKS, cell, lines_of, normal, read_table, words_of
 from classyseg.datasets.files.pairs import existing_files
 from classyseg.datasets.label_map import labels_of
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 

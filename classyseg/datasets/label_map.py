@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from classyseg.config import ConfigError, DataError
 from classyseg.datasets.classy_dataset import MAX_LISTED, Color, color_of
 from classyseg.datasets.files.lists import normal
+from classyseg.errors import ConfigError, DataError
 
 Array = npt.NDArray[Any]
 UNKNOWN = np.iinfo(np.int64).min

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from classyseg.config import ConfigError, listed
+from classyseg.config import listed
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.pairs import PairFault, collecting_pair_faults
@@ -18,6 +18,7 @@ from classyseg.datasets.label_map import classes_line, color_text, with_more_cla
 from classyseg.doctor.inspection import Facts, inspect_all, labels_of_sample
 from classyseg.doctor.label_patterns import MANY, Pattern, label_pattern, mixed_values
 from classyseg.doctor.summary import DataSummary, Tally
+from classyseg.errors import ConfigError
 
 Severity = Literal["fault", "warning"]
 """A fault spoils a training or stops it. A warning may be intended."""

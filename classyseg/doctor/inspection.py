@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.images import (
     TurnedError,
@@ -28,6 +27,7 @@ from classyseg.datasets.files.images import (
 )
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.loading.workers import WorkerError, warm_fork_server, without_sigchld_handler
+from classyseg.errors import DataError
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from classyseg.config import DataError
 from classyseg.datasets.classy_dataset import ClassyDataset, Color
+from classyseg.errors import DataError
 
 CELL = 240
 """The longest side of an image on the sheet."""

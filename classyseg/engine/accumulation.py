@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 
 Outputs = Mapping[str, Tensor]
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from classyseg.config import Bool, ConfigError, ConfigRecord, Float, Int, Text, within
+from classyseg.config import Bool, ConfigRecord, Float, Int, Text
 from classyseg.distributed import world_size
+from classyseg.errors import ConfigError, within
 from classyseg.foreign import instead_of_key
 from classyseg.inference.device import torch_device
 from classyseg.inference.network import Precision

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from classyseg import distributed
-from classyseg.config import ConfigError
 from classyseg.datasets import BadSamples, ClassyDataset
 from classyseg.datasets.loading.loader import EvalOrder, make_loader
+from classyseg.errors import ConfigError
 from classyseg.evaluation.joined import joined_files, joined_metrics
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference import ClassyProtocol, Network, Predictor, Wanted

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 
 RECORD_KEYS = ("phase", "epoch", "step", "weights_step", "loss", "lr", "seconds", "samples_per_second", "data_wait")
 """The keys of every phase's record. Meters add theirs to the records of val and test phases."""

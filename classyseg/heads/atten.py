@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks, refuse_unread
 from classyseg.heads.encnet import ENCODING_RULES, LateralFusion
 from classyseg.layers import ACFAttention, ContextEncoding, ImageMean, NormConfig

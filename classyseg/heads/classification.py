@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import ClassyHead, only_block, refuse_unread
 from classyseg.layers import NormConfig, build_norm
 from classyseg.registry import HEADS

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import argmax_at, scores_at
 from classyseg.registry import HEADS, Configurable
 from classyseg.structures import LOGITS, BlockInfo, output_name, outputs_of
@@ -128,9 +128,9 @@ class ClassyHead(nn.Module, Configurable, ABC):
             found = {LOGITS: found}
         if not isinstance(found, Mapping) or not all(isinstance(found.get(own), Tensor) for own in self.output_names):
             raise HeadOutputError(
-                f"model.heads.{name}: the forward of {type(self).__name__} gives {_given(found)}; expected a mapping "
-                f"of tensors by its `output_names`, {', '.join(map(repr, self.output_names))}; a tensor alone is "
-                f"'{LOGITS}'"
+                ("model", "heads", name),
+                f"the forward of {type(self).__name__} gives {_given(found)}; expected a mapping of tensors by its "
+                f"`output_names`, {', '.join(map(repr, self.output_names))}; a tensor alone is '{LOGITS}'",
             )
         return {output_name(name, output): found[output] for output in self.output_names}
 

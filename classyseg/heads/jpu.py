@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import MAX_CHANNELS, within
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import within
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import JPU, NormConfig
 from classyseg.registry import HEADS, InnerHeadConfig

@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import MAX_CHANNELS, ConfigError, within
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError, within
 from classyseg.heads.classy_head import LOGITS, ClassyHead
 from classyseg.layers import cell_centres, resize_logits, spread_points, values_at
 from classyseg.registry import HEADS, InnerHeadConfig

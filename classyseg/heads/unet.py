@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig
 from classyseg.registry import HEADS

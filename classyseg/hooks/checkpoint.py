@@ -12,10 +12,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from classyseg.checkpoint import checkpoint_folders, prune
-from classyseg.config import ConfigError, listed
+from classyseg.config import listed
 from classyseg.console import shown
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
-from classyseg.errors import written_in
+from classyseg.errors import ConfigError, written_in
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import read_json_lines, write_atomically
 from classyseg.records import WriteError
@@ -156,8 +156,8 @@ class CheckpointHook(ClassyHook):
         key = same_text(self.best or "", numbers)
         if key is None:
             raise ConfigError(
-                "hooks.checkpoint.best",
-                f"the val record has no number {shown(self.best)}; it has {listed(list(numbers))}",
+                "hooks",
+                f"checkpoint: best: the val record has no number {shown(self.best)}; it has {listed(list(numbers))}",
             )
         value, name = numbers[key], f"step-{record['step']}"
         self._values.pop(name, None)
@@ -182,8 +182,9 @@ class CheckpointHook(ClassyHook):
         best_is = self.best_is or task.best_is(self.best or "")
         if best_is is None:
             raise ConfigError(
-                "hooks.checkpoint.best_is",
-                f"nothing says which value of {shown(self.best)} is best; set best_is to largest or smallest",
+                "hooks",
+                f"checkpoint: best_is: nothing says which value of {shown(self.best)} is best; set it to largest or "
+                "smallest",
             )
         return value > before if best_is == "largest" else value < before
 

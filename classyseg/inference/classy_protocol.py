@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.inference.network import Network
 from classyseg.inference.rows import Cost, Rows, Size, TensorRows
 from classyseg.registry import PROTOCOLS, Configurable

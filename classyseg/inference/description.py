@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from classyseg.config import MAX_SIDE, Bool, ConfigError, ConfigRecord, ConfigTree, Int, Text, explain
+from classyseg.config import MAX_SIDE, Bool, ConfigRecord, ConfigTree, Int, Text, explain
+from classyseg.errors import ConfigError
 from classyseg.inference.network import Precision
 from classyseg.inference.preparation import PreparationConfig
 from classyseg.layers import NormalizeConfig

@@ -7,8 +7,8 @@ import re
 import torch
 from torch import nn
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.launcher import local_rank
 
 

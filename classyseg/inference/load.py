@@ -19,9 +19,9 @@ from classyseg.checkpoint import (
     problem_of,
     problem_of_tensor,
 )
-from classyseg.config import ConfigError, ConfigTree
+from classyseg.config import ConfigTree
 from classyseg.console import MAX_NAME, shown
-from classyseg.errors import within, written_in
+from classyseg.errors import ConfigError, within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
@@ -48,13 +48,15 @@ def load(
     precision: Precision | None = None,
     protocol: Any = None,
     max_memory: int | str | None = None,
+    channels_last: bool | None = None,
 ) -> Predictor:
     """The trained model in a folder, at work: `load("runs/streets").predict("photo.jpg")`.
 
     `path` is a run, a checkpoint or a model's folder. Of a run, `model/` is taken, else its best checkpoint, else its
-    newest one that is whole. By default, `precision` and `protocol` are those with which the run was measured.
-    `max_memory` (`"2G"`, or bytes) bounds what a prediction takes in addition to the model. No data set and no training
-    config is needed. Nothing is unpickled, and no path or address that a file names is followed.
+    newest one that is whole. By default, `precision`, `protocol` and `channels_last` (the layout of images
+    and weights) are those with which the run was measured. `max_memory` (`"2G"`, or bytes) bounds what a prediction
+    takes in addition to the model. No data set and no training config is needed. Nothing is unpickled, and no path or
+    address that a file names is followed.
 
     Raises: `ConfigError` for a folder that is none of these, or is damaged; it names the file.
     """
@@ -69,6 +71,7 @@ def load(
         "precision": None if precision is None else known_precision(precision),
         "protocol": None if protocol is None else PROTOCOLS.build(protocol),
         "max_memory": None if max_memory is None else bytes_of(max_memory),
+        "channels_last": channels_last,
     }
     if (folder / MODEL / CONFIG).is_file():
         return _model_folder(folder / MODEL, options)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 WORKSPACE = 1.25
@@ -50,7 +50,8 @@ def bytes_of(text: int | float | str) -> int:
     """`2G`, `1.5GB`, `500M`, `2GiB` or a number of bytes. Raises: `ConfigError` for anything else."""
     if isinstance(text, int | float) and not isinstance(text, bool) and 0 < text < 2**60:
         return int(text)
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text) if isinstance(text, str) else None
+    pattern = r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([kKmMgGtT]?)(i?)[bB]?\s*"
+    found = re.fullmatch(pattern, text) if isinstance(text, str) else None
     if found is None or (found[3] and not found[2]):
         raise ConfigError("max_memory", f"found {shown(text)}; accepted are such as 2G, 500M, 1.5GiB, or bytes")
     factor = UNITS[found[2].upper()]

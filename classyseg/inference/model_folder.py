@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from classyseg.checkpoint import own_storages, save_file
-from classyseg.config import ConfigError
 from classyseg.console import printable
+from classyseg.errors import ConfigError
 from classyseg.inference.description import Card, Description
 from classyseg.io import folder_written_whole
 from classyseg.run_folder import kind_of

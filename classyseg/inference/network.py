@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import LOGITS, ClassyHead, outputs_of
 from classyseg.inference.memory import BASE, WORKSPACE, LiveTensors
 from classyseg.models import ClassyModel

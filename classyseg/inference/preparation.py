@@ -14,8 +14,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from classyseg.config import ConfigError, ConfigRecord, DataError, user_path, within
-from classyseg.datasets.files.images import Bits, Exif, header_of, image_tensor, read_image
+from classyseg.config import ConfigRecord, user_path
+from classyseg.datasets.files.images import Bits, Exif, image_tensor, read_image
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.inference.classy_protocol import Size
 from classyseg.registry import TRANSFORMS, TransformConfig
 from classyseg.rng import generator_for
@@ -24,8 +25,6 @@ from classyseg.transforms.classy_transform import ClassyTransform, PairTransform
 
 log = logging.getLogger(__name__)
 
-DEEP = 8
-"""Files of more bits a channel than these are read as 16 bits."""
 MAX_PIXELS = 2**28
 """A transform may not make more pixels than this (16,384 x 16,384), unless the image has more already."""
 SHAPES = "accepted are (H, W) and (H, W, C) for arrays, (C, H, W) for tensors"
@@ -122,7 +121,9 @@ class Preparation:
         Raises: `DataError` for something else, and for channels or types that the model does not take.
         """
         if isinstance(image, str | Path):
-            return self._read_file(user_path(image))
+            # A model takes 8 and 16 bits: the normalisation scales both to 0..1.
+            bits: Bits | None = 32 if self.own_unit else None
+            return read_image(user_path(image), channels=self.channels, bits=bits, exif=self.exif)
         if isinstance(image, Image.Image):
             return self._checked(self._of_pil(image), "the PIL image")
         if isinstance(image, np.ndarray):
@@ -146,22 +147,6 @@ class Preparation:
             f"found an object of the type {type(image).__name__}; accepted are a path, a PIL image, an array (H, W) or "
             "(H, W, C), a tensor (C, H, W)"
         )
-
-    def _read_file(self, path: Path) -> Tensor:
-        return read_image(path, channels=self.channels, bits=self._bits_of(path), exif=self.exif)
-
-    def _bits_of(self, path: Path) -> Bits:
-        """The bits to read a file with. A model takes 8 and 16 bits: the normalisation scales both to 0..1."""
-        if self.own_unit:
-            return 32
-        if path.suffix.lower() == ".npy":
-            try:
-                deep = np.load(path, mmap_mode="r", allow_pickle=False).dtype.itemsize == 2
-            except (OSError, ValueError, EOFError):  # `read_image` tells what is wrong
-                deep = False
-            return 16 if deep else 8
-        header, _ = header_of(path)
-        return 16 if header.bits > DEEP and header.colors != "palette" else 8
 
     def _of_pil(self, image: Image.Image) -> Tensor:
         if self.exif == "rotate":

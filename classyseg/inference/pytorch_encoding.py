@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
 from classyseg.inference.finish import Bands, per_image
 from classyseg.inference.network import Network, Outputs

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import MAX_SIDE, ConfigError
+from classyseg.config import MAX_SIDE
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
 from classyseg.inference.finish import Bands, as_scores, at_size, check_each, per_image

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers.norm import NormConfig, build_norm
 
 

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, Strict
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from classyseg.config import MAX_CHANNELS, ConfigError, ConfigRecord, same_word
+from classyseg.config import MAX_CHANNELS, ConfigRecord, same_word
+from classyseg.errors import ConfigError
 
 NUM_GROUPS = 32
 

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, ConfigRecord, Float
+from classyseg.config import ConfigRecord, Float
+from classyseg.errors import ConfigError
 
 Deviation = Annotated[Float, Field(ge=1e-30)]
 """A division by less would overflow float32."""

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.component import refuse_replaced
-from classyseg.config import ConfigError, unknown
+from classyseg.config import unknown
 from classyseg.console import shown
 from classyseg.distributed import gather_over_processes, sum_over_processes, world_size
+from classyseg.errors import ConfigError
 from classyseg.registry import Configurable
 from classyseg.signature import qualified
 from classyseg.structures import output_name, outputs_by_head

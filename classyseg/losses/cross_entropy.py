@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.losses.bands import Rule, as_pixels, sum_over_pixels
 from classyseg.losses.classy_loss import HeadNames, HeadWeights, PerOutputLoss
 from classyseg.registry import LOSSES

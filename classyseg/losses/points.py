@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.layers import pixels_at
 from classyseg.losses.classy_loss import HeadNames, HeadWeights, Terms
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights

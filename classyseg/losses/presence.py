@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights
 from classyseg.registry import LOSSES

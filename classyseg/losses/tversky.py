@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.losses.bands import resized, with_gradient
 from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
 from classyseg.registry import LOSSES

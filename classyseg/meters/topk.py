@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import rank_at
 from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.registry import METERS

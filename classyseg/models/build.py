@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from classyseg.config import ConfigError, ConfigTree, explain
-from classyseg.errors import moving, within
+from classyseg.config import ConfigTree, explain
+from classyseg.errors import ConfigError, moving, within
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.load_weights import LoadedWeights, load_weights
 from classyseg.models.memory.freezing import freeze

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, unknown
+from classyseg.config import unknown
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.classy_model import ClassyModel
 
@@ -62,8 +63,9 @@ def classifier_keys(
         return {}
     if len(weights) != len(layers):
         raise ConfigError(
-            f"the classifier of this file has {len(weights)} layers ({', '.join(weights[:8])}), that of "
-            f"{type(model).__name__} {len(layers)}; load the backbone alone (features_only=True)"
+            "classifier",
+            f"that of this file has {len(weights)} layers ({', '.join(weights[:8])}), that of {type(model).__name__} "
+            f"{len(layers)}; load the backbone alone (features_only=True)",
         )
     state, keys = model.state_dict(), {}
     for layer, weight in zip(layers, weights, strict=True):

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, closest
+from classyseg.config import closest
 from classyseg.console import shown
-from classyseg.errors import moving
+from classyseg.errors import ConfigError, moving
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.models.memory.compress import Compression, compressed
 from classyseg.models.memory.recompute import recomputed

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from classyseg.checkpoint import save_file
-from classyseg.config import ConfigError, user_path
+from classyseg.config import user_path
+from classyseg.errors import ConfigError
 from classyseg.io import sha256_of
 from classyseg.models.build import build_model
 from classyseg.models.load_weights import load_weights, require_sound

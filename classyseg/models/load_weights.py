@@ -213,7 +213,7 @@ def match(
     """
     if grid is not None and not model.position_grids():
         raise ConfigError(
-            "weights.grid", f"found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
+            "model.weights.grid", f"found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
         )
     everything = model.state_dict()
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}

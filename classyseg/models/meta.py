@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from classyseg.models.classy_model import ClassyModel

@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlparse
 
-from classyseg.config import ConfigError, closest
+from classyseg.config import closest
 from classyseg.console import MAX_NAME, shown
+from classyseg.errors import ConfigError
 from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.encoding_models import ENCODING_MODELS, WEIGHTS

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.models.memory.recompute import is_recomputing
 from classyseg.models.meta import PROBE_SIZE, features_on_meta
 from classyseg.structures import BlockInfo

@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, ConfigRecord, Float, Text, closest
+from classyseg.config import ConfigRecord, Float, Text, closest
 from classyseg.console import MAX_NAME, printable, shown
-from classyseg.errors import within
+from classyseg.errors import ConfigError, within
 from classyseg.optim.schedules import ClassyScheduler
 from classyseg.registry import SCHEDULERS, Configurable
 from classyseg.structures import RunLength

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.optim.classy_optimizer import ClassyOptimizer, ParameterGroup
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
 from classyseg.structures import RunLength

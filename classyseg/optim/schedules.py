@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from fvcore.common import param_scheduler as fvcore_schedules
 from pydantic import Field
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.registry import SCHEDULERS, Configurable
 from classyseg.structures import RunLength
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from classyseg.config import ConfigError, within
 from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.datasets.build import describe
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
+from classyseg.errors import ConfigError, within
 from classyseg.evaluation import check_protocol, group_size_of
 from classyseg.hooks import ClassyHook
 from classyseg.inference import ClassyProtocol, Network

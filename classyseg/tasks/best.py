@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from classyseg.config import ConfigError, closest, listed, unknown
+from classyseg.config import closest, listed, unknown
 from classyseg.console import shown
-from classyseg.errors import within
+from classyseg.errors import ConfigError, within
 from classyseg.evaluation import joined_metrics
 from classyseg.hooks import ClassyHook
 from classyseg.hooks.checkpoint import same_text

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import Checkpoint
-from classyseg.config import MAX_SEED, ConfigError, unknown
+from classyseg.config import MAX_SEED, unknown
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.errors import ConfigError
 from classyseg.evaluation import Evaluation
 from classyseg.hooks import ClassyHook
 from classyseg.inference import Network, black_of, preparation_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from classyseg import distributed
-from classyseg.config import ConfigError, ConfigRecord
+from classyseg.config import ConfigRecord
 from classyseg.datasets import (
     BadSamples,
     BatchLoader,
@@ -20,6 +20,7 @@ from classyseg.datasets import (
 )
 from classyseg.datasets.loading.bad_samples import RECORD_FILE
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.errors import ConfigError
 from classyseg.foreign import instead_of_key
 from classyseg.registry import DatasetConfig
 from classyseg.structures import Phase, Progress, Sample

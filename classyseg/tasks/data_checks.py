@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from classyseg.config import ConfigError
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.build import check_same_unit
 from classyseg.datasets.facts import DataFacts, Part
 from classyseg.datasets.label_map import classes_line, with_more_classes
+from classyseg.errors import ConfigError
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter

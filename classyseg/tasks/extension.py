@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from classyseg import distributed
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import FollowsProgress
 from classyseg.optim import ClassyOptimizer
 from classyseg.tasks.plan import RunPlan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from classyseg import distributed
 from classyseg.checkpoint import step_of
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.inference import Card
 from classyseg.inference.description import description_of_state
 from classyseg.inference.load import best_of

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from classyseg.config import ConfigError, unknown
+from classyseg.config import unknown
 from classyseg.console import shown
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.errors import ConfigError
 from classyseg.losses import ClassyLoss
 from classyseg.meters import ClassyMeter
 from classyseg.models import ClassyModel

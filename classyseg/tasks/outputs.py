@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, within
 from classyseg.distributed import world_size
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.errors import ConfigError, within
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadOutputError, outputs_of
 from classyseg.layers import BATCH_NORMS
 from classyseg.losses import ClassyLoss
@@ -166,8 +166,9 @@ def _run(model: ClassyModel, images: int, size: tuple[int, int]) -> dict[str, Te
             if name not in model.renamed or not isinstance(error.obj, ClassyModel):
                 raise
             raise _RenamedError(
-                f"model: the class {type(error.obj).__name__} calls `self.{name}`, of an earlier version of "
-                f"classyseg; it is now `self.{model.renamed[name]}`"
+                "model",
+                f"the class {type(error.obj).__name__} calls `self.{name}`, of an earlier version of classyseg; it is "
+                f"now `self.{model.renamed[name]}`",
             ) from error
         return outputs
 
@@ -182,9 +183,10 @@ def _refuse_few(name: str, images: int) -> Callable[[nn.Module, Any], None]:
         head = name.split(".")[1] if name.startswith("heads.") else ""
         place = f"model.heads.{head}.norm" if head else "model.norm"
         raise _FewValuesError(
-            f"batch_size: found {images} at once; model.{name} sees {tuple(values.shape)} of them, one value of each "
-            "channel, which has no variance in training. Accepted: 2 or more images at once (batch_size / "
-            f"runtime.accumulate_steps / processes), or {place}: {{name: group}}"
+            "batch_size",
+            f"found {images} at once; model.{name} sees {tuple(values.shape)} of them, one value of each channel, "
+            "which has no variance in training. Accepted: 2 or more images at once (batch_size / "
+            f"runtime.accumulate_steps / processes), or {place}: {{name: group}}",
         )
 
     return refuse

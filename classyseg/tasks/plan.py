@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.structures import Progress, RunLength
 
 LENGTH_KEYS = ("num_epochs", "num_steps", "val_every_epochs", "val_every_steps")

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticSerializationError
 
-from classyseg.config import path_text
+from classyseg.errors import path_text
 from classyseg.registry import TASKS
 from classyseg.signature import IN_PYTHON, derive_config, in_python
 

@@ -23,10 +23,10 @@ from classyseg.checkpoint import (
     set_aside_newer,
     step_of,
 )
-from classyseg.config import ConfigError, Location, differences, path_text
+from classyseg.config import differences
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.engine import Engine
-from classyseg.errors import written_in
+from classyseg.errors import ConfigError, Location, path_text, written_in
 from classyseg.hooks import ClassyHook
 from classyseg.io import json_line, read_json_lines, write_atomically
 from classyseg.optim import ClassyOptimizer

@@ -6,10 +6,10 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassyDataset
 from classyseg.doctor import Finding, check_data
 from classyseg.engine.runtime import RuntimeConfig
+from classyseg.errors import ConfigError, DataError
 from classyseg.models import ClassyModel
 
 log = logging.getLogger(__name__)

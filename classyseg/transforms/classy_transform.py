@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.registry import Configurable
 from classyseg.rng import randint
 from classyseg.structures import Sample

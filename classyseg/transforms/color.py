@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import NormalizeConfig
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform

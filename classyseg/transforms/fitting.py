@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.transforms.pixels import Side, height_and_width
 
 Positive = Annotated[float, Field(gt=0, le=10_000)]

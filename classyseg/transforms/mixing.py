@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
@@ -224,7 +224,9 @@ class CopyPaste(PairTransform):
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         wrong = [label for label in self.classes or () if label >= num_classes]
         if wrong:
-            raise ConfigError(f"copy_paste: classes: found {wrong[0]}; accepted are labels, 0 to {num_classes - 1}")
+            raise ConfigError(
+                "transforms", f"copy_paste: classes: found {wrong[0]}; accepted are labels, 0 to {num_classes - 1}"
+            )
         if uniform(generator, 0, 1) >= self.probability:
             return sample
         other = draw()

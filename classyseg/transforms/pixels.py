@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from classyseg.config import MAX_SIDE, ConfigError
+from classyseg.config import MAX_SIDE
+from classyseg.errors import ConfigError
 from classyseg.structures import Sample
 
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from classyseg.config import ConfigError, Text, unknown
+from classyseg.config import Text, unknown
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint
 from classyseg.structures import Sample

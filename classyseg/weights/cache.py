@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlparse
 
-from classyseg.config import ConfigError, user_path
+from classyseg.config import user_path
 from classyseg.console import shown
 from classyseg.downloads import download, file_name, hash_problem
+from classyseg.errors import ConfigError
 
 CACHE_VARIABLE = "CLASSYSEG_CACHE"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

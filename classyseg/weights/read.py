@@ -15,8 +15,9 @@ from typing import IO, Any
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from classyseg.config import ConfigError, user_path
+from classyseg.config import user_path
 from classyseg.console import MAX_NAME, printable, shown
+from classyseg.errors import ConfigError
 from classyseg.pickled import LazyTensor, UnreadableError, dict_of, steps_of
 from classyseg.weights.paddle_file import read_paddle
 from classyseg.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip

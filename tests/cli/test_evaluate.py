@@ -245,7 +245,8 @@ def test_a_model_folder_is_measured_in_its_own_precision_and_a_config_next_to_it
 ) -> None:
     from classyseg.inference import load
 
-    load(trained, precision="bfloat16").save(tmp_path / "downloaded")
+    load(trained, precision="bfloat16", channels_last=False).save(tmp_path / "downloaded")
+    assert not load(tmp_path / "downloaded").channels_last
     (tmp_path / "config.yaml").write_text("name: another\n")
     data = f"dataset.val={json.dumps(runs.tiny_config()['dataset']['val'])}"
     assert evaluate(tmp_path / "downloaded", tmp_path / "a", data) == 0

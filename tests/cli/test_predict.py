@@ -157,6 +157,10 @@ def test_a_file_found_twice_is_predicted_once(trained: Path, tmp_path: Path) -> 
     path = save(tmp_path / "in" / "a.png", noise(4, 5))
     assert predict(trained, path, tmp_path / "in", tmp_path / "in" / "*.png", "--output", tmp_path / "out") == 0
     assert summary(tmp_path / "out")["totals"]["files"] == 1
+    deep = save(tmp_path / "in" / "b" / "c.png", noise(4, 5))  # which has two names
+    assert predict(trained, tmp_path / "in", deep.parent, "--output", tmp_path / "deep") == 0
+    assert labels_in(tmp_path / "deep") == {"a.png", "b/c.png"}
+    assert sum(summary(tmp_path / "deep")["totals"]["pixels"].values()) == 2 * 4 * 5
 
 
 def test_a_circle_of_links_is_named_and_ends(trained: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from predicted import MEAN, STD, labels_in, noise, plain_labels, predict, refused, save, summary
 
+from classyseg.cli import prediction
 from classyseg.datasets.files.videos import each_frame
 from classyseg.inference import Predictor
 from classyseg.models import build_model
@@ -41,6 +42,38 @@ def test_a_geotiff_becomes_a_geotiff_at_the_same_place(trained: Path, tmp_path: 
             assert after.geotiff_metadata == before.geotiff_metadata
             assert np.array_equal(after.asarray(), np.array(Image.open(tmp_path / "out" / path.name)))
             assert np.mean(after.asarray() == plain_labels(trained, path)) > 0.99
+
+
+def test_tags_of_another_type_are_left_out_and_the_other_files_are_done(trained: Path, tmp_path: Path) -> None:
+    tags = [
+        (33550, "s", 0, "half a metre", True),
+        (33922, "d", 6, (0.0, 0.0, 0.0, 440720.0, 3751320.0, 0.0), True),
+        (34735, "f", 4, (1.0, 1.0, 0.0, 0.5), True),
+    ]
+    tifffile.imwrite(tmp_path / "odd.tif", noise(20, 30), photometric="rgb", extratags=tags)
+    plain = save(tmp_path / "plain.png", noise(20, 30))
+    assert predict(trained, tmp_path / "odd.tif", plain, "--output", tmp_path / "out") == 0
+    with tifffile.TiffFile(tmp_path / "out" / "odd.tif") as tiff:
+        assert {33550, 33922, 34735} & set(tiff.pages.first.tags.keys()) == {33922}
+    assert labels_in(tmp_path / "out") == {"plain.png"}
+
+
+def test_a_file_that_cannot_be_written_in_any_way_fails_alone(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = prediction.write_labels
+
+    def broken(path: Path, *more: object) -> None:
+        if path.name == "a.png":
+            raise SystemError("from C")
+        write(path, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prediction, "write_labels", broken)
+    paths = [save(tmp_path / name, noise(20, 30)) for name in ("a.png", "b.png")]
+    assert predict(trained, *paths, "--output", tmp_path / "out") == 1
+    (failed,) = summary(tmp_path / "out")["failed"]
+    assert failed == {"file": str(paths[0]), "reason": "SystemError: from C"}
+    assert labels_in(tmp_path / "out") == {"b.png"}
 
 
 @pytest.mark.parametrize(("name", "world"), [("a.png", "a.pgw"), ("a.jpg", "a.wld"), ("b.TIF", "b.TFW")])

@@ -30,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "clips to test": {"name": "synthetic_video", "split": "test", "num_videos": 3, "clips": CLIPS},
     "part": {"name": "subset", "dataset": {**SHAPES, "transforms": [RESIZE]}, "first": 3},
     "parts": {"name": "concat", "datasets": [SHAPES, {"name": "subset", "dataset": SHAPES, "first": 2}]},
+    "parts of two sizes": {"name": "concat", "datasets": [SHAPES, {**SHAPES, "size": [64, 32]}]},
     "part of clips": {
         "name": "subset",
         "first": 2,
@@ -111,6 +112,12 @@ def test_sizes_are_those_behind_all_transforms() -> None:
     outer = {"name": "subset", "dataset": inner, "first": 2, "transforms": [{"name": "resize", "size": [10, 12]}]}
     assert facts_of(DATASETS.validate(outer, placed=True)).size == (10, 12)
     assert facts_of(DATASETS.validate(inner, placed=True)).size == (16, 20)
+
+
+def test_parts_of_two_sizes_have_none_until_a_transform_makes_one() -> None:
+    two = CONFIGS["parts of two sizes"]
+    assert build_dataset(two).facts.size is None
+    assert build_dataset({**two, "transforms": [RESIZE]}).facts.size == (16, 20)
 
 
 def test_every_registered_data_set_tells_its_facts_without_a_file() -> None:

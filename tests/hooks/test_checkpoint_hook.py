@@ -185,7 +185,7 @@ def test_a_best_that_cannot_be_named_leaves_the_former_one_and_the_run_goes_on(
 
 
 def test_an_unknown_best_value_is_an_error_that_lists_the_numbers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"hooks\.checkpoint\.best: .*'miou'.* mean_iou"):
+    with pytest.raises(ConfigError, match=r"^hooks: checkpoint: best: .*'miou'.* mean_iou"):
         run(CheckpointHook(best="miou"), FakeTask(tmp_path))
 
 

@@ -11,9 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from classyseg.datasets import build_dataset
+from classyseg.evaluation import evaluate
 from classyseg.heads import FCNHead
-from classyseg.inference import BudgetError, Predictor, load
-from classyseg.models import ClassyModel
+from classyseg.inference import BudgetError, Network, Predictor, Wanted, load
+from classyseg.inference.memory import BASE, LiveTensors
+from classyseg.inference.whole import Whole
+from classyseg.meters import build_meter
+from classyseg.models import ClassyModel, build_model, create_model
 from runs import tiny_task
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (240, 370, 3), np.uint8)
@@ -23,13 +28,13 @@ CLASSES = list("abcde")
 class Strided(ClassyModel):
     """A convolution at stride 8, whose activations alone take memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 5) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.wide = torch.nn.Conv2d(3, 32, 1)
         self.conv = torch.nn.Conv2d(32, 8, 9, stride=8, padding=4)
         self.add_block("map", 8, 8)
-        self.attach_head("main", FCNHead((self.block("map"),), 5))
+        self.attach_head("main", FCNHead((self.block("map"),), num_classes))
 
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         return {"map": self.conv(self.wide(image).relu())}
@@ -74,6 +79,60 @@ def test_the_largest_windows_that_fit_are_taken_and_counted(
     next_larger = found.protocol.in_windows((height + 32, width + 32))
     with pytest.raises(BudgetError):
         predictor(protocol=next_larger, max_memory="61M").predict(IMAGE)
+
+
+def test_windows_that_are_no_square_are_told_as_they_are_built() -> None:
+    protocol = {"name": "sliding_window", "size": [128, 360]}
+    found = predictor(protocol=protocol, may_use_windows=True, max_memory="60M")
+    found.predict(IMAGE)
+    windows = windows_of(found)
+    assert windows["size"] == windows["protocol"]["size"]
+    assert windows["size"][0] == 128 < windows["size"][1]
+
+
+def test_an_evaluation_chooses_counts_and_tells_as_a_prediction(caplog: pytest.LogCaptureFixture) -> None:
+    dataset = build_dataset({"name": "synthetic_shapes", "split": "test", "num_samples": 2, "size": [240, 370]})
+    found = Predictor(Strided(4), classes=dataset.classes, device="cpu", max_memory="61M")
+    found.predict(dataset[0].image)
+    caplog.clear()
+    meters = [build_meter("dice", dataset.classes, dataset.ignore_index)]
+    with caplog.at_level(logging.WARNING):
+        evaluation = evaluate(found, dataset, meters)
+        numbers = evaluation.result()
+    assert caplog.text.count("2 in windows of {} x {}".format(*windows_of(found)["size"])) == 1
+    assert evaluation.in_windows.keys() == found.in_windows.keys()
+    assert numbers["computed_in_windows"]["images"] == sum(evaluation.in_windows.values()) == 2
+
+
+def test_weights_in_16_bits_are_part_of_what_a_forward_pass_takes() -> None:
+    model = torch.nn.Module.eval(build_model({"name": "resnet18"}, 0))
+    image = torch.zeros(1, 3, 64, 64)
+    network = Network(model, precision="bfloat16")
+    network(image)
+    with LiveTensors() as live:
+        network(image)
+    assert live.peak + BASE <= network.forward_bytes((1, 3, 64, 64))
+
+
+class OfValues(Strided):
+    """It looks at values, so that it cannot run on `meta`."""
+
+    def extract_features(self, image: Tensor) -> dict[str, Tensor]:
+        return super().extract_features(image if image.sum().item() < 1e9 else -image)
+
+
+def test_no_values_are_kept_of_a_model_that_is_run_for_its_shapes() -> None:
+    network = Network(OfValues().eval())
+    assert {value.device.type for value in network.example((64, 80)).values()} == {"meta"}
+    assert network.kept_bytes(["main"], (64, 80)) == 5 * 8 * 10 * 4
+
+
+def test_a_clip_that_needs_more_than_the_budget_is_refused_before_it_runs() -> None:
+    network = Network(create_model("resnext3d_18", num_classes=3).eval())
+    shape, wanted = (1, 3, 4, 32, 32), [Wanted("main")]
+    with pytest.raises(BudgetError, match=r"^max_memory: found 1K; a clip of 4 x 32 x 32 needs") as raised:
+        Whole().check_budget(network, shape, (32, 32), wanted, 1000)
+    Whole().check_budget(network, shape, (32, 32), wanted, raised.value.needed)
 
 
 def test_a_protocol_that_is_named_is_kept_to() -> None:

@@ -12,10 +12,13 @@ from safetensors.torch import load_file
 
 import classyseg
 from classyseg.checkpoint import load_checkpoint
+from classyseg.config import ConfigError
 from classyseg.datasets import build_dataset
 from classyseg.evaluation import evaluate
 from classyseg.hooks import ClassyHook, WatchedTask
+from classyseg.inference import Predictor
 from classyseg.meters import build_meter
+from classyseg.models import build_model
 from classyseg.trainer import Trainer
 from runs import read_records, tiny_config, tiny_task
 
@@ -100,3 +103,13 @@ def test_an_overwritten_run_takes_its_model_along(tmp_path: Path) -> None:
     Trainer(tmp_path / "run", overwrite=True).train(tiny_task({**BEST, "num_epochs": 1, "hooks": [], "seed": 5}))
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != first
     assert [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith("model")] == ["model"]
+
+
+def test_what_a_file_says_wrong_is_laid_to_it_whatever_protocol_the_caller_names(tmp_path: Path) -> None:
+    model = tiny_config()["model"]
+    folder = Predictor(build_model(model, 2), classes=["a", "b"], model_config=model).save(tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "normalize": {"mean": [0.5], "std": [0.5]}}))
+    for protocol in (None, "whole"):
+        with pytest.raises(ConfigError, match=r"config\.json: normalize: "):
+            classyseg.load(folder, protocol=protocol)

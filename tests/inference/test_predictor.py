@@ -384,12 +384,12 @@ def test_saving_replaces_a_model_and_nothing_else(run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "other").exists()
 
 
-def test_an_overlay_mixes_the_image_with_the_colours_of_its_classes() -> None:
+def test_an_overlay_mixes_the_image_with_the_colours_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = predictor_of(tiny_model(), palette=[(0, 0, 0), (255, 0, 0), (0, 255, 0)])
     labels = predictor.predict(PIXELS)
-    colors = np.array(predictor.palette)[labels]
+    monkeypatch.setattr("classyseg.inference.predictor.DRAWN_AT_ONCE", 7 * PIXELS.shape[1])  # in bands
     found = np.asarray(predictor.overlay(PIXELS, alpha=0.25))
-    np.testing.assert_allclose(found, 0.75 * PIXELS + 0.25 * colors, atol=0.51)
+    np.testing.assert_allclose(found, 0.75 * PIXELS + 0.25 * np.array(predictor.palette)[labels], atol=0.51)
 
 
 class _BlackAndWhite(ClassyModel):

@@ -16,8 +16,8 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from classyseg.config import ConfigError, DataError
 from classyseg.console import shown
+from classyseg.errors import ConfigError, DataError
 
 CHUNK = 2**20
 MAX_MEMBERS = 1_000_000

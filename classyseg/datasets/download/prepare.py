@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from classyseg.config import ConfigError, DataError, unknown, user_path
+from classyseg.config import unknown, user_path
 from classyseg.console import shown
 from classyseg.datasets.download.archives import remove, unpack, unpacking
 from classyseg.downloads import download, file_name
+from classyseg.errors import ConfigError, DataError
 from classyseg.locks import alone
 
 DOWNLOADS = ".downloads"

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from classyseg.config import MAX_SIDE, ConfigError
+from classyseg.config import MAX_SIDE
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.drawn.synthetic_shapes import MAX_SAMPLES, SPLITS, drawn_facts
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.arrays import image_tensor
+from classyseg.errors import ConfigError
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.rng import derived_seed
 from classyseg.structures import Sample

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from classyseg.config import ConfigError, DataError, listed
+from classyseg.config import listed
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.lists import same_names
 from classyseg.datasets.files.pairs import refuse_loop, report_fault
+from classyseg.errors import ConfigError, DataError
 
 
 def class_names(root: Path) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from classyseg.config import DataError
 from classyseg.console import MAX_SHOWN, shown
+from classyseg.errors import DataError
 
 MAX_PIXELS = 178_956_970
 """What an image may have, as in reading images."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classyseg.config import DataError
 from classyseg.datasets.files.headers import Header
+from classyseg.errors import DataError
 
 NUMBER_TYPES = tuple(np.dtype(kind) for kind in ("u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"))
 """The types that are accepted. Integers of 64 bits are refused: float32 would hold only some of them."""

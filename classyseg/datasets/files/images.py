@@ -21,7 +21,6 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from classyseg.config import DataError
 from classyseg.datasets.files.arrays import image_tensor
 from classyseg.datasets.files.bmp import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.files.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
@@ -37,6 +36,7 @@ from classyseg.datasets.files.headers import (
 from classyseg.datasets.files.matlab import read_mat
 from classyseg.datasets.files.tiff import tiff_samples
 from classyseg.datasets.files.tiff_header import Tiff, tiff_header
+from classyseg.errors import DataError
 
 Exif = Literal["refuse", "rotate", "ignore"]
 Bits = Literal[8, 16, 32]
@@ -62,14 +62,14 @@ class UnreadableError(DataError):
     """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
 
 
-def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "refuse") -> Tensor:
+def read_image(path: Path, *, channels: int = 3, bits: Bits | None = 8, exif: Exif = "refuse") -> Tensor:
     """The image as (channels, H, W): uint8, uint16 (`bits` 16), or the file's numbers as float32 (`bits` 32).
 
     A file with `channels` bands is read as it is stored. For 3 or 1 channels, other kinds become RGB or grey, without
-    alpha; a band of unknown meaning is never left out. `.npy`, an array (H, W) or (H, W, C), may have any number of
-    channels. `exif` says whether an image with an EXIF orientation is refused, rotated as viewers show it, or read as
-    its pixels are stored. With 32 bits, only TIFF and `.npy` are read, nothing is converted, and a file must have
-    `channels` bands.
+    alpha; a band of unknown meaning is never left out. Without `bits`, a file of 8 or of 16 bits is read as what it is.
+    `.npy`, an array (H, W) or (H, W, C), may have any number of channels. `exif` says whether an image with an EXIF
+    orientation is refused, rotated as viewers show it, or read as its pixels are stored. With 32 bits, only TIFF and
+    `.npy` are read, nothing is converted, and a file must have `channels` bands.
 
     Raises: `DataError` for unreadable files, for another number of bits or channels, for several images in a file, and
     for numbers that are no float32.
@@ -80,6 +80,8 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits = 8, exif: Exif = "r
         header = stored.header
         if header.images > 1:
             raise DataError(_several(header), file=path)
+        if bits is None:
+            bits = 16 if header.bits > 8 and header.colors != "palette" else 8
         if refusal := _refusal(header, channels, bits):
             raise DataError(refusal, file=path)
         if stored.turned != 1 and (exif == "refuse" or (exif == "ignore" and header.format == "TIFF")):
@@ -182,13 +184,15 @@ def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[An
     return array
 
 
-def _read_array(path: Path, channels: int, bits: int) -> npt.NDArray[Any]:
+def _read_array(path: Path, channels: int, bits: int | None) -> npt.NDArray[Any]:
     with _naming(path):
         # Mapped, not read: a header may promise any size. Objects are never unpickled.
         array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     if array.ndim == 2:
         array = array[..., None]
     kind = array.dtype.newbyteorder("=")
+    if bits is None:
+        bits = 16 if kind.itemsize == 2 else 8
     is_known = kind in NUMBER_TYPES if bits == 32 else kind == DTYPES[bits]
     if array.ndim != 3 or array.shape[2] != channels or not is_known or 0 in array.shape:
         accepted = NUMBERS if bits == 32 else DTYPES[bits].__name__

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from classyseg.config import DataError, closest, user_path
+from classyseg.config import closest, user_path
+from classyseg.errors import DataError
 from classyseg.io import in_other_form, told_apart
 
 Row = tuple[int, dict[str, str]]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classyseg.config import ConfigError, DataError
+from classyseg.errors import ConfigError, DataError
 
 
 def require_scipy(path: Path) -> Any:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from classyseg.config import DataError
 from classyseg.datasets.files.coco_file import finite, in_words
+from classyseg.errors import DataError
 
 Mask = npt.NDArray[np.bool_]
 Outline = npt.NDArray[np.float64]

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from classyseg.config import ConfigError, DataError, listed
+from classyseg.config import listed
 from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK_SUFFIXES
 from classyseg.datasets.files.lists import (
@@ -26,6 +26,7 @@ from classyseg.datasets.files.lists import (
     same_names,
     spellings,
 )
+from classyseg.errors import ConfigError, DataError
 
 Pair = tuple[Path, Path]
 ImageAndMask = tuple[Path, Path | None]

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from classyseg.config import ConfigError, DataError
 from classyseg.datasets.files.class_folders import files_below
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, Exif, read_image
 from classyseg.datasets.files.pairs import report_fault
+from classyseg.errors import ConfigError, DataError
 from classyseg.io import write_atomically
 from classyseg.locks import alone
 

@@ -77,8 +77,7 @@ class SampleSource(Dataset[Loaded | Failure]):
         try:
             return self._load(epoch, index)
         except ConfigError as error:
-            kind = DataError if isinstance(error, DataError) else ConfigError  # a plugin's own may not pass a pipe
-            return Failure(kind.of(error.problems))
+            return Failure(_plain(error))
         except Exception as error:  # an error of a data set or a transform, which does not know the sample
             error.add_note(f"while loading {self.dataset.described(index)} in epoch {epoch}")
             raise
@@ -97,6 +96,16 @@ class SampleSource(Dataset[Loaded | Failure]):
         if self.dataset.on_bad_sample == "skip":
             sample = sample.replace(target=torch.full_like(sample.target, self.dataset.ignore_index))
         return Loaded(sample, (bad,))
+
+
+def _plain(error: ConfigError) -> ConfigError:
+    """The same text as an error of our own: that of a plugin may not pass a pipe."""
+    kind = DataError if isinstance(error, DataError) else ConfigError
+    own_text = type(error).__str__ is not ConfigError.__str__  # it may tell more than the problems do
+    plain = kind(str(error)) if own_text else kind.of(error.problems)
+    for note in getattr(error, "__notes__", ()):
+        plain.add_note(note)
+    return plain
 
 
 class BadSamples:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from classyseg.config import ConfigError
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.loading.bad_samples import BadSample, Failure, Key, Loaded, SampleSource
 from classyseg.datasets.loading.workers import (
@@ -25,6 +24,7 @@ from classyseg.datasets.loading.workers import (
     warm_fork_server,
     without_sigchld_handler,
 )
+from classyseg.errors import ConfigError
 from classyseg.rng import generator_for
 from classyseg.stopping import WaitEnded
 from classyseg.structures import Sample

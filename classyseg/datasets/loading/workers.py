@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from classyseg.config import ConfigError
 from classyseg.datasets.loading.bad_samples import NOTHING, Failure, Key, SampleSource
+from classyseg.errors import ConfigError
 from classyseg.launcher import local_world_size
 from classyseg.structures import Sample
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from classyseg.config import within
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import matched_pairs
+from classyseg.errors import within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from classyseg.config import DataError, within
 from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.label_map import label_table
+from classyseg.errors import DataError, within
 from classyseg.io import data_folder
 from classyseg.pickled import containers, read_pickle, steps_of
 from classyseg.pickled_arrays import ARRAY_CONSTRUCTORS, PickledArray

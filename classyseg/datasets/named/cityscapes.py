@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from classyseg.config import ConfigError, within
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, images_alone, matched_pairs
 from classyseg.datasets.label_map import LabelMap, label_table
+from classyseg.errors import ConfigError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 

@@ -17,13 +17,14 @@ from PIL import Image
 from pydantic import Field
 from tqdm import tqdm
 
-from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.config import listed
 from classyseg.console import shown
 from classyseg.datasets.files.coco_file import CocoFile, finite, in_words
 from classyseg.datasets.files.outlines import Drawn, Outline, annotation_mask, area, extent, is_flat
 from classyseg.datasets.files.pairs import listed_pairs
 from classyseg.datasets.label_map import label_table
 from classyseg.datasets.named.pascal_voc import CLASSES, VOCMasks
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder, data_path, sha256_of
 from classyseg.locks import alone
 from classyseg.registry import DATASETS, TransformConfig

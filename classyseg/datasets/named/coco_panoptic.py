@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from classyseg.config import DataError, listed, within
+from classyseg.config import listed
 from classyseg.console import shown
 from classyseg.datasets.files.coco_file import CocoFile, CocoImage, in_words
 from classyseg.datasets.files.images import read_colors
@@ -19,6 +19,7 @@ from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import pairs_by_name
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.named.coco import coco_folders
+from classyseg.errors import DataError, within
 from classyseg.registry import DATASETS, TransformConfig
 
 CATEGORY_IDS, CLASSES, PALETTE = label_table("coco_panoptic")

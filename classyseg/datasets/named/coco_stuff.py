@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from classyseg.config import user_path, within
+from classyseg.config import user_path
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import matched_pairs
 from classyseg.datasets.label_map import LabelMap, label_table
 from classyseg.datasets.named.coco import coco_folders
+from classyseg.errors import within
 from classyseg.registry import DATASETS, TransformConfig
 
 LABEL_IDS, CLASSES, _ = label_table("coco_stuff")

@@ -8,7 +8,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Literal
 
-from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.config import listed
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.class_folders import labelled_files
@@ -16,6 +16,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.lists import BLANKS, lines_of
 from classyseg.datasets.files.pairs import report_fault
 from classyseg.datasets.label_map import label_table
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
 

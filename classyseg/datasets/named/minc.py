@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from classyseg.config import DataError, listed, within
+from classyseg.config import listed
 from classyseg.datasets.classification_dataset import LabelledFiles
 from classyseg.datasets.files.pairs import existing_files, read_names
+from classyseg.errors import DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from classyseg.config import user_path, within
+from classyseg.config import user_path
 from classyseg.datasets.files.images import MASK_SUFFIXES
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.matlab import require_scipy
 from classyseg.datasets.files.pairs import listed_pairs, read_names
 from classyseg.datasets.label_map import LabelMap, label_table
+from classyseg.errors import within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from classyseg.config import ConfigError, DataError, listed, within
+from classyseg.config import listed
 from classyseg.console import shown
 from classyseg.datasets.clips import SAMPLING, ClipConfig, Clips, Sampling
 from classyseg.datasets.files.class_folders import class_names
@@ -17,6 +17,7 @@ from classyseg.datasets.files.lists import lines_of, words_of
 from classyseg.datasets.files.pairs import report_fault
 from classyseg.datasets.files.videos import VIDEO_SUFFIXES, read_frames, video_infos, videos_in
 from classyseg.datasets.label_map import labels_of
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder, data_path, in_other_form
 from classyseg.registry import DATASETS, TransformConfig
 

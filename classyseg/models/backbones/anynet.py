@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
-from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
+from classyseg.config import MAX_CHANNELS, MAX_DEPTH
+from classyseg.errors import ConfigError
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.backbones.dilation import replace_stride_with_dilation
 from classyseg.models.classy_model import ClassyModel

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.models.classy_model import ClassyModel
 from classyseg.registry import MODELS
 

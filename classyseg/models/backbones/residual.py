@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import NormConfig, build_norm
 from classyseg.models.classy_model import ClassyModel
 

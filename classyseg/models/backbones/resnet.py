@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from classyseg.config import MAX_CHANNELS, MAX_DEPTH, ConfigError
+from classyseg.config import MAX_CHANNELS, MAX_DEPTH
+from classyseg.errors import ConfigError
 from classyseg.layers import NormConfig
 from classyseg.models.backbones.residual import FourStages, multi_grid_dilations
 from classyseg.models.backbones.resnet_blocks import EXPANSION, BasicBlock, BlockOptions, Bottleneck, build_stage

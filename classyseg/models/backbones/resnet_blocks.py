@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import CeilMeanPool2d, DropBlock2d, NormConfig, RectifiedConv2d, SplitAttentionConv2d, build_norm
 
 EXPANSION = {"basic": 1, "bottleneck": 4}

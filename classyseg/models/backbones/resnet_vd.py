@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import nn
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.layers import CeilMeanPool2d, NormConfig, build_norm
 from classyseg.models.backbones.paddle import initialise
 from classyseg.models.backbones.residual import EXPANSION, KERNELS, FourStages, ResidualBlock, multi_grid_dilations

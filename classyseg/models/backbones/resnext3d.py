@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.models.classy_model import ClassyModel
 from classyseg.registry import MODELS
 

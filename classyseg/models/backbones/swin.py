@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import swin_transformer as reference
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.models.backbones.transformer import channels_second, padded
 from classyseg.models.classy_model import ClassyModel
 from classyseg.registry import MODELS

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import MLP
 
-from classyseg.config import MAX_CHANNELS, ConfigError
+from classyseg.config import MAX_CHANNELS
+from classyseg.errors import ConfigError
 from classyseg.layers.resize import resample
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.position_grids import resized_positions

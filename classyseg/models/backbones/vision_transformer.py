@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field, Strict
 from torch import Tensor, nn
 
-from classyseg.config import ConfigError, ConfigRecord
+from classyseg.config import ConfigRecord
+from classyseg.errors import ConfigError
 from classyseg.models.backbones.transformer import (
     PYRAMID_STRIDES,
     Classifier,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from classyseg.config import ConfigError
+from classyseg.errors import ConfigError
 from classyseg.layers import BATCH_NORMS, FollowsProgress
 from classyseg.models.classy_model import ClassyModel
 from classyseg.tensor_files import TensorFiles

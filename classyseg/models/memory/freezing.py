@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.models.classy_model import ClassyModel, Frozen
 
 

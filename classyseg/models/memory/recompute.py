@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from classyseg.config import ConfigError
 from classyseg.console import shown
+from classyseg.errors import ConfigError
 from classyseg.models.meta import PROBE_SIZE, features_on_meta
 
 if TYPE_CHECKING:
