@@ -198,8 +198,8 @@ def _read_array(path: Path, channels: int, bits: int | None) -> npt.NDArray[Any]
         accepted = NUMBERS if bits == 32 else DTYPES[bits].__name__
         as_they_are = "; `bits: 32` takes its numbers as they are" if bits != 32 and kind in NUMBER_TYPES else ""
         raise DataError(
-            f"an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}), {accepted}, "
-            f"as the data set's `channels`, {channels}, and `bits`, {bits}, say{as_they_are}",
+            f"an array of {array.shape} {array.dtype}; accepted: (H, W, {channels}) of {accepted}, by the "
+            f"data set's `channels: {channels}` and `bits: {bits}`{as_they_are}",
             file=path,
         )
     if bits == 32:

@@ -155,7 +155,7 @@ WIDE[1, 2], TINY[3, 4] = -1e39, 1e-50
         (WIDE, r"holds -1e\+39, and 1 such"),
         (TINY, "holds 1e-50, and 1 such"),
         (whole("i2").astype(np.int64), "accepted.*integers of 8 to 32 bits and floating point of 16 to 64"),
-        (scene()[..., :3], "channels`, 1|`channels` says 1"),
+        (scene()[..., :3], "channels: 1`|`channels` says 1"),
         (scene()[..., :1].astype(np.complex64), "integers of 8 to 32 bits and floating point of 16 to 64"),
     ],
 )
