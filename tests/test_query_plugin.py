@@ -337,14 +337,7 @@ def test_parts_that_do_not_fit_are_found_before_the_run(
 ) -> None:
     for component in (WithoutLabels, SmallLabels):
         HEADS.register(f"test_{component.__name__}")(component)
-    config = tiny_config(CHANGES)
-    config["model"] = {**CHANGES["model"], "heads": {"main": dict(CHANGES["model"]["heads"]["main"])}}
-    for path, value in changes.items():
-        *parents, key = path.split(".")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[key] = value
+    config = tiny_config({**CHANGES, **changes})
     with pytest.raises(ConfigError, match=message):
         find(config)
 

@@ -323,7 +323,7 @@ def testjpeg_decoder_gives_pillows_pixels(
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "turned.jpg"])
-def test_a_wrong_jpeg_gets_the_same_message_with_and_withoutjpeg_decoder(
+def test_a_wrong_jpeg_gets_the_same_message_with_and_without_simplejpeg(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     REFUSED_IMAGES[name][0](tmp_path / name)
@@ -342,7 +342,7 @@ def test_an_array_of_one_channel_needs_no_third_axis(tmp_path: Path) -> None:
     assert files.read_image(tmp_path / "a.npy", channels=1).tolist() == [VALUES.tolist()]
 
 
-def test_withoutjpeg_decoder_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_simplejpeg_pillow_reads_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(COLORS).save(tmp_path / "a.jpg")
     expected = files.read_image(tmp_path / "a.jpg")
     monkeypatch.setitem(sys.modules, "simplejpeg", None)
