@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from classyseg.cli.output import PlainLines, emit
+from classyseg.cli.output import emit, logging_lines
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -23,16 +23,12 @@ def add_command(actions: Any, wrapper: Callable[[Command], Command]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import logging
-
     from classyseg.config import user_path
     from classyseg.datasets.download.prepare import prepare
     from classyseg.io import data_root
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
     root = (user_path(arguments.data_root) if arguments.data_root else data_root()).absolute()
-    prepare(arguments.name, root, keep=arguments.keep)
+    with logging_lines():
+        prepare(arguments.name, root, keep=arguments.keep)
     emit(f"{arguments.name}: ready in {root}")
     return 0
