@@ -2,6 +2,7 @@
 
 from classyseg.hooks.checkpoint import CheckpointHook
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.early_stopping import EarlyStoppingHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.registry import HOOKS
@@ -12,6 +13,7 @@ build_hook = HOOKS.build
 __all__ = [
     "CheckpointHook",
     "ClassyHook",
+    "EarlyStoppingHook",
     "LogHook",
     "ProgressBarHook",
     "WatchedTask",

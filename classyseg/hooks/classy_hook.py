@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
-from classyseg.structures import BestIs, Progress
+from classyseg.structures import BestIs, PhaseTime, Progress
 
 
 class WatchedTask(Protocol):
@@ -46,6 +46,9 @@ class WatchedTask(Protocol):
 
     @property
     def data_wait(self) -> float: ...
+
+    @property
+    def phase_time(self) -> PhaseTime: ...
 
     def step_loss(self) -> float: ...
 

@@ -41,7 +41,7 @@ from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
 from classyseg.stopping import WaitEnded
-from classyseg.structures import BestIs, Progress, Sample
+from classyseg.structures import BestIs, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.data import DatasetsConfig, TaskData
@@ -552,6 +552,11 @@ class ClassyTask(Configurable, ABC):
     def data_wait(self) -> float:
         """The share of this phase's time that the loop waited for data."""
         return self.pace.data_wait
+
+    @property
+    def phase_time(self) -> PhaseTime:
+        """What this phase has taken so far, in this process."""
+        return self.pace.so_far
 
     def step_loss(self) -> float:
         """The loss of the last step, of the whole job. Every process calls it."""
