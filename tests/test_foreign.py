@@ -146,7 +146,7 @@ NAMES = {
     "model.heads.main.name=SemSegFPNHead": "did you mean 'semantic_fpn'?",
     "dataset.train.transforms=[LoadImageFromFile]": "made tensors without being told",
     "dataset.train.transforms=[ResizeStepScaling]": "did you mean 'random_scale_crop'?",
-    "hooks=[EarlyStopping]": "the hook checkpoint with `best`",
+    "hooks=[EarlyStopping]": "did you mean 'early_stopping'?",
     "hooks=[WandbLogger]": "metrics.jsonl",
 }
 UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=RMSprop", "drop_path_rate=0.1"]

@@ -77,7 +77,8 @@ def test_memory_counts_what_the_process_and_its_children_hold(tmp_path: Path) ->
     (record,) = read_records(tmp_path / "steps.jsonl")
     assert record["memory"]["device"] is None
     grown = record["memory"]["host"] - before
-    assert held.nbytes + 64_000_000 <= grown + 2_000_000 < held.nbytes + 64_000_000 + 60_000_000
+    # What the allocator held free before, and what an interpreter takes, is a part of it.
+    assert 0.8 * (held.nbytes + 64_000_000) < grown < 2 * (held.nbytes + 64_000_000)
 
 
 def two_processes(folder: Path) -> None:
