@@ -280,6 +280,7 @@ AT: dict[str, dict[str, str]] = {
     "hooks": {
         "type hook": "hooks.name",
         "interval every_n_epochs": "hooks.every_epochs, of {name: checkpoint}",
+        "max_time duration": "hooks.minutes, of {name: time_limit}",
         "every_n_steps every_n_train_steps": "hooks.every_steps, of {name: checkpoint}",
         "max_keep_ckpts save_top_k keep_last": "hooks.keep, of {name: checkpoint}",
         "save_best monitor": "hooks.best, of {name: checkpoint} or {name: early_stopping}",
@@ -365,6 +366,9 @@ NAMES: dict[str, dict[str, str]] = {
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
         "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "timer max_time time_stopper wall_time": "time_limit",
+        "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
+        "memory_profiler_hook": "log",
         "ema ema_hook exponential_moving_average": _NO_AVERAGE,
         "tensorboard tensor_board tensorboard_logger_hook tensorboard_logger wandb wandb_logger wandb_logger_hook "
         "csv_logger csv_logger_hook mlflow_logger learning_rate_monitor lr_monitor iter_timer_hook": _RECORDS,

@@ -137,6 +137,8 @@ class FakeTask:
     def request_stop(self, reason: str) -> None:
         raise AssertionError(reason)
 
+    request_pause = request_stop
+
     def step_loss(self) -> float:
         return self.last_loss.item()
 

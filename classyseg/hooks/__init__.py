@@ -5,6 +5,7 @@ from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.hooks.early_stopping import EarlyStoppingHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
+from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
 
 register_hook = HOOKS.register
@@ -16,6 +17,7 @@ __all__ = [
     "EarlyStoppingHook",
     "LogHook",
     "ProgressBarHook",
+    "TimeLimitHook",
     "WatchedTask",
     "build_hook",
     "register_hook",
