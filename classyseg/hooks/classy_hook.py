@@ -71,7 +71,7 @@ class WatchedTask(Protocol):
 class ClassyHook(Configurable):
     """Watches a run, in every process. Ask `classyseg.distributed.is_primary()` before what one process must do alone.
 
-    Hooks read the task. They may ask it to stop, or to pause: `task.request_stop(reason)`, `task.request_pause(reason)`.
+    Hooks read the task. They may ask it to stop or to pause: `task.request_stop(reason)`, `task.request_pause(reason)`.
     A phase is an epoch of training, or the part of one before a measurement; or a pass over the validation or the test
     set.
 
