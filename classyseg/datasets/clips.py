@@ -70,6 +70,20 @@ def even_clip(i: int, count: int, available: int) -> int:
     return i * (available - 1) // (count - 1) if count > 1 else 0
 
 
+def frames_of(clip: int, clips: ClipConfig, step: Fraction) -> list[int]:
+    """The numbers of the frames of a clip in a video of which every `step`-th frame is taken."""
+    first = clip * clips.step
+    return [math.floor(i * step) for i in range(first, first + clips.frames)]
+
+
+def even_clips(info: VideoInfo, clips: ClipConfig) -> list[list[int]]:
+    """The numbers of the frames of each clip that an evaluation takes of a video; none of one that is too short."""
+    step = frame_step(info.rate, clips.frame_rate)
+    available = num_clips(num_resampled(info.num_frames, step), clips)
+    count = clips.per_video if available else 0
+    return [frames_of(even_clip(i, count, available), clips, step) for i in range(count)]
+
+
 class Clips(ClassificationDataset):
     """Clips (3, T, H, W) of videos with one class each.
 
@@ -162,8 +176,7 @@ class Clips(ClassificationDataset):
             generator = generator_for(self.seed, epoch, CLIPS, video)
             clip = int(torch.randperm(self.available[video], generator=generator)[number])
         name, label, step = self.videos[video]
-        first = clip * self.clips.step
-        numbers = [math.floor(i * step) for i in range(first, first + self.clips.frames)]
+        numbers = frames_of(clip, self.clips, step)
         return Sample(
             self.read_frames(name, numbers), torch.tensor(label), f"{name}, frames {numbers[0]} to {numbers[-1]}"
         )
