@@ -22,7 +22,7 @@ class AveragePrecisionMeter(ClassyMeter):
 
     It is the area under the precision-recall curve in steps: the sum of precision times the gain in recall, over all
     thresholds. An image has one class, or a flag for each. Flags that are `ignore_index` are left out. Images with
-    equal scores have one threshold. For whole images: all their scores are kept until a phase ends.
+    equal scores have one threshold. All scores are kept until a phase ends.
 
     Source: scikit-learn's `average_precision_score`.
 
@@ -31,6 +31,7 @@ class AveragePrecisionMeter(ClassyMeter):
     """
 
     reads = "scores"
+    of_whole_images = True
     number_names = ("mean_average_precision",)
     class_number_names = ("average_precision",)
     best_is = "largest"
@@ -44,11 +45,8 @@ class AveragePrecisionMeter(ClassyMeter):
         self._flags: list[Tensor] = []
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        if prediction.dim() != 2:
-            raise ValueError(
-                f"average_precision: found scores {tuple(prediction.shape)}; it takes whole images, (N, C)"
-            )
         if target.dim() == 1:
+            target = target.long()  # a byte cannot hold every `ignore_index`
             ignored = target == self.ignore_index
             flags = torch.nn.functional.one_hot(target.masked_fill(ignored, 0), len(self.classes))
             flags = flags.masked_fill(ignored[:, None], UNKNOWN)

@@ -221,7 +221,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         # After a problem nothing is trained: the model is still checked, but takes no memory.
         model = _model(spec, num_classes, real=real and not problems.found)
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
-    check_labels(data, meters, problems)
+    check_labels(data, meters, problems, whole_images=kind.whole_images)
     if model is not None:
         model.set_multi_label(facts.multi_label)
         _check_model(model, loss, meters, num_classes, spec, data, kind, problems)

@@ -69,7 +69,7 @@ def check_data(data: Data, problems: Problems, kind: DataKind) -> None:
             check_colors(name, part)
 
 
-def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Problems) -> None:
+def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Problems, *, whole_images: bool) -> None:
     """Checks that either all data sets have several classes of an image or none, and that meters can count those."""
     first_name, first = next(iter(data.items()))
     for name, part in data.items():
@@ -79,8 +79,11 @@ def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Pro
                 raise ConfigError(
                     f"dataset.{name}", f"has {found} of each image; dataset.{first_name} has {wanted}; give both alike"
                 )
-    for i, meter in enumerate(meters if first.facts.multi_label else ()):
-        if meter is not None and meter.reads == "labels":
+    for i, meter in enumerate(meters):
+        if meter is not None and meter.of_whole_images and not whole_images:
+            with problems.collected():
+                raise ConfigError(f"meters[{i}]", f"{type(meter).__name__} counts whole images; this task has masks")
+        if first.facts.multi_label and meter is not None and meter.reads == "labels":
             with problems.collected():
                 raise ConfigError(
                     f"meters[{i}]",
