@@ -1,7 +1,7 @@
 """Hooks, which watch a run: the registered names, and the base to write one."""
 
 from classyseg.hooks.checkpoint import CheckpointHook
-from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.registry import HOOKS
@@ -15,6 +15,7 @@ __all__ = [
     "LogHook",
     "ProgressBarHook",
     "WatchedTask",
+    "averaging_of",
     "build_hook",
     "register_hook",
 ]
