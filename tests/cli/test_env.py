@@ -17,7 +17,6 @@ import torch
 import torchvision
 
 import classyseg
-from classyseg.cli import env
 from classyseg.cli.main import main
 from classyseg.registry import look_for_plugins_again
 
@@ -61,7 +60,7 @@ def test_places_people_and_secrets_are_told_only_on_request(
 ) -> None:
     for name, value in {**SECRETS, "OMP_NUM_THREADS": "3", "NCCL_DEBUG": "INFO"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(env, "_system", lambda: "Linux at gpu17")
+    monkeypatch.setattr("platform.platform", lambda: "Linux at gpu17")
     monkeypatch.setattr("socket.gethostname", lambda: "gpu17")
     monkeypatch.setattr("getpass.getuser", lambda: "jane")
 
