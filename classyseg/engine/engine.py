@@ -18,7 +18,7 @@ from classyseg.engine.runtime import RuntimeConfig
 from classyseg.engine.sharding import fill, gathered
 from classyseg.engine.step import BatchWork, gradients
 from classyseg.inference.device import bring
-from classyseg.layers import synchronize_batch_norm, tell_progress
+from classyseg.layers import population_statistics, synchronize_batch_norm, tell_progress
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.optim import ClassyOptimizer
@@ -126,6 +126,27 @@ class Engine:
             yield
         finally:
             self.averaging.swap()
+
+    @contextlib.contextmanager
+    def recomputing_statistics(self) -> Iterator[None]:
+        """Within it, the model runs as in training, without gradients, and with the average of its weights if there is
+        one. At the end its running statistics are those of all that ran, in all processes.
+
+        Every process enters it, between two steps or while it measures. After an error nothing has changed.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        network = self.network
+        with self.averaged(), torch.no_grad():
+            # The bare model: a compiled one would not show what comes to its layers, and no gradients are exchanged.
+            self.network = self.model
+            self.model.train()
+            try:
+                with population_statistics(self.model):
+                    yield
+            finally:
+                self.network = network
+                for module, mode in modes:
+                    module.training = mode
 
     @torch.no_grad()
     def averaged_outputs(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:

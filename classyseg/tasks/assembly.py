@@ -251,6 +251,9 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
         averaging_of(hooks)
+    for i, hook in enumerate(hooks if model is not None else ()):
+        with problems.collected(), within(f"hooks[{i}]"):
+            hook.check(model)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():

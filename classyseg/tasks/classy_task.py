@@ -604,6 +604,32 @@ class ClassyTask(Configurable, ABC):
             return self._numbers.best_is(number)
         return None
 
+    def recompute_batch_norm(self, num_batches: int) -> bool:
+        """Gives the model the running statistics of the next `num_batches` batches of training, at most an epoch.
+
+        All processes call it together, between two phases or at the start of one. They join what their batches give.
+        The statistics are those of the weights that are measured. Returns False, and changes nothing, if the run was
+        asked to stop meanwhile.
+        """
+        batches = self.data.coming_batches(self.progress.step, min(num_batches, self.steps_per_epoch))
+        try:
+            with self.engine.recomputing_statistics():
+                while True:
+                    with distributed.failing_together():
+                        if self.gives_up():
+                            raise WaitEnded
+                        found = next(batches, None)
+                    if found is None:
+                        return True
+                    step, batch = found
+                    seed_everything(self.seed, step, distributed.rank())  # as in that step: for dropout
+                    for part in self.on_device(batch).chunk(self.runtime.accumulate_steps):
+                        self.outputs(self.complete(part))
+        except (WaitEnded, distributed.PeerError) as ended:
+            if ended.exit_code != WaitEnded.exit_code:
+                raise
+            return False
+
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> Path | None:
