@@ -63,7 +63,7 @@ class _Moments:
     def see(self, norm: nn.Module, given: tuple[Any, ...]) -> None:
         """Adds what comes to the norm: (N, C) or (N, C, ...)."""
         values: Tensor = given[0]
-        if values.numel() == 0:
+        if values.dim() < 2 or values.numel() == 0:  # the norm itself says what is wrong with the first
             return
         wide = values if values.dtype == torch.float64 else values.float()
         axes = [0, *range(2, values.dim())]

@@ -1,4 +1,4 @@
-"""Running statistics over many batches are those of fvcore; `tests/hooks/test_precise_batch_norm.py` joins processes."""
+"""Running statistics over many batches are those of fvcore. Several processes: tests/hooks/test_precise_batch_norm.py."""
 
 from __future__ import annotations
 
