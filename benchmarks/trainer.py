@@ -291,7 +291,7 @@ class TurnsHook(ClassyHook):
             self.turns.after_step()
 
 
-def compare_steps(config: Mapping[str, Any]) -> None:
+def compare_steps(config: dict[str, Any]) -> None:
     """A training, and the loops by hand between its steps."""
     ready = TASKS.validate(config)
     loops = {
@@ -397,13 +397,14 @@ def main() -> None:
             parser.error(f"found the part {part}; accepted are {', '.join(PARTS)}, accuracy")
 
 
-def steps_config(path: str | None, num_steps: int, changes: Sequence[str]) -> Mapping[str, Any]:
+def steps_config(path: str | None, num_steps: int, changes: Sequence[str]) -> dict[str, Any]:
     """A run of so many steps that does not measure."""
     if path is None:
         return small_config(num_steps)
     length = [f"num_steps={num_steps}", "num_epochs=null", "optimizer.schedule.warmup_epochs=0"]
     unmeasured = ["dataset.val=null", "val_every_epochs=null", "hooks=[checkpoint, progress_bar]"]
-    return load_config(path, [*length, *unmeasured, *changes])
+    config: dict[str, Any] = TASKS.validate(load_config(path, [*length, *unmeasured, *changes])).resolved()
+    return config
 
 
 if __name__ == "__main__":

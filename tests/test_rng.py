@@ -35,7 +35,7 @@ def test_an_accelerator_is_seeded_too(name: str, monkeypatch: pytest.MonkeyPatch
     assert seeds == [rng.derived_seed(3)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_draws_as_after_torchs_own_seeding() -> None:
     rng.seed_everything(5)
     found = torch.rand(5, device="cuda")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from classyseg import distributed
+from classyseg.structures import PhaseTime
 
 
 class Pace:
@@ -22,6 +23,10 @@ class Pace:
     def waited_since(self, asked: float) -> None:
         """Counts the time since `asked`, of `time.perf_counter`, as time waited for data."""
         self._waited += time.perf_counter() - asked
+
+    @property
+    def so_far(self) -> PhaseTime:
+        return PhaseTime(self.seconds, self._waited, self._samples)
 
     @property
     def seconds(self) -> float:
