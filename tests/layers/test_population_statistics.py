@@ -1,4 +1,4 @@
-"""Running statistics over many batches are those of fvcore. Several processes: tests/hooks/test_precise_batch_norm.py."""
+"""Running statistics over many batches are those of fvcore. For several processes: the test of the hook."""
 
 from __future__ import annotations
 
