@@ -16,7 +16,7 @@ from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.errors import ConfigError, within
 from classyseg.evaluation import check_protocol, group_size_of
-from classyseg.hooks import ClassyHook
+from classyseg.hooks import ClassyHook, averaging_of
 from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
@@ -258,6 +258,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     hooks: list[ClassyHook] = []
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
+        averaging_of(hooks)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg import distributed
+from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED, unknown
 from classyseg.datasets.facts import DataFacts
@@ -23,7 +24,7 @@ from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.errors import ConfigError
 from classyseg.evaluation import Evaluation
-from classyseg.hooks import ClassyHook
+from classyseg.hooks import ClassyHook, averaging_of
 from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss, Terms
@@ -217,7 +218,7 @@ class ClassyTask(Configurable, ABC):
         # It gets the task with each batch: a task that it kept would refer to itself, and Python collects such a one,
         # with its network, much later than when it is done with.
         self.evaluation = Evaluation(network, self.protocol, self.meters, has_loss=True)
-        self.borrowed = BorrowedWeights(model)
+        self.borrowed = BorrowedWeights(self.engine)
         """The best checkpoint's weights, while the test set is measured."""
 
     def _begin_at_zero(self) -> None:
@@ -340,6 +341,11 @@ class ClassyTask(Configurable, ABC):
         self.place()
         for part in (model, self.loss):
             part.eval()
+
+    @property
+    def averaging(self) -> AveragingConfig | None:
+        """How the weights are averaged, if a hook asks for it. A task that needs an average says so here."""
+        return averaging_of(self.hooks)
 
     def load_initial_weights(self) -> None:
         """Loads the weights from which the run starts, unless a checkpoint is restored. Raises: `ConfigError`."""
@@ -622,9 +628,9 @@ class ClassyTask(Configurable, ABC):
         return save_run(self)
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The groups of tensors to save: `model` and `optimizer`."""
-        tensors = self.engine.tensors()
-        return tensors if self.borrowed.own is None else {**tensors, "model": self.borrowed.own}
+        """The groups of tensors to save: `model`, `optimizer`, and `average` where weights are averaged. Every process
+        calls it."""
+        return self.engine.tensors()
 
     def gather_state(self) -> dict[str, Any]:
         """Plain values to save for which all processes are needed. Every process calls it."""
@@ -632,13 +638,14 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Plain values to save with the tensors."""
-        scaler = self.engine.precision.scaler
+        scaler, averaging = self.engine.precision.scaler, self.engine.averaging
         return {
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
             "train_size": self.data.sets["train"].facts.size if "train" in self.data.sets else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "averaging": None if averaging is None else {"num_steps": averaging.num_steps},
             "versions": versions(),
         }
 
