@@ -22,6 +22,7 @@ from classyseg.layers import resize_logits
 from classyseg.registry import TASKS
 from classyseg.structures import Sample
 from classyseg.tasks import DistillationTask, build_task
+from classyseg.tasks.distillation import TEACHER_LOGITS
 from classyseg.trainer import Stopped, Trainer
 from runs import PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
 
@@ -153,7 +154,7 @@ def test_the_teacher_sees_images_normalised_as_in_its_own_training(tmp_path: Pat
     raw = torch.stack([task.data.sets["train"][i].image for i in order(batch)])
     predictor = classyseg.load(folder, device="cpu")
     expected = predictor.model(predictor.normalized(raw))["main"]
-    torch.testing.assert_close(task.outputs(batch)["teacher/logits"], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.outputs(batch)[TEACHER_LOGITS], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_a_checkpoint_and_a_model_are_the_same_teacher_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
