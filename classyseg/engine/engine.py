@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg import distributed
+from classyseg.engine.non_finite import StepGuard
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
@@ -45,8 +46,11 @@ class Engine:
         """Makes the placed model ready to train with `optimizer`; without one, it can only be measured."""
         self.optimizer = optimizer
         self.precision = Precision(self.runtime, self.device)
+        self.guard = StepGuard(self.runtime.non_finite, self.device)
         if optimizer is None:
             return
+        if self.guard.undoes_on_device:
+            optimizer.count_on_device()
         if self.runtime.sync_batch_norm and distributed.world_size() > 1:
             synchronize_batch_norm(self.model, self.device)
         self.network = replicated(self.model, self.device)
@@ -81,13 +85,18 @@ class Engine:
         return outputs
 
     def step(self, batch: Sample, work: BatchWork, share_done: float) -> Tensor:
-        """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it."""
+        """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it.
+
+        Nothing is learnt from a batch whose loss or gradients are not finite: `guard` tells.
+        """
         if self.optimizer is None:
             raise ValueError("found no optimizer to train with; give one to `start`")
         tell_progress(self.model, share_done)
         self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
+        self.guard.begin(self.model)
         loss = gradients(batch, work, self.network, self.precision, num_parts)
-        self.optimizer.step(self.precision.scaler)
+        optimizer, scaler = self.optimizer, self.precision.scaler
+        self.guard.finish(loss, self.model.parameters(), scaler, optimizer.step, lambda: optimizer.state().values())
         return loss

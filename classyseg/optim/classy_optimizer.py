@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import chain
 from typing import Annotated, Any
 
 import torch
@@ -114,22 +115,22 @@ class ClassyOptimizer(Configurable, ABC):
         """Sets the learning rates of the next step; `share_done`, in [0, 1), is the share of the run before it."""
         self._set_rates(self.optimizer, share_done)
 
+    def count_on_device(self) -> None:
+        """Lets torch's optimizers that count their steps (Adam) do it on the device, where a step can be undone."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
+
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """One update; `scaler` is that of float16 training, which skips it when a gradient is not finite."""
+    def step(self) -> None:
+        """One update by the gradients, which are finite and not scaled."""
         if self.clip_norm is not None:
-            if scaler is not None:
-                scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(
                 (p for group in self.optimizer.param_groups for p in group["params"]), self.clip_norm
             )
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self.optimizer.step()
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -170,10 +171,13 @@ class ClassyOptimizer(Configurable, ABC):
             for option, value in found.items():
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
                     raise ConfigError(f"{shown(f'{name}/{option}', MAX_NAME)}: {problem}")
+        counting = [group["params"] for group in self.optimizer.param_groups if group.get("capturable")]
+        on_device = set(chain.from_iterable(counting))
         for name, parameter in parameters.items():
-            # torch keeps `step`, a count, on the host; the other values are like the parameter.
+            # torch keeps `step`, a count, on the host, unless told otherwise; the other values are like the parameter.
+            place = parameter.device if parameter in on_device else torch.device("cpu")
             self.optimizer.state[parameter] = {
-                option: value.clone()
+                option: value.to(place, copy=True)
                 if option == "step"
                 else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                 for option, value in by_name.get(name, {}).items()
