@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import data, evaluate, keys, models, predict, train
+from classyseg.cli import data, env, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -66,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("--force", action="store_true", help="replace OUT")
     convert.set_defaults(run=_convert)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
+
+    environment = commands.add_parser(
+        "env", help="print what a bug report needs: versions, devices, plugins, variables"
+    )
+    env.add_arguments(environment)
+    environment.set_defaults(run=env.run)
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from classyseg.distributed import each_in_any_process, world_size
+from classyseg.engine.sharding import local
 
 NonFinitePolicy = Literal["stop", "skip_step", "rollback"]
 
@@ -86,7 +87,7 @@ class StepGuard:
             raise ValueError(f"{MAX_UNSEEN_STEPS} steps were taken without a look at what was not finite in them")
         loss = loss.detach().float().reshape(())
         learning = [parameter for parameter in parameters if parameter.grad is not None]
-        self._find_overflow([parameter.grad for parameter in learning], scaler)  # type: ignore[misc]
+        self._find_overflow([local(parameter.grad) for parameter in learning], scaler)  # type: ignore[arg-type]
         if self.knows_at_once:
             self._finish_on_host(loss, scaler, update)
         else:
@@ -96,12 +97,11 @@ class StepGuard:
     def _find_overflow(self, gradients: Sequence[Tensor], scaler: torch.amp.GradScaler | None) -> None:
         """Tells by 1 that a gradient of this process is not finite. With float16, divides gradients by the scale."""
         self._overflow.zero_()
-        local = [g.to_local() if hasattr(g, "to_local") else g for g in gradients]  # shards, where they are shared out
         factor = self._one if scaler is None else _scale_of(scaler).double().reciprocal().float().reshape(())
-        for kind in {g.dtype for g in local}:
+        for kind in {gradient.dtype for gradient in gradients}:
             # torch's scaler asks with this, too: one call for all gradients. To multiply by 1 changes none of them.
             torch._amp_foreach_non_finite_check_and_unscale_(
-                [g for g in local if g.dtype == kind], self._overflow, factor
+                [gradient for gradient in gradients if gradient.dtype == kind], self._overflow, factor
             )
 
     def _finish_on_host(self, loss: Tensor, scaler: torch.amp.GradScaler | None, update: Callable[[], None]) -> None:
@@ -155,7 +155,7 @@ class StepGuard:
         also_changed: Callable[[], Iterable[Tensor]],
     ) -> None:
         """Calls `update`, and where `skips` is true puts back what it changed."""
-        others = list(also_changed())
+        others = list({id(tensor): tensor for tensor in also_changed()}.values())
         new = {id(parameter) for parameter in learning} - self._stepped
         # A first update makes state that is not there to be put back, and counts on the host do not follow the device.
         if new or any(tensor.device != skips.device for tensor in others):
@@ -163,7 +163,7 @@ class StepGuard:
                 update()
                 self._stepped |= new
             return
-        changed = [tensor.detach() for tensor in (*learning, *others)]
+        changed = [local(tensor.detach()) for tensor in (*learning, *others)]
         before = [torch.empty_like(tensor) for tensor in changed]
         torch._foreach_copy_(before, changed)
         update()

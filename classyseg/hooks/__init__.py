@@ -1,9 +1,12 @@
 """Hooks, which watch a run: the registered names, and the base to write one."""
 
 from classyseg.hooks.checkpoint import CheckpointHook
-from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
+from classyseg.hooks.early_stopping import EarlyStoppingHook
+from classyseg.hooks.ema import EMAHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
+from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
 
 register_hook = HOOKS.register
@@ -12,9 +15,13 @@ build_hook = HOOKS.build
 __all__ = [
     "CheckpointHook",
     "ClassyHook",
+    "EMAHook",
+    "EarlyStoppingHook",
     "LogHook",
     "ProgressBarHook",
+    "TimeLimitHook",
     "WatchedTask",
+    "averaging_of",
     "build_hook",
     "register_hook",
 ]

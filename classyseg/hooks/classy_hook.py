@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from classyseg.averaging import AveragingConfig
+from classyseg.errors import ConfigError
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
-from classyseg.structures import BestIs, Progress
+from classyseg.structures import BestIs, PhaseTime, Progress
 
 
 class WatchedTask(Protocol):
@@ -47,6 +49,9 @@ class WatchedTask(Protocol):
     @property
     def data_wait(self) -> float: ...
 
+    @property
+    def phase_time(self) -> PhaseTime: ...
+
     def step_loss(self) -> float: ...
 
     def best_is(self, number: str) -> BestIs | None: ...
@@ -60,12 +65,17 @@ class WatchedTask(Protocol):
     def request_stop(self, reason: str) -> None:
         """Asks the run to end after this step or phase, as a finished run does. Any process may ask."""
 
+    def request_pause(self, reason: str) -> None:
+        """Asks the run to be saved after this batch and to leave, as after SIGTERM; it can be resumed. Any process may
+        ask."""
+
 
 class ClassyHook(Configurable):
     """Watches a run, in every process. Ask `classyseg.distributed.is_primary()` before what one process must do alone.
 
-    Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is an epoch of
-    training, or the part of one before a measurement; or a pass over the validation or the test set.
+    Hooks read the task. They may ask it to stop or to pause: `task.request_stop(reason)`, `task.request_pause(reason)`.
+    A phase is an epoch of training, or the part of one before a measurement; or a pass over the validation or the test
+    set.
 
     A hook that remembers something returns it from `state`. Then a resumed run equals one that never stopped.
     """
@@ -78,6 +88,8 @@ class ClassyHook(Configurable):
     """Whether the hook names the run's best checkpoint by it. Only one hook of a run may."""
     saves: bool = False
     """Whether it saves checkpoints. Such hooks are called last: a checkpoint has the others' new states."""
+    averaging: AveragingConfig | None = None
+    """How the weights are to be averaged while the run trains. The average is measured, and is the run's model."""
     record_files: tuple[RecordFile, ...] = ()
     """The files of records that it adds to in the run's folder."""
 
@@ -108,3 +120,13 @@ class ClassyHook(Configurable):
 
     def close(self) -> None:
         """Frees what the hook holds. Called before the last message, also after an error or Ctrl-C."""
+
+
+def averaging_of(hooks: Iterable[ClassyHook]) -> AveragingConfig | None:
+    """The average of the weights that a hook asks for. Raises: `ConfigError` where two hooks do."""
+    found: AveragingConfig | None = None
+    for i, hook in enumerate(hooks):
+        if hook.averaging is not None and found is not None:
+            raise ConfigError(f"hooks[{i}]", "another hook averages the weights already; a run has one average")
+        found = hook.averaging or found
+    return found
