@@ -20,6 +20,7 @@ from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED, unknown
+from classyseg.datasets.facts import DataFacts
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.errors import ConfigError
@@ -177,6 +178,7 @@ class ClassyTask(Configurable, ABC):
         self.runtime, self._model_config = spec.runtime, spec.model
         self.loss, self.optimizer = parts.loss, parts.optimizer
         self.meters, self.hooks = parts.meters, parts.hooks
+        self.added = parts.added
         self.normalize, self.normalizer, self.filled_in = parts.normalize, parts.normalizer, parts.filled_in
         """`filled_in` are values that the config left to the task; the run's `config.yaml` has them."""
         self._numbers = parts.numbers
@@ -266,6 +268,15 @@ class ClassyTask(Configurable, ABC):
 
         `data` has the built data sets, or what their configs tell. `loss` is None if it cannot be built.
         """
+
+    @classmethod
+    def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any:
+        """Adds to the checked model what a subclass needs, such as heads that only train, before the optimizer is made.
+
+        What it returns becomes `added`, such as a teacher. Without `real` a config is checked, and the model lies on
+        torch's `meta` device. Raises: `ConfigError`.
+        """
+        return None
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 
