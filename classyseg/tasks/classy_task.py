@@ -19,6 +19,7 @@ from torch import Tensor
 from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
+from classyseg.complexity import Complexity
 from classyseg.config import MAX_SEED, unknown
 from classyseg.datasets.facts import DataFacts
 from classyseg.engine import Computed, Engine
@@ -49,6 +50,7 @@ from classyseg.stopping import RollBack, WaitEnded
 from classyseg.structures import BestIs, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
+from classyseg.tasks.costs import cost_of, input_of
 from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.data_checks import Data
 from classyseg.tasks.ending import Ending
@@ -632,6 +634,14 @@ class ClassyTask(Configurable, ABC):
         """The loss of the last step, of the whole job; it waits for the device. Every process calls it."""
         self.non_finite.look(self)
         return distributed.mean_over_processes(self.last_loss)
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
+        return input_of(self.model, self.data.sets) if size is None else (self.model.input_shape(*size), "given")
+
+    def complexity(self, shape: tuple[int, ...]) -> Complexity:
+        """What the model costs for one input. Raises: errors of torch for a model that needs values."""
+        return cost_of(self.model, self._model_config, len(self.data.reference_set.classes), shape)
 
     def best_is(self, number: str) -> BestIs | None:
         """Which value of a number of the val record is best; None: not known, so a `best` needs a `best_is`."""
