@@ -23,7 +23,7 @@ _GROUPS = "optimizer.groups, such as [{match: heads.*, lr_factor: 10}]"
 _SCHEDULE = "optimizer.schedule, such as {name: polynomial, power: 0.9}"
 _LIST = "dataset.train.list, of {name: folder}: a text file with the name of an image a line"
 _RECORDS = "nothing: a run writes its numbers to metrics.jsonl and, with the hook log, steps.jsonl in its folder"
-_NO_STOPPING = "nothing: there is no early stopping; the hook checkpoint with `best` keeps the best one"
+_STOPPING = "hooks, such as [{name: early_stopping, best: mean_iou, patience: 5}]"
 _NO_AVERAGE = "nothing: there is no moving average of weights"
 _NO_WINDOWS = "nothing: images are measured whole, and once"
 _LOADER = "nothing: the loader decides it"
@@ -186,7 +186,7 @@ KEYS: dict[str, str] = {
     "csv_logger": _RECORDS,
     "enable_progress_bar progress_bar progress_bar_refresh_rate verbose": "hooks, such as [progress_bar]",
     "mode": "hooks.best_is, of {name: checkpoint}",
-    "early_stopping early_stop patience early_stopping_patience": _NO_STOPPING,
+    "early_stopping early_stop patience early_stopping_patience": _STOPPING,
     "ema model_ema use_ema ema_decay ema_rate": _NO_AVERAGE,
     "tta use_tta tta_model flip_test test_time_augmentation slide_window sliding_window": _NO_WINDOWS,
 }
@@ -280,10 +280,11 @@ AT: dict[str, dict[str, str]] = {
     "hooks": {
         "type hook": "hooks.name",
         "interval every_n_epochs": "hooks.every_epochs, of {name: checkpoint}",
+        "max_time duration": "hooks.minutes, of {name: time_limit}",
         "every_n_steps every_n_train_steps": "hooks.every_steps, of {name: checkpoint}",
         "max_keep_ckpts save_top_k keep_last": "hooks.keep, of {name: checkpoint}",
-        "save_best monitor": "hooks.best, of {name: checkpoint}",
-        "mode rule": "hooks.best_is, of {name: checkpoint}",
+        "save_best monitor": "hooks.best, of {name: checkpoint} or {name: early_stopping}",
+        "mode rule": "hooks.best_is, of {name: checkpoint} or {name: early_stopping}",
         "dirpath": _OUTPUT,
     },
 }
@@ -364,7 +365,10 @@ NAMES: dict[str, dict[str, str]] = {
         "checkpoint_hook model_checkpoint checkpoint_config": "checkpoint",
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
-        "early_stopping early_stopping_hook": _NO_STOPPING,
+        "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "timer max_time time_stopper wall_time": "time_limit",
+        "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
+        "memory_profiler_hook": "log",
         "ema ema_hook exponential_moving_average": _NO_AVERAGE,
         "tensorboard tensor_board tensorboard_logger_hook tensorboard_logger wandb wandb_logger wandb_logger_hook "
         "csv_logger csv_logger_hook mlflow_logger learning_rate_monitor lr_monitor iter_timer_hook": _RECORDS,

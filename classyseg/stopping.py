@@ -18,13 +18,15 @@ PATIENCE_SECONDS = 2.0
 class Stopped(BaseException):
     """A signal ended the run; `saved` says whether with a checkpoint. `exit_code` is 128 + the signal's number.
 
+    With a `reason`, a hook asked to pause, which is as if the signal had come.
+
     No `Exception`, as `KeyboardInterrupt` is none: before the first step it is raised wherever the run happens to be,
     and readers that take every error for a broken file would call a good one unreadable.
     """
 
-    def __init__(self, signal_number: int, *, saved: bool = True) -> None:
+    def __init__(self, signal_number: int, *, saved: bool = True, reason: str | None = None) -> None:
         how = "" if saved else " before its first step: nothing was saved"
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}{how}")
+        super().__init__(reason or f"stopped by {signal.Signals(signal_number).name}{how}")
         self.exit_code = 128 + signal_number
         self.saved = saved
 

@@ -119,6 +119,14 @@ class Sample:
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory())
 
 
+class PhaseTime(NamedTuple):
+    """What a phase has taken so far, in one process: seconds, of these the ones waited for data, and its samples."""
+
+    seconds: float
+    waited: float
+    samples: int
+
+
 @dataclass(frozen=True)
 class RunLength:
     """How long a run trains, in epochs and in steps; None where it is not known yet."""

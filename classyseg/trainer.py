@@ -125,4 +125,5 @@ class Trainer:
             except OSError as error:
                 raise WriteError(f"asked to stop, but the checkpoint cannot be saved: {error}") from error
             task.records.finish()
-        raise Stopped(requests.received or signal.SIGTERM) from None
+        reason = task.ending.why_paused()  # every process asks, whichever got a signal
+        raise Stopped(requests.received or signal.SIGTERM, reason=None if requests.received else reason) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ REQUIRED: dict[str, Any] = {
     "mask_values": "full",
     "masks": "masks",
     "milestones": [1],
+    "minutes": 60.0,
     "root": "data",
     "sampling": "random",
     "size": [32, 32],
@@ -41,12 +43,12 @@ def assert_keeps_the_config_contract(kind: str, name: str, **options: Any) -> No
     assert vars(component).get("__doc__"), "no docstring"
 
     fields = registry.config_model(name).model_fields
-    required = [key for key, field in fields.items() if field.is_required() and key != "name"]
+    required = required_keys(fields)
     if required:
         with pytest.raises(ConfigError) as missing:
             registry.validate({"name": name})
         assert all(f"{key}: missing" in str(missing.value) for key in required)
-    given = {"name": name, **{key: REQUIRED.get(key) for key in required}, **options}
+    given = {**smallest_config(kind, name), **options}
     with pytest.raises(ConfigError, match="no_such_key: unknown key"):
         registry.validate({**given, "no_such_key": 1})
 
@@ -56,3 +58,13 @@ def assert_keeps_the_config_contract(kind: str, name: str, **options: Any) -> No
     assert json.loads(json.dumps(resolved)) == resolved
     assert registry.validate(resolved) == config
     assert registry.validate(resolved).resolved() == resolved
+
+
+def required_keys(fields: Mapping[str, Any]) -> list[str]:
+    return [key for key, field in fields.items() if field.is_required() and key != "name"]
+
+
+def smallest_config(kind: str, name: str) -> dict[str, Any]:
+    """The name, and a value for each key that has no default."""
+    fields = REGISTRIES[kind].config_model(name).model_fields
+    return {"name": name, **{key: REQUIRED.get(key) for key in required_keys(fields)}}

@@ -21,7 +21,7 @@ from classyseg.checkpoint import save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.records import RunRecords
-from classyseg.structures import BestIs, Progress
+from classyseg.structures import BestIs, PhaseTime, Progress
 from classyseg.tasks import SegmentationTask, build_task
 
 TIMING = ("seconds", "samples_per_second", "data_wait")
@@ -128,6 +128,7 @@ class FakeTask:
         self.lr = 0.1
         self.samples_per_second = 20.0
         self.data_wait = 0.25
+        self.phase_time = PhaseTime(0.0, 0.0, 0)
 
     @property
     def training_is_over(self) -> bool:
@@ -135,6 +136,8 @@ class FakeTask:
 
     def request_stop(self, reason: str) -> None:
         raise AssertionError(reason)
+
+    request_pause = request_stop
 
     def step_loss(self) -> float:
         return self.last_loss.item()

@@ -85,7 +85,7 @@ KEYS = {
     "fast_dev_run=true": "`classyseg config check CONFIG`",
     "start_epoch=3": "`--resume`",
     "exist_ok=true": "`--overwrite`",
-    "early_stopping=true": "the hook checkpoint with `best`",
+    "early_stopping=true": "{name: early_stopping, best: mean_iou",
     "ema_decay=0.99": "no moving average",
     "mode=max": "write hooks.best_is, of {name: checkpoint}.",
     "remode=pixel": "write dataset.train.transforms, such as [random_erasing].",
@@ -146,7 +146,7 @@ NAMES = {
     "model.heads.main.name=SemSegFPNHead": "did you mean 'semantic_fpn'?",
     "dataset.train.transforms=[LoadImageFromFile]": "made tensors without being told",
     "dataset.train.transforms=[ResizeStepScaling]": "did you mean 'random_scale_crop'?",
-    "hooks=[EarlyStopping]": "the hook checkpoint with `best`",
+    "hooks=[EarlyStopping]": "did you mean 'early_stopping'?",
     "hooks=[WandbLogger]": "metrics.jsonl",
 }
 UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=RMSprop", "drop_path_rate=0.1"]

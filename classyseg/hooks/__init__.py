@@ -2,8 +2,10 @@
 
 from classyseg.hooks.checkpoint import CheckpointHook
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.early_stopping import EarlyStoppingHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
+from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
 
 register_hook = HOOKS.register
@@ -12,8 +14,10 @@ build_hook = HOOKS.build
 __all__ = [
     "CheckpointHook",
     "ClassyHook",
+    "EarlyStoppingHook",
     "LogHook",
     "ProgressBarHook",
+    "TimeLimitHook",
     "WatchedTask",
     "build_hook",
     "register_hook",

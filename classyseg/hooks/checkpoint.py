@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from classyseg.checkpoint import checkpoint_folders, prune
-from classyseg.config import listed
-from classyseg.console import shown
 from classyseg.distributed import failing_together, integer_from_primary, is_primary
-from classyseg.errors import ConfigError, written_in
+from classyseg.errors import written_in
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.numbers import direction_of, number_of
 from classyseg.io import read_json_lines, write_atomically
 from classyseg.records import WriteError
 from classyseg.registry import HOOKS
@@ -152,16 +150,9 @@ class CheckpointHook(ClassyHook):
 
     def _remember(self, record: Mapping[str, Any]) -> None:
         """Keeps the number of a val phase. A phase without a number (nothing valid was measured) is never the best."""
-        numbers = numbers_of(record)
-        key = same_text(self.best or "", numbers)
-        if key is None:
-            raise ConfigError(
-                "hooks",
-                f"checkpoint: best: the val record has no number {shown(self.best)}; it has {listed(list(numbers))}",
-            )
-        value, name = numbers[key], f"step-{record['step']}"
+        value, name = number_of(record, self.best or "", "checkpoint"), f"step-{record['step']}"
         self._values.pop(name, None)
-        if value is not None and math.isfinite(value):
+        if value is not None:
             self._values[name] = value
 
     def _best_of(self, task: WatchedTask, root: Path, unsaved: str | None = None) -> str | None:
@@ -179,13 +170,7 @@ class CheckpointHook(ClassyHook):
         return None if best is None else best[0]
 
     def _is_better(self, task: WatchedTask, value: float, before: float) -> bool:
-        best_is = self.best_is or task.best_is(self.best or "")
-        if best_is is None:
-            raise ConfigError(
-                "hooks",
-                f"checkpoint: best_is: nothing says which value of {shown(self.best)} is best; set it to largest or "
-                "smallest",
-            )
+        best_is = direction_of(task, self.best or "", self.best_is, "checkpoint")
         return value > before if best_is == "largest" else value < before
 
     def _name_best(self, task: WatchedTask, root: Path) -> None:
@@ -208,32 +193,6 @@ def _not_saved(task: WatchedTask, error: OSError) -> WriteError:
         f"{root}: the checkpoint of step {task.progress.step} cannot be saved ({type(error).__name__}: {error}); "
         f"{kept}. Mend the disk, and continue with --resume"
     )
-
-
-def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """The numbers of a val record, by the names that `best` takes; numbers of classes as `iou/CLASS`."""
-    numbers: dict[str, float | None] = {}
-    for key, value in record.items():
-        if value is None or isinstance(value, int | float):
-            numbers[key] = value
-        elif is_by_class(value):
-            numbers |= {f"{key}/{name}": number for name, number in value.items()}
-    return numbers
-
-
-def is_by_class(value: Any) -> bool:
-    """Whether a value of a record is a mapping from each class to a number or None."""
-    return isinstance(value, Mapping) and all(
-        number is None or isinstance(number, int | float) for number in value.values()
-    )
-
-
-def same_text(name: str, names: Mapping[str, Any]) -> str | None:
-    """The one of `names` that equals `name`, or differs from it only in its form of Unicode."""
-    if name in names:
-        return name
-    wanted = unicodedata.normalize("NFC", name)
-    return next((known for known in names if unicodedata.normalize("NFC", known) == wanted), None)
 
 
 def _read_best(root: Path) -> tuple[str, float] | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
-from classyseg.structures import BestIs, Progress
+from classyseg.structures import BestIs, PhaseTime, Progress
 
 
 class WatchedTask(Protocol):
@@ -47,6 +47,9 @@ class WatchedTask(Protocol):
     @property
     def data_wait(self) -> float: ...
 
+    @property
+    def phase_time(self) -> PhaseTime: ...
+
     def step_loss(self) -> float: ...
 
     def best_is(self, number: str) -> BestIs | None: ...
@@ -60,12 +63,17 @@ class WatchedTask(Protocol):
     def request_stop(self, reason: str) -> None:
         """Asks the run to end after this step or phase, as a finished run does. Any process may ask."""
 
+    def request_pause(self, reason: str) -> None:
+        """Asks the run to be saved after this batch and to leave, as after SIGTERM; it can be resumed. Any process may
+        ask."""
+
 
 class ClassyHook(Configurable):
     """Watches a run, in every process. Ask `classyseg.distributed.is_primary()` before what one process must do alone.
 
-    Hooks read the task. All that they may ask of it is to stop: `task.request_stop(reason)`. A phase is an epoch of
-    training, or the part of one before a measurement; or a pass over the validation or the test set.
+    Hooks read the task. They may ask it to stop or to pause: `task.request_stop(reason)`, `task.request_pause(reason)`.
+    A phase is an epoch of training, or the part of one before a measurement; or a pass over the validation or the test
+    set.
 
     A hook that remembers something returns it from `state`. Then a resumed run equals one that never stopped.
     """

@@ -10,7 +10,7 @@ from classyseg.console import shown
 from classyseg.errors import ConfigError, within
 from classyseg.evaluation import joined_metrics
 from classyseg.hooks import ClassyHook
-from classyseg.hooks.checkpoint import same_text
+from classyseg.hooks.numbers import same_text
 from classyseg.meters import ClassyMeter
 from classyseg.signature import qualified
 from classyseg.structures import BestIs
@@ -105,8 +105,8 @@ def check_best(
         if not is_measured:
             raise ConfigError(
                 f"hooks[{i}].best",
-                f"found {shown(hook.best)}, but there is no dataset.val by which to measure it; add one, or leave "
-                "best out",
+                f"found {shown(hook.best)}, but there is no dataset.val by which to measure it; add one, or leave out "
+                "best, or the hook that needs it",
             )
         if hook.best == "loss" and not has_loss:
             raise ConfigError(

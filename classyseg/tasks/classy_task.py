@@ -41,7 +41,7 @@ from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
 from classyseg.stopping import WaitEnded
-from classyseg.structures import BestIs, Progress, Sample
+from classyseg.structures import BestIs, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.data import DatasetsConfig, TaskData
@@ -481,13 +481,18 @@ class ClassyTask(Configurable, ABC):
         """Asks the run to end after this step or measuring phase, as a finished run does. Any process may ask."""
         self.ending.request(reason)
 
+    def request_pause(self, reason: str) -> None:
+        """Asks the run to be saved after this batch and to leave, as after SIGTERM. Any process may ask."""
+        self.ending.request_pause(reason)
+
     @property
     def training_is_over(self) -> bool:
         """Whether no training step follows: all are done, or a hook asked to stop."""
         return self.progress.step >= self.num_steps or self.ending.reason is not None
 
     def agree_to_stop(self, asked: bool) -> bool:
-        """Whether any process got a signal to stop; asked between batches, when all can save the same step."""
+        """Whether any process got a signal to stop, or a hook asked to pause; asked between batches, when all can save
+        the same step."""
         can_agree = self.progress.step_in_phase <= self.common_batches
         return can_agree and self.ending.agree_in_step(self.progress.step, signalled=asked)
 
@@ -552,6 +557,11 @@ class ClassyTask(Configurable, ABC):
     def data_wait(self) -> float:
         """The share of this phase's time that the loop waited for data."""
         return self.pace.data_wait
+
+    @property
+    def phase_time(self) -> PhaseTime:
+        """What this phase has taken so far, in this process."""
+        return self.pace.so_far
 
     def step_loss(self) -> float:
         """The loss of the last step, of the whole job. Every process calls it."""

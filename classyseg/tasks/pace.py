@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from classyseg import distributed
+from classyseg.structures import PhaseTime
 
 
 class Pace:
@@ -27,6 +28,10 @@ class Pace:
         asked = time.perf_counter()
         yield
         self._waited += time.perf_counter() - asked
+
+    @property
+    def so_far(self) -> PhaseTime:
+        return PhaseTime(self.seconds, self._waited, self._samples)
 
     @property
     def seconds(self) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from classyseg.registry import HOOKS
-from config_contract import assert_keeps_the_config_contract
+from config_contract import assert_keeps_the_config_contract, smallest_config
 from runs import FakeTask
 
 
@@ -19,13 +19,14 @@ def test_every_hook_keeps_the_config_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", HOOKS.names())
 def test_a_hook_lives_through_a_run_and_another_takes_its_state(name: str, tmp_path: Path) -> None:
-    hook, task = HOOKS.build(name), FakeTask(tmp_path)
+    config = smallest_config("hooks", name)
+    hook, task = HOOKS.build(config), FakeTask(tmp_path)
     hook.on_start(task)
     hook.on_phase_start(task)
     task.steps(hook)
     task.end_phase(hook, loss=0.5)
     state = json.loads(json.dumps(hook.state()))
-    other = HOOKS.build(name)
+    other = HOOKS.build(config)
     other.load_state(state)
     assert other.state() == hook.state()
     hook.on_end(task)
