@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import data, evaluate, keys, models, predict, train
+from classyseg.cli import convert_config, data, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -65,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert.add_argument("--model", default="", metavar="NAME", help="give the keys that model's names, and check them")
     convert.add_argument("--force", action="store_true", help="replace OUT")
     convert.set_defaults(run=_convert)
+    migrating = commands.add_parser(
+        "convert-config",
+        help="a config of mmsegmentation or ClassyVision as a task config",
+        epilog="Exit codes: 0 done; 2 something that changes numbers has no equivalent, or something is wrong.",
+    )
+    convert_config.add_arguments(migrating)
+    migrating.set_defaults(run=convert_config.run)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     parsed, more = parser.parse_known_args(arguments)

@@ -29,8 +29,8 @@ class SegFormerHead(ClassyHead):
         channels: Of each block and of their fusion: 256 in SegFormer-B0 and B1, 768 in B2 to B5.
         dropout: Before the classifier.
         drop_channels: Dropout drops whole channels, as mmsegmentation does.
-        norm_blocks: A norm and a ReLU follow the linear layer of each block, which then has no bias, as in mmsegmentation;
-            the paper has none.
+        norm_blocks: A norm and a ReLU follow the linear layer of each block, which then has no bias: mmsegmentation has
+            them, the paper has not.
         norm: Of the fusion, and of the blocks. See key `norm`.
     """
 

@@ -48,7 +48,7 @@ class Converted:
                 for told in chosen:
                     wrapped = textwrap.wrap(printable(told), WIDTH, break_long_words=False, break_on_hyphens=False)
                     lines += [f"# {'-' if i == 0 else ' '} {line}" for i, line in enumerate(wrapped)]
-        return "\n".join([*lines, dump_yaml(self.values)])
+        return "\n".join([*lines, dump_yaml(self.values, compact=True)])
 
 
 def convert_file(path: str | Path, *, processes: int | None = None, library: Library | None = None) -> Converted:

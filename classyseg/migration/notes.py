@@ -1,4 +1,4 @@
-"""What a conversion says about the config that it read: what it dropped, changed or could not read, each by its path."""
+"""What a conversion says of the config that it read: what it dropped, changed or could not read, by its path."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ class Section:
             self.notes.add("lost", path_text(location), str(value))
             return False
         items = value if isinstance(value, list) else ()
-        return all([self._is_read((*location, i), item) for i, item in enumerate(items)])
+        read = [self._is_read((*location, i), item) for i, item in enumerate(items)]  # a note for each
+        return all(read)
 
     def number(self, key: str, default: Any = None) -> Any:
         """A number, or `default`; something else is noted as lost."""

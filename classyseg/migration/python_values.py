@@ -205,10 +205,10 @@ class Expressions:
     def _subscript(self, node: ast.Subscript) -> Any:
         owner = self._value(node.value)
         if isinstance(node.slice, ast.Slice):
-            bounds = [self._value(b) if b is not None else None for b in (node.slice.lower, node.slice.upper)]
-            step = self._value(node.slice.step) if node.slice.step is not None else None
-            key: Any = self._not_read(node) if any(isinstance(b, NotRead) for b in (*bounds, step)) else None
-            key = key or slice(*bounds, step)
+            parts = (node.slice.lower, node.slice.upper, node.slice.step)
+            bounds = [None if part is None else self._value(part) for part in parts]
+            unknown = any(isinstance(bound, NotRead) for bound in bounds)
+            key: Any = self._not_read(node) if unknown else slice(bounds[0], bounds[1], bounds[2])
         else:
             key = self._value(node.slice)
         if isinstance(key, NotRead) or not isinstance(owner, dict | list | tuple | str) or isinstance(owner, Imported):
@@ -356,15 +356,15 @@ class Expressions:
         elif isinstance(target, ast.Subscript | ast.Attribute):
             self._assign_item(target, value)
         else:
-            for inner in ast.walk(target):
-                if isinstance(inner, ast.Name):
-                    self.scope[inner.id] = self._not_read(target)
+            names = [part.id for part in ast.walk(target) if isinstance(part, ast.Name)]
+            self.scope |= dict.fromkeys(names, self._not_read(target))
 
     def _assign_item(self, target: ast.Subscript | ast.Attribute, value: Any) -> None:
         owner = self._value(target.value)
         key = target.attr if isinstance(target, ast.Attribute) else self._value(target.slice)
         if isinstance(owner, dict | list) and not isinstance(key, NotRead):
-            self._tried(target, lambda: operator.setitem(owner, key, value))  # type: ignore[call-overload]
+            container: Any = owner
+            self._tried(target, lambda: operator.setitem(container, key, value))
 
     def _tried(self, node: ast.AST, compute: Callable[[], Any]) -> Any:
         try:

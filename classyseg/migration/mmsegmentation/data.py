@@ -11,19 +11,14 @@ from classyseg.migration.notes import Section
 
 NO_EFFECT = frozenset(
     (
-        "LoadImageFromFile",
-        "LoadAnnotations",
-        "PackSegInputs",
-        "DefaultFormatBundle",
-        "Collect",
-        "ImageToTensor",
+        *("LoadImageFromFile", "LoadAnnotations", "PackSegInputs", "DefaultFormatBundle", "Collect", "ImageToTensor"),
         "Normalize",
     )
 )
 """Parts of a pipeline that this package does by itself, or that the model's preprocessor says again."""
 PADDED = (
-    "a crop larger than the image lies in a border of one grey level at a random side here; in mmsegmentation the border "
-    "is the mean colour, below and to the right"
+    "a crop larger than the image lies in a border of one grey level at a random side here; in mmsegmentation the "
+    "border is the mean colour, below and to the right"
 )
 SPLITS = {"training": "train", "validation": "val", "train2017": "train", "val2017": "val"}
 
@@ -41,9 +36,7 @@ def data_config(section: Section, *, grey: int, train: bool, num_classes: int | 
     pipeline = section.sections("pipeline")
     config = _data_set(section, kind, num_classes)
     section.unused("pipeline", "test_mode", "lazy_init", "serialize_data", "backend_args", "img_suffix")
-    section.unused(
-        "reduce_zero_label", "seg_map_suffix", "metainfo", "data_root", "data_prefix", "ann_file", "max_refetch"
-    )
+    section.unused("reduce_zero_label", "seg_map_suffix", "data_root", "data_prefix", "ann_file", "max_refetch")
     section.close()
     transforms = Pipeline(grey, train).converted(pipeline)
     return None if config is None else {**config, **({"transforms": transforms} if transforms else {})}
@@ -93,28 +86,40 @@ def _split(section: Section) -> str:
     return SPLITS.get(name, name)
 
 
+def _reduces_zero(section: Section) -> bool:
+    """Whether the value 0 of masks is ignored, and the others count from 1."""
+    loads = [one for one in section.sections("pipeline") if one.values.get("type") == "LoadAnnotations"]
+    return any(one.values.get("reduce_zero_label") is True for one in (section, *loads))
+
+
 def _data_set(section: Section, kind: str, num_classes: int | None) -> dict[str, Any] | None:
     split = _split(section)
     if kind == "CityscapesDataset":
-        return {"name": "cityscapes", "split": split, **_root(section, "cityscapes")}
+        return _known(section, {"name": "cityscapes", "split": split, **_root(section, "cityscapes")})
     if kind == "ADE20KDataset":
-        return {"name": "ade20k", "split": split, **_root(section, "ADEChallengeData2016")}
+        return _known(section, {"name": "ade20k", "split": split, **_root(section, "ADEChallengeData2016")})
     if kind == "PascalVOCDataset":
-        return {"name": "pascal_voc", "split": split, **_root(section, "VOCdevkit/VOC2012")}
+        return _known(section, {"name": "pascal_voc", "split": split, **_root(section, "VOCdevkit/VOC2012")})
     if kind in ("PascalContextDataset", "PascalContextDataset59"):
         masks = _prefix(section, "seg_map_path")
         config = {"name": "pascal_context", "split": split, "masks": masks, "mask_values": "classes"}
         config["lists"] = str(PurePosixPath(section.text("ann_file")).parent)
         background = {"with_background": True} if kind == "PascalContextDataset" else {}
-        return {**config, **background, **_root(section, "VOCdevkit/VOC2010")}
+        return _known(section, {**config, **background, **_root(section, "VOCdevkit/VOC2010")})
     if kind == "COCOStuffDataset":
         section.notes.add(
             "assumed",
             section.path("data_prefix"),
-            "the pixel maps of COCO-Stuff lie as published in `stuffthingmaps`, not converted to mmsegmentation's labels",
+            "the pixel maps of COCO-Stuff lie in `stuffthingmaps` as published, not converted for mmsegmentation",
         )
-        return {"name": "coco_stuff", "split": split, **_root(section, "coco")}
+        return _known(section, {"name": "coco_stuff", "split": split, **_root(section, "coco")})
     return _folder(section, kind, num_classes)
+
+
+def _known(section: Section, config: dict[str, Any]) -> dict[str, Any]:
+    """A data set that is here by name, with its own classes."""
+    section.expect("metainfo", None, why="the classes are those of the data set")
+    return config
 
 
 def _folder(section: Section, kind: str, num_classes: int | None) -> dict[str, Any] | None:
@@ -138,7 +143,8 @@ def _folder(section: Section, kind: str, num_classes: int | None) -> dict[str, A
             "assumed", section.path("type"), f"the names of {shown(kind)}'s {num_classes} classes are not in the config"
         )
     root = PurePosixPath(str(PurePosixPath(section.text("data_root") or ".")).removeprefix("data/"))
-    config = {"name": "folder", "images": str(root / images), "masks": str(root / masks), "classes": list(classes)}
+    config: dict[str, Any] = {"name": "folder", "images": str(root / images), "masks": str(root / masks)}
+    config["classes"] = list(classes)
     suffix = PurePosixPath(section.text("seg_map_suffix", ".png")).stem
     image_suffix = PurePosixPath(section.text("img_suffix", ".jpg")).stem
     if not section.text("seg_map_suffix", ".png").startswith("."):
@@ -147,7 +153,7 @@ def _folder(section: Section, kind: str, num_classes: int | None) -> dict[str, A
         section.lost("img_suffix", f"images are called as their masks here, without {shown(image_suffix)}")
     if listed := section.text("ann_file"):
         config["list"] = str(root / listed)
-    if section.take("reduce_zero_label", False):
+    if _reduces_zero(section):
         config["label_map"] = {0: 255, **{i + 1: i for i in range(len(classes))}}
     if isinstance(palette, list):
         config["palette"] = palette

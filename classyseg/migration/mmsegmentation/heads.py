@@ -15,7 +15,7 @@ DEFAULT_DROPOUT = 0.1
 
 @dataclass
 class Head:
-    """One of our heads. `outputs` are those that a loss of mmsegmentation reads, each with the section of its losses."""
+    """One of our heads. `outputs` are those that a loss reads in mmsegmentation, each with its losses."""
 
     name: str
     config: dict[str, Any]
@@ -127,14 +127,13 @@ def _fcn(head: Head, section: Section, backbone: Backbone) -> None:
     if num_convs < 1:
         section.lost("num_convs", f"found {num_convs}; the head 'fcn' has at least one convolution")
     config = {"name": "fcn", "blocks": _concatenated(section, backbone), "channels": section.number("channels", 256)}
-    for key, value, default in (
-        ("num_convs", num_convs, 1),
-        ("kernel", kernel, 3),
-        ("dilation", section.number("dilation", 1), 1),
-        ("concat_input", section.take("concat_input", True), False),
-    ):
-        if value != default:
-            config[key] = value
+    options = {
+        "num_convs": (num_convs, 1),
+        "kernel": (kernel, 3),
+        "dilation": (section.number("dilation", 1), 1),
+        "concat_input": (section.take("concat_input", True), False),
+    }
+    config |= {key: value for key, (value, default) in options.items() if value != default}
     head.config = {**config, **_dropout(section), **_norm(section)}
 
 
@@ -201,7 +200,7 @@ def _ocr(coarse: Section, section: Section, backbone: Backbone) -> Head | None:
     if own != blocks or coarse.number("kernel_size", 3) != 1 or coarse.number("num_convs", 2) != 1:
         coarse.lost(
             "in_index",
-            "the coarse prediction of the head 'ocr' reads the same blocks through a 1x1 convolution of as many channels",
+            "the coarse prediction of the head 'ocr' reads the same blocks, through a 1x1 convolution",
         )
     coarse.expect("concat_input", True, False)
     coarse.unused("channels", "dropout_ratio", "norm_cfg", "align_corners", "num_classes", "dilation")
@@ -256,8 +255,8 @@ def _point_rend(model: Section, section: Section, points: Section, backbone: Bac
     points.unused("type", "in_index")
     points.lost(
         "in_channels",
-        "the points' network reads the finest level of the feature pyramid in mmsegmentation, and the backbone's finest "
-        "block in the head 'point_rend'",
+        "the points' network reads the finest level of the feature pyramid in mmsegmentation, and the backbone's "
+        "finest block in the head 'point_rend'",
     )
     section.unused("type")
     train, test = model.section("train_cfg"), model.section("test_cfg")

@@ -29,10 +29,8 @@ def loss_config(heads: list[Head], images: int, processes: int) -> dict[str, Any
     for head in heads:
         sampler = head.section.section("sampler")
         for output, sections in head.outputs.items():
-            for section in sections or [
-                Section({"type": "CrossEntropyLoss"}, head.section.location, head.section.notes)
-            ]:
-                terms.append(_term(output, section, sampler, images, processes))
+            default = Section({"type": "CrossEntropyLoss"}, (*head.section.location, "loss_decode"), head.section.notes)
+            terms += [_term(output, one, sampler, images, processes) for one in sections or [default]]
         sampler.close()
     kinds = []
     for term in terms:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from classyseg.errors import ConfigError
+from classyseg.errors import ConfigError, Problem, location_of
 from classyseg.migration.mmsegmentation.backbones import Backbone, backbone_config
 from classyseg.migration.mmsegmentation.data import data_config
 from classyseg.migration.mmsegmentation.heads import Head, heads_of
@@ -24,14 +24,51 @@ IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PROCESSES = re.compile(r"(?:^|[_-])(\d+)xb?(\d+)(?=[_-])")
 """How names of configs tell GPUs and images of each, as `4xb2`."""
 UNUSED = (
-    "default_scope env_cfg vis_backends visualizer log_processor log_level work_dir launcher experiment_name "
-    "val_cfg test_cfg tta_pipeline model_wrapper_cfg cfg"
-).split()
+    *(
+        "default_scope",
+        "env_cfg",
+        "vis_backends",
+        "visualizer",
+        "log_processor",
+        "log_level",
+        "work_dir",
+    ),
+    *(
+        "launcher",
+        "experiment_name",
+        "val_cfg",
+        "test_cfg",
+        "tta_pipeline",
+        "model_wrapper_cfg",
+        "cfg",
+    ),
+)
 """Keys of mmengine's runner that change no numbers."""
 READ = (
-    "model train_dataloader val_dataloader test_dataloader train_cfg optim_wrapper param_scheduler val_evaluator "
-    "test_evaluator default_hooks custom_hooks load_from resume randomness auto_scale_lr custom_imports tta_model"
-).split()
+    *(
+        "model",
+        "train_dataloader",
+        "val_dataloader",
+        "test_dataloader",
+        "train_cfg",
+        "optim_wrapper",
+    ),
+    *(
+        "param_scheduler",
+        "val_evaluator",
+        "test_evaluator",
+        "default_hooks",
+        "custom_hooks",
+        "load_from",
+    ),
+    *(
+        "resume",
+        "randomness",
+        "auto_scale_lr",
+        "custom_imports",
+        "tta_model",
+    ),
+)
 """Keys of mmengine's runner that are read here. Others are names that a config uses itself."""
 
 
@@ -50,7 +87,7 @@ def convert(values: Mapping[str, Any], name: str, processes: int | None, notes: 
     backbone = backbone_config(model)
     heads = heads_of(model, backbone) if backbone is not None else []
     if backbone is None or not any(not head.config.get("train_only") for head in heads):
-        raise ConfigError.of(problem_of(note) for note in notes.of("lost"))
+        raise _problems(notes)
     loader = root.section("train_dataloader")
     batch_size = loader.number("batch_size", 1) * processes
     workers = loader.number("num_workers", 2)
@@ -72,10 +109,9 @@ def convert(values: Mapping[str, Any], name: str, processes: int | None, notes: 
     return config
 
 
-def problem_of(note: Any) -> Any:
-    from classyseg.errors import Problem, location_of
-
-    return Problem(note.sentence, location_of(note.path))
+def _problems(notes: Notes) -> ConfigError:
+    """All that is lost, as an error: what is left would be no config."""
+    return ConfigError.of(Problem(note.sentence, location_of(note.path)) for note in notes.of("lost"))
 
 
 def _processes(name: str) -> int:
@@ -134,7 +170,7 @@ def _data(root: Section, loader: Section, heads: list[Head], grey: int) -> dict[
         found[name] = data_config(section.section("dataset"), grey=grey, train=False, num_classes=num_classes)
         section.close()
     if train is None:
-        raise ConfigError.of(problem_of(note) for note in root.notes.of("lost"))
+        raise _problems(root.notes)
     return {name: config for name, config in found.items() if config is not None}
 
 
