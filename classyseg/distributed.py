@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from classyseg import launcher
 
@@ -181,8 +181,8 @@ def integer_from_primary(value: int) -> int:
     return int(message.item())
 
 
-def broadcast_buffers(module: nn.Module) -> None:
-    """Gives every process the primary's buffers, such as running statistics of batch norm."""
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Gives every process the primary's tensors, in place."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

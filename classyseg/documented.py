@@ -43,10 +43,9 @@ def parts_of(docstring: str) -> tuple[str, dict[str, str]]:
 def meanings(component: type) -> dict[str, str]:
     """The meanings of the keys of a component, or of a record of options: from its docstring, else `COMMON_KEYS`.
 
-    A component that inherits its `__init__` also inherits the meanings.
+    A component inherits the meanings of keys that it does not explain itself.
     """
     found: dict[str, str] = {}
     for base in component.__mro__:
-        if base.__init__ is component.__init__:  # type: ignore[misc]
-            found = {**parts_of(base.__dict__.get("__doc__") or "")[1], **found}
+        found = {**parts_of(base.__dict__.get("__doc__") or "")[1], **found}
     return {**COMMON_KEYS, **found}

@@ -154,11 +154,15 @@ KEYS: dict[str, str] = {
     "optim optimiser optim_wrapper opt optimizer_name optimizer_cfg": "optimizer",
     "learning_rate base_lr lr0 initial_lr init_lr lr_init start_lr lr max_lr": "optimizer.lr",
     "momentum": "optimizer.momentum",
+    "momentum_config momentum_scheduler momentum_schedule": (
+        "optimizer.schedules, such as {momentum: {name: cosine, end_factor: 0.9}}"
+    ),
     "wd weight_decay l2 l2_reg decay weightdecay": "optimizer.weight_decay",
     "beta1 beta2 adam_beta1 adam_beta2 adam_betas opt_betas betas": "optimizer.betas, of {name: adamw}",
     "eps epsilon adam_epsilon opt_eps": "optimizer.eps, of {name: adamw}",
     "grad_clip clip_grad clip_grad_norm max_grad_norm gradient_clip_val gradient_clipping grad_norm_clip "
-    "clip_gradients clip_value clip_mode clip_norm": "optimizer.clip_norm",
+    "clip_gradients clip_mode clip_norm": "optimizer.clip_norm",
+    "clip_value clip_grad_value gradient_clip_value": "optimizer.clip_value",
     "paramwise_cfg param_groups parameter_groups lr_mult backbone_lr_mult backbone_lr head_lr head_lr_mult "
     "layer_decay custom_keys": _GROUPS,
     "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy lr_decay "
@@ -168,7 +172,8 @@ KEYS: dict[str, str] = {
     "warmup_iters warmup_steps num_warmup_steps warmup_iterations": "optimizer.schedule.warmup_steps",
     "warmup_ratio start_factor warmup_start_factor warmup_lr warmup_factor": "optimizer.schedule.warmup_factor",
     "lr_power poly_power power": "optimizer.schedule.power, of {name: polynomial}",
-    "min_lr eta_min lr_min end_lr final_lr lrf": "optimizer.schedule.end_factor, of {name: cosine}: a share of the lr",
+    "min_lr eta_min lr_min end_lr final_lr": "optimizer.schedule.min_lr, of {name: cosine}",
+    "lrf": "optimizer.schedule.end_factor, of {name: cosine}: a share of the lr",
     "step_epochs milestones": "optimizer.schedule.milestones, of {name: multi_step}",
     "lr_steps milestone_steps": "optimizer.schedule.milestone_steps, of {name: multi_step}",
     "t_max t_initial": "nothing: a schedule takes the whole run",
@@ -240,14 +245,22 @@ AT: dict[str, dict[str, str]] = {
     "optimizers": {
         "type optimizer": "optimizer.name",
         "eta": "optimizer.lr",
-        "clip_value max_norm": "optimizer.clip_norm",
+        "max_norm": "optimizer.clip_norm",
+        "min_lr eta_min lr_min end_lr": "optimizer.schedule.min_lr",
+        "param_schedulers": "optimizer.schedule, and optimizer.schedules for other options",
         "params": _GROUPS,
     },
     "schedulers": {
         "type policy by_epoch": "optimizer.schedule.name",
         "gamma": "optimizer.schedule.factor",
-        "min_lr eta_min end_lr": "optimizer.schedule.end_factor",
+        "eta_min end_lr lr_min": "optimizer.schedule.min_lr",
         "steps step milestone": "optimizer.schedule.milestones",
+        "step_size": "optimizer.schedule.every_epochs, of {name: step}",
+        "schedulers": "optimizer.schedule.schedules, of {name: composite}",
+        "start_value base_value": "optimizer.lr: a schedule has factors of it, such as start_factor",
+        "end_value": "optimizer.schedule.min_lr, or end_factor: a share of the lr",
+        "values": "optimizer.schedule.factors: shares of the lr",
+        "num_updates": "nothing: a schedule takes the whole run",
         "exponent": "optimizer.schedule.power",
         "max_iters total_iters epochs num_epochs": "num_epochs: a schedule takes the whole run",
     },
@@ -306,8 +319,10 @@ NAMES: dict[str, dict[str, str]] = {
         "soft_ce soft_cross_entropy soft_target": "soft_target_cross_entropy",
     },
     "optimizers": {
-        "adam nadam adamax radam lion lamb adamw_torch adamw_hf adamw_torch_fused adamw_fused "
-        "fused_adam adamw_8bit": "adamw",
+        "nadam adamax radam lion adamw_torch adamw_hf adamw_torch_fused adamw_fused adamw_mt adamw_8bit": "adamw",
+        "fused_adam": "adam",
+        "fused_lamb nvlamb lambc": "lamb",
+        "larc lars_sgd lars_optimizer": "lars",
         "momentum sgdm nesterov": "sgd",
     },
     "schedulers": {
@@ -315,9 +330,12 @@ NAMES: dict[str, dict[str, str]] = {
         "cosine_annealing_lr cosine_annealing cosine_lr cosine_decay one_cycle one_cycle_lr warmup_cosine "
         "warmup_cosine_lr linear_warmup_cosine_annealing_lr cosine_annealing_warm_restarts "
         "cosine_with_restarts": "cosine",
-        "multi_step_lr step step_lr multistep warmup_multi_step_lr piecewise_constant piecewise_decay": "multi_step",
+        "multi_step_lr multistep warmup_multi_step_lr piecewise_constant piecewise_decay": "multi_step",
+        "step_lr step_with_fixed_gamma step_decay": "step",
+        "exponential_lr exp exponential_decay": "exponential",
+        "sequential_lr chained sequential": "composite",
         "constant_lr fixed none constant_with_warmup": "constant",
-        "linear linear_lr": "polynomial",
+        "linear_lr linear_decay": "linear",
     },
     "meters": {
         "miou iou mean_io_u iou_metric jaccard jaccard_index io_u mean_iou_score "

@@ -35,6 +35,8 @@ LATEST = "LATEST"
 BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 """The folder of a checkpoint: its step, which fits into 64 bits."""
+AVERAGE = "average"
+"""The group of a checkpoint that holds averaged weights, where a run averages them."""
 LEFTOVER = "*.tmp-*"
 """The names of files while they are written."""
 
@@ -47,6 +49,11 @@ KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFREG: "a file",
 }
+
+
+def measured_group(checkpoint: Path) -> str:
+    """The group of tensors in a checkpoint that the run measured: the averaged weights, if there are some."""
+    return AVERAGE if (checkpoint / f"{AVERAGE}.safetensors").exists() else "model"
 
 
 def check_run_folder(folder: Path) -> None:

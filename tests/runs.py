@@ -21,6 +21,7 @@ from classyseg.checkpoint import save_checkpoint
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.records import RunRecords
+from classyseg.registry import TASKS
 from classyseg.structures import BestIs, PhaseTime, Progress
 from classyseg.tasks import SegmentationTask, build_task
 
@@ -77,6 +78,52 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
             node = node[parent]
         node[key] = copy.deepcopy(value) if isinstance(value, dict) else value  # the next path may go into it
     return config
+
+
+IMAGES: dict[str, Any] = {"name": "synthetic_image", "split": "train", "num_samples": 16, "size": [8, 8]}
+CLIPS: dict[str, Any] = {
+    "name": "synthetic_video",
+    "split": "train",
+    "num_videos": 8,
+    "video_frames": 6,
+    "clips": {"frames": 3, "per_video": 1},
+    "size": [8, 8],
+}
+PARTS_BY_KIND: dict[str, dict[str, Any]] = {
+    "masks": {},
+    "whole images": {
+        "dataset": {"train": IMAGES, "val": {**IMAGES, "split": "test", "num_samples": 7}},
+        "model": {**SMALL_BACKBONE, "heads": {"main": {"name": "linear", "blocks": ["stage4"]}}},
+        "loss": {"name": "cross_entropy", "label_smoothing": 0.1},
+        "meters": [{"name": "accuracy", "topk": [1, 2]}],
+    },
+    "clips": {
+        "dataset": {"train": CLIPS, "val": {**CLIPS, "split": "test", "num_videos": 5}},
+        "model": {
+            "name": "resnext3d",
+            "depths": [1, 1, 1, 1],
+            "stem_channels": 8,
+            "stage_channels": 8,
+            "groups": 1,
+            "width_per_group": 8,
+            "frames": 3,
+            "heads": {"main": {"name": "linear", "blocks": ["stage4"]}},
+        },
+        "meters": [{"name": "accuracy", "topk": [1, 2]}],
+    },
+}
+"""What a run on data of each kind has in the place of the parts of `tiny_config`."""
+
+
+def kind_of_task(name: str) -> str:
+    """Which of `PARTS_BY_KIND` the task of that name takes."""
+    task: Any = TASKS.entry(name).component
+    return "clips" if task.takes_clips else "whole images" if task.whole_images else "masks"
+
+
+def tiny_config_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """As `tiny_config`, for the task `name`, on data of the kind that it takes."""
+    return tiny_config({**PARTS_BY_KIND[kind_of_task(name)], "name": name, **(changes or {})})
 
 
 def write_config(folder: Path, changes: Mapping[str, Any] | None = None) -> Path:

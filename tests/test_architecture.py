@@ -48,6 +48,7 @@ FLOORS = (
             "registry",
             "component",
             "signature",
+            "averaging",
             "foreign",
             "placement",
             "shapes",

@@ -149,7 +149,7 @@ NAMES = {
     "hooks=[EarlyStopping]": "did you mean 'early_stopping'?",
     "hooks=[WandbLogger]": "metrics.jsonl",
 }
-UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=RMSprop", "drop_path_rate=0.1"]
+UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=Adadelta", "drop_path_rate=0.1"]
 """Words for what we do not have: the list of what there is, and no guess."""
 
 

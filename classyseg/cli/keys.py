@@ -114,9 +114,11 @@ def records() -> dict[str, type[BaseModel]]:
     from classyseg.optim import ParameterGroup
     from classyseg.placement import WeightsConfig
     from classyseg.tasks import DatasetsConfig, RuntimeConfig
+    from classyseg.transforms.batch_mixing import MixingConfig
 
     return {
         "dataset": DatasetsConfig,
+        "mixing": MixingConfig,
         "normalize": NormalizeConfig,
         "runtime": RuntimeConfig,
         "weights": WeightsConfig,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, evaluate, keys, models, predict, train
+from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -73,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     convert_config.add_arguments(migrating)
     migrating.set_defaults(run=convert_config.run)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
+
+    environment = commands.add_parser(
+        "env", help="print what a bug report needs: versions, devices, plugins, variables"
+    )
+    env.add_arguments(environment)
+    environment.set_defaults(run=env.run)
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.

@@ -1,7 +1,7 @@
 """Hooks, which watch a run: the registered names, and the base to write one."""
 
 from classyseg.hooks.checkpoint import CheckpointHook
-from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
 from classyseg.hooks.early_stopping import EarlyStoppingHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
@@ -19,6 +19,7 @@ __all__ = [
     "ProgressBarHook",
     "TimeLimitHook",
     "WatchedTask",
+    "averaging_of",
     "build_hook",
     "register_hook",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from classyseg.averaging import AveragingConfig
+from classyseg.errors import ConfigError
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
 from classyseg.structures import BestIs, PhaseTime, Progress
@@ -86,6 +88,8 @@ class ClassyHook(Configurable):
     """Whether the hook names the run's best checkpoint by it. Only one hook of a run may."""
     saves: bool = False
     """Whether it saves checkpoints. Such hooks are called last: a checkpoint has the others' new states."""
+    averaging: AveragingConfig | None = None
+    """How the weights are to be averaged while the run trains. The average is measured, and is the run's model."""
     record_files: tuple[RecordFile, ...] = ()
     """The files of records that it adds to in the run's folder."""
 
@@ -116,3 +120,13 @@ class ClassyHook(Configurable):
 
     def close(self) -> None:
         """Frees what the hook holds. Called before the last message, also after an error or Ctrl-C."""
+
+
+def averaging_of(hooks: Iterable[ClassyHook]) -> AveragingConfig | None:
+    """The average of the weights that a hook asks for. Raises: `ConfigError` where two hooks do."""
+    found: AveragingConfig | None = None
+    for i, hook in enumerate(hooks):
+        if hook.averaging is not None and found is not None:
+            raise ConfigError(f"hooks[{i}]", "another hook averages the weights already; a run has one average")
+        found = hook.averaging or found
+    return found

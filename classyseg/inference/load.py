@@ -31,7 +31,7 @@ from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
-from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, read_plain
+from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, measured_group, read_plain
 from classyseg.shapes import bounded
 from classyseg.weights.read import read_tensors
 
@@ -109,9 +109,13 @@ def best_of(root: Path) -> Path | None:
 
 
 def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = False) -> Predictor:
-    checkpoint = load_checkpoint(folder, only=("model",), verified=verified)
+    group = measured_group(folder)
+    checkpoint = load_checkpoint(folder, only=(group,), verified=verified)
+    tensors, path = checkpoint.tensors.get(group), folder / f"{group}.safetensors"
+    if tensors is None:
+        raise ConfigError(f"{folder / MANIFEST}: lists no {path.name}, which is in the folder")
     description = description_of_state(checkpoint.state, str(folder / STATE))
-    return _predictor(description, checkpoint.tensors["model"], folder / STATE, folder / WEIGHTS, options)
+    return _predictor(description, tensors, folder / STATE, path, options)
 
 
 def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:

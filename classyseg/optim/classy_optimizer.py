@@ -1,48 +1,25 @@
-"""The contract of optimizers: a torch optimizer over named groups of parameters; its rate follows a schedule."""
+"""The contract of optimizers: a torch optimizer over named groups of parameters; its options follow schedules."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigRecord, Float, Text, closest
+from classyseg.config import unknown
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.errors import ConfigError, within
-from classyseg.optim.schedules import ClassyScheduler
+from classyseg.optim.classy_scheduler import ClassyScheduler
+from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
 from classyseg.structures import RunLength
 
-
-class ParameterGroup(ConfigRecord):
-    """The parameters whose names match `match`, a pattern with `*` and `?`, and factors for their options.
-
-    A parameter belongs to the first group that matches it. A pattern that gets no parameter is an error.
-
-    ```yaml
-    optimizer:
-      name: sgd
-      lr: 0.01
-      groups:
-        - {match: "heads.*", lr_factor: 10}
-        - {match: "layer1.*", lr_factor: 0}
-    ```
-
-    Args:
-        match: A pattern with `*` and `?` for the whole name, such as `heads.*` or `layer1.*`.
-        lr_factor: Multiplies the learning rate.
-        weight_decay_factor: Multiplies the weight decay.
-    """
-
-    match: Text
-    lr_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
-    weight_decay_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
+NUM_CHECKED = 1000
+"""A schedule is tried at so many places of a run, evenly spread."""
 
 
 class ClassyOptimizer(Configurable, ABC):
@@ -53,6 +30,9 @@ class ClassyOptimizer(Configurable, ABC):
     """
 
     replaced = {"__init__(num_epochs)": "take `length`, a `RunLength` with `epochs` and `steps`, in its place"}
+    scheduled: ClassVar[tuple[str, ...]] = ("weight_decay",)
+    """The options, besides the learning rate, that `schedules` may name: numbers in torch's groups. `momentum` is the
+    first of `betas` where the groups have these."""
 
     def __init__(
         self,
@@ -65,66 +45,135 @@ class ClassyOptimizer(Configurable, ABC):
         groups: Sequence[ParameterGroup | Mapping[str, Any]],
         schedule: Any,
         clip_norm: float | None,
+        clip_value: float | None = None,
+        schedules: Mapping[str, Any] | None = None,
     ) -> None:
         RunLength.require(length)
         self.lr = lr
+        self.weight_decay = weight_decay
         self.clip_norm = clip_norm
+        self.clip_value = clip_value
         self._schedule_config = schedule
+        self._schedule_configs = dict(schedules or {})
         self.schedule: ClassyScheduler = self.schedule_for(length)
+        self.schedules = self.schedules_for(length)
+        """The schedules of other options than the learning rate, by the option's name."""
         self.current_lr = lr * self.schedule(0.0)
         parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
         if not parameters:
             raise ConfigError("found no parameter that needs a gradient")
-        self.names: list[list[str]] = []
-        self.lr_factors: list[float] = []
-        torch_groups = []
-        for group, names in _split([ParameterGroup.model_validate(group) for group in groups], parameters):
-            for vectors in (False, True):
-                chosen = [name for name in names if (parameters[name].dim() <= 1) == vectors]
-                if chosen:
-                    decay = weight_decay * group.weight_decay_factor * (decay_vectors or not vectors)
-                    torch_groups.append({"params": [parameters[name] for name in chosen], "weight_decay": decay})
-                    self.names.append(chosen)
-                    self.lr_factors.append(group.lr_factor)
-        self._torch_groups = torch_groups
+        found = split(
+            [ParameterGroup.model_validate(group) for group in groups],
+            parameters,
+            weight_decay=weight_decay,
+            decay_vectors=decay_vectors,
+            kind_of=self.kind_of,
+        )
+        self.names = [group.names for group in found]
+        self.lr_factors = [group.lr_factor for group in found]
+        self._decays = [group.weight_decay for group in found]
+        self._torch_groups = [
+            {
+                "params": [parameters[name] for name in group.names],
+                "weight_decay": group.weight_decay,
+                "kind": group.kind,
+            }
+            for group in found
+        ]
+
+    def kind_of(self, name: str, parameter: nn.Parameter) -> str:
+        """How an optimizer that treats parameters in several ways treats this one. Torch's groups tell it as `kind`."""
+        return ""
+
+    def adopt(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Takes parameters in place of those of the same names: sharding a model makes new ones.
+
+        To be called before the optimizer is first used. Raises: `ValueError` afterwards.
+        """
+        if "optimizer" in vars(self):
+            raise ValueError("the optimizer is in use; give it other parameters before its first use")
+        parameters = dict(named_parameters)
+        for names, group in zip(self.names, self._torch_groups, strict=True):
+            group["params"] = [parameters[name] for name in names]
+
+    # -- schedules ---------------------------------------------------------------------------------------------------
 
     def schedule_for(self, length: RunLength) -> ClassyScheduler:
-        """The same schedule for a run of another length."""
+        """The same schedule of the learning rate for a run of another length."""
         with within("schedule"):
             schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
+            schedule.take_base(self.lr)
         return schedule
+
+    def schedules_for(self, length: RunLength) -> dict[str, ClassyScheduler]:
+        """The same schedules of other options for a run of another length. Raises: `ConfigError`."""
+        found: dict[str, ClassyScheduler] = {}
+        for option, config in self._schedule_configs.items():
+            with within(f"schedules.{option}"):
+                if option not in self.scheduled:
+                    instead = "the learning rate's is the key schedule" if option == "lr" else ""
+                    raise ConfigError(unknown("option", option, self.scheduled, instead=instead))
+                found[option] = SCHEDULERS.build(config, length)
+                found[option].refuse_min_lr()
+                base = self.base_of(option)
+                if not base:
+                    raise ConfigError(
+                        f"found a schedule, but {option} is 0, and a schedule multiplies it: give it a value"
+                    )
+                most = base * max(found[option](i / NUM_CHECKED) for i in range(NUM_CHECKED))
+                if option == "momentum" and most >= 1:
+                    raise ConfigError(f"gives a momentum of {most:g}; expected one below 1 throughout")
+        return found
+
+    def base_of(self, option: str) -> float:
+        """The value of one of the `scheduled` options that its schedule multiplies."""
+        betas = getattr(self, "betas", None)
+        value: float = betas[0] if option == "momentum" and betas is not None else getattr(self, option)
+        return value
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """torch's optimizer, made at its first use: torch imports its compiler for it, which a check does not need."""
         optimizer = self.torch_optimizer(self._torch_groups)
-        self._set_rates(optimizer, 0.0)
+        self._set_options(optimizer, 0.0)
         return optimizer
 
-    def _set_rates(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
+    def _set_options(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
         self.current_lr = self.lr * self.schedule(share_done)
-        for group, factor in zip(optimizer.param_groups, self.lr_factors, strict=True):
-            group["lr"] = self.current_lr * factor
+        factors = {option: schedule(share_done) for option, schedule in self.schedules.items()}
+        for i, (group, lr_factor) in enumerate(zip(optimizer.param_groups, self.lr_factors, strict=True)):
+            group["lr"] = self.current_lr * lr_factor
+            for option, factor in factors.items():
+                if option == "weight_decay":  # each group has its own
+                    group[option] = self._decays[i] * factor
+                elif option == "momentum" and "betas" in group:
+                    group["betas"] = (self.base_of(option) * factor, group["betas"][1])
+                elif option in group:
+                    group[option] = self.base_of(option) * factor
 
     @abstractmethod
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The torch optimizer over `groups`, which hold `params` and `weight_decay`."""
+        """The torch optimizer over `groups`, which hold `params`, `weight_decay` and the `kind` of the parameters."""
 
     def set_progress(self, share_done: float) -> None:
-        """Sets the learning rates of the next step; `share_done`, in [0, 1), is the share of the run before it."""
-        self._set_rates(self.optimizer, share_done)
+        """Sets the learning rates and scheduled options of the next step.
+
+        `share_done`, in [0, 1), is the share of the run before it.
+        """
+        self._set_options(self.optimizer, share_done)
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
         """One update; `scaler` is that of float16 training, which skips it when a gradient is not finite."""
+        if scaler is not None and (self.clip_norm is not None or self.clip_value is not None):
+            scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            if scaler is not None:
-                scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(
-                (p for group in self.optimizer.param_groups for p in group["params"]), self.clip_norm
-            )
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         if scaler is None:
             self.optimizer.step()
         else:
@@ -196,26 +245,3 @@ class ClassyOptimizer(Configurable, ABC):
         elif not bool(value.isfinite().all()):
             return "holds numbers that are not finite"
         return None
-
-
-def _split(
-    groups: Sequence[ParameterGroup], parameters: Mapping[str, nn.Parameter]
-) -> list[tuple[ParameterGroup, list[str]]]:
-    """Each group with the names that it gets; the rest is in a last group, without factors.
-
-    Raises: `ConfigError` for a pattern that gets no parameter.
-    """
-    left = list(parameters)
-    found = []
-    for i, group in enumerate(groups):
-        names = [name for name in left if fnmatchcase(name, group.match)]
-        if not names:
-            near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
-            raise ConfigError(
-                f"groups[{i}].match",
-                f"found {shown(group.match)}, which matches no parameter that is left"
-                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}",
-            )
-        left = [name for name in left if name not in set(names)]
-        found.append((group, names))
-    return [*found, (ParameterGroup(match="*"), left)]

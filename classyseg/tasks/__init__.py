@@ -4,9 +4,11 @@ from typing import Any
 
 from classyseg.engine import Computed, RuntimeConfig
 from classyseg.registry import TASKS, ComponentConfig
+from classyseg.tasks.classification import ClassificationTask
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.data import DatasetsConfig
 from classyseg.tasks.segmentation import SegmentationTask
+from classyseg.tasks.video_classification import VideoClassificationTask
 
 register_task = TASKS.register
 
@@ -23,11 +25,13 @@ def build_task(config: Any) -> ClassyTask:
 
 
 __all__ = [
+    "ClassificationTask",
     "ClassyTask",
     "Computed",
     "DatasetsConfig",
     "RuntimeConfig",
     "SegmentationTask",
+    "VideoClassificationTask",
     "build_task",
     "register_task",
 ]

@@ -16,7 +16,7 @@ from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.errors import ConfigError, within
 from classyseg.evaluation import check_protocol, group_size_of
-from classyseg.hooks import ClassyHook
+from classyseg.hooks import ClassyHook, averaging_of
 from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
@@ -33,6 +33,7 @@ from classyseg.tasks.best import RecordNumbers, check_best, record_numbers
 from classyseg.tasks.data import DatasetsConfig, check_splits
 from classyseg.tasks.data_checks import (
     Data,
+    DataKind,
     applied_normalize,
     check_data,
     check_group_sizes,
@@ -57,8 +58,11 @@ class TaskKind(Protocol):
     """What the class of a task says about the tasks that it makes."""
 
     record_numbers: Mapping[str, BestIs]
-    whole_images: bool
-    takes_clips: bool
+    whole_images: bool | None
+    takes_clips: bool | None
+
+    @classmethod
+    def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,10 @@ class TaskSpec:
     """What a task is to be made of, as a checked config or Python code gives it: configs, or built parts.
 
     `dataset` has the data sets by name. `lengths` are `num_epochs` and the like; a task of length 0 only measures.
-    `whole_images` and `takes_clips` say which kind of data the task takes. `numbers` are the numbers of a record that
-    the task itself gives.
+    `own` has the keys that its class adds to those of every task.
     """
 
+    task: type[TaskKind]
     dataset: Mapping[str, Any]
     model: Any
     loss: Any
@@ -82,9 +86,7 @@ class TaskSpec:
     batch_size: int
     seed: int
     lengths: Mapping[str, int | None]
-    whole_images: bool
-    takes_clips: bool
-    numbers: Mapping[str, BestIs]
+    own: Mapping[str, Any]
 
     @classmethod
     def of(
@@ -106,9 +108,9 @@ class TaskSpec:
         val_every_epochs: int | None = None,
         val_every_steps: int | None = None,
         protocol: Any = "whole",
-        **others: Any,
+        **own: Any,
     ) -> TaskSpec:
-        """From the keyword arguments of a task of the class `task`; `others` belong to it alone."""
+        """From the keyword arguments of a task of the class `task`; `own` belong to it alone."""
         datasets = DatasetsConfig.model_validate(dataset)
         lengths = {
             "num_epochs": num_epochs,
@@ -119,6 +121,7 @@ class TaskSpec:
         check_splits(datasets)
         sets = {name: part for name, part in datasets if part is not None}
         return cls(
+            task=task,
             dataset=sets,
             model=model if isinstance(model, ClassyModel | ComponentConfig) else MODELS.validate(model, placed=True),
             loss=loss,
@@ -131,9 +134,16 @@ class TaskSpec:
             batch_size=batch_size,
             seed=seed,
             lengths=lengths,
-            whole_images=task.whole_images,
-            takes_clips=task.takes_clips,
-            numbers=task.record_numbers,
+            own=own,
+        )
+
+    def kind(self, facts: DataFacts) -> DataKind:
+        """Which kind of data the task takes, where its data sets have these facts."""
+        whole, clips = self.task.whole_images, self.task.takes_clips
+        return DataKind(
+            whole_images=facts.whole_images if whole is None else whole,
+            gives_clips=facts.gives_clips if clips is None else clips,
+            first=next(iter(self.dataset)) if None in (whole, clips) else None,
         )
 
     @property
@@ -193,7 +203,8 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         check_batch_size(spec.batch_size, spec.runtime.accumulate_steps)
     data, sets = _data(spec, problems, real=real)
     facts = facts_of_all(data)
-    check_data(data, problems, whole_images=spec.whole_images, takes_clips=spec.takes_clips)
+    kind = spec.kind(facts)
+    check_data(data, problems, kind)
 
     loss: ClassyLoss | None = None
     ignore_index = 255 if facts.ignore_index is None else facts.ignore_index
@@ -201,6 +212,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         loss = build_loss(spec.loss, ignore_index)
     if loss is not None:
         check_loss(data, loss, problems)
+    spec.task.check_own(spec, data, loss, problems)
 
     model: ClassyModel | None = None
     num_classes = 2 if facts.classes is None else len(facts.classes)
@@ -209,7 +221,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         model = _model(spec, num_classes, real=real and not problems.found)
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
     if model is not None:
-        _check_model(model, loss, meters, num_classes, spec, data, problems)
+        _check_model(model, loss, meters, num_classes, spec, data, kind, problems)
 
     optimizer: ClassyOptimizer | None = None
     if spec.optimizer is not None and model is not None:
@@ -238,10 +250,11 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     hooks: list[ClassyHook] = []
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
+        averaging_of(hooks)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
-            numbers = record_numbers(spec.numbers, meters, model.main_head, facts.classes)
+            numbers = record_numbers(spec.task.record_numbers, meters, model.main_head, facts.classes)
             has_loss = protocol is None or protocol.gives_outputs
             check_best(hooks, numbers, is_measured="val" in data, has_loss=has_loss)
     problems.tell()
@@ -348,12 +361,13 @@ def _check_model(
     num_classes: int,
     spec: TaskSpec,
     data: Data,
+    kind: DataKind,
     problems: Problems,
 ) -> None:
     """Checks that the model, loss and meters fit each other, and the images that training sees at once."""
     before = len(problems.found)
     with problems.collected():
-        check_takes(model, takes_clips=spec.takes_clips)
+        check_takes(model, takes_clips=kind.gives_clips)
     with problems.collected():
         check_head_names(model, loss, meters)
     with problems.collected():
@@ -368,7 +382,7 @@ def _check_model(
     loss.choose_main_head(model.main_head)
     with problems.collected():
         seen = seen_at_once(spec.batch_size, spec.runtime, data["train"].facts.size if "train" in data else None)
-        check_outputs(model, loss, num_classes, trains=spec.trains, seen=seen, whole_images=spec.whole_images)
+        check_outputs(model, loss, num_classes, trains=spec.trains, seen=seen, whole_images=kind.whole_images)
 
 
 def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> NormalizeConfig | None:

@@ -8,6 +8,7 @@ import logging
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 import torch
@@ -15,17 +16,19 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg import distributed
+from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED, unknown
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.errors import ConfigError
 from classyseg.evaluation import Evaluation
-from classyseg.hooks import ClassyHook
+from classyseg.hooks import ClassyHook, averaging_of
 from classyseg.inference import Network, black_of, preparation_of
 from classyseg.layers import NormalizeConfig
-from classyseg.losses import Terms
+from classyseg.losses import ClassyLoss, Terms
 from classyseg.models import ClassyModel, load_initial_weights
+from classyseg.problems import Problems
 from classyseg.records import RunRecords, WriteError
 from classyseg.registry import (
     ComponentConfig,
@@ -45,6 +48,7 @@ from classyseg.structures import BestIs, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.data import DatasetsConfig, TaskData
+from classyseg.tasks.data_checks import Data
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.final_model import save_model
@@ -74,8 +78,9 @@ class ClassyTask(Configurable, ABC):
     and the tensors of `checkpoint_tensors`.
 
     A subclass may override `outputs` or `terms`, or `compute` for both. Training, its `val` phase and `classyseg
-    evaluate` go by them; where a protocol shows the network parts of an image, by `outputs`. It has these keyword-only
-    parameters; to add its own, its `__init__` lists all of them.
+    evaluate` go by them; where a protocol shows the network parts of an image, by `outputs`. `training_batch` changes
+    what is learnt from. It has these keyword-only parameters; to add its own, its `__init__` lists all of them, and
+    hands its own on as `own`, for `check_own`.
 
     Args:
         num_epochs: Passes over the training set; or give `num_steps`. 0 trains nothing and measures `val` and `test`
@@ -113,14 +118,19 @@ class ClassyTask(Configurable, ABC):
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
-    whole_images: bool = False
-    """Whether it takes data sets with one class for each image, in place of masks."""
-    takes_clips: bool = False
-    """Whether it takes clips of videos, in place of images."""
+    whole_images: bool | None = False
+    """Whether it takes data sets of whole images with their classes, in place of masks; None: either.
+
+    With None, the first data set says which: the others must be alike.
+    """
+    takes_clips: bool | None = False
+    """Whether it takes clips of videos, in place of images; None: either, as for `whole_images`."""
     _given: Mapping[str, Any]
 
     def __init__(
         self,
+        own: Mapping[str, Any] = MappingProxyType({}),
+        /,
         *,
         num_epochs: Annotated[int, Field(ge=0, le=10_000_000)] | None = None,
         num_steps: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None,
@@ -159,6 +169,7 @@ class ClassyTask(Configurable, ABC):
             normalize=normalize,
             protocol=protocol,
             runtime=runtime,
+            **own,
         )
         parts = assemble(spec)
         self.runtime, self._model_config = spec.runtime, spec.model
@@ -205,7 +216,7 @@ class ClassyTask(Configurable, ABC):
         # It gets the task with each batch: a task that it kept would refer to itself, and Python collects such a one,
         # with its network, much later than when it is done with.
         self.evaluation = Evaluation(network, self.protocol, self.meters, has_loss=True)
-        self.borrowed = BorrowedWeights(model)
+        self.borrowed = BorrowedWeights(self.engine)
         """The best checkpoint's weights, while the test set is measured."""
 
     def _begin_at_zero(self) -> None:
@@ -244,6 +255,13 @@ class ClassyTask(Configurable, ABC):
         """Checks a valid config as far as possible without data, weights or a device. Raises: `ConfigError`."""
         check_assembly(TaskSpec.of(cls, **config.options()))
 
+    @classmethod
+    def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None:
+        """Checks the keys that a subclass adds, `spec.own`, against the other parts: for `config check`, and a build.
+
+        `data` has the built data sets, or what their configs tell. `loss` is None if it cannot be built.
+        """
+
     # -- what a batch means ------------------------------------------------------------------------------------------
 
     def outputs(self, batch: Sample) -> Mapping[str, Tensor]:
@@ -272,6 +290,14 @@ class ClassyTask(Configurable, ABC):
         """The outputs and terms of a batch, which is on the device and normalised."""
         outputs = self.outputs(batch)
         return Computed(outputs, self.terms(outputs, batch))
+
+    def training_batch(self, batch: Sample) -> Sample:
+        """What a step learns from, in place of this process's share of the batch, which is on the device, normalised.
+
+        Called once a step, before a batch is split into parts. Random numbers come from (seed, step, process), or, for
+        the same on any number of processes, from a generator of `(seed, step)`.
+        """
+        return batch
 
     def complete(self, batch: Sample) -> Sample:
         """The batch for `outputs`, with its cached features, if any: `outputs` may be called twice, they are read
@@ -304,6 +330,11 @@ class ClassyTask(Configurable, ABC):
         self.place()
         for part in (model, self.loss):
             part.eval()
+
+    @property
+    def averaging(self) -> AveragingConfig | None:
+        """How the weights are averaged, if a hook asks for it. A task that needs an average says so here."""
+        return averaging_of(self.hooks)
 
     def load_initial_weights(self) -> None:
         """Loads the weights from which the run starts, unless a checkpoint is restored. Raises: `ConfigError`."""
@@ -383,7 +414,7 @@ class ClassyTask(Configurable, ABC):
         step = self.progress.step
         seed_everything(self.seed, step, distributed.rank())
         share_done = step / self.num_steps
-        self.last_loss = self.engine.step(self.on_device(batch), self, share_done)
+        self.last_loss = self.engine.step(self.training_batch(self.on_device(batch)), self, share_done)
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
@@ -586,9 +617,9 @@ class ClassyTask(Configurable, ABC):
         return save_run(self)
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The groups of tensors to save: `model` and `optimizer`."""
-        tensors = self.engine.tensors()
-        return tensors if self.borrowed.own is None else {**tensors, "model": self.borrowed.own}
+        """The groups of tensors to save: `model`, `optimizer`, and `average` where weights are averaged. Every process
+        calls it."""
+        return self.engine.tensors()
 
     def gather_state(self) -> dict[str, Any]:
         """Plain values to save for which all processes are needed. Every process calls it."""
@@ -596,13 +627,14 @@ class ClassyTask(Configurable, ABC):
 
     def checkpoint_state(self) -> dict[str, Any]:
         """Plain values to save with the tensors."""
-        scaler = self.engine.precision.scaler
+        scaler, averaging = self.engine.precision.scaler, self.engine.averaging
         return {
             **self.data.meaning_of_labels(),
             "normalize": self.normalize.model_dump(mode="json"),
             "preparation": preparation_of(self.config, own_unit=self.normalizer.own_unit),
             "train_size": self.data.sets["train"].facts.size if "train" in self.data.sets else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "averaging": None if averaging is None else {"num_steps": averaging.num_steps},
             "versions": versions(),
         }
 

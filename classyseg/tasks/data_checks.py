@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.build import check_same_unit
@@ -23,6 +23,21 @@ Data = Mapping[str, Part]
 """The data sets of a task by name, such as `train`."""
 
 
+class DataKind(NamedTuple):
+    """Which kind of data sets a task takes: of whole images or of masks, of clips or of images.
+
+    `first` is the data set that decides this, such as `train`; None where the task does.
+    """
+
+    whole_images: bool = False
+    gives_clips: bool = False
+    first: str | None = None
+
+    def wanted(self, of_task: str, what: str) -> str:
+        """Who wants `what`, for messages: the task, in the words `of_task`, or a data set that has it."""
+        return f"{of_task} {what}" if self.first is None else f"dataset.{self.first} has {what}"
+
+
 def facts_of_all(data: Data) -> DataFacts:
     """The facts that a task takes from its data sets: the first one's; others tell what it does not.
 
@@ -36,11 +51,11 @@ def facts_of_all(data: Data) -> DataFacts:
     return replace(facts[0], **known)
 
 
-def check_data(data: Data, problems: Problems, *, whole_images: bool, takes_clips: bool) -> None:
+def check_data(data: Data, problems: Problems, kind: DataKind) -> None:
     """Checks that data sets are of the kind that the task takes, and alike."""
     for name, part in data.items():
         with problems.collected():
-            check_kind(name, part.facts, whole_images=whole_images, takes_clips=takes_clips)
+            check_kind(name, part.facts, kind)
     for name, part in data.items():
         first_name, first = next(iter(data.items()))
         with problems.collected():
@@ -54,14 +69,15 @@ def check_data(data: Data, problems: Problems, *, whole_images: bool, takes_clip
             check_colors(name, part)
 
 
-def check_kind(name: str, facts: DataFacts, *, whole_images: bool, takes_clips: bool) -> None:
+def check_kind(name: str, facts: DataFacts, kind: DataKind) -> None:
     """Raises: `ConfigError` for a data set of another kind than the task takes."""
-    if facts.whole_images != whole_images:
+    if facts.whole_images != kind.whole_images:
         found, wanted = ("one class", "a mask") if facts.whole_images else ("a mask", "one class")
-        raise ConfigError(f"dataset.{name}", f"has {found} for each image; this task needs {wanted} for each")
-    if facts.gives_clips != takes_clips:
+        wanted = kind.wanted("this task needs", wanted)
+        raise ConfigError(f"dataset.{name}", f"has {found} for each image; {wanted} for each")
+    if facts.gives_clips != kind.gives_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
-        raise ConfigError(f"dataset.{name}", f"has {found}; this task takes {wanted}")
+        raise ConfigError(f"dataset.{name}", f"has {found}; {kind.wanted('this task takes', wanted)}")
     if facts.has_masks is False:
         raise ConfigError(
             f"dataset.{name}",

@@ -33,7 +33,7 @@ from classyseg.optim import ClassyOptimizer
 from classyseg.placement import DATASET_KEYS_FREE_ON_RESUME
 from classyseg.records import RecordFile
 from classyseg.registry import HOOKS, TASKS
-from classyseg.run_folder import METRICS
+from classyseg.run_folder import AVERAGE, METRICS
 from classyseg.structures import Progress
 from classyseg.tasks.plan import LENGTH_KEYS, RunPlan
 
@@ -280,20 +280,46 @@ def restore_optimizer(optimizer: ClassyOptimizer, checkpoint: Checkpoint, num_st
 
 
 def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> None:
-    """Gives model, optimizer and loss scaling the state of the checkpoint, in a run of `num_steps` steps.
+    """Gives model, average, optimizer and loss scaling the state of the checkpoint, in a run of `num_steps` steps.
 
     Raises: `ConfigError` when they do not fit, and then changes nothing.
     """
     step, optimizer, scaler = step_of(checkpoint.folder), engine.optimizer, engine.precision.scaler
     check_tensors(checkpoint, "model", engine.model.state_dict())
+    averaged_steps = saved_averaging(engine, checkpoint)
     scale = saved_scaler(checkpoint, None if scaler is None else scaler.state_dict())
     if optimizer is not None:
         restore_optimizer(optimizer, checkpoint, step)
-    engine.model.load_state_dict(checkpoint.tensors["model"])
+    groups = ("model",) if averaged_steps is None else ("model", AVERAGE)
+    engine.fill({name: checkpoint.tensors[name] for name in groups})
+    if engine.averaging is not None and averaged_steps is not None:
+        engine.averaging.num_steps = averaged_steps
     if step > 0 and optimizer is not None:  # if a val phase comes first, its record tells the rate of the last step
         optimizer.set_progress((step - 1) / num_steps)
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)
+
+
+def saved_averaging(engine: Engine, checkpoint: Checkpoint) -> int | None:
+    """The steps after which the checkpoint's average was saved; None if it has none, or the run takes none.
+
+    Raises: `ConfigError` for an average that does not fit.
+    """
+    told = checkpoint.state.get("averaging")
+    has_some = told is not None or AVERAGE in checkpoint.tensors
+    if engine.averaging is None or not has_some:
+        if distributed.is_primary() and has_some:
+            log.info("%s holds averaged weights; this run has no average, and leaves them out", checkpoint.folder)
+        if distributed.is_primary() and engine.averaging is not None:
+            log.info("%s holds no averaged weights; the average begins with its weights", checkpoint.folder)
+        return None
+    if not isinstance(told, Mapping) or told.keys() != {"num_steps"}:
+        raise _wrong(checkpoint, "averaging", told, "a mapping with num_steps")
+    check_tensors(checkpoint, AVERAGE, engine.model.state_dict())
+    steps = whole_number(checkpoint, "averaging.num_steps", told["num_steps"])
+    if steps > step_of(checkpoint.folder):
+        raise _wrong(checkpoint, "averaging.num_steps", steps, "at most the steps of the run")
+    return steps
 
 
 def versions() -> dict[str, str]:

@@ -54,10 +54,12 @@ def start_run(
                 for name in FILES:
                     remove_leftovers(run_folder, f"{name}.tmp-*")
                 records = read_records(run_folder, _record_files(task))
-    checkpoint = resume_run(task, run_folder, extend=extend) if run_folder is not None and resume else None
-    if checkpoint is None:
+    newest = newest_of_run(run_folder / CHECKPOINTS) if run_folder is not None and resume else None
+    if newest is None:
         with distributed.failing_together():
             task.load_initial_weights()
+    task.engine.distribute(task.averaging)
+    checkpoint = None if newest is None else resume_run(task, newest, extend=extend)
     if run_folder is not None:
         with distributed.failing_together():
             if distributed.is_primary():
@@ -97,14 +99,11 @@ def save_run(task: ClassyTask) -> Path | None:
     return save_checkpoint(task.run_folder / CHECKPOINTS, task.progress.step, tensors, state)
 
 
-def resume_run(task: ClassyTask, run_folder: Path, *, extend: bool) -> Checkpoint | None:
-    """Restores the newest checkpoint that verifies, and returns it; None without one. Every process calls it.
+def resume_run(task: ClassyTask, folder: Path, *, extend: bool) -> Checkpoint:
+    """Restores a checkpoint that was verified, and returns it. Every process calls it.
 
     `extend` allows another length even where that changes the learning rate.
     """
-    folder = newest_of_run(run_folder / CHECKPOINTS)
-    if folder is None:
-        return None
     with distributed.failing_together():
         checkpoint = load_checkpoint(folder, verified=True)
         same_run(checkpoint, task.config, task.free_on_resume)

@@ -1,8 +1,7 @@
-"""Optimizers group parameters by name and go on from their state; schedules are what one computes by hand."""
+"""Optimizers group parameters by name, compute what other libraries compute, and go on from their state."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.optim import ClassyOptimizer, ClassyScheduler, build_optimizer, build_scheduler
-from classyseg.registry import OPTIMIZERS, SCHEDULERS
+from classyseg.optim import ClassyOptimizer, build_optimizer
+from classyseg.registry import OPTIMIZERS
 from classyseg.structures import RunLength
 
 
@@ -169,81 +168,3 @@ def test_a_wrong_option_is_named_with_what_was_found(config: dict[str, Any], mes
 def test_nothing_to_optimise_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no parameter that needs a gradient"):
         optimizer_for(network().requires_grad_(False), {"name": "sgd"})
-
-
-COSINE = (1 + math.cos(math.pi * 0.25)) / 2
-FIXED = {"warmup_epochs": 2.0, "interval_scaling": "fixed"}
-CURVES: list[tuple[dict[str, Any], dict[float, float]]] = [
-    ({"name": "constant"}, {0.0: 1, 0.5: 1, 0.99: 1}),
-    ({"name": "polynomial"}, {0.0: 1, 0.5: 0.5**0.9, 0.75: 0.25**0.9, 0.99: 0.01**0.9}),
-    ({"name": "polynomial", "power": 2.0}, {0.5: 0.25, 0.9: 0.01}),
-    ({"name": "cosine"}, {0.0: 1, 0.25: COSINE, 0.5: 0.5, 0.75: 1 - COSINE}),
-    ({"name": "cosine", "end_factor": 0.2}, {0.0: 1, 0.5: 0.6, 0.25: 0.2 + 0.8 * COSINE}),
-    ({"name": "multi_step", "milestones": [4.0, 8.0]}, {0.0: 1, 0.39: 1, 0.4: 0.1, 0.79: 0.1, 0.8: 0.01, 0.99: 0.01}),
-    ({"name": "multi_step", "milestones": [2.5], "factor": 0.5}, {0.24: 1, 0.26: 0.5}),
-    # 2 of 10 epochs of warm-up: the curve takes the other 8.
-    ({"name": "constant", "warmup_epochs": 2.0}, {0.0: 0.001, 0.1: 0.5005, 0.3: 1}),
-    ({"name": "constant", "warmup_epochs": 2.0, "warmup_factor": 0.0}, {0.0: 0, 0.05: 0.25, 0.15: 0.75}),
-    ({"name": "polynomial", "warmup_epochs": 2.0}, {0.1: 0.5005, 0.2: 1, 0.6: 0.5**0.9}),
-    ({"name": "cosine", "warmup_epochs": 2.0}, {0.1: 0.5005, 0.4: COSINE, 0.6: 0.5}),
-    ({"name": "multi_step", "milestones": [5.0], "warmup_epochs": 2.0}, {0.1: 0.5005, 0.59: 1, 0.61: 0.1}),
-    # `fixed`: nothing of the curve moves.
-    ({"name": "multi_step", "milestones": [5.0], **FIXED}, {0.1: 0.5005, 0.2: 1, 0.49: 1, 0.5: 0.1, 0.99: 0.1}),
-    ({"name": "multi_step", "milestones": [1.0], **FIXED}, {0.0: 0.001, 0.1: 0.0505, 0.2: 0.1}),
-    ({"name": "polynomial", **FIXED}, {0.1: 0.0005 + 0.4 * 0.8**-0.1, 0.2: 0.8**0.9, 0.5: 0.5**0.9, 0.75: 0.25**0.9}),
-    ({"name": "cosine", **FIXED}, {0.25: COSINE, 0.5: 0.5, 0.75: 1 - COSINE}),
-]
-
-
-@pytest.mark.parametrize(("config", "values"), CURVES, ids=lambda value: str(value.get("name", "")))
-def test_a_schedule_has_the_values_that_one_computes_by_hand(
-    config: dict[str, Any], values: dict[float, float]
-) -> None:
-    schedule: ClassyScheduler = build_scheduler(config, RunLength(10.0))
-    assert {where: schedule(where) for where in values} == pytest.approx(values, abs=2e-5)
-
-
-@pytest.mark.parametrize(("scaling", "first_step"), [("rescaled", 334), ("fixed", 300)])
-def test_30_of_90_epochs_behind_5_of_warm_up_come_where_the_convention_says(scaling: str, first_step: int) -> None:
-    """At 33.3 where the curve is squeezed, at 30 where it is not, as PyTorch-Encoding has it; 10 steps an epoch."""
-    config = {"name": "multi_step", "milestones": [30, 60], "warmup_epochs": 5, "interval_scaling": scaling}
-    schedule: ClassyScheduler = build_scheduler(config, RunLength(90.0))
-    factors = [schedule(step / 900) for step in range(900)]
-    assert next(step for step in range(50, 900) if factors[step] < 0.5) == first_step
-    encoding = [0.1 ** (step // 300) if step >= 50 else step / 50 for step in range(900)]
-    same = [abs(found - wanted) < 0.002 for found, wanted in zip(factors, encoding, strict=True)]
-    assert all(same) == (scaling == "fixed")
-
-
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS.names() if name != "constant"])
-def test_a_fixed_warm_up_ends_where_the_curve_without_one_is(name: str) -> None:
-    options = {"name": name, **({"milestones": [3.0, 7.0]} if name == "multi_step" else {})}
-    alone, behind = build_scheduler(options, RunLength(10.0)), build_scheduler({**options, **FIXED}, RunLength(10.0))
-    assert [behind(i / 100) for i in range(20, 100)] == [alone(i / 100) for i in range(20, 100)]
-    assert behind(0.19999) == pytest.approx(alone(0.2), abs=1e-3)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS.names())
-@pytest.mark.parametrize("num_epochs", [0.0, 1.0, 3.0, 300.0])
-def test_every_schedule_stays_between_zero_and_one_for_runs_of_any_length(name: str, num_epochs: float) -> None:
-    options = {"milestones": [num_epochs / 2 or 1.0]} if name == "multi_step" else {}
-    schedule = build_scheduler({"name": name, "warmup_epochs": num_epochs / 7, **options}, RunLength(num_epochs))
-    assert all(0 <= schedule(i / 1000) <= 1 + 1e-5 for i in range(1000))
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"name": "cosine", "warmup_epochs": 10.0}, r"warmup_epochs: found 10.0; the run has 10.0 epochs"),
-        ({"name": "multi_step", "milestones": [8.0, 4.0]}, r"milestones: found \[8.0, 4.0\]; expected rising epochs"),
-        ({"name": "multi_step", "milestones": [10.0]}, r"milestones: found \[10.0\]; .* below 10.0"),
-        ({"name": "multi_step", "milestones": []}, r"milestones: found \[\]"),
-        ({"name": "polynomial", "power": 0.0}, r"power: found 0.0"),
-        ({"name": "constant", "warmup_factor": 1.5}, r"warmup_factor: found 1.5"),
-        ({"name": "multi_step"}, r"milestones: missing"),
-        ({"name": "cosine", "interval_scaling": "moved"}, r"interval_scaling: found 'moved'"),
-    ],
-)
-def test_a_wrong_schedule_is_named_with_what_was_found(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_scheduler(config, RunLength(10.0))

@@ -19,7 +19,7 @@ from classyseg.hooks import ClassyHook
 from classyseg.registry import HOOKS, TASKS
 from classyseg.tasks import SegmentationTask, build_task
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
-from runs import tiny_config, tiny_task, write_config
+from runs import tiny_config, tiny_config_of, tiny_task, write_config
 
 PACKAGE = str(Path(classyseg.__file__).parent)
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 8, "dataset.val.num_samples": 2, "runtime.workers": 0}
@@ -167,6 +167,24 @@ class WholeImages(SegmentationTask):
 def test_the_class_of_a_task_says_which_data_it_takes() -> None:
     with pytest.raises(ConfigError, match=r"dataset\.train.*mask.*one class"):
         WholeImages.from_config({key: value for key, value in tiny_config(SMALL).items() if key != "name"})
+
+
+class Either(SegmentationTask):
+    """A task for masks and whole images alike."""
+
+    whole_images = None
+
+
+def test_a_task_of_any_kind_of_data_takes_what_its_first_data_set_has() -> None:
+    masks, images = tiny_config(SMALL), {**tiny_config_of("classification"), "name": "segmentation"}
+    for config in (masks, images):
+        given = TaskSpec.of(Either, **TASKS.validate(config).options())
+        check_assembly(given)
+        assert assemble(given).facts.whole_images == (config is images)
+    mixed = {**images, "dataset": {**images["dataset"], "val": masks["dataset"]["val"]}}
+    del mixed["name"]
+    with pytest.raises(ConfigError, match=r"dataset\.val: has a mask for each image; dataset\.train has one class"):
+        Either.from_config(mixed)
 
 
 def test_measuring_needs_neither_a_training_set_nor_an_optimizer() -> None:

@@ -12,20 +12,25 @@ from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
 from config_contract import assert_keeps_the_config_contract
-from runs import SignalAt, read_records, tiny_config
+from runs import SignalAt, kind_of_task, read_records, tiny_config_of
 
-SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 1, "hooks": ["checkpoint"]}
+SMALL = {"num_epochs": 1, "hooks": ["checkpoint"]}
+TWO_STEPS = {
+    "masks": {"dataset.train.num_samples": 16, "dataset.val.num_samples": 1},
+    "whole images": {"dataset.train.num_samples": 16, "dataset.val.num_samples": 1},
+    "clips": {"dataset.train.num_videos": 16, "dataset.val.num_videos": 1},
+}
 
 
 @pytest.mark.parametrize("name", TASKS.names())
 def test_every_task_keeps_the_config_contract(name: str) -> None:
-    assert_keeps_the_config_contract("tasks", **tiny_config({"name": name}))
+    assert_keeps_the_config_contract("tasks", **tiny_config_of(name))
 
 
 @pytest.mark.parametrize("name", TASKS.names())
 def test_a_task_trains_measures_and_goes_on_as_if_it_had_not_been_stopped(name: str, tmp_path: Path) -> None:
     def task(*hooks: Any) -> ClassyTask:
-        built: ClassyTask = build_task(tiny_config({**SMALL, "name": name}))
+        built: ClassyTask = build_task(tiny_config_of(name, {**SMALL, **TWO_STEPS[kind_of_task(name)]}))
         built.hooks = [*built.hooks, *hooks]
         return built
 

@@ -20,46 +20,14 @@ from classyseg.datasets import build_dataset
 from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
-from runs import SMALL_BACKBONE, SignalAt, in_two_processes, read_records, tiny_config
+from runs import CLIPS, IMAGES, PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config, tiny_config_of
 
-IMAGES: dict[str, Any] = {"name": "synthetic_image", "split": "train", "num_samples": 16, "size": [8, 8]}
-CLIPS: dict[str, Any] = {
-    "name": "synthetic_video",
-    "split": "train",
-    "num_videos": 8,
-    "video_frames": 6,
-    "clips": {"frames": 3, "per_video": 1},
-    "size": [8, 8],
-}
-PARTS: dict[str, dict[str, Any]] = {
-    "whole_images": {
-        "dataset": {"train": IMAGES, "val": {**IMAGES, "split": "test", "num_samples": 7}},
-        "model": {
-            **SMALL_BACKBONE,
-            "heads": {"main": {"name": "linear", "blocks": ["stage4"]}},
-        },
-        "loss": {"name": "cross_entropy", "label_smoothing": 0.1},
-    },
-    "clips": {
-        "dataset": {"train": CLIPS, "val": {**CLIPS, "split": "test", "num_videos": 5}},
-        "model": {
-            "name": "resnext3d",
-            "depths": [1, 1, 1, 1],
-            "stem_channels": 8,
-            "stage_channels": 8,
-            "groups": 1,
-            "width_per_group": 8,
-            "frames": 3,
-            "heads": {"main": {"name": "linear", "blocks": ["stage4"]}},
-        },
-    },
-}
+PARTS = {"whole_images": PARTS_BY_KIND["whole images"], "clips": PARTS_BY_KIND["clips"]}
 METERS = [{"name": "accuracy", "topk": [1, 2]}, "mean_iou", "confusion_matrix"]
 
 
 def config(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    found = tiny_config({"num_epochs": 2, "hooks": ["checkpoint"], "meters": METERS, **PARTS[name], **(changes or {})})
-    return {**found, "name": name}
+    return tiny_config_of(name, {"num_epochs": 2, "hooks": ["checkpoint"], "meters": METERS, **(changes or {})})
 
 
 @contextmanager
