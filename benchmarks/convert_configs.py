@@ -1,9 +1,9 @@
 """Converts every config below a folder, such as a checkout of mmsegmentation or ClassyVision, and prints a table.
 
-python benchmarks/convert_configs.py CHECKOUT/configs [--build] [--pattern 'fcn/*']
+python benchmarks/convert_configs.py CHECKOUT/configs [--pattern 'fcn/*']
 
-A config is `converted` if nothing that changes numbers was lost and `config check` accepts the result, `in part` if it is
-accepted but something was lost, `refused` if it is not accepted, and `none` if the model or the data have no equivalent.
+A config is `converted` if nothing that changes numbers was lost and `config check` accepts the result, `in part` if
+something was lost, `refused` if the result is not accepted, and `none` if the model or the data have no equivalent.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from classyseg.config import parse_config
-from classyseg.errors import ConfigError
+from classyseg.errors import ConfigError, written_in
 from classyseg.migration.notes import NotRead
 from classyseg.migration.python_values import BASE, DELETE, Expressions, Imported, Steps, merged
 
@@ -33,8 +33,9 @@ def read_python_data(path: Path) -> dict[str, Any]:
     """
     try:
         values = _File(path, [], Steps()).values()
-        return _plain({name: value for name, value in values.items() if not name.startswith("__")})
-    except RecursionError:
+        with written_in(str(path)):
+            return _plain({name: value for name, value in values.items() if not name.startswith("__")})
+    except (RecursionError, MemoryError):  # Python's parser calls its own limit so
         raise ConfigError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are accepted") from None
 
 
@@ -67,7 +68,7 @@ class _File(Expressions):
             return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
         except OSError as error:
             self._fail(None, f"cannot be read ({error.strerror})")
-        except (SyntaxError, ValueError, MemoryError) as error:
+        except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None)
             self._fail(None, f"is no Python file{f' (line {line})' if line else ''}: {getattr(error, 'msg', error)}")
 

@@ -12,7 +12,7 @@ from classyseg.console import shortened
 from classyseg.errors import ConfigError
 from classyseg.migration.notes import NotRead
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 200_000
 """How many parts of a file, and of what it inherits, are evaluated: far more than any config has."""
 MAX_ITEMS = 10_000
 BASE, DELETE = "_base_", "_delete_"
