@@ -24,7 +24,7 @@ _SCHEDULE = "optimizer.schedule, such as {name: polynomial, power: 0.9}"
 _LIST = "dataset.train.list, of {name: folder}: a text file with the name of an image a line"
 _RECORDS = "nothing: a run writes its numbers to metrics.jsonl and, with the hook log, steps.jsonl in its folder"
 _STOPPING = "hooks, such as [{name: early_stopping, best: mean_iou, patience: 5}]"
-_NO_AVERAGE = "nothing: there is no moving average of weights"
+_AVERAGE = "hooks, such as [{name: ema, decay: 0.999}]"
 _NO_WINDOWS = "nothing: images are measured whole, and once"
 _LOADER = "nothing: the loader decides it"
 _SHUFFLED = "nothing: training shuffles and drops the last short batch, measuring does neither"
@@ -192,7 +192,7 @@ KEYS: dict[str, str] = {
     "enable_progress_bar progress_bar progress_bar_refresh_rate verbose": "hooks, such as [progress_bar]",
     "mode": "hooks.best_is, of {name: checkpoint}",
     "early_stopping early_stop patience early_stopping_patience": _STOPPING,
-    "ema model_ema use_ema ema_decay ema_rate": _NO_AVERAGE,
+    "ema model_ema use_ema ema_decay ema_rate averaging swa": _AVERAGE,
     "tta use_tta tta_model flip_test test_time_augmentation slide_window sliding_window": _NO_WINDOWS,
 }
 """What to write instead of a key, wherever it stands: a path of a task config, and what there is to say of it."""
@@ -293,6 +293,7 @@ AT: dict[str, dict[str, str]] = {
     "hooks": {
         "type hook": "hooks.name",
         "interval every_n_epochs": "hooks.every_epochs, of {name: checkpoint}",
+        "momentum": "hooks.decay, of {name: ema}, as 1 - momentum",
         "max_time duration": "hooks.minutes, of {name: time_limit}",
         "every_n_steps every_n_train_steps": "hooks.every_steps, of {name: checkpoint}",
         "max_keep_ckpts save_top_k keep_last": "hooks.keep, of {name: checkpoint}",
@@ -387,7 +388,7 @@ NAMES: dict[str, dict[str, str]] = {
         "timer max_time time_stopper wall_time": "time_limit",
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
         "memory_profiler_hook": "log",
-        "ema ema_hook exponential_moving_average": _NO_AVERAGE,
+        "ema_hook exponential_moving_average ema_model_weights model_ema averaged_model weight_averaging swa": "ema",
         "tensorboard tensor_board tensorboard_logger_hook tensorboard_logger wandb wandb_logger wandb_logger_hook "
         "csv_logger csv_logger_hook mlflow_logger learning_rate_monitor lr_monitor iter_timer_hook": _RECORDS,
         "lr_scheduler_hook param_scheduler_hook lr_updater_hook": "nothing: optimizer.schedule sets the lr",

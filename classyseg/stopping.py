@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self, TypeVar
 
@@ -84,17 +83,9 @@ class StopRequests:
                 return
             yield batch
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
+    def holding(self) -> Holding:
         """Within the block, a second signal does not end the process."""
-        self._holds = True
-        self._catch(self._receive)
-        try:
-            yield
-        finally:
-            self._holds = False
-            if self.received is not None:
-                self._catch(None)
+        return Holding(self)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first = self.received is None
@@ -125,3 +116,21 @@ class StopRequests:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._catch(None)
+
+
+class Holding:
+    """The block of `StopRequests.holding`. A class, as it is entered for each batch."""
+
+    def __init__(self, requests: StopRequests) -> None:
+        self._requests = requests
+
+    def __enter__(self) -> None:
+        self._requests._holds = True
+        self._requests._catch(self._requests._receive)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests._holds = False
+        if self._requests.received is not None:
+            self._requests._catch(None)

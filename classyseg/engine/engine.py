@@ -18,7 +18,7 @@ from classyseg.engine.runtime import RuntimeConfig
 from classyseg.engine.sharding import fill, gathered
 from classyseg.engine.step import BatchWork, gradients
 from classyseg.inference.device import bring
-from classyseg.layers import synchronize_batch_norm, tell_progress
+from classyseg.layers import FollowsProgress, following_progress, synchronize_batch_norm
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.optim import ClassyOptimizer
@@ -37,6 +37,7 @@ class Engine:
         self.model, self.loss, self.runtime = model, loss, runtime
         self.network: nn.Module = model
         self.optimizer: ClassyOptimizer | None = None
+        self._following: list[FollowsProgress] = following_progress(model)
         self.averaging: Averaging | None = None
         self._own: dict[str, Tensor] | None = None
         """The model's own tensors while it has lent ones."""
@@ -91,6 +92,7 @@ class Engine:
         self.evaluated.train(training)
         self.model.train(training)
         self.loss.train(training)
+        self._following = following_progress(self.model)  # a hook may have changed the model between two phases
         if self.device.type == "cuda":
             # Trying algorithms pays off where batches have one size, as in training. Measured images may all differ.
             torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
@@ -204,7 +206,8 @@ class Engine:
         """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it."""
         if self.optimizer is None:
             raise ValueError("found no optimizer to train with; give one to `start`")
-        tell_progress(self.model, share_done)
+        for layer in self._following:
+            layer.set_progress(share_done)
         self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps

@@ -3,6 +3,7 @@
 from classyseg.hooks.checkpoint import CheckpointHook
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
 from classyseg.hooks.early_stopping import EarlyStoppingHook
+from classyseg.hooks.ema import EMAHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.hooks.time_limit import TimeLimitHook
@@ -14,6 +15,7 @@ build_hook = HOOKS.build
 __all__ = [
     "CheckpointHook",
     "ClassyHook",
+    "EMAHook",
     "EarlyStoppingHook",
     "LogHook",
     "ProgressBarHook",

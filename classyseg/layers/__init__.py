@@ -11,7 +11,7 @@ from classyseg.layers.norm import NormConfig, build_norm
 from classyseg.layers.normalize import ImageNormalizer, NormalizeConfig
 from classyseg.layers.points import cell_centres, pixels_at, spread_points, values_at
 from classyseg.layers.pool import CeilMeanPool2d, ImageMean, PyramidPooling
-from classyseg.layers.progress import FollowsProgress, tell_progress
+from classyseg.layers.progress import FollowsProgress, following_progress, tell_progress
 from classyseg.layers.rectified_conv import RectifiedConv2d
 from classyseg.layers.resize import (
     ALIGN_CORNERS,
@@ -52,6 +52,7 @@ __all__ = [
     "build_dropout",
     "build_norm",
     "cell_centres",
+    "following_progress",
     "interpolation_matrix",
     "pixels_at",
     "rank_at",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import time
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -480,17 +481,19 @@ class ClassyTask(Configurable, ABC):
 
         A training that was asked to stop has none left.
         """
-        batches = iter(self.load_batches())
+        batches, common_batches = iter(self.load_batches()), self.common_batches
         while self.progress.phase != "train" or not self.training_is_over:
             # A process may have one val batch more than another. For that one there is no exchange: the other has left
             # this loop.
-            all_load = self.progress.step_in_phase <= self.common_batches
+            all_load = self.progress.step_in_phase <= common_batches
+            asked = time.perf_counter()
             try:
-                with distributed.failing_together() if all_load else contextlib.nullcontext(), self.pace.waiting():
+                with distributed.failing_together() if all_load else contextlib.nullcontext():
                     batch = next(batches, None)
             except WaitEnded as ended:
                 ended.together = all_load
                 raise
+            self.pace.waited_since(asked)
             if batch is None:
                 return
             yield batch
