@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -162,6 +163,12 @@ class ClassyOptimizer(Configurable, ABC):
         """
         self._set_options(self.optimizer, share_done)
 
+    def count_on_device(self) -> None:
+        """Lets torch's optimizers that count their steps (Adam) do it on the device, where a step can be undone."""
+        for group in self.optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
+
     def zero_grad(self) -> None:
         if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             self.optimizer.zero_grad(set_to_none=True)
@@ -171,20 +178,14 @@ class ClassyOptimizer(Configurable, ABC):
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """One update; `scaler` is that of float16 training, which skips it when a gradient is not finite."""
-        if scaler is not None and (self.clip_norm is not None or self.clip_value is not None):
-            scaler.unscale_(self.optimizer)
+    def step(self) -> None:
+        """One update by the gradients, which are finite and not scaled."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+        self.optimizer.step()
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -225,10 +226,13 @@ class ClassyOptimizer(Configurable, ABC):
             for option, value in found.items():
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
                     raise ConfigError(f"{shown(f'{name}/{option}', MAX_NAME)}: {problem}")
+        counting = [group["params"] for group in self.optimizer.param_groups if group.get("capturable")]
+        on_device = set(chain.from_iterable(counting))
         for name, parameter in parameters.items():
-            # torch keeps `step`, a count, on the host; the other values are like the parameter.
+            # torch keeps `step`, a count, on the host, unless told otherwise; the other values are like the parameter.
+            place = parameter.device if parameter in on_device else torch.device("cpu")
             self.optimizer.state[parameter] = {
-                option: value.clone()
+                option: value.to(place, copy=True)
                 if option == "step"
                 else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                 for option, value in by_name.get(name, {}).items()
