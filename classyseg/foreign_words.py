@@ -295,6 +295,7 @@ AT: dict[str, dict[str, str]] = {
     "hooks": {
         "type hook": "hooks.name",
         "interval every_n_epochs": "hooks.every_epochs, of {name: checkpoint}",
+        "num_iters num_items": "hooks.num_batches, of {name: precise_batch_norm}",
         "momentum": "hooks.decay, of {name: ema}, as 1 - momentum",
         "max_time duration": "hooks.minutes, of {name: time_limit}",
         "every_n_steps every_n_train_steps": "hooks.every_steps, of {name: checkpoint}",
@@ -387,6 +388,7 @@ NAMES: dict[str, dict[str, str]] = {
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
         "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "precise_bn precise_bn_hook update_bn": "precise_batch_norm",
         "timer max_time time_stopper wall_time": "time_limit",
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
         "memory_profiler_hook": "log",

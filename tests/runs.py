@@ -189,6 +189,9 @@ class FakeTask:
     def step_loss(self) -> float:
         return self.last_loss.item()
 
+    def recompute_batch_norm(self, num_batches: int) -> bool:
+        return True
+
     def best_is(self, number: str) -> BestIs | None:
         return "smallest" if number == "loss" else "largest" if "iou" in number else None
 

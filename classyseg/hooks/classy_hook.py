@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from classyseg.averaging import AveragingConfig
 from classyseg.errors import ConfigError
@@ -58,6 +58,9 @@ class WatchedTask(Protocol):
 
     def save_checkpoint(self) -> Path | None: ...
 
+    def recompute_batch_norm(self, num_batches: int) -> bool:
+        """Gives the model new running statistics, in all processes together; False if it was asked to stop."""
+
     @property
     def training_is_over(self) -> bool:
         """Whether no training step follows: all are done, or somebody asked to stop."""
@@ -102,6 +105,12 @@ class ClassyHook(Configurable):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `state` gave, in every process of a resumed run, before `on_start`."""
+
+    def check(self, model: nn.Module) -> None:
+        """Called before data is opened; `model` is in training mode, and its tensors may be on the `meta` device.
+
+        Raises: `ConfigError` for a model with which the hook cannot work.
+        """
 
     def on_start(self, task: WatchedTask) -> None:
         """Called once, before the first phase of this process: also of a resumed run."""

@@ -63,6 +63,8 @@ class TaskKind(Protocol):
 
     @classmethod
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
+    @classmethod
+    def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,8 @@ class Parts:
     group_size: int
     """How many consecutive samples every batch that is measured keeps together."""
     filled_in: dict[str, Any]
+    added: Any = None
+    """What the class of the task made in `add_own`."""
 
 
 def assemble(spec: TaskSpec) -> Parts:
@@ -222,6 +226,10 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
     if model is not None:
         _check_model(model, loss, meters, num_classes, spec, data, kind, problems)
+    added: Any = None
+    if model is not None and not problems.found:
+        with problems.collected():
+            added = spec.task.add_own(spec, model, facts, real=real)
 
     optimizer: ClassyOptimizer | None = None
     if spec.optimizer is not None and model is not None:
@@ -253,6 +261,9 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
         averaging_of(hooks)
+    for i, hook in enumerate(hooks if model is not None else ()):
+        with problems.collected(), within(f"hooks[{i}]"):
+            hook.check(model)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
@@ -280,6 +291,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         numbers=numbers,
         group_size=group_size_of(meter for meter in meters if meter is not None),
         filled_in=filled_in,
+        added=added,
     )
 
 
