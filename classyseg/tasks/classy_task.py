@@ -120,6 +120,7 @@ class ClassyTask(Configurable, ABC):
     free_on_resume: tuple[str, ...] = (
         "hooks",
         "dataset.test",
+        "optimizer.zero",
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
