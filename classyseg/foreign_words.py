@@ -24,7 +24,7 @@ _SCHEDULE = "optimizer.schedule, such as {name: polynomial, power: 0.9}"
 _LIST = "dataset.train.list, of {name: folder}: a text file with the name of an image a line"
 _RECORDS = "nothing: a run writes its numbers to metrics.jsonl and, with the hook log, steps.jsonl in its folder"
 _STOPPING = "hooks, such as [{name: early_stopping, best: mean_iou, patience: 5}]"
-_NO_AVERAGE = "nothing: there is no moving average of weights"
+_AVERAGE = "hooks, such as [{name: ema, decay: 0.999}]"
 _NO_WINDOWS = "nothing: images are measured whole, and once"
 _LOADER = "nothing: the loader decides it"
 _SHUFFLED = "nothing: training shuffles and drops the last short batch, measuring does neither"
@@ -154,13 +154,19 @@ KEYS: dict[str, str] = {
     "optim optimiser optim_wrapper opt optimizer_name optimizer_cfg": "optimizer",
     "learning_rate base_lr lr0 initial_lr init_lr lr_init start_lr lr max_lr": "optimizer.lr",
     "momentum": "optimizer.momentum",
+    "momentum_config momentum_scheduler momentum_schedule": (
+        "optimizer.schedules, such as {momentum: {name: cosine, end_factor: 0.9}}"
+    ),
     "wd weight_decay l2 l2_reg decay weightdecay": "optimizer.weight_decay",
     "beta1 beta2 adam_beta1 adam_beta2 adam_betas opt_betas betas": "optimizer.betas, of {name: adamw}",
     "eps epsilon adam_epsilon opt_eps": "optimizer.eps, of {name: adamw}",
     "grad_clip clip_grad clip_grad_norm max_grad_norm gradient_clip_val gradient_clipping grad_norm_clip "
-    "clip_gradients clip_value clip_mode clip_norm": "optimizer.clip_norm",
+    "clip_gradients clip_mode clip_norm": "optimizer.clip_norm",
+    "clip_value clip_grad_value gradient_clip_value": "optimizer.clip_value",
     "paramwise_cfg param_groups parameter_groups lr_mult backbone_lr_mult backbone_lr head_lr head_lr_mult "
-    "layer_decay custom_keys": _GROUPS,
+    "custom_keys": _GROUPS,
+    "layer_decay layer_decay_rate llrd layer_wise_lr_decay layer_lr_decay lr_decay_rate": "optimizer.layer_decay",
+    "zero zero_redundancy use_zero zero_optimizer zero_redundancy_optimizer": "optimizer.zero",
     "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy lr_decay "
     "lr_scheduler_type learning_rate_scheduler lr_scheduler_name lr_scheduler_kwargs scheduler_type cos_lr cosine_lr "
     "decay_epochs decay_rate lr_gamma lr_drop step_size decay_steps gamma": _SCHEDULE,
@@ -168,7 +174,8 @@ KEYS: dict[str, str] = {
     "warmup_iters warmup_steps num_warmup_steps warmup_iterations": "optimizer.schedule.warmup_steps",
     "warmup_ratio start_factor warmup_start_factor warmup_lr warmup_factor": "optimizer.schedule.warmup_factor",
     "lr_power poly_power power": "optimizer.schedule.power, of {name: polynomial}",
-    "min_lr eta_min lr_min end_lr final_lr lrf": "optimizer.schedule.end_factor, of {name: cosine}: a share of the lr",
+    "min_lr eta_min lr_min end_lr final_lr": "optimizer.schedule.min_lr, of {name: cosine}",
+    "lrf": "optimizer.schedule.end_factor, of {name: cosine}: a share of the lr",
     "step_epochs milestones": "optimizer.schedule.milestones, of {name: multi_step}",
     "lr_steps milestone_steps": "optimizer.schedule.milestone_steps, of {name: multi_step}",
     "t_max t_initial": "nothing: a schedule takes the whole run",
@@ -187,7 +194,7 @@ KEYS: dict[str, str] = {
     "enable_progress_bar progress_bar progress_bar_refresh_rate verbose": "hooks, such as [progress_bar]",
     "mode": "hooks.best_is, of {name: checkpoint}",
     "early_stopping early_stop patience early_stopping_patience": _STOPPING,
-    "ema model_ema use_ema ema_decay ema_rate": _NO_AVERAGE,
+    "ema model_ema use_ema ema_decay ema_rate averaging swa": _AVERAGE,
     "tta use_tta tta_model flip_test test_time_augmentation slide_window sliding_window": _NO_WINDOWS,
 }
 """What to write instead of a key, wherever it stands: a path of a task config, and what there is to say of it."""
@@ -240,14 +247,22 @@ AT: dict[str, dict[str, str]] = {
     "optimizers": {
         "type optimizer": "optimizer.name",
         "eta": "optimizer.lr",
-        "clip_value max_norm": "optimizer.clip_norm",
+        "max_norm": "optimizer.clip_norm",
+        "min_lr eta_min lr_min end_lr": "optimizer.schedule.min_lr",
+        "param_schedulers": "optimizer.schedule, and optimizer.schedules for other options",
         "params": _GROUPS,
     },
     "schedulers": {
         "type policy by_epoch": "optimizer.schedule.name",
         "gamma": "optimizer.schedule.factor",
-        "min_lr eta_min end_lr": "optimizer.schedule.end_factor",
+        "eta_min end_lr lr_min": "optimizer.schedule.min_lr",
         "steps step milestone": "optimizer.schedule.milestones",
+        "step_size": "optimizer.schedule.every_epochs, of {name: step}",
+        "schedulers": "optimizer.schedule.schedules, of {name: composite}",
+        "start_value base_value": "optimizer.lr: a schedule has factors of it, such as start_factor",
+        "end_value": "optimizer.schedule.min_lr, or end_factor: a share of the lr",
+        "values": "optimizer.schedule.factors: shares of the lr",
+        "num_updates": "nothing: a schedule takes the whole run",
         "exponent": "optimizer.schedule.power",
         "max_iters total_iters epochs num_epochs": "num_epochs: a schedule takes the whole run",
     },
@@ -280,6 +295,8 @@ AT: dict[str, dict[str, str]] = {
     "hooks": {
         "type hook": "hooks.name",
         "interval every_n_epochs": "hooks.every_epochs, of {name: checkpoint}",
+        "num_iters num_items": "hooks.num_batches, of {name: precise_batch_norm}",
+        "momentum": "hooks.decay, of {name: ema}, as 1 - momentum",
         "max_time duration": "hooks.minutes, of {name: time_limit}",
         "every_n_steps every_n_train_steps": "hooks.every_steps, of {name: checkpoint}",
         "max_keep_ckpts save_top_k keep_last": "hooks.keep, of {name: checkpoint}",
@@ -306,8 +323,10 @@ NAMES: dict[str, dict[str, str]] = {
         "soft_ce soft_cross_entropy soft_target": "soft_target_cross_entropy",
     },
     "optimizers": {
-        "adam nadam adamax radam lion lamb adamw_torch adamw_hf adamw_torch_fused adamw_fused "
-        "fused_adam adamw_8bit": "adamw",
+        "nadam adamax radam lion adamw_torch adamw_hf adamw_torch_fused adamw_fused adamw_mt adamw_8bit": "adamw",
+        "fused_adam": "adam",
+        "fused_lamb nvlamb lambc": "lamb",
+        "larc lars_sgd lars_optimizer": "lars",
         "momentum sgdm nesterov": "sgd",
     },
     "schedulers": {
@@ -315,9 +334,12 @@ NAMES: dict[str, dict[str, str]] = {
         "cosine_annealing_lr cosine_annealing cosine_lr cosine_decay one_cycle one_cycle_lr warmup_cosine "
         "warmup_cosine_lr linear_warmup_cosine_annealing_lr cosine_annealing_warm_restarts "
         "cosine_with_restarts": "cosine",
-        "multi_step_lr step step_lr multistep warmup_multi_step_lr piecewise_constant piecewise_decay": "multi_step",
+        "multi_step_lr multistep warmup_multi_step_lr piecewise_constant piecewise_decay": "multi_step",
+        "step_lr step_with_fixed_gamma step_decay": "step",
+        "exponential_lr exp exponential_decay": "exponential",
+        "sequential_lr chained sequential": "composite",
         "constant_lr fixed none constant_with_warmup": "constant",
-        "linear linear_lr": "polynomial",
+        "linear_lr linear_decay": "linear",
     },
     "meters": {
         "miou iou mean_io_u iou_metric jaccard jaccard_index io_u mean_iou_score "
@@ -366,10 +388,11 @@ NAMES: dict[str, dict[str, str]] = {
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
         "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "precise_bn precise_bn_hook update_bn": "precise_batch_norm",
         "timer max_time time_stopper wall_time": "time_limit",
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
         "memory_profiler_hook": "log",
-        "ema ema_hook exponential_moving_average": _NO_AVERAGE,
+        "ema_hook exponential_moving_average ema_model_weights model_ema averaged_model weight_averaging swa": "ema",
         "tensorboard tensor_board tensorboard_logger_hook tensorboard_logger wandb wandb_logger wandb_logger_hook "
         "csv_logger csv_logger_hook mlflow_logger learning_rate_monitor lr_monitor iter_timer_hook": _RECORDS,
         "lr_scheduler_hook param_scheduler_hook lr_updater_hook": "nothing: optimizer.schedule sets the lr",

@@ -23,6 +23,8 @@ LOCK = ".lock"
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
+NON_FINITE = "non_finite.jsonl"
+COMPLEXITY = "model_complexity.md"
 STARTED = ".started"
 """When the run began, in seconds since 1970."""
 GIVEN = ".files"
@@ -30,11 +32,13 @@ GIVEN = ".files"
 ASIDE = ".before"
 """The beginning of the name of a folder with a replaced run, kept until the new run has begun."""
 MAX_GIVEN = 2**20
-FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
+FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, NON_FINITE, STARTED, GIVEN)
 LATEST = "LATEST"
 BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 """The folder of a checkpoint: its step, which fits into 64 bits."""
+AVERAGE = "average"
+"""The group of a checkpoint that holds averaged weights, where a run averages them."""
 LEFTOVER = "*.tmp-*"
 """The names of files while they are written."""
 
@@ -47,6 +51,11 @@ KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFREG: "a file",
 }
+
+
+def measured_group(checkpoint: Path) -> str:
+    """The group of tensors in a checkpoint that the run measured: the averaged weights, if there are some."""
+    return AVERAGE if (checkpoint / f"{AVERAGE}.safetensors").exists() else "model"
 
 
 def check_run_folder(folder: Path) -> None:

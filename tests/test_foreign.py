@@ -86,7 +86,7 @@ KEYS = {
     "start_epoch=3": "`--resume`",
     "exist_ok=true": "`--overwrite`",
     "early_stopping=true": "{name: early_stopping, best: mean_iou",
-    "ema_decay=0.99": "no moving average",
+    "ema_decay=0.99": "{name: ema, decay: 0.999}",
     "mode=max": "write hooks.best_is, of {name: checkpoint}.",
     "remode=pixel": "write dataset.train.transforms, such as [random_erasing].",
     "fliplr=0.5": "write dataset.train.transforms, such as [horizontal_flip].",
@@ -149,7 +149,7 @@ NAMES = {
     "hooks=[EarlyStopping]": "did you mean 'early_stopping'?",
     "hooks=[WandbLogger]": "metrics.jsonl",
 }
-UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=RMSprop", "drop_path_rate=0.1"]
+UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=Adadelta", "drop_path_rate=0.1"]
 """Words for what we do not have: the list of what there is, and no guess."""
 
 

@@ -252,6 +252,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
         Raises: `DataError` when image and mask differ in size or the mask holds labels that no class has.
         """
+        if not self.transforms:
+            return self._stored(index, epoch)
         generator = generator_for(self.seed, epoch, index)
         return apply_transforms(
             self.transforms,
@@ -291,7 +293,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         if sample is None:
             sample = self.draw(index, epoch)
             self._check(sample)
-            if not sample.target.is_floating_point():
+            dtype = sample.target.dtype
+            if dtype != self._label_type and not dtype.is_floating_point:
                 sample = sample.replace(target=sample.target.to(self._label_type))
             if self.cache is not None:
                 self.cache.store(key, sample)
@@ -325,7 +328,14 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 f"its mask {mask.shape[-1]} x {mask.shape[-2]}; they must be of one size",
                 file=str(sample.name),
             )
-        wrong = ((mask < 0) | (mask >= self.num_classes)) & (mask != self.ignore_index)
+        # Two numbers tell of a mask without ignored pixels that it is right, in a tenth of the time.
+        lowest = 0 if mask.dtype.kind == "u" else np.minimum.reduce(mask, axis=None, initial=0)
+        if lowest >= 0 and np.maximum.reduce(mask, axis=None, initial=0) < self.num_classes:
+            return
+        wrong = mask >= self.num_classes
+        if not lowest >= 0:
+            wrong |= mask < 0
+        wrong &= mask != self.ignore_index
         if wrong.any():
             values = np.unique(mask[wrong]).tolist()
             shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")

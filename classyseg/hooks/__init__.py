@@ -1,9 +1,12 @@
 """Hooks, which watch a run: the registered names, and the base to write one."""
 
 from classyseg.hooks.checkpoint import CheckpointHook
-from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
+from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
 from classyseg.hooks.early_stopping import EarlyStoppingHook
+from classyseg.hooks.ema import EMAHook
 from classyseg.hooks.log import LogHook
+from classyseg.hooks.model_complexity import ModelComplexityHook
+from classyseg.hooks.precise_batch_norm import PreciseBatchNormHook
 from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
@@ -14,11 +17,15 @@ build_hook = HOOKS.build
 __all__ = [
     "CheckpointHook",
     "ClassyHook",
+    "EMAHook",
     "EarlyStoppingHook",
     "LogHook",
+    "ModelComplexityHook",
+    "PreciseBatchNormHook",
     "ProgressBarHook",
     "TimeLimitHook",
     "WatchedTask",
+    "averaging_of",
     "build_hook",
     "register_hook",
 ]

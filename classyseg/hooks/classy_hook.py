@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from classyseg.averaging import AveragingConfig
+from classyseg.complexity import Complexity
+from classyseg.errors import ConfigError
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
 from classyseg.structures import BestIs, PhaseTime, Progress
@@ -52,9 +55,18 @@ class WatchedTask(Protocol):
 
     def step_loss(self) -> float: ...
 
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
+
+    def complexity(self, shape: tuple[int, ...]) -> Complexity:
+        """What the model costs for one input. Raises: errors of torch for a model that needs values."""
+
     def best_is(self, number: str) -> BestIs | None: ...
 
     def save_checkpoint(self) -> Path | None: ...
+
+    def recompute_batch_norm(self, num_batches: int) -> bool:
+        """Gives the model new running statistics, in all processes together; False if it was asked to stop."""
 
     @property
     def training_is_over(self) -> bool:
@@ -86,6 +98,8 @@ class ClassyHook(Configurable):
     """Whether the hook names the run's best checkpoint by it. Only one hook of a run may."""
     saves: bool = False
     """Whether it saves checkpoints. Such hooks are called last: a checkpoint has the others' new states."""
+    averaging: AveragingConfig | None = None
+    """How the weights are to be averaged while the run trains. The average is measured, and is the run's model."""
     record_files: tuple[RecordFile, ...] = ()
     """The files of records that it adds to in the run's folder."""
 
@@ -98,6 +112,12 @@ class ClassyHook(Configurable):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes what `state` gave, in every process of a resumed run, before `on_start`."""
+
+    def check(self, model: nn.Module) -> None:
+        """Called before data is opened; `model` is in training mode, and its tensors may be on the `meta` device.
+
+        Raises: `ConfigError` for a model with which the hook cannot work.
+        """
 
     def on_start(self, task: WatchedTask) -> None:
         """Called once, before the first phase of this process: also of a resumed run."""
@@ -116,3 +136,13 @@ class ClassyHook(Configurable):
 
     def close(self) -> None:
         """Frees what the hook holds. Called before the last message, also after an error or Ctrl-C."""
+
+
+def averaging_of(hooks: Iterable[ClassyHook]) -> AveragingConfig | None:
+    """The average of the weights that a hook asks for. Raises: `ConfigError` where two hooks do."""
+    found: AveragingConfig | None = None
+    for i, hook in enumerate(hooks):
+        if hook.averaging is not None and found is not None:
+            raise ConfigError(f"hooks[{i}]", "another hook averages the weights already; a run has one average")
+        found = hook.averaging or found
+    return found

@@ -1,48 +1,28 @@
-"""The contract of optimizers: a torch optimizer over named groups of parameters; its rate follows a schedule."""
+"""The contract of optimizers: a torch optimizer over named groups of parameters; its options follow schedules."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Annotated, Any
+from itertools import chain
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from classyseg.config import ConfigRecord, Float, Text, closest
+from classyseg import distributed
+from classyseg.config import unknown
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.errors import ConfigError, within
-from classyseg.optim.schedules import ClassyScheduler
+from classyseg.optim import zero
+from classyseg.optim.classy_scheduler import ClassyScheduler
+from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
-from classyseg.structures import RunLength
+from classyseg.structures import Depths, RunLength
 
-
-class ParameterGroup(ConfigRecord):
-    """The parameters whose names match `match`, a pattern with `*` and `?`, and factors for their options.
-
-    A parameter belongs to the first group that matches it. A pattern that gets no parameter is an error.
-
-    ```yaml
-    optimizer:
-      name: sgd
-      lr: 0.01
-      groups:
-        - {match: "heads.*", lr_factor: 10}
-        - {match: "layer1.*", lr_factor: 0}
-    ```
-
-    Args:
-        match: A pattern with `*` and `?` for the whole name, such as `heads.*` or `layer1.*`.
-        lr_factor: Multiplies the learning rate.
-        weight_decay_factor: Multiplies the weight decay.
-    """
-
-    match: Text
-    lr_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
-    weight_decay_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
+NUM_CHECKED = 1000
+"""A schedule is tried at so many places of a run, evenly spread."""
 
 
 class ClassyOptimizer(Configurable, ABC):
@@ -53,6 +33,9 @@ class ClassyOptimizer(Configurable, ABC):
     """
 
     replaced = {"__init__(num_epochs)": "take `length`, a `RunLength` with `epochs` and `steps`, in its place"}
+    scheduled: ClassVar[tuple[str, ...]] = ("weight_decay",)
+    """The options, besides the learning rate, that `schedules` may name: numbers in torch's groups. `momentum` is the
+    first of `betas` where the groups have these."""
 
     def __init__(
         self,
@@ -65,83 +48,207 @@ class ClassyOptimizer(Configurable, ABC):
         groups: Sequence[ParameterGroup | Mapping[str, Any]],
         schedule: Any,
         clip_norm: float | None,
+        clip_value: float | None = None,
+        schedules: Mapping[str, Any] | None = None,
+        layer_decay: float | None = None,
+        zero: bool = False,
     ) -> None:
         RunLength.require(length)
         self.lr = lr
+        self.weight_decay = weight_decay
         self.clip_norm = clip_norm
+        self.clip_value = clip_value
         self._schedule_config = schedule
+        self._schedule_configs = dict(schedules or {})
         self.schedule: ClassyScheduler = self.schedule_for(length)
+        self.schedules = self.schedules_for(length)
+        """The schedules of other options than the learning rate, by the option's name."""
         self.current_lr = lr * self.schedule(0.0)
-        parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
-        if not parameters:
+        self.layer_decay = layer_decay
+        self.zero = zero
+        self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        if not self.parameters:
             raise ConfigError("found no parameter that needs a gradient")
-        self.names: list[list[str]] = []
-        self.lr_factors: list[float] = []
-        torch_groups = []
-        for group, names in _split([ParameterGroup.model_validate(group) for group in groups], parameters):
-            for vectors in (False, True):
-                chosen = [name for name in names if (parameters[name].dim() <= 1) == vectors]
-                if chosen:
-                    decay = weight_decay * group.weight_decay_factor * (decay_vectors or not vectors)
-                    torch_groups.append({"params": [parameters[name] for name in chosen], "weight_decay": decay})
-                    self.names.append(chosen)
-                    self.lr_factors.append(group.lr_factor)
-        self._torch_groups = torch_groups
+        self.decay_vectors = decay_vectors
+        self.groups = [ParameterGroup.model_validate(group) for group in groups]
+        self._depths: Depths | None = None
+        self._counts_on_device = False
+        self._split()
+
+    def _split(self) -> None:
+        found = split(
+            self.groups,
+            self.parameters,
+            weight_decay=self.weight_decay,
+            decay_vectors=self.decay_vectors,
+            kind_of=self.kind_of,
+            layer_decay=self.layer_decay,
+            depths=self._depths,
+        )
+        self.names = [group.names for group in found]
+        self.lr_factors = [group.lr_factor for group in found]
+        self._decays = [group.weight_decay for group in found]
+        self._kinds = [group.kind for group in found]
+
+    def kind_of(self, name: str, parameter: nn.Parameter) -> str:
+        """How an optimizer that treats parameters in several ways treats this one. Torch's groups tell it as `kind`."""
+        return ""
+
+    def use_depths(self, depths: Depths) -> None:
+        """Tells how deep in the model each parameter is, which `layer_decay` needs, before the first use.
+
+        Learning rates are multiplied by `layer_decay ** (deepest - depth)`. Raises: `ValueError` afterwards.
+        """
+        self._require_unused()
+        self._depths = depths
+        self._split()
+
+    def adopt(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Takes parameters in place of those of the same names, before the first use: sharding a model makes new ones.
+
+        Raises: `ValueError` afterwards; `ConfigError` for sharded parameters with `zero`.
+        """
+        self._require_unused()
+        parameters = dict(named_parameters)
+        self.parameters = {name: parameters[name] for name in self.parameters}
+        if self.zero and any(is_sharded(parameter) for parameter in self.parameters.values()):
+            raise ConfigError(
+                "zero", "found true, but runtime.strategy: fsdp shares the optimizer's state already; leave it out"
+            )
+
+    def _require_unused(self) -> None:
+        if "optimizer" in vars(self):
+            raise ValueError("the optimizer is in use; give it depths and other parameters before its first use")
+
+    # -- schedules ---------------------------------------------------------------------------------------------------
 
     def schedule_for(self, length: RunLength) -> ClassyScheduler:
-        """The same schedule for a run of another length."""
+        """The same schedule of the learning rate for a run of another length."""
         with within("schedule"):
             schedule: ClassyScheduler = SCHEDULERS.build(self._schedule_config, length)
+            schedule.take_base(self.lr)
         return schedule
+
+    def schedules_for(self, length: RunLength) -> dict[str, ClassyScheduler]:
+        """The same schedules of other options for a run of another length. Raises: `ConfigError`."""
+        found: dict[str, ClassyScheduler] = {}
+        for option, config in self._schedule_configs.items():
+            with within(f"schedules.{option}"):
+                if option not in self.scheduled:
+                    instead = "the learning rate's is the key schedule" if option == "lr" else ""
+                    raise ConfigError(unknown("option", option, self.scheduled, instead=instead))
+                found[option] = SCHEDULERS.build(config, length)
+                found[option].refuse_min_lr()
+                base = self.base_of(option)
+                if not base:
+                    raise ConfigError(
+                        f"found a schedule, but {option} is 0, and a schedule multiplies it: give it a value"
+                    )
+                most = base * max(found[option](i / NUM_CHECKED) for i in range(NUM_CHECKED))
+                if option == "momentum" and most >= 1:
+                    raise ConfigError(f"gives a momentum of {most:g}; expected one below 1 throughout")
+        return found
+
+    def base_of(self, option: str) -> float:
+        """The value of one of the `scheduled` options that its schedule multiplies."""
+        value: float = self.betas[0] if self._is_in_betas(option) else getattr(self, option)  # type: ignore[attr-defined]
+        return value
+
+    def _is_in_betas(self, option: str) -> bool:
+        return option == "momentum" and not hasattr(self, option)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """torch's optimizer, made at its first use: torch imports its compiler for it, which a check does not need."""
-        optimizer = self.torch_optimizer(self._torch_groups)
-        self._set_rates(optimizer, 0.0)
+        if self.layer_decay is not None and self._depths is None:
+            raise ValueError(
+                "layer_decay needs the parameters' depths; call use_depths(models.parameter_depths(model))"
+            )
+        groups = [
+            {"params": [self.parameters[name] for name in names], "weight_decay": decay}
+            | ({"kind": kind} if kind else {})
+            for names, decay, kind in zip(self.names, self._decays, self._kinds, strict=True)
+        ]
+        is_shared = self.zero and distributed.world_size() > 1
+        optimizer = zero.shared(groups, self.torch_optimizer) if is_shared else self.torch_optimizer(groups)
+        self._set_options(optimizer, 0.0)
+        if self._counts_on_device:
+            self._let_count_on_device(optimizer)
         return optimizer
 
-    def _set_rates(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
+    def _set_options(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
         self.current_lr = self.lr * self.schedule(share_done)
-        for group, factor in zip(optimizer.param_groups, self.lr_factors, strict=True):
-            group["lr"] = self.current_lr * factor
+        factors = {option: schedule(share_done) for option, schedule in self.schedules.items()}
+        for i, (group, lr_factor) in enumerate(zip(optimizer.param_groups, self.lr_factors, strict=True)):
+            group["lr"] = self.current_lr * lr_factor
+            for option, factor in factors.items():
+                if option == "weight_decay":  # each group has its own
+                    group[option] = self._decays[i] * factor
+                elif self._is_in_betas(option):
+                    group["betas"] = (self.base_of(option) * factor, group["betas"][1])
+                elif option in group:
+                    group[option] = self.base_of(option) * factor
 
     @abstractmethod
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The torch optimizer over `groups`, which hold `params` and `weight_decay`."""
+        """The torch optimizer over `groups`, which hold `params` and `weight_decay`; and `kind`, see `kind_of`."""
 
     def set_progress(self, share_done: float) -> None:
-        """Sets the learning rates of the next step; `share_done`, in [0, 1), is the share of the run before it."""
-        self._set_rates(self.optimizer, share_done)
+        """Sets the learning rates and scheduled options of the next step.
+
+        `share_done`, in [0, 1), is the share of the run before it.
+        """
+        self._set_options(self.optimizer, share_done)
+
+    def count_on_device(self) -> None:
+        """Lets torch's optimizers that count their steps (Adam) do it on the device, where a step can be undone."""
+        self._counts_on_device = True
+        if "optimizer" in vars(self):
+            self._let_count_on_device(self.optimizer)
+
+    def _let_count_on_device(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
 
     def zero_grad(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+            self.optimizer.zero_grad(set_to_none=True)
+            return
+        # What torch's own does, in a tenth of its time: that one also writes to a profile and leaves a compiled graph.
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
-    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """One update; `scaler` is that of float16 training, which skips it when a gradient is not finite."""
+    def step(self) -> None:
+        """One update by the gradients, which are finite and not scaled."""
+        parameters = [self.parameters[name] for names in self.names for name in names]
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            if scaler is not None:
-                scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(
-                (p for group in self.optimizer.param_groups for p in group["params"]), self.clip_norm
-            )
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self.optimizer.step()
 
     # -- state -------------------------------------------------------------------------------------------------------
 
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors of the state that this process holds and a step changes, by `PARAMETER/KEY`."""
+        own = zero.own_part(self.optimizer).state
+        return {
+            f"{name}/{key}": torch.as_tensor(value)
+            for names in self.names
+            for name in names
+            for key, value in own.get(self.parameters[name], {}).items()
+            if value is not None
+        }
+
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state: tensors by `PARAMETER/KEY`."""
-        found: dict[str, Tensor] = {}
-        for names, group in zip(self.names, self.optimizer.param_groups, strict=True):
-            for name, parameter in zip(names, group["params"], strict=True):
-                for key, value in self.optimizer.state.get(parameter, {}).items():
-                    if value is not None:
-                        found[f"{name}/{key}"] = torch.as_tensor(value)
-        return found
+        """The optimizer's state: tensors by `PARAMETER/KEY`. Every process calls it.
+
+        With `zero`, it has the values of all processes, on the host. Values of sharded parameters are sharded, too.
+        """
+        own = self.own_state()
+        return zero.from_all_processes(own, self.parameters) if zero.is_shared(self.optimizer) else own
 
     def load_state(self, state: Mapping[str, Tensor], num_steps: int | None = None) -> None:
         """Takes what `state()` gave after `num_steps` steps.
@@ -153,11 +260,7 @@ class ClassyOptimizer(Configurable, ABC):
         for key, value in state.items():
             name, _, option = key.rpartition("/")
             by_name.setdefault(name, {})[option] = value
-        parameters = {
-            name: parameter
-            for names, group in zip(self.names, self.optimizer.param_groups, strict=True)
-            for name, parameter in zip(names, group["params"], strict=True)
-        }
+        parameters = self.parameters
         if strangers := by_name.keys() - parameters.keys():
             listed = ", ".join(printable(name, MAX_NAME) for name in sorted(strangers)[:5])
             raise ConfigError(f"the saved state is of other parameters: {listed}")
@@ -170,14 +273,20 @@ class ClassyOptimizer(Configurable, ABC):
             for option, value in found.items():
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
                     raise ConfigError(f"{shown(f'{name}/{option}', MAX_NAME)}: {problem}")
-        for name, parameter in parameters.items():
-            # torch keeps `step`, a count, on the host; the other values are like the parameter.
-            self.optimizer.state[parameter] = {
-                option: value.clone()
-                if option == "step"
-                else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                for option, value in by_name.get(name, {}).items()
-            }
+        counting = [group["params"] for group in self.optimizer.param_groups if group.get("capturable")]
+        on_device = set(chain.from_iterable(counting))
+        part = zero.own_part(self.optimizer)
+        for parameter in chain.from_iterable(group["params"] for group in part.param_groups):
+            part.state[parameter] = {}
+        for name, found in by_name.items():
+            parameter = parameters[name]
+            # torch keeps `step`, a count, on the host, unless told otherwise; the other values are like the parameter.
+            place = parameter.device if parameter in on_device else torch.device("cpu")
+            if parameter in part.state:
+                part.state[parameter] = {
+                    option: value.to(place, copy=True) if option == "step" else _like(parameter, value)
+                    for option, value in found.items()
+                }
 
     def problem_of_state(self, option: str, value: Tensor, parameter: Tensor, num_steps: int | None) -> str | None:
         """What is wrong with a saved value of `parameter`; None if nothing is.
@@ -198,24 +307,15 @@ class ClassyOptimizer(Configurable, ABC):
         return None
 
 
-def _split(
-    groups: Sequence[ParameterGroup], parameters: Mapping[str, nn.Parameter]
-) -> list[tuple[ParameterGroup, list[str]]]:
-    """Each group with the names that it gets; the rest is in a last group, without factors.
+def is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")  # torch's DTensor, whose import takes long
 
-    Raises: `ConfigError` for a pattern that gets no parameter.
-    """
-    left = list(parameters)
-    found = []
-    for i, group in enumerate(groups):
-        names = [name for name in left if fnmatchcase(name, group.match)]
-        if not names:
-            near = closest(group.match, {name.split(".")[0] + ".*" for name in parameters})
-            raise ConfigError(
-                f"groups[{i}].match",
-                f"found {shown(group.match)}, which matches no parameter that is left"
-                f"{f'; did you mean {near!r}?' if near else ''}; names are such as {next(iter(parameters))}",
-            )
-        left = [name for name in left if name not in set(names)]
-        found.append((group, names))
-    return [*found, (ParameterGroup(match="*"), left)]
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value` on the device of `parameter`, in its layout, and sharded as it is."""
+    if not is_sharded(parameter):
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)

@@ -16,12 +16,12 @@ from classyseg.datasets.facts import DataFacts, Part
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.errors import ConfigError, within
 from classyseg.evaluation import check_protocol, group_size_of
-from classyseg.hooks import ClassyHook
+from classyseg.hooks import ClassyHook, averaging_of
 from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
-from classyseg.models import ClassyModel, build_model
+from classyseg.models import ClassyModel, build_model, parameter_depths
 from classyseg.models.memory.feature_cache import check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.problems import Problems
@@ -64,6 +64,8 @@ class TaskKind(Protocol):
 
     @classmethod
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
+    @classmethod
+    def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Parts:
     group_size: int
     """How many consecutive samples every batch that is measured keeps together."""
     filled_in: dict[str, Any]
+    added: Any = None
+    """What the class of the task made in `add_own`."""
 
 
 def assemble(spec: TaskSpec) -> Parts:
@@ -225,11 +229,17 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     if model is not None:
         model.set_multi_label(facts.multi_label)
         _check_model(model, loss, meters, num_classes, spec, data, kind, problems)
+    added: Any = None
+    if model is not None and not problems.found:
+        with problems.collected():
+            added = spec.task.add_own(spec, model, facts, real=real)
 
     optimizer: ClassyOptimizer | None = None
     if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
             optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
+            if optimizer.layer_decay is not None:
+                optimizer.use_depths(parameter_depths(model))
 
     normalizer: ImageNormalizer | None = None
     of_weights = _normalize_of_weights(spec, data, real=real)
@@ -253,6 +263,10 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     hooks: list[ClassyHook] = []
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
+        averaging_of(hooks)
+    for i, hook in enumerate(hooks if model is not None else ()):
+        with problems.collected(), within(f"hooks[{i}]"):
+            hook.check(model)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
@@ -280,6 +294,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         numbers=numbers,
         group_size=group_size_of(meter for meter in meters if meter is not None),
         filled_in=filled_in,
+        added=added,
     )
 
 

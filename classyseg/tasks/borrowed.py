@@ -8,26 +8,30 @@ from torch import Tensor
 
 from classyseg import distributed
 from classyseg.checkpoint import check_tensors, load_checkpoint, step_of
+from classyseg.engine import Engine
 from classyseg.inference.load import best_of
 from classyseg.models import ClassyModel
+from classyseg.run_folder import measured_group
 
 
 def weights_of(folder: Path, model: ClassyModel) -> dict[str, Tensor]:
-    """The weights of `model` in a checkpoint. Raises: `ConfigError` for one that is damaged, or of another model."""
-    checkpoint = load_checkpoint(folder, only=("model",))
-    check_tensors(checkpoint, "model", model.state_dict())
-    return checkpoint.tensors["model"]
+    """The weights in a checkpoint that `model` was measured with. Raises: `ConfigError` for one that is damaged, or of
+    another model.
+    """
+    group = measured_group(folder)
+    checkpoint = load_checkpoint(folder, only=(group,))
+    check_tensors(checkpoint, group, model.state_dict())
+    return checkpoint.tensors[group]
 
 
 class BorrowedWeights:
-    """Puts the best weights into a model, keeps the model's `own`, and gives these back.
+    """Puts the best weights into an engine's model, and gives them back.
 
     `step` is the step of the borrowed weights; None while the model has its own.
     """
 
-    def __init__(self, model: ClassyModel) -> None:
-        self._model = model
-        self.own: dict[str, Tensor] | None = None
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self.step: int | None = None
 
     def take(self, checkpoints: Path) -> None:
@@ -43,12 +47,9 @@ class BorrowedWeights:
         if step < 0:
             return
         with distributed.failing_together():
-            weights = weights_of(checkpoints / f"step-{step}", self._model)
-            self.own = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
-            self._model.load_state_dict(weights)
+            self._engine.lend(weights_of(checkpoints / f"step-{step}", self._engine.model))
             self.step = step
 
     def give_back(self) -> None:
-        if self.own is not None:
-            self._model.load_state_dict(self.own)
-        self.own = self.step = None
+        self._engine.take_back()
+        self.step = None

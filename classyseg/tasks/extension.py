@@ -11,7 +11,7 @@ from torch import nn
 from classyseg import distributed
 from classyseg.errors import ConfigError
 from classyseg.layers import FollowsProgress
-from classyseg.optim import ClassyOptimizer
+from classyseg.optim import ClassyOptimizer, ClassyScheduler
 from classyseg.tasks.plan import RunPlan
 
 log = logging.getLogger(__name__)
@@ -51,27 +51,47 @@ def _changes(
 ) -> Iterator[str]:
     """What else changes in a run of another length, a line each."""
     if optimizer is not None:
-        old, new = optimizer.schedule_for(before.length), optimizer.schedule_for(now.length)
-
-        def rates(step: int) -> tuple[float | None, float | None]:
-            plans = ((old, before.num_steps), (new, now.num_steps))
-            was, is_now = (schedule(step / whole) if step < whole else None for schedule, whole in plans)
-            return (None if was is None else was * optimizer.lr), (None if is_now is None else is_now * optimizer.lr)
-
-        both = min(before.num_steps, now.num_steps)
-        compared = range(0, both, max(1, both // MAX_COMPARED))
-        if not all(_is_close(*rates(step)) for step in compared):
-            yield "  the learning rate, as optimizer.schedule takes the whole run:"
-            if done and (was := rates(done - 1)[0]) is not None:
-                yield f"    step {done}, done: {was:.6g}"
-            ends = (before.num_steps - 1, before.num_steps, now.num_steps - 1)
-            for step in sorted({done, *(end for end in ends if end >= done)}):
-                was, is_now = rates(step)
-                if was is not None or is_now is not None:
-                    yield f"    step {step + 1}: was to be {_text(was)}, will be {_text(is_now)}"
+        for option, base, old, new in _schedules(before, now, optimizer):
+            yield from _changes_of(option, base, old, new, before, now, done)
     following = {type(layer).__name__ for layer in model.modules() if isinstance(layer, FollowsProgress)}
     if following:
         yield f"  layers that change with the share of the run that is done: {', '.join(sorted(following))}"
+
+
+def _schedules(
+    before: RunPlan, now: RunPlan, optimizer: ClassyOptimizer
+) -> Iterator[tuple[str, float, ClassyScheduler, ClassyScheduler]]:
+    """Each scheduled option: its words in a message, the value that is scheduled, its schedules in both runs."""
+    rates = [optimizer.schedule_for(plan.length) for plan in (before, now)]
+    yield "the learning rate, as optimizer.schedule takes the whole run", optimizer.lr, rates[0], rates[1]
+    others = [optimizer.schedules_for(plan.length) for plan in (before, now)]
+    for option, schedule in others[0].items():
+        words = f"{option}, as optimizer.schedules.{option} takes the whole run"
+        yield words, optimizer.base_of(option), schedule, others[1][option]
+
+
+def _changes_of(
+    option: str, base: float, old: ClassyScheduler, new: ClassyScheduler, before: RunPlan, now: RunPlan, done: int
+) -> Iterator[str]:
+    """How the values of a scheduled option change, a line each."""
+
+    def values(step: int) -> tuple[float | None, float | None]:
+        plans = ((old, before.num_steps), (new, now.num_steps))
+        was, is_now = (schedule(step / whole) if step < whole else None for schedule, whole in plans)
+        return (None if was is None else was * base), (None if is_now is None else is_now * base)
+
+    both = min(before.num_steps, now.num_steps)
+    compared = range(0, both, max(1, both // MAX_COMPARED))
+    if all(_is_close(*values(step)) for step in compared):
+        return
+    yield f"  {option}:"
+    if done and (was := values(done - 1)[0]) is not None:
+        yield f"    step {done}, done: {was:.6g}"
+    ends = (before.num_steps - 1, before.num_steps, now.num_steps - 1)
+    for step in sorted({done, *(end for end in ends if end >= done)}):
+        was, is_now = values(step)
+        if was is not None or is_now is not None:
+            yield f"    step {step + 1}: was to be {_text(was)}, will be {_text(is_now)}"
 
 
 def _text(rate: float | None) -> str:

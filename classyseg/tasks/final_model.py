@@ -31,7 +31,7 @@ def save_model(task: ClassyTask) -> None:
     Every process calls it, within `failing_together`; the primary writes. A task that Python code built cannot be
     described: then no folder is written, and the log says so. Raises: `WriteError` where the disk is full or broken.
     """
-    tensors = task.engine.tensors()["model"]  # every process gathers what is spread over them
+    tensors = task.engine.evaluated_tensors()  # every process gathers what is spread over them
     if task.run_folder is None or not distributed.is_primary():
         return
     task.records.write()

@@ -25,16 +25,18 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import differences
 from classyseg.console import MAX_NAME, printable, shown
+from classyseg.datasets import TrainOrder
 from classyseg.engine import Engine
-from classyseg.errors import ConfigError, Location, path_text, written_in
+from classyseg.errors import ConfigError, Location, NonFiniteError, path_text, written_in
 from classyseg.hooks import ClassyHook
 from classyseg.io import json_line, read_json_lines, write_atomically
 from classyseg.optim import ClassyOptimizer
 from classyseg.placement import DATASET_KEYS_FREE_ON_RESUME
 from classyseg.records import RecordFile
 from classyseg.registry import HOOKS, TASKS
-from classyseg.run_folder import METRICS
+from classyseg.run_folder import AVERAGE, METRICS
 from classyseg.structures import Progress
+from classyseg.tasks.non_finite import NonFiniteSteps
 from classyseg.tasks.plan import LENGTH_KEYS, RunPlan
 
 log = logging.getLogger(__name__)
@@ -236,6 +238,15 @@ def saved_loss_sum(checkpoint: Checkpoint) -> float:
     return float(found)
 
 
+def load_non_finite(steps: NonFiniteSteps, checkpoint: Checkpoint, step: int, order: TrainOrder) -> None:
+    """Gives `steps` what is saved of them after `step` steps. Raises: `ConfigError` for what cannot be."""
+    saved = checkpoint.state.get("non_finite", steps.state())  # older versions had none
+    try:
+        steps.load_state(saved, step, order)
+    except ValueError as error:
+        raise _wrong(checkpoint, "non_finite", saved, f"what a run saves of it ({error})") from None
+
+
 def whole_number(checkpoint: Checkpoint, key: str, found: Any) -> int:
     """Raises: `ConfigError` unless `found` is a whole number from 0 on that fits into 64 bits."""
     if type(found) is not int or not 0 <= found < 2**63:
@@ -280,20 +291,46 @@ def restore_optimizer(optimizer: ClassyOptimizer, checkpoint: Checkpoint, num_st
 
 
 def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> None:
-    """Gives model, optimizer and loss scaling the state of the checkpoint, in a run of `num_steps` steps.
+    """Gives model, average, optimizer and loss scaling the state of the checkpoint, in a run of `num_steps` steps.
 
     Raises: `ConfigError` when they do not fit, and then changes nothing.
     """
     step, optimizer, scaler = step_of(checkpoint.folder), engine.optimizer, engine.precision.scaler
     check_tensors(checkpoint, "model", engine.model.state_dict())
+    averaged_steps = saved_averaging(engine, checkpoint)
     scale = saved_scaler(checkpoint, None if scaler is None else scaler.state_dict())
     if optimizer is not None:
         restore_optimizer(optimizer, checkpoint, step)
-    engine.model.load_state_dict(checkpoint.tensors["model"])
+    groups = ("model",) if averaged_steps is None else ("model", AVERAGE)
+    engine.fill({name: checkpoint.tensors[name] for name in groups})
+    if engine.averaging is not None and averaged_steps is not None:
+        engine.averaging.num_steps = averaged_steps
     if step > 0 and optimizer is not None:  # if a val phase comes first, its record tells the rate of the last step
         optimizer.set_progress((step - 1) / num_steps)
     if scaler is not None and scale is not None:
         scaler.load_state_dict(scale)
+
+
+def saved_averaging(engine: Engine, checkpoint: Checkpoint) -> int | None:
+    """The steps after which the checkpoint's average was saved; None if it has none, or the run takes none.
+
+    Raises: `ConfigError` for an average that does not fit.
+    """
+    told = checkpoint.state.get("averaging")
+    has_some = told is not None or AVERAGE in checkpoint.tensors
+    if engine.averaging is None or not has_some:
+        if distributed.is_primary() and has_some:
+            log.info("%s holds averaged weights; this run has no average, and leaves them out", checkpoint.folder)
+        if distributed.is_primary() and engine.averaging is not None:
+            log.info("%s holds no averaged weights; the average begins with its weights", checkpoint.folder)
+        return None
+    if not isinstance(told, Mapping) or told.keys() != {"num_steps"}:
+        raise _wrong(checkpoint, "averaging", told, "a mapping with num_steps")
+    check_tensors(checkpoint, AVERAGE, engine.model.state_dict())
+    steps = whole_number(checkpoint, "averaging.num_steps", told["num_steps"])
+    if steps > step_of(checkpoint.folder):
+        raise _wrong(checkpoint, "averaging.num_steps", steps, "at most the steps of the run")
+    return steps
 
 
 def versions() -> dict[str, str]:
@@ -308,9 +345,9 @@ def versions() -> dict[str, str]:
 
 
 def require_finite(loss: float, where: str) -> None:
-    """Raises: `FloatingPointError` for a training loss that is NaN or infinite."""
+    """Raises: `NonFiniteError` for a sum of losses that is NaN or infinite, as a task's own step may make it."""
     if not math.isfinite(loss):
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"the training loss of {where} is {loss}. A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
         )
 

@@ -19,6 +19,7 @@ from classyseg.config import user_path
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.errors import ConfigError
 from classyseg.pickled import LazyTensor, UnreadableError, dict_of, steps_of
+from classyseg.run_folder import measured_group
 from classyseg.weights.paddle_file import read_paddle
 from classyseg.weights.torch_file import LEGACY_MAGIC, is_torch_zip, read_legacy_torch, read_torch_zip
 
@@ -52,14 +53,15 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a file by dotted key, on the CPU; nested mappings are flattened, what is no tensor is left out.
 
     Reads safetensors, torch's formats (old and new), Paddle's `.pdparams`, a zip or tar archive with one such file,
-    and a checkpoint folder of classyseg. Nothing is unpacked to the disk. The memory taken is a few times the size of
-    the file for weights; for what is made to take more, up to some 50 times, and some 60 MB however small it is.
+    and a checkpoint folder of classyseg, of which the averaged weights are taken, if it has some. Nothing is unpacked
+    to the disk. The memory taken is a few times the size of the file for weights; for what is made to take more, up to
+    some 50 times, and some 60 MB however small it is.
 
     Raises: `ConfigError` for a file that is none of these, is damaged, wants to run code, or holds no tensors.
     """
     path = user_path(path)
     if path.is_dir():
-        path = path / "model.safetensors"
+        path = path / f"{measured_group(path)}.safetensors"
     if not path.is_file():
         found = "found no regular file" if path.exists() else "no such file"
         raise ConfigError(f"{path}: {found}; {EXPECTED}, or a checkpoint folder of classyseg")

@@ -11,6 +11,7 @@ from torch import nn
 from classyseg.registry import OPTIMIZERS, SCHEDULERS
 from classyseg.structures import RunLength
 from config_contract import REQUIRED, assert_keeps_the_config_contract
+from schedule_cases import NEEDED
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())
@@ -20,7 +21,7 @@ def test_every_optimizer_keeps_the_config_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS.names())
 def test_every_schedule_keeps_the_config_contract(name: str) -> None:
-    assert_keeps_the_config_contract("schedulers", name)
+    assert_keeps_the_config_contract("schedulers", name, **NEEDED.get(name, {}))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.names())

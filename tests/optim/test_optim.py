@@ -1,8 +1,7 @@
-"""Optimizers group parameters by name and go on from their state; schedules are what one computes by hand."""
+"""Optimizers group parameters by name, compute what other libraries compute, and go on from their state."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.config import ConfigError
-from classyseg.optim import ClassyOptimizer, ClassyScheduler, build_optimizer, build_scheduler
-from classyseg.registry import OPTIMIZERS, SCHEDULERS
-from classyseg.structures import RunLength
+from classyseg.optim import ClassyOptimizer, build_optimizer
+from classyseg.registry import OPTIMIZERS
+from classyseg.structures import Depths, RunLength
 
 
 def network() -> nn.Module:
@@ -171,79 +170,83 @@ def test_nothing_to_optimise_is_an_error() -> None:
         optimizer_for(network().requires_grad_(False), {"name": "sgd"})
 
 
-COSINE = (1 + math.cos(math.pi * 0.25)) / 2
-FIXED = {"warmup_epochs": 2.0, "interval_scaling": "fixed"}
-CURVES: list[tuple[dict[str, Any], dict[float, float]]] = [
-    ({"name": "constant"}, {0.0: 1, 0.5: 1, 0.99: 1}),
-    ({"name": "polynomial"}, {0.0: 1, 0.5: 0.5**0.9, 0.75: 0.25**0.9, 0.99: 0.01**0.9}),
-    ({"name": "polynomial", "power": 2.0}, {0.5: 0.25, 0.9: 0.01}),
-    ({"name": "cosine"}, {0.0: 1, 0.25: COSINE, 0.5: 0.5, 0.75: 1 - COSINE}),
-    ({"name": "cosine", "end_factor": 0.2}, {0.0: 1, 0.5: 0.6, 0.25: 0.2 + 0.8 * COSINE}),
-    ({"name": "multi_step", "milestones": [4.0, 8.0]}, {0.0: 1, 0.39: 1, 0.4: 0.1, 0.79: 0.1, 0.8: 0.01, 0.99: 0.01}),
-    ({"name": "multi_step", "milestones": [2.5], "factor": 0.5}, {0.24: 1, 0.26: 0.5}),
-    # 2 of 10 epochs of warm-up: the curve takes the other 8.
-    ({"name": "constant", "warmup_epochs": 2.0}, {0.0: 0.001, 0.1: 0.5005, 0.3: 1}),
-    ({"name": "constant", "warmup_epochs": 2.0, "warmup_factor": 0.0}, {0.0: 0, 0.05: 0.25, 0.15: 0.75}),
-    ({"name": "polynomial", "warmup_epochs": 2.0}, {0.1: 0.5005, 0.2: 1, 0.6: 0.5**0.9}),
-    ({"name": "cosine", "warmup_epochs": 2.0}, {0.1: 0.5005, 0.4: COSINE, 0.6: 0.5}),
-    ({"name": "multi_step", "milestones": [5.0], "warmup_epochs": 2.0}, {0.1: 0.5005, 0.59: 1, 0.61: 0.1}),
-    # `fixed`: nothing of the curve moves.
-    ({"name": "multi_step", "milestones": [5.0], **FIXED}, {0.1: 0.5005, 0.2: 1, 0.49: 1, 0.5: 0.1, 0.99: 0.1}),
-    ({"name": "multi_step", "milestones": [1.0], **FIXED}, {0.0: 0.001, 0.1: 0.0505, 0.2: 0.1}),
-    ({"name": "polynomial", **FIXED}, {0.1: 0.0005 + 0.4 * 0.8**-0.1, 0.2: 0.8**0.9, 0.5: 0.5**0.9, 0.75: 0.25**0.9}),
-    ({"name": "cosine", **FIXED}, {0.25: COSINE, 0.5: 0.5, 0.75: 1 - COSINE}),
-]
+def test_every_number_of_the_gradient_is_clipped_to_its_value_before_the_norm_is() -> None:
+    ours, reference = network(), network()
+    optimizer = optimizer_for(ours, {"name": "sgd", "momentum": 0.0, "clip_value": 0.3, "clip_norm": 0.5})
+    step_with(optimizer, ours, seed=1)
+    generator = torch.Generator().manual_seed(1)
+    clipped = [torch.randn(p.shape, generator=generator).clamp(-0.3, 0.3) for p in reference.parameters()]
+    norm = torch.cat([gradient.flatten() for gradient in clipped]).norm()
+    for parameter, start, gradient in zip(ours.parameters(), reference.parameters(), clipped, strict=True):
+        torch.testing.assert_close(parameter, start - 0.1 * gradient * (0.5 / norm), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("config", "values"), CURVES, ids=lambda value: str(value.get("name", "")))
-def test_a_schedule_has_the_values_that_one_computes_by_hand(
-    config: dict[str, Any], values: dict[float, float]
-) -> None:
-    schedule: ClassyScheduler = build_scheduler(config, RunLength(10.0))
-    assert {where: schedule(where) for where in values} == pytest.approx(values, abs=2e-5)
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    layers = {
+        "attention": nn.Linear(6, 9),
+        "conv": nn.Conv2d(3, 4, 3),
+        "table": nn.Embedding(7, 4),
+        "norm": nn.LayerNorm(6),
+    }
+    return nn.ModuleDict({"backbone": nn.ModuleDict(layers), "heads": nn.ModuleDict({"main": nn.Linear(9, 2)})})
 
 
-@pytest.mark.parametrize(("scaling", "first_step"), [("rescaled", 334), ("fixed", 300)])
-def test_30_of_90_epochs_behind_5_of_warm_up_come_where_the_convention_says(scaling: str, first_step: int) -> None:
-    """At 33.3 where the curve is squeezed, at 30 where it is not, as PyTorch-Encoding has it; 10 steps an epoch."""
-    config = {"name": "multi_step", "milestones": [30, 60], "warmup_epochs": 5, "interval_scaling": scaling}
-    schedule: ClassyScheduler = build_scheduler(config, RunLength(90.0))
-    factors = [schedule(step / 900) for step in range(900)]
-    assert next(step for step in range(50, 900) if factors[step] < 0.5) == first_step
-    encoding = [0.1 ** (step // 300) if step >= 50 else step / 50 for step in range(900)]
-    same = [abs(found - wanted) < 0.002 for found, wanted in zip(factors, encoding, strict=True)]
-    assert all(same) == (scaling == "fixed")
+@pytest.mark.parametrize("adjust_lr", ["match_rms_adamw", "original"])
+def test_muon_trains_matrices_as_torchs_and_the_rest_as_torchs_adamw(adjust_lr: str) -> None:
+    ours, reference = transformer(), transformer()
+    adamw_match = ["heads.*", "*table*"]
+    config = {"name": "muon", "weight_decay": 0.05, "adjust_lr": adjust_lr, "adamw_match": adamw_match}
+    optimizer = optimizer_for(ours, config)
+    matrix = reference.get_parameter("backbone.attention.weight")
+    others = [parameter for parameter in reference.parameters() if parameter is not matrix]
+    torchs = [
+        torch.optim.Muon([matrix], lr=0.1, weight_decay=0.05, adjust_lr_fn=adjust_lr),
+        torch.optim.AdamW(others, lr=0.1, weight_decay=0.05),
+    ]
+    for seed in range(3):
+        step_with(optimizer, ours, seed)
+        for parameter, twin in zip(reference.parameters(), ours.parameters(), strict=True):
+            parameter.grad = twin.grad
+        for torch_optimizer in torchs:
+            torch_optimizer.step()
+    for parameter, twin in zip(reference.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(twin, parameter, rtol=1e-6, atol=1e-7)
+    kinds = {key.rpartition("/")[0]: key.rpartition("/")[2] for key in sorted(optimizer.state())}
+    assert {name for name, kind in kinds.items() if kind == "momentum_buffer"} == {"backbone.attention.weight"}
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS.names() if name != "constant"])
-def test_a_fixed_warm_up_ends_where_the_curve_without_one_is(name: str) -> None:
-    options = {"name": name, **({"milestones": [3.0, 7.0]} if name == "multi_step" else {})}
-    alone, behind = build_scheduler(options, RunLength(10.0)), build_scheduler({**options, **FIXED}, RunLength(10.0))
-    assert [behind(i / 100) for i in range(20, 100)] == [alone(i / 100) for i in range(20, 100)]
-    assert behind(0.19999) == pytest.approx(alone(0.2), abs=1e-3)
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_resumed_optimizer_of_a_transformer_goes_on_bit_for_bit_with_every_option_scheduled(name: str) -> None:
+    first, second = transformer(), transformer()
+    scheduled = {option: {"name": "cosine", "start_factor": 0.9, "end_factor": 0.5} for option in ("weight_decay",)}
+    config = {"name": name, "weight_decay": 0.05, "schedules": scheduled, "schedule": "polynomial"}
+    running = optimizer_for(first, config)
+    for seed in range(3):
+        running.set_progress(seed / 10)
+        step_with(running, first, seed)
+    second.load_state_dict(first.state_dict())
+    restored = optimizer_for(second, config)
+    restored.load_state({key: value.clone() for key, value in running.state().items()}, 3)
+    for seed in range(3, 5):
+        for optimizer, module in ((running, first), (restored, second)):
+            optimizer.set_progress(seed / 10)
+            step_with(optimizer, module, seed)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", SCHEDULERS.names())
-@pytest.mark.parametrize("num_epochs", [0.0, 1.0, 3.0, 300.0])
-def test_every_schedule_stays_between_zero_and_one_for_runs_of_any_length(name: str, num_epochs: float) -> None:
-    options = {"milestones": [num_epochs / 2 or 1.0]} if name == "multi_step" else {}
-    schedule = build_scheduler({"name": name, "warmup_epochs": num_epochs / 7, **options}, RunLength(num_epochs))
-    assert all(0 <= schedule(i / 1000) <= 1 + 1e-5 for i in range(1000))
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"name": "cosine", "warmup_epochs": 10.0}, r"warmup_epochs: found 10.0; the run has 10.0 epochs"),
-        ({"name": "multi_step", "milestones": [8.0, 4.0]}, r"milestones: found \[8.0, 4.0\]; expected rising epochs"),
-        ({"name": "multi_step", "milestones": [10.0]}, r"milestones: found \[10.0\]; .* below 10.0"),
-        ({"name": "multi_step", "milestones": []}, r"milestones: found \[\]"),
-        ({"name": "polynomial", "power": 0.0}, r"power: found 0.0"),
-        ({"name": "constant", "warmup_factor": 1.5}, r"warmup_factor: found 1.5"),
-        ({"name": "multi_step"}, r"milestones: missing"),
-        ({"name": "cosine", "interval_scaling": "moved"}, r"interval_scaling: found 'moved'"),
-    ],
-)
-def test_a_wrong_schedule_is_named_with_what_was_found(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_scheduler(config, RunLength(10.0))
+def test_depths_and_parameters_are_taken_before_the_first_use_only() -> None:
+    module = network()
+    optimizer = optimizer_for(module, {"name": "sgd", "layer_decay": 0.5})
+    with pytest.raises(ValueError, match="use_depths"):
+        optimizer.set_progress(0.0)
+    depths = {name: 1 if name.startswith("head") else 0 for name, _ in module.named_parameters()}
+    optimizer.use_depths(Depths(depths, 1))
+    twin = network()
+    optimizer.adopt(twin.named_parameters())
+    step_with(optimizer, twin, seed=0)
+    moved = {name for name, value in twin.named_parameters() if not torch.equal(value, module.get_parameter(name))}
+    assert moved == set(depths)
+    assert option_by_name(optimizer, "lr") == {name: 0.1 * 0.5 ** (1 - depth) for name, depth in depths.items()}
+    with pytest.raises(ValueError, match="in use"):
+        optimizer.adopt(module.named_parameters())
