@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from classyseg.config import MAX_SIDE, Bool, ConfigRecord, ConfigTree, Int, Text, explain
-from classyseg.datasets.clips import ClipConfig
+from classyseg.datasets.files.clip_frames import ClipConfig
 from classyseg.errors import ConfigError
 from classyseg.inference.network import Precision
 from classyseg.inference.preparation import PreparationConfig

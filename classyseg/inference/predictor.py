@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classyseg.config import user_path
 from classyseg.console import shown
-from classyseg.datasets.clips import ClipConfig
+from classyseg.datasets.files.clip_frames import ClipConfig
 from classyseg.errors import ConfigError, DataError
 from classyseg.inference.budget import Budget
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
@@ -26,7 +26,7 @@ from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
-from classyseg.inference.video_clips import clips_of_video
+from classyseg.inference.video_clips import clips_for, clips_of_video
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
@@ -85,10 +85,8 @@ class Predictor:
             raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.multi_label = multi_label
-        shape = model.input_shape(64, 64)
-        self.takes_clips = len(shape) == 4
-        given = {"frames": shape[1]} if clips is None and self.takes_clips else clips
-        self.clips = None if given is None else ClipConfig.model_validate(given)
+        self.takes_clips = len(model.input_shape(64, 64)) == 4
+        self.clips = clips_for(model, clips)
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
@@ -115,13 +113,16 @@ class Predictor:
             self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
         )
         self.head = model.main_head
+        self._check_classes()
+        self.protocol.check(self.network, [Wanted(self.head)])
+
+    def _check_classes(self) -> None:
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
                 "classes",
                 f"found {len(self.classes)} names; the head '{self.head}' of the model has "
                 f"{self.network.num_classes(self.head)} classes",
             )
-        self.protocol.check(self.network, [Wanted(self.head)])
 
     @classmethod
     def from_description(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classyseg.datasets.clips import ClipConfig, even_clips
+from classyseg.datasets.files.clip_frames import ClipConfig, even_clips
 from classyseg.datasets.files.videos import read_frames, video_info
 from classyseg.errors import DataError
 from classyseg.inference.preparation import Preparation
+from classyseg.models import ClassyModel
 
 ACCEPTED = (
     "this model takes videos: the path of a file or of a folder of frames, or a clip, an array (T, H, W, C) or a "
     "tensor (C, T, H, W)"
 )
+
+
+def clips_for(model: ClassyModel, clips: ClipConfig | Mapping[str, Any] | None) -> ClipConfig | None:
+    """Which clips of a video `model` sees: as `clips` says, else one from the beginning; None for a model of images."""
+    shape = model.input_shape(64, 64)
+    given = {"frames": shape[1]} if clips is None and len(shape) == 4 else clips
+    return None if given is None else ClipConfig.model_validate(given)
 
 
 def clips_of_video(video: Any, clips: ClipConfig, preparation: Preparation) -> Iterator[Tensor]:
