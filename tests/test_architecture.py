@@ -54,6 +54,7 @@ FLOORS = (
             "shapes",
             "layers",
             "checkpoint",
+            "checkpoint_writer",
             "claims",
             "records",
         ),
