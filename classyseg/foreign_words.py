@@ -164,7 +164,9 @@ KEYS: dict[str, str] = {
     "clip_gradients clip_mode clip_norm": "optimizer.clip_norm",
     "clip_value clip_grad_value gradient_clip_value": "optimizer.clip_value",
     "paramwise_cfg param_groups parameter_groups lr_mult backbone_lr_mult backbone_lr head_lr head_lr_mult "
-    "layer_decay custom_keys": _GROUPS,
+    "custom_keys": _GROUPS,
+    "layer_decay layer_decay_rate llrd layer_wise_lr_decay layer_lr_decay lr_decay_rate": "optimizer.layer_decay",
+    "zero zero_redundancy use_zero zero_optimizer zero_redundancy_optimizer": "optimizer.zero",
     "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy lr_decay "
     "lr_scheduler_type learning_rate_scheduler lr_scheduler_name lr_scheduler_kwargs scheduler_type cos_lr cosine_lr "
     "decay_epochs decay_rate lr_gamma lr_drop step_size decay_steps gamma": _SCHEDULE,

@@ -253,4 +253,4 @@ class Engine:
     def _also_changed(self) -> list[Tensor]:
         """What an update changes in addition to the parameters."""
         averages = [] if self.averaging is None else self.averaging.named.values()
-        return [*({} if self.optimizer is None else self.optimizer.state()).values(), *averages]
+        return [*({} if self.optimizer is None else self.optimizer.own_state()).values(), *averages]

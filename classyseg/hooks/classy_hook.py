@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint_writer import CheckpointWriter
+from classyseg.complexity import Complexity
 from classyseg.errors import ConfigError
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
@@ -56,6 +57,12 @@ class WatchedTask(Protocol):
     def phase_time(self) -> PhaseTime: ...
 
     def step_loss(self) -> float: ...
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
+
+    def complexity(self, shape: tuple[int, ...]) -> Complexity:
+        """What the model costs for one input. Raises: errors of torch for a model that needs values."""
 
     def best_is(self, number: str) -> BestIs | None: ...
 

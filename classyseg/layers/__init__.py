@@ -4,6 +4,7 @@ from classyseg.layers.acf_attention import ACFAttention
 from classyseg.layers.aspp import ASPP
 from classyseg.layers.conv import ConvNormAct, separable_conv
 from classyseg.layers.dropblock import DropBlock2d
+from classyseg.layers.dropout import build_dropout
 from classyseg.layers.encoding import ContextEncoding, CosineEncoding, DropEncoding, Encoding
 from classyseg.layers.jpu import JPU
 from classyseg.layers.norm import NormConfig, build_norm
@@ -53,6 +54,7 @@ __all__ = [
     "argmax_at",
     "band_at",
     "batch_norms_in_training",
+    "build_dropout",
     "build_norm",
     "cell_centres",
     "confident_classes_at",

@@ -21,7 +21,7 @@ from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
-from classyseg.models import ClassyModel, build_model
+from classyseg.models import ClassyModel, build_model, parameter_depths
 from classyseg.models.memory.feature_cache import check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.problems import Problems
@@ -235,6 +235,8 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
             optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
+            if optimizer.layer_decay is not None:
+                optimizer.use_depths(parameter_depths(model))
 
     normalizer: ImageNormalizer | None = None
     of_weights = _normalize_of_weights(spec, data, real=real)

@@ -20,6 +20,7 @@ from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
 from classyseg.checkpoint_writer import CheckpointWriter
+from classyseg.complexity import Complexity
 from classyseg.config import MAX_SEED, unknown
 from classyseg.datasets.facts import DataFacts
 from classyseg.engine import Computed, Engine
@@ -50,6 +51,7 @@ from classyseg.stopping import RollBack, WaitEnded
 from classyseg.structures import BestIs, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
+from classyseg.tasks.costs import cost_of, input_of
 from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.data_checks import Data
 from classyseg.tasks.ending import Ending
@@ -119,6 +121,7 @@ class ClassyTask(Configurable, ABC):
     free_on_resume: tuple[str, ...] = (
         "hooks",
         "dataset.test",
+        "optimizer.zero",
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
@@ -640,6 +643,14 @@ class ClassyTask(Configurable, ABC):
         """The loss of the last step, of the whole job; it waits for the device. Every process calls it."""
         self.non_finite.look(self)
         return distributed.mean_over_processes(self.last_loss)
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
+        return input_of(self.model, self.data.sets) if size is None else (self.model.input_shape(*size), "given")
+
+    def complexity(self, shape: tuple[int, ...]) -> Complexity:
+        """What the model costs for one input. Raises: errors of torch for a model that needs values."""
+        return cost_of(self.model, self._model_config, len(self.data.reference_set.classes), shape)
 
     def best_is(self, number: str) -> BestIs | None:
         """Which value of a number of the val record is best; None: not known, so a `best` needs a `best_is`."""
