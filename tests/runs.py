@@ -193,6 +193,9 @@ class FakeTask:
     def step_loss(self) -> float:
         return self.last_loss.item()
 
+    def optimizer_numbers(self) -> dict[str, Any]:
+        return {"gradient_norm": 1.0, "groups": {}}
+
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
         return (4,), "a test"
 

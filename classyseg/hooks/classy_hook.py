@@ -58,6 +58,10 @@ class WatchedTask(Protocol):
 
     def step_loss(self) -> float: ...
 
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """Norms of the gradients, and the options of each group of parameters in the last step. Every process calls it,
+        and waits for its device."""
+
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
         """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
 

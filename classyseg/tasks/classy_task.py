@@ -644,6 +644,10 @@ class ClassyTask(Configurable, ABC):
         self.non_finite.look(self)
         return distributed.mean_over_processes(self.last_loss)
 
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """What the optimizer tells of the last step, by group of parameters. Every process calls it."""
+        return {} if self.engine.optimizer is None else self.engine.optimizer.numbers()
+
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
         """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
         return input_of(self.model, self.data.sets) if size is None else (self.model.input_shape(*size), "given")
