@@ -73,6 +73,7 @@ SAME_FLOOR = {
     ("io", "errors"),
     ("io", "run_folder"),
     ("locks", "run_folder"),
+    ("checkpoint_writer", "checkpoint"),
     ("run_folder", "errors"),
     ("run_folder", "console"),
     ("io", "console"),
