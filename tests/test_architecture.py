@@ -36,6 +36,7 @@ FLOORS = (
             "launcher",
             "distributed",
             "rng",
+            "sharded",
             "switches",
             "stopping",
             "foreign_words",

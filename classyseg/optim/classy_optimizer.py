@@ -16,6 +16,7 @@ from classyseg.errors import ConfigError, within
 from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
+from classyseg.sharded import filled_like
 from classyseg.structures import RunLength
 
 NUM_CHECKED = 1000
@@ -222,9 +223,7 @@ class ClassyOptimizer(Configurable, ABC):
         for name, parameter in parameters.items():
             # torch keeps `step`, a count, on the host; the other values are like the parameter.
             self.optimizer.state[parameter] = {
-                option: value.clone()
-                if option == "step"
-                else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                option: value.clone() if option == "step" else filled_like(parameter, value)
                 for option, value in by_name.get(name, {}).items()
             }
 
