@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from classyseg.distributed import sum_over_processes
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -54,6 +56,24 @@ def filled_like(own: Tensor, whole: Tensor) -> Tensor:
     new = torch.empty_like(own, dtype=whole.dtype, requires_grad=False)
     fill({"": new}, {"": whole})
     return new
+
+
+@torch.no_grad()
+def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
+    """`nn.utils.clip_grad_norm_`, which would ask the other processes once for each sharded gradient."""
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    parts = [local(gradient) for gradient in gradients if is_sharded(gradient)]
+    if not parts:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
+    whole = [gradient for gradient in gradients if not is_sharded(gradient)]
+    total = sum_over_processes(_square(parts)) + (_square(whole) if whole else 0.0)
+    torch._foreach_mul_(parts + whole, (max_norm / (total.sqrt() + 1e-6)).clamp(max=1.0))
+
+
+def _square(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors)).square().sum()
 
 
 def stand_ins(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from classyseg.errors import ConfigError, within
 from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
-from classyseg.sharded import filled_like
+from classyseg.sharded import clip_norm, filled_like
 from classyseg.structures import RunLength
 
 NUM_CHECKED = 1000
@@ -174,7 +174,7 @@ class ClassyOptimizer(Configurable, ABC):
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            clip_norm(parameters, self.clip_norm)
         if scaler is None:
             self.optimizer.step()
         else:

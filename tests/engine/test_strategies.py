@@ -17,42 +17,47 @@ from classyseg.config import ConfigError
 from classyseg.engine.sharding import ShardedModel, units_of
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.models import build_model
+from classyseg.sharded import clip_norm
 from classyseg.stopping import Stopped
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Trainer
-from runs import SignalAt, in_two_processes, read_records, tiny_config, tiny_task
+from runs import SMALL_BACKBONE, SignalAt, in_two_processes, read_records, tiny_config, tiny_task
 
 pytestmark = pytest.mark.slow
 
 GROUP_NORM = {"name": "group", "groups": 8}
+# Deep networks and large steps make much of rounding: sooner or later a value falls to the other side of a ReLU.
+MODEL: dict[str, Any] = {
+    **SMALL_BACKBONE,
+    **{"depths": [1, 1], "widths": [16, 32], "group_widths": [16, 32], "strides": [1, 2]},
+    "bottleneck_multipliers": [1.0, 1.0],
+    "heads": {"main": {"name": "fcn", "blocks": ["stage1", "stage2"], "channels": 16, "dropout": 0.0}},
+}
 SMALL: dict[str, Any] = {
     "num_epochs": 25,
     "val_every_epochs": 25,
     "batch_size": 4,
     "dataset.train.num_samples": 8,
     "dataset.val.num_samples": 3,
-    "model.heads.main.dropout": 0.0,
-    "optimizer.clip_norm": 0.5,
+    "model": MODEL,
+    "optimizer": {"name": "sgd", "lr": 0.003, "clip_norm": 0.5},
 }
 NORMS: dict[str, dict[str, Any]] = {
     "group": {"model.norm": GROUP_NORM, "model.heads.main.norm": GROUP_NORM},
-    # Few values, as those of maps of 1 x 1 pixels, or large steps, and batch norm would make much of rounding.
-    "batch": {"model.output_stride": 8, "optimizer.lr": 0.005},
+    "batch": {},
 }
 RESUMED: dict[str, Any] = {
-    "num_epochs": 3,
-    "batch_size": 4,
-    "dataset.train.num_samples": 12,
-    "dataset.val.num_samples": 5,
-    "dataset.test": tiny_config()["dataset"]["val"] | {"num_samples": 3},
+    **SMALL,
     **NORMS["group"],
-    "model.heads.main.dropout": 0.0,
+    "num_epochs": 3,
+    "val_every_epochs": 1,
+    "dataset.test": tiny_config()["dataset"]["val"] | {"num_samples": 3},
     "model.frozen": "stage1",
-    "optimizer": {"name": "adamw", "lr": 0.002, "clip_norm": 0.5},
+    "optimizer": {"name": "adamw", "lr": 0.002, "eps": 1e-3, "clip_norm": 0.5},
     "meters": ["confusion_matrix", "mean_iou"],
     "hooks": [{"name": "checkpoint", "best": "mean_iou"}, {"name": "ema", "decay": 0.8}, {"name": "log", "every": 1}],
 }
-FIRST_STOP, SECOND_STOP = ("train", 0, 2), ("train", 2, 1)
+FIRST_STOP, SECOND_STOP = ("train", 0, 1), ("train", 2, 1)
 AT_VAL = ("val", 3, 1)
 
 
@@ -72,11 +77,8 @@ def losses_of(norm: str, changes: Mapping[str, Any]) -> list[float]:
 
 
 def train_small(folder: Path) -> None:
-    found = {
-        (norm, strategy): losses_of(norm, {"runtime.strategy": strategy})
-        for norm in NORMS
-        for strategy in ("ddp", "fsdp")
-    }
+    kinds = [(norm, strategy) for norm in NORMS for strategy in ("ddp", "fsdp")]
+    found = {(norm, strategy): losses_of(norm, {"runtime.strategy": strategy}) for norm, strategy in kinds}
     if distributed.is_primary():
         torch.save(found, folder / "losses.pt")
 
@@ -87,7 +89,7 @@ def test_losses_are_those_of_one_process_for_fifty_steps(tmp_path: Path) -> None
     for norm in NORMS:
         one = losses_of(norm, {})
         assert len(one) == 50
-        assert one[-1] < 0.95 * one[0]
+        assert one[-1] < 0.95 * one[0], one[-1]
         for strategy in ("ddp", "fsdp"):
             assert found[norm, strategy] == pytest.approx(one, rel=1e-5), (norm, strategy)
     assert losses_of("group", {"runtime.accumulate_steps": 2}) == pytest.approx(losses_of("group", {}), rel=1e-5)
@@ -118,8 +120,7 @@ def resume_each_other(folder: Path) -> None:
     }.items():
         run(folder / name, stop=SECOND_STOP, strategy=strategies[0])
         run(folder / name, strategy=strategies[1])
-    for strategy in ("ddp", "fsdp"):
-        run(folder / f"measured {strategy}", strategy=strategy)
+    run(folder / "measured", strategy="fsdp")
     run(folder / "fsdp", strategy="fsdp")
     look_at_a_sharded_step()
     scale_float16()
@@ -134,37 +135,31 @@ def look_at_a_sharded_step() -> None:
     task.step(next(batches))
     batch = task.on_device(next(batches))
     groups = task.engine.tensors()
-    held = {
-        name: value.to_local().numel() for name, value in task.model.named_parameters() if hasattr(value, "to_local")
-    }
-    trained = {name: value.numel() for name, value in task.model.named_parameters() if value.requires_grad}
+    named = dict(task.model.named_parameters())
+    held = {name: value.to_local().numel() for name, value in named.items() if hasattr(value, "to_local")}
+    trained = {name: value.numel() for name, value in named.items() if value.requires_grad}
     assert held.keys() == trained.keys()
     assert sum(held.values()) < 0.6 * sum(trained.values())
     sizes = [value.to_local().numel() for value in task.optimizer.state().values() if hasattr(value, "to_local")]  # type: ignore[union-attr]
     assert sum(sizes) == 2 * sum(held.values())
-    assert len(task.engine._sharded.units) > 2  # type: ignore[union-attr]
+    assert len(task.engine._sharded.units) > 1  # type: ignore[union-attr]
 
     student = task.engine(batch.image)["main"]
     teacher = task.engine.averaged_outputs(batch.image)["main"]
     student.square().mean().backward()
     after = task.engine.tensors()
-    assert all(
-        torch.equal(value, after["model"][name]) for name, value in groups["model"].items() if "running" not in name
-    )
+    assert all(torch.equal(value, after["model"][name]) for name, value in groups["model"].items() if name in named)
     plain = tiny_task(RESUMED).model.eval()
     plain.load_state_dict(groups["average"])
     torch.testing.assert_close(teacher, plain(batch.image)["main"], rtol=1e-4, atol=1e-5)
 
     # The norm to which gradients are clipped is that of the whole gradient.
-    gradients = {
-        name: value.grad.full_tensor() for name, value in task.model.named_parameters() if value.grad is not None
-    }  # type: ignore[union-attr]
+    sharded = {name: value.grad for name, value in task.model.named_parameters() if value.grad is not None}
+    gradients = {name: value.full_tensor() for name, value in sharded.items()}  # type: ignore[attr-defined]
     whole = torch.stack([value.square().sum() for value in gradients.values()]).sum().sqrt()
-    parameters = [value for value in task.model.parameters() if value.grad is not None]
-    nn.utils.clip_grad_norm_(parameters, 0.5 * whole.item())
-    for name, value in task.model.named_parameters():
-        if value.grad is not None:
-            torch.testing.assert_close(value.grad.full_tensor(), 0.5 * gradients[name], rtol=1e-4, atol=1e-8)  # type: ignore[union-attr]
+    clip_norm(task.model.parameters(), 0.5 * whole.item())
+    for name, value in sharded.items():
+        torch.testing.assert_close(value.full_tensor(), 0.5 * gradients[name], rtol=1e-4, atol=1e-8)  # type: ignore[attr-defined]
     task.close()
 
 
@@ -203,26 +198,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ddp then fsdp", "fsdp then ddp"):
         shutil.copytree(folder / "stopped", folder / name)
     run(folder / "at val", stop=AT_VAL)
-    for name in ("measured ddp", "measured fsdp"):
-        shutil.copytree(folder / "at val", folder / name)
+    shutil.copytree(folder / "at val", folder / "measured")
     in_two_processes(resume_each_other, folder)
     return folder
 
 
 def tensors_of(run: Path, group: str) -> dict[str, Tensor]:
-    return load_file(run / f"checkpoints/step-9/{group}.safetensors")
+    return load_file(run / f"checkpoints/step-6/{group}.safetensors")
 
 
 @pytest.mark.parametrize("name", ["ddp then fsdp", "fsdp then ddp", "fsdp"])
 def test_a_checkpoint_of_any_strategy_is_resumed_by_any(name: str, runs: Path) -> None:
     one, other = (read_records(runs / run / "steps.jsonl") for run in ("one", name))
-    assert [record["step"] for record in other] == list(range(1, 10))
-    assert [record["loss"] for record in other] == pytest.approx([record["loss"] for record in one], rel=1e-5)
+    assert [record["step"] for record in other] == list(range(1, 7))
+    assert [record["loss"] for record in other] == pytest.approx([record["loss"] for record in one], rel=1e-4)
     for group in ("model", "average", "optimizer"):
         whole, found = tensors_of(runs / "one", group), tensors_of(runs / name, group)
         assert found.keys() == whole.keys()
         for key, value in whole.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=2e-5)
+            torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-5)
 
 
 def test_a_sharded_run_resumes_bit_for_bit(runs: Path) -> None:
@@ -232,9 +226,8 @@ def test_a_sharded_run_resumes_bit_for_bit(runs: Path) -> None:
         assert all(torch.equal(value, whole[key]) for key, value in tensors_of(runs / "fsdp again", group).items())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_confusion_matrices_of_the_average_are_equal_as_integers(strategy: str, runs: Path) -> None:
-    one, other = (read_records(runs / run / "metrics.jsonl") for run in ("one", f"measured {strategy}"))
+def test_confusion_matrices_of_the_average_are_equal_as_integers(runs: Path) -> None:
+    one, other = (read_records(runs / run / "metrics.jsonl") for run in ("one", "measured"))
     for phase in ("val", "test"):
         matrices = [[r["confusion_matrix"] for r in records if r["phase"] == phase][-1] for records in (one, other)]
         assert sum(map(sum, matrices[0])) > 0
