@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import timedelta
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -133,34 +134,33 @@ class PeerError(Exception):
         self.exit_code = exit_code
 
 
-@contextmanager
-def failing_together() -> Iterator[None]:
+class failing_together:  # noqa: N801 (used as a function)
     """An error in one process's block becomes one in all: that process keeps its error, the others get `PeerError`.
 
     Use it where one process alone may fail: in a check that only the primary makes, or on a file that one process
     reads. Every process must enter at the same point, and the block must not wait for another process.
     """
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as caught:  # for any error, the others must not wait for this process
-        error = caught
-    first, exit_code = _first_failure(error)
-    if error is not None and first == rank():
-        raise error
-    if first < world_size():
-        raise PeerError(first, exit_code) from error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if world_size() == 1 or not isinstance(error, Exception | None):
+            return
+        # For any error, the others must not wait for this process.
+        first, exit_code = _first_failure(error)
+        if first < world_size() and (error is None or first != rank()):
+            raise PeerError(first, exit_code) from error
 
 
 def _first_failure(error: Exception | None) -> tuple[int, int]:
     """The lowest rank of the processes that call this with an error, and the exit code of that error."""
     nobody = 256 * world_size()
     code = nobody if error is None else 256 * rank() + getattr(error, "exit_code", 1)
-    if world_size() > 1:
-        votes = torch.tensor([code])
-        dist.all_reduce(votes, dist.ReduceOp.MIN)
-        code = int(votes.item())
-    return divmod(code, 256)
+    votes = torch.tensor([code])
+    dist.all_reduce(votes, dist.ReduceOp.MIN)
+    return divmod(int(votes.item()), 256)
 
 
 def wait_for_peers_to_end() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
@@ -28,9 +30,24 @@ def seed_everything(*integers: int) -> None:
     plugins do not depend on how often the run was stopped, and no generator's state must be saved.
     """
     seed = derived_seed(*integers)
-    torch.manual_seed(seed)
+    # The numbers are those of `torch.manual_seed`. That one also formats a stack for each kind of device that is not
+    # there, at every call: up to a millisecond of a step.
+    torch.default_generator.manual_seed(seed)
+    seed_accelerator = accelerator_seeding()
+    if seed_accelerator is not None:
+        seed_accelerator(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@cache
+def accelerator_seeding() -> Callable[[int], object] | None:
+    """What seeds all devices of this machine's accelerator, if it has one: torch knows one kind in a process."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return None
+    module = torch.get_device_module(accelerator)
+    return getattr(module, "manual_seed_all", None) or module.manual_seed  # type: ignore[no-any-return]
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:

@@ -59,17 +59,19 @@ def filled_like(own: Tensor, whole: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """`nn.utils.clip_grad_norm_`, which would ask the other processes once for each sharded gradient."""
+def clip_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """`nn.utils.clip_grad_norm_`, which would ask the other processes once for each sharded gradient.
+
+    Gives the norm before."""
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     parts = [local(gradient) for gradient in gradients if is_sharded(gradient)]
     if not parts:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
-        return
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
     whole = [gradient for gradient in gradients if not is_sharded(gradient)]
-    total = sum_over_processes(_square(parts)) + (_square(whole) if whole else 0.0)
-    torch._foreach_mul_(parts + whole, (max_norm / (total.sqrt() + 1e-6)).clamp(max=1.0))
+    total = (sum_over_processes(_square(parts)) + (_square(whole) if whole else 0.0)).sqrt()
+    torch._foreach_mul_(parts + whole, (max_norm / (total + 1e-6)).clamp(max=1.0))
+    return total
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

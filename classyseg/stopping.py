@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 Batch = TypeVar("Batch")
 
@@ -42,6 +41,17 @@ class WaitEnded(Exception):  # noqa: N818 (an outcome, not an error)
     def __init__(self) -> None:
         super().__init__("asked to stop while waiting for data")
         self.together = True
+
+
+class RollBack(BaseException):
+    """The run must go back to its newest checkpoint, as `step` was not finite. All processes raise it at one point.
+
+    No `Exception`: the processes need no exchange to learn of it, and nobody may take it for a failure.
+    """
+
+    def __init__(self, step: int, told: str, record: Mapping[str, Any]) -> None:
+        super().__init__(told)
+        self.step, self.told, self.record = step, told, dict(record)
 
 
 class StopRequests:
@@ -84,17 +94,9 @@ class StopRequests:
                 return
             yield batch
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
+    def holding(self) -> Holding:
         """Within the block, a second signal does not end the process."""
-        self._holds = True
-        self._catch(self._receive)
-        try:
-            yield
-        finally:
-            self._holds = False
-            if self.received is not None:
-                self._catch(None)
+        return Holding(self)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first = self.received is None
@@ -125,3 +127,21 @@ class StopRequests:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._catch(None)
+
+
+class Holding:
+    """The block of `StopRequests.holding`. A class, as it is entered for each batch."""
+
+    def __init__(self, requests: StopRequests) -> None:
+        self._requests = requests
+
+    def __enter__(self) -> None:
+        self._requests._holds = True
+        self._requests._catch(self._requests._receive)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._requests._holds = False
+        if self._requests.received is not None:
+            self._requests._catch(None)

@@ -7,9 +7,10 @@ import os
 from collections.abc import Generator, Iterator
 
 import pytest
+import torch
 from registered import forgotten
 
-from skips import fail_unless_allowed
+from skips import NO_GPU, fail_unless_allowed
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core of its own
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,6 +33,11 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.collect()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip(NO_GPU)
 
 
 @pytest.hookimpl(wrapper=True)

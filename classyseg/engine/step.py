@@ -45,7 +45,7 @@ def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Pre
     """
     if num_parts > 1 and not work.is_additive:
         return _of_whole_batch(batch, work, network, precision, num_parts)
-    total: Tensor | float = 0.0
+    total: Tensor | None = None
     counts: Tensor | None = None
     for i, part in enumerate(batch.chunk(num_parts)):
         with no_sync(network, unless=i == num_parts - 1):
@@ -56,8 +56,8 @@ def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Pre
             # Distributed training averages gradients over processes; the factor makes that average a sum.
             value = terms.divided(counts, float(world_size()))
             precision.backward(value)
-        total = total + value.detach()
-    return torch.as_tensor(total)
+        total = value.detach() if total is None else total + value.detach()
+    return torch.zeros(()) if total is None else total
 
 
 def _of_whole_batch(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:

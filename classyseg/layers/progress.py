@@ -15,8 +15,12 @@ class FollowsProgress(Protocol):
         """Takes the share (0..1) of the training that is done; called before every training step, not in evaluation."""
 
 
+def following_progress(module: nn.Module) -> list[FollowsProgress]:
+    """`module` and its submodules, as far as they have `set_progress`. To look is slow: not for each step."""
+    return [layer for layer in module.modules() if isinstance(layer, FollowsProgress)]
+
+
 def tell_progress(module: nn.Module, share_done: float) -> None:
     """Calls `set_progress` of `module` and of every submodule that has it."""
-    for layer in module.modules():
-        if isinstance(layer, FollowsProgress):
-            layer.set_progress(share_done)
+    for layer in following_progress(module):
+        layer.set_progress(share_done)

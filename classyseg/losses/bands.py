@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -146,9 +146,13 @@ class _WithGradient(torch.autograd.Function):
 @contextmanager
 def full_precision_products(like: Tensor) -> Iterator[None]:
     """Switches TF32 and autocast off for the interpolation: its error would become an error of the loss."""
-    precision, matmul = float32_matmul_precision(), torch.backends.cuda.matmul
-    with torch.autocast(like.device.type, enabled=False):
-        if precision == "highest" or like.device.type != "cuda":
+    device_type = like.device.type
+    with torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext():
+        if device_type != "cuda":
+            yield
+            return
+        precision, matmul = float32_matmul_precision(), torch.backends.cuda.matmul
+        if precision == "highest":
             yield
             return
         if precision is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from classyseg import distributed
 from classyseg.structures import PhaseTime
@@ -22,11 +20,8 @@ class Pace:
     def count(self, samples: int) -> None:
         self._samples += samples
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Measures the time inside as time waited for data."""
-        asked = time.perf_counter()
-        yield
+    def waited_since(self, asked: float) -> None:
+        """Counts the time since `asked`, of `time.perf_counter`, as time waited for data."""
         self._waited += time.perf_counter() - asked
 
     @property
