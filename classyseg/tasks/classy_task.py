@@ -19,6 +19,7 @@ from torch import Tensor
 from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
+from classyseg.checkpoint_writer import CheckpointWriter
 from classyseg.complexity import Complexity
 from classyseg.config import MAX_SEED, unknown
 from classyseg.datasets.facts import DataFacts
@@ -235,6 +236,7 @@ class ClassyTask(Configurable, ABC):
         self.unseen_classes: Collection[str] = ()
         self.records = RunRecords(None)
         """Writes files into the run's folder, in the primary process."""
+        self.writer = CheckpointWriter()
         self.phase_files: dict[str, str] = {}
         """Texts by file name that are written with the record of a phase, in place of older ones."""
         self.gives_up: Callable[[], bool] = lambda: False
@@ -365,6 +367,7 @@ class ClassyTask(Configurable, ABC):
             hook.close()
         self.borrowed.give_back()
         self.data.close()
+        self.writer.wait()
 
     @property
     def plan(self) -> RunPlan:
@@ -411,6 +414,7 @@ class ClassyTask(Configurable, ABC):
         if not training:
             self.progress.step_in_phase = 0
         if self.progress.phase == "test" and self.run_folder is not None and self.names_best:
+            self.writer.wait()
             self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
@@ -459,15 +463,17 @@ class ClassyTask(Configurable, ABC):
         run_folder: Path | None,
         *,
         resume: bool = False,
+        strict: bool = False,
         extend: bool = False,
         in_place: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares everything. With `resume`, goes on from the newest checkpoint of `run_folder` that verifies, if any.
 
+        With `strict`, a newer one that does not is an error.
         `extend` allows another length even where that changes the learning rate of steps to come. `in_place` tells
         whether the folder still belongs to the run; only the primary process asks.
         """
-        start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
+        start_run(self, run_folder, resume=resume, strict=strict, extend=extend, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
         self.ending.agree(self.progress.step)
@@ -603,6 +609,8 @@ class ClassyTask(Configurable, ABC):
             hook.on_end(self)
         with distributed.failing_together():
             lost = []
+            if (error := self.writer.take_error()) is not None:  # whoever asked for it did not look
+                lost.append(f"the checkpoint of step {error.step} cannot be saved: {error}")
             for write in (
                 lambda: save_model(self),
                 self.records.finish,
@@ -682,15 +690,17 @@ class ClassyTask(Configurable, ABC):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self) -> Path | None:
+    def save_checkpoint(self, *, asynchronous: bool = False) -> Path | None:
         """Saves the run between two batches. Returns the folder; None without a run folder, and in other processes.
+
+        With `asynchronous`, a thread writes it: `writer` tells when it is there, or why it is not.
 
         Every process calls it, within `failing_together`: only the primary writes, and only it may fail.
 
         Raises: `NonFiniteError` or `RollBack` if a training step was not finite, as the weights are then useless;
             `OSError` if something cannot be written; `WriteError` if the run's folder is gone.
         """
-        return save_run(self)
+        return save_run(self, asynchronous=asynchronous)
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         """The groups of tensors to save: `model`, `optimizer`, and `average` where weights are averaged. Every process
