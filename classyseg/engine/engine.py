@@ -41,7 +41,7 @@ class Engine:
         self.optimizer: ClassyOptimizer | None = None
         self._following: list[FollowsProgress] = following_progress(model)
         self.averaging: Averaging | None = None
-        self._sharded: ShardedModel | None = None
+        self.sharded: ShardedModel | None = None
         self._own: dict[str, Tensor] | None = None
         """The model's own tensors while it has lent ones."""
 
@@ -72,7 +72,7 @@ class Engine:
         if self.optimizer is None:
             return
         if distributed.world_size() > 1 and self.runtime.strategy == "fsdp":
-            self._sharded = ShardedModel(self.model, self.device)
+            self.sharded = ShardedModel(self.model, self.device)
             self.optimizer.adopt(self.model.named_parameters())
         elif distributed.world_size() > 1:
             self.network = replicated(self.model, self.device)
@@ -99,8 +99,8 @@ class Engine:
             if self.averaging is not None and self._own is None and not self.averaging.is_swapped:
                 self.averaging.swap()
             distributed.broadcast_tensors(self.evaluated.buffers())  # such as running statistics
-            if self._sharded is not None:
-                self._sharded.hold()  # one process may measure more images than another
+            if self.sharded is not None:
+                self.sharded.hold()  # one process may measure more images than another
         self.evaluated.train(training)
         self.model.train(training)
         self.loss.train(training)
@@ -166,12 +166,12 @@ class Engine:
                     module.training = mode
 
     def _release(self) -> None:
-        if self._sharded is not None:
-            self._sharded.release()
+        if self.sharded is not None:
+            self.sharded.release()
 
     def _state(self) -> dict[str, Tensor]:
         """The model's tensors, as they lie here."""
-        state = self.model.state_dict() if self._sharded is None else self._sharded.state()
+        state = self.model.state_dict() if self.sharded is None else self.sharded.state()
         return {name: tensor.detach() for name, tensor in state.items()}
 
     @torch.no_grad()
@@ -189,7 +189,7 @@ class Engine:
         self.model.eval()
         try:
             with self.precision.autocast():
-                if self._sharded is None:
+                if self.sharded is None:
                     return functional_call(self.model, self.averaging.by_module_name, (inputs,))  # type: ignore[no-any-return]
                 with self.averaged():
                     return self.model(inputs)  # type: ignore[no-any-return]

@@ -145,7 +145,7 @@ def look_at_a_sharded_step() -> None:
     assert sum(held.values()) < 0.6 * sum(trained.values())
     sizes = [value.to_local().numel() for value in task.optimizer.state().values() if hasattr(value, "to_local")]  # type: ignore[union-attr]
     assert sum(sizes) == 2 * sum(held.values())
-    assert len(task.engine._sharded.units) > 1  # type: ignore[union-attr]
+    assert len(task.engine.sharded.units) > 1  # type: ignore[union-attr]
 
     student = task.engine(batch.image)["main"]
     teacher = task.engine.averaged_outputs(batch.image)["main"]
