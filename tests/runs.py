@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from classyseg.checkpoint import save_checkpoint
+from classyseg.complexity import Complexity, complexity
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.records import RunRecords
@@ -188,6 +190,16 @@ class FakeTask:
 
     def step_loss(self) -> float:
         return self.last_loss.item()
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        return (4,), "a test"
+
+    def complexity(self, shape: tuple[int, ...]) -> Complexity:
+        model = nn.Sequential(nn.Linear(*shape, 2))
+        return complexity(model, lambda: model(torch.zeros(1, *shape)))
+
+    def recompute_batch_norm(self, num_batches: int) -> bool:
+        return True
 
     def best_is(self, number: str) -> BestIs | None:
         return "smallest" if number == "loss" else "largest" if "iou" in number else None

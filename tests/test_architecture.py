@@ -57,7 +57,7 @@ FLOORS = (
             "claims",
             "records",
         ),
-        *("tensor_files", "complexity", "weights"),
+        *("tensor_files", "complexity", "weights", "migration"),
     },
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models", "doctor"},

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="classy_train.py",
         description="Train, evaluate and resume the task that a config describes.",
-        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
+        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not "
+        "finite; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
     )
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
@@ -83,7 +84,7 @@ def _is_file(word: str) -> bool:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs `command`. Errors that a user can mend become one message and exit code 2, a diverged training 1."""
+    """Runs `command`. Errors that a user can mend become one message and exit code 2, a diverged training 3."""
     from classyseg.errors import ConfigError
 
     accept_any_text()
@@ -94,7 +95,7 @@ def guarded(command: Callable[[], int]) -> int:
         return error.exit_code
     except FloatingPointError as error:
         complain(f"error: {error}")
-        return 1
+        return getattr(error, "exit_code", 1)
     except UnicodeEncodeError as error:
         if sys.getfilesystemencoding() == "utf-8":
             raise

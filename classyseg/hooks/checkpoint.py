@@ -35,7 +35,7 @@ class CheckpointHook(ClassyHook):
     What a checkpoint holds, and what is guaranteed of it, stands in run_folder.md.
 
     Args:
-        every_epochs: After every so many epochs.
+        every_epochs: After every so many epochs; null: not at the end of epochs.
         every_steps: And after every so many steps.
         keep: The newest ones that are kept, and the best if it is not one of them; all others are deleted, former bests
             too.
@@ -54,7 +54,7 @@ class CheckpointHook(ClassyHook):
     def __init__(
         self,
         *,
-        every_epochs: Annotated[int, Field(ge=1)] = 1,
+        every_epochs: Annotated[int, Field(ge=1)] | None = 1,
         every_steps: Annotated[int, Field(ge=1)] | None = None,
         keep: Annotated[int, Field(ge=1)] = 3,
         best: str | None = None,
@@ -94,7 +94,8 @@ class CheckpointHook(ClassyHook):
         record = task.metrics
         if record["phase"] == "train":
             ends_epoch = record["step"] % task.steps_per_epoch == 0
-            if task.training_is_over or (ends_epoch and record["epoch"] % self.every_epochs == 0):
+            due = self.every_epochs is not None and record["epoch"] % self.every_epochs == 0
+            if task.training_is_over or (ends_epoch and due):
                 self._save(task)
         if record["phase"] == "val" and self.best is not None and task.run_folder is not None:
             root, name = task.run_folder / CHECKPOINTS, f"step-{record['step']}"

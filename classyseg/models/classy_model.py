@@ -108,6 +108,14 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 ) from None
         return self._layers[block]
 
+    def layers_by_depth(self) -> Sequence[Sequence[str]]:
+        """The submodules and parameters of each depth, shallow to deep, for `layer_decay` of an optimizer.
+
+        By default those of each declared block. A backbone of many alike layers gives one depth to each layer.
+        Parameters under none of these names have the depth of the one before them.
+        """
+        return [self.layers_of(name) for name in self._declared]
+
     def is_wanted(self, name: str) -> bool:
         """Whether somebody reads the optional block or submodule `name`: else `extract_features` may leave it out."""
         return name in self.blocks_read()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from classyseg.config import ConfigRecord, Float, Text, closest
 from classyseg.console import shown
 from classyseg.errors import ConfigError
+from classyseg.structures import Depths
 
 
 class ParameterGroup(ConfigRecord):
@@ -38,13 +39,6 @@ class ParameterGroup(ConfigRecord):
     match: Text
     lr_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
     weight_decay_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
-
-
-class Depths(NamedTuple):
-    """How deep in the model each parameter is, for layer-wise decay: `of[NAME]` from 0 to `deepest`, that of heads."""
-
-    of: Mapping[str, int]
-    deepest: int
 
 
 @dataclass

@@ -21,7 +21,7 @@ from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
-from classyseg.models import ClassyModel, build_model
+from classyseg.models import ClassyModel, build_model, parameter_depths
 from classyseg.models.memory.feature_cache import check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.problems import Problems
@@ -237,6 +237,8 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
             optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
+            if optimizer.layer_decay is not None:
+                optimizer.use_depths(parameter_depths(model))
 
     normalizer: ImageNormalizer | None = None
     of_weights = _normalize_of_weights(spec, data, real=real)
@@ -261,6 +263,9 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
         averaging_of(hooks)
+    for i, hook in enumerate(hooks if model is not None else ()):
+        with problems.collected(), within(f"hooks[{i}]"):
+            hook.check(model)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():

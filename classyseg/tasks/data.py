@@ -88,7 +88,9 @@ class TaskData:
             for name, part in self.sets.items()
             if name in ("val", "test")
         }
-        self.bad_samples = BadSamples({name: part for name, part in self.sets.items() if name in ("train", "val", "test")})
+        self.bad_samples = BadSamples(
+            {name: part for name, part in self.sets.items() if name in ("train", "val", "test")}
+        )
         self.record_file = RECORD_FILE
         self._read: tuple[Phase, ...] = ("train", "val", "test") if trains else ("val", "test")
 
@@ -111,6 +113,19 @@ class TaskData:
             if loader.bad:
                 self.bad_samples.add(progress.phase, loader.bad, run_folder)
             yield batch
+
+    def coming_batches(self, step: int, count: int) -> Iterator[tuple[int, Sample]]:
+        """The next `count` batches of training after `step` steps, with the step that learns from each.
+
+        They are loaded in addition to a phase, between two of them; bad samples are not counted.
+        """
+        length = len(self.train_order)
+        while count > 0:
+            epoch, start = divmod(step, length)
+            stop = min(length, start + count)
+            self.train_order.epoch, self.train_order.start, self.train_order.stop = epoch, start, stop
+            yield from zip(range(step, step + stop - start), self._loaders["train"], strict=True)
+            step, count = step + stop - start, count - (stop - start)
 
     def num_batches(self, phase: Phase) -> int:
         """How many batches an epoch of training, or a measured data set, has in this process."""

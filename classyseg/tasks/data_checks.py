@@ -52,7 +52,7 @@ def facts_of_all(data: Data) -> DataFacts:
 
 
 def check_data(data: Data, problems: Problems, kind: DataKind, labelled: Data) -> None:
-    """Checks that data sets are of the kind that the task takes, and alike. The labels of some, `labelled`, are read."""
+    """Checks that data sets are of the kind that the task takes, and alike. Of those in `labelled`, labels are read."""
     for name, part in data.items():
         with problems.collected():
             check_kind(name, part.facts, kind, is_labelled=name in labelled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -63,8 +63,8 @@ class UnlabelledDatasets(DatasetsConfig):
     """As `DatasetsConfig`, and the images without labels, for a task that trains.
 
     Args:
-        unlabelled: Any data set of images of the same channels. Labels that it has are left aside. Its `transforms` make
-            the weak view: geometry, crops to one size, and what all views share.
+        unlabelled: Any data set of images of the same channels. Labels that it has are left aside. Its `transforms`
+            make the weak view: geometry, crops to one size, and what all views share.
     """
 
     without_labels: ClassVar[frozenset[str]] = frozenset({UNLABELLED})
@@ -73,7 +73,7 @@ class UnlabelledDatasets(DatasetsConfig):
 
 
 class UnlabelledConfig(ConfigRecord):
-    """How images without labels are learnt from: as in FixMatch, with UniMatch's second strong view and feature dropout.
+    """How images without labels are learnt from: as in FixMatch, with UniMatch's strong views and feature dropout.
 
     A teacher looks at the weak view. Where it is sure of a class, the student must choose the same class in each strong
     view: cross entropy, summed over these pixels (images), and divided by the number of all pixels of unlabelled images
@@ -126,8 +126,8 @@ class UnlabelledSample(Sample):
     ignored label where it was not sure; `counted`, of the same shape, says which of them divide the loss.
     """
 
-    views: Tensor = torch.empty(0)
-    valid: Tensor = torch.empty(0)
+    views: Tensor = field(default_factory=lambda: torch.empty(0))
+    valid: Tensor = field(default_factory=lambda: torch.empty(0))
     found: Tensor | None = None
     counted: Tensor | None = None
 
@@ -161,8 +161,8 @@ class SemiSupervisedTask(ClassyTask):
     `confident`, the share of unlabelled pixels (images) of which the teacher was sure.
 
     Args:
-        dataset: `train` (with labels), `unlabelled`, `val` and `test`. `dataset.unlabelled` is any data set of images of
-            the same channels, whose `transforms` make the weak view; labels that it has are left aside.
+        dataset: `train` (with labels), `unlabelled`, `val` and `test`. `dataset.unlabelled` is any data set of images
+            of the same channels, whose `transforms` make the weak view; labels that it has are left aside.
         unlabelled: How the images without labels are learnt from; see key `unlabelled`.
     """
 
@@ -395,7 +395,10 @@ class SemiSupervisedTask(ClassyTask):
                 if chance >= self._cut_mix:
                     continue
                 pixels, shape_ = (0.02 + 0.38 * area) * height * width, 0.3 + (1 / 0.3 - 0.3) * ratio
-                rows, columns = min(height, int(math.sqrt(pixels * shape_))), min(width, int(math.sqrt(pixels / shape_)))
+                rows, columns = (
+                    min(height, int(math.sqrt(pixels * shape_))),
+                    min(width, int(math.sqrt(pixels / shape_))),
+                )
                 top, left = int(top * (height - rows + 1)), int(left * (width - columns + 1))
                 yield i, view, slice(top, top + rows), slice(left, left + columns)
 
