@@ -80,7 +80,7 @@ class TaskData:
 
         Raises: `ConfigError` for a training set of less than a batch.
         """
-        process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        process: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         num_train = len(self.sets.get("train", ())) if trains else batch_size
         self.train_order = TrainOrder(num_train, batch_size, seed=seed, **process)
         self.eval_orders = {
