@@ -302,6 +302,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 return name
         raise ConfigError("model.heads", "found no head that works in eval mode; attach one without train_only")
 
+    def set_multi_label(self, multi_label: bool) -> None:
+        """Tells all heads whether an image has several classes: see `ClassyHead.multi_label`."""
+        for name in self.heads:
+            self.head(name).multi_label = multi_label
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:

@@ -269,8 +269,12 @@ class SemiSupervisedTask(ClassyTask):
 
     @classmethod
     def add_own(cls, spec: TaskSpec, model: Any, facts: Any, *, real: bool) -> None:
-        """Adds nothing. Raises: `ConfigError` for a main head whose classes nobody can tell from logits."""
+        """Adds nothing. Raises: `ConfigError` for classes that nobody can tell from the logits of the main head."""
         head = model.head(model.main_head)
+        if spec.trains and facts.multi_label:
+            raise ConfigError(
+                "dataset.train", "has several classes of an image; the task semi_supervised takes one class of each"
+            )
         if spec.trains and LOGITS not in head.output_names:
             raise ConfigError(
                 f"model.heads.{model.main_head}",
