@@ -102,6 +102,32 @@ def test_a_signal_waits_for_the_thread_and_the_resumed_run_is_the_same(written_a
         assert read_records(tmp_path / name) == read_records(written_at_once / name)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_signal_in_the_middle_of_a_save_ends_the_run_with_that_checkpoint(
+    asynchronous: bool, written_at_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, asked = os.fsync, [False]
+
+    def fsync(descriptor: Any) -> None:
+        if not asked[0] and list(tmp_path.glob("checkpoints/step-3.tmp-*")):
+            asked[0] = True
+            os.kill(os.getpid(), signal.SIGTERM)  # the main thread gets it, also from another one
+            time.sleep(0.05)
+        keep(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(Stopped):
+        Trainer(tmp_path).train(tiny_task(hooks(asynchronous)))
+
+    newest, problems = newest_checkpoint(tmp_path / "checkpoints")
+    assert problems == []
+    assert newest is not None
+    assert newest.name == f"step-{read_records(tmp_path / 'steps.jsonl')[-1]['step']}"
+    assert asked == [True]
+    Trainer(tmp_path, resume=True).train(tiny_task(hooks(asynchronous)))
+    assert files(tmp_path) == files(written_at_once)
+
+
 def test_at_most_one_is_written_at_a_time_and_an_error_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
