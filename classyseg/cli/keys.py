@@ -116,7 +116,7 @@ def records() -> dict[str, type[BaseModel]]:
     from classyseg.placement import WeightsConfig
     from classyseg.tasks import DatasetsConfig, RuntimeConfig
     from classyseg.tasks.distillation import ChannelWise, FeaturePair, SoftTargets, TeacherConfig, TeacherLabels
-    from classyseg.tasks.semi_supervised import UnlabelledConfig
+    from classyseg.tasks.unlabelled import UnlabelledConfig
     from classyseg.transforms.batch_mixing import MixingConfig
 
     return {

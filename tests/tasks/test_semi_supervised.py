@@ -18,7 +18,7 @@ from classyseg.errors import ConfigError
 from classyseg.layers import resize_logits
 from classyseg.registry import TASKS
 from classyseg.tasks import SemiSupervisedTask, build_task
-from classyseg.tasks.semi_supervised import FeatureDropout, UnlabelledSample
+from classyseg.tasks.unlabelled import FeatureDropout, UnlabelledSample
 from classyseg.trainer import Stopped, Trainer
 from runs import IMAGES, PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
 
@@ -83,7 +83,7 @@ def test_a_rectangle_comes_with_the_classes_that_the_teacher_found_there() -> No
     same = [{"name": "gaussian_blur", "probability": 0.0}]
     task = built(config(strong=same, num_strong=2, cut_mix=1.0, threshold=0.0))
     batch = first_batch(task)
-    alone, counted = task._found_in(batch)
+    alone, counted = task.found_in(batch)
     learnt = task.training_batch(batch)
     assert isinstance(learnt, UnlabelledSample)
     assert learnt.found is not None
@@ -108,11 +108,11 @@ def test_the_factor_grows_to_the_weight() -> None:
     found = []
     for step in (0, 2, 4, 9):
         task.progress.step = step
-        found += task._weights
+        found += task.view_weights
     assert found == pytest.approx([2 * 0.0067379, 2 * 0.2865048, 2.0, 2.0], rel=1e-5)
     task = built(config(ramp_up_epochs=0.5))  # of an epoch of 2 steps
     task.progress.step = 1
-    assert task._weights == (1.0,)
+    assert task.view_weights == (1.0,)
 
 
 def losses_of(values: Mapping[str, Any]) -> Tensor:
