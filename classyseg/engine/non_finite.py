@@ -85,7 +85,7 @@ class StepGuard:
         """
         if len(self._unseen) == len(self._flags) and not self.knows_at_once:
             raise ValueError(f"{MAX_UNSEEN_STEPS} steps were taken without a look at what was not finite in them")
-        loss = loss.detach().float().reshape(())
+        loss = loss.detach().float().reshape(()).to(self._one.device)
         learning = [parameter for parameter in parameters if parameter.grad is not None]
         self._find_overflow([local(parameter.grad) for parameter in learning], scaler)  # type: ignore[arg-type]
         if self.knows_at_once:
