@@ -319,6 +319,7 @@ def test_the_scale_of_float16_is_that_of_torchs_scaler_and_a_bad_loss_leaves_it(
     ours, theirs = (torch.nn.Linear(3, 2, dtype=torch.float32) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     guard = non_finite.StepGuard("skip_step", torch.device("cpu"), knows_at_once=knows_at_once)
+    guard.watch(ours)
     scalers = [torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=2) for _ in range(2)]
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in (ours, theirs)]
     x = torch.ones(4, 3)
@@ -334,9 +335,9 @@ def test_the_scale_of_float16_is_that_of_torchs_scaler_and_a_bad_loss_leaves_it(
                 scaler.update()
                 continue
             guard.step = step
-            guard.begin(model)
+            guard.begin()
             state = [value for values in optimizer.state.values() for value in values.values()]
-            guard.finish(loss, model.parameters(), scaler, optimizer.step, lambda state=state: state)
+            guard.finish(loss, scaler, optimizer.step, lambda state=state: state)
         assert scalers[0].state_dict() == scalers[1].state_dict()
         assert_equal(dict(ours.state_dict()), dict(theirs.state_dict()))
     assert guard.look() == []  # torch's scaler knows what to do
@@ -346,9 +347,9 @@ def test_the_scale_of_float16_is_that_of_torchs_scaler_and_a_bad_loss_leaves_it(
     loss = ours(x * float("nan")).square().mean()
     scalers[0].scale(loss).backward()
     guard.step = 9
-    guard.begin(ours)
+    guard.begin()
     state = [value for values in optimizers[0].state.values() for value in values.values()]
-    guard.finish(loss, ours.parameters(), scalers[0], optimizers[0].step, lambda: state)
+    guard.finish(loss, scalers[0], optimizers[0].step, lambda: state)
 
     assert [bad.step for bad in guard.look()] == [9]
     assert scalers[0].state_dict() == before[0]

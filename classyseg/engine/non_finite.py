@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from classyseg.distributed import each_in_any_process, world_size
-from classyseg.engine.sharding import local
+from classyseg.engine.sharding import is_sharded, local
 
 NonFinitePolicy = Literal["stop", "skip_step", "rollback"]
 
@@ -46,6 +46,8 @@ class StepGuard:
         self._overflow = torch.zeros((), device=device)
         unseen = 0 if self.knows_at_once else MAX_UNSEEN_STEPS
         self._flags, self._losses = torch.zeros(unseen, device=device), torch.zeros(unseen, device=device)
+        self._parameters: list[nn.Parameter] = []
+        self._is_sharded = False
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
         self.step = 0
@@ -60,38 +62,39 @@ class StepGuard:
         """Whether the device itself undoes bad updates: all that they change must lie there."""
         return self._undoes and not self.knows_at_once
 
-    def begin(self, model: nn.Module) -> None:
+    def watch(self, model: nn.Module) -> None:
+        """Looks up the parameters and buffers of `model`: once a phase, as that takes long for each step."""
+        self._parameters = list(model.parameters())
+        self._is_sharded = any(is_sharded(parameter) for parameter in self._parameters)
+        if self.knows_at_once or self._undoes:
+            self._buffers = list(model.buffers())
+            self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    def begin(self) -> None:
         """Before a step: remembers the running statistics, which a forward pass over such values spoils."""
-        if not self.knows_at_once and not self._undoes:
-            return
-        buffers = list(model.buffers())
-        if len(buffers) != len(self._buffers) or any(a is not b for a, b in zip(buffers, self._buffers, strict=True)):
-            self._buffers = buffers
-            self._kept = [torch.empty_like(buffer) for buffer in buffers]
-        if buffers:
+        if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
     def finish(
         self,
         loss: Tensor,
-        parameters: Iterable[nn.Parameter],
         scaler: torch.amp.GradScaler | None,
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
     ) -> None:
-        """Calls `update` if `loss` and the gradients of `parameters` are finite. Gradients are unscaled before.
+        """Calls `update` if `loss` and all gradients are finite. Gradients are unscaled before.
 
-        The update may change `parameters` and the tensors that `also_changed` gives: those of the optimizer.
+        The update may change parameters and the tensors that `also_changed` gives: those of the optimizer.
         """
         if len(self._unseen) == len(self._flags) and not self.knows_at_once:
             raise ValueError(f"{MAX_UNSEEN_STEPS} steps were taken without a look at what was not finite in them")
-        loss = loss.detach().float().reshape(())
-        learning = [parameter for parameter in parameters if parameter.grad is not None]
-        self._find_overflow([local(parameter.grad) for parameter in learning], scaler)  # type: ignore[arg-type]
+        loss = loss.detach().float()
+        gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
+        self._find_overflow([local(gradient) for gradient in gradients] if self._is_sharded else gradients, scaler)
         if self.knows_at_once:
             self._finish_on_host(loss, scaler, update)
         else:
-            self._finish_on_device(loss, learning, scaler, update, also_changed)
+            self._finish_on_device(loss.reshape(()), scaler, update, also_changed)
         self._unseen.append(self.step)
 
     def _find_overflow(self, gradients: Sequence[Tensor], scaler: torch.amp.GradScaler | None) -> None:
@@ -121,7 +124,6 @@ class StepGuard:
     def _finish_on_device(
         self,
         loss: Tensor,
-        learning: Sequence[nn.Parameter],
         scaler: torch.amp.GradScaler | None,
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
@@ -135,7 +137,7 @@ class StepGuard:
         self._losses[len(self._unseen)].copy_(loss)
         self._last = is_bad
         if self._undoes or scaler is not None:
-            self._update_unless(bad_loss | overflows, learning, update, also_changed)
+            self._update_unless(bad_loss | overflows, update, also_changed)
         else:
             update()
         for buffer, kept in zip(self._buffers, self._kept, strict=True):
@@ -150,11 +152,11 @@ class StepGuard:
     def _update_unless(
         self,
         skips: Tensor,
-        learning: Sequence[nn.Parameter],
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
     ) -> None:
         """Calls `update`, and where `skips` is true puts back what it changed."""
+        learning = [parameter for parameter in self._parameters if parameter.grad is not None]
         others = list({id(tensor): tensor for tensor in also_changed()}.values())
         new = {id(parameter) for parameter in learning} - self._stepped
         # A first update makes state that is not there to be put back, and counts on the host do not follow the device.
