@@ -26,6 +26,34 @@ class BadStep(NamedTuple):
     loss: float
 
 
+class _Kept:
+    """Tensors, and their values at the last `keep`."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self._values = [tensor.clone() for tensor in tensors]
+        self._versions = [tensor._version for tensor in tensors]
+
+    def changed(self) -> bool:
+        """Whether torch counts a change since the last `keep`. It does not count those of running statistics."""
+        return self._versions != [tensor._version for tensor in self.tensors]
+
+    def keep(self) -> None:
+        if self.tensors:
+            torch._foreach_copy_(self._values, self.tensors)
+            self._versions = [tensor._version for tensor in self.tensors]
+
+    def put_back(self, if_true: Tensor | None = None) -> None:
+        """Gives the tensors the kept values again; with `if_true`, the device decides."""
+        if not self.tensors:
+            return
+        if if_true is None:
+            torch._foreach_copy_(self.tensors, self._values)
+        else:
+            for tensor, value in zip(self.tensors, self._values, strict=True):
+                tensor.copy_(torch.where(if_true, value, tensor))
+
+
 class StepGuard:
     """Lets a step change weights only if its loss and all gradients are finite, in every process of the job.
 
@@ -48,8 +76,8 @@ class StepGuard:
         self._flags, self._losses = torch.zeros(unseen, device=device), torch.zeros(unseen, device=device)
         self._parameters: list[nn.Parameter] = []
         self._is_sharded = False
-        self._buffers: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._running = _Kept([])
+        self._others = _Kept([])
         self.step = 0
         """The number of the step that is taken; the caller sets it."""
         self._bad: list[BadStep] = []
@@ -67,13 +95,20 @@ class StepGuard:
         self._parameters = list(model.parameters())
         self._is_sharded = any(is_sharded(parameter) for parameter in self._parameters)
         if self.knows_at_once or self._undoes:
-            self._buffers = list(model.buffers())
-            self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
+            running = {
+                id(buffer): buffer
+                for module in model.modules()
+                if hasattr(module, "running_mean")
+                for buffer in module.buffers(recurse=False)
+            }
+            self._running = _Kept(list(running.values()))
+            self._others = _Kept([buffer for buffer in model.buffers() if id(buffer) not in running])
 
     def begin(self) -> None:
         """Before a step: remembers the running statistics, which a forward pass over such values spoils."""
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        self._running.keep()
+        if self._others.changed():  # hardly ever: these are constants, as a rule, and may be large
+            self._others.keep()
 
     def finish(
         self,
@@ -112,8 +147,9 @@ class StepGuard:
         bad_loss, overflows = each_in_any_process(not math.isfinite(value), bool(_read(self._overflow)))
         is_bad = bad_loss or (overflows and (scaler is None or _read(_scale_of(scaler)) <= 1))
         if is_bad:
-            if self._buffers:
-                torch._foreach_copy_(self._buffers, self._kept)
+            self._running.put_back()
+            if self._others.changed():
+                self._others.put_back()
             self._bad.append(BadStep(self.step, value))
         elif not overflows:
             update()
@@ -140,8 +176,9 @@ class StepGuard:
             self._update_unless(bad_loss | overflows, update, also_changed)
         else:
             update()
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            buffer.copy_(torch.where(is_bad, kept, buffer))
+        self._running.put_back(is_bad)
+        if self._others.changed():
+            self._others.put_back(is_bad)
         if scaler is not None:
             scale, growth = _scale_of(scaler), scaler._growth_tracker
             old = scale.clone(), growth.clone()  # type: ignore[union-attr]
