@@ -16,7 +16,10 @@ from runs import tiny_task
 
 SIZES = ((32, 48), (40, 64), (56, 32), (72, 40), (48, 80))
 SMALL: dict[str, Any] = {
-    "model.depths": [1, 1], "model.widths": [16, 32], "model.group_widths": [16, 32], "model.strides": [1, 2],
+    "model.depths": [1, 1],
+    "model.widths": [16, 32],
+    "model.group_widths": [16, 32],
+    "model.strides": [1, 2],
     "model.bottleneck_multipliers": [1.0, 1.0],
     "model.heads.main.blocks": ["stage2"],
 }
