@@ -23,13 +23,14 @@ from classyseg.run_folder import (
     LOCK,
     METRICS,
     MODEL,
+    NON_FINITE,
     STARTED,
     STEPS,
     given_files,
     read_plain,
 )
 
-RECORDS = (CONFIG, METRICS, STEPS, BAD_SAMPLES)
+RECORDS = (CONFIG, METRICS, STEPS, BAD_SAMPLES, NON_FINITE)
 SIGNS = (*RECORDS, CHECKPOINTS)
 """A folder with one of these holds a run, or files that a run would overwrite."""
 MOVING, BEFORE, REPLACED = ".before-moving", ".before", ".replaced"

@@ -337,9 +337,15 @@ def _are_mappings(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
 
 
-def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False) -> str:
-    """`values` as YAML that `parse_config` reads back to the same tree; `only_ascii` escapes all other characters."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=110)
+def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False, compact: bool = False) -> str:
+    """`values` as YAML that `parse_config` reads back to the same tree; `only_ascii` escapes all other characters.
+
+    `compact` writes lists and mappings that hold nothing deeper on one line, as people do.
+    """
+    flow = None if compact else False
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=110, default_flow_style=flow
+    )
 
 
 class _Dumper(yaml.SafeDumper):

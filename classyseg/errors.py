@@ -130,6 +130,12 @@ class DataError(ConfigError):
     """An image or a label of a data set is wrong; the message names the file, what was found and what is accepted."""
 
 
+class NonFiniteError(FloatingPointError):
+    """A training loss, or its gradients, are NaN or infinite, and the run ends for it."""
+
+    exit_code = 3
+
+
 @contextmanager
 def within(place: str | Location) -> Iterator[None]:
     """Puts `place` before the path of a `ConfigError` from inside: that of a component's own key."""

@@ -164,7 +164,9 @@ KEYS: dict[str, str] = {
     "clip_gradients clip_mode clip_norm": "optimizer.clip_norm",
     "clip_value clip_grad_value gradient_clip_value": "optimizer.clip_value",
     "paramwise_cfg param_groups parameter_groups lr_mult backbone_lr_mult backbone_lr head_lr head_lr_mult "
-    "layer_decay custom_keys": _GROUPS,
+    "custom_keys": _GROUPS,
+    "layer_decay layer_decay_rate llrd layer_wise_lr_decay layer_lr_decay lr_decay_rate": "optimizer.layer_decay",
+    "zero zero_redundancy use_zero zero_optimizer zero_redundancy_optimizer": "optimizer.zero",
     "scheduler lr_scheduler lr_policy lr_config lr_schedule param_scheduler sched schedule policy lr_decay "
     "lr_scheduler_type learning_rate_scheduler lr_scheduler_name lr_scheduler_kwargs scheduler_type cos_lr cosine_lr "
     "decay_epochs decay_rate lr_gamma lr_drop step_size decay_steps gamma": _SCHEDULE,
@@ -293,6 +295,7 @@ AT: dict[str, dict[str, str]] = {
     "hooks": {
         "type hook": "hooks.name",
         "interval every_n_epochs": "hooks.every_epochs, of {name: checkpoint}",
+        "num_iters num_items": "hooks.num_batches, of {name: precise_batch_norm}",
         "momentum": "hooks.decay, of {name: ema}, as 1 - momentum",
         "max_time duration": "hooks.minutes, of {name: time_limit}",
         "every_n_steps every_n_train_steps": "hooks.every_steps, of {name: checkpoint}",
@@ -385,6 +388,7 @@ NAMES: dict[str, dict[str, str]] = {
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
         "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "precise_bn precise_bn_hook update_bn": "precise_batch_norm",
         "timer max_time time_stopper wall_time": "time_limit",
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
         "memory_profiler_hook": "log",

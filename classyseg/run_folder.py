@@ -23,6 +23,8 @@ LOCK = ".lock"
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
+NON_FINITE = "non_finite.jsonl"
+COMPLEXITY = "model_complexity.md"
 STARTED = ".started"
 """When the run began, in seconds since 1970."""
 GIVEN = ".files"
@@ -30,7 +32,7 @@ GIVEN = ".files"
 ASIDE = ".before"
 """The beginning of the name of a folder with a replaced run, kept until the new run has begun."""
 MAX_GIVEN = 2**20
-FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, STARTED, GIVEN)
+FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, NON_FINITE, STARTED, GIVEN)
 LATEST = "LATEST"
 BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")

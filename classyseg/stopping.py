@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 Batch = TypeVar("Batch")
 
@@ -41,6 +41,17 @@ class WaitEnded(Exception):  # noqa: N818 (an outcome, not an error)
     def __init__(self) -> None:
         super().__init__("asked to stop while waiting for data")
         self.together = True
+
+
+class RollBack(BaseException):
+    """The run must go back to its newest checkpoint, as `step` was not finite. All processes raise it at one point.
+
+    No `Exception`: the processes need no exchange to learn of it, and nobody may take it for a failure.
+    """
+
+    def __init__(self, step: int, told: str, record: Mapping[str, Any]) -> None:
+        super().__init__(told)
+        self.step, self.told, self.record = step, told, dict(record)
 
 
 class StopRequests:

@@ -144,6 +144,13 @@ class RunLength:
             )
 
 
+class Depths(NamedTuple):
+    """How deep in its model each parameter is: `of[NAME]` from 0, at the image, to `deepest`, that of the heads."""
+
+    of: Mapping[str, int]
+    deepest: int
+
+
 @dataclass
 class Progress:
     """The position of a run: its only clock, and all that a checkpoint saves of it.

@@ -114,6 +114,7 @@ def records() -> dict[str, type[BaseModel]]:
     from classyseg.optim import ParameterGroup
     from classyseg.placement import WeightsConfig
     from classyseg.tasks import DatasetsConfig, RuntimeConfig
+    from classyseg.tasks.distillation import ChannelWise, FeaturePair, SoftTargets, TeacherConfig, TeacherLabels
     from classyseg.transforms.batch_mixing import MixingConfig
 
     return {
@@ -121,6 +122,11 @@ def records() -> dict[str, type[BaseModel]]:
         "mixing": MixingConfig,
         "normalize": NormalizeConfig,
         "runtime": RuntimeConfig,
+        "teacher": TeacherConfig,
+        "soft_targets": SoftTargets,
+        "channel_wise": ChannelWise,
+        "features": FeaturePair,
+        "labels": TeacherLabels,
         "weights": WeightsConfig,
         "norm": NormConfig,
         "conv_stem_layers": ConvStemLayer,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import data, env, evaluate, keys, models, predict, train
+from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -59,12 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     weights = commands.add_parser("weights", help="list the public weights that models know")
     weights.add_argument("pattern", nargs="?", default="*", help="of the models, such as 'resnet*'")
     weights.set_defaults(run=_weights)
-    convert = commands.add_parser("convert-weights", help="write any readable file of weights as safetensors")
-    convert.add_argument("source", metavar="IN", help="a file, checkpoint folder or URL; with --model, also a name")
-    convert.add_argument("target", metavar="OUT.safetensors", help="the file to write")
-    convert.add_argument("--model", default="", metavar="NAME", help="give the keys that model's names, and check them")
-    convert.add_argument("--force", action="store_true", help="replace OUT")
-    convert.set_defaults(run=_convert)
+    _add_conversions(commands)
     commands.add_parser("plugins", help="list what plugins offer and whether it works").set_defaults(run=_plugins)
 
     environment = commands.add_parser(
@@ -81,6 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words is not None:
         setattr(parsed, words, [*getattr(parsed, words), *more])
     return train.guarded(lambda: parsed.run(parsed))
+
+
+def _add_conversions(commands: Any) -> None:
+    """Adds the commands that convert files of other libraries."""
+    convert = commands.add_parser("convert-weights", help="write any readable file of weights as safetensors")
+    convert.add_argument("source", metavar="IN", help="a file, checkpoint folder or URL; with --model, also a name")
+    convert.add_argument("target", metavar="OUT.safetensors", help="the file to write")
+    convert.add_argument("--model", default="", metavar="NAME", help="give the keys that model's names, and check them")
+    convert.add_argument("--force", action="store_true", help="replace OUT")
+    convert.set_defaults(run=_convert)
+    migrating = commands.add_parser(
+        "convert-config",
+        help="a config of mmsegmentation or ClassyVision as a task config",
+        epilog="Exit codes: 0 done; 2 something that changes numbers has no equivalent, or something is wrong.",
+    )
+    convert_config.add_arguments(migrating)
+    migrating.set_defaults(run=convert_config.run)
 
 
 def _check(arguments: argparse.Namespace) -> int:

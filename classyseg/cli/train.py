@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
     parser.add_argument(
+        "--strict-resume",
+        action="store_true",
+        help="as --resume, but a newest checkpoint that is damaged is an error, where --resume takes the one before",
+    )
+    parser.add_argument(
         "--extend",
         action="store_true",
         help="with --resume: another num_epochs or num_steps than the run's, even where its learning rate changes",
@@ -45,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="classy_train.py",
         description="Train, evaluate and resume the task that a config describes.",
-        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
+        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not "
+        "finite; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
     )
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
@@ -83,7 +89,7 @@ def _is_file(word: str) -> bool:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Runs `command`. Errors that a user can mend become one message and exit code 2, a diverged training 1."""
+    """Runs `command`. Errors that a user can mend become one message and exit code 2, a diverged training 3."""
     from classyseg.errors import ConfigError
 
     accept_any_text()
@@ -94,7 +100,7 @@ def guarded(command: Callable[[], int]) -> int:
         return error.exit_code
     except FloatingPointError as error:
         complain(f"error: {error}")
-        return 1
+        return getattr(error, "exit_code", 1)
     except UnicodeEncodeError as error:
         if sys.getfilesystemencoding() == "utf-8":
             raise
@@ -138,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     take_config(arguments)
     if arguments.output == "":  # from a shell variable that is not set
         arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
+    arguments.resume = arguments.resume or arguments.strict_resume
     if arguments.extend and not arguments.resume:
         arguments.wrong_use("argument --extend: makes the run longer that --resume continues; give both")
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
@@ -172,7 +179,13 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg.tasks.sample_checks import SampleCheckError
     from classyseg.trainer import Stopped, Trainer
 
-    trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite, extend=arguments.extend)
+    trainer = Trainer(
+        output,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        extend=arguments.extend,
+        strict_resume=arguments.strict_resume,
+    )
     try:
         trainer.check_output()
         with distributed.failing_together():

@@ -12,13 +12,14 @@ from torch.func import functional_call
 from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.engine.averaging import Averaging
+from classyseg.engine.non_finite import StepGuard
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.engine.sharding import fill, gathered
 from classyseg.engine.step import BatchWork, gradients
 from classyseg.inference.device import bring
-from classyseg.layers import FollowsProgress, following_progress, synchronize_batch_norm
+from classyseg.layers import FollowsProgress, following_progress, population_statistics, synchronize_batch_norm
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.optim import ClassyOptimizer
@@ -55,6 +56,9 @@ class Engine:
         """Makes the placed model ready to be measured, and for `distribute`, which trains it with `optimizer`."""
         self.optimizer = optimizer
         self.precision = Precision(self.runtime, self.device)
+        self.guard = StepGuard(self.runtime.non_finite, self.device)
+        if optimizer is not None and self.guard.undoes_on_device:
+            optimizer.count_on_device()
         if optimizer is not None and self.runtime.sync_batch_norm and distributed.world_size() > 1:
             synchronize_batch_norm(self.model, self.device)
 
@@ -128,6 +132,27 @@ class Engine:
             yield
         finally:
             self.averaging.swap()
+
+    @contextlib.contextmanager
+    def recomputing_statistics(self) -> Iterator[None]:
+        """Within it, the model runs as in training, without gradients, and with the average of its weights if there is
+        one. At the end its running statistics are those of all that ran, in all processes.
+
+        Every process enters it, between two steps or while it measures. After an error nothing has changed.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        network = self.network
+        with self.averaged(), torch.no_grad():
+            # The bare model: a compiled one would not show what comes to its layers, and no gradients are exchanged.
+            self.network = self.model
+            self.model.train()
+            try:
+                with population_statistics(self.model):
+                    yield
+            finally:
+                self.network = network
+                for module, mode in modes:
+                    module.training = mode
 
     @torch.no_grad()
     def averaged_outputs(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -203,7 +228,10 @@ class Engine:
         return outputs
 
     def step(self, batch: Sample, work: BatchWork, share_done: float) -> Tensor:
-        """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it."""
+        """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it.
+
+        Nothing is learnt from a batch whose loss or gradients are not finite: `guard` tells.
+        """
         if self.optimizer is None:
             raise ValueError("found no optimizer to train with; give one to `start`")
         for layer in self._following:
@@ -211,8 +239,18 @@ class Engine:
         self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
+        self.guard.begin(self.model)
         loss = gradients(batch, work, self.network, self.precision, num_parts)
-        self.optimizer.step(self.precision.scaler)
+        self.guard.finish(loss, self.model.parameters(), self.precision.scaler, self._update, self._also_changed)
+        return loss
+
+    def _update(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.step()
         if self.averaging is not None:
             self.averaging.update()
-        return loss
+
+    def _also_changed(self) -> list[Tensor]:
+        """What an update changes in addition to the parameters."""
+        averages = [] if self.averaging is None else self.averaging.named.values()
+        return [*({} if self.optimizer is None else self.optimizer.own_state()).values(), *averages]

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from classyseg.config import Bool, ConfigRecord, Float, Int, Text
 from classyseg.distributed import world_size
+from classyseg.engine.non_finite import NonFinitePolicy
 from classyseg.errors import ConfigError, within
 from classyseg.foreign import instead_of_key
 from classyseg.inference.device import torch_device
@@ -44,6 +45,14 @@ class RuntimeConfig(ConfigRecord):
             batch, and not those of each process's share: the numbers of one process.
         deterministic: `torch.use_deterministic_algorithms`: repeatable bits on a GPU, at some cost.
         threads: torch's number of CPU threads; null leaves torch's choice.
+        non_finite: What happens after a training step whose loss or a gradient is not finite (NaN or infinite), in any
+            process. Nothing is learnt from such a step, and `non_finite.jsonl` in the run's folder lists it with the
+            samples of its batch. `stop` ends the run with exit code 3; nothing is saved after the step. `skip_step`
+            goes on with the next batch. `rollback` goes back to the newest checkpoint (before the first one, to the
+            start), and from then on takes other samples in place of those of the batch. On a GPU a step is looked at
+            when the loss is logged, at the end of a phase and before a checkpoint is saved, so that no step waits.
+        non_finite_limit: After so many skipped steps in a row, or so many rollbacks of the run, the run ends as with
+            `stop`. null: 10 steps, 3 rollbacks.
         cache_features: A folder in which the features of a frozen backbone (`model.frozen: true`) are kept, so that
             later epochs and runs read them instead of computing them. Two hashes find them: one of the image after its
             transforms, one of the weights, the model's config, the normalisation and the precision. So nothing old is
@@ -63,6 +72,8 @@ class RuntimeConfig(ConfigRecord):
         "eval_batch_size",
         "deterministic",
         "threads",
+        "non_finite",
+        "non_finite_limit",
         "cache_features",
         "cache_gigabytes",
     )
@@ -83,6 +94,8 @@ class RuntimeConfig(ConfigRecord):
     sync_batch_norm: Bool = True
     deterministic: Bool = False
     threads: Annotated[Int, Field(ge=1, le=1024)] | None = None
+    non_finite: NonFinitePolicy = "stop"
+    non_finite_limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     cache_features: Annotated[Text, Field(min_length=1)] | None = None
     cache_gigabytes: Annotated[Float, Field(gt=0, le=1e9)] = 50.0
 

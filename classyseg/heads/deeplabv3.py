@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class DeepLabV3Head(ClassyHead):
         dropout: After the projection.
         drop_channels: That dropout drops whole channels.
         classifier_dropout: Before the classifier.
+        projection_kernel: Of the projection: 1, or 3 as in mmsegmentation.
+        num_convs: 3x3 convolutions behind it: 1, or 0 as in mmsegmentation.
         norm_image: The branch of the image's mean has a norm, too; batch norm then needs two images at once.
     """
 
@@ -45,6 +47,8 @@ class DeepLabV3Head(ClassyHead):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         drop_channels: bool = False,
         classifier_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        projection_kernel: Literal[1, 3] = 1,
+        num_convs: Literal[0, 1] = 1,
         norm_image: bool = False,
         norm: NormConfig = NormConfig(),
     ) -> None:
@@ -61,8 +65,9 @@ class DeepLabV3Head(ClassyHead):
             separable=separable,
             drop_channels=drop_channels,
             norm_image=norm_image,
+            projection_kernel=projection_kernel,
         )
-        self.conv = ConvNormAct(channels, channels, norm=norm)
+        self.conv = ConvNormAct(channels, channels, norm=norm) if num_convs else nn.Identity()
         self.dropout = nn.Dropout(classifier_dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
-from classyseg.layers import ASPP, ConvNormAct, NormConfig, resize_logits, separable_conv
+from classyseg.layers import ASPP, ConvNormAct, NormConfig, build_dropout, resize_logits, separable_conv
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -31,6 +31,8 @@ class DeepLabV3PlusHead(ClassyHead):
         rates: As for `deeplabv3`.
         separable: Each 3x3 convolution as a depthwise and a pointwise one.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
+        projection_kernel: Of the projection behind the branches: 1, or 3 as in mmsegmentation.
         norm_image: A norm in the branch of the image's mean; `batch` then needs two images at once.
     """
 
@@ -46,6 +48,8 @@ class DeepLabV3PlusHead(ClassyHead):
         rates: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...], Field(min_length=1)] | None = None,
         separable: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        drop_channels: bool = False,
+        projection_kernel: Literal[1, 3] = 1,
         norm_image: bool = False,
         norm: NormConfig = NormConfig(),
     ) -> None:
@@ -53,13 +57,22 @@ class DeepLabV3PlusHead(ClassyHead):
         low, high = ordered_blocks(blocks, "deeplabv3plus", 2)
         if rates is None:
             rates = (6, 12, 18) if high.stride >= 16 else (12, 24, 36)
-        self.aspp = ASPP(high.channels, channels, rates, 0.0, norm, separable=separable, norm_image=norm_image)
+        self.aspp = ASPP(
+            high.channels,
+            channels,
+            rates,
+            0.0,
+            norm,
+            separable=separable,
+            norm_image=norm_image,
+            projection_kernel=projection_kernel,
+        )
         self.low = ConvNormAct(low.channels, low_channels, kernel=1, norm=norm)
         conv = separable_conv if separable else ConvNormAct
         self.decoder = nn.Sequential(
             conv(channels + low_channels, channels, norm=norm), conv(channels, channels, norm=norm)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks
-from classyseg.layers import ContextEncoding, ConvNormAct, NormConfig, resize_logits
+from classyseg.layers import ContextEncoding, ConvNormAct, NormConfig, build_dropout, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -67,6 +67,7 @@ class EncNetHead(ClassyHead):
         num_codes: Codewords.
         se_branch: Gives the output `NAME.se` (N, classes), too: logits that say which classes are in an image.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
     """
 
     shallow_to_deep = True
@@ -80,6 +81,7 @@ class EncNetHead(ClassyHead):
         num_codes: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 32,
         se_branch: bool = True,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        drop_channels: bool = False,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class EncNetHead(ClassyHead):
         self.context = ContextEncoding(channels, num_codes, norm)
         self.presence = nn.Linear(channels, num_classes) if se_branch else None
         self.output_names = (LOGITS, "se") if se_branch else (LOGITS,)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def pytorch_encoding_keys(self) -> HeadKeys:

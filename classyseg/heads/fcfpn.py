@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
-from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, resize_logits
+from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, build_dropout, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -76,6 +76,7 @@ class FCFPNHead(ClassyHead):
         channels: Of each level.
         fused_channels: Before the classifier.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
         align_corners: How levels are resized; true for weights that were trained so, such as PyTorch-Encoding's.
     """
 
@@ -89,6 +90,7 @@ class FCFPNHead(ClassyHead):
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
         fused_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 512,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        drop_channels: bool = False,
         align_corners: bool = ALIGN_CORNERS,
         norm: NormConfig = NormConfig(),
     ) -> None:
@@ -96,7 +98,7 @@ class FCFPNHead(ClassyHead):
         blocks = ordered_blocks(blocks, "fcfpn", 2, or_more=True)
         self.pyramid = PyramidFusion(blocks, channels, norm=norm, align_corners=align_corners)
         self.conv = ConvNormAct(channels * len(blocks), fused_channels, norm=norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(fused_channels, num_classes, kernel_size=1)
 
     def pytorch_encoding_keys(self) -> HeadKeys:

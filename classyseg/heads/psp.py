@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, only_block
-from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
+from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, build_dropout
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -25,6 +25,7 @@ class PSPHead(ClassyHead):
         channels: Of each level and before the classifier; null: a quarter of the block's.
         bins: Cells along each side of the grids.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
         norm_image: The level of whole images has a norm, too; batch norm then needs two images at once.
         align_corners: How levels are resized; true for weights that were trained so, such as PyTorch-Encoding's.
     """
@@ -37,6 +38,7 @@ class PSPHead(ClassyHead):
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
         bins: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...], Field(min_length=1)] = (1, 2, 3, 6),
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        drop_channels: bool = False,
         norm_image: bool = False,
         align_corners: bool = ALIGN_CORNERS,
         norm: NormConfig = NormConfig(),
@@ -48,7 +50,7 @@ class PSPHead(ClassyHead):
             block.channels, channels, bins=bins, norm=norm, norm_image=norm_image, align_corners=align_corners
         )
         self.conv = ConvNormAct(self.pyramid.out_channels, channels, norm=norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def pytorch_encoding_keys(self) -> HeadKeys:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead
 from classyseg.heads.concatenation import Concatenation
-from classyseg.layers import ConvNormAct, NormConfig
+from classyseg.layers import ConvNormAct, NormConfig, build_dropout
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -28,7 +28,10 @@ class SegFormerHead(ClassyHead):
     Args:
         channels: Of each block and of their fusion: 256 in SegFormer-B0 and B1, 768 in B2 to B5.
         dropout: Before the classifier.
-        norm: Of the fusion. See key `norm`.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
+        norm_blocks: A norm and a ReLU follow the linear layer of each block, which then has no bias: mmsegmentation has
+            them, the paper has not.
+        norm: Of the fusion, and of the blocks. See key `norm`.
     """
 
     def __init__(
@@ -38,13 +41,20 @@ class SegFormerHead(ClassyHead):
         *,
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        drop_channels: bool = False,
+        norm_blocks: bool = False,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
-        self.linears = nn.ModuleList(nn.Conv2d(block.channels, channels, kernel_size=1) for block in blocks)
+        self.linears = nn.ModuleList(
+            ConvNormAct(block.channels, channels, kernel=1, norm=norm)
+            if norm_blocks
+            else nn.Conv2d(block.channels, channels, kernel_size=1)
+            for block in blocks
+        )
         self.concatenation = Concatenation(blocks)
         self.fuse = ConvNormAct(channels * len(blocks), channels, kernel=1, norm=norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

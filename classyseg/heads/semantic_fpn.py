@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
-from classyseg.layers import ConvNormAct, NormConfig, resize_logits
+from classyseg.layers import ConvNormAct, NormConfig, build_dropout, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -33,6 +33,7 @@ class SemanticFPNHead(ClassyHead):
         pyramid_channels: Of the feature pyramid.
         channels: Of the branch.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
         norm: Of the branch; the pyramid has none. See key `norm`.
     """
 
@@ -46,6 +47,7 @@ class SemanticFPNHead(ClassyHead):
         pyramid_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 256,
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 128,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        drop_channels: bool = False,
         norm: NormConfig = NormConfig(name="group"),
     ) -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class SemanticFPNHead(ClassyHead):
         for i in range(len(blocks)):
             inputs = [pyramid_channels, *[channels] * i]
             self.levels.append(nn.ModuleList(ConvNormAct(width, channels, norm=norm) for width in inputs[: max(1, i)]))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from classyseg.config import MAX_CHANNELS
 from classyseg.errors import ConfigError
 from classyseg.heads.classy_head import ClassyHead, ordered_blocks
-from classyseg.layers import ConvNormAct, NormConfig
+from classyseg.layers import ConvNormAct, NormConfig, build_dropout
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -33,6 +33,7 @@ class UNetHead(ClassyHead):
         channels: Of the steps from the deepest block on: one fewer than blocks. Each further number is a step to twice
             the size, without a block. null: 256, 128, 64, 32, ..., and 16 at the least.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
     """
 
     shallow_to_deep = True
@@ -44,6 +45,7 @@ class UNetHead(ClassyHead):
         *,
         channels: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        drop_channels: bool = False,
         norm: NormConfig = NormConfig(),
     ) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class UNetHead(ClassyHead):
             nn.Sequential(ConvNormAct(wide + skip, width, norm=norm), ConvNormAct(width, width, norm=norm))
             for wide, skip, width in zip(inputs, skips, widths, strict=False)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(widths[-1], num_classes, kernel_size=3, padding=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

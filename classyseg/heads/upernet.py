@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from classyseg.config import MAX_CHANNELS
 from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
 from classyseg.heads.fcfpn import PYRAMID_RULES, PyramidFusion
-from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling
+from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, build_dropout
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
 
@@ -30,6 +30,7 @@ class UperNetHead(ClassyHead):
         bins: Cells along each side of the pooling's grids.
         pool_channels: Of each grid; null: a quarter of the deepest block's.
         dropout: Before the classifier.
+        drop_channels: Dropout drops whole channels, as mmsegmentation does.
         norm_image: The grid of one cell has a norm, too; batch norm then needs two images at once.
         align_corners: How levels are resized; true for weights that were trained so, such as PyTorch-Encoding's.
     """
@@ -46,6 +47,7 @@ class UperNetHead(ClassyHead):
         bins: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_CHANNELS)], ...], Field(min_length=1)] = (1, 2, 3, 6),
         pool_channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] | None = None,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        drop_channels: bool = False,
         norm_image: bool = False,
         align_corners: bool = ALIGN_CORNERS,
         norm: NormConfig = NormConfig(),
@@ -63,7 +65,7 @@ class UperNetHead(ClassyHead):
         )
         self.pyramid = PyramidFusion(blocks, channels, top=pooling, norm=norm, align_corners=align_corners)
         self.conv = ConvNormAct(channels * len(blocks), fused_channels, norm=norm)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(fused_channels, num_classes, kernel_size=1)
 
     def pytorch_encoding_keys(self) -> HeadKeys:

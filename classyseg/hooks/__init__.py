@@ -5,6 +5,8 @@ from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
 from classyseg.hooks.early_stopping import EarlyStoppingHook
 from classyseg.hooks.ema import EMAHook
 from classyseg.hooks.log import LogHook
+from classyseg.hooks.model_complexity import ModelComplexityHook
+from classyseg.hooks.precise_batch_norm import PreciseBatchNormHook
 from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
@@ -18,6 +20,8 @@ __all__ = [
     "EMAHook",
     "EarlyStoppingHook",
     "LogHook",
+    "ModelComplexityHook",
+    "PreciseBatchNormHook",
     "ProgressBarHook",
     "TimeLimitHook",
     "WatchedTask",

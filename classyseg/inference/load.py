@@ -62,10 +62,7 @@ def load(
     """
     if not isinstance(path, str | Path) or path == "":
         raise ConfigError(f"load: found {shown(path)}; name a folder, as text or as a pathlib.Path")
-    folder = existing_path(path)
-    if not folder.is_dir():
-        found = "no folder" if folder.exists() else "no such folder"
-        raise ConfigError(f"{folder}: {found}; {EXPECTED}")
+    folder = _existing(path)
     options = {  # built here: a mistake of the caller must not name a file
         "device": torch_device(device),
         "precision": None if precision is None else known_precision(precision),
@@ -73,14 +70,37 @@ def load(
         "max_memory": None if max_memory is None else bytes_of(max_memory),
         "channels_last": channels_last,
     }
+    found, verified = _trained(folder)
+    if (found / CONFIG).is_file():
+        return _model_folder(found, options)
+    return _checkpoint(found, options, verified=verified)
+
+
+def described(path: str | Path) -> Description:
+    """What the folder of a trained model says about it, without its weights. Raises: `ConfigError` as `load`."""
+    found, _ = _trained(_existing(path))
+    if (found / CONFIG).is_file():
+        return _described_folder(found)
+    checkpoint = load_checkpoint(found, only=(), verified=True)  # whoever reads its weights hashes them
+    return description_of_state(checkpoint.state, str(found / STATE))
+
+
+def _existing(path: str | Path) -> Path:
+    folder = existing_path(path)
+    if not folder.is_dir():
+        found = "no folder" if folder.exists() else "no such folder"
+        raise ConfigError(f"{folder}: {found}; {EXPECTED}")
+    return folder
+
+
+def _trained(folder: Path) -> tuple[Path, bool]:
+    """The model's folder or checkpoint that `folder` stands for; and whether its files were hashed just now."""
     if (folder / MODEL / CONFIG).is_file():
-        return _model_folder(folder / MODEL, options)
-    if (folder / CONFIG).is_file():
-        return _model_folder(folder, options)
-    if (folder / MANIFEST).is_file():
-        return _checkpoint(folder, options)
+        return folder / MODEL, False
+    if (folder / CONFIG).is_file() or (folder / MANIFEST).is_file():
+        return folder, False
     if (folder / CHECKPOINTS).is_dir():
-        return _checkpoint(_best_or_newest(folder / CHECKPOINTS), options, verified=True)
+        return _best_or_newest(folder / CHECKPOINTS), True
     raise ConfigError(f"{folder}: {_told(folder)}; {EXPECTED}")
 
 
@@ -119,6 +139,13 @@ def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = Fa
 
 
 def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
+    description = _described_folder(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {CONFIG}")
+    return _predictor(description, read_tensors(folder / WEIGHTS), folder / CONFIG, folder / WEIGHTS, options)
+
+
+def _described_folder(folder: Path) -> Description:
     path = folder / CONFIG
     try:
         values = json.loads(read_plain(path, MAX_STATE))
@@ -128,10 +155,7 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
         values = None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no object in JSON; {EXPECTED}")
-    description = checked_description(values, str(path))
-    if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {CONFIG}")
-    return _predictor(description, read_tensors(folder / WEIGHTS), path, folder / WEIGHTS, options)
+    return checked_description(values, str(path))
 
 
 def _predictor(

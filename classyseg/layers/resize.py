@@ -110,6 +110,39 @@ def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     return scores
 
 
+def band_at(logits: Tensor, size: Sequence[int], rows: slice) -> Tensor:
+    """The rows `rows` of an image's logits (C, h, w) resized to `size` (H, W): (C, rows, W), float32 or wider.
+
+    A new tensor. Nothing else of full size is made.
+    """
+    (in_height, in_width), (height, width) = logits.shape[1:], size
+    first, last = row_tap_range(in_height, height, rows.start, rows.stop)
+    band = logits[:, first:last].to(logits.dtype if logits.dtype == torch.float64 else torch.float32)
+    if in_width != width:
+        band = band @ interpolation_matrix(in_width, width, band).T
+    if in_height != height:
+        return torch.matmul(interpolation_matrix(in_height, height, band)[rows, first:last], band)
+    return band.clone() if in_width == width else band
+
+
+def confident_classes_at(logits: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The class of each pixel, (N, H, W) int64, and its probability, float32, of logits resized to `size` (H, W).
+
+    The probability is the softmax of the resized logits. They are made in bands of rows, never whole.
+    """
+    logits, (height, width) = logits.detach(), size
+    labels = torch.zeros(len(logits), height, width, dtype=torch.int64, device=logits.device)
+    confidence = torch.zeros(len(logits), height, width, device=logits.device)
+    band = max(1, CHUNK_BYTES // (4 * logits.shape[1] * width))
+    for image, found, sure in zip(logits, labels, confidence, strict=True):
+        for start in range(0, height, band):
+            rows = slice(start, min(start + band, height))
+            x = band_at(image, size, rows)
+            highest, found[rows] = x.max(0)
+            sure[rows] = x.sub_(highest).exp_().sum(0).reciprocal_()
+    return labels, confidence
+
+
 def rank_at(logits: Tensor, labels: Tensor) -> Tensor:
     """The rank of the class of `labels` (N, H, W) at each pixel by its logit, (N, H, W) int64.
 

@@ -46,6 +46,17 @@ class Terms(NamedTuple):
         sums, counts = zip(*pairs, strict=True)
         return cls(torch.stack(sums), torch.stack(counts).double(), weights)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Terms], weights: Sequence[float]) -> Terms:
+        """The terms of several losses as those of one, each loss times its entry of `weights`."""
+        each = [
+            weight * own
+            for weight, part in zip(weights, parts, strict=True)
+            for own in part.weights or (1.0,) * len(part.sums)
+        ]
+        sums, counts = torch.cat([part.sums for part in parts]), torch.cat([part.counts for part in parts])
+        return cls(sums, counts, tuple(each) if set(each) - {1.0} else ())
+
     def divided(self, counts: Tensor, share: float = 1.0) -> Tensor:
         """The loss, a scalar: the sum of weight x sum x `share / count`, where a count of 0 gives 0."""
         factors = torch.where(counts > 0, share / counts, 0.0)

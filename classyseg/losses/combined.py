@@ -61,17 +61,6 @@ class CombinedLoss(ClassyLoss):
         return names
 
 
-def _joined(parts: Sequence[Terms], weights: Sequence[float]) -> Terms:
-    """The terms of several losses, each times its weight."""
-    each = [
-        weight * own
-        for weight, part in zip(weights, parts, strict=True)
-        for own in part.weights or (1.0,) * len(part.sums)
-    ]
-    sums, counts = (torch.cat([part[i] for part in parts]) for i in range(2))  # type: ignore[misc]
-    return Terms(sums, counts, tuple(each) if set(each) - {1.0} else ())
-
-
 def _moved(path: str, place: str) -> str:
     """A path that a loss tells, which is the config's `loss` to itself, where it stands at `place`."""
     return path_text(moved(location_of(path), ("loss",), location_of(place)))
@@ -104,7 +93,7 @@ class SumArbitraryLoss(CombinedLoss):
             raise ConfigError("weights", f"found {len(self.weights)} for {len(built)} losses; expected one each")
 
     def terms(self, outputs: Mapping[str, Tensor], target: Tensor) -> Terms:
-        return _joined([part.terms(outputs, target) for _, part in self._placed_parts()], self.weights)
+        return Terms.joined([part.terms(outputs, target) for _, part in self._placed_parts()], self.weights)
 
     def counts(self, outputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
         return torch.cat([part.counts(outputs, target) for _, part in self._placed_parts()])
@@ -134,7 +123,7 @@ class MultiOutputSumLoss(CombinedLoss):
 
     def terms(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Terms:
         each = [self.loss.terms(output, target) for output in self._each(outputs, target)]  # type: ignore[arg-type]
-        return _joined(each, (1.0,) * len(each)) if each else Terms.of([], target.device)
+        return Terms.joined(each, (1.0,) * len(each)) if each else Terms.of([], target.device)
 
     def counts(self, outputs: Tensor | Mapping[str, Tensor] | Sequence[Tensor], target: Tensor) -> Tensor:
         each = [self.loss.counts(output, target) for output in self._each(outputs, target)]  # type: ignore[arg-type]
@@ -222,7 +211,7 @@ class SegmentationLoss(CombinedLoss):
         ):
             parts += [loss.terms(output, target) for output in read.values()]
             weights += [weight] * len(read)
-        return _joined(parts, weights)
+        return Terms.joined(parts, weights)
 
     def counts(self, outputs: Tensor | Mapping[str, Tensor], target: Tensor) -> Tensor:
         main, others, images = self._kinds(outputs)

@@ -13,6 +13,7 @@ from classyseg.models.backbones.xception import Xception
 from classyseg.models.backbones.xception_deeplab import XceptionDeeplab
 from classyseg.models.build import build_model, create_backbone, create_model, list_models, load_initial_weights
 from classyseg.models.classy_model import ClassyModel
+from classyseg.models.depths import parameter_depths
 from classyseg.models.features import FeaturePyramid, FeatureSelector
 from classyseg.models.load_weights import LoadedWeights, load_weights
 from classyseg.models.memory.fuse import fuse
@@ -85,6 +86,7 @@ __all__ = [
     "list_models",
     "load_initial_weights",
     "load_weights",
+    "parameter_depths",
     "register_model",
 ]
 

@@ -108,6 +108,14 @@ class ClassyModel(nn.Module, Configurable, ABC):
                 ) from None
         return self._layers[block]
 
+    def layers_by_depth(self) -> Sequence[Sequence[str]]:
+        """The submodules and parameters of each depth, shallow to deep, for `layer_decay` of an optimizer.
+
+        By default those of each declared block. A backbone of many alike layers gives one depth to each layer.
+        Parameters under none of these names have the depth of the one before them.
+        """
+        return [self.layers_of(name) for name in self._declared]
+
     def is_wanted(self, name: str) -> bool:
         """Whether somebody reads the optional block or submodule `name`: else `extract_features` may leave it out."""
         return name in self.blocks_read()
@@ -293,6 +301,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
             if name not in self._train_only:
                 return name
         raise ConfigError("model.heads", "found no head that works in eval mode; attach one without train_only")
+
+    def set_multi_label(self, multi_label: bool) -> None:
+        """Tells all heads whether an image has several classes: see `ClassyHead.multi_label`."""
+        for name in self.heads:
+            self.head(name).multi_label = multi_label
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup
 from classyseg.optim.lamb import LAMB
 from classyseg.optim.lars import LARS
+from classyseg.optim.muon import Muon
 from classyseg.optim.optimizers import SGD, Adam, AdamW, RMSProp
 from classyseg.optim.rmsprop_tf import RMSPropTF
 from classyseg.optim.schedules import Composite, Constant, Cosine, Exponential, Linear, MultiStep, Polynomial, Step
@@ -29,6 +30,7 @@ __all__ = [
     "Exponential",
     "Linear",
     "MultiStep",
+    "Muon",
     "ParameterGroup",
     "Polynomial",
     "RMSProp",

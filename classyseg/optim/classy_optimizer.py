@@ -5,18 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from classyseg import distributed
 from classyseg.config import unknown
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.errors import ConfigError, within
+from classyseg.optim import zero
 from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
-from classyseg.structures import RunLength
+from classyseg.structures import Depths, RunLength
 
 NUM_CHECKED = 1000
 """A schedule is tried at so many places of a run, evenly spread."""
@@ -47,6 +50,8 @@ class ClassyOptimizer(Configurable, ABC):
         clip_norm: float | None,
         clip_value: float | None = None,
         schedules: Mapping[str, Any] | None = None,
+        layer_decay: float | None = None,
+        zero: bool = False,
     ) -> None:
         RunLength.require(length)
         self.lr = lr
@@ -59,42 +64,64 @@ class ClassyOptimizer(Configurable, ABC):
         self.schedules = self.schedules_for(length)
         """The schedules of other options than the learning rate, by the option's name."""
         self.current_lr = lr * self.schedule(0.0)
-        parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
-        if not parameters:
+        self.layer_decay = layer_decay
+        self.zero = zero
+        self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        if not self.parameters:
             raise ConfigError("found no parameter that needs a gradient")
+        self.decay_vectors = decay_vectors
+        self.groups = [ParameterGroup.model_validate(group) for group in groups]
+        self._depths: Depths | None = None
+        self._counts_on_device = False
+        self.norm_before_clipping: Tensor | None = None
+        """The norm of all gradients of the last step, on the device; None without `clip_norm`."""
+        self._split()
+
+    def _split(self) -> None:
         found = split(
-            [ParameterGroup.model_validate(group) for group in groups],
-            parameters,
-            weight_decay=weight_decay,
-            decay_vectors=decay_vectors,
+            self.groups,
+            self.parameters,
+            weight_decay=self.weight_decay,
+            decay_vectors=self.decay_vectors,
             kind_of=self.kind_of,
+            layer_decay=self.layer_decay,
+            depths=self._depths,
         )
         self.names = [group.names for group in found]
         self.lr_factors = [group.lr_factor for group in found]
         self._decays = [group.weight_decay for group in found]
-        self._torch_groups = [
-            {
-                "params": [parameters[name] for name in group.names],
-                "weight_decay": group.weight_decay,
-                "kind": group.kind,
-            }
-            for group in found
-        ]
+        self._kinds = [group.kind for group in found]
+        self._labels = [group.label for group in found]
 
     def kind_of(self, name: str, parameter: nn.Parameter) -> str:
         """How an optimizer that treats parameters in several ways treats this one. Torch's groups tell it as `kind`."""
         return ""
 
-    def adopt(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Takes parameters in place of those of the same names: sharding a model makes new ones.
+    def use_depths(self, depths: Depths) -> None:
+        """Tells how deep in the model each parameter is, which `layer_decay` needs, before the first use.
 
-        To be called before the optimizer is first used. Raises: `ValueError` afterwards.
+        Learning rates are multiplied by `layer_decay ** (deepest - depth)`. Raises: `ValueError` afterwards.
         """
-        if "optimizer" in vars(self):
-            raise ValueError("the optimizer is in use; give it other parameters before its first use")
+        self._require_unused()
+        self._depths = depths
+        self._split()
+
+    def adopt(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        """Takes parameters in place of those of the same names, before the first use: sharding a model makes new ones.
+
+        Raises: `ValueError` afterwards; `ConfigError` for sharded parameters with `zero`.
+        """
+        self._require_unused()
         parameters = dict(named_parameters)
-        for names, group in zip(self.names, self._torch_groups, strict=True):
-            group["params"] = [parameters[name] for name in names]
+        self.parameters = {name: parameters[name] for name in self.parameters}
+        if self.zero and any(is_sharded(parameter) for parameter in self.parameters.values()):
+            raise ConfigError(
+                "zero", "found true, but runtime.strategy: fsdp shares the optimizer's state already; leave it out"
+            )
+
+    def _require_unused(self) -> None:
+        if "optimizer" in vars(self):
+            raise ValueError("the optimizer is in use; give it depths and other parameters before its first use")
 
     # -- schedules ---------------------------------------------------------------------------------------------------
 
@@ -127,15 +154,29 @@ class ClassyOptimizer(Configurable, ABC):
 
     def base_of(self, option: str) -> float:
         """The value of one of the `scheduled` options that its schedule multiplies."""
-        betas = getattr(self, "betas", None)
-        value: float = betas[0] if option == "momentum" and betas is not None else getattr(self, option)
+        value: float = self.betas[0] if self._is_in_betas(option) else getattr(self, option)  # type: ignore[attr-defined]
         return value
+
+    def _is_in_betas(self, option: str) -> bool:
+        return option == "momentum" and not hasattr(self, option)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """torch's optimizer, made at its first use: torch imports its compiler for it, which a check does not need."""
-        optimizer = self.torch_optimizer(self._torch_groups)
+        if self.layer_decay is not None and self._depths is None:
+            raise ValueError(
+                "layer_decay needs the parameters' depths; call use_depths(models.parameter_depths(model))"
+            )
+        groups = [
+            {"params": [self.parameters[name] for name in names], "weight_decay": decay}
+            | ({"kind": kind} if kind else {})
+            for names, decay, kind in zip(self.names, self._decays, self._kinds, strict=True)
+        ]
+        is_shared = self.zero and distributed.world_size() > 1
+        optimizer = zero.shared(groups, self.torch_optimizer) if is_shared else self.torch_optimizer(groups)
         self._set_options(optimizer, 0.0)
+        if self._counts_on_device:
+            self._let_count_on_device(optimizer)
         return optimizer
 
     def _set_options(self, optimizer: torch.optim.Optimizer, share_done: float) -> None:
@@ -146,14 +187,14 @@ class ClassyOptimizer(Configurable, ABC):
             for option, factor in factors.items():
                 if option == "weight_decay":  # each group has its own
                     group[option] = self._decays[i] * factor
-                elif option == "momentum" and "betas" in group:
+                elif self._is_in_betas(option):
                     group["betas"] = (self.base_of(option) * factor, group["betas"][1])
                 elif option in group:
                     group[option] = self.base_of(option) * factor
 
     @abstractmethod
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The torch optimizer over `groups`, which hold `params`, `weight_decay` and the `kind` of the parameters."""
+        """The torch optimizer over `groups`, which hold `params` and `weight_decay`; and `kind`, see `kind_of`."""
 
     def set_progress(self, share_done: float) -> None:
         """Sets the learning rates and scheduled options of the next step.
@@ -161,6 +202,17 @@ class ClassyOptimizer(Configurable, ABC):
         `share_done`, in [0, 1), is the share of the run before it.
         """
         self._set_options(self.optimizer, share_done)
+
+    def count_on_device(self) -> None:
+        """Lets torch's optimizers that count their steps (Adam) do it on the device, where a step can be undone."""
+        self._counts_on_device = True
+        if "optimizer" in vars(self):
+            self._let_count_on_device(self.optimizer)
+
+    def _let_count_on_device(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True
 
     def zero_grad(self) -> None:
         if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
@@ -171,32 +223,54 @@ class ClassyOptimizer(Configurable, ABC):
             for parameter in group["params"]:
                 parameter.grad = None
 
-    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
-        """One update; `scaler` is that of float16 training, which skips it when a gradient is not finite."""
-        if scaler is not None and (self.clip_norm is not None or self.clip_value is not None):
-            scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+    def step(self) -> None:
+        """One update by the gradients, which are finite and not scaled."""
+        parameters = [self.parameters[name] for names in self.names for name in names]
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        if scaler is None:
-            self.optimizer.step()
-        else:
-            scaler.step(self.optimizer)
-            scaler.update()
+            self.norm_before_clipping = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        self.optimizer.step()
+
+    def numbers(self) -> dict[str, Any]:
+        """What the last step was made with: `gradient_norm` of all gradients, before `clip_norm`, and `groups`.
+
+        By group: `lr` and the other scheduled options, `gradient_norm` after clipping, `weight_norm` after the step.
+        It waits for the device. Every process calls it: parameters may be spread over them.
+        """
+        groups: dict[str, dict[str, float]] = {}
+        for label, names, group in zip(self._labels, self.names, self.optimizer.param_groups, strict=True):
+            parameters = [self.parameters[name] for name in names]
+            options = {key: group[key] for key in ("lr", *self.scheduled) if isinstance(group.get(key), int | float)}
+            if "betas" in group and "momentum" in self.scheduled:
+                options["momentum"] = group["betas"][0]
+            norms = {"gradient_norm": _norm([p.grad for p in parameters]), "weight_norm": _norm(parameters)}
+            groups[label] = {**options, **norms}
+        whole = self.norm_before_clipping
+        if whole is None:
+            whole = torch.tensor([group["gradient_norm"] for group in groups.values()], dtype=torch.float64).norm()
+        return {"gradient_norm": _number(whole), "groups": groups}
 
     # -- state -------------------------------------------------------------------------------------------------------
 
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors of the state that this process holds and a step changes, by `PARAMETER/KEY`."""
+        own = zero.own_part(self.optimizer).state
+        return {
+            f"{name}/{key}": torch.as_tensor(value)
+            for names in self.names
+            for name in names
+            for key, value in own.get(self.parameters[name], {}).items()
+            if value is not None
+        }
+
     def state(self) -> dict[str, Tensor]:
-        """The optimizer's state: tensors by `PARAMETER/KEY`."""
-        found: dict[str, Tensor] = {}
-        for names, group in zip(self.names, self.optimizer.param_groups, strict=True):
-            for name, parameter in zip(names, group["params"], strict=True):
-                for key, value in self.optimizer.state.get(parameter, {}).items():
-                    if value is not None:
-                        found[f"{name}/{key}"] = torch.as_tensor(value)
-        return found
+        """The optimizer's state: tensors by `PARAMETER/KEY`. Every process calls it.
+
+        With `zero`, it has the values of all processes, on the host. Values of sharded parameters are sharded, too.
+        """
+        own = self.own_state()
+        return zero.from_all_processes(own, self.parameters) if zero.is_shared(self.optimizer) else own
 
     def load_state(self, state: Mapping[str, Tensor], num_steps: int | None = None) -> None:
         """Takes what `state()` gave after `num_steps` steps.
@@ -208,11 +282,7 @@ class ClassyOptimizer(Configurable, ABC):
         for key, value in state.items():
             name, _, option = key.rpartition("/")
             by_name.setdefault(name, {})[option] = value
-        parameters = {
-            name: parameter
-            for names, group in zip(self.names, self.optimizer.param_groups, strict=True)
-            for name, parameter in zip(names, group["params"], strict=True)
-        }
+        parameters = self.parameters
         if strangers := by_name.keys() - parameters.keys():
             listed = ", ".join(printable(name, MAX_NAME) for name in sorted(strangers)[:5])
             raise ConfigError(f"the saved state is of other parameters: {listed}")
@@ -225,14 +295,20 @@ class ClassyOptimizer(Configurable, ABC):
             for option, value in found.items():
                 if problem := self.problem_of_state(option, value, parameters[name], num_steps):
                     raise ConfigError(f"{shown(f'{name}/{option}', MAX_NAME)}: {problem}")
-        for name, parameter in parameters.items():
-            # torch keeps `step`, a count, on the host; the other values are like the parameter.
-            self.optimizer.state[parameter] = {
-                option: value.clone()
-                if option == "step"
-                else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-                for option, value in by_name.get(name, {}).items()
-            }
+        counting = [group["params"] for group in self.optimizer.param_groups if group.get("capturable")]
+        on_device = set(chain.from_iterable(counting))
+        part = zero.own_part(self.optimizer)
+        for parameter in chain.from_iterable(group["params"] for group in part.param_groups):
+            part.state[parameter] = {}
+        for name, found in by_name.items():
+            parameter = parameters[name]
+            # torch keeps `step`, a count, on the host, unless told otherwise; the other values are like the parameter.
+            place = parameter.device if parameter in on_device else torch.device("cpu")
+            if parameter in part.state:
+                part.state[parameter] = {
+                    option: value.to(place, copy=True) if option == "step" else _like(parameter, value)
+                    for option, value in found.items()
+                }
 
     def problem_of_state(self, option: str, value: Tensor, parameter: Tensor, num_steps: int | None) -> str | None:
         """What is wrong with a saved value of `parameter`; None if nothing is.
@@ -251,3 +327,27 @@ class ClassyOptimizer(Configurable, ABC):
         elif not bool(value.isfinite().all()):
             return "holds numbers that are not finite"
         return None
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")  # torch's DTensor, whose import takes long
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value` on the device of `parameter`, in its layout, and sharded as it is."""
+    if not is_sharded(parameter):
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+
+
+def _norm(tensors: Sequence[Tensor | None]) -> float:
+    """The Euclidean norm of all values."""
+    return _number(nn.utils.get_total_norm([tensor.detach() for tensor in tensors if tensor is not None]))
+
+
+def _number(norm: Tensor) -> float:
+    """The value of a norm, which may be spread over the processes."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

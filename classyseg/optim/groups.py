@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import Field
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from classyseg.config import ConfigRecord, Float, Text, closest
 from classyseg.console import shown
 from classyseg.errors import ConfigError
+from classyseg.structures import Depths
 
 
 class ParameterGroup(ConfigRecord):
@@ -40,13 +41,6 @@ class ParameterGroup(ConfigRecord):
     weight_decay_factor: Annotated[Float, Field(ge=0, le=1e6)] = 1.0
 
 
-class Depths(NamedTuple):
-    """How deep in the model each parameter is, for layer-wise decay: `of[NAME]` from 0 to `deepest`, that of heads."""
-
-    of: Mapping[str, int]
-    deepest: int
-
-
 @dataclass
 class NamedGroup:
     """The parameters of one group of torch's optimizer: they share all options."""
@@ -55,6 +49,8 @@ class NamedGroup:
     lr_factor: float
     weight_decay: float
     kind: str
+    label: str
+    """What tells it apart: the pattern of its group, then what was split further."""
 
 
 def split(
@@ -77,7 +73,13 @@ def split(
             if key not in found:
                 factor = group.lr_factor * (1.0 if layer_decay is None else layer_decay**depth)
                 decay = weight_decay * group.weight_decay_factor * (decay_vectors or not is_vector)
-                found[key] = NamedGroup([], factor, decay, key[-1])
+                further = (
+                    f"depth {depths.of[name]}" if depths is not None else "",
+                    "vectors" if is_vector else "",
+                    key[-1],
+                )
+                label = ", ".join(filter(None, (group.match, *further)))
+                found[key] = NamedGroup([], factor, decay, key[-1], label)
             found[key].names.append(name)
     return [found[key] for key in sorted(found)]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from classyseg.errors import ConfigError
 from classyseg.optim.classy_optimizer import ClassyOptimizer
 from classyseg.optim.groups import ParameterGroup
-from classyseg.optim.options import Beta, NotNegative, Positive, Schedules
+from classyseg.optim.options import Beta, LayerDecay, NotNegative, Positive, Schedules
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
 from classyseg.structures import RunLength
 
@@ -40,6 +40,8 @@ class LARS(ClassyOptimizer):
         schedules: Schedules of other options, which multiply them: `momentum` and `weight_decay`.
         clip_norm: Bounds the L2 norm of the whole gradient, after `clip_value`.
         clip_value: Bounds each number of the gradient, to both sides.
+        layer_decay: Multiplies the learning rate once for each layer from the heads down to the image; see Optimizers.
+        zero: Shares the optimizer's memory out to the processes, each of which updates some parameters.
     """
 
     scheduled = ("momentum", "weight_decay")
@@ -63,6 +65,8 @@ class LARS(ClassyOptimizer):
         schedules: Schedules | None = None,
         clip_norm: Positive | None = None,
         clip_value: Positive | None = None,
+        layer_decay: LayerDecay | None = None,
+        zero: bool = False,
     ) -> None:
         if nesterov and not momentum:
             raise ConfigError("nesterov", "found true with momentum 0; give a momentum, or nesterov: false")
@@ -79,6 +83,8 @@ class LARS(ClassyOptimizer):
             schedules=schedules,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            layer_decay=layer_decay,
+            zero=zero,
         )
 
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

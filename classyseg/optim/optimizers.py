@@ -11,7 +11,7 @@ from torch import nn
 from classyseg.errors import ConfigError
 from classyseg.optim.classy_optimizer import ClassyOptimizer
 from classyseg.optim.groups import ParameterGroup
-from classyseg.optim.options import Beta, NotNegative, Positive, Schedules
+from classyseg.optim.options import Beta, LayerDecay, NotNegative, Positive, Schedules
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
 from classyseg.structures import RunLength
 
@@ -31,6 +31,8 @@ class SGD(ClassyOptimizer):
         schedules: Schedules of other options, which multiply them: `momentum` and `weight_decay`.
         clip_norm: Bounds the L2 norm of the whole gradient, after `clip_value`.
         clip_value: Bounds each number of the gradient, to both sides.
+        layer_decay: Multiplies the learning rate once for each layer from the heads down to the image; see Optimizers.
+        zero: Shares the optimizer's memory out to the processes, each of which updates some parameters.
     """
 
     scheduled = ("momentum", "weight_decay")
@@ -50,6 +52,8 @@ class SGD(ClassyOptimizer):
         schedules: Schedules | None = None,
         clip_norm: Positive | None = None,
         clip_value: Positive | None = None,
+        layer_decay: LayerDecay | None = None,
+        zero: bool = False,
     ) -> None:
         if nesterov and not momentum:
             raise ConfigError("nesterov", "found true with momentum 0; give a momentum, or nesterov: false")
@@ -66,6 +70,8 @@ class SGD(ClassyOptimizer):
             schedules=schedules,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            layer_decay=layer_decay,
+            zero=zero,
         )
 
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -90,6 +96,8 @@ class Adam(ClassyOptimizer):
         schedules: Schedules of other options, which multiply them: `momentum` and `weight_decay`.
         clip_norm: Bounds the L2 norm of the whole gradient, after `clip_value`.
         clip_value: Bounds each number of the gradient, to both sides.
+        layer_decay: Multiplies the learning rate once for each layer from the heads down to the image; see Optimizers.
+        zero: Shares the optimizer's memory out to the processes, each of which updates some parameters.
     """
 
     scheduled = ("momentum", "weight_decay")
@@ -110,6 +118,8 @@ class Adam(ClassyOptimizer):
         schedules: Schedules | None = None,
         clip_norm: Positive | None = None,
         clip_value: Positive | None = None,
+        layer_decay: LayerDecay | None = None,
+        zero: bool = False,
     ) -> None:
         self.betas = betas
         self.eps = eps
@@ -125,6 +135,8 @@ class Adam(ClassyOptimizer):
             schedules=schedules,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            layer_decay=layer_decay,
+            zero=zero,
         )
 
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -149,6 +161,8 @@ class AdamW(ClassyOptimizer):
         schedules: Schedules of other options, which multiply them: `momentum` and `weight_decay`.
         clip_norm: Bounds the L2 norm of the whole gradient, after `clip_value`.
         clip_value: Bounds each number of the gradient, to both sides.
+        layer_decay: Multiplies the learning rate once for each layer from the heads down to the image; see Optimizers.
+        zero: Shares the optimizer's memory out to the processes, each of which updates some parameters.
     """
 
     scheduled = ("momentum", "weight_decay")
@@ -169,6 +183,8 @@ class AdamW(ClassyOptimizer):
         schedules: Schedules | None = None,
         clip_norm: Positive | None = None,
         clip_value: Positive | None = None,
+        layer_decay: LayerDecay | None = None,
+        zero: bool = False,
     ) -> None:
         self.betas = betas
         self.eps = eps
@@ -184,6 +200,8 @@ class AdamW(ClassyOptimizer):
             schedules=schedules,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            layer_decay=layer_decay,
+            zero=zero,
         )
 
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -209,6 +227,8 @@ class RMSProp(ClassyOptimizer):
         schedules: Schedules of other options, which multiply them: `momentum` and `weight_decay`.
         clip_norm: Bounds the L2 norm of the whole gradient, after `clip_value`.
         clip_value: Bounds each number of the gradient, to both sides.
+        layer_decay: Multiplies the learning rate once for each layer from the heads down to the image; see Optimizers.
+        zero: Shares the optimizer's memory out to the processes, each of which updates some parameters.
     """
 
     scheduled = ("momentum", "weight_decay")
@@ -230,6 +250,8 @@ class RMSProp(ClassyOptimizer):
         schedules: Schedules | None = None,
         clip_norm: Positive | None = None,
         clip_value: Positive | None = None,
+        layer_decay: LayerDecay | None = None,
+        zero: bool = False,
     ) -> None:
         self.alpha, self.eps, self.momentum, self.centered = alpha, eps, momentum, centered
         super().__init__(
@@ -243,6 +265,8 @@ class RMSProp(ClassyOptimizer):
             schedules=schedules,
             clip_norm=clip_norm,
             clip_value=clip_value,
+            layer_decay=layer_decay,
+            zero=zero,
         )
 
     def torch_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

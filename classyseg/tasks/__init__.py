@@ -7,6 +7,7 @@ from classyseg.registry import TASKS, ComponentConfig
 from classyseg.tasks.classification import ClassificationTask
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.data import DatasetsConfig
+from classyseg.tasks.distillation import DistillationTask
 from classyseg.tasks.segmentation import SegmentationTask
 from classyseg.tasks.video_classification import VideoClassificationTask
 
@@ -29,6 +30,7 @@ __all__ = [
     "ClassyTask",
     "Computed",
     "DatasetsConfig",
+    "DistillationTask",
     "RuntimeConfig",
     "SegmentationTask",
     "VideoClassificationTask",

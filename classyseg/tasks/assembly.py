@@ -21,7 +21,7 @@ from classyseg.inference import ClassyProtocol, Network
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.losses import ClassyLoss, build_loss
 from classyseg.meters import ClassyMeter
-from classyseg.models import ClassyModel, build_model
+from classyseg.models import ClassyModel, build_model, parameter_depths
 from classyseg.models.memory.feature_cache import check_frozen
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.problems import Problems
@@ -38,6 +38,7 @@ from classyseg.tasks.data_checks import (
     check_data,
     check_group_sizes,
     check_in_channels,
+    check_labels,
     check_loss,
     check_normalize,
     facts_of_all,
@@ -63,6 +64,8 @@ class TaskKind(Protocol):
 
     @classmethod
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
+    @classmethod
+    def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ class Parts:
     group_size: int
     """How many consecutive samples every batch that is measured keeps together."""
     filled_in: dict[str, Any]
+    added: Any = None
+    """What the class of the task made in `add_own`."""
 
 
 def assemble(spec: TaskSpec) -> Parts:
@@ -220,13 +225,21 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         # After a problem nothing is trained: the model is still checked, but takes no memory.
         model = _model(spec, num_classes, real=real and not problems.found)
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
+    check_labels(data, meters, problems, whole_images=kind.whole_images)
     if model is not None:
+        model.set_multi_label(facts.multi_label)
         _check_model(model, loss, meters, num_classes, spec, data, kind, problems)
+    added: Any = None
+    if model is not None and not problems.found:
+        with problems.collected():
+            added = spec.task.add_own(spec, model, facts, real=real)
 
     optimizer: ClassyOptimizer | None = None
     if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
             optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
+            if optimizer.layer_decay is not None:
+                optimizer.use_depths(parameter_depths(model))
 
     normalizer: ImageNormalizer | None = None
     of_weights = _normalize_of_weights(spec, data, real=real)
@@ -251,6 +264,9 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
         averaging_of(hooks)
+    for i, hook in enumerate(hooks if model is not None else ()):
+        with problems.collected(), within(f"hooks[{i}]"):
+            hook.check(model)
     numbers: RecordNumbers | None = None
     if model is not None and set(model.heads) - model.train_only_heads:
         with problems.collected():
@@ -278,6 +294,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         numbers=numbers,
         group_size=group_size_of(meter for meter in meters if meter is not None),
         filled_in=filled_in,
+        added=added,
     )
 
 
@@ -382,7 +399,15 @@ def _check_model(
     loss.choose_main_head(model.main_head)
     with problems.collected():
         seen = seen_at_once(spec.batch_size, spec.runtime, data["train"].facts.size if "train" in data else None)
-        check_outputs(model, loss, num_classes, trains=spec.trains, seen=seen, whole_images=kind.whole_images)
+        check_outputs(
+            model,
+            loss,
+            num_classes,
+            trains=spec.trains,
+            seen=seen,
+            whole_images=kind.whole_images,
+            multi_label=facts_of_all(data).multi_label,
+        )
 
 
 def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> NormalizeConfig | None:

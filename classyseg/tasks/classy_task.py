@@ -19,7 +19,10 @@ from torch import Tensor
 from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
+from classyseg.checkpoint_writer import CheckpointWriter
+from classyseg.complexity import Complexity
 from classyseg.config import MAX_SEED, unknown
+from classyseg.datasets.facts import DataFacts
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
 from classyseg.errors import ConfigError
@@ -44,15 +47,17 @@ from classyseg.registry import (
 from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
-from classyseg.stopping import WaitEnded
+from classyseg.stopping import RollBack, WaitEnded
 from classyseg.structures import BestIs, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
+from classyseg.tasks.costs import cost_of, input_of
 from classyseg.tasks.data import DatasetsConfig, TaskData
 from classyseg.tasks.data_checks import Data
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.final_model import save_model
+from classyseg.tasks.non_finite import NonFiniteSteps
 from classyseg.tasks.pace import Pace
 from classyseg.tasks.plan import RunPlan, epoch_of
 from classyseg.tasks.python_config import config_of
@@ -66,7 +71,7 @@ from classyseg.tasks.sample_checks import (
     check_samples,
     warn_of_compression,
 )
-from classyseg.tasks.saving import save_run, start_run
+from classyseg.tasks.saving import go_back, save_run, start_run
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +121,7 @@ class ClassyTask(Configurable, ABC):
     free_on_resume: tuple[str, ...] = (
         "hooks",
         "dataset.test",
+        "optimizer.zero",
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
@@ -176,6 +182,7 @@ class ClassyTask(Configurable, ABC):
         self.runtime, self._model_config = spec.runtime, spec.model
         self.loss, self.optimizer = parts.loss, parts.optimizer
         self.meters, self.hooks = parts.meters, parts.hooks
+        self.added = parts.added
         self.normalize, self.normalizer, self.filled_in = parts.normalize, parts.normalizer, parts.filled_in
         """`filled_in` are values that the config left to the task; the run's `config.yaml` has them."""
         self._numbers = parts.numbers
@@ -229,12 +236,16 @@ class ClassyTask(Configurable, ABC):
         self.unseen_classes: Collection[str] = ()
         self.records = RunRecords(None)
         """Writes files into the run's folder, in the primary process."""
+        self.writer = CheckpointWriter()
         self.phase_files: dict[str, str] = {}
         """Texts by file name that are written with the record of a phase, in place of older ones."""
         self.gives_up: Callable[[], bool] = lambda: False
         """Whether the run was asked to stop, so that it must not wait for data any longer. Set it before `start`: the
         loaders take it over there."""
         self.ending = Ending()
+        self.non_finite = NonFiniteSteps(self.runtime)
+        self.beginning: Checkpoint | None = None
+        """The start of the run, where it may have to go back to it."""
         self.last_loss = torch.zeros(())
         # In float64: a sum of float32 losses would lose the last bits over a long epoch.
         self.loss_sum = torch.zeros((), dtype=torch.float64)
@@ -262,6 +273,15 @@ class ClassyTask(Configurable, ABC):
 
         `data` has the built data sets, or what their configs tell. `loss` is None if it cannot be built.
         """
+
+    @classmethod
+    def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any:
+        """Adds to the checked model what a subclass needs, such as heads that only train, before the optimizer is made.
+
+        What it returns becomes `added`, such as a teacher. Without `real` a config is checked, and the model lies on
+        torch's `meta` device. Raises: `ConfigError`.
+        """
+        return None
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 
@@ -347,6 +367,7 @@ class ClassyTask(Configurable, ABC):
             hook.close()
         self.borrowed.give_back()
         self.data.close()
+        self.writer.wait()
 
     @property
     def plan(self) -> RunPlan:
@@ -393,6 +414,7 @@ class ClassyTask(Configurable, ABC):
         if not training:
             self.progress.step_in_phase = 0
         if self.progress.phase == "test" and self.run_folder is not None and self.names_best:
+            self.writer.wait()
             self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
@@ -441,15 +463,17 @@ class ClassyTask(Configurable, ABC):
         run_folder: Path | None,
         *,
         resume: bool = False,
+        strict: bool = False,
         extend: bool = False,
         in_place: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares everything. With `resume`, goes on from the newest checkpoint of `run_folder` that verifies, if any.
 
+        With `strict`, a newer one that does not is an error.
         `extend` allows another length even where that changes the learning rate of steps to come. `in_place` tells
         whether the folder still belongs to the run; only the primary process asks.
         """
-        start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
+        start_run(self, run_folder, resume=resume, strict=strict, extend=extend, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
         self.ending.agree(self.progress.step)
@@ -501,15 +525,28 @@ class ClassyTask(Configurable, ABC):
     def step(self, batch: Sample) -> None:
         """Runs one batch of any phase."""
         if self.progress.phase == "train":
+            self.engine.guard.step = self.progress.step + 1
             self.train_step(batch)
+            self.non_finite.note(self.progress.step + 1, batch.name)
+            if self.engine.guard.must_look:
+                self.non_finite.look(self)
             self.progress.step += 1
-            self.loss_sum = self.loss_sum.to(self.last_loss.device) + self.last_loss
+            self.loss_sum = self.loss_sum.to(self.last_loss.device) + self.engine.guard.counted(self.last_loss)
         else:
             self.eval_step(batch)
         self.progress.step_in_phase += 1
         self.pace.count(len(batch.image))
         for hook in self._hooks_in_turn():
             hook.on_step(self)
+
+    def roll_back(self, cause: RollBack) -> None:
+        """Goes back to the newest checkpoint, for a step that was not finite. The trainer starts a phase after it."""
+        go_back(self, cause)
+
+    @property
+    def num_learnt(self) -> int:
+        """From how many steps of this training phase something was learnt."""
+        return self.progress.step_in_phase - self.non_finite.skipped
 
     def request_stop(self, reason: str) -> None:
         """Asks the run to end after this step or measuring phase, as a finished run does. Any process may ask."""
@@ -533,10 +570,13 @@ class ClassyTask(Configurable, ABC):
     def end_phase(self) -> None:
         """Writes the record of the phase, and moves `progress` to the next phase."""
         progress = self.progress
+        self.non_finite.look(self)
         epoch = epoch_of(progress.step, self.steps_per_epoch)
         record: dict[str, Any] = {"phase": progress.phase, "epoch": epoch, "step": progress.step}
         if progress.phase == "train":
-            record["loss"] = distributed.mean_over_processes(self.loss_sum) / progress.step_in_phase
+            loss_sum, num_learnt = distributed.mean_over_processes(self.loss_sum), self.num_learnt
+            record["loss"] = loss_sum / num_learnt if num_learnt else None
+            record |= self.non_finite.metrics()
         if progress.phase == "test":
             record["weights_step"] = progress.step if self.borrowed.step is None else self.borrowed.step
         record |= {"lr": self.lr, **self.phase_metrics()}
@@ -551,7 +591,7 @@ class ClassyTask(Configurable, ABC):
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         with distributed.failing_together():
             if record["phase"] == "train":
-                require_finite(record["loss"], f"epoch {record['epoch']}")
+                require_finite(record["loss"] or 0.0, f"epoch {record['epoch']}")
             if self.run_folder is not None and distributed.is_primary():
                 for name, text in self.phase_files.items():
                     self.records.give(name, text)
@@ -569,6 +609,8 @@ class ClassyTask(Configurable, ABC):
             hook.on_end(self)
         with distributed.failing_together():
             lost = []
+            if (error := self.writer.take_error()) is not None:  # whoever asked for it did not look
+                lost.append(f"the checkpoint of step {error.step} cannot be saved: {error}")
             for write in (
                 lambda: save_model(self),
                 self.records.finish,
@@ -598,8 +640,21 @@ class ClassyTask(Configurable, ABC):
         return self.pace.so_far
 
     def step_loss(self) -> float:
-        """The loss of the last step, of the whole job. Every process calls it."""
+        """The loss of the last step, of the whole job; it waits for the device. Every process calls it."""
+        self.non_finite.look(self)
         return distributed.mean_over_processes(self.last_loss)
+
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """What the optimizer tells of the last step, by group of parameters. Every process calls it."""
+        return {} if self.engine.optimizer is None else self.engine.optimizer.numbers()
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
+        """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
+        return input_of(self.model, self.data.sets) if size is None else (self.model.input_shape(*size), "given")
+
+    def complexity(self, shape: tuple[int, ...]) -> Complexity:
+        """What the model costs for one input. Raises: errors of torch for a model that needs values."""
+        return cost_of(self.model, self._model_config, len(self.data.reference_set.classes), shape)
 
     def best_is(self, number: str) -> BestIs | None:
         """Which value of a number of the val record is best; None: not known, so a `best` needs a `best_is`."""
@@ -607,17 +662,45 @@ class ClassyTask(Configurable, ABC):
             return self._numbers.best_is(number)
         return None
 
+    def recompute_batch_norm(self, num_batches: int) -> bool:
+        """Gives the model the running statistics of the next `num_batches` batches of training, at most an epoch.
+
+        All processes call it together, between two phases or at the start of one. They join what their batches give.
+        The statistics are those of the weights that are measured. Returns False, and changes nothing, if the run was
+        asked to stop meanwhile.
+        """
+        batches = self.data.coming_batches(self.progress.step, min(num_batches, self.steps_per_epoch))
+        try:
+            with self.engine.recomputing_statistics():
+                while True:
+                    with distributed.failing_together():
+                        if self.gives_up():
+                            raise WaitEnded
+                        found = next(batches, None)
+                    if found is None:
+                        return True
+                    step, batch = found
+                    seed_everything(self.seed, step, distributed.rank())  # as in that step: for dropout
+                    for part in self.on_device(batch).chunk(self.runtime.accumulate_steps):
+                        self.outputs(self.complete(part))
+        except (WaitEnded, distributed.PeerError) as ended:
+            if ended.exit_code != WaitEnded.exit_code:
+                raise
+            return False
+
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self) -> Path | None:
+    def save_checkpoint(self, *, asynchronous: bool = False) -> Path | None:
         """Saves the run between two batches. Returns the folder; None without a run folder, and in other processes.
+
+        With `asynchronous`, a thread writes it: `writer` tells when it is there, or why it is not.
 
         Every process calls it, within `failing_together`: only the primary writes, and only it may fail.
 
-        Raises: `FloatingPointError` if a training loss of this phase was not finite, as the weights are then useless;
+        Raises: `NonFiniteError` or `RollBack` if a training step was not finite, as the weights are then useless;
             `OSError` if something cannot be written; `WriteError` if the run's folder is gone.
         """
-        return save_run(self)
+        return save_run(self, asynchronous=asynchronous)
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         """The groups of tensors to save: `model`, `optimizer`, and `average` where weights are averaged. Every process

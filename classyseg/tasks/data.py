@@ -109,6 +109,19 @@ class TaskData:
                 self.bad_samples.add(progress.phase, loader.bad, run_folder)
             yield batch
 
+    def coming_batches(self, step: int, count: int) -> Iterator[tuple[int, Sample]]:
+        """The next `count` batches of training after `step` steps, with the step that learns from each.
+
+        They are loaded in addition to a phase, between two of them; bad samples are not counted.
+        """
+        length = len(self.train_order)
+        while count > 0:
+            epoch, start = divmod(step, length)
+            stop = min(length, start + count)
+            self.train_order.epoch, self.train_order.start, self.train_order.stop = epoch, start, stop
+            yield from zip(range(step, step + stop - start), self._loaders["train"], strict=True)
+            step, count = step + stop - start, count - (stop - start)
+
     def num_batches(self, phase: Phase) -> int:
         """How many batches an epoch of training, or a measured data set, has in this process."""
         return len(self.train_order if phase == "train" else self.eval_orders[phase])
@@ -123,6 +136,7 @@ class TaskData:
             "classes": list(self.reference_set.classes),
             "palette": [list(color) for color in self.reference_set.palette],
             "ignore_index": self.reference_set.ignore_index,
+            "multi_label": self.reference_set.multi_label,
         }
 
     def close(self) -> None:

@@ -25,8 +25,9 @@ from classyseg.checkpoint import (
 )
 from classyseg.config import differences
 from classyseg.console import MAX_NAME, printable, shown
+from classyseg.datasets import TrainOrder
 from classyseg.engine import Engine
-from classyseg.errors import ConfigError, Location, path_text, written_in
+from classyseg.errors import ConfigError, Location, NonFiniteError, path_text, written_in
 from classyseg.hooks import ClassyHook
 from classyseg.io import json_line, read_json_lines, write_atomically
 from classyseg.optim import ClassyOptimizer
@@ -35,6 +36,7 @@ from classyseg.records import RecordFile
 from classyseg.registry import HOOKS, TASKS
 from classyseg.run_folder import AVERAGE, METRICS
 from classyseg.structures import Progress
+from classyseg.tasks.non_finite import NonFiniteSteps
 from classyseg.tasks.plan import LENGTH_KEYS, RunPlan
 
 log = logging.getLogger(__name__)
@@ -48,15 +50,22 @@ ORDER = {"train": 0, "val": 1, "test": 2}
 Records = dict[RecordFile, list[dict[str, Any]]]
 
 
-def newest_of_run(root: Path) -> Path | None:
+def newest_of_run(root: Path, *, strict: bool = False) -> Path | None:
     """The newest checkpoint under `root` that verifies, the same in every process; None where there is none.
 
-    Newer ones, which are damaged, are set aside. Every process calls it.
+    Newer ones, which are damaged, are set aside. Every process calls it. Raises: `ConfigError` with `strict`, where the
+    newest one is damaged; then nothing changes.
     """
     step = -1
     with distributed.failing_together():
         if distributed.is_primary():
             newest, problems = newest_checkpoint(root)
+            if strict and problems:
+                older = "there is no other" if newest is None else f"the newest whole one is {newest.name}"
+                raise ConfigError(
+                    f"--strict-resume: the newest checkpoint is damaged: {problems[0]} ({older}); mend it, or resume "
+                    "without --strict-resume to go on from what is whole"
+                )
             for problem in problems:
                 log.warning("passing over a damaged checkpoint: %s", problem)
             step = step_of(newest) if newest else -1
@@ -236,6 +245,15 @@ def saved_loss_sum(checkpoint: Checkpoint) -> float:
     return float(found)
 
 
+def load_non_finite(steps: NonFiniteSteps, checkpoint: Checkpoint, step: int, order: TrainOrder) -> None:
+    """Gives `steps` what is saved of them after `step` steps. Raises: `ConfigError` for what cannot be."""
+    saved = checkpoint.state.get("non_finite", steps.state())  # older versions had none
+    try:
+        steps.load_state(saved, step, order)
+    except ValueError as error:
+        raise _wrong(checkpoint, "non_finite", saved, f"what a run saves of it ({error})") from None
+
+
 def whole_number(checkpoint: Checkpoint, key: str, found: Any) -> int:
     """Raises: `ConfigError` unless `found` is a whole number from 0 on that fits into 64 bits."""
     if type(found) is not int or not 0 <= found < 2**63:
@@ -334,9 +352,9 @@ def versions() -> dict[str, str]:
 
 
 def require_finite(loss: float, where: str) -> None:
-    """Raises: `FloatingPointError` for a training loss that is NaN or infinite."""
+    """Raises: `NonFiniteError` for a sum of losses that is NaN or infinite, as a task's own step may make it."""
     if not math.isfinite(loss):
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"the training loss of {where} is {loss}. A lower optimizer.lr, a warm-up or optimizer.clip_norm may help"
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torchvision.ops import StochasticDepth
 
-from classyseg.models import ClassyModel, build_model, fuse, list_models
+from classyseg.models import ClassyModel, build_model, fuse, list_models, parameter_depths
 from classyseg.models.encoding_models import ENCODING_MODELS
 from classyseg.models.memory.freezing import freeze
 from classyseg.models.memory.recompute import checkpoint_activations, recomputes
@@ -361,3 +361,16 @@ def test_the_resolved_config_builds_the_same_model(model: ClassyModel, request: 
 def test_every_backbone_keeps_the_config_contract() -> None:
     for name in list_models():
         assert_keeps_the_config_contract("models", name, **CONFIGS.get(name, {}))
+
+
+@pytest.mark.parametrize("name", UNDER_TEST)
+def test_every_parameter_has_a_depth_and_each_depth_up_to_the_heads_has_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = with_heads(build_model(config_of(name)))
+    depths = parameter_depths(model)
+    assert depths.of.keys() == {parameter for parameter, _ in model.named_parameters()}
+    assert set(depths.of.values()) == set(range(depths.deepest + 1 if model.heads else depths.deepest))
+    of_heads = {depth for parameter, depth in depths.of.items() if parameter.startswith("heads.")}
+    assert of_heads <= {depths.deepest}
+    of_backbone = [depth for parameter, depth in depths.of.items() if "." in parameter and parameter[:6] != "heads."]
+    assert of_backbone == sorted(of_backbone)

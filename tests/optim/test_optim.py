@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from classyseg.config import ConfigError
 from classyseg.optim import ClassyOptimizer, build_optimizer
 from classyseg.registry import OPTIMIZERS
-from classyseg.structures import RunLength
+from classyseg.structures import Depths, RunLength
 
 
 def network() -> nn.Module:
@@ -168,3 +168,85 @@ def test_a_wrong_option_is_named_with_what_was_found(config: dict[str, Any], mes
 def test_nothing_to_optimise_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no parameter that needs a gradient"):
         optimizer_for(network().requires_grad_(False), {"name": "sgd"})
+
+
+def test_every_number_of_the_gradient_is_clipped_to_its_value_before_the_norm_is() -> None:
+    ours, reference = network(), network()
+    optimizer = optimizer_for(ours, {"name": "sgd", "momentum": 0.0, "clip_value": 0.3, "clip_norm": 0.5})
+    step_with(optimizer, ours, seed=1)
+    generator = torch.Generator().manual_seed(1)
+    clipped = [torch.randn(p.shape, generator=generator).clamp(-0.3, 0.3) for p in reference.parameters()]
+    norm = torch.cat([gradient.flatten() for gradient in clipped]).norm()
+    for parameter, start, gradient in zip(ours.parameters(), reference.parameters(), clipped, strict=True):
+        torch.testing.assert_close(parameter, start - 0.1 * gradient * (0.5 / norm), rtol=1e-5, atol=1e-6)
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    layers = {
+        "attention": nn.Linear(6, 9),
+        "conv": nn.Conv2d(3, 4, 3),
+        "table": nn.Embedding(7, 4),
+        "norm": nn.LayerNorm(6),
+    }
+    return nn.ModuleDict({"backbone": nn.ModuleDict(layers), "heads": nn.ModuleDict({"main": nn.Linear(9, 2)})})
+
+
+@pytest.mark.parametrize("adjust_lr", ["match_rms_adamw", "original"])
+def test_muon_trains_matrices_as_torchs_and_the_rest_as_torchs_adamw(adjust_lr: str) -> None:
+    ours, reference = transformer(), transformer()
+    adamw_match = ["heads.*", "*table*"]
+    config = {"name": "muon", "weight_decay": 0.05, "adjust_lr": adjust_lr, "adamw_match": adamw_match}
+    optimizer = optimizer_for(ours, config)
+    matrix = reference.get_parameter("backbone.attention.weight")
+    others = [parameter for parameter in reference.parameters() if parameter is not matrix]
+    torchs = [
+        torch.optim.Muon([matrix], lr=0.1, weight_decay=0.05, adjust_lr_fn=adjust_lr),
+        torch.optim.AdamW(others, lr=0.1, weight_decay=0.05),
+    ]
+    for seed in range(3):
+        step_with(optimizer, ours, seed)
+        for parameter, twin in zip(reference.parameters(), ours.parameters(), strict=True):
+            parameter.grad = twin.grad
+        for torch_optimizer in torchs:
+            torch_optimizer.step()
+    for parameter, twin in zip(reference.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(twin, parameter, rtol=1e-6, atol=1e-7)
+    kinds = {key.rpartition("/")[0]: key.rpartition("/")[2] for key in sorted(optimizer.state())}
+    assert {name for name, kind in kinds.items() if kind == "momentum_buffer"} == {"backbone.attention.weight"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_a_resumed_optimizer_of_a_transformer_goes_on_bit_for_bit_with_every_option_scheduled(name: str) -> None:
+    first, second = transformer(), transformer()
+    scheduled = {option: {"name": "cosine", "start_factor": 0.9, "end_factor": 0.5} for option in ("weight_decay",)}
+    config = {"name": name, "weight_decay": 0.05, "schedules": scheduled, "schedule": "polynomial"}
+    running = optimizer_for(first, config)
+    for seed in range(3):
+        running.set_progress(seed / 10)
+        step_with(running, first, seed)
+    second.load_state_dict(first.state_dict())
+    restored = optimizer_for(second, config)
+    restored.load_state({key: value.clone() for key, value in running.state().items()}, 3)
+    for seed in range(3, 5):
+        for optimizer, module in ((running, first), (restored, second)):
+            optimizer.set_progress(seed / 10)
+            step_with(optimizer, module, seed)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_depths_and_parameters_are_taken_before_the_first_use_only() -> None:
+    module = network()
+    optimizer = optimizer_for(module, {"name": "sgd", "layer_decay": 0.5})
+    with pytest.raises(ValueError, match="use_depths"):
+        optimizer.set_progress(0.0)
+    depths = {name: 1 if name.startswith("head") else 0 for name, _ in module.named_parameters()}
+    optimizer.use_depths(Depths(depths, 1))
+    twin = network()
+    optimizer.adopt(twin.named_parameters())
+    step_with(optimizer, twin, seed=0)
+    moved = {name for name, value in twin.named_parameters() if not torch.equal(value, module.get_parameter(name))}
+    assert moved == set(depths)
+    assert option_by_name(optimizer, "lr") == {name: 0.1 * 0.5 ** (1 - depth) for name, depth in depths.items()}
+    with pytest.raises(ValueError, match="in use"):
+        optimizer.adopt(module.named_parameters())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, cycle
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -37,7 +38,8 @@ class TrainOrder:
     """This process's share of the batches of an epoch: shuffled by (seed, epoch), without the short last one.
 
     `batch_size` is the whole job's. Process `rank` takes every `world_size`-th sample of a batch. Before iterating, set
-    `epoch`, `start` (the first batch) and `stop` (the batch after the last; None: to the end).
+    `epoch`, `start` (the first batch) and `stop` (the batch after the last; None: to the end). Samples in `left_out`
+    are replaced by others of the epoch.
     """
 
     def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -47,13 +49,27 @@ class TrainOrder:
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
         self.stop: int | None = None
+        self.left_out: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         """How many batches an epoch has, wherever it starts."""
         return self.num_samples // self.batch_size
 
+    def batch(self, epoch: int, number: int) -> list[int]:
+        """The samples of a batch of the whole job."""
+        samples: list[int] = self._of_epoch(epoch)[number * self.batch_size : (number + 1) * self.batch_size].tolist()
+        return samples
+
+    def _of_epoch(self, epoch: int) -> Tensor:
+        """All samples in the order of an epoch. Those left out are replaced by the last ones of the epoch."""
+        order = torch.randperm(self.num_samples, generator=generator_for(self.seed, epoch, PERMUTATION))
+        if not self.left_out:
+            return order
+        others = cycle([index for index in reversed(order.tolist()) if index not in self.left_out])
+        return torch.tensor([next(others) if index in self.left_out else index for index in order.tolist()])
+
     def __iter__(self) -> Iterator[list[Key]]:
-        order = torch.randperm(self.num_samples, generator=generator_for(self.seed, self.epoch, PERMUTATION))
+        order = self._of_epoch(self.epoch)
         for batch in range(self.start, len(self) if self.stop is None else self.stop):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]

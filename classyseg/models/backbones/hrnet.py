@@ -282,6 +282,11 @@ class HRNet(ClassyModel):
             self.add_block(f"branch{i + 1}", width, 4 * 2**i, *layers, optional=True)
         _initialise(self)
 
+    def layers_by_depth(self) -> Sequence[Sequence[str]]:
+        """The stem with `layer1`, then each stage with the transition before it: all of them make the one block."""
+        first = ("conv1", "bn1", "conv2", "bn2", "layer1")
+        return [first, *((f"transition{i}", f"stage{i + 1}") for i in (1, 2, 3))]
+
     def extract_features(self, image: Tensor) -> dict[str, Tensor]:
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         x = F.relu(self.bn2(self.conv2(x)), inplace=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -182,6 +182,15 @@ class SwinTransformer(ClassyModel):
                 features[f"stage{(i + 1) // 2}"] = channels_second(x)
         features["norm"] = channels_second(self.norm(x))
         return features
+
+    def layers_by_depth(self) -> Sequence[Sequence[str]]:
+        """The embedding, then each transformer block; the first of a stage has the merging before it."""
+        found = [["features.0"]]
+        for stage in range(1, len(self.features), 2):
+            for i in range(len(self.features[stage])):
+                merging = [f"features.{stage - 1}"] if i == 0 and stage > 1 else []
+                found.append([*merging, f"features.{stage}.{i}"])
+        return found
 
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:

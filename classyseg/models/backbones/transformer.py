@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -122,6 +122,14 @@ class TransformerModel(ClassyModel):
         for i in range(1, len(encoder.layers) + 1):
             self.add_block(f"block{i}", channels, stride, f"encoder.layers.encoder_layer_{i - 1}", optional=True)
         self.add_block("pre_logits", channels, stride, "encoder.ln", optional=True)
+
+    def layers_by_depth(self) -> Sequence[Sequence[str]]:
+        """What is before the encoder (a network's blocks, then the embedding), then each of its layers."""
+        blocks = super().layers_by_depth()
+        before = [layers for layers in blocks if not any(layer.startswith("encoder.") for layer in layers)]
+        embedding = ("conv_proj", "class_token", "encoder.pos_embedding")
+        each = [(f"encoder.layers.{name}",) for name, _ in self.encoder.layers.named_children()]
+        return [*before, embedding, *each]
 
     def encode(self, grid: Tensor, stages: dict[int, str]) -> dict[str, Tensor]:
         """The maps of the patches' embeddings (N, C, rows, columns) after the layers that `stages` names, from 1.
