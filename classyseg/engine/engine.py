@@ -105,6 +105,8 @@ class Engine:
         self.model.train(training)
         self.loss.train(training)
         self._following = following_progress(self.model)  # a hook may have changed the model between two phases
+        if training:
+            self.guard.watch(self.model)
         if self.device.type == "cuda":
             # Trying algorithms pays off where batches have one size, as in training. Measured images may all differ.
             torch.backends.cudnn.benchmark = training and not self.runtime.deterministic
@@ -265,9 +267,9 @@ class Engine:
         self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
-        self.guard.begin(self.model)
+        self.guard.begin()
         loss = gradients(batch, work, self.network, self.precision, num_parts)
-        self.guard.finish(loss, self.model.parameters(), self.precision.scaler, self._update, self._also_changed)
+        self.guard.finish(loss, self.precision.scaler, self._update, self._also_changed)
         return loss
 
     def _update(self) -> None:
