@@ -49,6 +49,7 @@ FLOORS = (
             "component",
             "signature",
             "averaging",
+            "sharded",
             "foreign",
             "placement",
             "shapes",

@@ -19,6 +19,7 @@ from classyseg.optim import zero
 from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
+from classyseg.sharded import clip_norm, filled_like, is_sharded
 from classyseg.structures import Depths, RunLength
 
 NUM_CHECKED = 1000
@@ -229,7 +230,7 @@ class ClassyOptimizer(Configurable, ABC):
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            self.norm_before_clipping = nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            self.norm_before_clipping = clip_norm(parameters, self.clip_norm)
         self.optimizer.step()
 
     def numbers(self) -> dict[str, Any]:
@@ -306,7 +307,7 @@ class ClassyOptimizer(Configurable, ABC):
             place = parameter.device if parameter in on_device else torch.device("cpu")
             if parameter in part.state:
                 part.state[parameter] = {
-                    option: value.to(place, copy=True) if option == "step" else _like(parameter, value)
+                    option: value.to(place, copy=True) if option == "step" else filled_like(parameter, value)
                     for option, value in found.items()
                 }
 
@@ -327,20 +328,6 @@ class ClassyOptimizer(Configurable, ABC):
         elif not bool(value.isfinite().all()):
             return "holds numbers that are not finite"
         return None
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "to_local")  # torch's DTensor, whose import takes long
-
-
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of `value` on the device of `parameter`, in its layout, and sharded as it is."""
-    if not is_sharded(parameter):
-        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:

@@ -9,6 +9,7 @@ from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.data import DatasetsConfig
 from classyseg.tasks.distillation import DistillationTask
 from classyseg.tasks.segmentation import SegmentationTask
+from classyseg.tasks.semi_supervised import SemiSupervisedTask
 from classyseg.tasks.video_classification import VideoClassificationTask
 
 register_task = TASKS.register
@@ -33,6 +34,7 @@ __all__ = [
     "DistillationTask",
     "RuntimeConfig",
     "SegmentationTask",
+    "SemiSupervisedTask",
     "VideoClassificationTask",
     "build_task",
     "register_task",

@@ -303,7 +303,7 @@ def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> No
     Raises: `ConfigError` when they do not fit, and then changes nothing.
     """
     step, optimizer, scaler = step_of(checkpoint.folder), engine.optimizer, engine.precision.scaler
-    check_tensors(checkpoint, "model", engine.model.state_dict())
+    check_tensors(checkpoint, "model", engine.expected())
     averaged_steps = saved_averaging(engine, checkpoint)
     scale = saved_scaler(checkpoint, None if scaler is None else scaler.state_dict())
     if optimizer is not None:
@@ -333,7 +333,7 @@ def saved_averaging(engine: Engine, checkpoint: Checkpoint) -> int | None:
         return None
     if not isinstance(told, Mapping) or told.keys() != {"num_steps"}:
         raise _wrong(checkpoint, "averaging", told, "a mapping with num_steps")
-    check_tensors(checkpoint, AVERAGE, engine.model.state_dict())
+    check_tensors(checkpoint, AVERAGE, engine.expected())
     steps = whole_number(checkpoint, "averaging.num_steps", told["num_steps"])
     if steps > step_of(checkpoint.folder):
         raise _wrong(checkpoint, "averaging.num_steps", steps, "at most the steps of the run")
