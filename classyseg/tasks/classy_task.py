@@ -127,6 +127,8 @@ class ClassyTask(Configurable, ABC):
     """The keys of its config that may differ when a run is resumed."""
     datasets: type[DatasetsConfig] = DatasetsConfig
     """What the key `dataset` holds: a subclass has data sets of its own in addition, such as `unlabelled`."""
+    may_lack_masks: frozenset[str] = frozenset()
+    """The data sets that may be images alone, such as `train` of a task that can learn from a teacher."""
     whole_images: bool | None = False
     """Whether it takes data sets of whole images with their classes, in place of masks; None: either.
 
