@@ -390,6 +390,8 @@ NAMES: dict[str, dict[str, str]] = {
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
         "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "profile profiler_hook pytorch_profiler torch_profiler": "profiler",
+        "complexity flops model_summary flops_counter": "model_complexity",
         "precise_bn precise_bn_hook update_bn": "precise_batch_norm",
         "timer max_time time_stopper wall_time": "time_limit",
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
