@@ -434,7 +434,9 @@ class ClassyTask(Configurable, ABC):
                 f"channels ({batch.name[0]})",
             )
         batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
-        return batch.replace(image=self.normalizer(batch.image))
+        batch = batch.replace(image=self.normalizer(batch.image))
+        results_device = self.engine.results_device
+        return batch if results_device == self.engine.device else batch.replace(target=batch.target.to(results_device))
 
     def train_step(self, batch: Sample) -> None:
         """Learns from a batch; sets `last_loss` to its loss, on the device."""
