@@ -387,7 +387,7 @@ def _check_model(
     """Checks that the model, loss and meters fit each other, and the images that training sees at once."""
     before = len(problems.found)
     with problems.collected():
-        check_takes(model, takes_clips=kind.gives_clips)
+        check_takes(model, takes_clips=kind.gives_clips, whole_images=kind.whole_images)
     with problems.collected():
         check_head_names(model, loss, meters)
     with problems.collected():

@@ -14,10 +14,14 @@ from classyseg.models import ClassyModel
 from classyseg.models.memory.recompute import recomputes
 
 
-def check_takes(model: ClassyModel, *, takes_clips: bool) -> None:
-    """Raises: `ConfigError` for a model that takes another kind of inputs than the task gives it."""
+def check_takes(model: ClassyModel, *, takes_clips: bool, whole_images: bool) -> None:
+    """Raises: `ConfigError` for a model that takes another kind of inputs than the task gives it.
+
+    A model of clips may take whole images as single frames. Its maps are still those of clips: heads for masks cannot
+    read them.
+    """
     found = len(model.input_shape(64, 64))
-    if found != 3 + takes_clips and (takes_clips or not model.takes_single_frames):
+    if found != 3 + takes_clips and not (whole_images and not takes_clips and model.takes_single_frames):
         what = {3: "images (C, H, W)", 4: "clips (C, frames, H, W)"}
         given, example = ("clips", "resnext3d_18") if takes_clips else ("images", "resnet50")
         raise ConfigError(
