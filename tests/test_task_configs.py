@@ -97,7 +97,7 @@ def coco(root: Path, split: str) -> None:
 
 
 def teacher_of(config: dict[str, Any], folder: Path) -> Path:
-    """A model without training for the data of a config, with blocks of the student's names."""
+    """A model without training for the data of a config, with the blocks and heads of its model."""
     classes = build_dataset(config["dataset"]["train"]).classes
     model = {key: config["model"][key] for key in ("name", "output_stride", "heads") if key in config["model"]}
     Predictor(build_model(model, len(classes)), classes=classes, device="cpu", model_config=model).save(folder)
@@ -136,8 +136,9 @@ def test_the_resolved_config_is_valid_and_resolves_to_itself(path: str) -> None:
 @pytest.mark.usefixtures("fake_data")
 def test_a_step_of_training_and_one_of_evaluation_run(path: str, tmp_path: Path) -> None:
     tree = load_config(ROOT / path, SMALL)
-    if "teacher" in tree.values:
-        tree.values["teacher"]["weights"] = str(teacher_of(tree.values, tmp_path / "teacher"))
+    for source in ("teacher", "start"):
+        if source in tree.values:
+            tree.values[source]["weights"] = str(teacher_of(tree.values, tmp_path / source))
     for transform in tree.values["dataset"]["train"].get("transforms", ()):
         if "size" in transform:
             transform["size"] = [64, 64]

@@ -29,6 +29,8 @@ def config_of(name: str, folder: Path, changes: Mapping[str, Any] | None = None)
     own = {}
     if "teacher" in TASKS.config_model(name).model_fields:
         own["teacher"] = {"weights": str(save_teacher(folder / "teacher"))}
+    if "start" in TASKS.config_model(name).model_fields:
+        own["start"] = {"weights": str(save_teacher(folder / "start", heads={}))}
     return {**tiny_config_of(name, changes), **own}
 
 
