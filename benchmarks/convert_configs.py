@@ -1,6 +1,6 @@
 """Converts every config below a folder, such as a checkout of mmsegmentation or ClassyVision, and prints a table.
 
-python benchmarks/convert_configs.py CHECKOUT/configs [--pattern 'fcn/*']
+python benchmarks/convert_configs.py CHECKOUT/configs [--pattern 'fcn/*'] [--run 5]
 
 A config is `converted` if nothing that changes numbers was lost and `config check` accepts the result, `in part` if
 something was lost, `refused` if the result is not accepted, and `none` if the model or the data have no equivalent.
@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import argparse
 import re
+import tempfile
+import traceback
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from classyseg import Trainer, build_task
 from classyseg.config import parse_config
 from classyseg.errors import ConfigError
+from classyseg.hooks import ClassyHook
+from classyseg.hooks.classy_hook import WatchedTask
 from classyseg.migration import Converted, convert_file
-from classyseg.registry import TASKS
+from classyseg.registry import HOOKS, TASKS
 
 PROCESSES = 8
 """For configs that do not tell how many GPUs they are for."""
@@ -37,18 +43,92 @@ def outcome(path: Path) -> tuple[str, list[str], Converted | None]:
     return ("in part" if lost else "converted"), lost, converted
 
 
+@HOOKS.register("stop_after_steps")
+class StopAfterSteps(ClassyHook):
+    """Ends the training after `steps` steps.
+
+    Args:
+        steps: How many.
+    """
+
+    def __init__(self, *, steps: int) -> None:
+        self.steps = steps
+
+    def on_step(self, task: WatchedTask) -> None:
+        if task.progress.phase == "train" and task.progress.step >= self.steps:
+            task.request_stop("the script stops it")
+
+
+def drawn(config: dict[str, Any], train: bool) -> dict[str, Any]:
+    """A drawn data set of the kind of another one, with its transforms."""
+    inner = config.get("dataset", config)
+    transforms = {"transforms": config.get("transforms", inner.get("transforms", []))}
+    split = "train" if train else "test"
+    if "clips" in inner:
+        clips = {**inner["clips"], "frame_rate": None}
+        for one in transforms["transforms"]:
+            if isinstance(one, dict) and "shorter_side" in one:  # a quarter of the pixels
+                one["shorter_side"] //= 2
+                one |= {"size": [side // 2 for side in one["size"]]} if "size" in one else {}
+        size = {"num_videos": 16 if train else 1, "video_frames": 64, "size": [64, 80]}
+        return {"name": "synthetic_video", "split": split, "clips": clips, **size, **transforms}
+    if "scale" in str(transforms):
+        size = {"num_samples": 16 if train else 2, "size": [256, 512]}
+        return {"name": "synthetic_shapes", "split": split, **size, **transforms}
+    return {
+        "name": "synthetic_image",
+        "split": split,
+        "num_samples": 16 if train else 2,
+        "size": [256, 256],
+        **transforms,
+    }
+
+
+def small(values: dict[str, Any]) -> dict[str, Any]:
+    """The same config for drawn data and a laptop: no weights, 2 images, smaller clips, 4 layers of a transformer."""
+    dataset = {name: drawn(config, name == "train") for name, config in values["dataset"].items()}
+    model = {key: value for key, value in values["model"].items() if key != "weights"}
+    if "num_layers" in model:
+        model["num_layers"] = 4
+    for head in model["heads"].values():
+        if "pool_size" in head:
+            head["pool_size"] = [head["pool_size"][0], *(max(1, side // 2) for side in head["pool_size"][1:])]
+    meters = [{**one, "topk": [1]} if isinstance(one, dict) and "topk" in one else one for one in values["meters"]]
+    runtime = {"workers": 0, "eval_batch_size": values["runtime"].get("eval_batch_size", 1), "device": "cpu"}
+    changed = {"dataset": dataset, "model": model, "meters": meters, "runtime": runtime, "batch_size": 2}
+    return {**values, **changed, "val_every_epochs": 1}
+
+
+def run(converted: Converted, steps: int) -> str:
+    """Trains `steps` steps on drawn data; empty if that works, else what was raised."""
+    values = small(converted.values) | {"hooks": [{"name": "stop_after_steps", "steps": steps}]}
+    values.pop("val_every_steps", None)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Trainer(Path(folder) / "run").train(build_task(values))
+    except Exception:  # the table tells it
+        return traceback.format_exc().strip().splitlines()[-1]
+    return ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pattern", default="**/*", help="of paths below the folder")
     parser.add_argument("--why", type=int, default=20, help="how many reasons to print, the most frequent first")
+    parser.add_argument(
+        "--run", type=int, default=0, metavar="STEPS", help="train each for so many steps, on drawn data"
+    )
     arguments = parser.parse_args()
     files = sorted(path for path in arguments.folder.glob(arguments.pattern) if path.suffix in (".py", ".json"))
     files = [path for path in files if "_base_" not in path.parts]
     words: dict[str, Counter[str]] = {}
     reasons: Counter[str] = Counter()
     for path in files:
-        word, why, _ = outcome(path)
+        word, why, converted = outcome(path)
+        if arguments.run and converted is not None and word != "refused":
+            failed = run(converted, arguments.run)
+            print(f"{path.relative_to(arguments.folder)}: {failed or f'{arguments.run} steps'}", flush=True)
         words.setdefault(str(path.parent.relative_to(arguments.folder)), Counter())[word] += 1
         reasons.update({re.sub(r"\[\d+\]|^.*?, line \d+: |/\S+: ", "", f"{word}: {line}")[:150] for line in why})
     total: Counter[str] = sum(words.values(), Counter())

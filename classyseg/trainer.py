@@ -23,9 +23,10 @@ class Trainer:
     """Trains a task, in this process and the others of its job (`torchrun` started them).
 
     `output` is the run's folder, or None to write nothing. `resume` continues the run in it, `overwrite` replaces it;
-    without one of them a folder with a run is refused. A run that `torchrun` restarts continues by itself. `extend`,
-    with `resume`, allows another `num_epochs` or `num_steps` than the run's even where that changes its learning rate;
-    the log says how. The loop:
+    without one of them a folder with a run is refused. `strict_resume` is as `resume`, but a newest checkpoint that is
+    damaged is an error, where `resume` takes the one before. A run that `torchrun` restarts continues by itself.
+    `extend`, with `resume`, allows another `num_epochs` or `num_steps` than the run's even where that changes its
+    learning rate; the log says how. The loop:
 
         while the task has a phase:
             for each batch: one step; asked to stop? save, and raise `Stopped`
@@ -41,13 +42,16 @@ class Trainer:
         resume: bool = False,
         overwrite: bool = False,
         extend: bool = False,
+        strict_resume: bool = False,
     ) -> None:
+        resume = resume or strict_resume
         if extend and not resume:
             raise ConfigError("--extend: found without --resume, whose run it makes longer; give both, or neither")
         self.output = None if output is None else existing_path(output)
         self.resume = resume
         self.overwrite = overwrite
         self.extend = extend
+        self.strict_resume = strict_resume
 
     def check_output(self) -> None:
         """Checks that the run may start, before a task is built; changes nothing. Every process must call it.
@@ -86,6 +90,7 @@ class Trainer:
         task.start(
             self.output,
             resume=resume,
+            strict=self.strict_resume,
             extend=self.extend,
             in_place=folder.is_in_place if folder is not None else lambda: True,
         )

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from classyseg.checkpoint import save_checkpoint
+from classyseg.checkpoint_writer import CheckpointWriter
 from classyseg.complexity import Complexity, complexity
 from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
@@ -170,6 +171,7 @@ class FakeTask:
         self.num_steps = 20
         self.run_folder = run_folder
         self.records = RunRecords(run_folder)
+        self.writer = CheckpointWriter()
         self.last_loss = torch.tensor(0.5)
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()
@@ -191,6 +193,9 @@ class FakeTask:
     def step_loss(self) -> float:
         return self.last_loss.item()
 
+    def optimizer_numbers(self) -> dict[str, Any]:
+        return {"gradient_norm": 1.0, "groups": {}}
+
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
         return (4,), "a test"
 
@@ -204,11 +209,12 @@ class FakeTask:
     def best_is(self, number: str) -> BestIs | None:
         return "smallest" if number == "loss" else "largest" if "iou" in number else None
 
-    def save_checkpoint(self) -> Path | None:
+    def save_checkpoint(self, *, asynchronous: bool = False) -> Path | None:
         if self.run_folder is None:
             return None
         step = self.progress.step
-        return save_checkpoint(self.run_folder / "checkpoints", step, {"model": {"x": torch.tensor(step)}}, {})
+        save = self.writer.write if asynchronous else save_checkpoint
+        return save(self.run_folder / "checkpoints", step, {"model": {"x": torch.tensor(step)}}, {})
 
     def steps(self, hook: ClassyHook, count: int = 10) -> None:
         for _ in range(count):

@@ -333,3 +333,14 @@ def test_rows_of_the_page_of_backbones_are_what_the_command_prints(request: pyte
     every = request.config.getoption("--every-variant")
     for name in list(rows) if every else list(rows)[::15]:
         assert rows[name] == row(name)
+
+
+def test_every_test_that_the_page_of_faults_names_exists() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
+
+    assert len(named) > 20
+    assert [
+        (file, test)
+        for file, test in named
+        if f"\ndef {test}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    ] == []

@@ -245,8 +245,8 @@ def in_both(folder: Path) -> None:
     for policy in ("skip_step", "rollback", "stop"):
         states = States()
         of_one = {"skip_step": InfiniteGradient(3), "rollback": SignalAt("val", 9, 9), "stop": InfiniteGradient(3)}
-        changes = {**CHANGES, **(POISON if policy == "rollback" else {}), "runtime.non_finite": policy}
-        task = tiny_task(changes, states, of_one[policy])
+        changes = {**CHANGES, "num_epochs": 1, **(POISON if policy == "rollback" else {})}
+        task = tiny_task({**changes, "runtime.non_finite": policy}, states, of_one[policy])
         expected = NonFiniteError if distributed.is_primary() else distributed.PeerError
         with pytest.raises(expected) if policy == "stop" else contextlib.nullcontext() as raised:
             Trainer(folder / policy).train(task)

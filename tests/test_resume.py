@@ -198,6 +198,27 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
     assert_same_run(tmp_path, reference)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+def test_with_strict_resume_a_damaged_newest_checkpoint_is_an_error_and_nothing_changes(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {"num_epochs": 1, "dataset.val": None, "hooks": [{"name": "checkpoint", "every_steps": 1}]}
+    folder = tmp_path / "run"
+    stop(short, folder, "train", 0, 2)
+    (damaged := folder / "checkpoints/step-2" / name).write_bytes(damaged.read_bytes()[:-1] + b"x")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    config = str(write_config(tmp_path, short))
+
+    assert main([config, "--output", str(folder), "--strict-resume"]) == 2
+
+    told = capsys.readouterr().err
+    assert all(word in told for word in (str(damaged), "--strict-resume", "step-1"))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (damaged.parent.parent / "step-1/manifest.json").unlink()
+    with pytest.raises(ConfigError, match="there is no other"):
+        Trainer(folder, strict_resume=True).train(tiny_task(short))
+
+
 def test_what_is_saved_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_set_aside(tmp_path: Path) -> None:
     hooks = [{"name": "checkpoint", "keep": 1, "best": "mean_iou"}]
     stop({"hooks": hooks}, tmp_path, "train", 1, 1)

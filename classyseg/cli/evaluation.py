@@ -73,7 +73,7 @@ class Measurement:
         )
         own_numbers = self.config.component.record_numbers
         self._numbers = record_numbers(own_numbers, meters, main_head, self.dataset.classes)
-        if not any(isinstance(meter, ConfusionMatrixMeter) and meter.head in (None, main_head) for meter in meters):
+        if not self.dataset.multi_label and not any(_counts_labels(meter, main_head) for meter in meters):
             meters.append(ConfusionMatrixMeter(*described))
         self.worst = WorstImages(*described, count=num_worst)
         self.submission: SubmissionFiles | None = None
@@ -117,6 +117,9 @@ class Measurement:
                 f"its classes, {listed([*self.dataset.classes], limit=8)}, are not those of the model, "
                 f"{listed([*self.predictor.classes], limit=8)}"
             )
+        if self.dataset.multi_label != self.predictor.multi_label:
+            found, wanted = ("several classes", "one") if self.dataset.multi_label else ("one class", "several")
+            raise ConfigError(f"has {found} of each image; the model gives {wanted}")
 
     @property
     def dataset_config(self) -> dict[str, Any]:
@@ -175,3 +178,8 @@ class Measurement:
                 sample = self.dataset.load(index)
                 submission.write(str(sample.name), self.predictor.predict(sample.image))
                 progress.add()
+
+
+def _counts_labels(meter: ClassyMeter, main_head: str) -> bool:
+    """Whether a meter gives a confusion matrix of the head that is measured."""
+    return isinstance(meter, ConfusionMatrixMeter) and meter.head in (None, main_head)

@@ -23,14 +23,20 @@ SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 @dataclass(frozen=True)
 class Input:
-    """A file to predict. `name` is its path in the output folder, the same as in the given folder."""
+    """A file to predict. `name` is its path in the output folder, the same as in the given folder.
+
+    `is_named` says that the user named the file itself, not a folder or a pattern. `is_frames`: it is a folder, whose
+    images are the frames of a video.
+    """
 
     path: Path
     name: Path
+    is_named: bool = False
+    is_frames: bool = False
 
     @property
     def is_video(self) -> bool:
-        return self.path.suffix.lower() in VIDEO_SUFFIXES
+        return self.is_frames or self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 @dataclass
@@ -125,7 +131,7 @@ class _Search:
                 )
             self._add_folder(path, Path())
         elif path.is_file():
-            self._take(path, name)
+            self._take(path, name, is_named=True)
         else:
             raise ConfigError(f"{printable(str(path))}: is {kind_of(path)}; accepted are files and folders")
 
@@ -190,7 +196,7 @@ class _Search:
         else:
             self._take(path, name)
 
-    def _take(self, path: Path, name: Path) -> None:
+    def _take(self, path: Path, name: Path, *, is_named: bool = False) -> None:
         self.count += 1
         try:
             kind = KINDS.get(os.stat(path).st_mode & 0o170000, "something unknown")
@@ -200,12 +206,30 @@ class _Search:
         if problem:
             self.found.problems[path] = problem
         else:
-            self.found.files.append(Input(path, name))
+            self.found.files.append(Input(path, name, is_named))
+
+
+def as_videos(inputs: Inputs) -> None:
+    """Makes the images of each found folder the frames of one video, for a model of clips.
+
+    Images that the user named are problems.
+    """
+    videos: dict[Path, Input] = {}
+    for given in inputs.files:
+        if given.is_video:
+            videos[given.path] = given
+        elif given.is_named:
+            inputs.problems[given.path] = "is an image; this model takes videos: files, or folders of frames"
+        else:
+            folder = given.path.parent
+            name = given.name.parent if given.name.parent.name else Path(folder.name)
+            videos.setdefault(folder, Input(folder, name, is_frames=True))
+    inputs.files = [*videos.values()]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The files to write for an input. For a video, `labels` and `scores` are folders of frames.
+    """The files to write for an input. With `in_frames`, `labels` and `scores` are folders of a file for each frame.
 
     `geo` are the tags that place a GeoTIFF on the earth; its labels get them too.
     """
@@ -214,23 +238,24 @@ class Plan:
     overlay: Path | None = None
     scores: Path | None = None
     geo: Mapping[int, Any] = field(default_factory=dict)
+    in_frames: bool = False
 
     def paths(self) -> set[Path]:
         return {path for path in (self.labels, self.overlay, self.scores) if path is not None}
 
 
-def check_plans(plans: Mapping[Input, Plan], summary: Path, *, overwrite: bool) -> None:
-    """Plans all outputs before anything is written.
+def check_plans(plans: Mapping[Input, Plan], summaries: Sequence[Path], *, overwrite: bool) -> None:
+    """Plans all outputs before anything is written; `summaries` are files about all of them.
 
     Raises: `ConfigError` for two inputs with the same output file, for an output that would overwrite an input, and,
     without `overwrite`, for outputs that exist.
     """
-    writers: dict[Path, str] = {summary: "the summary"}
+    writers: dict[Path, str] = dict.fromkeys(summaries, "the summary")
     folders = {
         path: given
         for given, plan in plans.items()
         for path in (plan.labels, plan.scores)
-        if given.is_video and path is not None
+        if plan.in_frames and path is not None
     }
     sources = {os.path.realpath(given.path): given for given in plans}
     for given, plan in plans.items():

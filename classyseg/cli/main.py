@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, train
+from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     env.add_arguments(environment)
     environment.set_defaults(run=env.run)
+
+    cluster = commands.add_parser("recipe", help="print a file that starts a run under SLURM, on Ray or Kubernetes")
+    recipe.add_arguments(cluster)
+    cluster.set_defaults(run=recipe.run)
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from classyseg.console import printable
 if TYPE_CHECKING:
     from classyseg.cli.inputs import Input, Inputs, Plan
     from classyseg.cli.prediction import Job
+    from classyseg.inference import Predictor
 
 SUMMARY = "predictions.json"
+TABLE = "predictions.csv"
 FAILED = 1
 MAX_SHOWN = 20
 """The pixels of at most this many classes are printed; the summary file has all."""
@@ -27,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="files, folders with all below them, patterns such as 'a/**/*.jpg'"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help=f"the folder for label maps and {SUMMARY}")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help=f"the folder for label maps, {SUMMARY} and, of classes, {TABLE}"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     parser.add_argument("--overlay", action="store_true", help="also write the image under the colours of its labels")
     parser.add_argument("--overlay-format", choices=("jpg", "png"), default="jpg", help="of overlays of images (jpg)")
@@ -35,6 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", action="store_true", help="also write the probabilities of the classes, as .npy")
     parser.add_argument(
         "--scores-type", choices=("float32", "float16"), default="float32", help="of --scores (float32); float16: half"
+    )
+    parser.add_argument(
+        "--topk", type=positive, metavar="K", help="so many classes of each whole image or video, by score (5)"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_share,
+        metavar="T",
+        help="the classes of at least this score, of a model of several classes (0.5)",
     )
     parser.add_argument(
         "--batch-size",
@@ -62,8 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from classyseg.cli.inputs import check_plans, find_inputs
+    from classyseg.cli.inputs import as_videos, check_plans, find_inputs
     from classyseg.cli.prediction import Job
+    from classyseg.cli.prediction_table import ClassRule, table
     from classyseg.config import user_path
     from classyseg.errors import ConfigError
     from classyseg.io import write_atomically
@@ -79,8 +94,16 @@ def _run(arguments: argparse.Namespace) -> int:
     gives_maps = predictor.network.gives_maps(predictor.head)
     if arguments.overlay and not gives_maps:
         raise ConfigError("--overlay: this model classifies whole images, which leaves nothing to draw; leave it out")
-    plans = {given: _plan(given, output, arguments, gives_maps=gives_maps) for given in inputs.files}
-    check_plans(plans, output / SUMMARY, overwrite=arguments.overwrite)
+    for option, value in (("--topk", arguments.topk), ("--threshold", arguments.threshold)):
+        if value is not None and gives_maps:
+            raise ConfigError(f"{option}: this model gives a class for each pixel, not for each image; leave it out")
+    if arguments.threshold is not None and not predictor.multi_label:
+        raise ConfigError("--threshold: this model gives one class for each image; leave it out, or take --topk")
+    rule = None if gives_maps else ClassRule.of(predictor, arguments.topk, arguments.threshold)
+    if predictor.takes_clips:
+        as_videos(inputs)
+    plans = {given: _plan(given, output, arguments, predictor) for given in inputs.files}
+    check_plans(plans, [output / SUMMARY, *([output / TABLE] if rule else [])], overwrite=arguments.overwrite)
     try:
         output.mkdir(parents=True, exist_ok=True)
         require_writable(output)
@@ -92,6 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
         alpha=arguments.alpha,
         scores=arguments.scores_type if arguments.scores else None,
         problems=inputs.problems,
+        rule=rule,
     )
     started, is_complete = time.perf_counter(), False
     try:
@@ -103,6 +127,8 @@ def _run(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - started
         summary = _summary(arguments, job, inputs, seconds, is_complete=is_complete)
         write_atomically(output / SUMMARY, json_text(summary))
+        if rule is not None:
+            write_atomically(output / TABLE, table(summary["files"], rule))
     if not is_complete:
         return INTERRUPTED
     emit("\n".join(_report(summary, output)))
@@ -111,14 +137,20 @@ def _run(arguments: argparse.Namespace) -> int:
     return FAILED if job.failures else 0
 
 
-def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_maps: bool) -> Plan:
-    """The output paths of an input. Labels and scores of a video are folders; a class of a whole image has no map."""
+def _plan(given: Input, output: Path, arguments: argparse.Namespace, predictor: Predictor) -> Plan:
+    """The output paths of an input.
+
+    Labels and scores of a video are folders of frames, unless a model of clips scores the video itself. A class of a
+    whole image has no map.
+    """
     from classyseg.cli.inputs import Plan
     from classyseg.cli.prediction_files import TIFF_SUFFIXES, geo_tags
 
-    place, stem = output / given.name.parent, given.name.stem
+    gives_maps = predictor.network.gives_maps(predictor.head)
+    in_frames = given.is_video and not predictor.takes_clips
+    place, stem = output / given.name.parent, given.name.name if given.is_frames else given.name.stem
     geo = geo_tags(given.path) if gives_maps and not given.is_video else {}
-    if given.is_video:
+    if in_frames:
         labels, scores, form = place / stem, place / stem, "mp4"
     else:
         name = given.name if given.name.suffix.lower() in TIFF_SUFFIXES else given.name.with_suffix(".tif")
@@ -129,6 +161,7 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, *, gives_ma
         overlay=place / f"{stem}_overlay.{form}" if arguments.overlay and gives_maps else None,
         scores=scores if arguments.scores else None,
         geo=geo,
+        in_frames=in_frames,
     )
 
 
@@ -140,7 +173,8 @@ def _summary(
     description = predictor.description().model_dump(mode="json")
     files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]
     pixels = {name: sum(record.get("pixels", {}).get(name, 0) for record in files) for name in predictor.classes}
-    images = {name: sum(record.get("class") == name for record in files) for name in predictor.classes}
+    found = Counter(name for record in files for name in job.classes_of(record))
+    of_images = {name: found[name] for name in predictor.classes}
     return {
         "run": arguments.model,
         "model": description["model"]["name"],
@@ -156,7 +190,7 @@ def _summary(
             "files": len(files),
             "failed": len(job.failures),
             "skipped": sum(inputs.skipped.values()),
-            **({"images": images} if any(images.values()) else {"pixels": pixels}),
+            **({"pixels": pixels} if job.rule is None else {"images": of_images}),
             "seconds": seconds,
         },
     }
@@ -168,6 +202,7 @@ def _report(summary: Mapping[str, Any], output: Path) -> Iterator[str]:
     counts: Mapping[str, int] = totals[counted]
     total = sum(counts.values())
     if total:
+        total = totals["files"] if counted == "images" else total
         most = sorted(enumerate(counts.items()), key=lambda item: -item[1][1])[:MAX_SHOWN]
         rows = [["", "class", counted, "share"]]
         rows += [[str(i), name, f"{count:,}", f"{count / total:.2%}"] for i, (name, count) in sorted(most)]

@@ -22,6 +22,7 @@ from torch import Tensor
 from classyseg.cli.inputs import Input, Plan
 from classyseg.cli.output import DISK_ERRORS, ProgressLine
 from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
+from classyseg.cli.prediction_table import ClassRule
 from classyseg.datasets.files.videos import each_frame
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
@@ -49,7 +50,7 @@ class Job:
     """Predicts the files of `plans`. `records` and `failures` have the result or the error of each, by path.
 
     `scores` is the type of written scores, float32 or float16; None writes none. `problems` are failures that are known
-    before.
+    before. A model of whole images or videos has a `rule`, by which scores become classes.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Job:
         alpha: float,
         scores: str | None,
         problems: Mapping[Path, str],
+        rule: ClassRule | None = None,
     ) -> None:
         self.predictor, self.plans = predictor, plans
-        self.alpha, self.scores = alpha, scores
+        self.alpha, self.scores, self.rule = alpha, scores, rule
         self.records: dict[Path, dict[str, Any]] = {}
         self.failures: dict[Path, str] = dict(problems)
         self._writing: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
@@ -117,10 +119,11 @@ class Job:
 
     def _found(self, images: Sequence[Tensor]) -> list[tuple[Labels, Labels | None]]:
         """The labels of each image, and its scores if they are wanted."""
+        if self.rule is not None:
+            return [(self.predictor.labels_of(scores), scores) for scores in self.predictor.scores(images)]
         if self.scores is None:
             return [(labels, None) for labels in self.predictor.predict(images)]
-        both = self.predictor.labels_and_scores(images)
-        return [(labels, scores.astype(self.scores, copy=False)) for labels, scores in both]
+        return [*self.predictor.labels_and_scores(images)]
 
     def _predict(self, batch: Sequence[Read]) -> None:
         started, before = time.perf_counter(), Counter(self.predictor.in_windows)
@@ -142,9 +145,14 @@ class Job:
 
     def _predict_video(self, given: Input) -> None:
         """Labels frame by frame. If a video breaks off, the earlier frames are kept."""
+        if self.predictor.takes_clips:
+            self._predict_clips(given)
+            return
         plan, started, before = self.plans[given], time.perf_counter(), Counter(self.predictor.in_windows)
+        mean = np.zeros(len(self.predictor.classes), np.float64)
         total = np.zeros(len(self.predictor.classes), np.int64)
-        size, count = (0, 0), 0
+        size: Sequence[int] = (0, 0)
+        count = 0
         try:
             if plan.labels is not None:
                 _remove_frames(plan.labels)
@@ -157,14 +165,37 @@ class Job:
                 while part := [frame for frame, _ in islice(frames, at_once)]:
                     for frame, (labels, scores) in zip(part, self._found(part), strict=True):
                         self._write_frame(plan, count, frame, labels, scores, add)
-                        total += self._counts(labels)
-                        size, count = labels.shape, count + 1
+                        if self.rule is None:
+                            total += self._counts(labels)
+                        elif scores is not None:
+                            mean += scores
+                        size, count = frame.shape[-2:], count + 1
         except (ConfigError, RuntimeError, ValueError, MemoryError, OSError) as error:
             self._fail(given.path, error)
             return
         seconds, windows = time.perf_counter() - started, self._windows_since(before)
-        self.records[given.path] = self._record(plan, size, total, seconds, frames=count, **windows)
+        told = {} if self.rule is None else self.rule.told(mean / count)
+        self.records[given.path] = self._record(plan, size, total, seconds, frames=count, **windows, **told)
         self._progress.add()
+
+    def _predict_clips(self, given: Input) -> None:
+        """Gives a video the classes of the mean scores of its clips."""
+        plan, started = self.plans[given], time.perf_counter()
+        try:
+            scores = self.predictor.scores(given.path)
+            if plan.scores is not None and self.scores is not None:
+                write_scores(plan.scores, scores.astype(self.scores, copy=False))
+        except (ConfigError, RuntimeError, ValueError, MemoryError, OSError) as error:
+            self._fail(given.path, error)
+            return
+        told = {} if self.rule is None else self.rule.told(scores)
+        written = {} if plan.scores is None else {"scores": str(plan.scores)}
+        self.records[given.path] = {**written, "seconds": time.perf_counter() - started, **told}
+        self._progress.add()
+
+    def classes_of(self, record: Mapping[str, Any]) -> list[str]:
+        """The classes that a record of a whole image or video has."""
+        return [] if self.rule is None else self.rule.classes_of(record)
 
     def _windows_since(self, before: Counter[str]) -> dict[str, Any]:
         """The entry in the summary for a file that the memory budget cut into windows: their size."""
@@ -183,10 +214,11 @@ class Job:
         if plan.overlay is not None:
             write_overlay(plan.overlay, self.predictor.overlay(read.image, self.alpha, labels))
         if plan.scores is not None and scores is not None:
-            write_scores(plan.scores, scores)
+            write_scores(plan.scores, scores.astype(self.scores, copy=False))
         seconds += read.seconds + time.perf_counter() - started
-        found = {} if labels.ndim else {"class": self.predictor.classes[int(labels)]}
-        return self._record(plan, read.image.shape[-2:], self._counts(labels), seconds, **windows, **found)
+        if self.rule is not None and scores is not None:
+            return self._record(plan, read.image.shape[-2:], None, seconds, **windows, **self.rule.told(scores))
+        return self._record(plan, read.image.shape[-2:], self._counts(labels), seconds, **windows)
 
     def _write_frame(
         self,
@@ -200,7 +232,7 @@ class Job:
         if plan.labels is not None:
             write_labels(plan.labels / f"{number:06}.png", labels, self.predictor.palette)
         if plan.scores is not None and scores is not None:
-            write_scores(plan.scores / f"{number:06}.npy", scores)
+            write_scores(plan.scores / f"{number:06}.npy", scores.astype(self.scores, copy=False))
         if add is not None:
             add(self.predictor.overlay(frame, self.alpha, labels))
 
@@ -216,12 +248,12 @@ class Job:
                 self._progress.add()
 
     def _record(
-        self, plan: Plan, size: Sequence[int], counts: npt.NDArray[np.int64], seconds: float, **more: Any
+        self, plan: Plan, size: Sequence[int], counts: npt.NDArray[np.int64] | None, seconds: float, **more: Any
     ) -> dict[str, Any]:
         """The entry of a file in the summary: written files, size, pixels of each class."""
         names = {"labels": plan.labels, "overlay": plan.overlay, "scores": plan.scores}
         written = {key: str(path) for key, path in names.items() if path is not None}
-        if plan.labels is not None:
+        if plan.labels is not None and counts is not None:
             more["pixels"] = dict(zip(self.predictor.classes, counts.tolist(), strict=True))
         return {**written, "width": size[1], "height": size[0], "seconds": seconds, **more}
 

@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="the run's folder (default: runs/NAME-OF-THE-CONFIG)")
     parser.add_argument("--resume", action="store_true", help="continue the newest checkpoint in the folder, if any")
     parser.add_argument(
+        "--strict-resume",
+        action="store_true",
+        help="as --resume, but a newest checkpoint that is damaged is an error, where --resume takes the one before",
+    )
+    parser.add_argument(
         "--extend",
         action="store_true",
         help="with --resume: another num_epochs or num_steps than the run's, even where its learning rate changes",
@@ -139,6 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
     take_config(arguments)
     if arguments.output == "":  # from a shell variable that is not set
         arguments.wrong_use("argument --output: found ''; name a folder, or leave --output out")
+    arguments.resume = arguments.resume or arguments.strict_resume
     if arguments.extend and not arguments.resume:
         arguments.wrong_use("argument --extend: makes the run longer that --resume continues; give both")
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root):
@@ -173,7 +179,13 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     from classyseg.tasks.sample_checks import SampleCheckError
     from classyseg.trainer import Stopped, Trainer
 
-    trainer = Trainer(output, resume=arguments.resume, overwrite=arguments.overwrite, extend=arguments.extend)
+    trainer = Trainer(
+        output,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        extend=arguments.extend,
+        strict_resume=arguments.strict_resume,
+    )
     try:
         trainer.check_output()
         with distributed.failing_together():

@@ -8,6 +8,7 @@ from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.clips import ClipConfig, Clips
 from classyseg.datasets.composed import Concat, Subset
 from classyseg.datasets.drawn.synthetic_images import SyntheticImage, SyntheticImageStreaming
+from classyseg.datasets.drawn.synthetic_shape_images import SyntheticShapeImages
 from classyseg.datasets.drawn.synthetic_shapes import SyntheticShapes
 from classyseg.datasets.drawn.synthetic_video import SyntheticVideo
 from classyseg.datasets.files.masks import MaskFiles
@@ -65,6 +66,7 @@ __all__ = [
     "Subset",
     "SyntheticImage",
     "SyntheticImageStreaming",
+    "SyntheticShapeImages",
     "SyntheticShapes",
     "SyntheticVideo",
     "TrainOrder",

@@ -21,6 +21,7 @@ NO_CLASS = -1
 class ClassificationDataset(ClassyDataset):
     """Samples whose target is a class index, (), or `ignore_index` where the class is unknown.
 
+    With `multi_label` it is a flag for each class, (num_classes,) float32: 1, 0, or `ignore_index` if that is unknown.
     `load` gives an image (C, H, W), or a clip (C, T, H, W), uint8.
     """
 
@@ -28,6 +29,9 @@ class ClassificationDataset(ClassyDataset):
     whole_images = True
 
     def _check(self, sample: Sample) -> None:
+        if self.multi_label:
+            self._check_flags(sample)
+            return
         if sample.target.dim():
             raise DataError(
                 f"its target has the shape {tuple(sample.target.shape)}; expected one class, ()", file=str(sample.name)
@@ -36,6 +40,21 @@ class ClassificationDataset(ClassyDataset):
         if label != self.ignore_index and not 0 <= label < self.num_classes:
             raise DataError(
                 f"its class is {label}; accepted: 0 to {self.num_classes - 1}, and {self.ignore_index} for no class",
+                file=str(sample.name),
+            )
+
+    def _check_flags(self, sample: Sample) -> None:
+        flags = sample.target
+        if flags.shape != (self.num_classes,) or not flags.is_floating_point():
+            raise DataError(
+                f"its target has the shape {tuple(flags.shape)} and the type {flags.dtype}; expected a flag for each "
+                f"class, ({self.num_classes},), in floating point",
+                file=str(sample.name),
+            )
+        wrong = flags[(flags != 0) & (flags != 1) & (flags != self.ignore_index)]
+        if len(wrong):
+            raise DataError(
+                f"its flags hold {wrong[0].item():g}; accepted: 0, 1, and {self.ignore_index} for unknown",
                 file=str(sample.name),
             )
 

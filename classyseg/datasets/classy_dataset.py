@@ -96,6 +96,9 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """False where there are no masks and every pixel is ignored: images to predict, not to train on or to measure."""
     whole_images: bool = False
     """Whether targets are classes of whole images or clips, (), in place of masks."""
+    multi_label: bool = False
+    """Whether whole images have several classes: targets are flags, (num_classes,) float32 of 0 and 1. A config key of
+    that name may say it. An unknown flag is `ignore_index`."""
     gives_clips: bool = False
     """Whether images are clips, (C, T, H, W)."""
     image_size: tuple[int, int] | None = None
@@ -139,6 +142,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             size=cls.image_size,
             group_size=_declared(cls, config, "group_size"),
             whole_images=cls.whole_images is True,  # a subclass may have a property of that name
+            multi_label=getattr(config, "multi_label", cls.multi_label) is True,
             gives_clips=cls.gives_clips is True,
             has_masks=False if cls.has_masks is False else None,
             keys=keys_of(cls),
@@ -156,6 +160,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
             group_size=self.group_size,
             num_samples=len(self),
             whole_images=self.whole_images,
+            multi_label=self.multi_label,
             gives_clips=self.gives_clips,
             has_masks=self.has_masks,
             keys=keys_of(type(self)),

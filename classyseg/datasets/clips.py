@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import accumulate
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, Strict
 from torch import Tensor
 
-from classyseg.config import ConfigRecord
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.facts import DataFacts
+from classyseg.datasets.files.clip_frames import (
+    ClipConfig,
+    even_clip,
+    frame_step,
+    frames_of,
+    num_clips,
+    num_resampled,
+)
 from classyseg.datasets.files.videos import VideoInfo
 from classyseg.errors import ConfigError
 from classyseg.rng import generator_for
@@ -25,49 +30,8 @@ from classyseg.structures import Sample
 Sampling = Literal["random", "even"]
 SAMPLING: dict[str, Sampling] = {"train": "random", "val": "even", "test": "even"}
 """How clips are sampled in each split of the public data sets."""
-Count = Annotated[int, Strict(), Field(ge=1, le=1_000_000)]
-
 CLIPS = -2
 """The third integer of the generator that draws the clips of a video, which no sample index equals."""
-
-
-class ClipConfig(ConfigRecord):
-    """Which clips are taken from a video: `per_video` clips, each of `frames` consecutive frames at `frame_rate`.
-
-    Clips begin at every `step`-th frame. Without a `frame_rate`, frames are taken as they come.
-
-    Args:
-        frames: Frames of a clip.
-        per_video: Random: up to so many different clips of a video in an epoch. Even: so many, from the first to the
-            last.
-        step: A clip may begin at every so many-th frame.
-        frame_rate: Take frames at this rate a second; null: all.
-    """
-
-    frames: Count
-    per_video: Count = 1
-    step: Count = 1
-    frame_rate: Annotated[float, Strict(), Field(gt=0)] | None = None
-
-
-def frame_step(rate: float | None, wanted: float | None) -> Fraction:
-    """How many frames of a video, at `rate` frames per second, one frame at the `wanted` rate stands for."""
-    return Fraction(1) if rate is None or wanted is None else Fraction(rate) / Fraction(wanted)
-
-
-def num_resampled(num_frames: int, step: Fraction) -> int:
-    """How many of `num_frames` are taken, one at every `step`, as torchvision counts them."""
-    return math.ceil(num_frames / step) if step.denominator == 1 else math.floor(num_frames / step)
-
-
-def num_clips(num_frames: int, clips: ClipConfig) -> int:
-    """How many clips a video of `num_frames` resampled frames has: 0 where it is shorter than one."""
-    return max(0, (num_frames - clips.frames) // clips.step + 1)
-
-
-def even_clip(i: int, count: int, available: int) -> int:
-    """The number of clip i of `count` clips that are spread evenly over the `available` ones."""
-    return i * (available - 1) // (count - 1) if count > 1 else 0
 
 
 class Clips(ClassificationDataset):
@@ -162,8 +126,7 @@ class Clips(ClassificationDataset):
             generator = generator_for(self.seed, epoch, CLIPS, video)
             clip = int(torch.randperm(self.available[video], generator=generator)[number])
         name, label, step = self.videos[video]
-        first = clip * self.clips.step
-        numbers = [math.floor(i * step) for i in range(first, first + self.clips.frames)]
+        numbers = frames_of(clip, self.clips, step)
         return Sample(
             self.read_frames(name, numbers), torch.tensor(label), f"{name}, frames {numbers[0]} to {numbers[-1]}"
         )

@@ -38,7 +38,7 @@ class Composed(ClassyDataset):
         self.classes, self.palette, self.ignore_index = first.classes, first.palette, first.ignore_index
         self.submission_values, self.group_size = first.submission_values, first.group_size
         self.whole_images, self.has_masks, self.bits = first.whole_images, first.has_masks, first.bits
-        self.channels, self.gives_clips = first.channels, first.gives_clips
+        self.channels, self.gives_clips, self.multi_label = first.channels, first.gives_clips, first.multi_label
         self.parts = list(parts)
         self.seed = 0
         self.check_parts(dict(zip(self.part_places(), parts, strict=True)))
@@ -147,6 +147,7 @@ class Concat(Composed):
                 "ignore_index",
                 "group_size",
                 "whole_images",
+                "multi_label",
                 "gives_clips",
                 "has_masks",
                 "channels",

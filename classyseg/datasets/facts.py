@@ -15,7 +15,8 @@ class DataFacts:
 
     `channels` and `bits` are those of its stored images, `size` the height and width of its samples after the
     transforms. `group_size` consecutive samples belong together (the clips of a video). `whole_images` says that a
-    sample has one class, not a mask; `gives_clips` that its images are clips (C, T, H, W). `keys` are those of the data
+    sample has a class, not a mask, `multi_label` that it has a flag for each class; `gives_clips` says that its images
+    are clips (C, T, H, W). `keys` are those of the data
     set's own config, for messages that name one.
     """
 
@@ -27,6 +28,7 @@ class DataFacts:
     group_size: int | None = None
     num_samples: int | None = None
     whole_images: bool = False
+    multi_label: bool = False
     gives_clips: bool = False
     has_masks: bool | None = None
     keys: frozenset[str] = frozenset()

@@ -305,7 +305,8 @@ def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None
     flags = target.reshape(-1).tolist()
     found = [i for i, flag in enumerate(flags) if flag > 0 and flag != dataset.ignore_index] if target.dim() else flags
     facts.whole_images = True
-    facts.pixels = dict.fromkeys(found or [dataset.ignore_index], 1)
+    is_known = dataset.multi_label and any(flag != dataset.ignore_index for flag in flags)  # it may have no class
+    facts.pixels = dict.fromkeys(found or ([] if is_known else [dataset.ignore_index]), 1)
     facts.mask_digest = _digest(target.contiguous().numpy())
     if [*facts.pixels] == [dataset.ignore_index]:
         facts.add("no_class", facts.image, f"its class is {dataset.ignore_index}, unknown")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,15 @@ def whole_batch_step(
     num_parts: int,
     loss: Callable[[Outputs], Tensor],
     backward: Callable[[Tensor], None],
+    exchanging: Callable[[bool], AbstractContextManager[None]] = lambda exchanges: nullcontext(),
 ) -> Tensor:
     """The loss of all parts' outputs together. Its gradients reach the parameters of `network` a part at a time.
 
     `run(i)` gives the outputs of part i and is called twice. The first call gives the values that the loss compares;
     nothing else of it is kept. The second call, with the same random numbers, gives the gradients. So a step takes one
     more forward pass, and the memory of one part. Buffers are as after one pass. `backward(loss)` starts the gradients.
-    `network` may be a wrapper; `run` decides when gradients are exchanged.
+    `network` may be a wrapper. Within `exchanging(True)`, a backward pass exchanges gradients with other processes;
+    this is so for that of the last part alone.
 
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
     Raises: `ConfigError` for an output that does not have one entry for each image.
@@ -33,7 +36,8 @@ def whole_batch_step(
     states, parts = [], []
     for i in range(num_parts):
         states.append(_random_state())
-        parts.append({name: output.detach() for name, output in run(i).items()})
+        with exchanging(False):
+            parts.append({name: output.detach() for name, output in run(i).items()})
     # The second round of passes updates running statistics again: they must start from the same values.
     with torch.no_grad():
         for buffer, before in zip(network.buffers(), buffers, strict=True):
@@ -43,10 +47,11 @@ def whole_batch_step(
     backward(value)
     for i in range(num_parts):
         _set_random_state(states[i])
-        again = run(i)
-        wanted = [name for name in again if whole[name].grad is not None and again[name].requires_grad]
-        gradients = [whole[name].grad.chunk(num_parts)[i] for name in wanted]  # type: ignore[union-attr]
-        torch.autograd.backward([again[name] for name in wanted], gradients)
+        with exchanging(i == num_parts - 1):
+            again = run(i)
+            wanted = [name for name in again if whole[name].grad is not None and again[name].requires_grad]
+            gradients = [whole[name].grad.chunk(num_parts)[i] for name in wanted]  # type: ignore[union-attr]
+            torch.autograd.backward([again[name] for name in wanted], gradients)
     return value.detach()
 
 

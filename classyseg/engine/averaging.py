@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.averaging import AveragingConfig
-from classyseg.engine.sharding import local
+from classyseg.sharded import local
 
 
 class Averaging:

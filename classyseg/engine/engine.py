@@ -16,13 +16,14 @@ from classyseg.engine.non_finite import StepGuard
 from classyseg.engine.precision import Precision
 from classyseg.engine.replication import replicated
 from classyseg.engine.runtime import RuntimeConfig
-from classyseg.engine.sharding import fill, gathered
+from classyseg.engine.sharding import ShardedModel
 from classyseg.engine.step import BatchWork, gradients
 from classyseg.inference.device import bring
 from classyseg.layers import FollowsProgress, following_progress, population_statistics, synchronize_batch_norm
 from classyseg.losses import ClassyLoss
 from classyseg.models import ClassyModel
 from classyseg.optim import ClassyOptimizer
+from classyseg.sharded import fill, gathered, local, stand_ins
 from classyseg.structures import Sample
 
 
@@ -40,6 +41,7 @@ class Engine:
         self.optimizer: ClassyOptimizer | None = None
         self._following: list[FollowsProgress] = following_progress(model)
         self.averaging: Averaging | None = None
+        self.sharded: ShardedModel | None = None
         self._own: dict[str, Tensor] | None = None
         """The model's own tensors while it has lent ones."""
 
@@ -69,7 +71,11 @@ class Engine:
         """
         if self.optimizer is None:
             return
-        self.network = replicated(self.model, self.device)
+        if distributed.world_size() > 1 and self.runtime.strategy == "fsdp":
+            self.sharded = ShardedModel(self.model, self.device)
+            self.optimizer.adopt(self.model.named_parameters())
+        elif distributed.world_size() > 1:
+            self.network = replicated(self.model, self.device)
         if self.runtime.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         self.averaging = None if averaging is None else Averaging(self.model, averaging)
@@ -93,6 +99,8 @@ class Engine:
             if self.averaging is not None and self._own is None and not self.averaging.is_swapped:
                 self.averaging.swap()
             distributed.broadcast_tensors(self.evaluated.buffers())  # such as running statistics
+            if self.sharded is not None:
+                self.sharded.hold()  # one process may measure more images than another
         self.evaluated.train(training)
         self.model.train(training)
         self.loss.train(training)
@@ -104,15 +112,16 @@ class Engine:
     def lend(self, weights: Mapping[str, Tensor]) -> None:
         """Gives the model other weights, which were checked, until `take_back`."""
         self.take_back()
-        state = self.model.state_dict()
+        state = self._state()
         self._own = {name: tensor.clone() for name, tensor in state.items()}
         fill(state, weights)
 
     def take_back(self) -> None:
         """Gives the model its own weights again, after it had their average or lent ones."""
+        self._release()
         if self._own is not None:
-            for name, tensor in self.model.state_dict().items():
-                tensor.copy_(self._own[name])
+            for name, tensor in self._state().items():
+                local(tensor).copy_(local(self._own[name]))
             self._own = None
         if self.averaging is not None and self.averaging.is_swapped:
             self.averaging.swap()
@@ -127,10 +136,12 @@ class Engine:
         if self.averaging is None or self.averaging.is_swapped or self._own is not None:
             yield
             return
+        self._release()
         self.averaging.swap()
         try:
             yield
         finally:
+            self._release()
             self.averaging.swap()
 
     @contextlib.contextmanager
@@ -154,12 +165,21 @@ class Engine:
                 for module, mode in modes:
                     module.training = mode
 
+    def _release(self) -> None:
+        if self.sharded is not None:
+            self.sharded.release()
+
+    def _state(self) -> dict[str, Tensor]:
+        """The model's tensors, as they lie here."""
+        state = self.model.state_dict() if self.sharded is None else self.sharded.state()
+        return {name: tensor.detach() for name, tensor in state.items()}
+
     @torch.no_grad()
     def averaged_outputs(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The outputs of the averaged weights in eval mode, without gradients: those of a teacher in a training step.
 
-        Call it anywhere in the step, in every process. No weights are copied, and the model's buffers stay. Raises:
-        `ValueError` without an average.
+        Call it anywhere in the step, in every process. The model's weights and buffers stay as they are; nothing is
+        copied, unless they are sharded. Raises: `ValueError` without an average.
         """
         if self.averaging is None:
             raise ValueError("found no average of the weights; give `distribute` an `AveragingConfig`")
@@ -169,11 +189,13 @@ class Engine:
         self.model.eval()
         try:
             with self.precision.autocast():
-                outputs: Mapping[str, Tensor] = functional_call(self.model, self.averaging.by_module_name, (inputs,))
+                if self.sharded is None:
+                    return functional_call(self.model, self.averaging.by_module_name, (inputs,))  # type: ignore[no-any-return]
+                with self.averaged():
+                    return self.model(inputs)  # type: ignore[no-any-return]
         finally:
             for module, mode in modes:
                 module.training = mode
-        return outputs
 
     # -- tensors -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +204,7 @@ class Engine:
 
         What is sharded stays sharded.
         """
-        state = self.model.state_dict()
+        state = self._state()
         if self._own is not None:
             groups = {"model": self._own}
             if self.averaging is not None:
@@ -204,6 +226,10 @@ class Engine:
         """The weights to export: the average, if there is one. Every process calls it."""
         groups = self.state()
         return gathered(groups.get("average", groups["model"]))
+
+    def expected(self) -> dict[str, Tensor]:
+        """What the tensors of `model` and `average` must be like, for a process that looks at them alone."""
+        return stand_ins(self._state())
 
     def fill(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes the tensors of `model`, and of `average` if they are given; they were checked.

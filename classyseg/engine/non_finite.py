@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from classyseg.distributed import each_in_any_process, world_size
-from classyseg.engine.sharding import local
+from classyseg.sharded import local
 
 NonFinitePolicy = Literal["stop", "skip_step", "rollback"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,9 +21,7 @@ _KEEP_OWN_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _NEW_SWITCH else 
 
 
 def replicated(model: ClassyModel, device: torch.device) -> nn.Module:
-    """What trains: `model` itself in a single process, else a wrapper that averages gradients over the processes."""
-    if distributed.world_size() == 1:
-        return model
+    """A wrapper of `model` that averages gradients over the processes (DDP)."""
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
@@ -32,7 +31,20 @@ def replicated(model: ClassyModel, device: torch.device) -> nn.Module:
     )
 
 
-def no_sync(network: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager[None]:
-    """Within it, gradients stay in this process, `unless` it is time to exchange them."""
-    together = unless or distributed.world_size() == 1
-    return contextlib.nullcontext() if together else network.no_sync()  # type: ignore[operator]
+@contextlib.contextmanager
+def no_sync(network: Any, *, unless: bool) -> Iterator[None]:
+    """Around a forward and backward pass: their gradients stay in this process, `unless` it is time to exchange them.
+
+    `network` may be replicated, sharded, or neither.
+    """
+    if unless or distributed.world_size() == 1:
+        yield
+    elif hasattr(network, "set_requires_gradient_sync"):  # it is sharded
+        network.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            network.set_requires_gradient_sync(True)
+    else:
+        with network.no_sync():
+            yield

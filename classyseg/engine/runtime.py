@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,8 +22,8 @@ class RuntimeConfig(ConfigRecord):
 
     `precision` changes the numbers of a run. With batch norm, `sync_batch_norm` in several processes and
     `accumulate_steps` change them, too; `accumulate_steps` also changes what dropout draws. `device`, `compile`,
-    `channels_last`, `threads`, `deterministic` and `eval_batch_size` change the order of sums, so at most the last
-    bits. `workers` changes nothing.
+    `strategy`, `channels_last`, `threads`, `deterministic` and `eval_batch_size` change the order of sums, so at most
+    the last bits. `workers` changes nothing.
 
     Args:
         device: `auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
@@ -35,6 +35,9 @@ class RuntimeConfig(ConfigRecord):
             not depend on it.
         worker_timeout: How many seconds a worker may spend on one sample. Then the run ends, and names the sample.
             `null` waits for ever.
+        strategy: What several processes share. `ddp`: each has the whole model, and they share images alone. `fsdp`:
+            each also keeps only its part of the weights that train, of their gradients and of the optimizer's state,
+            and gets the others' when they are needed: for models that do not fit otherwise. Checkpoints are the same.
         accumulate_steps: Splits each process's batch into so many parts, whose gradients are added, to save memory. The
             loss is divided by what counts in the whole batch, so that only batch norm and what dropout (or
             `point_rend`) draws differ. For `ohem_cross_entropy` and `point_cross_entropy`, which must see the outputs
@@ -68,6 +71,7 @@ class RuntimeConfig(ConfigRecord):
         "worker_timeout",
         "device",
         "compile",
+        "strategy",
         "channels_last",
         "eval_batch_size",
         "deterministic",
@@ -89,6 +93,7 @@ class RuntimeConfig(ConfigRecord):
     channels_last: Bool = True
     workers: Annotated[Int, Field(ge=0, le=256)] = 2
     worker_timeout: Annotated[Float, Field(gt=0, le=1e9)] | None = 600.0
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     accumulate_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     eval_batch_size: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     sync_batch_norm: Bool = True

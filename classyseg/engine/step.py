@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
@@ -64,13 +63,11 @@ def gradients(batch: Sample, work: BatchWork, network: nn.Module, precision: Pre
 def _of_whole_batch(batch: Sample, work: BatchWork, network: nn.Module, precision: Precision, num_parts: int) -> Tensor:
     """As `gradients`, for a loss that must see the outputs of all parts at once."""
     parts = [work.complete(part) for part in batch.chunk(num_parts)]
-    passes = itertools.count(1)
-
-    def run(i: int) -> Mapping[str, Tensor]:
-        # Every part runs twice. Only the last backward pass, of the last part's second run, exchanges gradients.
-        with no_sync(network, unless=next(passes) == 2 * num_parts):
-            return work.outputs(parts[i])
-
     return whole_batch_step(
-        network, run, num_parts, lambda outputs: work.terms(outputs, batch).job_loss(), precision.backward
+        network,
+        lambda i: work.outputs(parts[i]),
+        num_parts,
+        lambda outputs: work.terms(outputs, batch).job_loss(),
+        precision.backward,
+        lambda exchanges: no_sync(network, unless=exchanges),
     )

@@ -60,6 +60,9 @@ class ClassyHead(nn.Module, Configurable, ABC):
     """Whether the blocks must come in the backbone's order: `ordered_blocks` sees strides, `attach_head` the order."""
     reads_vectors: bool = False
     """Whether a block may be vectors (N, count, channels), of stride 0, instead of a map (N, channels, h, w)."""
+    multi_label: bool = False
+    """Whether an image has several classes, which do not exclude each other. What builds the model sets it, as the data
+    says it. Then `scores` are sigmoids, and `labels` of whole images are flags (N, num_classes)."""
     blocks: tuple[BlockInfo, ...]
     output_names: tuple[str, ...] = (LOGITS,)
     """The head's own names of what `forward` gives, without dots: the same in training and in evaluation."""
@@ -94,21 +97,24 @@ class ClassyHead(nn.Module, Configurable, ABC):
     def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         """The class of each pixel at `size` (H, W), (N, H, W) int64; for whole images (N,).
 
-        Logits are resized a few classes at a time: those of full size never exist at once.
+        With `multi_label`, 1 for each class of a score of a half or more, (N, num_classes). Logits are resized a few
+        classes at a time: those of full size never exist at once.
         """
         logits = self._logits(outputs)
+        if self.multi_label:
+            return (logits >= 0).long()
         return logits.argmax(1) if logits.dim() == 2 else argmax_at(logits, size)
 
     def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         """Probabilities (N, num_classes, H, W) float32 at `size` (H, W); for whole images (N, num_classes).
 
-        They are the softmax of the resized logits; for a single class the sigmoid.
+        They are the softmax of the resized logits; for a single class, and with `multi_label`, the sigmoid.
         """
         logits = self._logits(outputs)
         if logits.dim() > 2:
             return scores_at(logits, size)
         logits = logits.detach().float()
-        return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+        return logits.sigmoid() if logits.shape[1] == 1 or self.multi_label else logits.softmax(1)
 
     def _logits(self, outputs: Mapping[str, Tensor]) -> Tensor:
         if LOGITS not in outputs:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from classyseg.averaging import AveragingConfig
+from classyseg.checkpoint_writer import CheckpointWriter
 from classyseg.complexity import Complexity
 from classyseg.errors import ConfigError
 from classyseg.records import RecordFile, RunRecords
@@ -25,6 +26,8 @@ class WatchedTask(Protocol):
     run_folder: Path | None
     records: RunRecords
     """Writes files into the run's folder, in the primary process."""
+    writer: CheckpointWriter
+    """Writes checkpoints while the run goes on. Wait for it before you read one."""
     last_loss: Tensor
     """The loss of the last step in this process, on the device: reading it waits for the device."""
     metrics: dict[str, Any]
@@ -55,6 +58,10 @@ class WatchedTask(Protocol):
 
     def step_loss(self) -> float: ...
 
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """Norms of the gradients, and the options of each group of parameters in the last step. Every process calls it,
+        and waits for its device."""
+
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
         """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
 
@@ -63,7 +70,7 @@ class WatchedTask(Protocol):
 
     def best_is(self, number: str) -> BestIs | None: ...
 
-    def save_checkpoint(self) -> Path | None: ...
+    def save_checkpoint(self, *, asynchronous: bool = False) -> Path | None: ...
 
     def recompute_batch_norm(self, num_batches: int) -> bool:
         """Gives the model new running statistics, in all processes together; False if it was asked to stop."""

@@ -28,16 +28,24 @@ class LogHook(ClassyHook):
         every: Training steps between two records. Reading the loss waits for the GPU.
         throughput: Adds `throughput`, how fast the steps since the record before were: where time is lost, and when.
         memory: Adds `memory`, what the run takes on its devices and in RAM.
+        groups: Adds `gradient_norm` and `groups`: for each group of parameters the learning rate, weight decay and
+            momentum of the step, and the norms of its gradients and weights.
     """
 
     record_files = (RecordFile(STEPS, {"step": int}),)
 
     def __init__(
-        self, *, every: Annotated[int, Field(ge=1)] = 50, throughput: bool = False, memory: bool = False
+        self,
+        *,
+        every: Annotated[int, Field(ge=1)] = 50,
+        throughput: bool = False,
+        memory: bool = False,
+        groups: bool = False,
     ) -> None:
         self.every = every
         self.throughput = throughput
         self.memory = memory
+        self.groups = groups
         self._before = PhaseTime(0.0, 0.0, 0)
         self._last_step, self._slowest, self._steps = time.perf_counter(), 0.0, 0
 
@@ -66,6 +74,8 @@ class LogHook(ClassyHook):
             record["throughput"] = self._throughput(task)
         if self.memory:
             record["memory"] = _memory(task.last_loss.device)
+        if self.groups:
+            record |= task.optimizer_numbers()
         with failing_together():
             task.records.append(STEPS, record)
         self._begin_interval(task, time.perf_counter())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from classyseg.config import MAX_SIDE, Bool, ConfigRecord, ConfigTree, Int, Text, explain
+from classyseg.datasets.files.clip_frames import ClipConfig
 from classyseg.errors import ConfigError
 from classyseg.inference.network import Precision
 from classyseg.inference.preparation import PreparationConfig
@@ -35,7 +36,8 @@ Side = Annotated[Int, Field(ge=1, le=MAX_SIDE)]
 class Description(ConfigRecord):
     """The `config.json` of a model's folder: architecture, classes, normalisation, preparation, protocol.
 
-    No training, no paths. `train_size` is the height and width of the images that it was trained on, where all had
+    No training, no paths. `multi_label` says that an image has several classes, `clips` which clips of a video were
+    measured. `train_size` is the height and width of the images that it was trained on, where all had
     one. `precision` and `channels_last` are those under which the model was measured.
     """
 
@@ -44,6 +46,8 @@ class Description(ConfigRecord):
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=65_536)]
     palette: tuple[Color, ...]
     ignore_index: Int = 255
+    multi_label: Bool = False
+    clips: ClipConfig | None = None
     normalize: NormalizeConfig = NormalizeConfig()
     preparation: PreparationConfig = PreparationConfig()
     protocol: ProtocolConfig = "whole"
@@ -99,7 +103,12 @@ def description_of_state(state: Mapping[str, Any], source: str) -> Description:
     runtime = runtime if isinstance(runtime, Mapping) else {}
     values = {
         "model": architecture(config["model"]),
-        **{key: state[key] for key in ("classes", "palette", "ignore_index", "normalize") if key in state},
+        **{
+            key: state[key]
+            for key in ("classes", "palette", "ignore_index", "multi_label", "normalize")
+            if key in state
+        },
+        "clips": clips_of(config),
         "preparation": state["preparation"] if "preparation" in state else preparation_of(config),
         "protocol": config.get("protocol", "whole"),
         "train_size": state.get("train_size"),
@@ -123,6 +132,14 @@ def preparation_of(config: Mapping[str, Any], *, own_unit: bool = False) -> dict
     values = {key: inner[key] for key in ("bits", "exif") if inner.get(key) is not None}
     transforms = _transforms(found) if isinstance(found, Mapping) else []
     return {"transforms": transforms, **values, **({"bits": 32} if own_unit else {})}
+
+
+def clips_of(config: Mapping[str, Any]) -> Any:
+    """Which clips of a video a task measures, as its resolved `config` says; None for a task of images."""
+    datasets = config.get("dataset")
+    datasets = datasets if isinstance(datasets, Mapping) else {}
+    found = datasets.get("val") or datasets.get("test") or datasets.get("train")
+    return _innermost(found).get("clips") if isinstance(found, Mapping) else None
 
 
 def _within(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from classyseg.config import user_path
 from classyseg.console import shown
+from classyseg.datasets.files.clip_frames import ClipConfig
 from classyseg.errors import ConfigError, DataError
 from classyseg.inference.budget import Budget
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
@@ -23,6 +26,7 @@ from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
+from classyseg.inference.video_clips import clips_for, clips_of_video
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
 from classyseg.registry import PROTOCOLS, ComponentConfig
@@ -45,10 +49,14 @@ class Predictor:
     image that takes more is an error where a `protocol` is named; with `may_use_windows`, by default where none is, it
     is computed in windows, none smaller than `train_size` (the images of the training). `in_windows` counts these.
 
+    With `multi_label` an image has several classes, each with a score of its own. A model of clips predicts videos:
+    the scores of the clips that `clips` tells are averaged; by default one clip from the beginning.
+
     The attribute `batch_size` may be set: how many consecutive images of one size are predicted at once.
 
     What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
-    these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out.
+    these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out. A video is
+    a path of a file or of a folder of frames, or one clip: an array (T, H, W, C), a tensor (C, T, H, W).
     """
 
     def __init__(
@@ -58,6 +66,8 @@ class Predictor:
         classes: Sequence[str],
         palette: Sequence[Sequence[int]] = (),
         ignore_index: int = 255,
+        multi_label: bool = False,
+        clips: ClipConfig | Mapping[str, Any] | None = None,
         normalize: NormalizeConfig | Mapping[str, Any] | None = None,
         preparation: Preparation | None = None,
         protocol: Any = None,
@@ -74,6 +84,9 @@ class Predictor:
         if len(self.palette) != len(self.classes):
             raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
+        self.multi_label = multi_label
+        self.takes_clips = len(model.input_shape(64, 64)) == 4
+        self.clips = clips_for(model, clips)
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
@@ -93,19 +106,23 @@ class Predictor:
         self.channels_last = channels_last
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
         self.model = model.eval()
+        self.model.set_multi_label(multi_label)
         bring(self.model, self.device, channels_last=channels_last)
         self.normalizer.to(self.device)
         self.network = Network(
             self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
         )
         self.head = model.main_head
+        self._check_classes()
+        self.protocol.check(self.network, [Wanted(self.head)])
+
+    def _check_classes(self) -> None:
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
                 "classes",
                 f"found {len(self.classes)} names; the head '{self.head}' of the model has "
                 f"{self.network.num_classes(self.head)} classes",
             )
-        self.protocol.check(self.network, [Wanted(self.head)])
 
     @classmethod
     def from_description(
@@ -124,6 +141,8 @@ class Predictor:
             classes=description.classes,
             palette=description.palette,
             ignore_index=description.ignore_index,
+            multi_label=description.multi_label,
+            clips=description.clips,
             normalize=description.normalize,
             preparation=Preparation.of(description.preparation, model.in_channels),
             protocol=description.protocol if protocol is None else protocol,
@@ -140,7 +159,8 @@ class Predictor:
     def predict(self, images: Any) -> Any:
         """The class of each pixel, (H, W), at the image's own size, in the smallest unsigned type for them.
 
-        A model for whole images gives one class, (). An iterable of images gives an iterator.
+        A model for whole images gives one class, (), with `multi_label` whether it has each, (num_classes,) bool: where
+        the score is at least a half. An iterable of images gives an iterator.
 
         Raises: `DataError` for something that is no image, or none that the model takes; `BudgetError` where
         `max_memory` is too small.
@@ -158,8 +178,17 @@ class Predictor:
         """The results of `predict` and `scores`, as a pair, from one forward pass. An iterable gives an iterator."""
         return self._each(images, ("labels", "scores"), lambda found: (self._labels(found[0]), _scores(found[1])))
 
+    def labels_of(self, scores: Labels) -> Labels:
+        """The class that scores (num_classes,) of a whole image mean, as `predict` gives it."""
+        found: Labels = scores >= 0.5 if self.multi_label else np.asarray(scores.argmax())
+        return found if self.multi_label else found.astype(self._label_type)
+
+    @property
+    def _label_type(self) -> np.dtype[Any]:
+        return np.min_scalar_type(max(0, len(self.classes) - 1))
+
     def _labels(self, labels: Tensor) -> Labels:
-        return labels.cpu().numpy().astype(np.min_scalar_type(max(0, len(self.classes) - 1)))
+        return labels.cpu().numpy().astype(np.bool_ if self.multi_label else self._label_type)
 
     def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
         """The image under the colours of its classes, at the strength `alpha`; `labels` may be predicted before.
@@ -168,10 +197,10 @@ class Predictor:
         """
         if not 0 <= alpha <= 1:
             raise ConfigError(f"overlay: alpha: found {shown(alpha)}; accepted are 0 to 1")
-        tensor = self.read(image)
-        found = self.predict(tensor) if labels is None else labels
         if not self.network.gives_maps(self.head):
             raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
+        tensor = self.read(image)
+        found = self.predict(tensor) if labels is None else labels
         if found.shape != tensor.shape[-2:]:
             size = tuple(tensor.shape[-2:])
             raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
@@ -191,7 +220,7 @@ class Predictor:
 
     def _each(self, images: Any, kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]) -> Any:
         """Predicts each image, and gives `finish` of the results: one tensor for each of `kinds`."""
-        if _is_one(images):
+        if _is_one(images, 4 if self.takes_clips else 3):
             return next(self._iterate([images], kinds, finish))
         if not isinstance(images, Iterable):
             return self.read(images)  # which says what is accepted
@@ -203,6 +232,9 @@ class Predictor:
         whole = not self.network.gives_maps(self.head)
         waiting: list[Prepared] = []
         for image in images:
+            if self.takes_clips:
+                yield finish(self._of_video(image, kinds))
+                continue
             try:
                 prepared = self.preparation.apply(self.read(image), whole_images=whole)
             except Exception:
@@ -229,6 +261,18 @@ class Predictor:
             return
         for image, *maps in zip(prepared, *results, strict=True):
             yield finish([image.cut(found) for found in maps])
+
+    def _of_video(self, video: Any, kinds: Sequence[Kind]) -> list[Tensor]:
+        """The results of a video, of the mean scores of its clips."""
+        path = user_path(video) if isinstance(video, str | Path) else video
+        total, count = torch.zeros(len(self.classes), dtype=torch.float64), 0
+        clips = clips_of_video(path, self.clips or ClipConfig(frames=1), self.preparation)
+        while some := [self.preparation.apply(clip, whole_images=True) for clip in islice(clips, self.batch_size)]:
+            (scores,) = self._run(some, ("scores",))
+            total, count = total + scores.double().sum(0).cpu(), count + len(some)
+        scores = (total / count).float()
+        labels = (scores >= 0.5) if self.multi_label else scores.argmax()
+        return [labels.long() if kind == "labels" else scores for kind in kinds]
 
     @torch.no_grad()
     def _run(self, prepared: Sequence[Prepared], kinds: Sequence[Kind]) -> list[Tensor]:
@@ -270,6 +314,8 @@ class Predictor:
             classes=self.classes,
             palette=self.palette,
             ignore_index=self.ignore_index,
+            multi_label=self.multi_label,
+            clips=self.clips,
             normalize=self.normalize,
             preparation=self.preparation.config(),
             protocol=self.protocol.config(),
@@ -301,10 +347,10 @@ def _scores(scores: Tensor) -> npt.NDArray[np.float32]:
     return scores.float().cpu().numpy()
 
 
-def _is_one(images: Any) -> bool:
-    """Whether `images` is a single image."""
+def _is_one(images: Any, num_axes: int) -> bool:
+    """Whether `images` is a single image, or a single video, of up to so many axes."""
     if isinstance(images, np.ndarray | Tensor):
-        return images.ndim < 4
+        return images.ndim <= num_axes
     return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # `read` refuses bytes and mappings
 
 

@@ -21,7 +21,7 @@ from classyseg.inference.classy_protocol import Size
 from classyseg.registry import TRANSFORMS, TransformConfig
 from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import ClassyTransform, PairTransform, Region
+from classyseg.transforms.classy_transform import ClassyTransform, PairTransform, Region, transformed
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class Preparation:
     # -- geometry ------------------------------------------------------------------------------------------------------
 
     def apply(self, image: Tensor, *, whole_images: bool = False, name: str = "image") -> Prepared:
-        """`image` (C, H, W), as `read` gives it, after the transforms."""
+        """`image` (C, H, W), as `read` gives it, after the transforms; for whole images also a clip (C, T, H, W)."""
         size: Size = (image.shape[-2], image.shape[-1])
         region = Region(0, 0, *size)
         for i, step in enumerate(self.transforms):
@@ -215,8 +215,9 @@ class Preparation:
                 )
             # There is no mask. Transforms ask for its size: this one costs no memory, as all of its pixels are one
             # byte.
-            sample = Sample(image, torch.zeros((), dtype=torch.uint8).expand(before), name)
-            image = applied(sample, generator_for(0, 0, i)).image
+            mask = torch.zeros((), dtype=torch.uint8)
+            sample = Sample(image, mask if whole_images else mask.expand(before), name)
+            image = transformed(applied, sample, generator_for(0, 0, i)).image
             after: Size = (image.shape[-2], image.shape[-1])
             found = applied.region_of(before, after)
             region = region if found is None else region.within(before, found)

@@ -1,5 +1,6 @@
 """Losses: the registered names, and the base to write one."""
 
+from classyseg.losses.binary_cross_entropy import BinaryCrossEntropyLoss
 from classyseg.losses.boundary import BoundaryLoss
 from classyseg.losses.classy_loss import ClassyLoss, LossSum, PerOutputLoss, Terms
 from classyseg.losses.combined import MultiOutputSumLoss, SegmentationLoss, SumArbitraryLoss
@@ -19,6 +20,7 @@ build_loss = LOSSES.build
 
 __all__ = [
     "BarronLoss",
+    "BinaryCrossEntropyLoss",
     "BoundaryLoss",
     "ClassyLoss",
     "CrossEntropyLoss",

@@ -1,5 +1,6 @@
 """Meters: the registered names, and the base to write one."""
 
+from classyseg.meters.average_precision import AveragePrecisionMeter
 from classyseg.meters.boundary_iou import BoundaryIoUMeter
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.meters.confusion import (
@@ -24,6 +25,7 @@ build_meter = METERS.build
 
 __all__ = [
     "AccuracyMeter",
+    "AveragePrecisionMeter",
     "BoundaryIoUMeter",
     "ClassAccuracyMeter",
     "ClassyMeter",

@@ -36,6 +36,8 @@ class ClassyMeter(Configurable, ABC):
 
     It may where only the order of the classes matters.
     """
+    of_whole_images: bool = False
+    """Whether it takes whole images alone: predictions (N,) or (N, num_classes), and classes (N,) or flags of each."""
     head: str | None = None
     clips_per_video: int = 1
     """A video is so many consecutive samples. They stay in one batch, of one process."""

@@ -24,7 +24,7 @@ class _TopKMeter(ClassyMeter):
 
     Logits (N, C) of images go with a class of each (N,), or with a flag for each class (N, C), set where above 0.
     Logits of pixels (N, C, h, w) go with masks (N, H, W), and each valid pixel counts as a sample. Samples whose class
-    is `ignore_index` are left out. A video is `clips_per_video` consecutive samples: their logits are averaged. It is
+    is `ignore_index` are left out. A video is `clips_per_video` consecutive samples: their scores are averaged. It is
     left out if one of its clips is.
     """
 
@@ -174,7 +174,9 @@ class RecallMeter(_TopKMeter):
 
 
 class _VideoMeter(_TopKMeter):
-    """The same of videos: what the clips of one give is averaged before it is measured."""
+    """The same of videos: the scores of the clips of one are averaged before they are measured."""
+
+    takes_logits = False  # a mean of logits has another order than a mean of scores
 
     def __init__(
         self,
@@ -191,10 +193,10 @@ class _VideoMeter(_TopKMeter):
 
 @METERS.register("video_accuracy")
 class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
-    """`video_accuracy_top_K`: as `accuracy`, of the mean logits of `clips_per_video` samples that follow each other.
+    """`video_accuracy_top_K`: as `accuracy`, of the mean scores of `clips_per_video` samples that follow each other.
 
     Args:
-        clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
+        clips_per_video: So many samples that follow each other are one video; the scores of its clips are averaged.
             Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
         topk: The numbers k; none may be above the number of classes.
         head: The head whose predictions count.
@@ -205,10 +207,10 @@ class VideoAccuracyMeter(_VideoMeter, AccuracyMeter):
 
 @METERS.register("video_precision")
 class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
-    """`video_precision_top_K`: as `precision`, of the mean logits of a video's clips.
+    """`video_precision_top_K`: as `precision`, of the mean scores of a video's clips.
 
     Args:
-        clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
+        clips_per_video: So many samples that follow each other are one video; the scores of its clips are averaged.
             Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
         topk: The numbers k; none may be above the number of classes.
         head: The head whose predictions count.
@@ -219,10 +221,10 @@ class VideoPrecisionMeter(_VideoMeter, PrecisionMeter):
 
 @METERS.register("video_recall")
 class VideoRecallMeter(_VideoMeter, RecallMeter):
-    """`video_recall_top_K`: as `recall`, of the mean logits of a video's clips.
+    """`video_recall_top_K`: as `recall`, of the mean scores of a video's clips.
 
     Args:
-        clips_per_video: So many samples that follow each other are one video; the logits of its clips are averaged.
+        clips_per_video: So many samples that follow each other are one video; the scores of its clips are averaged.
             Batches of `val` (`runtime.eval_batch_size`) and the set itself must hold whole videos, a video one target.
         topk: The numbers k; none may be above the number of classes.
         head: The head whose predictions count.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from classyseg.config import dump_yaml, parse_config, user_path
 from classyseg.console import printable
 from classyseg.errors import ConfigError, written_in
-from classyseg.migration import mmsegmentation
+from classyseg.migration import classy_vision, mmsegmentation
 from classyseg.migration.notes import Note, Notes
 from classyseg.migration.python_data import read_python_data
 
@@ -82,9 +82,21 @@ def _library(values: Mapping[str, Any], path: Path) -> Library:
     model = values.get("model")
     if isinstance(model, Mapping) and ("backbone" in model or "decode_head" in model):
         return "mmsegmentation"
-    raise ConfigError(f"{path}: is no config of mmsegmentation: no model with a backbone and a decode_head")
+    optimizer = values.get("optimizer")
+    if (
+        isinstance(model, Mapping)
+        and "name" in model
+        and isinstance(optimizer, Mapping)
+        and "schedule" not in optimizer
+    ):
+        return "classy_vision"
+    raise ConfigError(
+        f"{path}: is no config of mmsegmentation (a model with a backbone and a decode_head), and none of ClassyVision "
+        "(a model and an optimizer with names and param_schedulers)"
+    )
 
 
 _CONVERTERS: dict[Library, Callable[[Mapping[str, Any], str, int | None, Notes], dict[str, Any]]] = {
     "mmsegmentation": mmsegmentation.convert,
+    "classy_vision": classy_vision.convert,
 }

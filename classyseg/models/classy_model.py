@@ -50,6 +50,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     """How keys of the reference's own classifier begin. Public weights hold it, a backbone does not."""
     rounding: ClassVar[Literal["up", "down", "mixed"]] = "up"
     """How strided layers round a size that is not a multiple of the stride; `mixed`: some up, some down."""
+    takes_single_frames: bool = False
+    """Whether a backbone of clips also takes images (N, C, H, W), each as a clip of one frame."""
     namings: tuple[Naming, ...] = ()
     """How other libraries spell this family's keys. Their files are recognised, and load."""
 
@@ -301,6 +303,11 @@ class ClassyModel(nn.Module, Configurable, ABC):
             if name not in self._train_only:
                 return name
         raise ConfigError("model.heads", "found no head that works in eval mode; attach one without train_only")
+
+    def set_multi_label(self, multi_label: bool) -> None:
+        """Tells all heads whether an image has several classes: see `ClassyHead.multi_label`."""
+        for name in self.heads:
+            self.head(name).multi_label = multi_label
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from classyseg.optim import zero
 from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup, split
 from classyseg.registry import SCHEDULERS, Configurable
+from classyseg.sharded import clip_norm, filled_like, is_sharded
 from classyseg.structures import Depths, RunLength
 
 NUM_CHECKED = 1000
@@ -73,6 +74,8 @@ class ClassyOptimizer(Configurable, ABC):
         self.groups = [ParameterGroup.model_validate(group) for group in groups]
         self._depths: Depths | None = None
         self._counts_on_device = False
+        self.norm_before_clipping: Tensor | None = None
+        """The norm of all gradients of the last step, on the device; None without `clip_norm`."""
         self._split()
 
     def _split(self) -> None:
@@ -89,6 +92,7 @@ class ClassyOptimizer(Configurable, ABC):
         self.lr_factors = [group.lr_factor for group in found]
         self._decays = [group.weight_decay for group in found]
         self._kinds = [group.kind for group in found]
+        self._labels = [group.label for group in found]
 
     def kind_of(self, name: str, parameter: nn.Parameter) -> str:
         """How an optimizer that treats parameters in several ways treats this one. Torch's groups tell it as `kind`."""
@@ -226,8 +230,27 @@ class ClassyOptimizer(Configurable, ABC):
         if self.clip_value is not None:
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            self.norm_before_clipping = clip_norm(parameters, self.clip_norm)
         self.optimizer.step()
+
+    def numbers(self) -> dict[str, Any]:
+        """What the last step was made with: `gradient_norm` of all gradients, before `clip_norm`, and `groups`.
+
+        By group: `lr` and the other scheduled options, `gradient_norm` after clipping, `weight_norm` after the step.
+        It waits for the device. Every process calls it: parameters may be spread over them.
+        """
+        groups: dict[str, dict[str, float]] = {}
+        for label, names, group in zip(self._labels, self.names, self.optimizer.param_groups, strict=True):
+            parameters = [self.parameters[name] for name in names]
+            options = {key: group[key] for key in ("lr", *self.scheduled) if isinstance(group.get(key), int | float)}
+            if "betas" in group and "momentum" in self.scheduled:
+                options["momentum"] = group["betas"][0]
+            norms = {"gradient_norm": _norm([p.grad for p in parameters]), "weight_norm": _norm(parameters)}
+            groups[label] = {**options, **norms}
+        whole = self.norm_before_clipping
+        if whole is None:
+            whole = torch.tensor([group["gradient_norm"] for group in groups.values()], dtype=torch.float64).norm()
+        return {"gradient_norm": _number(whole), "groups": groups}
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -284,7 +307,7 @@ class ClassyOptimizer(Configurable, ABC):
             place = parameter.device if parameter in on_device else torch.device("cpu")
             if parameter in part.state:
                 part.state[parameter] = {
-                    option: value.to(place, copy=True) if option == "step" else _like(parameter, value)
+                    option: value.to(place, copy=True) if option == "step" else filled_like(parameter, value)
                     for option, value in found.items()
                 }
 
@@ -307,15 +330,11 @@ class ClassyOptimizer(Configurable, ABC):
         return None
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "to_local")  # torch's DTensor, whose import takes long
+def _norm(tensors: Sequence[Tensor | None]) -> float:
+    """The Euclidean norm of all values."""
+    return _number(nn.utils.get_total_norm([tensor.detach() for tensor in tensors if tensor is not None]))
 
 
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of `value` on the device of `parameter`, in its layout, and sharded as it is."""
-    if not is_sharded(parameter):
-        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
+def _number(norm: Tensor) -> float:
+    """The value of a norm, which may be spread over the processes."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

@@ -49,6 +49,8 @@ class NamedGroup:
     lr_factor: float
     weight_decay: float
     kind: str
+    label: str
+    """What tells it apart: the pattern of its group, then what was split further."""
 
 
 def split(
@@ -71,7 +73,13 @@ def split(
             if key not in found:
                 factor = group.lr_factor * (1.0 if layer_decay is None else layer_decay**depth)
                 decay = weight_decay * group.weight_decay_factor * (decay_vectors or not is_vector)
-                found[key] = NamedGroup([], factor, decay, key[-1])
+                further = (
+                    f"depth {depths.of[name]}" if depths is not None else "",
+                    "vectors" if is_vector else "",
+                    key[-1],
+                )
+                label = ", ".join(filter(None, (group.match, *further)))
+                found[key] = NamedGroup([], factor, decay, key[-1], label)
             found[key].names.append(name)
     return [found[key] for key in sorted(found)]
 

@@ -38,6 +38,7 @@ from classyseg.tasks.data_checks import (
     check_data,
     check_group_sizes,
     check_in_channels,
+    check_labels,
     check_loss,
     check_normalize,
     facts_of_all,
@@ -225,7 +226,9 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         # After a problem nothing is trained: the model is still checked, but takes no memory.
         model = _model(spec, num_classes, real=real and not problems.found)
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
+    check_labels(data, meters, problems, whole_images=kind.whole_images)
     if model is not None:
+        model.set_multi_label(facts.multi_label)
         _check_model(model, loss, meters, num_classes, spec, data, kind, problems)
     added: Any = None
     if model is not None and not problems.found:
@@ -397,7 +400,15 @@ def _check_model(
     loss.choose_main_head(model.main_head)
     with problems.collected():
         seen = seen_at_once(spec.batch_size, spec.runtime, data["train"].facts.size if "train" in data else None)
-        check_outputs(model, loss, num_classes, trains=spec.trains, seen=seen, whole_images=kind.whole_images)
+        check_outputs(
+            model,
+            loss,
+            num_classes,
+            trains=spec.trains,
+            seen=seen,
+            whole_images=kind.whole_images,
+            multi_label=facts_of_all(data).multi_label,
+        )
 
 
 def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> NormalizeConfig | None:

@@ -10,17 +10,16 @@ from classyseg import distributed
 from classyseg.checkpoint import check_tensors, load_checkpoint, step_of
 from classyseg.engine import Engine
 from classyseg.inference.load import best_of
-from classyseg.models import ClassyModel
 from classyseg.run_folder import measured_group
 
 
-def weights_of(folder: Path, model: ClassyModel) -> dict[str, Tensor]:
-    """The weights in a checkpoint that `model` was measured with. Raises: `ConfigError` for one that is damaged, or of
-    another model.
+def weights_of(folder: Path, engine: Engine) -> dict[str, Tensor]:
+    """The weights in a checkpoint with which the engine's model was measured. Raises: `ConfigError` for one that is
+    damaged, or of another model.
     """
     group = measured_group(folder)
     checkpoint = load_checkpoint(folder, only=(group,))
-    check_tensors(checkpoint, group, model.state_dict())
+    check_tensors(checkpoint, group, engine.expected())
     return checkpoint.tensors[group]
 
 
@@ -47,7 +46,7 @@ class BorrowedWeights:
         if step < 0:
             return
         with distributed.failing_together():
-            self._engine.lend(weights_of(checkpoints / f"step-{step}", self._engine.model))
+            self._engine.lend(weights_of(checkpoints / f"step-{step}", self._engine))
             self.step = step
 
     def give_back(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
+from classyseg.checkpoint_writer import CheckpointWriter
 from classyseg.complexity import Complexity
 from classyseg.config import MAX_SEED, unknown
 from classyseg.datasets.facts import DataFacts
@@ -235,6 +236,7 @@ class ClassyTask(Configurable, ABC):
         self.unseen_classes: Collection[str] = ()
         self.records = RunRecords(None)
         """Writes files into the run's folder, in the primary process."""
+        self.writer = CheckpointWriter()
         self.phase_files: dict[str, str] = {}
         """Texts by file name that are written with the record of a phase, in place of older ones."""
         self.gives_up: Callable[[], bool] = lambda: False
@@ -370,6 +372,7 @@ class ClassyTask(Configurable, ABC):
             hook.close()
         self.borrowed.give_back()
         self.data.close()
+        self.writer.wait()
 
     @property
     def plan(self) -> RunPlan:
@@ -416,6 +419,7 @@ class ClassyTask(Configurable, ABC):
         if not training:
             self.progress.step_in_phase = 0
         if self.progress.phase == "test" and self.run_folder is not None and self.names_best:
+            self.writer.wait()
             self.borrowed.take(self.run_folder / CHECKPOINTS)
         self.data.bad_samples.begin_phase(anew=not training)
         self.features.open()
@@ -464,15 +468,17 @@ class ClassyTask(Configurable, ABC):
         run_folder: Path | None,
         *,
         resume: bool = False,
+        strict: bool = False,
         extend: bool = False,
         in_place: Callable[[], bool] = lambda: True,
     ) -> None:
         """Prepares everything. With `resume`, goes on from the newest checkpoint of `run_folder` that verifies, if any.
 
+        With `strict`, a newer one that does not is an error.
         `extend` allows another length even where that changes the learning rate of steps to come. `in_place` tells
         whether the folder still belongs to the run; only the primary process asks.
         """
-        start_run(self, run_folder, resume=resume, extend=extend, in_place=in_place)
+        start_run(self, run_folder, resume=resume, strict=strict, extend=extend, in_place=in_place)
         for hook in self._hooks_in_turn():
             hook.on_start(self)
         self.ending.agree(self.progress.step)
@@ -608,6 +614,8 @@ class ClassyTask(Configurable, ABC):
             hook.on_end(self)
         with distributed.failing_together():
             lost = []
+            if (error := self.writer.take_error()) is not None:  # whoever asked for it did not look
+                lost.append(f"the checkpoint of step {error.step} cannot be saved: {error}")
             for write in (
                 lambda: save_model(self),
                 self.records.finish,
@@ -640,6 +648,10 @@ class ClassyTask(Configurable, ABC):
         """The loss of the last step, of the whole job; it waits for the device. Every process calls it."""
         self.non_finite.look(self)
         return distributed.mean_over_processes(self.last_loss)
+
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """What the optimizer tells of the last step, by group of parameters. Every process calls it."""
+        return {} if self.engine.optimizer is None else self.engine.optimizer.numbers()
 
     def input_shape(self, size: tuple[int, int] | None = None) -> tuple[tuple[int, ...], str]:
         """The shape of one input of the model at `size`, or at that of the data; and where the size comes from."""
@@ -683,15 +695,17 @@ class ClassyTask(Configurable, ABC):
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def save_checkpoint(self) -> Path | None:
+    def save_checkpoint(self, *, asynchronous: bool = False) -> Path | None:
         """Saves the run between two batches. Returns the folder; None without a run folder, and in other processes.
+
+        With `asynchronous`, a thread writes it: `writer` tells when it is there, or why it is not.
 
         Every process calls it, within `failing_together`: only the primary writes, and only it may fail.
 
         Raises: `NonFiniteError` or `RollBack` if a training step was not finite, as the weights are then useless;
             `OSError` if something cannot be written; `WriteError` if the run's folder is gone.
         """
-        return save_run(self)
+        return save_run(self, asynchronous=asynchronous)
 
     def checkpoint_tensors(self) -> dict[str, dict[str, Tensor]]:
         """The groups of tensors to save: `model`, `optimizer`, and `average` where weights are averaged. Every process

@@ -10,10 +10,10 @@ import torch
 
 from classyseg.complexity import Complexity, complexity
 from classyseg.datasets import ClassyDataset
-from classyseg.engine.sharding import is_sharded
 from classyseg.models import ClassyModel, build_model
 from classyseg.models.meta import run_on_meta
 from classyseg.registry import ComponentConfig
+from classyseg.sharded import is_sharded
 
 USUAL_SIZE = (224, 224)
 

@@ -136,6 +136,7 @@ class TaskData:
             "classes": list(self.reference_set.classes),
             "palette": [list(color) for color in self.reference_set.palette],
             "ignore_index": self.reference_set.ignore_index,
+            "multi_label": self.reference_set.multi_label,
         }
 
     def close(self) -> None:

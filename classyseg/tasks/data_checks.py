@@ -69,6 +69,29 @@ def check_data(data: Data, problems: Problems, kind: DataKind) -> None:
             check_colors(name, part)
 
 
+def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Problems, *, whole_images: bool) -> None:
+    """Checks that either all data sets have several classes of an image or none, and that meters can count those."""
+    first_name, first = next(iter(data.items()))
+    for name, part in data.items():
+        if part.facts.multi_label != first.facts.multi_label:
+            found, wanted = ("several classes", "one") if part.facts.multi_label else ("one class", "several")
+            with problems.collected():
+                raise ConfigError(
+                    f"dataset.{name}", f"has {found} of each image; dataset.{first_name} has {wanted}; give both alike"
+                )
+    for i, meter in enumerate(meters):
+        if meter is not None and meter.of_whole_images and not whole_images:
+            with problems.collected():
+                raise ConfigError(f"meters[{i}]", f"{type(meter).__name__} counts whole images; this task has masks")
+        if first.facts.multi_label and meter is not None and meter.reads == "labels":
+            with problems.collected():
+                raise ConfigError(
+                    f"meters[{i}]",
+                    f"{type(meter).__name__} counts one class of each image; dataset.{first_name} has several: take "
+                    "average_precision, accuracy, precision or recall",
+                )
+
+
 def check_kind(name: str, facts: DataFacts, kind: DataKind) -> None:
     """Raises: `ConfigError` for a data set of another kind than the task takes."""
     if facts.whole_images != kind.whole_images:
@@ -137,6 +160,11 @@ def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
         with problems.collected():
             loss.check_num_classes(len(classes))
     for name, part in data.items():
+        with problems.collected():
+            if part.facts.multi_label and not loss.takes_soft_targets:
+                raise ConfigError(
+                    "loss", f"takes one class of each image; dataset.{name} has several: use 'binary_cross_entropy'"
+                )
         with problems.collected():
             check_soft_targets(name, part, loss)
 

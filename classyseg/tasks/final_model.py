@@ -39,7 +39,7 @@ def save_model(task: ClassyTask) -> None:
     best = best_of(task.run_folder / CHECKPOINTS) if task.names_best else None
     if best is not None:
         try:
-            tensors, step = weights_of(best, task.model), step_of(best)
+            tensors, step = weights_of(best, task.engine), step_of(best)
         except ConfigError as error:
             log.warning("%s: gets the last weights, not the best: %s", task.run_folder / MODEL, error)
     state = json.loads(json.dumps({"config": task.config, **task.checkpoint_state()}))

@@ -17,7 +17,7 @@ from classyseg.models.memory.recompute import recomputes
 def check_takes(model: ClassyModel, *, takes_clips: bool) -> None:
     """Raises: `ConfigError` for a model that takes another kind of inputs than the task gives it."""
     found = len(model.input_shape(64, 64))
-    if found != 3 + takes_clips:
+    if found != 3 + takes_clips and (takes_clips or not model.takes_single_frames):
         what = {3: "images (C, H, W)", 4: "clips (C, frames, H, W)"}
         given, example = ("clips", "resnext3d_18") if takes_clips else ("images", "resnet50")
         raise ConfigError(

@@ -57,6 +57,7 @@ def check_outputs(
     trains: bool,
     seen: SeenAtOnce | None = None,
     whole_images: bool = False,
+    multi_label: bool = False,
 ) -> None:
     """Raises: `ConfigError` for a head whose logits are not (N, num_classes, h, w), or with `whole_images` not (N,
     num_classes), and for outputs that the loss cannot read. In a task that trains, also for a head whose needed outputs
@@ -72,6 +73,8 @@ def check_outputs(
     for name in model.heads:
         _check_head(name, model.head(name), outputs_of(outputs, name), num_classes, size)
     target = torch.empty(seen.images, *size, dtype=torch.int64, device="meta")
+    if multi_label:
+        target = torch.empty(seen.images, num_classes, device="meta")
     names = loss.names_read(outputs, target)
     read = {name.partition(".")[0] for name in names}
     for name in model.heads if trains else ():

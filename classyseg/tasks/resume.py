@@ -50,15 +50,22 @@ ORDER = {"train": 0, "val": 1, "test": 2}
 Records = dict[RecordFile, list[dict[str, Any]]]
 
 
-def newest_of_run(root: Path) -> Path | None:
+def newest_of_run(root: Path, *, strict: bool = False) -> Path | None:
     """The newest checkpoint under `root` that verifies, the same in every process; None where there is none.
 
-    Newer ones, which are damaged, are set aside. Every process calls it.
+    Newer ones, which are damaged, are set aside. Every process calls it. Raises: `ConfigError` with `strict`, where the
+    newest one is damaged; then nothing changes.
     """
     step = -1
     with distributed.failing_together():
         if distributed.is_primary():
             newest, problems = newest_checkpoint(root)
+            if strict and problems:
+                older = "there is no other" if newest is None else f"the newest whole one is {newest.name}"
+                raise ConfigError(
+                    f"--strict-resume: the newest checkpoint is damaged: {problems[0]} ({older}); mend it, or resume "
+                    "without --strict-resume to go on from what is whole"
+                )
             for problem in problems:
                 log.warning("passing over a damaged checkpoint: %s", problem)
             step = step_of(newest) if newest else -1
@@ -296,7 +303,7 @@ def restore_engine(engine: Engine, checkpoint: Checkpoint, num_steps: int) -> No
     Raises: `ConfigError` when they do not fit, and then changes nothing.
     """
     step, optimizer, scaler = step_of(checkpoint.folder), engine.optimizer, engine.precision.scaler
-    check_tensors(checkpoint, "model", engine.model.state_dict())
+    check_tensors(checkpoint, "model", engine.expected())
     averaged_steps = saved_averaging(engine, checkpoint)
     scale = saved_scaler(checkpoint, None if scaler is None else scaler.state_dict())
     if optimizer is not None:
@@ -326,7 +333,7 @@ def saved_averaging(engine: Engine, checkpoint: Checkpoint) -> int | None:
         return None
     if not isinstance(told, Mapping) or told.keys() != {"num_steps"}:
         raise _wrong(checkpoint, "averaging", told, "a mapping with num_steps")
-    check_tensors(checkpoint, AVERAGE, engine.model.state_dict())
+    check_tensors(checkpoint, AVERAGE, engine.expected())
     steps = whole_number(checkpoint, "averaging.num_steps", told["num_steps"])
     if steps > step_of(checkpoint.folder):
         raise _wrong(checkpoint, "averaging.num_steps", steps, "at most the steps of the run")

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def start_run(
-    task: ClassyTask, run_folder: Path | None, *, resume: bool, extend: bool, in_place: Callable[[], bool]
+    task: ClassyTask, run_folder: Path | None, *, resume: bool, strict: bool, extend: bool, in_place: Callable[[], bool]
 ) -> None:
     """Prepares a task and its folder. Weights, clock and records are those of the start, or of a checkpoint."""
     task.run_folder = run_folder
@@ -60,7 +60,7 @@ def start_run(
                 for name in FILES:
                     remove_leftovers(run_folder, f"{name}.tmp-*")
                 records = read_records(run_folder, _record_files(task))
-    newest = newest_of_run(run_folder / CHECKPOINTS) if run_folder is not None and resume else None
+    newest = newest_of_run(run_folder / CHECKPOINTS, strict=strict) if run_folder is not None and resume else None
     if newest is None:
         with distributed.failing_together():
             task.load_initial_weights()
@@ -86,7 +86,7 @@ def _record_files(task: ClassyTask) -> list[RecordFile]:
     return list({file.name: file for file in declared}.values())
 
 
-def save_run(task: ClassyTask) -> Path | None:
+def save_run(task: ClassyTask, *, asynchronous: bool = False) -> Path | None:
     """See `ClassyTask.save_checkpoint`."""
     task.non_finite.look(task)
     gathered = _gathered(task)
@@ -95,7 +95,11 @@ def save_run(task: ClassyTask) -> Path | None:
         return None
     task.records.write()  # records first: a checkpoint must not be ahead of the records on the disk
     state = _state(task, gathered, tensors)
-    return save_checkpoint(task.run_folder / CHECKPOINTS, task.progress.step, tensors, state)
+    root, step = task.run_folder / CHECKPOINTS, task.progress.step
+    if asynchronous:
+        return task.writer.write(root, step, tensors, state)
+    task.writer.wait()
+    return save_checkpoint(root, step, tensors, state)
 
 
 def _gathered(task: ClassyTask) -> dict[str, Any]:
@@ -175,6 +179,7 @@ def go_back(task: ClassyTask, cause: RollBack) -> None:
     """Restores the newest checkpoint, or the start where there is none, and leaves out the samples of the bad step."""
     steps, folder = task.non_finite, task.run_folder
     known = steps.rollbacks, steps.left_out
+    task.writer.wait()
     writes = folder is not None and distributed.is_primary()
     with distributed.failing_together():
         if folder is not None and writes:

@@ -130,7 +130,7 @@ def apply_transforms(
     sample = load(index)
     for i, transform in enumerate(transforms):
         if not isinstance(transform, PairTransform):
-            sample = _transformed(transform, sample, generator)
+            sample = transformed(transform, sample, generator)
             continue
 
         def draw(before: Sequence[ClassyTransform] = transforms[:i]) -> Sample:
@@ -141,7 +141,7 @@ def apply_transforms(
     return sample
 
 
-def _transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
+def transformed(transform: ClassyTransform, sample: Sample, generator: torch.Generator) -> Sample:
     """`sample` after `transform`: an image with a mask or a class, or a clip.
 
     The target of a whole image stays as it is; `transform` sees a mask of ignored pixels in its place.

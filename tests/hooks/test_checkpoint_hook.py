@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import resource
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,7 @@ from classyseg.checkpoint import checkpoint_folders, newest_checkpoint
 from classyseg.config import ConfigError
 from classyseg.hooks import CheckpointHook
 from classyseg.io import append_json_line
+from classyseg.records import WriteError
 from classyseg.structures import Progress
 from classyseg.trainer import Trainer
 from runs import FakeTask, read_records, tiny_task
@@ -29,8 +34,10 @@ def run(hook: CheckpointHook, task: FakeTask, values: Sequence[float | None] = (
         task.steps(hook)
         task.end_phase(hook, loss=1.0)
         task.end_phase(hook, loss=1.0, mean_iou=value)
+    task.writer.wait()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
@@ -43,13 +50,14 @@ def run(hook: CheckpointHook, task: FakeTask, values: Sequence[float | None] = (
     ],
 )
 def test_checkpoints_are_saved_and_kept_as_configured(
-    options: dict[str, Any], steps: list[int], tmp_path: Path
+    options: dict[str, Any], steps: list[int], asynchronous: bool, tmp_path: Path
 ) -> None:
-    run(CheckpointHook(**options), FakeTask(tmp_path))
+    run(CheckpointHook(**options, asynchronous=asynchronous), FakeTask(tmp_path))
 
     assert saved_steps(tmp_path) == steps
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
     ("best_is", "values", "best", "kept"),
     [
@@ -61,9 +69,10 @@ def test_checkpoints_are_saved_and_kept_as_configured(
     ],
 )
 def test_the_best_checkpoint_is_named_and_kept_beside_the_newest(
-    best_is: Any, values: list[float | None], best: int, kept: list[int], tmp_path: Path
+    best_is: Any, values: list[float | None], best: int, kept: list[int], asynchronous: bool, tmp_path: Path
 ) -> None:
-    run(CheckpointHook(keep=1, best="mean_iou", best_is=best_is), FakeTask(tmp_path), values)
+    hook = CheckpointHook(keep=1, best="mean_iou", best_is=best_is, asynchronous=asynchronous)
+    run(hook, FakeTask(tmp_path), values)
 
     assert (tmp_path / "checkpoints/BEST").read_text().split()[0] == f"step-{best}"
     assert saved_steps(tmp_path) == kept
@@ -218,29 +227,81 @@ def no_file_over(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_run_survives_a_disk_that_is_full_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hook, task = CheckpointHook(every_steps=1, keep=9), FakeTask(tmp_path)
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_run_survives_a_disk_that_is_full_for_a_while(
+    asynchronous: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook, task = CheckpointHook(every_steps=1, keep=9, asynchronous=asynchronous), FakeTask(tmp_path)
     for _ in range(2):
         task.steps(hook, 1)
+        task.writer.wait()
         with no_file_over(16):
             task.steps(hook, 2)
+            task.writer.wait()
 
     task.steps(hook, 1)
+    task.writer.wait()
 
     assert saved_steps(tmp_path) == [1, 4, 7]
     assert caplog.text.count("not saved") == 4
+    told = re.findall(
+        r"step (\d) not saved: .*large.* \((\d+) bytes are free\); the newest is step-(\d); ", caplog.text
+    )
+    assert [(step, newest) for step, free, newest in told] == [("2", "1"), ("3", "1"), ("5", "4"), ("6", "4")]
+    assert all(abs(int(free) - shutil.disk_usage(tmp_path).free) < 2**34 for step, free, newest in told)
 
 
-def test_the_third_failed_save_in_a_row_ends_the_run(tmp_path: Path) -> None:
-    hook, task = CheckpointHook(every_steps=1), FakeTask(tmp_path)
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("most", [1, 3])
+def test_so_many_failed_saves_in_a_row_end_the_run(most: int, asynchronous: bool, tmp_path: Path) -> None:
+    hook = CheckpointHook(every_steps=1, max_failures=most, asynchronous=asynchronous)
+    task = FakeTask(tmp_path)
     task.steps(hook, 1)
+    task.writer.wait()
     with no_file_over(16):
-        task.steps(hook, 2)
+        task.steps(hook, most - 1 + asynchronous)  # a thread's failure is told at the next save
 
-        with pytest.raises(OSError, match="large"):
+        with pytest.raises(WriteError, match=rf"step {most + 1} cannot be saved .*large.*the newest is step-1"):
             task.steps(hook, 1)
 
     assert newest_checkpoint(tmp_path / "checkpoints") == (tmp_path / "checkpoints/step-1", [])
+
+
+def test_a_last_save_that_failed_in_its_thread_is_made_once_more_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook, task = CheckpointHook(asynchronous=True), FakeTask(tmp_path)
+    task.steps(hook, 20)
+    with no_file_over(16):
+        task.end_phase(hook)
+        task.writer.wait()
+
+    hook.on_end(task)  # type: ignore[arg-type]
+
+    assert saved_steps(tmp_path) == [20]
+    assert "tried once more" in caplog.text
+
+
+def test_a_folder_that_became_read_only_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook, task = CheckpointHook(every_steps=1, keep=1), FakeTask(tmp_path)
+    task.steps(hook, 1)
+    before = (tmp_path / "checkpoints/step-1/manifest.json").read_bytes()
+
+    def refuse(*arguments: Any, **options: Any) -> None:  # permissions do not hold back root, who runs tests in CI
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        for name in ("mkdir", "touch"):
+            patch.setattr(Path, name, refuse)
+        task.steps(hook, 1)
+    assert "step 2 not saved: [Errno 30] Read-only file system" in caplog.text
+    assert (tmp_path / "checkpoints/step-1/manifest.json").read_bytes() == before
+    assert (tmp_path / "checkpoints/LATEST").read_text() == "step-1"
+
+    task.steps(hook, 1)
+    assert saved_steps(tmp_path) == [3]
 
 
 def test_a_real_run_keeps_its_best_checkpoint(tmp_path: Path) -> None:

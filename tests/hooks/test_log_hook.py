@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from classyseg.hooks import LogHook
+from classyseg.hooks import ClassyHook, LogHook, WatchedTask
 from classyseg.hooks.memory_use import host_bytes
 from classyseg.structures import PhaseTime
-from runs import FakeTask, in_two_processes, read_records
+from classyseg.tasks import SegmentationTask
+from classyseg.trainer import Trainer
+from runs import FakeTask, in_two_processes, read_records, tiny_task
 
 
 def test_every_nth_training_step_is_recorded_and_no_test_batch(tmp_path: Path) -> None:
@@ -97,3 +100,60 @@ def test_two_processes_give_one_record_of_the_whole_job(tmp_path: Path) -> None:
     assert record["throughput"]["samples_per_second"] == 5.0
     assert record["throughput"]["data_wait"] == 0.375
     assert record["memory"]["host"] > 10_000_000
+
+
+class SeesGradients(ClassyHook):
+    """Keeps the norms by hand: of all gradients, and of those and of the weights of the head's matrices."""
+
+    def __init__(self) -> None:
+        self.norms: list[tuple[float, float, float]] = []
+
+    def on_step(self, task: WatchedTask) -> None:
+        if task.progress.phase != "train":
+            return
+        assert isinstance(task, SegmentationTask)
+        named = {name: parameter for name, parameter in task.model.named_parameters() if parameter.grad is not None}
+        matrices = [value for name, value in named.items() if name.startswith("heads.") and value.dim() > 1]
+        self.norms.append(tuple(
+            float(torch.cat([value.detach().double().flatten() for value in values]).norm())
+            for values in ([p.grad for p in named.values()], [p.grad for p in matrices], [*matrices])
+        ))  # fmt: skip
+
+
+GROUPS = {"hooks": [{"name": "log", "every": 2, "groups": True}], "num_epochs": 1, "dataset.train.num_samples": 32}
+OPTIMIZER = {
+    "name": "sgd",
+    "lr": 0.02,
+    "weight_decay": 0.01,
+    "groups": [{"match": "heads.*", "lr_factor": 10}],
+    "schedule": "constant",
+    "schedules": {"momentum": {"name": "linear", "start_factor": 1.0, "end_factor": 0.5}},
+}
+
+
+def test_groups_tell_their_rates_and_the_norms_of_their_gradients(tmp_path: Path) -> None:
+    sees = SeesGradients()
+    Trainer(tmp_path).train(tiny_task({**GROUPS, "optimizer": {**OPTIMIZER, "decay_vectors": False}}, sees))
+
+    _, record = read_records(tmp_path / "steps.jsonl")
+    assert list(record["groups"]) == ["heads.*", "heads.*, vectors", "*", "*, vectors"]
+    head = record["groups"]["heads.*"]
+    assert (head["lr"], head["weight_decay"]) == (pytest.approx(0.2), 0.01)
+    assert head["momentum"] == pytest.approx(0.9 * (1 - 0.5 * 3 / 4))  # before the last of 4 steps
+    assert record["groups"]["heads.*, vectors"]["weight_decay"] == 0
+    found = (record["gradient_norm"], head["gradient_norm"], head["weight_norm"])
+    assert found == pytest.approx(sees.norms[3], rel=1e-5)
+
+
+def test_the_norm_of_all_gradients_is_that_before_clipping(tmp_path: Path) -> None:
+    sees = SeesGradients()
+    for name, clip in (("plain", None), ("clipped", 1e-3)):
+        optimizer = {**OPTIMIZER, "clip_norm": clip}
+        hooks = [{"name": "log", "every": 1, "groups": True}]
+        changes = {**GROUPS, "num_epochs": None, "num_steps": 1, "optimizer": optimizer, "hooks": hooks}
+        Trainer(tmp_path / name).train(tiny_task(changes, sees))
+
+    (clipped,) = read_records(tmp_path / "clipped/steps.jsonl")
+    norms = [group["gradient_norm"] for group in clipped["groups"].values()]
+    assert sum(norm**2 for norm in norms) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
+    assert clipped["gradient_norm"] == pytest.approx(sees.norms[0][0], rel=1e-5)

@@ -103,7 +103,7 @@ randomness = dict(seed=3)
     }
     assert (found["num_epochs"], found["val_every_epochs"], found["seed"]) == (7, 2, 3)
     assert found["runtime"]["precision"] == "float16"
-    assert {"name": "ema", "decay": 0.99} in found["hooks"]
+    assert {"name": "ema", "decay": 0.99, "warmup": False, "buffers": "copy"} in found["hooks"]
 
 
 def test_losses_of_several_kinds_become_a_sum(tmp_path: Path) -> None:

@@ -130,12 +130,13 @@ def _probe(videos: Sequence[Path]) -> list[VideoInfo | None]:
 
 def _info_or_error(path: Path) -> VideoInfo | DataError:
     try:
-        return _info(path)
+        return video_info(path)
     except DataError as error:
         return error
 
 
-def _info(path: Path) -> VideoInfo:
+def video_info(path: Path) -> VideoInfo:
+    """The length of a video file or a folder of frames. Raises: `DataError`, naming the file."""
     if path.is_dir():
         files = _frame_files(path)
         if not files:

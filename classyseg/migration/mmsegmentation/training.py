@@ -70,7 +70,8 @@ def optimizer_config(root: Section, steps: dict[str, Any], family: str) -> dict[
         found["betas"] = [float(beta) for beta in section.numbers("betas", [0.9, 0.999])]
         found["eps"] = float(section.number("eps", 1e-8))
         found["weight_decay"] = float(section.number("weight_decay", 0.01 if kind == "AdamW" else 0.0))
-        section.expect("amsgrad", False)
+        if section.take("amsgrad", False):
+            found["amsgrad"] = True
     else:
         section.lost("type", f"found {shown(kind)}; accepted: SGD, Adam, AdamW")
     section.close()
@@ -250,9 +251,10 @@ def _custom_hook(section: Section) -> list[Any]:
         section.expect("ema_type", "ExponentialMovingAverage")
         section.expect("begin_iter", 0)
         section.expect("begin_epoch", 0)
-        section.unused("strict_load", "priority", "update_buffers")
+        buffers = "average" if section.take("update_buffers", False) else "copy"
+        section.unused("strict_load", "priority")
         section.close()
-        return [{"name": "ema", "decay": 1 - momentum}]
+        return [{"name": "ema", "decay": 1 - momentum, "warmup": False, "buffers": buffers}]
     section.lost("type", f"there is no equivalent of the hook {shown(kind)}")
     section.unused(*section.values)
     return []

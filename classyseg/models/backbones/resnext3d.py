@@ -65,6 +65,8 @@ class ResNeXt3D(ClassyModel):
         frames: The clip's length where a shape must be assumed; any length works.
     """
 
+    takes_single_frames = True
+
     def __init__(
         self,
         *,
