@@ -108,6 +108,7 @@ def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str
 
 def records() -> dict[str, type[BaseModel]]:
     """Groups of options that are one parameter, by their key."""
+    from classyseg.averaging import AveragingConfig
     from classyseg.datasets import ClipConfig
     from classyseg.layers import NormalizeConfig, NormConfig
     from classyseg.models.backbones.vision_transformer import ConvStemLayer
@@ -116,6 +117,7 @@ def records() -> dict[str, type[BaseModel]]:
     from classyseg.tasks import DatasetsConfig, RuntimeConfig
     from classyseg.tasks.distillation import ChannelWise, FeaturePair, SoftTargets, TeacherConfig, TeacherLabels
     from classyseg.tasks.fine_tuning import StartConfig
+    from classyseg.tasks.unlabelled import UnlabelledConfig
     from classyseg.transforms.batch_mixing import MixingConfig
 
     return {
@@ -129,6 +131,8 @@ def records() -> dict[str, type[BaseModel]]:
         "channel_wise": ChannelWise,
         "features": FeaturePair,
         "labels": TeacherLabels,
+        "unlabelled": UnlabelledConfig,
+        "average": AveragingConfig,
         "weights": WeightsConfig,
         "norm": NormConfig,
         "conv_stem_layers": ConvStemLayer,

@@ -10,6 +10,7 @@ from classyseg.tasks.data import DatasetsConfig
 from classyseg.tasks.distillation import DistillationTask
 from classyseg.tasks.fine_tuning import FineTuningTask
 from classyseg.tasks.segmentation import SegmentationTask
+from classyseg.tasks.semi_supervised import SemiSupervisedTask
 from classyseg.tasks.video_classification import VideoClassificationTask
 
 register_task = TASKS.register
@@ -35,6 +36,7 @@ __all__ = [
     "FineTuningTask",
     "RuntimeConfig",
     "SegmentationTask",
+    "SemiSupervisedTask",
     "VideoClassificationTask",
     "build_task",
     "register_task",

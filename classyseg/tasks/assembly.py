@@ -60,6 +60,7 @@ class TaskKind(Protocol):
     record_numbers: Mapping[str, BestIs]
     whole_images: bool | None
     takes_clips: bool | None
+    datasets: type[DatasetsConfig]
 
     @classmethod
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
@@ -115,7 +116,7 @@ class TaskSpec:
         **own: Any,
     ) -> TaskSpec:
         """From the keyword arguments of a task of the class `task`; `own` belong to it alone."""
-        datasets = DatasetsConfig.model_validate(dataset)
+        datasets = task.datasets.model_validate(dataset)
         lengths = {
             "num_epochs": num_epochs,
             "num_steps": num_steps,
@@ -208,16 +209,17 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     with problems.collected():
         check_batch_size(spec.batch_size, spec.runtime.accumulate_steps)
     data, sets = _data(spec, problems, real=real)
-    facts = facts_of_all(data)
+    labelled = {name: part for name, part in data.items() if name not in spec.task.datasets.without_labels}
+    facts = facts_of_all(labelled)
     kind = spec.kind(facts)
-    check_data(data, problems, kind)
+    check_data(data, problems, kind, labelled)
 
     loss: ClassyLoss | None = None
     ignore_index = 255 if facts.ignore_index is None else facts.ignore_index
     with problems.collected(), within("loss"):
         loss = build_loss(spec.loss, ignore_index)
     if loss is not None:
-        check_loss(data, loss, problems)
+        check_loss(labelled, loss, problems)
     spec.task.check_own(spec, data, loss, problems)
 
     model: ClassyModel | None = None
@@ -226,7 +228,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         # After a problem nothing is trained: the model is still checked, but takes no memory.
         model = _model(spec, num_classes, real=real and not problems.found)
     meters = _meters(spec.meters, facts.classes, ignore_index, problems, real=real and not problems.found)
-    check_labels(data, meters, problems, whole_images=kind.whole_images)
+    check_labels(labelled, meters, problems, whole_images=kind.whole_images)
     if model is not None:
         model.set_multi_label(facts.multi_label)
         _check_model(model, loss, meters, num_classes, spec, data, kind, problems)
@@ -250,7 +252,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
         in_channels = None if model is None else model.in_channels
         check_normalize(normalize, data, in_channels, given=spec.normalize is not None)
 
-    measured = {name: part for name, part in data.items() if name != "train"}
+    measured = {name: part for name, part in labelled.items() if name != "train"}
     with problems.collected():
         check_group_sizes(meters, spec.runtime.eval_batch_size, measured)
     protocol: ClassyProtocol | None = None
@@ -301,7 +303,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
 
 def check_complete(spec: TaskSpec, problems: Problems) -> None:
     """Checks that nothing is missing: data sets, and in a task that trains an optimizer. Raises: `ConfigError`."""
-    if not spec.dataset:
+    if not spec.dataset.keys() - spec.task.datasets.without_labels:
         raise ConfigError("dataset", "found neither train nor val; give the data set to measure under val")
     with problems.collected():
         check_lengths(spec.lengths)

@@ -125,6 +125,8 @@ class ClassyTask(Configurable, ABC):
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
+    datasets: type[DatasetsConfig] = DatasetsConfig
+    """What the key `dataset` holds: a subclass has data sets of its own in addition, such as `unlabelled`."""
     whole_images: bool | None = False
     """Whether it takes data sets of whole images with their classes, in place of masks; None: either.
 

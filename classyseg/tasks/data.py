@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -39,6 +39,9 @@ class DatasetsConfig(ConfigRecord):
             `checkpoint` has a `best`, else with the last weights. A config with `test` must have `val`, too; it may be
             null.
     """
+
+    without_labels: ClassVar[frozenset[str]] = frozenset()
+    """The data sets of a subclass whose labels nobody reads: they may have other classes, or none."""
 
     train: DatasetConfig | None = None
     val: DatasetConfig | None = None
@@ -77,15 +80,17 @@ class TaskData:
 
         Raises: `ConfigError` for a training set of less than a batch.
         """
-        process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        process: dict[str, Any] = {"rank": distributed.rank(), "world_size": distributed.world_size()}
         num_train = len(self.sets.get("train", ())) if trains else batch_size
         self.train_order = TrainOrder(num_train, batch_size, seed=seed, **process)
         self.eval_orders = {
             name: EvalOrder(len(part), runtime.eval_batch_size, group_size=group_size, **process)
             for name, part in self.sets.items()
-            if name != "train"
+            if name in ("val", "test")
         }
-        self.bad_samples = BadSamples(self.sets)
+        self.bad_samples = BadSamples(
+            {name: part for name, part in self.sets.items() if name in ("train", "val", "test")}
+        )
         self.record_file = RECORD_FILE
         self._read: tuple[Phase, ...] = ("train", "val", "test") if trains else ("val", "test")
 

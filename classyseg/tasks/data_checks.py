@@ -51,15 +51,16 @@ def facts_of_all(data: Data) -> DataFacts:
     return replace(facts[0], **known)
 
 
-def check_data(data: Data, problems: Problems, kind: DataKind) -> None:
-    """Checks that data sets are of the kind that the task takes, and alike."""
+def check_data(data: Data, problems: Problems, kind: DataKind, labelled: Data) -> None:
+    """Checks that data sets are of the kind that the task takes, and alike. Of those in `labelled`, labels are read."""
     for name, part in data.items():
         with problems.collected():
-            check_kind(name, part.facts, kind)
+            check_kind(name, part.facts, kind, is_labelled=name in labelled)
     for name, part in data.items():
         first_name, first = next(iter(data.items()))
         with problems.collected():
-            check_same_classes(name, part.facts, first_name, first.facts)
+            if name in labelled:
+                check_same_classes(name, part.facts, first_name, first.facts)
         with problems.collected():
             check_same_channels(name, part.facts, first_name, first.facts)
     with problems.collected():
@@ -92,16 +93,16 @@ def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Pro
                 )
 
 
-def check_kind(name: str, facts: DataFacts, kind: DataKind) -> None:
+def check_kind(name: str, facts: DataFacts, kind: DataKind, *, is_labelled: bool = True) -> None:
     """Raises: `ConfigError` for a data set of another kind than the task takes."""
-    if facts.whole_images != kind.whole_images:
+    if is_labelled and facts.whole_images != kind.whole_images:
         found, wanted = ("one class", "a mask") if facts.whole_images else ("a mask", "one class")
         wanted = kind.wanted("this task needs", wanted)
         raise ConfigError(f"dataset.{name}", f"has {found} for each image; {wanted} for each")
     if facts.gives_clips != kind.gives_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
         raise ConfigError(f"dataset.{name}", f"has {found}; {kind.wanted('this task takes', wanted)}")
-    if facts.has_masks is False:
+    if is_labelled and facts.has_masks is False:
         raise ConfigError(
             f"dataset.{name}",
             "has images alone, without masks to train on or to measure with; they are there to be "

@@ -232,8 +232,16 @@ class DistillationTask(ClassyTask):
         for key, term in teaching.of_heads():
             with within(f"teacher.{key}"):
                 _check_heads(term.heads, model)
+            if facts.multi_label:
+                raise ConfigError(
+                    f"teacher.{key}",
+                    "found for images of several classes each, whose probabilities do not add up to 1; take features "
+                    "alone, with soft_targets: null",
+                )
         if facts.whole_images and teaching.channel_wise is not None:
             raise ConfigError("teacher.channel_wise", "found for whole images, whose logits have no positions")
+        if facts.gives_clips and teaching.features:
+            raise ConfigError(FEATURES, "found for clips; accepted for images: a map of frames has no adapter")
         teacher = (Teacher.loaded(teaching.weights, spec.runtime)) if real else Teacher.on_meta(teaching.weights)
         if teacher is not None:
             teacher.check(facts, reads_logits=teaching.reads_logits)

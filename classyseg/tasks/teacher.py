@@ -24,7 +24,7 @@ from classyseg.io import existing_path
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS
-from classyseg.shapes import Shapes
+from classyseg.shapes import Shapes, bounded
 from classyseg.structures import BlockInfo
 
 WEIGHTS = "teacher.weights"
@@ -59,7 +59,7 @@ class Teacher:
             found: Description = described(source)
             config = MODELS.validate(ConfigTree(dict(found.model), source), placed=True)
             try:
-                with torch.device("meta"), Shapes():
+                with torch.device("meta"), Shapes(), bounded():
                     model = build_model(config, len(found.classes), load=False)
             except (NotImplementedError, RuntimeError):  # a plugin's model may need values: the build looks at it
                 return None

@@ -14,7 +14,7 @@ from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
 from config_contract import assert_keeps_the_config_contract
-from runs import SignalAt, kind_of_task, read_records, tiny_config_of
+from runs import SignalAt, kind_of_task, read_records, tiny_config, tiny_config_of
 
 SMALL = {"num_epochs": 1, "hooks": ["checkpoint"]}
 TWO_STEPS = {
@@ -26,7 +26,10 @@ TWO_STEPS = {
 
 def config_of(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A tiny config of a task, with what only that one needs."""
-    own = {}
+    own: dict[str, Any] = {}
+    if "unlabelled" in TASKS.config_model(name).model_fields:
+        own["unlabelled"] = {"strong": ["color_jitter"], "threshold": 0.3}
+        changes = {**(changes or {}), "dataset.unlabelled": tiny_config()["dataset"]["train"]}
     if "teacher" in TASKS.config_model(name).model_fields:
         own["teacher"] = {"weights": str(save_teacher(folder / "teacher"))}
     if "start" in TASKS.config_model(name).model_fields:

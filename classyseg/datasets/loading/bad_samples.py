@@ -130,7 +130,7 @@ class BadSamples:
         self._own = 0
         self._problems: list[str] = []
         for name, data_set in data_sets.items():
-            if name != "train" and data_set.on_bad_sample == "replace":
+            if name in ("val", "test") and data_set.on_bad_sample == "replace":
                 raise ConfigError(
                     f"dataset.{name}.on_bad_sample",
                     "found 'replace', which counts other images twice; accepted: error, skip",

@@ -39,12 +39,21 @@ class TrainOrder:
 
     `batch_size` is the whole job's. Process `rank` takes every `world_size`-th sample of a batch. Before iterating, set
     `epoch`, `start` (the first batch) and `stop` (the batch after the last; None: to the end). Samples in `left_out`
-    are replaced by others of the epoch.
+    are replaced by others of the epoch. `name` is the data set's, for messages.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        name: str = "train",
+    ) -> None:
         if num_samples < batch_size:
-            raise ConfigError("batch_size", f"found {batch_size}, but dataset.train has only {num_samples} samples")
+            raise ConfigError("batch_size", f"found {batch_size}, but dataset.{name} has only {num_samples} samples")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start = 0, 0
@@ -73,6 +82,30 @@ class TrainOrder:
         for batch in range(self.start, len(self) if self.stop is None else self.stop):
             whole = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
             yield [(self.epoch, index) for index in whole[self.rank :: self.world_size]]
+
+
+class StepOrder:
+    """The batches of a data set that is read beside the training set, by the step of the run: one for each step.
+
+    Its epochs are those of `epochs`, an order of that data set; when all of its batches are through, the next epoch
+    begins. So a step's batch is a function of the step alone. Before iterating, set `start` (the first step) and `stop`
+    (the step after the last).
+    """
+
+    def __init__(self, epochs: TrainOrder) -> None:
+        self.epochs = epochs
+        self.start, self.stop = 0, len(epochs)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        step, order = self.start, self.epochs
+        while step < self.stop:
+            order.epoch, order.start = divmod(step, len(order))
+            order.stop = min(len(order), order.start + self.stop - step)
+            yield from order
+            step += order.stop - order.start
 
 
 class EvalOrder:
@@ -159,7 +192,7 @@ class BatchLoader:
         self,
         loader: DataLoader[Loaded | Failure] | None,
         source: SampleSource,
-        order: TrainOrder | EvalOrder,
+        order: TrainOrder | StepOrder | EvalOrder,
         *,
         pin_memory: bool = False,
         worker_timeout: float | None = None,
@@ -227,7 +260,7 @@ class BatchLoader:
 
 def make_loader(
     dataset: ClassyDataset,
-    batches: TrainOrder | EvalOrder,
+    batches: TrainOrder | StepOrder | EvalOrder,
     *,
     workers: int,
     pin_memory: bool = False,
