@@ -59,40 +59,46 @@ class StopAfterSteps(ClassyHook):
             task.request_stop("the script stops it")
 
 
-def drawn(config: dict[str, Any], train: bool) -> dict[str, Any]:
-    """A drawn data set of the kind of another one, with its transforms."""
+def drawn(config: dict[str, Any], train: bool, transforms: list[Any]) -> dict[str, Any]:
+    """A drawn data set of the kind of another one, with `transforms`."""
     inner = config.get("dataset", config)
-    transforms = {"transforms": config.get("transforms", inner.get("transforms", []))}
-    split = "train" if train else "test"
+    found: dict[str, Any] = {"name": "synthetic_image", "num_samples": 16 if train else 2, "size": [80, 80]}
     if "clips" in inner:
         clips = {**inner["clips"], "frame_rate": None}
-        for one in transforms["transforms"]:
-            if isinstance(one, dict) and "shorter_side" in one:  # a quarter of the pixels
-                one["shorter_side"] //= 2
-                one |= {"size": [side // 2 for side in one["size"]]} if "size" in one else {}
-        size = {"num_videos": 16 if train else 1, "video_frames": 64, "size": [64, 80]}
-        return {"name": "synthetic_video", "split": split, "clips": clips, **size, **transforms}
-    if "scale" in str(transforms):
-        size = {"num_samples": 16 if train else 2, "size": [256, 512]}
-        return {"name": "synthetic_shapes", "split": split, **size, **transforms}
-    return {
-        "name": "synthetic_image",
-        "split": split,
-        "num_samples": 16 if train else 2,
-        "size": [256, 256],
-        **transforms,
-    }
+        found = {"name": "synthetic_video", "clips": clips, "num_videos": 16 if train else 1, "video_frames": 64}
+        found["size"] = [32, 40]
+    elif "scale" in str(transforms):
+        found = {"name": "synthetic_shapes", "num_samples": 16 if train else 2, "size": [256, 512]}
+    return {**found, "split": "train" if train else "test", "transforms": transforms}
+
+
+def smaller(value: Any, part: int) -> Any:
+    """Transforms, or a head's pool, with a part of all sizes."""
+    if isinstance(value, dict):
+        sizes = ("size", "shorter_side", "longer_side")
+        return {key: shrunk(one, part) if key in sizes else smaller(one, part) for key, one in value.items()}
+    return [smaller(one, part) for one in value] if isinstance(value, list) else value
+
+
+def shrunk(size: Any, part: int) -> Any:
+    return [shrunk(side, part) for side in size] if isinstance(size, list) else max(1, size // part)
 
 
 def small(values: dict[str, Any]) -> dict[str, Any]:
-    """The same config for drawn data and a laptop: no weights, 2 images, smaller clips, 4 layers of a transformer."""
-    dataset = {name: drawn(config, name == "train") for name, config in values["dataset"].items()}
+    """The same config for drawn data and a laptop: no weights, 2 images, a quarter of their sides, 4 layers."""
+    part = 1 if values["name"] == "segmentation" else 4
+    dataset = {
+        name: drawn(config, name == "train", smaller(config.get("transforms", []), part))
+        for name, config in values["dataset"].items()
+    }
     model = {key: value for key, value in values["model"].items() if key != "weights"}
     if "num_layers" in model:
         model["num_layers"] = 4
-    for head in model["heads"].values():
+    heads = {name: {**head} for name, head in model["heads"].items()}
+    for head in heads.values():
         if "pool_size" in head:
-            head["pool_size"] = [head["pool_size"][0], *(max(1, side // 2) for side in head["pool_size"][1:])]
+            head["pool_size"] = [head["pool_size"][0], *shrunk(head["pool_size"][1:], part)]
+    model["heads"] = heads
     meters = [{**one, "topk": [1]} if isinstance(one, dict) and "topk" in one else one for one in values["meters"]]
     runtime = {"workers": 0, "eval_batch_size": values["runtime"].get("eval_batch_size", 1), "device": "cpu"}
     changed = {"dataset": dataset, "model": model, "meters": meters, "runtime": runtime, "batch_size": 2}

@@ -2,6 +2,9 @@
 
 - `steps`: a step of a training in `Trainer`, its data included, against a hand-written loop over the same torch model,
   data and loss. The loops run in turn, step by step: after each step of the framework comes one of the other loop.
+- `start`: seconds from nothing to the end of the first training step, in fresh processes, against Lightning's.
+- `stall`: how long a training waits for an asynchronous checkpoint of 400 MB, against `torch.save` of the same tensors.
+- `ema`: a step with the hook `ema`, against one without it.
 - `accuracy` (only when named): the mean IoU of both sides over `--seeds`, each trained in full on `--config`.
 
 Lightning is measured where this Python can import it: `pip install lightning`, in an environment of its own.
@@ -13,6 +16,8 @@ import argparse
 import importlib.util
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -21,24 +26,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bare_loop import BareLoop
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from classyseg import ClassyDataset, ClassyHook, ClassyModel, Trainer, build_task
 from classyseg.config import load_config
-from classyseg.hooks import WatchedTask
+from classyseg.hooks import CheckpointHook, WatchedTask
 from classyseg.io import read_json_lines
 from classyseg.layers import ConvNormAct
-from classyseg.losses import CrossEntropyLoss
 from classyseg.registry import DATASETS, HOOKS, MODELS, TASKS, ComponentConfig
-from classyseg.rng import generator_for
 from classyseg.structures import Sample
-from classyseg.transforms.classy_transform import apply_transforms
+from classyseg.tasks import ClassyTask
 
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-PARTS = ("steps",)
+PARTS = ("steps", "start", "stall", "ema")
 WARM_STEPS = 20
 TURN = 10
 NO_LIGHTNING = "skipped, Lightning is not installed here: `pip install lightning`, in an environment of its own"
@@ -55,11 +55,11 @@ class Noise(ClassyDataset):
     classes = tuple("abcd")
     channels = 3
 
-    def __init__(self, *, num_samples: int) -> None:
+    def __init__(self, *, num_samples: int, side: int = SIDE) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.images = torch.randint(0, 256, (64, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-        self.masks = torch.randint(0, NUM_CLASSES, (64, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+        self.images = torch.randint(0, 256, (64, 3, side, side), dtype=torch.uint8, generator=generator)
+        self.masks = torch.randint(0, NUM_CLASSES, (64, side, side), dtype=torch.uint8, generator=generator)
         self.num_samples = num_samples
 
     def __len__(self) -> int:
@@ -71,10 +71,11 @@ class Noise(ClassyDataset):
 
 @MODELS.register("benchmark_net")
 class Net(ClassyModel):
-    """Four convolutions."""
+    """Four convolutions, and a buffer of `ballast` MB that only makes checkpoints larger."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ballast: int = 0) -> None:
         super().__init__()
+        self.register_buffer("ballast", torch.rand(ballast * 250_000))
         self.layers = nn.ModuleList()
         channels, stride = 3, 1
         for i, width in enumerate((16, 32, 64, 64), start=1):
@@ -100,121 +101,6 @@ def small_config(num_steps: int) -> dict[str, Any]:
         "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "schedule": {"name": "polynomial"}},
         "runtime": {"device": "cpu", "workers": 0},
     }
-
-
-# -- the loop by hand -------------------------------------------------------------------------------------------------
-
-
-class Epoch(Dataset[tuple[Tensor, Tensor]]):
-    """The samples of one epoch, with the framework's transforms and without its checks."""
-
-    def __init__(self, dataset: ClassyDataset, epoch: int) -> None:
-        self.dataset, self.epoch = dataset, epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        dataset = self.dataset
-        if not dataset.transforms:
-            sample = dataset.load(index)
-        else:
-            generator = generator_for(dataset.seed, self.epoch, index)
-            counts = {"num_samples": len(dataset), "num_classes": dataset.num_classes}
-            sample = apply_transforms(dataset.transforms, dataset.load, index, generator, **counts)
-        return sample.image, sample.target
-
-
-class BareLoop:
-    """A training loop by hand; `fused_loss` takes classyseg's loss, else torch's interpolate and cross entropy."""
-
-    def __init__(self, config: ComponentConfig, *, fused_loss: bool) -> None:
-        parts = build_task(config)  # only to get the same data sets and the same initial weights
-        self.config: Any = config
-        self.train_set = parts.data.sets["train"]
-        self.val_set = parts.data.sets.get("val")
-        self.model: nn.Module = parts.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer, loss = self.config.optimizer, self.config.loss
-        self.lr, self.power = optimizer.lr, optimizer.schedule.power
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), self.lr, momentum=optimizer.momentum, weight_decay=optimizer.weight_decay
-        )
-        self.ignore = self.train_set.ignore_index
-        self.weights = None if loss.class_weights is None else torch.tensor(loss.class_weights)
-        self.fused = CrossEntropyLoss(self.ignore, class_weights=loss.class_weights) if fused_loss else None
-        self.steps_per_epoch = len(self.train_set) // self.config.batch_size
-        self.num_steps = parts.num_steps
-        self.warmup = self.steps_per_epoch * optimizer.schedule.warmup_epochs
-        self.done = 0
-
-    def loader(self, epoch: int, generator: torch.Generator | None = None) -> DataLoader[tuple[Tensor, Tensor]]:
-        return DataLoader(
-            Epoch(self.train_set, epoch),
-            batch_size=self.config.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=self.config.runtime.workers,
-            generator=generator,
-        )
-
-    def steps(self) -> Iterator[None]:
-        """Steps for ever, one for each `next`, each with the time to load its batch."""
-        self.model.train()
-        epoch = 0
-        while True:
-            for image, target in self.loader(epoch):
-                self.step(image, target)
-                yield
-            epoch += 1
-
-    def step(self, image: Tensor, target: Tensor) -> None:
-        if self.done < self.warmup:
-            factor = 0.001 + (1 - 0.001) * self.done / self.warmup
-        else:
-            factor = (1 - (self.done - self.warmup) / (self.num_steps - self.warmup)) ** self.power
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
-        loss = self.loss(image, target)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.done += 1
-
-    def loss(self, image: Tensor, target: Tensor) -> Tensor:
-        image = ((image / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
-        logits = self.model(image)["main"]
-        target = target.long()
-        if self.fused is not None:
-            return self.fused(logits, target)  # type: ignore[no-any-return]
-        full = functional.interpolate(logits, target.shape[1:], mode="bilinear")
-        return functional.cross_entropy(full, target, self.weights, ignore_index=self.ignore)
-
-    def train(self, seed: int) -> float:
-        """The whole schedule; the mean IoU on the validation set."""
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)
-        for epoch in range(self.config.num_epochs):
-            self.model.train()
-            for image, target in self.loader(epoch, generator):
-                self.step(image, target)
-        return self.evaluate()
-
-    @torch.no_grad()
-    def evaluate(self) -> float:
-        assert self.val_set is not None
-        self.model.eval()
-        num_classes = self.val_set.num_classes
-        matrix = torch.zeros(num_classes**2, dtype=torch.int64)
-        for i in range(len(self.val_set)):
-            sample = self.val_set[i]
-            logits = self.model((sample.image[None] / 255 - MEAN) / STD)["main"]
-            target = sample.target.long()
-            full = functional.interpolate(logits, target.shape, mode="bilinear")
-            prediction, valid = full.argmax(1)[0], target != self.ignore
-            matrix += torch.bincount((target * num_classes + prediction)[valid], minlength=num_classes**2)
-        counts = matrix.view(num_classes, num_classes).double()
-        iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag())
-        return iou[~iou.isnan()].mean().item()
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
@@ -247,6 +133,7 @@ class Turns:
 
     def report(self, framework: str) -> None:
         """A machine with other work delays both sides at random: its processor time says more."""
+        warm = min(WARM_STEPS, len(self.times["framework"]) // 4)
         for name in self.others:
             for kind, clock, pick in (
                 ("processor time, median", 1, statistics.median),
@@ -254,7 +141,7 @@ class Turns:
                 ("wall time, fastest tenth", 0, first_tenth),
             ):
                 ours, theirs = (
-                    1000 * pick([time[clock] for time in self.times[side][WARM_STEPS:]]) for side in ("framework", name)
+                    1000 * pick([time[clock] for time in self.times[side][warm:]]) for side in ("framework", name)
                 )
                 print(
                     f"step, {framework} / {name}: {ours / theirs:.3f} ({ours:.3f} and {theirs:.3f} ms, {kind})",
@@ -356,6 +243,155 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
 
+# -- start -------------------------------------------------------------------------------------------------------------
+
+OURS = """
+import sys
+sys.path.insert(0, {folder!r})
+import trainer
+trainer.first_step()
+"""
+LIGHTNING = """
+import logging, time, warnings
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore")
+import lightning, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Module(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        layers, channels = [], 3
+        for width in (16, 32, 64, 64):
+            layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.net = nn.Sequential(*layers, nn.Conv2d(64, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, {classes}, 1))
+
+    def training_step(self, batch, index):
+        image, target = batch
+        logits = nn.functional.interpolate(self.net(image.float() / 255), target.shape[1:], mode="bilinear")
+        return nn.functional.cross_entropy(logits, target.long())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01, momentum=0.9)
+
+class First(lightning.Callback):
+    def on_train_batch_end(self, *arguments):
+        print("FIRST", time.time(), time.process_time(), flush=True)
+
+images = torch.randint(0, 256, (64, 3, {side}, {side}), dtype=torch.uint8)
+masks = torch.randint(0, {classes}, (64, {side}, {side}), dtype=torch.uint8)
+loader = DataLoader(TensorDataset(images, masks), {batch}, shuffle=True)
+lightning.Trainer(accelerator="cpu", max_steps=1, callbacks=[First()], logger=False).fit(Module(), loader)
+"""
+
+
+@HOOKS.register("benchmark_first")
+class FirstHook(ClassyHook):
+    """Tells when the first step is done."""
+
+    def on_step(self, task: WatchedTask) -> None:
+        print("FIRST", time.time(), time.process_time(), flush=True)
+
+
+def first_step() -> None:
+    """A training of one step, with the hooks that a config has by itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        hooks = ["checkpoint", "progress_bar", "benchmark_first"]
+        Trainer(folder).train(build_task({**small_config(1), "hooks": hooks}))
+
+
+def compare_starts(repeats: int) -> None:
+    if importlib.util.find_spec("lightning") is None:
+        print(f"start: {NO_LIGHTNING}")
+        return
+    numbers = {"side": SIDE, "batch": BATCH, "classes": NUM_CLASSES}
+    codes = {"framework": OURS.format(folder=str(Path(__file__).parent)), "Lightning": LIGHTNING.format(**numbers)}
+    found: dict[str, list[Time]] = {side: [] for side in codes}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(repeats):
+            for side, code in codes.items():
+                started = time.time()
+                run = subprocess.run(
+                    [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=folder
+                )
+                line = next(line for line in run.stdout.splitlines() if "FIRST" in line)
+                ended, cpu = map(float, line.partition("FIRST")[2].split()[:2])
+                found[side].append((ended - started, cpu))
+    for clock, kind in enumerate(("wall time", "processor time")):
+        ours, theirs = (statistics.median(time[clock] for time in found[side]) for side in codes)
+        print(f"start, framework / Lightning: {ours / theirs:.3f} (at most 0.7; {ours:.2f} and {theirs:.2f} s, {kind})")
+
+
+# -- stall -------------------------------------------------------------------------------------------------------------
+
+
+@HOOKS.register("benchmark_stall")
+class StallHook(ClassyHook):
+    """Saves as the hook `checkpoint` does, and by `torch.save`, in turn; times both."""
+
+    def __init__(self) -> None:
+        self.checkpoints = CheckpointHook(every_epochs=None, every_steps=1, keep=1, asynchronous=True)
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+
+    def on_step(self, task: WatchedTask) -> None:
+        assert isinstance(task, ClassyTask)
+        assert task.run_folder is not None
+        started = time.perf_counter()
+        self.checkpoints.on_step(task)
+        self.ours.append(time.perf_counter() - started)
+        task.writer.wait()
+        groups = task.checkpoint_tensors()
+        started = time.perf_counter()
+        torch.save(groups, task.run_folder / "by_torch.pt")
+        self.theirs.append(time.perf_counter() - started)
+
+
+def measure_stall(megabytes: int, repeats: int) -> None:
+    config = small_config(repeats + 1)
+    config["model"]["ballast"] = megabytes
+    task = build_task({**config, "hooks": ["benchmark_stall"]})
+    (hook,) = task.hooks
+    assert isinstance(hook, StallHook)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(folder).train(task)
+    # The first save of a run makes room for the copies; the later ones reuse it.
+    first, ours, theirs = hook.ours[0], statistics.median(hook.ours[1:]), statistics.median(hook.theirs[1:])
+    print(
+        f"stall of {megabytes} MB, asynchronous / torch.save: {ours / theirs:.3f} (at most 0.3; {1000 * ours:.0f} and "
+        f"{1000 * theirs:.0f} ms, medians of {repeats}; the run's first one {1000 * first:.0f} ms)"
+    )
+
+
+# -- ema ---------------------------------------------------------------------------------------------------------------
+
+
+def steps_of(task: ClassyTask, folder: str) -> Iterator[None]:
+    """The steps of a run's only phase, as the trainer takes them."""
+    task.start(Path(folder))
+    task.start_phase()
+    for batch in task.batches():
+        task.step(batch)
+        task.agree_to_stop(False)
+        yield
+
+
+def measure_ema(num_steps: int) -> None:
+    config = small_config(num_steps)
+    config["model"] = {"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}}
+    config["dataset"]["train"]["side"] = 128
+    sides = {name: build_task({**config, "hooks": hooks}) for name, hooks in (("with", ["ema"]), ("without", []))}
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        turns = Turns({"a step without": steps_of(sides["without"], two)})
+        for _ in steps_of(sides["with"], one):
+            turns.after_step()
+    turns.report("with `ema` (at most 1.03)")
+    for task in sides.values():
+        task.close()
+
+
 # -- accuracy ---------------------------------------------------------------------------------------------------------
 
 
@@ -384,12 +420,20 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}, accuracy; all but the last")
     parser.add_argument("--config", help="a task config for `steps` and `accuracy`, in place of the small run")
     parser.add_argument("--steps", type=int, default=1000, help="how many steps to time")
+    parser.add_argument("--repeats", type=int, default=5, help="how many starts, and how many saves, of both sides")
+    parser.add_argument("--ema-steps", type=int, default=101, help="how many steps of `ema`")
     parser.add_argument("--seeds", type=int, default=3, help="how many trainings of both sides")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes of the config")
     arguments = parser.parse_intermixed_args()
     for part in arguments.parts or PARTS:
         if part == "steps":
             compare_steps(steps_config(arguments.config, arguments.steps + WARM_STEPS + TURN, arguments.set))
+        elif part == "start":
+            compare_starts(arguments.repeats)
+        elif part == "stall":
+            measure_stall(400, arguments.repeats)
+        elif part == "ema":
+            measure_ema(arguments.ema_steps)
         elif part == "accuracy":
             config = arguments.config or parser.error("accuracy: give --config")
             compare_accuracy(TASKS.validate(load_config(config, arguments.set)), arguments.seeds)

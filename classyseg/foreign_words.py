@@ -86,8 +86,10 @@ KEYS: dict[str, str] = {
     "train_transforms target_transform target_transforms joint_transform transforms": "dataset.train.transforms",
     "hflip fliplr horizontal_flip random_flip flip": "dataset.train.transforms, such as [horizontal_flip]",
     "vflip flipud vertical_flip": "dataset.train.transforms, such as [vertical_flip]",
-    "mixup mixup_alpha mix_up": "dataset.train.transforms, such as [{name: mix_up, alpha: 0.2}]",
-    "cutmix cutmix_alpha cut_mix": "dataset.train.transforms, such as [cut_mix]",
+    "mixup mixup_alpha mix_up": (
+        "dataset.train.transforms, such as [{name: mix_up, alpha: 0.2}], or mixing, of {name: classification}"
+    ),
+    "cutmix cutmix_alpha cut_mix": "dataset.train.transforms, such as [cut_mix], or mixing, of {name: classification}",
     "reprob random_erasing erasing remode recount": "dataset.train.transforms, such as [random_erasing]",
     "color_jitter jitter hsv_h hsv_s hsv_v": "dataset.train.transforms, such as [color_jitter]",
     "rotation_range rotate degrees max_rotation": "dataset.train.transforms, such as [random_rotation]",
@@ -388,6 +390,8 @@ NAMES: dict[str, dict[str, str]] = {
         "logger_hook text_logger text_logger_hook": "log",
         "tqdm tqdm_progress_bar progress": "progress_bar",
         "early_stop early_stopper early_stopping_hook early_stopping_callback": "early_stopping",
+        "profile profiler_hook pytorch_profiler torch_profiler": "profiler",
+        "complexity flops model_summary flops_counter": "model_complexity",
         "precise_bn precise_bn_hook update_bn": "precise_batch_norm",
         "timer max_time time_stopper wall_time": "time_limit",
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "

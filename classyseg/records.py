@@ -37,10 +37,10 @@ class _Line:
 class _Content:
     """What a file holds from now on."""
 
-    text: str
+    content: str | bytes
 
     def write(self, path: Path) -> None:
-        write_atomically(path, self.text)
+        write_atomically(path, self.content)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,17 +76,17 @@ class RunRecords:
         """Adds a record to the file `name`. Raises: `WriteError` where the folder is gone."""
         self._add(name, _Line(record, durable))
 
-    def replace(self, name: str, text: str) -> None:
+    def replace(self, name: str, content: str | bytes) -> None:
         """Gives the file `name` another content. Raises: as `append`."""
-        self._add(name, _Content(text))
+        self._add(name, _Content(content))
 
-    def give(self, name: str, text: str) -> None:
+    def give(self, name: str, content: str | bytes) -> None:
         """As `replace`, for a file that a plugin names: its name is noted, so that `--overwrite` can delete it."""
         if self.folder is not None:
             names = given_files(self.folder)
             if name not in names:
                 self.replace(GIVEN, "".join(f"{known}\n" for known in [*names, name]))
-        self.replace(name, text)
+        self.replace(name, content)
 
     def _add(self, name: str, item: _Line | _Content) -> None:
         if self.folder is not None:

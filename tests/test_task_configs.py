@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from label_trees import names
 from PIL import Image
 
@@ -18,7 +20,11 @@ from classyseg import TASKS, build_task, load_config
 from classyseg.cli.train import main as classy_train_main
 from classyseg.datasets import build_dataset
 from classyseg.inference import Predictor
+from classyseg.losses import build_loss
 from classyseg.models import ClassyModel, build_model
+from classyseg.optim import build_optimizer
+from classyseg.structures import RunLength, Sample
+from classyseg.transforms.batch_mixing import BatchMixing
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "task_configs").rglob("*.yaml"))
@@ -73,6 +79,11 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             names(root / "VOCdevkit" / devkit / "ImageSets" / folder / f"{split}.txt", *NAMES)
         names(root / "VOCaug" / "dataset" / f"{split}.txt", *(f"sbd{name}" for name in NAMES))
         coco(root / "coco", split)
+    for split in ("train", "val"):
+        pairs(root / "imagenet" / split / "n01440764", root / "unused", 0)
+    pairs(root / "minc-2500" / "images" / "brick", root / "unused", 0)
+    for split in ("train", "test"):
+        names(root / "minc-2500" / "labels" / f"{split}1.txt", *(f"images/brick/{name}.png" for name in NAMES))
     voc, context = root / "VOCdevkit" / "VOC2012", root / "VOCdevkit" / "VOC2010"
     pairs(voc / "JPEGImages", voc / "SegmentationClass", CLASSES["voc"])
     pairs(context / "JPEGImages", context / "SegmentationClassContext", CLASSES["context"])
@@ -141,6 +152,8 @@ def test_a_step_of_training_and_one_of_evaluation_run(path: str, tmp_path: Path)
     for source in ("teacher", "start"):
         if source in tree.values:
             tree.values[source]["weights"] = str(teacher_of(tree.values, tmp_path / source))
+    if "last_gamma" in tree.values["model"]:
+        tree.values["model"]["last_gamma"] = False  # else the first gradients of some layers are zero
     for transform in tree.values["dataset"]["train"].get("transforms", ()):
         if "size" in transform:
             transform["size"] = [64, 64]
@@ -164,4 +177,36 @@ def test_a_step_of_training_and_one_of_evaluation_run(path: str, tmp_path: Path)
     task.progress.phase = "val"
     task.start_phase()
     task.step(next(task.batches()))
-    assert 0 <= task.phase_metrics()["mean_iou"] <= 1
+    first = next(name for meter in task.meters for name in meter.number_names or ())
+    assert 0 <= task.phase_metrics()[first] <= 1
+
+
+def test_the_recognition_recipe_has_the_learning_rates_and_soft_labels_of_pytorch_encoding() -> None:
+    config = TASKS.validate(load_config(ROOT / "task_configs/imagenet/resnest50.yaml"))
+    options: Any = config.options()
+    epochs, steps = options["num_epochs"], 2  # so few that 20 steps hold the warm-up and the beginning of the curve
+    layer = torch.nn.Linear(2, 2)
+    optimizer = build_optimizer(options["optimizer"], layer.named_parameters(), RunLength(epochs, epochs * steps))
+    found = []
+    for step in range(20):
+        optimizer.set_progress(step / (epochs * steps))
+        found.append(optimizer.current_lr)
+    # encoding/utils/lr_scheduler.py, LR_Scheduler("cos", 0.8, 270, 2, warmup_epochs=5)
+    warm, rest = 5 * steps, (epochs - 5) * steps
+    wanted = [
+        0.8 * step / warm if step < warm else 0.4 * (1 + math.cos((step - warm) / rest * math.pi)) for step in range(20)
+    ]
+    assert found == pytest.approx(wanted, rel=1e-9)
+
+    np.random.seed(7)  # encoding/transforms: MixUpWrapper draws one c for a batch, NLLMultiLabelSmooth smooths
+    c = np.random.beta(0.2, 0.2)
+    labels, logits = torch.tensor([4, 0, 2, 9]), torch.randn(4, 10)
+    mixing = BatchMixing(options["mixing"], num_classes=10, ignore_index=-1)
+    mixture = mixing.drawn_by(np.random.RandomState(7), 4, (8, 8))
+    target = mixing.mixed(Sample(torch.rand(4, 3, 8, 8), labels), mixture).target
+    hot = torch.nn.functional.one_hot(labels, 10)
+    soft = (c * hot + (1 - c) * hot[[2, 3, 0, 1]]).float()
+    assert torch.allclose(target, soft, atol=1e-6)
+    log_softmax = logits.log_softmax(1)
+    wanted_loss = (0.9 * -(log_softmax * soft).sum(1) + 0.1 * -log_softmax.mean(1)).mean()
+    assert build_loss(options["loss"], -1)({"main": logits}, target).item() == pytest.approx(wanted_loss.item())

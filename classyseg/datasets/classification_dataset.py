@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -60,15 +61,22 @@ class ClassificationDataset(ClassyDataset):
 
 
 class LabelledFiles(ClassificationDataset):
-    """Image files with the class of each."""
+    """Image files with the class of each, or with several, where `multi_label` is set before it is built."""
 
     channels = 3
     reads_apart = True
 
-    def __init__(self, files: Sequence[tuple[str, int]], transforms: Sequence[Any] = ()) -> None:
+    def __init__(self, files: Sequence[tuple[str, Any]], transforms: Sequence[Any] = ()) -> None:
+        """`files` are (path, label), or (path, labels)."""
         super().__init__(transforms)
         self.paths = Texts(path for path, _ in files)
-        self.labels = np.array([label for _, label in files], dtype=np.int64)
+        self.labels: npt.NDArray[Any]
+        if self.multi_label:
+            self.labels = np.zeros((len(files), self.num_classes), np.float32)
+            for flags, (_, labels) in zip(self.labels, files, strict=True):
+                flags[list(labels)] = 1
+        else:
+            self.labels = np.array([label for _, label in files], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -83,7 +91,8 @@ class LabelledFiles(ClassificationDataset):
         return self.read_image(Path(self.paths[index]))
 
     def load_target(self, index: int) -> torch.Tensor:
-        return torch.tensor(int(self.labels[index]))
+        found = self.labels[index]
+        return torch.from_numpy(found.copy()) if self.multi_label else torch.tensor(int(found))
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The stored sample with its current class: a list may have been corrected after the image was cached."""

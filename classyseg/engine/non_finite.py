@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from classyseg.distributed import each_in_any_process, world_size
-from classyseg.sharded import local
+from classyseg.sharded import is_sharded, local
 
 NonFinitePolicy = Literal["stop", "skip_step", "rollback"]
 
@@ -24,6 +24,34 @@ class BadStep(NamedTuple):
 
     step: int
     loss: float
+
+
+class _Kept:
+    """Tensors, and their values at the last `keep`."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        self._values = [tensor.clone() for tensor in tensors]
+        self._versions = [tensor._version for tensor in tensors]
+
+    def changed(self) -> bool:
+        """Whether torch counts a change since the last `keep`. It does not count those of running statistics."""
+        return self._versions != [tensor._version for tensor in self.tensors]
+
+    def keep(self) -> None:
+        if self.tensors:
+            torch._foreach_copy_(self._values, self.tensors)
+            self._versions = [tensor._version for tensor in self.tensors]
+
+    def put_back(self, if_true: Tensor | None = None) -> None:
+        """Gives the tensors the kept values again; with `if_true`, the device decides."""
+        if not self.tensors:
+            return
+        if if_true is None:
+            torch._foreach_copy_(self.tensors, self._values)
+        else:
+            for tensor, value in zip(self.tensors, self._values, strict=True):
+                tensor.copy_(torch.where(if_true, value, tensor))
 
 
 class StepGuard:
@@ -46,8 +74,10 @@ class StepGuard:
         self._overflow = torch.zeros((), device=device)
         unseen = 0 if self.knows_at_once else MAX_UNSEEN_STEPS
         self._flags, self._losses = torch.zeros(unseen, device=device), torch.zeros(unseen, device=device)
-        self._buffers: list[Tensor] = []
-        self._kept: list[Tensor] = []
+        self._parameters: list[nn.Parameter] = []
+        self._is_sharded = False
+        self._running = _Kept([])
+        self._others = _Kept([])
         self.step = 0
         """The number of the step that is taken; the caller sets it."""
         self._bad: list[BadStep] = []
@@ -60,38 +90,46 @@ class StepGuard:
         """Whether the device itself undoes bad updates: all that they change must lie there."""
         return self._undoes and not self.knows_at_once
 
-    def begin(self, model: nn.Module) -> None:
+    def watch(self, model: nn.Module) -> None:
+        """Looks up the parameters and buffers of `model`: once a phase, as that takes long for each step."""
+        self._parameters = list(model.parameters())
+        self._is_sharded = any(is_sharded(parameter) for parameter in self._parameters)
+        if self.knows_at_once or self._undoes:
+            running = {
+                id(buffer): buffer
+                for module in model.modules()
+                if hasattr(module, "running_mean")
+                for buffer in module.buffers(recurse=False)
+            }
+            self._running = _Kept(list(running.values()))
+            self._others = _Kept([buffer for buffer in model.buffers() if id(buffer) not in running])
+
+    def begin(self) -> None:
         """Before a step: remembers the running statistics, which a forward pass over such values spoils."""
-        if not self.knows_at_once and not self._undoes:
-            return
-        buffers = list(model.buffers())
-        if len(buffers) != len(self._buffers) or any(a is not b for a, b in zip(buffers, self._buffers, strict=True)):
-            self._buffers = buffers
-            self._kept = [torch.empty_like(buffer) for buffer in buffers]
-        if buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        self._running.keep()
+        if self._others.changed():  # hardly ever: these are constants, as a rule, and may be large
+            self._others.keep()
 
     def finish(
         self,
         loss: Tensor,
-        parameters: Iterable[nn.Parameter],
         scaler: torch.amp.GradScaler | None,
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
     ) -> None:
-        """Calls `update` if `loss` and the gradients of `parameters` are finite. Gradients are unscaled before.
+        """Calls `update` if `loss` and all gradients are finite. Gradients are unscaled before.
 
-        The update may change `parameters` and the tensors that `also_changed` gives: those of the optimizer.
+        The update may change parameters and the tensors that `also_changed` gives: those of the optimizer.
         """
         if len(self._unseen) == len(self._flags) and not self.knows_at_once:
             raise ValueError(f"{MAX_UNSEEN_STEPS} steps were taken without a look at what was not finite in them")
-        loss = loss.detach().float().reshape(())
-        learning = [parameter for parameter in parameters if parameter.grad is not None]
-        self._find_overflow([local(parameter.grad) for parameter in learning], scaler)  # type: ignore[arg-type]
+        loss = loss.detach().float().to(self._one.device)
+        gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
+        self._find_overflow([local(gradient) for gradient in gradients] if self._is_sharded else gradients, scaler)
         if self.knows_at_once:
             self._finish_on_host(loss, scaler, update)
         else:
-            self._finish_on_device(loss, learning, scaler, update, also_changed)
+            self._finish_on_device(loss.reshape(()), scaler, update, also_changed)
         self._unseen.append(self.step)
 
     def _find_overflow(self, gradients: Sequence[Tensor], scaler: torch.amp.GradScaler | None) -> None:
@@ -109,8 +147,9 @@ class StepGuard:
         bad_loss, overflows = each_in_any_process(not math.isfinite(value), bool(_read(self._overflow)))
         is_bad = bad_loss or (overflows and (scaler is None or _read(_scale_of(scaler)) <= 1))
         if is_bad:
-            if self._buffers:
-                torch._foreach_copy_(self._buffers, self._kept)
+            self._running.put_back()
+            if self._others.changed():
+                self._others.put_back()
             self._bad.append(BadStep(self.step, value))
         elif not overflows:
             update()
@@ -121,7 +160,6 @@ class StepGuard:
     def _finish_on_device(
         self,
         loss: Tensor,
-        learning: Sequence[nn.Parameter],
         scaler: torch.amp.GradScaler | None,
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
@@ -135,11 +173,12 @@ class StepGuard:
         self._losses[len(self._unseen)].copy_(loss)
         self._last = is_bad
         if self._undoes or scaler is not None:
-            self._update_unless(bad_loss | overflows, learning, update, also_changed)
+            self._update_unless(bad_loss | overflows, update, also_changed)
         else:
             update()
-        for buffer, kept in zip(self._buffers, self._kept, strict=True):
-            buffer.copy_(torch.where(is_bad, kept, buffer))
+        self._running.put_back(is_bad)
+        if self._others.changed():
+            self._others.put_back(is_bad)
         if scaler is not None:
             scale, growth = _scale_of(scaler), scaler._growth_tracker
             old = scale.clone(), growth.clone()  # type: ignore[union-attr]
@@ -150,11 +189,11 @@ class StepGuard:
     def _update_unless(
         self,
         skips: Tensor,
-        learning: Sequence[nn.Parameter],
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
     ) -> None:
         """Calls `update`, and where `skips` is true puts back what it changed."""
+        learning = [parameter for parameter in self._parameters if parameter.grad is not None]
         others = list({id(tensor): tensor for tensor in also_changed()}.values())
         new = {id(parameter) for parameter in learning} - self._stepped
         # A first update makes state that is not there to be put back, and counts on the host do not follow the device.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from classyseg.errors import ConfigError
@@ -30,16 +31,22 @@ class HeadOutputError(ConfigError):
     """A head does not give what the contract says; the message names the head."""
 
 
+def _as_it_is(key: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True)
 class HeadKeys:
     """How another library spells a head's keys.
 
     `rules` are pairs (regular expression, replacement as `re.sub` takes it), applied one after the other to our key
-    within the head. `aliases` matches further names that the library has for the same tensors.
+    within the head. `aliases` matches further names that the library has for the same tensors. `tensor(our key, the
+    library's tensor)` gives ours where the layout differs.
     """
 
     rules: tuple[tuple[str, str], ...]
     aliases: str = "(?!)"
+    tensor: Callable[[str, Tensor], Tensor] = _as_it_is
 
 
 class ClassyHead(nn.Module, Configurable, ABC):
@@ -85,6 +92,13 @@ class ClassyHead(nn.Module, Configurable, ABC):
 
     def pytorch_encoding_keys(self) -> HeadKeys | None:
         """How PyTorch-Encoding spells the keys, so that its files load; None for a head that it lacks."""
+        return None
+
+    def mmsegmentation_keys(self) -> HeadKeys | None:
+        """How mmsegmentation spells the keys, within `decode_head.` or `auxiliary_head.`, so that its files load.
+
+        A key that begins with `/` is one within the whole file. None for a head that it lacks.
+        """
         return None
 
     @abstractmethod
@@ -147,6 +161,22 @@ def _given(found: object) -> str:
     return "a mapping of " + (
         ", ".join(f"{key!r} ({type(value).__name__})" for key, value in found.items()) or "nothing"
     )
+
+
+CONV_MODULE = ((r"\.0\.(?=\w+$)", ".conv."), (r"\.1\.(?=\w+$)", ".bn."), (r"^classifier\.", "conv_seg."))
+"""mmsegmentation's names for the layers of a `ConvNormAct`, and for the classifier of its heads."""
+ASPP_RULES = (
+    (r"^aspp\.branches\.", "aspp_modules."),
+    (r"^aspp\.image_branch\.", "image_pool.1."),
+    (r"^aspp\.project\.", "bottleneck."),
+)
+"""mmsegmentation's names for the layers of an `ASPP`."""
+
+
+def turned(weight: Tensor, parts: Sequence[int], order: Sequence[int]) -> Tensor:
+    """A convolution's `weight` whose input has `parts` of so many channels, which come in another `order` here."""
+    pieces = weight.split(list(parts), dim=1)
+    return torch.cat([pieces[i] for i in order], 1)
 
 
 def only_block(blocks: Sequence[BlockInfo], head: str) -> BlockInfo:

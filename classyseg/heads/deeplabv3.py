@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import ClassyHead, HeadKeys, only_block
+from classyseg.heads.classy_head import ASPP_RULES, CONV_MODULE, ClassyHead, HeadKeys, only_block
 from classyseg.layers import ASPP, ConvNormAct, NormConfig
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -82,6 +82,11 @@ class DeepLabV3Head(ClassyHead):
                 (r"^classifier\.", "block.4."),
             )
         )
+
+    def mmsegmentation_keys(self) -> HeadKeys | None:
+        if not isinstance(self.conv, nn.Identity):
+            return None
+        return HeadKeys((*ASPP_RULES, *CONV_MODULE), tensor=self.aspp.from_image_first)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         (x,) = features

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import ClassyHead, ordered_blocks
+from classyseg.heads.classy_head import ASPP_RULES, CONV_MODULE, ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ASPP, ConvNormAct, NormConfig, build_dropout, resize_logits, separable_conv
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -74,6 +74,20 @@ class DeepLabV3PlusHead(ClassyHead):
         )
         self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def mmsegmentation_keys(self) -> HeadKeys:
+        return HeadKeys(
+            (
+                (r"^aspp\.branches\.(\d+)\.0\.(?=\d)", r"aspp_modules.\1.depthwise_conv."),
+                (r"^aspp\.branches\.(\d+)\.1\.(?=\d)", r"aspp_modules.\1.pointwise_conv."),
+                (r"^decoder\.(\d)\.0\.(?=\d)", r"sep_bottleneck.\1.depthwise_conv."),
+                (r"^decoder\.(\d)\.1\.(?=\d)", r"sep_bottleneck.\1.pointwise_conv."),
+                (r"^low\.", "c1_bottleneck."),
+                *ASPP_RULES,
+                *CONV_MODULE,
+            ),
+            tensor=self.aspp.from_image_first,
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         low, high = features

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import LOGITS, ClassyHead, HeadKeys, ordered_blocks
+from classyseg.heads.classy_head import CONV_MODULE, LOGITS, ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ContextEncoding, ConvNormAct, NormConfig, build_dropout, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -94,6 +94,23 @@ class EncNetHead(ClassyHead):
 
     def pytorch_encoding_keys(self) -> HeadKeys:
         return HeadKeys(ENCODING_RULES)
+
+    def mmsegmentation_keys(self) -> HeadKeys:
+        return HeadKeys(
+            (
+                (r"^context\.gate\.", "enc_module.fc.@."),
+                (r"^context\.encoding\.", "enc_module.encoding.@."),
+                (r"^context\.norm\.", "enc_module.encoding.@@."),
+                (r"^context\.project\.", "enc_module.encoding_project."),
+                (r"^presence\.", "se_layer."),
+                (r"^stem\.conv\.", "bottleneck."),
+                (r"^stem\.laterals\.", "lateral_convs."),
+                (r"^stem\.fusion\.", "fusion."),
+                *CONV_MODULE,
+                (r"@@", "1"),
+                (r"@", "0"),
+            )
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor | dict[str, Tensor]:
         x, context = self.context(self.stem(features))

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS, MAX_DEPTH, MAX_SIDE
-from classyseg.heads.classy_head import ClassyHead, HeadKeys, refuse_unread
+from classyseg.heads.classy_head import CONV_MODULE, ClassyHead, HeadKeys, refuse_unread
 from classyseg.heads.concatenation import Concatenation
 from classyseg.layers import ConvNormAct, ImageMean, NormConfig, build_dropout
 from classyseg.registry import HEADS
@@ -78,6 +78,18 @@ class FCNHead(ClassyHead):
                 (r"^image_branch\.0\.", "conv5.3.1.gap.1."),
                 (r"^image_branch\.1\.", "conv5.3.1.gap.2."),
                 (r"^classifier\.", classifier),
+            )
+        )
+
+    def mmsegmentation_keys(self) -> HeadKeys | None:
+        if self.image_branch is not None:
+            return None
+        return HeadKeys(
+            (
+                (r"^conv\.", "convs.0."),
+                *((rf"^more_convs\.{i}\.", f"convs.{i + 1}.") for i in range(len(self.more_convs))),
+                (r"^conv_joined\.", "conv_cat."),
+                *CONV_MODULE,
             )
         )
 

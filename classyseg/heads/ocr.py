@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import LOGITS, ClassyHead
+from classyseg.heads.classy_head import CONV_MODULE, LOGITS, ClassyHead, HeadKeys
 from classyseg.heads.concatenation import Concatenation
 from classyseg.layers import ConvNormAct, NormConfig
 from classyseg.registry import HEADS
@@ -95,6 +95,21 @@ class OCRHead(ClassyHead):
         self.fuse = ConvNormAct(2 * channels, channels, kernel=1, norm=norm)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def mmsegmentation_keys(self) -> HeadKeys:
+        attention = "/decode_head.1.object_context_block."
+        return HeadKeys(
+            (
+                (r"^coarse\.0\.", "/decode_head.0.convs.0."),
+                (r"^coarse\.1\.", "/decode_head.0.conv_seg."),
+                (r"^classifier\.", "/decode_head.1.conv_seg."),
+                (r"^conv\.", "/decode_head.1.bottleneck."),
+                (r"^fuse\.", f"{attention}bottleneck."),
+                (r"^attention\.output\.", f"{attention}out_project."),
+                (r"^attention\.(query|key|value)\.", rf"{attention}\1_project."),
+                *CONV_MODULE,
+            )
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
         x = self.concatenation(features)

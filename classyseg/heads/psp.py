@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import ClassyHead, HeadKeys, only_block
+from classyseg.heads.classy_head import CONV_MODULE, ClassyHead, HeadKeys, only_block
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, build_dropout
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -61,6 +61,11 @@ class PSPHead(ClassyHead):
                 (r"^conv\.1\.", "conv5.2."),
                 (r"^classifier\.", "conv5.5."),
             )
+        )
+
+    def mmsegmentation_keys(self) -> HeadKeys:
+        return HeadKeys(
+            ((r"^pyramid\.branches\.(\d+)\.", r"psp_modules.\1.1."), (r"^conv\.", "bottleneck."), *CONV_MODULE)
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

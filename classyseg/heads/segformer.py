@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.classy_head import CONV_MODULE, ClassyHead, HeadKeys
 from classyseg.heads.concatenation import Concatenation
 from classyseg.layers import ConvNormAct, NormConfig, build_dropout
 from classyseg.registry import HEADS
@@ -56,6 +56,11 @@ class SegFormerHead(ClassyHead):
         self.fuse = ConvNormAct(channels * len(blocks), channels, kernel=1, norm=norm)
         self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def mmsegmentation_keys(self) -> HeadKeys | None:
+        if not isinstance(self.linears[0], ConvNormAct):
+            return None
+        return HeadKeys(((r"^linears\.", "convs."), (r"^fuse\.", "fusion_conv."), *CONV_MODULE))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         x = self.concatenation([linear(x) for linear, x in zip(self.linears, features, strict=True)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import ClassyHead, ordered_blocks
+from classyseg.heads.classy_head import CONV_MODULE, ClassyHead, HeadKeys, ordered_blocks
 from classyseg.layers import ConvNormAct, NormConfig, build_dropout, resize_logits
 from classyseg.registry import HEADS
 from classyseg.structures import BlockInfo
@@ -63,6 +63,17 @@ class SemanticFPNHead(ClassyHead):
             self.levels.append(nn.ModuleList(ConvNormAct(width, channels, norm=norm) for width in inputs[: max(1, i)]))
         self.dropout = build_dropout(dropout, drop_channels)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def mmsegmentation_keys(self) -> HeadKeys:
+        return HeadKeys(
+            (
+                (r"^lateral\.(\d+)\.", r"/neck.lateral_convs.\1.conv."),
+                (r"^output\.(\d+)\.", r"/neck.fpn_convs.\1.conv."),
+                # between the convolutions of all levels but the first lie resizes
+                *((rf"^levels\.(\d+)\.{i}\.", rf"scale_heads.\1.{2 * i}.") for i in range(len(self.levels))),
+                *CONV_MODULE,
+            )
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         sizes = [x.shape[2:] for x in features]

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from classyseg.config import MAX_CHANNELS
-from classyseg.heads.classy_head import ClassyHead, HeadKeys, ordered_blocks
+from classyseg.heads.classy_head import CONV_MODULE, ClassyHead, HeadKeys, ordered_blocks, turned
 from classyseg.heads.fcfpn import PYRAMID_RULES, PyramidFusion
 from classyseg.layers import ALIGN_CORNERS, ConvNormAct, NormConfig, PyramidPooling, build_dropout
 from classyseg.registry import HEADS
@@ -72,6 +72,26 @@ class UperNetHead(ClassyHead):
         levels = range(self.num_levels)
         top = ((rf"^pyramid\.top\.branches\.{i}\.", f"extramodule.conv{i + 1}.") for i in levels)
         return HeadKeys((*PYRAMID_RULES, *top))
+
+    def mmsegmentation_keys(self) -> HeadKeys:
+        def from_fine_to_coarse(key: str, tensor: Tensor) -> Tensor:
+            """Levels go from coarse to fine here."""
+            if key != "conv.0.weight":
+                return tensor
+            levels = len(self.blocks)
+            return turned(tensor, [tensor.shape[1] // levels] * levels, range(levels - 1, -1, -1))
+
+        return HeadKeys(
+            (
+                (r"^pyramid\.top\.branches\.(\d+)\.", r"psp_modules.\1.1."),
+                (r"^pyramid\.top_conv\.", "bottleneck."),
+                (r"^pyramid\.laterals\.", "lateral_convs."),
+                (r"^pyramid\.outputs\.", "fpn_convs."),
+                (r"^conv\.", "fpn_bottleneck."),
+                *CONV_MODULE,
+            ),
+            tensor=from_fine_to_coarse,
+        )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         return self.classifier(self.dropout(self.conv(self.pyramid(features))))

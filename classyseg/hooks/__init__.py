@@ -7,6 +7,7 @@ from classyseg.hooks.ema import EMAHook
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.model_complexity import ModelComplexityHook
 from classyseg.hooks.precise_batch_norm import PreciseBatchNormHook
+from classyseg.hooks.profiler import ProfilerHook
 from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
@@ -22,6 +23,7 @@ __all__ = [
     "LogHook",
     "ModelComplexityHook",
     "PreciseBatchNormHook",
+    "ProfilerHook",
     "ProgressBarHook",
     "TimeLimitHook",
     "WatchedTask",

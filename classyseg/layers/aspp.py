@@ -45,6 +45,13 @@ class ASPP(nn.Module):
         self.project = ConvNormAct(channels * (len(rates) + 2), channels, kernel=projection_kernel, norm=norm)
         self.dropout = build_dropout(dropout, drop_channels)
 
+    def from_image_first(self, key: str, tensor: Tensor) -> Tensor:
+        """The `tensor` of a projection whose first input is the image's mean, as in mmsegmentation; here it is last."""
+        if not key.endswith("aspp.project.0.weight"):
+            return tensor
+        first = tensor.shape[1] // (len(self.branches) + 1)
+        return torch.cat([tensor[:, first:], tensor[:, :first]], 1)
+
     def forward(self, x: Tensor) -> Tensor:
         maps = [*(branch(x) for branch in self.branches), self.image_branch(x)]
         return self.dropout(self.project(torch.cat(maps, 1)))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from classyseg.layers import interpolation_matrix, row_tap_range
+from classyseg.losses.sharing import num_threads, share_out
 from classyseg.switches import float32_matmul_precision
 
 CHUNK_BYTES = {"cpu": 4_000_000}
 DEFAULT_CHUNK_BYTES = 128_000_000
 """Bytes of a chunk of full-size logits: a processor's cache holds it; other devices are kept busy by it."""
 
+Result = TypeVar("Result")
 Run = Callable[[Tensor, Tensor | None], Tensor]
 """A function of logits (N, C, h, w) and of the tensor for their gradient, if wanted. It gives the loss."""
 
@@ -41,17 +44,46 @@ def with_gradient(logits: Tensor, run: Run) -> Tensor:
 
 
 def sum_over_pixels(logits: Tensor, size: Sequence[int], rule: Rule) -> Tensor:
-    """The sum of `rule` over all bands of the logits (N, C, h, w) at `size` (H, W), with its gradient."""
+    """The sum of `rule` over all bands of the logits (N, C, h, w) at `size` (H, W), with its gradient.
+
+    On a CPU, threads call `rule` for several bands at once.
+    """
 
     def run(logits: Tensor, gradient: Tensor | None) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
-        for i, image in enumerate(resized(logits, size)):
-            for rows, x in image:
-                total += rule(x, i, rows, gradient is not None)
+        images = dict(enumerate(resized(logits, size)))
+
+        def work(item: tuple[int, slice | None]) -> tuple[Tensor, Tensor | None] | None:
+            i, rows = item
+            image = images[i]
+            if rows is None:
+                image.open()
+                return None
+            x = image.band(rows)
+            value = rule(x, i, rows, gradient is not None)
+            return value, image.back(rows, x) if gradient is not None else None
+
+        def take(item: tuple[int, slice | None], result: tuple[Tensor, Tensor | None] | None) -> None:
+            i, rows = item
+            if rows is None or result is None:
+                return
+            value, back = result
+            total.add_(value)
+            if gradient is not None and back is not None:
+                images[i].add(rows, back)
+            if rows.stop == images[i].height:
                 if gradient is not None:
-                    image.add_gradient(rows, x)
-            if gradient is not None:
-                gradient[i] = image.gradient()
+                    gradient[i] = images[i].gradient()
+                del images[i]
+
+        # An image is opened while the bands of the one before are worked on, so that no thread waits for it.
+        threads = num_threads(logits.device, logits.shape[0] * logits.shape[1] * size[0] * size[1])
+        items: list[tuple[int, slice | None]] = []
+        for i, image in images.items():
+            if threads > 1:
+                items += [(ahead, None) for ahead in ((0, 1) if i == 0 else (i + 1,)) if ahead in images]
+            items += [(i, rows) for rows in image.bands()]
+        share_out(items, work, take, threads)
         return total
 
     return with_gradient(logits, run)
@@ -65,61 +97,104 @@ def resized(logits: Tensor, size: Sequence[int]) -> Iterator[ResizedImage]:
     rows = None if in_height == height else interpolation_matrix(in_height, height, like)
     columns = None if in_width == width else interpolation_matrix(in_width, width, like)
     for image in logits:
-        yield ResizedImage(image.to(dtype).contiguous(), (height, width), rows, columns)
+        yield ResizedImage(image, dtype, (height, width), rows, columns)
+
+
+def over_bands(
+    image: ResizedImage,
+    work: Callable[[slice, Tensor], Result],
+    take: Callable[[slice, Result], object] = lambda rows, result: None,
+) -> None:
+    """Calls `take(rows, work(rows, band))` for all bands, as `share_out` does."""
+    share_out(image.bands(), lambda rows: work(rows, image.band(rows)), take, image.threads)
+
+
+_taps = lru_cache(4096)(row_tap_range)
 
 
 class ResizedImage:
     """One image's logits (C, h, w), resized to (H, W) by bilinear interpolation, as bands of rows made on demand.
 
+    Several threads may make bands at once; one alone may add to the gradient.
+
     A resize is linear: `rows @ logits @ columns.T`. Each row of `rows` and `columns` has two non-zeros; where the size
     stays there is no matrix. The transposed matrices bring a gradient back.
     """
 
-    def __init__(self, logits: Tensor, size: tuple[int, int], rows: Tensor | None, columns: Tensor | None) -> None:
-        num_classes, self.in_height = logits.shape[:2]
-        self.height, width = size
-        self.rows, self.columns = rows, columns
-        self.wide = logits if columns is None else logits @ columns.T  # (C, h, W)
+    def __init__(
+        self, logits: Tensor, dtype: torch.dtype, size: tuple[int, int], rows: Tensor | None, columns: Tensor | None
+    ) -> None:
+        self.num_classes, self.in_height = logits.shape[:2]
+        self.height, self._width = size
+        self.dtype, self.rows, self.columns = dtype, rows, columns
+        self._logits = logits
+        self._wide: Tensor | None = None
         self._wide_gradient: Tensor | None = None
+        self._opening = threading.Lock()
         chunk_bytes = CHUNK_BYTES.get(logits.device.type, DEFAULT_CHUNK_BYTES)
-        self.band = max(1, chunk_bytes // (num_classes * width * logits.element_size()))
+        self._band = max(1, chunk_bytes // (self.num_classes * self._width * dtype.itemsize))
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """The bands: which rows, and their logits (C, rows, W), a copy to write to."""
-        for start in range(0, self.height, self.band):
-            rows = slice(start, min(start + self.band, self.height))
-            if self.rows is None:
-                yield rows, self.wide[:, rows].clone()
-            else:
-                first, last = row_tap_range(self.in_height, self.height, rows.start, rows.stop)
-                yield rows, torch.matmul(self.rows[rows, first:last], self.wide[:, first:last])
+    @property
+    def threads(self) -> int:
+        """How many threads share the work on this image."""
+        return num_threads(self._logits.device, self.num_classes * self.height * self._width)
+
+    def open(self) -> Tensor:
+        """The logits at full width (C, h, W), to be only read. The first call computes them."""
+        if self._wide is None:
+            with self._opening:
+                if self._wide is None:
+                    logits = self._logits.to(self.dtype).contiguous()
+                    self._wide = logits if self.columns is None else logits @ self.columns.T
+        return self._wide
+
+    def bands(self) -> list[slice]:
+        """The rows of each band."""
+        starts = range(0, self.height, self._band)
+        return [slice(start, min(start + self._band, self.height)) for start in starts]
+
+    def band(self, rows: slice) -> Tensor:
+        """The logits of a band (C, rows, W), a copy to write to."""
+        if self.rows is None:
+            return self.open()[:, rows].clone()
+        first, last = _taps(self.in_height, self.height, rows.start, rows.stop)
+        return torch.matmul(self.rows[rows, first:last], self.open()[:, first:last])
 
     def of_class(self, index: int) -> Tensor:
         """One class's logits, (H, W), to be only read."""
-        wide = self.wide[index]
+        wide = self.open()[index]
         return wide if self.rows is None else self.rows @ wide
 
-    def add_gradient(self, rows: slice, gradient: Tensor) -> None:
-        """Adds what the band `rows` (C, rows, W) gives to the gradient."""
-        if self._wide_gradient is None:
-            self._wide_gradient = torch.zeros_like(self.wide)
+    def back(self, rows: slice, gradient: Tensor) -> Tensor:
+        """What a band's gradient (C, rows, W) gives to that of the logits, for `add`."""
         if self.rows is None:
-            self._wide_gradient[:, rows] += gradient
-        else:
-            first, last = row_tap_range(self.in_height, self.height, rows.start, rows.stop)
-            self._wide_gradient[:, first:last] += torch.matmul(self.rows[rows, first:last].T, gradient)
+            return gradient
+        first, last = _taps(self.in_height, self.height, rows.start, rows.stop)
+        return torch.matmul(self.rows[rows, first:last].T, gradient)
 
-    def add_class_gradient(self, index: int, gradient: Tensor) -> None:
-        """Adds what one class's logits (H, W) give to the gradient."""
-        if self._wide_gradient is None:
-            self._wide_gradient = torch.zeros_like(self.wide)
-        self._wide_gradient[index] += gradient if self.rows is None else self.rows.T @ gradient
+    def back_of_class(self, gradient: Tensor) -> Tensor:
+        """What the gradient (H, W) of one class's logits gives, for `add_class`."""
+        return gradient if self.rows is None else self.rows.T @ gradient
+
+    def add(self, rows: slice, back: Tensor) -> None:
+        """Adds to the gradient what `back` gave for a band."""
+        first, last = rows.start, rows.stop
+        if self.rows is not None:
+            first, last = _taps(self.in_height, self.height, rows.start, rows.stop)
+        self._gradient()[:, first:last] += back
+
+    def add_class(self, index: int, back: Tensor) -> None:
+        """Adds to the gradient what `back_of_class` gave for a class."""
+        self._gradient()[index] += back
 
     def gradient(self) -> Tensor:
         """The gradient of the logits (C, h, w): of all that was added."""
+        return self._gradient() if self.columns is None else self._gradient() @ self.columns
+
+    def _gradient(self) -> Tensor:
         if self._wide_gradient is None:
-            self._wide_gradient = torch.zeros_like(self.wide)
-        return self._wide_gradient if self.columns is None else self._wide_gradient @ self.columns
+            self._wide_gradient = torch.zeros_like(self.open())
+        return self._wide_gradient
 
 
 class _WithGradient(torch.autograd.Function):

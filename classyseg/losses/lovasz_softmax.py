@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from classyseg.losses.bands import ResizedImage, resized, with_gradient
+from classyseg.losses.bands import ResizedImage, over_bands, resized, with_gradient
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
+from classyseg.losses.sharing import share_out
 from classyseg.losses.tversky import Classes, ImageLoss
 from classyseg.registry import LOSSES
 
@@ -54,27 +55,37 @@ class LovaszSoftmaxLoss(ImageLoss):
         total = torch.zeros((), dtype=torch.float64, device=target.device)
         pixels = valid.flatten().nonzero()[:, 0]
         labels = target.flatten()[pixels]
-        every = torch.arange(len(image.wide), device=target.device)
+        every = torch.arange(image.num_classes, device=target.device)
         classes = (labels.unique() if self.classes == "present" or not len(labels) else every).tolist()
-        log_normalizer = image.wide.new_zeros(target.shape)
-        for rows, x in image:
-            log_normalizer[rows] = x.logsumexp(0)
+        log_normalizer = torch.zeros(target.shape, dtype=image.dtype, device=target.device)
+        over_bands(image, lambda rows, x: log_normalizer[rows].copy_(x.logsumexp(0)))
         passed_back = torch.zeros_like(log_normalizer)
-        for index in classes:
+
+        def of_class(index: int) -> tuple[Tensor, Tensor, Tensor] | Tensor:
             share = (image.of_class(index) - log_normalizer).exp_()
             is_class = labels == index
             value, slope = _lovasz(share.flatten()[pixels], is_class)
-            total += value / len(classes)
-            if wanted:
-                # The error is 1 - softmax for pixels of the class, and the softmax for other pixels.
-                slope = torch.where(is_class, -slope, slope).div_(len(classes))
-                gradient = torch.zeros_like(share).flatten().index_copy_(0, pixels, slope).view_as(share).mul_(share)
-                passed_back += gradient
-                image.add_class_gradient(index, gradient)
+            if not wanted:
+                return value
+            # The error is 1 - softmax for pixels of the class, and the softmax for other pixels.
+            slope = torch.where(is_class, -slope, slope).div_(len(classes))
+            gradient = torch.zeros_like(share).flatten().index_copy_(0, pixels, slope).view_as(share).mul_(share)
+            return value, gradient, image.back_of_class(gradient)
+
+        def take(index: int, found: tuple[Tensor, Tensor, Tensor] | Tensor) -> None:
+            value = found if isinstance(found, Tensor) else found[0]
+            total.add_(value / len(classes))
+            if not isinstance(found, Tensor):
+                passed_back.add_(found[1])
+                image.add_class(index, found[2])
+
+        share_out(classes, of_class, take, image.threads)
         if wanted and classes:
-            for rows, x in image:
-                x -= log_normalizer[rows]
-                image.add_gradient(rows, x.exp_().mul_(-passed_back[rows]))
+            over_bands(
+                image,
+                lambda rows, x: image.back(rows, x.sub_(log_normalizer[rows]).exp_().mul_(passed_back[rows].neg())),
+                image.add,
+            )
         return total
 
 

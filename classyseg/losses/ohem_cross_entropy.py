@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.distributed import sum_over_processes
-from classyseg.losses.bands import as_pixels, full_precision_products, resized, sum_over_pixels
+from classyseg.losses.bands import as_pixels, full_precision_products, over_bands, resized, sum_over_pixels
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
 from classyseg.losses.cross_entropy import ClassWeightedLoss, ClassWeights, likelihood_rule, minus_log
 from classyseg.registry import LOSSES
@@ -77,9 +77,12 @@ class OhemCrossEntropyLoss(ClassWeightedLoss):
         labels = target.where(valid, 0)
         with full_precision_products(logits):
             for i, image in enumerate(resized(logits, target.shape[1:])):
-                for rows, x in image:
+
+                def work(rows: slice, x: Tensor, i: int = i) -> None:
                     picked = x.gather(0, labels[i : i + 1, rows])[0]
                     hardness[i, rows] = x.logsumexp(0) - picked
+
+                over_bands(image, work)
         hardness = hardness.clamp(min=0) + 0.0  # minus zero must become zero: as an integer its bits are a large number
         limit = torch.full((), -math.log(self.threshold), device=logits.device)
         if self.min_kept:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.errors import ConfigError
-from classyseg.losses.bands import resized, with_gradient
+from classyseg.losses.bands import ResizedImage, over_bands, resized, with_gradient
 from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
 from classyseg.registry import LOSSES
 
@@ -82,50 +82,67 @@ class TverskyLoss(ImageLoss):
         def run(logits: Tensor, gradient: Tensor | None) -> Tensor:
             total = torch.zeros((), dtype=torch.float64, device=logits.device)
             for i, image in enumerate(resized(logits, target.shape[1:])):
-                sums = torch.zeros(3, logits.shape[1], dtype=torch.float64, device=logits.device)
-                for rows, x in image:
-                    share = x.softmax(0).mul_(valid[i, rows])
-                    own = share.gather(0, labels[i : i + 1, rows])[0]
-                    flat = labels[i, rows].flatten()
-                    sums[0].index_add_(0, flat, own.flatten().double())
-                    sums[1] += share.sum((1, 2))
-                    sums[2].index_add_(0, flat, valid[i, rows].flatten().double())
-                value, slopes = self._value_and_slopes(sums)
+                value, gradient_of_image = self._image_loss(image, labels[i], valid[i], wanted=gradient is not None)
                 total += value
-                if gradient is None:
-                    continue
-                slopes = slopes.to(image.wide.dtype)
-                for rows, x in image:
-                    x = x.softmax(0).mul_(valid[i, rows])
-                    labels_here = labels[i : i + 1, rows]
-                    own = x.gather(0, labels_here) * slopes[0][labels_here]
-                    mixed = torch.tensordot(slopes[1], x, dims=1) + own[0]
-                    x *= slopes[1].view(-1, 1, 1) - mixed
-                    image.add_gradient(rows, x.scatter_add_(0, labels_here, own))
-                gradient[i] = image.gradient()
+                if gradient is not None and gradient_of_image is not None:
+                    gradient[i] = gradient_of_image
             return total
 
         return with_gradient(logits, run)
 
-    def _value_and_slopes(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """An image's loss and its derivatives by the first two sums.
+    def _image_loss(
+        self, image: ResizedImage, labels: Tensor, valid: Tensor, *, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """An image's loss and its gradient, if wanted; `labels` has a class for ignored pixels, too."""
+        sums = torch.zeros(3, image.num_classes, dtype=torch.float64, device=labels.device)
 
-        `sums` (3, C) has for each class: the softmax summed over its own pixels, the softmax summed over all pixels,
-        and its number of pixels.
-        """
+        def add_up(rows: slice, x: Tensor) -> tuple[Tensor, Tensor]:
+            share = x.softmax(0).mul_(valid[rows])
+            return share.gather(0, labels[None, rows])[0].flatten().double(), share.sum((1, 2))
+
+        def take(rows: slice, found: tuple[Tensor, Tensor]) -> None:
+            own, shares = found
+            flat = labels[rows].flatten()
+            sums[0].index_add_(0, flat, own)
+            sums[1] += shares
+            sums[2].index_add_(0, flat, valid[rows].flatten().double())
+
+        over_bands(image, add_up, take)
+        if not wanted:
+            return self._value(*sums), None
+        value, slopes = self._value_and_slopes(sums)
+        slopes = slopes.to(image.dtype)
+
+        def pass_back(rows: slice, x: Tensor) -> Tensor:
+            x = x.softmax(0).mul_(valid[rows])
+            labels_here = labels[None, rows]
+            own = x.gather(0, labels_here) * slopes[0][labels_here]
+            mixed = torch.tensordot(slopes[1], x, dims=1) + own[0]
+            x *= slopes[1].view(-1, 1, 1) - mixed
+            return image.back(rows, x.scatter_add_(0, labels_here, own))
+
+        over_bands(image, pass_back, image.add)
+        return value, image.gradient()
+
+    def _value_and_slopes(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """An image's loss and its derivatives by the first two sums; see `_value`."""
         with torch.enable_grad():
-            hits, shares = sums[:2].clone().requires_grad_().unbind()
-            leaf = hits._base if hits._base is not None else hits
-            false_positives, false_negatives = shares - hits, sums[2] - hits
-            missed = self.false_positive_weight * false_positives + self.false_negative_weight * false_negatives
-            index = (hits + self.smooth) / (hits + missed + self.smooth).clamp(min=1e-12)
-            distance = 1 - index
-            missing = distance > 0  # at 0, a power below 1 has no finite slope
-            loss = distance.where(missing, 1.0) ** self.exponent * missing
-            counted = sums[2] > 0 if self.classes == "present" else torch.full_like(sums[2], bool(sums[2].any()))
-            value = (loss * counted).sum() / counted.sum().clamp(min=1)
+            leaf = sums[:2].clone().requires_grad_()
+            value = self._value(leaf[0], leaf[1], sums[2])
             (slopes,) = torch.autograd.grad(value, leaf)
         return value.detach(), slopes
+
+    def _value(self, hits: Tensor, shares: Tensor, pixels: Tensor) -> Tensor:
+        """An image's loss, of three sums (C) for each class: the softmax over its own pixels, the softmax over all
+        pixels, and the number of its pixels."""
+        false_positives, false_negatives = shares - hits, pixels - hits
+        missed = self.false_positive_weight * false_positives + self.false_negative_weight * false_negatives
+        index = (hits + self.smooth) / (hits + missed + self.smooth).clamp(min=1e-12)
+        distance = 1 - index
+        missing = distance > 0  # at 0, a power below 1 has no finite slope
+        loss = distance.where(missing, 1.0) ** self.exponent * missing
+        counted = pixels > 0 if self.classes == "present" else torch.full_like(pixels, bool(pixels.any()))
+        return (loss * counted).sum() / counted.sum().clamp(min=1)
 
 
 LOSSES.variants(TverskyLoss, {"dice": {"false_positive_weight": 0.5, "false_negative_weight": 0.5}})

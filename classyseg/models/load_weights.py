@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,8 @@ COUNTED = re.compile(r"num_batches_tracked$")
 OWN = "classyseg"
 ENCODING_BACKBONE = "pretrained."
 """The prefix of the backbone in PyTorch-Encoding's models with heads."""
+MMSEGMENTATION_BACKBONE = "backbone."
+"""The same in mmsegmentation's."""
 
 log = logging.getLogger(__name__)
 
@@ -262,6 +264,8 @@ def match(
         head_names = {key: name for key, name in head_names.items() if key in everything}
         of_head = of_head if any(name.startswith("head.") for name in head_names.values()) else []
     theirs |= {key: outer + name for key, name in head_names.items()}
+    whole = {k: told for k, told in mmsegmentation_names(model, tensors, prefix).items() if k in everything}
+    theirs |= {key: name for key, (name, _) in whole.items()}
     other_classes = 0
     if classifier is not None:
         starts = starts_of_classifier(naming.classifier, prefix)
@@ -270,7 +274,11 @@ def match(
     expected |= {key: everything[key] for key in theirs if key not in expected}
     fit = _Fit(model, adapt_input, grid, image_size)
     state = fit.tensors(
-        {key: (name, naming.tensor(key, tensors[name])) for key, name in theirs.items() if name in tensors}
+        {
+            key: (name, whole[key][1](key, tensors[name]) if key in whole else naming.tensor(key, tensors[name]))
+            for key, name in theirs.items()
+            if name in tensors
+        }
     )
     names = set(theirs.values())
     others = [key for key in tensors if key not in names]
@@ -359,6 +367,38 @@ def encoding_names(model: ClassyModel) -> dict[str, str]:
         naming = Naming("pytorch_encoding", keys.rules)
         names |= {f"heads.{name}.{key}": places[name] + naming.key(key) for key in head.state_dict()}
     return names
+
+
+def mmsegmentation_names(
+    model: ClassyModel, tensors: Mapping[str, Tensor], prefix: str
+) -> dict[str, tuple[str, Callable[[str, Tensor], Tensor]]]:
+    """mmsegmentation's names for the keys of our heads, each with what to do with its tensor.
+
+    `prefix` is that of the backbone. The main head is its `decode_head`, those that only train are its
+    `auxiliary_head`s, in their order. Empty if the file has other heads: then the backbone alone is loaded.
+    """
+    outer = prefix.removesuffix(MMSEGMENTATION_BACKBONE)
+    if outer == prefix or not any(key.startswith(f"{outer}decode_head.") for key in tensors):
+        return {}
+    aux = [name for name in model.heads if name in model.train_only_heads]
+    several = f"{outer}auxiliary_head.0.conv_seg.weight" in tensors
+    places = {name: f"auxiliary_head.{f'{i}.' if several else ''}" for i, name in enumerate(aux)}
+    found: dict[str, tuple[str, Callable[[str, Tensor], Tensor]]] = {}
+    for name, head in model.heads.items():
+        keys = head.mmsegmentation_keys()  # type: ignore[operator]
+        if keys is None:
+            return {}
+        naming = Naming("mmsegmentation", keys.rules)
+        for key in head.state_dict():
+            theirs = naming.key(key)
+            place = theirs[1:] if theirs.startswith("/") else places.get(name, "decode_head.") + theirs
+            found[f"heads.{name}.{key}"] = outer + place, _within(f"heads.{name}.", keys.tensor)
+    needed = [name for key, (name, _) in found.items() if not COUNTED.search(key)]
+    return found if all(name in tensors for name in needed) else {}
+
+
+def _within(start: str, change: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
+    return lambda key, tensor: change(key.removeprefix(start), tensor)
 
 
 def _recognise(expected: Iterable[str], namings: list[Naming], tensors: Mapping[str, Tensor]) -> tuple[Naming, str]:

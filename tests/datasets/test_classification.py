@@ -192,6 +192,28 @@ def test_a_list_names_images_and_classes(root: Path, name: str, text: str, optio
 
 
 @pytest.mark.usefixtures("pets")
+@pytest.mark.parametrize(
+    ("name", "text", "options"),
+    [
+        ("list.csv", "image,label\ndog/a.png,cat;dog\ncat/b.png,1\ncat/b.png,\n", {}),
+        ("list.csv", "image,label\ndog/a.png,dog|cat\ncat/b.png,cat\ncat/b.png,\n", {"separator": "|"}),
+        ("list.txt", "dog/a.png dog;1\n\ncat/b.png\t1\ncat/b.png\n", {}),
+        (None, "", {"paths": ["dog/a.png", "cat/b.png", "cat/b.png"], "labels": [["dog", 1], ["cat"], []]}),
+    ],
+)
+def test_a_list_may_name_several_classes_of_an_image(
+    root: Path, name: str | None, text: str, options: dict[str, Any]
+) -> None:
+    table = {} if name is None else {"table": name}
+    if name is not None:
+        (root / name).write_text(text, encoding="utf-8")
+    dataset = build_dataset({**PATHS, **table, "multi_label": True, **options})
+    assert dataset.facts.multi_label
+    assert [dataset[i].target.tolist() for i in range(3)] == [[1, 1], [0, 1], [0, 0]]
+    assert dataset[0].target.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("pets")
 def test_a_config_may_list_images_itself() -> None:
     assert labels_of(build_dataset({**PATHS, "paths": ["dog/a.png", "cat/b.png"], "labels": [0, "cat"]})) == [0, 1]
 

@@ -71,6 +71,22 @@ HEADS = {
     "loss_se_decode=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=0.2)",
 }
 
+HEADS["uper"] = "type='UPerHead', pool_scales=(1, 2, 3)"
+_SMALL = """
+model = dict(
+    backbone=dict(depth=18, dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2)),
+    decode_head=dict(channels=8, num_classes=5{more}), auxiliary_head=dict(in_channels=256, channels=8, num_classes=5))
+"""
+SMALL = {
+    "fcn": _SMALL.replace("{more}", ", in_channels=512"),
+    "psp": _SMALL.replace("{more}", ", in_channels=512"),
+    "aspp": _SMALL.replace("{more}", ", in_channels=512, dilations=(1, 2, 3)"),
+    "sep_aspp": _SMALL.replace("{more}", ", in_channels=512, dilations=(1, 2, 3), c1_in_channels=64, c1_channels=4"),
+    "enc": _SMALL.replace("{more}", ", in_channels=[128, 256, 512], in_index=[1, 2, 3], num_codes=4"),
+    "uper": _SMALL.replace("{more}", ", in_channels=[64, 128, 256, 512], in_index=[0, 1, 2, 3]"),
+}
+"""Changes for small models of each head, on a ResNet-18 at stride 32."""
+
 
 def write(folder: Path, head: str = "psp", changes: str = "", name: str = "net_4xb2-400.py") -> Path:
     """A config of `HEADS[head]` in `folder`, with `changes`, lines of Python, over its bases."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ from migration import mmseg_files
 from classyseg import TASKS, parse_config
 from classyseg.errors import ConfigError
 from classyseg.migration import Converted, convert_file
-from classyseg.models import build_model
+from classyseg.models import build_model, load_weights
 from classyseg.optim import build_optimizer
 from classyseg.structures import RunLength
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 PARAMETERS = {"fcn": 49_497_734, "psp": 48_975_494, "aspp": 68_113_030, "sep_aspp": 43_589_878, "enc": 35_891_961}
 """Of mmsegmentation 1.2.2's models with these heads, counted there."""
 
@@ -178,3 +181,40 @@ train_dataloader = dict(dataset=dict(type='Fields', data_root='data/fields', red
     assert train["classes"] == ["soil", "crop"]
     assert train["mask_suffix"] == "_mask"
     assert train["label_map"] == {0: 255, 1: 0, 2: 1}
+
+
+def tensor_of(key: str, shape: list[int]) -> torch.Tensor:
+    """What stands in a file under `key`: it depends on the key alone."""
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    values = torch.rand(shape, generator=generator, dtype=torch.float64)
+    if key.endswith("running_var"):
+        return (values + 0.5).float()
+    return (values - 0.5 + 0.5 * key.endswith(("bn.weight", "bn1.weight", "bn2.weight"))).float()
+
+
+@pytest.mark.parametrize("head", mmseg_files.SMALL)
+def test_a_checkpoint_of_mmsegmentation_gives_its_logits_in_the_converted_model(tmp_path: Path, head: str) -> None:
+    golden = json.loads((GOLDENS / "mmsegmentation_heads.json").read_text())
+    shapes = {key: shape for key, shape in golden["fcn"]["shapes"].items() if key.startswith("backbone.")}
+    state = {key: tensor_of(key, shape) for key, shape in (shapes | golden[head]["shapes"]).items()}
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "iter_40000.pth")
+    values = converted(tmp_path, head, mmseg_files.SMALL[head]).values["model"]
+    model = build_model({**values, "weights": None}, num_classes=5)
+    report = load_weights(model, tmp_path / "iter_40000.pth")
+    assert report.library == "mmsegmentation"
+    assert not report.new_heads
+    image = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    with torch.no_grad():
+        logits = model.eval()(image)["main"]
+        aux = model.heads["aux"](list(model.extract_features(image).values())[3:4])
+    wanted = golden[head]["logits"]
+    assert logits.flatten()[::7][: len(wanted)].tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+    assert aux.flatten()[::7][:4].tolist() == pytest.approx(golden[head]["aux"], rel=1e-3, abs=1e-3)
+
+
+def test_a_checkpoint_with_another_head_gives_the_backbone_alone(tmp_path: Path) -> None:
+    golden = json.loads((GOLDENS / "mmsegmentation_heads.json").read_text())
+    torch.save({"state_dict": {k: tensor_of(k, v) for k, v in golden["fcn"]["shapes"].items()}}, tmp_path / "fcn.pth")
+    values = converted(tmp_path, "psp", mmseg_files.SMALL["psp"]).values["model"]
+    model = build_model({**values, "weights": None}, num_classes=5)
+    assert load_weights(model, tmp_path / "fcn.pth").new_heads == ("main", "aux")

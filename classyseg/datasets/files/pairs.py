@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from classyseg.config import listed
 from classyseg.console import MAX_NAME, printable
@@ -31,6 +32,8 @@ from classyseg.errors import ConfigError, DataError
 Pair = tuple[Path, Path]
 ImageAndMask = tuple[Path, Path | None]
 """The mask is None where a split has no masks: those of test images are seldom public."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -316,7 +319,7 @@ def refuse_loop(path: Path) -> None:
         raise DataError(f"{path}: a link to a folder that it lies in; remove it")
 
 
-def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+def existing_files(place: object, folder: Path, labelled: Sequence[tuple[str, T]]) -> list[tuple[str, T]]:
     """The paths of the files of `folder` that a list of (name, label) names. Messages call the list `place`.
 
     Raises: `DataError` for those that are missing.

@@ -149,6 +149,10 @@ def _resnet(section: Section, kind: str) -> Backbone | None:
     if stride != 32:
         config["output_stride"] = stride
         section.expect("contract_dilation", True, why="the first block of a dilated stage keeps the dilation before it")
+        if depth in (18, 34):
+            section.lost(
+                "dilations", "a dilated basic block dilates both of its convolutions here, there the first one"
+            )
     section.unused("contract_dilation")
     section.expect("multi_grid", None, why="its numbers are dilations in mmsegmentation, and factors here")
     section.expect("dcn", None)
@@ -193,6 +197,8 @@ def _mobilenet_v2(section: Section, kind: str) -> Backbone | None:
     width = section.number("widen_factor", 1.0)
     section.expect("out_indices", [1, 2, 4, 6])
     stride = _output_stride(section, MOBILE_STRIDES, 7)
+    if stride != 32:
+        section.lost("dilations", "there the first layer of a stage is dilated, here all the others are")
     config: dict[str, Any] = {"name": "mobilenet_v2", "output_stride": stride}
     if width != 1.0:
         config["width"] = float(width)
@@ -224,8 +230,10 @@ def _swin(section: Section, kind: str) -> Backbone | None:
         "dropout": float(section.number("drop_rate", 0.0)),
         "attention_dropout": float(section.number("attn_drop_rate", 0.0)),
         "stochastic_depth": float(section.number("drop_path_rate", 0.1)),
-        "norm_blocks": True,
     }
+    section.lost(
+        "out_indices", "each output passes a layer norm of its own there; here only the last one does (`norm`)"
+    )
     act, norm = section.section("act_cfg"), section.section("norm_cfg")
     act.expect("type", "GELU")
     norm.expect("type", "LN")

@@ -106,6 +106,9 @@ def _data_set(section: Section, kind: str, num_classes: int | None) -> dict[str,
         config["lists"] = str(PurePosixPath(section.text("ann_file")).parent)
         background = {"with_background": True} if kind == "PascalContextDataset" else {}
         return _known(section, {**config, **background, **_root(section, "VOCdevkit/VOC2010")})
+    if kind == "COCOStuffDataset" and split not in ("train", "val"):
+        section.lost("data_prefix", f"found {shown(split)}; of COCO-Stuff only the set of 164k images is here")
+        return None
     if kind == "COCOStuffDataset":
         section.notes.add(
             "assumed",

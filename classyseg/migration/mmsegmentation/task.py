@@ -171,6 +171,11 @@ def _data(root: Section, loader: Section, heads: list[Head], grey: int) -> dict[
         section.close()
     if train is None:
         raise _problems(root.notes)
+    test = found.get("test")
+    if test is not None and test.get("classes") != train.get("classes") and test["name"] == "folder":
+        del found["test"]
+        sentence = "its classes are not known here; name them, and write it as dataset.test"
+        root.notes.add("unused", "test_dataloader", sentence)
     return {name: config for name, config in found.items() if config is not None}
 
 

@@ -124,7 +124,8 @@ class ResNet(FourStages):
             norm=norm,
         )
         self.in_channels = in_channels
-        self.namings = (*type(self).namings, _classyvision(block))
+        stem = (_MMSEGMENTATION,) if deep_stem else ()
+        self.namings = (*type(self).namings, _classyvision(block), *stem)
         channels = self._add_stem(options, _deep_stem_width(deep_stem, stem_width, small_input), small_input)
         self._add_stages(options, channels, depths, output_stride, multi_grid)
         self._initialise(last_gamma)
@@ -191,6 +192,10 @@ class ResNet(FourStages):
     @classmethod
     def known_weights(cls, variant: str) -> dict[str, PublicWeights]:
         return torchvision_weights(variant)
+
+
+_MMSEGMENTATION = Naming("mmsegmentation", ((r"^conv1\.(?=\d)", "stem."), (r"^bn1\.", "stem.7.")), classifier=("fc.",))
+"""How OpenMMLab spells a deep stem; other keys are torchvision's."""
 
 
 def _deep_stem_width(deep_stem: bool, stem_width: int, small_input: bool) -> int | None:
