@@ -187,9 +187,9 @@ def _heads_to_reset(model: ClassyModel, report: LoadedWeights) -> str:
     words = {word for line in (*report.missing, *report.mismatched) for word in line.split(" ")[:1]}
     heads = [name for name in model.heads if any(f"heads.{name}." in word for word in words)]
     of_encoding = report.prefix.removesuffix(ENCODING_BACKBONE)
-    if any(word.startswith(f"{of_encoding}head.") for word in words):
+    if any(word.startswith((f"{of_encoding}head.", "decode_head.")) for word in words):
         heads.append(model.main_head)
-    if any(word.startswith(f"{of_encoding}auxlayer.") for word in words):
+    if any(word.startswith((f"{of_encoding}auxlayer.", "auxiliary_head.")) for word in words):
         heads += [name for name in model.heads if name in model.train_only_heads]
     if not heads:
         return ""
