@@ -12,24 +12,33 @@ import torch.distributed as dist
 from torch import Tensor
 
 from classyseg import launcher
+from classyseg.errors import ConfigError
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for the others, at the start and at every exchange."""
+
+BACKENDS = {"cpu": "gloo", "cuda": "cuda:nccl,cpu:gloo", "xpu": "xpu:xccl,cpu:gloo"}
+"""How processes exchange tensors, by the kind of their device."""
 
 
 def start_processes(device_type: str, timeout: timedelta = TIMEOUT) -> None:
     """Joins the process group that `torchrun` described in the environment; does nothing without one.
 
-    On GPUs there is a gloo group in addition to nccl, so that small agreements on the host never wait for the device.
+    On GPUs there is a gloo group in addition, so that small agreements on the host never wait for the device.
 
-    Raises: `ConfigError` for an incomplete description, and for processes that do not come within `timeout`.
+    Raises: `ConfigError` for an incomplete description, for processes that do not come within `timeout`, and for a
+        device on which only one process can train.
     """
     if dist.is_initialized():
         return
     job = launcher.described_job(device_type)
     if job is None:
         return
-    backend = "cuda:nccl,cpu:gloo" if device_type == "cuda" else "gloo"
+    if device_type not in BACKENDS:
+        raise ConfigError(
+            "runtime.device", f"found {device_type}, on which several processes cannot train; take cpu, or one process"
+        )
+    backend = BACKENDS[device_type]
     store = launcher.meet(job, timeout)
     dist.init_process_group(backend, store=store, rank=job.rank, world_size=job.world_size, timeout=TIMEOUT)
 

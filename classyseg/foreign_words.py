@@ -86,8 +86,10 @@ KEYS: dict[str, str] = {
     "train_transforms target_transform target_transforms joint_transform transforms": "dataset.train.transforms",
     "hflip fliplr horizontal_flip random_flip flip": "dataset.train.transforms, such as [horizontal_flip]",
     "vflip flipud vertical_flip": "dataset.train.transforms, such as [vertical_flip]",
-    "mixup mixup_alpha mix_up": "dataset.train.transforms, such as [{name: mix_up, alpha: 0.2}]",
-    "cutmix cutmix_alpha cut_mix": "dataset.train.transforms, such as [cut_mix]",
+    "mixup mixup_alpha mix_up": (
+        "dataset.train.transforms, such as [{name: mix_up, alpha: 0.2}], or mixing, of {name: classification}"
+    ),
+    "cutmix cutmix_alpha cut_mix": "dataset.train.transforms, such as [cut_mix], or mixing, of {name: classification}",
     "reprob random_erasing erasing remode recount": "dataset.train.transforms, such as [random_erasing]",
     "color_jitter jitter hsv_h hsv_s hsv_v": "dataset.train.transforms, such as [color_jitter]",
     "rotation_range rotate degrees max_rotation": "dataset.train.transforms, such as [random_rotation]",

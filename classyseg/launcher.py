@@ -54,7 +54,7 @@ def described_job(device_type: str) -> Job | None:
     if world_size == 1:
         return None
     missing = [name for name in (*ADDRESS, "LOCAL_RANK") if _text(name) is None]
-    needed = {*ADDRESS, *(["LOCAL_RANK"] if device_type == "cuda" else [])}
+    needed = {*ADDRESS, *(["LOCAL_RANK"] if device_type != "cpu" else [])}
     if rank is not None and host is not None and port is not None and not needed & {*missing}:
         return Job(world_size, rank, host, port)
     raise ConfigError(

@@ -47,7 +47,15 @@ LAST_STEP = 8
 SECONDS = 120
 """After so long a resumed run counts as hanging."""
 TOP = (
-    *("config.yaml", "metrics.jsonl", "steps.jsonl", ".lock", "confusion_matrix.csv", "bad_samples.jsonl"),
+    *(
+        "config.yaml",
+        "metrics.jsonl",
+        "steps.jsonl",
+        ".lock",
+        "confusion_matrix.csv",
+        "bad_samples.jsonl",
+        "non_finite.jsonl",
+    ),
     *(".started", ".files", ".before", ".before-moving", ".replaced"),
 )
 POINTERS = ("checkpoints/LATEST", "checkpoints/BEST")

@@ -91,6 +91,7 @@ SAME_FLOOR = {
     ("downloads", "locks"),
     ("launcher", "errors"),
     ("distributed", "launcher"),
+    ("distributed", "errors"),
     ("claims", "records"),
     ("registry", "signature"),
     ("registry", "component"),

@@ -160,6 +160,19 @@ def test_at_most_one_is_written_at_a_time_and_an_error_is_told_once(
     assert writer.take_error() is None
 
 
+@pytest.mark.gpu
+def test_weights_on_a_gpu_may_change_right_after_the_save(tmp_path: Path) -> None:
+    writer, values = CheckpointWriter(), torch.zeros(1_000_000, device="cuda")
+    for step in range(4):
+        values.fill_(step)
+        writer.write(tmp_path, step, {"model": {"x": values}}, {})
+        values.fill_(-1)
+    writer.wait()
+
+    for step in range(4):
+        assert (load_checkpoint(tmp_path / f"step-{step}").tensors["model"]["x"] == step).all()
+
+
 def test_the_state_is_that_of_the_save_although_hooks_change_what_they_gave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,6 +344,49 @@ def test_a_device_is_asked_late_and_the_run_is_the_same(policy: str, far_device:
     assert (newest[0] / "model.safetensors").read_bytes() == (newest[1] / "model.safetensors").read_bytes()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["stop", "skip_step", "rollback"])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_on_a_gpu_no_step_waits_and_a_skipped_one_changes_nothing(policy: Any, scaled: bool) -> None:
+    device = torch.device("cuda")
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), capturable=True)
+    guard = non_finite.StepGuard(policy, device)
+    guard.watch(model)
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0) if scaled else None
+    x = torch.rand(2, 3, 4, 4, device=device)
+
+    def step(number: int, factor: Tensor) -> None:
+        optimizer.zero_grad()
+        guard.begin()
+        loss = model(x * factor).square().mean()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        guard.step = number
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        guard.finish(loss, scaler, optimizer.step, lambda: state)
+
+    def everything() -> dict[str, Tensor]:
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        return {
+            name: x.clone() for name, x in [*model.state_dict().items(), *((str(i), x) for i, x in enumerate(state))]
+        }
+
+    one, bad = torch.ones((), device=device), torch.full((), float("nan"), device=device)
+    step(1, one)  # the first one makes the optimizer's state, and may wait
+    before = everything()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(2, bad)
+        after = everything()
+        step(3, one)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert guard.look()[0].step == 2
+    if policy == "skip_step":
+        assert_equal(after, before)
+
+
 # -- float16 -----------------------------------------------------------------------------------------------------------
 
 

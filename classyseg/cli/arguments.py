@@ -47,7 +47,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-memory", metavar="SIZE", help="what predicting an image may take above the model, such as 2G"
     )
     parser.add_argument(
-        "--device", metavar="D", help="auto, cpu, cuda or cuda:1 (default: auto, a GPU if there is one)"
+        "--device",
+        metavar="D",
+        help="auto, cpu, cuda, mps, xpu, or such as cuda:1 (default: auto, a GPU if there is one)",
     )
 
 

@@ -32,10 +32,11 @@ def whole_batch_step(
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
     Raises: `ConfigError` for an output that does not have one entry for each image.
     """
+    device = next(network.parameters()).device
     buffers = [buffer.clone() for buffer in network.buffers()]
     states, parts = [], []
     for i in range(num_parts):
-        states.append(_random_state())
+        states.append(_random_state(device))
         with exchanging(False):
             parts.append({name: output.detach() for name, output in run(i).items()})
     # The second round of passes updates running statistics again: they must start from the same values.
@@ -46,7 +47,7 @@ def whole_batch_step(
     value = loss(whole)
     backward(value)
     for i in range(num_parts):
-        _set_random_state(states[i])
+        _set_random_state(states[i], device)
         with exchanging(i == num_parts - 1):
             again = run(i)
             wanted = [name for name in again if whole[name].grad is not None and again[name].requires_grad]
@@ -66,12 +67,12 @@ def _joined(name: str, parts: Sequence[Tensor]) -> Tensor:
     return joined.requires_grad_() if joined.is_floating_point() else joined
 
 
-def _random_state() -> list[Tensor]:
-    device = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *device]
+def _random_state(device: torch.device) -> list[Tensor]:
+    own = [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
+    return [torch.get_rng_state(), *own]
 
 
-def _set_random_state(states: Sequence[Tensor]) -> None:
+def _set_random_state(states: Sequence[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
-        torch.cuda.set_rng_state(state)
+        torch.get_device_module(device).set_rng_state(state)

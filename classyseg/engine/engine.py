@@ -26,6 +26,9 @@ from classyseg.optim import ClassyOptimizer
 from classyseg.sharded import fill, gathered, local, stand_ins
 from classyseg.structures import Sample
 
+WITHOUT_64_BITS = ("mps",)
+"""Devices that have no float64, in which losses add up."""
+
 
 class Engine:
     """Computes training steps of a model with a loss. The caller says what a batch means: the engine knows no task.
@@ -49,15 +52,22 @@ class Engine:
         """Sets torch's switches and brings model and loss to the device."""
         self.runtime.apply()
         self.device = self.runtime.torch_device()
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        if self.device.type in ("cuda", "xpu"):
+            torch.accelerator.set_device_index(self.device)
         bring(self.model, self.device, channels_last=self.runtime.channels_last)
-        self.loss.to(self.device)
+        self.loss.to(self.results_device)
+
+    @property
+    def results_device(self) -> torch.device:
+        """Where losses and meters compute: beside the model, but for a device without 64 bits."""
+        return torch.device("cpu") if self.device.type in WITHOUT_64_BITS else self.device
 
     def start(self, optimizer: ClassyOptimizer | None) -> None:
         """Makes the placed model ready to be measured, and for `distribute`, which trains it with `optimizer`."""
         self.optimizer = optimizer
         self.precision = Precision(self.runtime, self.device)
+        # Measured images may all differ in size: for each, a form of its own would be compiled.
+        self._measured = torch.compile(self.model, dynamic=True) if self.runtime.compile else self.model
         self.guard = StepGuard(self.runtime.non_finite, self.device)
         if optimizer is not None and self.guard.undoes_on_device:
             optimizer.count_on_device()
@@ -192,9 +202,9 @@ class Engine:
         try:
             with self.precision.autocast():
                 if self.sharded is None:
-                    return functional_call(self.model, self.averaging.by_module_name, (inputs,))  # type: ignore[no-any-return]
+                    return self._for_results(functional_call(self.model, self.averaging.by_module_name, (inputs,)))
                 with self.averaged():
-                    return self.model(inputs)  # type: ignore[no-any-return]
+                    return self._for_results(self.model(inputs))
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -250,10 +260,15 @@ class Engine:
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def __call__(self, inputs: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        network = self.network if self.model.training else self.evaluated
+        network = self.network if self.model.training else self._measured
         with self.precision.autocast():
             outputs: Mapping[str, Tensor] = network(inputs)
-        return outputs
+        return self._for_results(outputs)
+
+    def _for_results(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.results_device == self.device:
+            return outputs
+        return {name: output.to(self.results_device) for name, output in outputs.items()}
 
     def step(self, batch: Sample, work: BatchWork, share_done: float) -> Tensor:
         """Learns from a batch; gives its loss, on the device. The share `share_done` of the run is done before it.

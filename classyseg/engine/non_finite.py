@@ -123,7 +123,7 @@ class StepGuard:
         """
         if len(self._unseen) == len(self._flags) and not self.knows_at_once:
             raise ValueError(f"{MAX_UNSEEN_STEPS} steps were taken without a look at what was not finite in them")
-        loss = loss.detach().float()
+        loss = loss.detach().float().to(self._one.device)
         gradients = [gradient for parameter in self._parameters if (gradient := parameter.grad) is not None]
         self._find_overflow([local(gradient) for gradient in gradients] if self._is_sharded else gradients, scaler)
         if self.knows_at_once:

@@ -24,7 +24,7 @@ def replicated(model: ClassyModel, device: torch.device) -> nn.Module:
     """A wrapper of `model` that averages gradients over the processes (DDP)."""
     return DistributedDataParallel(
         model,
-        device_ids=[device] if device.type == "cuda" else None,
+        device_ids=None if device.type == "cpu" else [device],
         **_KEEP_OWN_BUFFERS,
         gradient_as_bucket_view=True,
         find_unused_parameters=model.unused_in_training(),

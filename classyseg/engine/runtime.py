@@ -26,10 +26,13 @@ class RuntimeConfig(ConfigRecord):
     the last bits. `workers` changes nothing.
 
     Args:
-        device: `auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
+        device: `auto` (this machine's accelerator, else the CPU), `cpu`, `cuda` (GPUs of NVIDIA and AMD), `mps`
+            (Apple), `xpu` (Intel), or one by its number: `cuda:1`. Under `torchrun` each process takes its own. With
+            `mps`, losses are computed on the host, as they need 64 bits, and only one process can train.
         precision: `float32`, or autocast to `bfloat16` or `float16` (the latter with loss scaling). Weights stay
             float32.
-        compile: `torch.compile` the network for training.
+        compile: `torch.compile` the network. For training it is compiled for the size of the images. For
+            measuring it is compiled with free sizes, so that images of many sizes share a form or two.
         channels_last: Memory format of images and weights; faster for most convolutions.
         workers: Processes that load data, for each training process; 0 loads in the training process. The samples do
             not depend on it.
@@ -87,7 +90,7 @@ class RuntimeConfig(ConfigRecord):
     def instead_of(cls, key: object, value: object) -> str:
         return instead_of_key("runtime", key, cls.model_fields)
 
-    device: Annotated[Text, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[Text, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = "auto"
     precision: Precision = "float32"
     compile: Bool = False
     channels_last: Bool = True
@@ -107,11 +110,16 @@ class RuntimeConfig(ConfigRecord):
     def torch_device(self) -> torch.device:
         """This process's device. Raises: `ConfigError` for a GPU that is not there."""
         with within("runtime"):
-            return torch_device(self.device)
+            device = torch_device(self.device)
+            if device.type == "mps" and self.precision == "float16":
+                raise ConfigError(
+                    "precision", "found float16, whose loss scaling needs 64 bits, which mps has not; take bfloat16"
+                )
+        return device
 
     def loading(self, device: torch.device) -> dict[str, Any]:
         """The options of `make_loader` for batches that go to `device`."""
-        on_gpu = device.type == "cuda"
+        on_gpu = device.type in ("cuda", "xpu")
         return {"workers": self.workers, "worker_timeout": self.worker_timeout, "pin_memory": on_gpu}
 
     def apply(self) -> None:

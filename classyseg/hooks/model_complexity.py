@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 class ModelComplexityHook(ClassyHook):
     """At the start, counts parameters, multiply-adds and activations of the model and each of its modules.
 
-    The log has the sums and those of the parts, `model_complexity.md` in the run's folder all modules. They are for one
-    input in eval mode, so that heads with `train_only` count as parameters alone. A multiply-add counts as one, as in
-    papers. Only convolutions, matrix products and attention are counted, and as activations what they give. Nothing is
-    computed: the model runs without values, on the shapes alone.
+    The log has the sums and those of the parts, a table of the hook's name in the run's folder all modules. They are
+    for one input in eval mode, so that heads with `train_only` count as parameters alone. A multiply-add counts as one,
+    as in papers. Only convolutions, matrix products and attention are counted, and as activations what they give.
+    Nothing is computed: the model runs without values, on the shapes alone.
 
     Args:
         size: Height and width of the input. null: those of `dataset.train` after its transforms, else of `val`; if

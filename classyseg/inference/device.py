@@ -11,22 +11,33 @@ from classyseg.console import shown
 from classyseg.errors import ConfigError
 from classyseg.launcher import local_rank
 
+KINDS = ("cuda", "mps", "xpu")
+"""The accelerators that a text may name: GPUs of NVIDIA and AMD, of Apple, and of Intel."""
+
 
 def torch_device(name: str | torch.device) -> torch.device:
-    """`auto` (a GPU if there is one), `cpu`, `cuda` (under `torchrun`, each process's own), `cuda:1`.
+    """`auto` (this machine's accelerator, else the CPU), `cpu`, `cuda`, `mps`, `xpu`, or one by its number: `cuda:1`.
 
-    Raises: `ConfigError` for any other text, and for a GPU that does not exist.
+    Without a number, under `torchrun`, it is each process's own. Raises: `ConfigError` for any other text, and for a
+    device that does not exist.
     """
-    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", str(name)):
-        raise ConfigError("device", f"found {shown(name)}; accepted are auto, cpu, cuda and such as cuda:1")
+    if not re.fullmatch(rf"auto|cpu(:0)?|({'|'.join(KINDS)})(:\d+)?", str(name)):
+        accepted = f"auto, cpu, {', '.join(KINDS)} and such as cuda:1"
+        raise ConfigError("device", f"found {shown(name)}; accepted are {accepted}")
     kind, _, index = str(name).partition(":")
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cpu" or (kind == "auto" and not available):
+    there = None if kind == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    if kind == "cpu" or (kind == "auto" and (there is None or there.type not in KINDS)):
         return torch.device("cpu")
-    number = int(index or local_rank())
+    if there is None:
+        raise ConfigError(
+            "device", f"found {name}, but torch {torch.__version__} finds no accelerator here; take auto or cpu"
+        )
+    if kind not in ("auto", there.type):
+        raise ConfigError("device", f"found {name}, but the accelerator of this machine is {there.type}; take auto")
+    number, available = int(index or local_rank()), torch.accelerator.device_count()
     if number >= available:
         raise ConfigError("device", f"found {name} (GPU {number} for this process); {available} GPUs are there")
-    return torch.device("cuda", number)
+    return torch.device(there.type, number)
 
 
 def bring(model: nn.Module, device: torch.device, *, channels_last: bool) -> None:

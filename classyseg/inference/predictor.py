@@ -269,7 +269,7 @@ class Predictor:
         clips = clips_of_video(path, self.clips or ClipConfig(frames=1), self.preparation)
         while some := [self.preparation.apply(clip, whole_images=True) for clip in islice(clips, self.batch_size)]:
             (scores,) = self._run(some, ("scores",))
-            total, count = total + scores.double().sum(0).cpu(), count + len(some)
+            total, count = total + scores.cpu().double().sum(0), count + len(some)
         scores = (total / count).float()
         labels = (scores >= 0.5) if self.multi_label else scores.argmax()
         return [labels.long() if kind == "labels" else scores for kind in kinds]

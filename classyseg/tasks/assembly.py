@@ -62,6 +62,7 @@ class TaskKind(Protocol):
     whole_images: bool | None
     takes_clips: bool | None
     datasets: type[DatasetsConfig]
+    may_lack_masks: frozenset[str]
 
     @classmethod
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
@@ -211,7 +212,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     labelled = {name: part for name, part in data.items() if name not in spec.task.datasets.without_labels}
     facts = facts_of_all(labelled)
     kind = spec.kind(facts)
-    check_data(data, problems, kind, labelled)
+    check_data(data, problems, kind, labelled, spec.task.may_lack_masks)
 
     loss: ClassyLoss | None = None
     ignore_index = 255 if facts.ignore_index is None else facts.ignore_index

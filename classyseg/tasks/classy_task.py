@@ -127,6 +127,8 @@ class ClassyTask(Configurable, ABC):
     """The keys of its config that may differ when a run is resumed."""
     datasets: type[DatasetsConfig] = DatasetsConfig
     """What the key `dataset` holds: a subclass has data sets of its own in addition, such as `unlabelled`."""
+    may_lack_masks: frozenset[str] = frozenset()
+    """The data sets that may be images alone, such as `train` of a task that can learn from a teacher."""
     whole_images: bool | None = False
     """Whether it takes data sets of whole images with their classes, in place of masks; None: either.
 
@@ -432,7 +434,9 @@ class ClassyTask(Configurable, ABC):
                 f"channels ({batch.name[0]})",
             )
         batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
-        return batch.replace(image=self.normalizer(batch.image))
+        batch = batch.replace(image=self.normalizer(batch.image))
+        results_device = self.engine.results_device
+        return batch if results_device == self.engine.device else batch.replace(target=batch.target.to(results_device))
 
     def train_step(self, batch: Sample) -> None:
         """Learns from a batch; sets `last_loss` to its loss, on the device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -51,11 +51,18 @@ def facts_of_all(data: Data) -> DataFacts:
     return replace(facts[0], **known)
 
 
-def check_data(data: Data, problems: Problems, kind: DataKind, labelled: Data) -> None:
-    """Checks that data sets are of the kind that the task takes, and alike. Of those in `labelled`, labels are read."""
+def check_data(
+    data: Data, problems: Problems, kind: DataKind, labelled: Data, may_lack_masks: Collection[str] = ()
+) -> None:
+    """Checks that data sets are of the kind that the task takes, and alike.
+
+    Labels are read of those in `labelled`. Those in `may_lack_masks` may be images alone.
+    """
     for name, part in data.items():
         with problems.collected():
-            check_kind(name, part.facts, kind, is_labelled=name in labelled)
+            is_labelled = name in labelled
+            needs_masks = is_labelled and name not in may_lack_masks
+            check_kind(name, part.facts, kind, is_labelled=is_labelled, needs_masks=needs_masks)
     for name, part in data.items():
         first_name, first = next(iter(data.items()))
         with problems.collected():
@@ -93,7 +100,9 @@ def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Pro
                 )
 
 
-def check_kind(name: str, facts: DataFacts, kind: DataKind, *, is_labelled: bool = True) -> None:
+def check_kind(
+    name: str, facts: DataFacts, kind: DataKind, *, is_labelled: bool = True, needs_masks: bool = True
+) -> None:
     """Raises: `ConfigError` for a data set of another kind than the task takes."""
     if is_labelled and facts.whole_images != kind.whole_images:
         found, wanted = ("one class", "a mask") if facts.whole_images else ("a mask", "one class")
@@ -102,7 +111,7 @@ def check_kind(name: str, facts: DataFacts, kind: DataKind, *, is_labelled: bool
     if facts.gives_clips != kind.gives_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
         raise ConfigError(f"dataset.{name}", f"has {found}; {kind.wanted('this task takes', wanted)}")
-    if is_labelled and facts.has_masks is False:
+    if needs_masks and facts.has_masks is False:
         raise ConfigError(
             f"dataset.{name}",
             "has images alone, without masks to train on or to measure with; they are there to be "

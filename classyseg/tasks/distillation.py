@@ -173,6 +173,7 @@ class DistillationTask(ClassyTask):
         label_weight: A factor of `loss` in training; 0 learns from the teacher alone.
     """
 
+    may_lack_masks = frozenset({"train"})
     whole_images = None
     takes_clips = None
     free_on_resume = (*ClassyTask.free_on_resume, WEIGHTS)
@@ -229,7 +230,15 @@ class DistillationTask(ClassyTask):
             return None
         if not teaching.features and not teaching.reads_logits:
             raise ConfigError("teacher", "found no term; give soft_targets, channel_wise, features or labels")
-        for key, term in teaching.of_heads():
+        terms = dict(teaching.of_heads())
+        reads_labelled = [getattr(term, "where", "everywhere") == "labelled" for term in terms.values()]
+        if facts.has_masks is False and all(reads_labelled) and not teaching.features:
+            raise ConfigError(
+                "dataset.train",
+                "has images alone, and every term of teacher reads labelled pixels; set teacher.soft_targets.where: "
+                "everywhere, or give it labels or features",
+            )
+        for key, term in terms.items():
             with within(f"teacher.{key}"):
                 _check_heads(term.heads, model)
             if facts.multi_label:

@@ -211,7 +211,7 @@ def saved_progress(checkpoint: Checkpoint, plan: RunPlan, *, has_ended: bool = F
         raise _wrong(checkpoint, "progress", saved, f"a mapping with {', '.join(COUNTS)} and phase")
     for key in COUNTS:
         whole_number(checkpoint, f"progress.{key}", saved[key])
-    if saved["phase"] not in ORDER:
+    if saved["phase"] not in list(ORDER):  # a list: the value may be one that cannot be looked up
         raise _wrong(checkpoint, "progress.phase", saved["phase"], "train, val or test")
     now = Progress(**saved)
     if now.epoch * plan.steps_per_epoch > plan.num_steps:

@@ -145,8 +145,15 @@ def batches() -> list[Tensor]:
     return [torch.randn(size, 3, 12, 9, generator=generator) * (i + 1) + i for i, size in enumerate(SIZES)]
 
 
+OTHERS = [
+    {"name": "profiler", "wait": 0, "warmup": 1, "active": 1},
+    {"name": "log", "every": 1, "throughput": True, "memory": True, "groups": True},
+    *("model_complexity", "early_stopping", {"name": "time_limit", "minutes": 100}),
+]
+
+
 def two_processes(folder: Path) -> None:
-    run(folder / "two", [PRECISE, "checkpoint"], num_epochs=1)
+    run(folder / "two", [PRECISE, "checkpoint", *OTHERS], num_epochs=1)
     rank = torch.distributed.get_rank()
     norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
     with population_statistics(norms):
@@ -158,10 +165,14 @@ def two_processes(folder: Path) -> None:
     torch.save(dict(norms.named_buffers()), folder / f"{rank}.pt")
 
 
-def test_two_processes_join_their_values(tmp_path: Path) -> None:
+def test_two_processes_join_their_values_and_the_other_hooks_leave_them_alone(tmp_path: Path) -> None:
     in_two_processes(two_processes, tmp_path)
-    run(tmp_path / "one", [PRECISE, "checkpoint"], num_epochs=1)
+    run(tmp_path / "one", [PRECISE, "checkpoint", *OTHERS], num_epochs=1)
 
+    for name in ("profile.json.gz", "profile.txt", "model_complexity.md"):
+        assert (tmp_path / "two" / name).stat().st_size > 100
+    records = [read_records(tmp_path / part / "steps.jsonl")[0] for part in ("one", "two")]
+    assert records[1]["gradient_norm"] == pytest.approx(records[0]["gradient_norm"], rel=1e-4)
     one, two = (weights(tmp_path / name, 3) for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5, msg=name)

@@ -11,7 +11,7 @@ import pytest
 
 from classyseg.config import ConfigError
 from classyseg.trainer import Stopped, Trainer
-from runs import SignalAt, in_two_processes, read_records, tiny_task
+from runs import SignalAt, read_records, tiny_task
 
 SMALL: dict[str, Any] = {"num_epochs": 2, "dataset.train.num_samples": 48, "dataset.val.num_samples": 1}
 
@@ -64,13 +64,3 @@ def test_a_resumed_run_is_profiled_once_and_trains_as_one_without(tmp_path: Path
 def test_impossible_numbers_of_steps_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"hooks\[0\]\."):
         tiny_task({"hooks": [{"name": "profiler", **options}]})
-
-
-def two_processes(folder: Path) -> None:
-    profiled(folder / "run")
-
-
-def test_of_two_processes_the_first_is_profiled(tmp_path: Path) -> None:
-    in_two_processes(two_processes, tmp_path)
-
-    assert "ProfilerStep#2" in names(tmp_path / "run")

@@ -13,7 +13,7 @@ from classyseg.config import ConfigError
 from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
-from runs import SignalAt, in_two_processes, read_records, tiny_config_of
+from runs import SignalAt, in_two_processes, read_records, tiny_config, tiny_config_of
 
 SOFT = {"name": "soft_target_cross_entropy", "label_smoothing": 0.1}
 MIXING = {"mix_up": 0.4, "cut_mix": 1.0, "mode": "element", "probability": 0.9}
@@ -87,3 +87,30 @@ def check(changes: Mapping[str, Any]) -> None:
 def test_what_mixing_cannot_work_with_is_refused_by_name(build: Any, changes: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build({"mixing": MIXING, **changes})
+
+
+SEVERAL = {"name": "synthetic_shape_images", "split": "train", "num_samples": 16, "size": [16, 16], "multi_label": True}
+ONE = {**SEVERAL, "multi_label": False}
+
+
+@pytest.mark.parametrize("build", [check, lambda changes: build_task(config("classification", changes))])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"name": "cross_entropy"}}, r"loss: takes one class .* use 'binary_cross_entropy'"),
+        ({"meters": ["mean_iou"]}, r"meters\[0\]: MeanIoUMeter counts one class of each image"),
+        ({"dataset.val": ONE}, r"dataset\.val: has one class of each image; dataset\.train has several"),
+        ({"dataset.train.max_shapes": 0}, r"dataset\.train\.max_shapes"),
+        ({"loss.positive_weights": [1.0]}, r"loss\.positive_weights: found 1 weights for 3 classes"),
+    ],
+)
+def test_several_classes_need_parts_that_take_them(build: Any, changes: Mapping[str, Any], message: str) -> None:
+    given = {"dataset": {"train": SEVERAL, "val": SEVERAL}, "loss": {"name": "binary_cross_entropy"}}
+    with pytest.raises(ConfigError, match=message):
+        build({**given, "meters": ["average_precision"], **changes})
+
+
+def test_a_meter_of_whole_images_is_refused_for_masks() -> None:
+    checked = TASKS.validate(tiny_config({"meters": ["average_precision"]}))
+    with pytest.raises(ConfigError, match=r"meters\[0\]: AveragePrecisionMeter counts whole images"):
+        checked.component.check(checked)  # type: ignore[attr-defined]

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from teachers import OF_IMAGES, SHAPES, save_teacher
 from torch import Tensor
 from torch.nn import functional
@@ -273,3 +275,25 @@ def test_a_teacher_that_is_not_there_yet_stops_a_training_but_not_a_check(tmp_pa
     check(values)
     with pytest.raises(ConfigError, match=r"teacher\.weights: .*no such folder"):
         built(values)
+
+
+def test_images_without_masks_are_learnt_from_the_teacher_alone(tmp_path: Path, teacher: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
+    train = {"name": "folder", "images": str(tmp_path / "images"), "masks": None, "classes": list(SHAPES)}
+    with pytest.raises(
+        ConfigError, match=r"dataset\.train: has images alone, and every term of teacher reads labelled"
+    ):
+        check({**config(teacher), "dataset": {"train": train}})
+    values = {**config(teacher, labels={}, soft_targets={"where": "everywhere"}), "dataset": {"train": train}}
+    check(values)
+    task = built(values)
+    batch = first_batch(task)
+    outputs, terms = task.compute(batch)
+    its = resize_logits(classyseg.load(teacher, device="cpu").model(batch.image)["main"], (32, 32))
+    mine = resize_logits(outputs["main"], (32, 32))
+    expected = [torch.tensor(0.0), kl(mine, its, 4.0).mean(), functional.cross_entropy(mine, its.argmax(1))]
+    found = terms.sums / terms.counts.clamp(min=1).float()
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-6)

@@ -78,7 +78,7 @@ def test_a_count_that_such_a_run_never_has_is_named(value: Any, key: str) -> Non
         progress_of(checkpoint(**{f"progress__{key}": value}))
 
 
-@pytest.mark.parametrize("phase", ["val", "Train", "", None, 0])
+@pytest.mark.parametrize("phase", ["val", "Train", "", None, 0, {"a": 1}, ["train"]])
 def test_a_phase_that_does_not_come_there_is_named(phase: Any) -> None:
     with pytest.raises(ConfigError, match=r"state\.json: progress\.phase: found"):
         progress_of(checkpoint(progress__phase=phase))
