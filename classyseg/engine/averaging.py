@@ -29,23 +29,29 @@ class Averaging:
         self.named: dict[str, Tensor] = {}
         """By the names of the model's state. Tied weights have several names."""
         by_identity: dict[int, Tensor] = {}
-        self._pairs: list[tuple[Tensor, Tensor]] = []
         for name, own in model.state_dict(keep_vars=True).items():
             trains = own.requires_grad if isinstance(own, nn.Parameter) else config.buffers == "average"
-            if not trains or not own.is_floating_point():
-                continue
-            if id(own) not in by_identity:
-                by_identity[id(own)] = own.detach().clone()
-                self._pairs.append((local(own.detach()), local(by_identity[id(own)])))
-            self.named[name] = by_identity[id(own)]
-        parameters, buffers = (
-            {name: by_identity[id(own)] for name, own in named if id(own) in by_identity}
-            for named in (model.named_parameters(), model.named_buffers())
-        )
-        self.buffers = list(buffers.values())
-        self.by_module_name = {**parameters, **buffers}
+            if trains and own.is_floating_point():
+                self.named[name] = by_identity.setdefault(id(own), own.detach().clone())
+        parameters = {id(own): own for own in model.parameters() if id(own) in by_identity}
+        buffers = {
+            id(own): (module._buffers, key)
+            for module in model.modules()
+            for key, own in module._buffers.items()
+            if id(own) in by_identity
+        }
+        self._parameters = [local(own.detach()) for own in parameters.values()]
+        # A layer may put a new tensor in the place of a buffer: they are looked up each time.
+        self._buffers = list(buffers.values())
+        self._averages = [local(by_identity[key]) for key in (*parameters, *buffers)]
+        self.buffers = [by_identity[key] for key in buffers]
+        named = (*model.named_parameters(), *model.named_buffers())
+        self.by_module_name = {name: by_identity[id(own)] for name, own in named if id(own) in by_identity}
         """By the names that `torch.func.functional_call` takes."""
-        self._weights, self._averages = ([pair[i] for pair in self._pairs] for i in (0, 1))
+
+    def _own(self) -> list[Tensor]:
+        """What the model has, in the order of the averages."""
+        return [*self._parameters, *(tensors[key] for tensors, key in self._buffers)]  # type: ignore[list-item]
 
     def restart(self) -> None:
         """Begins with the model's weights, as they are now."""
@@ -61,17 +67,17 @@ class Averaging:
             self._copy()
         elif since % config.every == 0:
             decay = config.decay_of(since // config.every - 1)
-            torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+            torch._foreach_lerp_(self._averages, self._own(), 1 - decay)
 
     @torch.no_grad()
     def _copy(self) -> None:
-        torch._foreach_copy_(self._averages, self._weights)
+        torch._foreach_copy_(self._averages, self._own())
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchanges the numbers of the model and of the average, one tensor after the other."""
         self.is_swapped = not self.is_swapped
-        for weights, average in self._pairs:
+        for weights, average in zip(self._own(), self._averages, strict=True):
             before = weights.clone()
             weights.copy_(average)
             average.copy_(before)

@@ -94,10 +94,27 @@ def resized(logits: Tensor, size: Sequence[int]) -> Iterator[ResizedImage]:
     (in_height, in_width), (height, width) = logits.shape[2:], (int(size[0]), int(size[1]))
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     like = torch.empty(0, dtype=dtype, device=logits.device)
-    rows = None if in_height == height else interpolation_matrix(in_height, height, like)
-    columns = None if in_width == width else interpolation_matrix(in_width, width, like)
+    rows = None if in_height == height else _matrix(in_height, height, like)
+    columns = None if in_width == width else _matrix(in_width, width, like)
     for image in logits:
         yield ResizedImage(image, dtype, (height, width), rows, columns)
+
+
+_matrices: dict[tuple[Any, ...], Tensor] = {}
+MAX_MATRICES = 16
+
+
+def _matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
+    """`interpolation_matrix`, kept for the next step: to copy it to a GPU is to wait for the GPU."""
+    if type(like) is not Tensor or torch.compiler.is_compiling():  # of a tracer, which must see how it is made
+        return interpolation_matrix(in_size, out_size, like)
+    key = (in_size, out_size, like.dtype, like.device)
+    if key not in _matrices:
+        while len(_matrices) >= MAX_MATRICES:
+            del _matrices[next(iter(_matrices))]
+        with torch.inference_mode(False):
+            _matrices[key] = interpolation_matrix(in_size, out_size, torch.empty_like(like))
+    return _matrices[key]
 
 
 def over_bands(

@@ -141,7 +141,7 @@ class TverskyLoss(ImageLoss):
         distance = 1 - index
         missing = distance > 0  # at 0, a power below 1 has no finite slope
         loss = distance.where(missing, 1.0) ** self.exponent * missing
-        counted = pixels > 0 if self.classes == "present" else torch.full_like(pixels, bool(pixels.any()))
+        counted = pixels > 0 if self.classes == "present" else pixels.any().expand(pixels.shape)
         return (loss * counted).sum() / counted.sum().clamp(min=1)
 
 

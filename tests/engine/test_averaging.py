@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import classyseg
 from classyseg.averaging import AveragingConfig
 from classyseg.config import ConfigError
+from classyseg.engine.averaging import Averaging
 from classyseg.evaluation import evaluate
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.io import sha256_of
@@ -254,3 +255,25 @@ def test_two_hooks_that_average_are_refused_before_data_is_opened(own_registries
     engine = tiny_task().engine
     with pytest.raises(ValueError, match="found no average"):
         engine.averaged_outputs(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_buffer_that_a_layer_replaces_is_averaged_too() -> None:
+    class Center(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("center", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.center = self.center + x
+            return self.center
+
+    model = Center()
+    averaging = Averaging(model, AveragingConfig(decay=0.5, warmup=False))
+    for _ in range(2):
+        model(torch.ones(2))
+        averaging.update()
+    assert averaging.named["center"].tolist() == [1.25, 1.25]  # 0.5 * (0.5 * 0 + 0.5 * 1) + 0.5 * 2
+    averaging.swap()
+    assert model.center.tolist() == [1.25, 1.25]
+    averaging.swap()
+    assert model.center.tolist() == [2.0, 2.0]

@@ -17,6 +17,7 @@ from classyseg.config import ConfigError
 from classyseg.engine.sharding import ShardedModel, units_of
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.models import build_model
+from classyseg.registry import OPTIMIZERS
 from classyseg.sharded import clip_norm
 from classyseg.stopping import Stopped
 from classyseg.tasks import SegmentationTask
@@ -61,6 +62,7 @@ RESUMED: dict[str, Any] = {
     "hooks": [{"name": "checkpoint", "best": "mean_iou"}, {"name": "ema", "decay": 0.8}, {"name": "log", "every": 1}],
 }
 FIRST_STOP, SECOND_STOP = ("train", 0, 1), ("train", 2, 1)
+OPTIMIZED = [name for name in OPTIMIZERS.names() if not name.startswith("test_")]
 AT_VAL = ("val", 3, 1)
 
 
@@ -81,14 +83,34 @@ def losses_of(norm: str, changes: Mapping[str, Any]) -> list[float]:
 
 def train_small(folder: Path) -> None:
     kinds = [(norm, strategy) for norm in NORMS for strategy in ("ddp", "fsdp")]
-    found = {(norm, strategy): losses_of(norm, {"runtime.strategy": strategy}) for norm, strategy in kinds}
+    found: dict[Any, list[float]] = {
+        (norm, strategy): losses_of(norm, {"runtime.strategy": strategy}) for norm, strategy in kinds
+    }
+    found |= {name: losses_of("group", {**some_steps_with(name), "runtime.strategy": "fsdp"}) for name in OPTIMIZED}
     if distributed.is_primary():
         torch.save(found, folder / "losses.pt")
 
 
-def test_losses_are_those_of_one_process_for_fifty_steps(tmp_path: Path) -> None:
-    in_two_processes(train_small, tmp_path)
-    found = torch.load(tmp_path / "losses.pt")
+def some_steps_with(optimizer: str) -> dict[str, Any]:
+    return {"num_epochs": 2, "val_every_epochs": 2, "optimizer": {"name": optimizer, "lr": 0.003, "clip_norm": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, list[float]]:
+    folder = tmp_path_factory.mktemp("small")
+    in_two_processes(train_small, folder)
+    losses: dict[Any, list[float]] = torch.load(folder / "losses.pt")
+    return losses
+
+
+@pytest.mark.parametrize("name", OPTIMIZED)
+def test_every_optimizer_steps_the_same_on_parts(name: str, found: dict[Any, list[float]]) -> None:
+    one = losses_of("group", some_steps_with(name))
+    assert len(set(one)) == 4
+    assert found[name] == pytest.approx(one, rel=1e-5)
+
+
+def test_losses_are_those_of_one_process_for_fifty_steps(found: dict[Any, list[float]]) -> None:
     for norm in NORMS:
         one = losses_of(norm, {})
         assert len(one) == 50

@@ -84,6 +84,18 @@ def test_memory_counts_what_the_process_and_its_children_hold(tmp_path: Path) ->
     assert 0.8 * (held.nbytes + 64_000_000) < grown < 2 * (held.nbytes + 64_000_000)
 
 
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu_is_that_of_torch(tmp_path: Path) -> None:
+    device = torch.device("cuda", 0)
+    held = torch.ones(50_000_000, device=device)
+    task = FakeTask(tmp_path)
+    task.last_loss = held[0]
+    task.steps(LogHook(every=1, memory=True), 1)
+
+    (record,) = read_records(tmp_path / "steps.jsonl")
+    assert held.nbytes <= record["memory"]["device"] == torch.cuda.max_memory_allocated(device)
+
+
 def two_processes(folder: Path) -> None:
     task = FakeTask(folder if torch.distributed.get_rank() == 0 else None)
     hook = LogHook(every=1, throughput=True, memory=True)
