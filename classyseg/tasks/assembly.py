@@ -242,6 +242,10 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
             optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
+            if optimizer.zero and spec.runtime.strategy == "fsdp":
+                raise ConfigError(
+                    "zero", "found true with runtime.strategy: fsdp, which shares the state already; drop it"
+                )
             if optimizer.layer_decay is not None:
                 optimizer.use_depths(parameter_depths(model))
 
