@@ -42,7 +42,6 @@ from classyseg.tasks.data_checks import (
     check_loss,
     check_normalize,
     facts_of_all,
-    normalize_of_weights,
     normalizes,
 )
 from classyseg.tasks.model_checks import check_compile, check_head_names, check_takes
@@ -68,6 +67,8 @@ class TaskKind(Protocol):
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
     @classmethod
     def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any: ...
+    @classmethod
+    def normalize_of_start(cls, spec: TaskSpec) -> NormalizeConfig | None: ...
 
 
 @dataclass(frozen=True)
@@ -422,4 +423,4 @@ def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> Normaliz
     own = [normalizes(part) for part in data.values()]
     if spec.normalize is not None or all(own) or not (real or any(own)):
         return None
-    return normalize_of_weights(spec.model)
+    return spec.task.normalize_of_start(spec)
