@@ -322,6 +322,7 @@ def far_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("policy", ["stop", "skip_step", "rollback"])
 def test_a_device_is_asked_late_and_the_run_is_the_same(policy: str, far_device: None, tmp_path: Path) -> None:
     changes = {**CHANGES, **POISON, "optimizer.name": "sgd", "runtime.non_finite": policy}
+    changes["hooks"] = [*CHANGES["hooks"], {"name": "ema", "decay": 0.9, "warmup": False}]
     late = tiny_task(changes)
     with pytest.raises(NonFiniteError) if policy == "stop" else contextlib.nullcontext():
         Trainer(tmp_path / "late").train(late)
@@ -333,6 +334,9 @@ def test_a_device_is_asked_late_and_the_run_is_the_same(policy: str, far_device:
 
     if policy != "stop":  # there the weights of the run's end are not used
         assert_equal(tensors_of(late), tensors_of(at_once))
+        assert late.engine.averaging is not None
+        assert at_once.engine.averaging is not None
+        assert late.engine.averaging.num_steps == at_once.engine.averaging.num_steps
     for name in ("metrics.jsonl", "non_finite.jsonl"):
         both = [tmp_path / run / name for run in ("late", "at once")]
         assert [path.exists() for path in both] in ([True, True], [False, False])

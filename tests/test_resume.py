@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -72,11 +73,16 @@ def finish(changes: dict[str, Any], folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [(0, 0, 0, 0, 0, 0), (0, 2, 1, 0, 2, 1)], ids=["same workers", "other workers"])
+@pytest.mark.parametrize(
+    ("workers", "asynchronous"),
+    [((0, 0, 0, 0, 0, 0), False), ((0, 2, 1, 0, 2, 1), True)],
+    ids=["same workers", "other workers, and a thread that writes"],
+)
 def test_a_run_killed_at_five_moments_ends_bitwise_as_if_it_had_not_been(
-    workers: Sequence[int], config: Path, reference: Path, tmp_path: Path
+    workers: Sequence[int], asynchronous: bool, config: Path, reference: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
+    hooks = f"hooks={json.dumps([{**HOOKS[0], 'asynchronous': asynchronous}, HOOKS[1]])}"
     moments: list[Callable[[], bool]] = [
         lambda: last_step(folder) >= 1,  # before the first checkpoint
         lambda: last_step(folder) >= 5,
@@ -85,7 +91,7 @@ def test_a_run_killed_at_five_moments_ends_bitwise_as_if_it_had_not_been(
         lambda: last_step(folder) >= 15,
     ]
     for moment, count in zip(moments, workers, strict=False):
-        arguments = ["--config", config, "--output", folder, "--resume", f"runtime.workers={count}"]
+        arguments = ["--config", config, "--output", folder, "--resume", f"runtime.workers={count}", hooks]
         # A small checkpoint is written in no time, which leaves none to kill the run in.
         command = Command(arguments, tmp_path / "log", {DISK_SECONDS: 0.01})
         command.signal_when(signal.SIGKILL, moment)

@@ -50,7 +50,8 @@ class Predictor:
     is computed in windows, none smaller than `train_size` (the images of the training). `in_windows` counts these.
 
     With `multi_label` an image has several classes, each with a score of its own. A model of clips predicts videos:
-    the scores of the clips that `clips` tells are averaged; by default one clip from the beginning.
+    the scores of the clips that `clips` tells are averaged; by default one clip from the beginning. A model that takes
+    single frames, too, such as ResNeXt3D, predicts images unless `clips` is given.
 
     The attribute `batch_size` may be set: how many consecutive images of one size are predicted at once.
 
@@ -85,8 +86,8 @@ class Predictor:
             raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.multi_label = multi_label
-        self.takes_clips = len(model.input_shape(64, 64)) == 4
         self.clips = clips_for(model, clips)
+        self.takes_clips = self.clips is not None
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
         self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)

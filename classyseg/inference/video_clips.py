@@ -23,9 +23,13 @@ ACCEPTED = (
 
 
 def clips_for(model: ClassyModel, clips: ClipConfig | Mapping[str, Any] | None) -> ClipConfig | None:
-    """Which clips of a video `model` sees: as `clips` says, else one from the beginning; None for a model of images."""
+    """Which clips of a video `model` sees: as `clips` says, else one from the beginning.
+
+    None for a model of images, and for one that takes single frames, if nothing says that it was trained on clips.
+    """
     shape = model.input_shape(64, 64)
-    given = {"frames": shape[1]} if clips is None and len(shape) == 4 else clips
+    needs_clips = len(shape) == 4 and not model.takes_single_frames
+    given = {"frames": shape[1]} if clips is None and needs_clips else clips
     return None if given is None else ClipConfig.model_validate(given)
 
 

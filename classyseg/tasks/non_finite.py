@@ -60,6 +60,9 @@ class NonFiniteSteps:
         """
         steps, found = list(self._steps), {bad.step: bad.loss for bad in task.engine.guard.look()}
         self._steps.clear()
+        engine = task.engine
+        if engine.averaging is not None and engine.guard.undoes_on_device:
+            engine.averaging.num_steps -= len(found)  # the device has put the averages back, but not this count
         if not found:
             self._in_a_row = 0 if steps else self._in_a_row
             return

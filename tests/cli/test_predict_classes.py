@@ -190,7 +190,7 @@ def test_options_and_inputs_of_another_kind_of_model_are_refused(
     assert "--topk" in refused(trained, tmp_path / "out", capsys, image, "--topk", "3")
     one, _ = saved(tmp_path / "model", LINEAR)
     assert "--threshold" in refused(one, tmp_path / "out", capsys, image, "--threshold", "0.3")
-    clips, _ = saved(tmp_path / "clips", CLIPS)
+    clips, _ = saved(tmp_path / "clips", CLIPS, clips={"frames": 3})
     assert predict(clips, image, "--output", tmp_path / "out") == 1
     assert "takes videos" in summary(tmp_path / "out")["failed"][0]["reason"]
     short = noise(16, 16)
@@ -198,3 +198,12 @@ def test_options_and_inputs_of_another_kind_of_model_are_refused(
         save(tmp_path / "short" / f"{i}.png", short)
     assert predict(clips, tmp_path / "short", "--output", tmp_path / "out", "--overwrite") == 1
     assert "has 2 frames; this model takes clips of 3" in summary(tmp_path / "out")["failed"][0]["reason"]
+
+
+def test_a_model_of_clips_that_learnt_images_predicts_images(tmp_path: Path) -> None:
+    folder, model = saved(tmp_path / "model", CLIPS)
+    image = noise(16, 16)
+    save(tmp_path / "in" / "a.png", image)
+    assert predict(folder, tmp_path / "in", "--output", tmp_path / "out") == 0
+    (entry,) = summary(tmp_path / "out")["files"]
+    assert entry["score"] == pytest.approx(logits(model, image[None]).softmax(0).max().item(), abs=1e-5)
