@@ -113,6 +113,8 @@ MAX_FILE_LINES = 500
 LONG: dict[str, str] = {
     "classyseg/tasks/classy_task.py": "what any task does, from its parts to its checkpoints, is read in one place",
     "classyseg/tasks/classy_task.py::__init__": "the keys of every config, each named twice, and what is made of them",
+    "classyseg/models/load_weights.py::load_weights": "what a file must hold, in the order in which messages tell it",
+    "classyseg/models/load_weights.py::match": "each library's names are looked for in turn, then what is left",
     "classyseg/tasks/assembly.py::_assembled": "the assembly of a task is the list of all that its parts ask",
 }
 """A limit is a question. Here are the answers: `file` or `file::function`, and why it reads better in one piece."""

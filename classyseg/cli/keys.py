@@ -116,6 +116,7 @@ def records() -> dict[str, type[BaseModel]]:
     from classyseg.placement import WeightsConfig
     from classyseg.tasks import DatasetsConfig, RuntimeConfig
     from classyseg.tasks.distillation import ChannelWise, FeaturePair, SoftTargets, TeacherConfig, TeacherLabels
+    from classyseg.tasks.fine_tuning import StartConfig
     from classyseg.tasks.unlabelled import UnlabelledConfig
     from classyseg.transforms.batch_mixing import MixingConfig
 
@@ -124,6 +125,7 @@ def records() -> dict[str, type[BaseModel]]:
         "mixing": MixingConfig,
         "normalize": NormalizeConfig,
         "runtime": RuntimeConfig,
+        "start": StartConfig,
         "teacher": TeacherConfig,
         "soft_targets": SoftTargets,
         "channel_wise": ChannelWise,

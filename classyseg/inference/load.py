@@ -70,7 +70,7 @@ def load(
         "max_memory": None if max_memory is None else bytes_of(max_memory),
         "channels_last": channels_last,
     }
-    found, verified = _trained(folder)
+    found, verified = trained_folder(folder)
     if (found / CONFIG).is_file():
         return _model_folder(found, options)
     return _checkpoint(found, options, verified=verified)
@@ -78,7 +78,7 @@ def load(
 
 def described(path: str | Path) -> Description:
     """What the folder of a trained model says about it, without its weights. Raises: `ConfigError` as `load`."""
-    found, _ = _trained(_existing(path))
+    found, _ = trained_folder(_existing(path))
     if (found / CONFIG).is_file():
         return _described_folder(found)
     checkpoint = load_checkpoint(found, only=(), verified=True)  # whoever reads its weights hashes them
@@ -93,7 +93,7 @@ def _existing(path: str | Path) -> Path:
     return folder
 
 
-def _trained(folder: Path) -> tuple[Path, bool]:
+def trained_folder(folder: Path) -> tuple[Path, bool]:
     """The model's folder or checkpoint that `folder` stands for; and whether its files were hashed just now."""
     if (folder / MODEL / CONFIG).is_file():
         return folder / MODEL, False

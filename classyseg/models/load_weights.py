@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +88,9 @@ def load_weights(
     strict: bool = True,
     adapt_input: bool = False,
     grid: tuple[int, int] | None = None,
+    new_heads: Collection[str] | None = None,
+    place: str = "model.weights",
+    only_check: bool = False,
 ) -> LoadedWeights:
     """Loads `weights`: a name that the registered name `variant` knows, a file, a checkpoint folder or a URL.
 
@@ -101,7 +104,10 @@ def load_weights(
 
     `strict=False` loads what fits and reports the rest. `adapt_input` fits a first convolution for 3 channels to the
     model's channels: the channels that take a colour share its weights, so that a grey image gives the same features.
-    `grid` (rows, columns) is that of the file's position embeddings, if it is not a square.
+    `grid` (rows, columns) is that of the file's position embeddings, if it is not a square. `new_heads`, for
+    fine-tuning, names heads that stay as initialised, whatever the file has for them; heads of the file that the model
+    lacks are left out then. `place` is the key that messages name. `only_check` loads nothing, and takes a model on the
+    `meta` device.
 
     Raises: `ConfigError` that lists missing, unexpected and mismatched keys; for a file that cannot be read or holds
     values that are not finite; for an unknown name; for a download with a wrong hash; for a head that cannot take a
@@ -112,8 +118,8 @@ def load_weights(
     else:
         source = WeightsSource(str(weights), public_weights(type(model), variant))
     file = f"'{source.text}'"
-    place = f"model.weights: {file}"
-    with within("model.weights"):
+    told = f"{place}: {file}"
+    with within(place):
         for key, wanted in source.public.config if source.public else ():
             found = getattr(model, key, wanted)
             if found != wanted:
@@ -128,29 +134,32 @@ def load_weights(
         adapt_input=adapt_input,
         grid=grid,
         image_size=image_size,
+        new_heads=new_heads,
     )
     name = variant or type(model).__name__
-    with within("model.weights"):
+    with within(place):
         if not report.loaded:
             raise ConfigError(
                 f"{file} has no tensor of {name}: found keys such as {_listed(list(tensors)[:3])}; expected such as "
                 f"{_listed(list(model.state_dict())[:3])}"
             )
         if strict and report.problems():
-            others = _other_classes(model, state, report)
+            others = _other_classes(model, state, report) if new_heads is None else _heads_to_reset(model, report)
             raise ConfigError(f"{file} does not fit {name}{_as(report)}: {report.problems()}{others}")
         if classifier in report.new_heads and strict and not new_classifier:
             text = f"{file} holds no classifier for the head '{classifier}' of {name}"
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
+        if only_check:
+            return report
         require_sound(file, state)
     if classifier in report.new_heads:
-        log.warning("%s: %s", place, _random_classifier(model, str(classifier), report.other_classes))
+        log.warning("%s: %s", told, _random_classifier(model, str(classifier), report.other_classes))
     model.load_state_dict(state, strict=False)
     if report.problems():
-        log.warning("%s was loaded in part: %s", place, report.problems())
+        log.warning("%s was loaded in part: %s", told, report.problems())
     for sentence in report.assumed:
-        log.log(logging.INFO if source.public else logging.WARNING, "%s: %s", place, sentence)
-    log.info("%s: %s", place, report.summary())
+        log.log(logging.INFO if source.public else logging.WARNING, "%s: %s", told, sentence)
+    log.info("%s: %s", told, report.summary())
     return report
 
 
@@ -171,6 +180,21 @@ def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: Load
         "; if these heads are for another number of classes, weights: {source: ..., strict: false} loads all the rest, "
         "or give the model the file's number"
     )
+
+
+def _heads_to_reset(model: ClassyModel, report: LoadedWeights) -> str:
+    """What to do in fine-tuning if tensors of heads do not fit, or are not there."""
+    words = {word for line in (*report.missing, *report.mismatched) for word in line.split(" ")[:1]}
+    heads = [name for name in model.heads if any(f"heads.{name}." in word for word in words)]
+    of_encoding = report.prefix.removesuffix(ENCODING_BACKBONE)
+    if any(word.startswith((f"{of_encoding}head.", "decode_head.")) for word in words):
+        heads.append(model.main_head)
+    if any(word.startswith((f"{of_encoding}auxlayer.", "auxiliary_head.")) for word in words):
+        heads += [name for name in model.heads if name in model.train_only_heads]
+    if not heads:
+        return ""
+    listed = ", ".join(heads)
+    return f"; to start these heads anew, such as for other classes, write reset_heads: [{listed}]"
 
 
 def _no_classifier(model: ClassyModel, head: str) -> str:
@@ -208,6 +232,7 @@ def match(
     adapt_input: bool = False,
     grid: Grid | None = None,
     image_size: Grid | None = None,
+    new_heads: Collection[str] | None = None,
 ) -> tuple[dict[str, Tensor], LoadedWeights]:
     """The `tensors` that fit `model`, by the model's keys, and a report on all of them.
 
@@ -217,7 +242,8 @@ def match(
         raise ConfigError(
             "model.weights.grid", f"found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
         )
-    everything = model.state_dict()
+    starts_of_new = tuple(f"heads.{name}." for name in new_heads or ())
+    everything = {key: value for key, value in model.state_dict().items() if not key.startswith(starts_of_new)}
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
     naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
     tensors = naming.join(tensors)
@@ -226,12 +252,19 @@ def match(
     if naming.library == OWN and heads:
         expected = everything
         ignorable = ignorable if model.heads else (*ignorable, f"{prefix}heads.")
+        if new_heads is not None:
+            kept = {f"heads.{name}." for name in model.heads} - {*starts_of_new}
+            names = {key.removeprefix(f"{prefix}heads.").partition(".")[0] for key in heads}
+            ignorable += tuple(f"{prefix}heads.{name}." for name in names if f"heads.{name}." not in kept)
     theirs = {key: prefix + naming.key(key) for key in expected}
     outer = prefix.removesuffix(ENCODING_BACKBONE)
     of_head = [key for key in tensors if key.startswith(f"{outer}head.") and prefix != outer]
     head_names = encoding_names(model) if of_head else {}
+    if any(key.startswith(starts_of_new) for key in head_names):
+        head_names = {key: name for key, name in head_names.items() if key in everything}
+        of_head = of_head if any(name.startswith("head.") for name in head_names.values()) else []
     theirs |= {key: outer + name for key, name in head_names.items()}
-    whole = mmsegmentation_names(model, tensors, prefix)
+    whole = {k: told for k, told in mmsegmentation_names(model, tensors, prefix).items() if k in everything}
     theirs |= {key: name for key, (name, _) in whole.items()}
     other_classes = 0
     if classifier is not None:

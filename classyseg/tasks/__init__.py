@@ -8,6 +8,7 @@ from classyseg.tasks.classification import ClassificationTask
 from classyseg.tasks.classy_task import ClassyTask
 from classyseg.tasks.data import DatasetsConfig
 from classyseg.tasks.distillation import DistillationTask
+from classyseg.tasks.fine_tuning import FineTuningTask
 from classyseg.tasks.segmentation import SegmentationTask
 from classyseg.tasks.semi_supervised import SemiSupervisedTask
 from classyseg.tasks.video_classification import VideoClassificationTask
@@ -32,6 +33,7 @@ __all__ = [
     "Computed",
     "DatasetsConfig",
     "DistillationTask",
+    "FineTuningTask",
     "RuntimeConfig",
     "SegmentationTask",
     "SemiSupervisedTask",

@@ -42,7 +42,6 @@ from classyseg.tasks.data_checks import (
     check_loss,
     check_normalize,
     facts_of_all,
-    normalize_of_weights,
     normalizes,
 )
 from classyseg.tasks.model_checks import check_compile, check_head_names, check_takes
@@ -68,6 +67,8 @@ class TaskKind(Protocol):
     def check_own(cls, spec: TaskSpec, data: Data, loss: ClassyLoss | None, problems: Problems) -> None: ...
     @classmethod
     def add_own(cls, spec: TaskSpec, model: ClassyModel, facts: DataFacts, *, real: bool) -> Any: ...
+    @classmethod
+    def normalize_of_start(cls, spec: TaskSpec) -> NormalizeConfig | None: ...
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,10 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     if spec.optimizer is not None and model is not None:
         with problems.collected(), within("optimizer"):
             optimizer = build_optimizer(spec.optimizer, model.named_parameters(), spec.run_length(sets.get("train")))
+            if optimizer.zero and spec.runtime.strategy == "fsdp":
+                raise ConfigError(
+                    "zero", "found true with runtime.strategy: fsdp, which shares the state already; drop it"
+                )
             if optimizer.layer_decay is not None:
                 optimizer.use_depths(parameter_depths(model))
 
@@ -422,4 +427,4 @@ def _normalize_of_weights(spec: TaskSpec, data: Data, *, real: bool) -> Normaliz
     own = [normalizes(part) for part in data.values()]
     if spec.normalize is not None or all(own) or not (real or any(own)):
         return None
-    return normalize_of_weights(spec.model)
+    return spec.task.normalize_of_start(spec)

@@ -53,7 +53,7 @@ from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.costs import cost_of, input_of
 from classyseg.tasks.data import DatasetsConfig, TaskData
-from classyseg.tasks.data_checks import Data
+from classyseg.tasks.data_checks import Data, normalize_of_weights
 from classyseg.tasks.ending import Ending
 from classyseg.tasks.features import TaskFeatures, network_input
 from classyseg.tasks.final_model import save_model
@@ -286,6 +286,11 @@ class ClassyTask(Configurable, ABC):
         torch's `meta` device. Raises: `ConfigError`.
         """
         return None
+
+    @classmethod
+    def normalize_of_start(cls, spec: TaskSpec) -> NormalizeConfig | None:
+        """The mean and deviation that the weights need from which a run starts; None if they tell none."""
+        return normalize_of_weights(spec.model)
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 

@@ -219,11 +219,14 @@ def check_in_channels(data: Data, in_channels: int) -> None:
 # -- mean and deviation ----------------------------------------------------------------------------------------------
 
 
-def normalize_of_weights(model_config: Any) -> NormalizeConfig | None:
-    """The mean and deviation for the published weights that a model's config names; None for other weights."""
+def normalize_of_weights(model_config: Any, source: str | None = None) -> NormalizeConfig | None:
+    """The mean and deviation for the published weights that a model's config names, or else `source`.
+
+    None for other weights.
+    """
     if not isinstance(model_config, ComponentConfig):  # a model that Python code built
         return None
-    weights = getattr(model_config, "weights", None)
+    weights = getattr(model_config, "weights", None) or source
     source = getattr(weights, "source", weights)
     if source is None:
         return None

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from classyseg.optim import ClassyOptimizer, build_optimizer, zero
 from classyseg.registry import OPTIMIZERS
 from classyseg.structures import RunLength
-from runs import in_two_processes
+from classyseg.tasks import build_task
+from classyseg.trainer import Trainer
+from runs import in_two_processes, read_records, start_job, tiny_config, write_config
 
 CONFIGS: list[dict[str, Any]] = [
     {"name": name, "lr": 0.05, "weight_decay": 0.1, "decay_vectors": False} for name in OPTIMIZERS.names()
@@ -132,3 +135,34 @@ def test_with_zero_each_process_keeps_the_state_of_its_own_parameters_alone(
         assert not one["own"] & other["own"]
     needs_state = found[0][0]["own"] | found[1][0]["own"]
     assert needs_state == {name for name, _ in network().named_parameters()}
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_with_zero_goes_on_in_one_process_without_it(tmp_path: Path) -> None:
+    """As a run of one process, whose losses it has; and its checkpoint has the same tensors."""
+    norm = {"name": "group", "groups": 8}
+    optimizer = {"name": "lamb", "lr": 0.01, "clip_norm": 1.0, "schedule": "constant", "layer_decay": 0.8}
+    changes = {
+        "num_epochs": 1,
+        "optimizer": optimizer,
+        "model.norm": norm,
+        "model.heads.main.norm": norm,
+        "model.heads.main.dropout": 0.0,
+        "dataset.train.num_samples": 16,
+        "hooks": ["checkpoint"],
+    }
+    file, run = write_config(tmp_path, changes), tmp_path / "run"
+    commands = start_job(["--config", file, "--output", run, "optimizer.zero=true"], tmp_path)
+    codes = [command.wait() for command in commands]
+    assert codes == [0, 0], "".join(command.text for command in commands)
+    longer = tiny_config({**changes, "num_epochs": 2})
+    Trainer(run, resume=True).train(build_task(longer))
+    Trainer(tmp_path / "one").train(build_task(longer))
+
+    losses = [
+        [record["loss"] for record in read_records(folder / "metrics.jsonl")] for folder in (run, tmp_path / "one")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    own, alone = (load_file(folder / "checkpoints/step-4/optimizer.safetensors") for folder in (run, tmp_path / "one"))
+    assert own.keys() == alone.keys()
+    assert {float(value) for key, value in own.items() if key.endswith("/step")} == {4.0}

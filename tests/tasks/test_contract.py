@@ -32,6 +32,10 @@ def config_of(name: str, folder: Path, changes: Mapping[str, Any] | None = None)
         changes = {**(changes or {}), "dataset.unlabelled": tiny_config()["dataset"]["train"]}
     if "teacher" in TASKS.config_model(name).model_fields:
         own["teacher"] = {"weights": str(save_teacher(folder / "teacher"))}
+    if "start" in TASKS.config_model(name).model_fields:
+        model = tiny_config_of(name)["model"]
+        source = save_teacher(folder / "start", heads=model["heads"], backbone={**model, "heads": {}})
+        own["start"] = {"weights": str(source), "reset_heads": ["*"]}
     return {**tiny_config_of(name, changes), **own}
 
 

@@ -10,7 +10,7 @@ from classyseg.migration.notes import Section
 METERS = {"mIoU": "mean_iou", "mDice": "dice", "mFscore": "dice"}
 PATTERNS: dict[str, dict[str, tuple[str, ...]]] = {
     "swin": {
-        "norm": ("features.*norm*", "features.0.2.*", "features.[246].norm.*", "norm.*"),
+        "norm": ("features.*norm*", "features.0.2.*", "norm.*"),
         "relative_position_bias_table": ("*relative_position_bias_table",),
         "absolute_pos_embed": (),
     },
