@@ -122,7 +122,6 @@ def test_two_processes_count_the_same(tmp_path: Path) -> None:
         ),
         ("whole_images", {"dataset": {"train": CLIPS}}, r"dataset\.train: has clips; this task takes images"),
         ("clips", {"dataset": {"train": IMAGES}}, r"dataset\.train: has images; this task takes clips"),
-        ("whole_images", {"model": PARTS["clips"]["model"]}, r"model\.name: ResNeXt3D takes clips .* this task gives"),
         ("clips", {"model": PARTS["whole_images"]["model"]}, r"model\.name: AnyNet takes images .* this task gives"),
         (
             "whole_images",
