@@ -72,6 +72,14 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
     return total
 
 
+def largest_over_processes(tensor: Tensor) -> Tensor:
+    """The largest of all processes' values, for each element of `tensor`, as a new tensor."""
+    largest = tensor.clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def mean_over_processes(value: Tensor) -> float:
     """The mean of all processes' numbers. Every process calls it."""
     return (sum_over_processes(value.detach().double().cpu()) / world_size()).item()
@@ -190,7 +198,15 @@ def integer_from_primary(value: int) -> int:
     return int(message.item())
 
 
-def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+def tensor_of_process(tensor: Tensor, number: int) -> Tensor:
+    """The `tensor` of the process of that rank, in every process, as a new one; all have one shape and type."""
+    sent = tensor.clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.broadcast(sent, src=number)
+    return sent
+
+
+def take_from_primary(tensors: Iterable[Tensor]) -> None:
     """Gives every process the primary's tensors, in place."""
     if world_size() > 1:
         for tensor in tensors:

@@ -283,7 +283,7 @@ class Registry:
             message = f"missing; every {self.noun} has a name. Known: {listed(self.names())}."
             words = [str(key) for key in config]
             foreign = (word for word in words if instead_of_key(self.kind, word, ("name",)) == "did you mean 'name'?")
-            misspelt = next(foreign, None) or closest("name", words[:MAX_PROBLEMS])
+            misspelt = closest("name", words[:MAX_PROBLEMS]) or next(foreign, None)
             more = [("unknown_key", "unknown key; did you mean 'name'?", (misspelt,), config)] if misspelt else []
             raise _error(("missing_name", message, ("name",), config), *more)
         name = config["name"]

@@ -260,7 +260,7 @@ def nothing(run: Path) -> None: ...
     [
         (folder_that_holds_a_run, [], 2, "holds a run already; continue it with --resume"),
         (folder_without_room_for_checkpoints, ["--resume"], 2, "checkpoints: found a file; expected a folder"),
-        (nothing, ["optimizer.lr=1e6", "optimizer.weight_decay=1e6"], 1, "error: the training loss of the steps up to"),
+        (nothing, ["optimizer.lr=1e6", "optimizer.weight_decay=1e6"], 3, ": the training loss is "),
     ],
     ids=["a folder in use", "a file where the checkpoints go", "a loss that is no number"],
 )

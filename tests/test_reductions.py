@@ -108,7 +108,7 @@ def test_the_loss_so_far_that_a_checkpoint_keeps_is_that_of_one_process(name: st
 # -- the functions themselves ------------------------------------------------------------------------------------------
 
 
-def exchanges() -> dict[str, Callable[[Tensor], Tensor]]:
+def exchanges() -> dict[str, Callable[..., Tensor]]:
     """The functions of `classyseg.distributed` that take tensors, by name: a new one is held, too."""
     own = {
         name: function
@@ -116,9 +116,13 @@ def exchanges() -> dict[str, Callable[[Tensor], Tensor]]:
         if function.__module__ == distributed.__name__
     }
     hints = {name: list(get_type_hints(function).values())[:-1] for name, function in own.items()}
-    return {name: function for name, function in own.items() if "Tensor" in str(hints[name])}
+    return {name: function for name, function in own.items() if "Tensor" in str(hints[name]) and name not in IN_PLACE}
 
 
+IN_PLACE = ("take_from_primary",)
+"""Those whose purpose it is to change their argument."""
+OF_ONE_PROCESS = ("tensor_of_process",)
+"""Those that take the number of a process, too."""
 OF_SCALARS = ("mean_over_processes",)
 """Those that take one number."""
 VALUES = {
@@ -138,7 +142,8 @@ def call_all(folder: Path) -> None:
             before = value.clone()
             if name in OF_SCALARS and value.numel() != 1:
                 continue
-            results = [function(value), function(value)]
+            rank = [distributed.world_size() - 1] if name in OF_ONE_PROCESS else []
+            results = [function(value, *rank), function(value, *rank)]
             assert torch.equal(value, before), f"{name} changes its argument ({kind})"
             if isinstance(results[0], float):
                 assert results[0] == results[1], f"{name} gives another result the second time ({kind})"

@@ -108,7 +108,7 @@ class Engine:
         else:
             if self.averaging is not None and self._own is None and not self.averaging.is_swapped:
                 self.averaging.swap()
-            distributed.broadcast_tensors(self.evaluated.buffers())  # such as running statistics
+            distributed.take_from_primary(self.evaluated.buffers())  # such as running statistics
             if self.sharded is not None:
                 self.sharded.hold()  # one process may measure more images than another
         self.evaluated.train(training)
@@ -196,7 +196,7 @@ class Engine:
         if self.averaging is None:
             raise ValueError("found no average of the weights; give `distribute` an `AveragingConfig`")
         if not self.runtime.sync_batch_norm and distributed.world_size() > 1:
-            distributed.broadcast_tensors(self.averaging.buffers)
+            distributed.take_from_primary(self.averaging.buffers)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:

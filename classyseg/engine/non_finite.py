@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from classyseg.distributed import each_in_any_process, world_size
+from classyseg.distributed import each_in_any_process, largest_over_processes
 from classyseg.sharded import is_sharded, local
 
 NonFinitePolicy = Literal["stop", "skip_step", "rollback"]
@@ -164,9 +163,7 @@ class StepGuard:
         update: Callable[[], None],
         also_changed: Callable[[], Iterable[Tensor]],
     ) -> None:
-        flags = torch.stack([loss.isfinite().logical_not().float(), self._overflow])
-        if world_size() > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        flags = largest_over_processes(torch.stack([loss.isfinite().logical_not().float(), self._overflow]))
         bad_loss, overflows = flags[0] > 0, flags[1] > 0
         is_bad = bad_loss | (overflows if scaler is None else overflows & (_scale_of(scaler).reshape(()) <= 1))
         self._flags[len(self._unseen)].copy_(is_bad)

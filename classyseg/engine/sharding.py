@@ -38,7 +38,7 @@ class ShardedModel:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        distributed.broadcast_tensors((*model.parameters(), *model.buffers()))
+        distributed.take_from_primary((*model.parameters(), *model.buffers()))
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dim() == 0:
                 raise ConfigError(

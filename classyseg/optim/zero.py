@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from classyseg import distributed
@@ -33,14 +33,11 @@ def own_part(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 def from_all_processes(own: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """The tensors of all processes, by `PARAMETER/KEY`, on the host. Every process calls it, each with other names."""
-    listed: list[Any] = [None] * distributed.world_size()
-    dist.all_gather_object(listed, [(name, tuple(value.shape), value.dtype) for name, value in own.items()])
+    described = [(name, list(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in own.items()]
     found: dict[str, Tensor] = {}
-    for rank, names in enumerate(listed):
-        for name, shape, dtype in names:
+    for rank, text in enumerate(distributed.gather_texts(json.dumps(described))):
+        for name, shape, dtype in json.loads(text):
             device = parameters[name.rpartition("/")[0]].device
-            value = own[name].to(device) if name in own else torch.empty(shape, dtype=dtype, device=device)
-            value = value.contiguous()
-            dist.broadcast(value, src=rank)
-            found[name] = value.cpu()
+            empty = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+            found[name] = distributed.tensor_of_process(own[name].to(device) if name in own else empty, rank).cpu()
     return found
