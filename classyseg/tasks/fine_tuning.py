@@ -60,8 +60,8 @@ class StartConfig(ConfigRecord):
             source has for them: heads for other classes or other blocks, and heads that the source lacks.
         adapt_input: Fits a first convolution for 3 channels to `model.in_channels`.
         grid: `[rows, columns]` of the source's position embeddings, if they are no square; see weights.md.
-        classifier: The head that takes the classifier of a source without heads, such as ImageNet's, or of ClassyVision.
-            Its classes must be as many.
+        classifier: The head that takes the classifier of a source without heads of ours, such as ImageNet's, or
+            ClassyVision's. Its classes must be as many.
     """
 
     weights: Annotated[Text, Field(min_length=1)]

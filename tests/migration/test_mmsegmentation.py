@@ -212,6 +212,30 @@ def test_a_checkpoint_of_mmsegmentation_gives_its_logits_in_the_converted_model(
     assert aux.flatten()[::7][:4].tolist() == pytest.approx(golden[head]["aux"], rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize("name", mmseg_files.NETWORKS)
+def test_a_checkpoint_of_another_network_gives_its_logits(tmp_path: Path, name: str) -> None:
+    golden = json.loads((GOLDENS / "mmsegmentation_networks.json").read_text())[name]
+    state = {key: tensor_of(key, shape) for key, shape in golden["shapes"].items()}
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "iter_40000.pth")
+    found = converted(tmp_path, *mmseg_files.NETWORKS[name])
+    assert not found.lost
+    values = {**found.values["model"], "weights": None}
+    model = build_model(values, num_classes=5)
+    report = load_weights(model, tmp_path / "iter_40000.pth")
+    assert (report.library, report.new_heads) == ("mmsegmentation", ())
+    image = torch.linspace(-1, 1, 3 * 96 * 96).view(1, 3, 96, 96)
+    with torch.no_grad():
+        logits = model.eval()(image)["main"]
+        features = model.extract_features(image)
+    wanted = golden["logits"]
+    scale = max(map(abs, wanted))
+    assert logits.flatten()[::7][: len(wanted)].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4 * scale)
+    if "aux" in golden:
+        with torch.no_grad():
+            aux = model.heads["aux"]([features[block] for block in values["heads"]["aux"]["blocks"]])
+        assert aux.flatten()[::7][:4].tolist() == pytest.approx(golden["aux"], rel=1e-4, abs=1e-4 * scale)
+
+
 def test_a_checkpoint_with_another_head_gives_the_backbone_alone(tmp_path: Path) -> None:
     golden = json.loads((GOLDENS / "mmsegmentation_heads.json").read_text())
     torch.save({"state_dict": {k: tensor_of(k, v) for k, v in golden["fcn"]["shapes"].items()}}, tmp_path / "fcn.pth")

@@ -47,9 +47,8 @@ POLICIES = {
     "fixed": ("ConstantLR", {}),
 }
 """mmcv's policies of learning rates, and mmengine's schedules with their keys."""
-WARMUP = (
-    "mmcv multiplies the curve by the rising factor of the warm-up; here the rate rises in a line to where the curve goes on"
-)
+WARMUP = "mmcv multiplies the curve by the rising factor of the warm-up; here the rate rises in a line to where the curve "
+    "goes on"
 
 
 def is_version0(values: Mapping[str, Any]) -> bool:
@@ -189,7 +188,17 @@ def _length(values: Mapping[str, Any]) -> dict[str, Any]:
     evaluator: dict[str, Any] = {"type": "IoUMetric"}
     if (metric := measured.get("metric")) is not None:
         evaluator["iou_metrics"] = metric if isinstance(metric, list) else [metric]
-    known = ("interval", "metric", "by_epoch", "pre_eval", "save_best", "rule", "gpu_collect", "efficient_test", "start")
+    known = (
+        "interval",
+        "metric",
+        "by_epoch",
+        "pre_eval",
+        "save_best",
+        "rule",
+        "gpu_collect",
+        "efficient_test",
+        "start",
+    )
     evaluator |= {name: value for name, value in measured.items() if name not in known}
     return {"train_cfg": loop, "val_evaluator": evaluator}
 
@@ -215,7 +224,9 @@ def _schedule(values: Mapping[str, Any], length: Any, notes: Notes) -> Any:
     if warmup is None:
         return [schedule]
     if warmup != "linear":
-        notes.add("lost", "param_scheduler.warmup", f"there is no equivalent of the warm-up {warmup!r}; accepted: linear")
+        notes.add(
+            "lost", "param_scheduler.warmup", f"there is no equivalent of the warm-up {warmup!r}; accepted: linear"
+        )
         return [schedule]
     if kind != "ConstantLR":
         notes.add("differs", "param_scheduler.warmup", WARMUP)
