@@ -72,6 +72,12 @@ HEADS = {
 }
 
 HEADS["uper"] = "type='UPerHead', pool_scales=(1, 2, 3)"
+HEADS |= {
+    "nl": "type='NLHead', reduction=2, use_scale=True, mode='embedded_gaussian'",
+    "dnl": "type='DNLHead', reduction=2, use_scale=True, mode='embedded_gaussian'",
+    "gc": "type='GCHead', ratio=1 / 4., pooling_type='att', fusion_types=('channel_add', )",
+    "cc": "type='CCHead', recurrence=2",
+}
 HEADS["segformer"] = "type='SegformerHead'"
 _SMALL = """
 model = dict(
@@ -138,5 +144,14 @@ model = dict(
     auxiliary_head=dict(in_channels=256, channels=8, num_classes=5))
 """,
     ),
+}
+NETWORKS |= {
+    head: (
+        head,
+        NETWORKS["segformer"][1].replace(
+            "[8, 16, 40, 64], in_index=[0, 1, 2, 3], channels=8", "16, in_index=1, channels=16"
+        ),
+    )
+    for head in ("nl", "dnl", "gc", "cc")
 }
 """Small networks: the name of a head, and changes of the config. Their backbones differ from those of `SMALL`."""

@@ -47,8 +47,10 @@ POLICIES = {
     "fixed": ("ConstantLR", {}),
 }
 """mmcv's policies of learning rates, and mmengine's schedules with their keys."""
-WARMUP = "mmcv multiplies the curve by the rising factor of the warm-up; here the rate rises in a line to where the curve "
+WARMUP = (
+    "mmcv multiplies the curve by the rising factor of the warm-up; here the rate rises in a line to where the curve "
     "goes on"
+)
 
 
 def is_version0(values: Mapping[str, Any]) -> bool:
