@@ -138,6 +138,7 @@ def test_losses_of_several_kinds_become_a_sum(tmp_path: Path) -> None:
             "train_dataloader.dataset.pipeline[0].type",
         ),
         ("train_cfg = dict(max_iters='long')", "train_cfg.max_iters"),
+        ("model = dict(auxiliary_head=dict(num_convs=None))", "model.auxiliary_head.num_convs"),
     ],
 )
 def test_what_changes_numbers_and_has_no_equivalent_is_named_by_its_path(
@@ -156,6 +157,7 @@ def test_what_changes_numbers_and_has_no_equivalent_is_named_by_its_path(
             "train_dataloader.dataset",
         ),
         ("model = 3", "model"),
+        ("model = open('model.py').read()", r"model: `open\('model\.py'\)\.read\(\)` \(.*line 2\)"),
     ],
 )
 def test_without_a_model_or_data_there_is_no_config(tmp_path: Path, changes: str, told: str) -> None:

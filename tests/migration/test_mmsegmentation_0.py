@@ -85,6 +85,7 @@ def test_a_size_in_the_name_is_no_number_of_processes(tmp_path: Path) -> None:
     ("changes", "path"),
     [
         ("data = dict(train=dict(pipeline=[dict(type='Albu')]))", "data.train.pipeline[0].type"),
+        ("data = dict(train=dict(pipeline=[dict(type=dict())]))", "data.train.pipeline[0].type"),
         ("data = dict(train=dict(ignore_index=3))", "data.train.ignore_index"),
         ("optimizer = dict(type='Ranger')", "optimizer.type"),
         ("optimizer = dict(paramwise_cfg=dict(custom_keys=dict(stem=dict(lr_mult=2.))))", "optimizer.paramwise_cfg."),

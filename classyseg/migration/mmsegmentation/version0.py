@@ -110,7 +110,8 @@ def _model(values: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
     if not isinstance(model, Mapping):
         return model
     beside = {key: values[key] for key in ("train_cfg", "test_cfg") if isinstance(values.get(key), Mapping)}
-    kinds = {one.get("type"): one for one in _transforms(data.get("train")) if isinstance(one, Mapping)}
+    pipeline = [one for one in _transforms(data.get("train")) if isinstance(one, Mapping)]
+    kinds = {one["type"]: one for one in pipeline if isinstance(one.get("type"), str)}
     normalize, pad = kinds.get("Normalize", {}), kinds.get("Pad", {})
     found = {key: normalize[key] for key in ("mean", "std") if key in normalize}
     found["bgr_to_rgb"] = normalize.get("to_rgb", True)
