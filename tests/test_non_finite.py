@@ -322,7 +322,7 @@ def far_device(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("policy", ["stop", "skip_step", "rollback"])
 def test_a_device_is_asked_late_and_the_run_is_the_same(policy: str, far_device: None, tmp_path: Path) -> None:
     changes = {**CHANGES, **POISON, "optimizer.name": "sgd", "runtime.non_finite": policy}
-    changes["hooks"] = [*CHANGES["hooks"], {"name": "ema", "decay": 0.9, "warmup": False}]
+    changes["hooks"] = [*CHANGES["hooks"], {"name": "ema", "decay": 0.9}]
     late = tiny_task(changes)
     with pytest.raises(NonFiniteError) if policy == "stop" else contextlib.nullcontext():
         Trainer(tmp_path / "late").train(late)
@@ -463,6 +463,7 @@ def test_gradients_that_are_not_finite_at_any_scale_are_not_searched_for_ever(tm
         {"left_out": [99]},
         {"left_out": [1]},
         {"left_out": [1, 1], "rollbacks": 1},
+        {"left_out": [1, 1, 1], "rollbacks": 1},
         {"skipped": 7},
         {"skipped": -1},
     ],

@@ -212,7 +212,7 @@ class StepGuard:
         """`loss`, of the last step, for a sum of losses: 0 if the step was bad."""
         if isinstance(self._last, bool):
             return torch.zeros_like(loss) if self._last else loss
-        return torch.where(self._last, torch.zeros_like(loss), loss)
+        return torch.where(self._last.to(loss.device), torch.zeros_like(loss), loss)  # with mps, losses are on the host
 
     @property
     def must_look(self) -> bool:

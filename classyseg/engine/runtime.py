@@ -104,7 +104,7 @@ class RuntimeConfig(ConfigRecord):
     deterministic: Bool = False
     threads: Annotated[Int, Field(ge=1, le=1024)] | None = None
     non_finite: NonFinitePolicy = "stop"
-    non_finite_limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    non_finite_limit: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
     cache_features: Annotated[Text, Field(min_length=1)] | None = None
     cache_gigabytes: Annotated[Float, Field(gt=0, le=1e9)] = 50.0
 
