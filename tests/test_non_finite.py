@@ -182,9 +182,13 @@ def test_a_skipped_step_changes_nothing_and_is_counted(parts: int, tmp_path: Pat
 
 def test_a_gradient_that_is_not_finite_counts_although_the_loss_is(tmp_path: Path) -> None:
     states = States()
-    Trainer(tmp_path).train(tiny_task({**CHANGES, "runtime.non_finite": "skip_step"}, states, InfiniteGradient(3)))
+    hooks = [*CHANGES["hooks"], {"name": "log", "every": 1, "groups": True}]
+    changes = {**CHANGES, "runtime.non_finite": "skip_step", "optimizer.clip_norm": 1.0, "hooks": hooks}
+    Trainer(tmp_path).train(tiny_task(changes, states, InfiniteGradient(3)))
 
     assert_equal(states.after[3], states.after[2])
+    norms = [record["gradient_norm"] for record in read_records(tmp_path / "steps.jsonl")]
+    assert [norm is None for norm in norms[:4]] == [False, False, True, False]
     (record,) = told(tmp_path)
     assert 0 < record["loss"] < 10
     assert record["step"] == 3
@@ -435,6 +439,31 @@ def test_the_scale_of_float16_is_that_of_torchs_scaler_and_a_bad_loss_leaves_it(
     assert [bad.step for bad in guard.look()] == [9]
     assert scalers[0].state_dict() == before[0]
     assert_equal(dict(ours.state_dict()), before[1])
+
+
+def test_an_overflow_leaves_no_state_where_the_run_went_back_to_its_first_step() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    guard = non_finite.StepGuard("rollback", torch.device("cpu"), knows_at_once=False)
+    guard.watch(model)
+
+    def step(factor: float) -> None:
+        optimizer.zero_grad()
+        guard.begin()
+        loss = model(torch.ones(4, 3)).square().mean()
+        scaler.scale(loss).backward()
+        model.weight.grad.mul_(factor)  # type: ignore[union-attr]
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        guard.finish(loss, scaler, optimizer.step, lambda: state)
+
+    step(1.0)
+    optimizer.state.clear()
+    guard.forget()
+    step(float("inf"))
+    assert not optimizer.state
+    step(1.0)
+    assert all(value["momentum_buffer"].isfinite().all() for value in optimizer.state.values())
 
 
 def test_gradients_that_are_not_finite_at_any_scale_are_not_searched_for_ever(tmp_path: Path) -> None:

@@ -244,11 +244,12 @@ class Engine:
         return stand_ins(self._state())
 
     def fill(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes the tensors of `model`, and of `average` if they are given; they were checked.
+        """Takes the tensors of `model`, and of `average` if they are given; they were checked. The engine has started.
 
         Without these, the average begins with the weights.
         """
         self.take_back()
+        self.guard.forget()
         state = self.state()
         fill(state["model"], groups["model"])
         if self.averaging is not None:

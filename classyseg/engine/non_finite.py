@@ -103,6 +103,10 @@ class StepGuard:
             self._running = _Kept(list(running.values()))
             self._others = _Kept([buffer for buffer in model.buffers() if id(buffer) not in running])
 
+    def forget(self) -> None:
+        """The optimizer's state was replaced, or is gone: the next update may make it anew."""
+        self._stepped.clear()
+
     def begin(self) -> None:
         """Before a step: remembers the running statistics, which a forward pass over such values spoils."""
         self._running.keep()
