@@ -89,8 +89,7 @@ def inspect_all(
     """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
 
     Without `labels` only images are looked at. Memory does not grow with the number of samples. No global generator is
-    used. Raises: `WorkerError` when a process
-    is killed.
+    used. Raises: `WorkerError` when a process is killed.
     """
     if workers:
         warm_fork_server()
