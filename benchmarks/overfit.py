@@ -4,8 +4,8 @@
 
 Trains `resnet18` from random weights on the first images of `imagenet_sample`, 64 x 64 pixels, without augmentation,
 and measures the same images. Ends with exit code 1 if 95 % or fewer are right. One thread. The images (`images/*.jpg`,
-and `labels.csv` with the columns `file` and `class_name`) are no part of the project: where they are missing, the script
-says so.
+and `labels.csv` with the columns `file` and `class_name`) are no part of the project: where they are missing, the
+script says so.
 """
 
 from __future__ import annotations
