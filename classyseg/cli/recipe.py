@@ -143,8 +143,8 @@ def _check_times(arguments: argparse.Namespace) -> None:
 
     if arguments.grace <= MARGIN:
         raise ConfigError(
-            f"--grace: found {arguments.grace}; give more than {MARGIN} seconds: {MARGIN} before the end torchrun kills "
-            "what is still saving"
+            f"--grace: found {arguments.grace}; give more than {MARGIN} seconds: torchrun kills what is still saving "
+            f"{MARGIN} seconds before the end"
         )
     # SLURM sends the signal up to a minute early.
     if arguments.recipe in ("slurm", "submitit") and arguments.grace + 60 >= 60 * arguments.minutes:
