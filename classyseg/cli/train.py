@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classyseg.cli.output import DISK_ERRORS, complain, emit, logging_lines
-from classyseg.console import accept_any_text
+from classyseg.console import accept_any_text, discard_output
 
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
@@ -107,8 +107,6 @@ def guarded(command: Callable[[], int]) -> int:
         complain(f"error: {error.object!r} cannot be the name of a file in this locale; set PYTHONUTF8=1")
         return 2
     except BrokenPipeError:
-        from classyseg.io import discard_output
-
         discard_output()  # else the flush at exit would fail as well, and change the exit code
         raise
     except OSError as error:
