@@ -75,10 +75,7 @@ class Measurement:
         self._numbers = record_numbers(own_numbers, meters, main_head, self.dataset.classes)
         if not self.dataset.multi_label and not any(_counts_labels(meter, main_head) for meter in meters):
             meters.append(ConfusionMatrixMeter(*described))
-        self.worst: WorstImages = WorstMasks(*described, count=num_worst)
-        if self.dataset.whole_images:
-            several, clips = self.dataset.multi_label, group_size_of(meters)
-            self.worst = WorstClasses(*described, count=num_worst, multi_label=several, clips_per_video=clips)
+        self.worst = self._worst(num_worst, clips_per_video=group_size_of(meters))
         self.submission: SubmissionFiles | None = None
         if submission is not None:
             benchmark, folder = submission
@@ -111,6 +108,12 @@ class Measurement:
         task: ClassyTask = self.config.component(**options)
         task.measure(self.predictor.model)
         return task
+
+    def _worst(self, count: int, *, clips_per_video: int) -> WorstImages:
+        described, several = (self.dataset.classes, self.dataset.ignore_index), self.dataset.multi_label
+        if not self.dataset.whole_images:
+            return WorstMasks(*described, count=count)
+        return WorstClasses(*described, count=count, multi_label=several, clips_per_video=clips_per_video)
 
     def _check_data(self) -> None:
         if not len(self.dataset):
