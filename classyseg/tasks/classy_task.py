@@ -125,6 +125,8 @@ class ClassyTask(Configurable, ABC):
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
+    weights_key: str = "model.weights"
+    """The key of the weights from which a run starts."""
     datasets: type[DatasetsConfig] = DatasetsConfig
     """What the key `dataset` holds: a subclass has data sets of its own in addition, such as `unlabelled`."""
     may_lack_masks: frozenset[str] = frozenset()
