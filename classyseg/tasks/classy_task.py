@@ -340,7 +340,7 @@ class ClassyTask(Configurable, ABC):
         """Brings all parts to their device, and the model into the form that trains on several processes."""
         with distributed.failing_together():
             if distributed.is_primary():
-                check_samples(self.data.sets)
+                check_samples(self.data.sets, self.datasets.without_labels)
         self.place()
         self.data.open(self.runtime, self.engine.device, self.gives_up)
 
