@@ -16,6 +16,11 @@ from classyseg.console import accept_any_text, discard_output
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not finite; 143 stopped by "
+    "SIGTERM, 130 by Ctrl-C, checkpoint saved; 1 else."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -50,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="classy_train.py",
         description="Train, evaluate and resume the task that a config describes.",
-        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not "
-        "finite; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
+        epilog=EXIT_CODES,
     )
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
