@@ -18,9 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="classyseg", description="Semantic segmentation and classification by config, with plugins."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    training = commands.add_parser(
-        "train", help="train, evaluate and resume (the same as classy_train.py)", epilog=train.EXIT_CODES
-    )
+    training = commands.add_parser("train", help="train, evaluate and resume (the same as classy_train.py)")
     train.add_arguments(training)
     training.set_defaults(run=train.run)
 

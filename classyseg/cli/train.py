@@ -23,6 +23,7 @@ EXIT_CODES = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXIT_CODES
     parser.add_argument(
         "words",
         nargs="*",
@@ -55,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="classy_train.py",
         description="Train, evaluate and resume the task that a config describes.",
-        epilog=EXIT_CODES,
     )
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
