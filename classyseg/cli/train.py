@@ -16,8 +16,14 @@ from classyseg.console import accept_any_text, discard_output
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not finite; 143 stopped by "
+    "SIGTERM, 130 by Ctrl-C, checkpoint saved; 1 else."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXIT_CODES
     parser.add_argument(
         "words",
         nargs="*",
@@ -50,8 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="classy_train.py",
         description="Train, evaluate and resume the task that a config describes.",
-        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not "
-        "finite; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
     )
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
