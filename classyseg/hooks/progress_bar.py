@@ -12,12 +12,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.console import is_terminal, say, terminal_width, wrapped
+from classyseg.console import discard_output, is_terminal, say, terminal_width, wrapped
 from classyseg.distributed import is_primary
 from classyseg.hooks.bar import Bar, open_bar
 from classyseg.hooks.class_table import class_table
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
-from classyseg.io import discard_output
 from classyseg.registry import HOOKS
 
 BAR_SECONDS = 0.5

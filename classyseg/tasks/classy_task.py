@@ -126,6 +126,8 @@ class ClassyTask(Configurable, ABC):
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
+    weights_key: str = "model.weights"
+    """The key of the weights from which a run starts."""
     datasets: type[DatasetsConfig] = DatasetsConfig
     """What the key `dataset` holds: a subclass has data sets of its own in addition, such as `unlabelled`."""
     may_lack_masks: frozenset[str] = frozenset()
@@ -341,7 +343,7 @@ class ClassyTask(Configurable, ABC):
         """Brings all parts to their device, and the model into the form that trains on several processes."""
         with distributed.failing_together():
             if distributed.is_primary():
-                check_samples(self.data.sets)
+                check_samples(self.data.sets, self.datasets.without_labels)
         self.place()
         self.data.open(self.runtime, self.engine.device, self.gives_up)
 

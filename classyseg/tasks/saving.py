@@ -138,7 +138,7 @@ def resume_run(task: ClassyTask, folder: Path, *, extend: bool) -> Checkpoint:
     """
     with distributed.failing_together():
         checkpoint = load_checkpoint(folder, verified=True)
-        same_run(checkpoint, task.config, task.free_on_resume)
+        same_run(checkpoint, task.config, task.free_on_resume, weights=task.weights_key)
         _restore(task, checkpoint, extend=extend)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from label_trees import image
 from registered import forgotten
 from torch import Tensor
 from torch.nn import functional
@@ -23,7 +24,7 @@ from classyseg.tasks import SemiSupervisedTask, build_task
 from classyseg.tasks.unlabelled import FeatureDropout, UnlabelledSample
 from classyseg.trainer import Stopped, Trainer
 from classyseg.transforms import ClassyTransform
-from runs import IMAGES, PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
+from runs import PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2, "hooks": ["checkpoint"]}
 CROPS = [{"name": "random_scale_crop", "size": [32, 32], "scale": [0.6, 1.2]}, "horizontal_flip"]
@@ -211,8 +212,9 @@ def test_a_run_that_goes_back_leaves_out_the_unlabelled_images_of_the_step_too(t
     assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
 
 
-def test_whole_images_learn_from_images_alone(tmp_path: Path) -> None:
-    images = {**IMAGES, "num_samples": 24, "transforms": []}
+def test_whole_images_learn_from_a_folder_of_images_without_classes(tmp_path: Path) -> None:
+    photos = [Path(image(tmp_path / "photos" / f"{i % 3}/{i}.png", (8, 8))) for i in range(9)]
+    images = {"name": "folder", "images": str(photos[0].parents[1]), "masks": None, "nested": True}
     values = {**tiny_config({**PARTS_BY_KIND["whole images"], "num_epochs": 1}), "name": "semi_supervised"}
     values["dataset"] = {**values["dataset"], "unlabelled": images}
     values["unlabelled"] = {"strong": ["color_jitter"], "threshold": 0.2}
@@ -222,6 +224,25 @@ def test_whole_images_learn_from_images_alone(tmp_path: Path) -> None:
     train, val = read_records(tmp_path / "run/metrics.jsonl")
     assert 0 < train["confident"] <= 1
     assert "accuracy_top_1" in val
+
+
+def test_labels_of_images_without_labels_are_not_even_read(tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"images/{i}.png", (40, 40))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        (tmp_path / f"masks/{i}.png").write_bytes(b"nothing that opens")
+    unread = {"name": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "classes": ["x"]}
+    part = {"name": "subset", "every": 1, "dataset": unread, "transforms": CROPS}
+    task = built(config({"dataset.unlabelled": part}))
+    assert first_batch(task).views.shape == (12, 2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("build", [check, built], ids=["check", "build"])
+def test_a_set_with_labels_names_its_classes(build: Any, tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    alone = {"name": "folder", "images": str(tmp_path), "masks": None}
+    with pytest.raises(ConfigError, match=r"^dataset\.val\.classes: missing[^\n]*$"):
+        build(config({"dataset.val": alone}))
 
 
 def test_features_of_some_images_lose_whole_channels() -> None:
