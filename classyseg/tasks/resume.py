@@ -249,11 +249,11 @@ def saved_loss_sum(checkpoint: Checkpoint) -> float:
     return float(found)
 
 
-def load_non_finite(steps: NonFiniteSteps, checkpoint: Checkpoint, step: int, order: TrainOrder) -> None:
+def load_non_finite(steps: NonFiniteSteps, checkpoint: Checkpoint, step: int, orders: Mapping[str, TrainOrder]) -> None:
     """Gives `steps` what is saved of them after `step` steps. Raises: `ConfigError` for what cannot be."""
     saved = checkpoint.state.get("non_finite", steps.state())  # older versions had none
     try:
-        steps.load_state(saved, step, order)
+        steps.load_state(saved, step, orders)
     except ValueError as error:
         raise _wrong(checkpoint, "non_finite", saved, f"what a run saves of it ({error})") from None
 
