@@ -218,6 +218,7 @@ class ClassyOptimizer(Configurable, ABC):
                 group["capturable"] = True
 
     def zero_grad(self) -> None:
+        self.norm_before_clipping = None  # else that of an earlier step, if nothing is learnt from the next one
         if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             self.optimizer.zero_grad(set_to_none=True)
             return

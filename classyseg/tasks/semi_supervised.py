@@ -15,7 +15,7 @@ from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED
-from classyseg.datasets import ClassyDataset
+from classyseg.datasets import ClassyDataset, TrainOrder
 from classyseg.datasets.views import Views, check_strong
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.errors import ConfigError, moving, within
@@ -195,6 +195,11 @@ class SemiSupervisedTask(ClassyTask):
     def averaging(self) -> AveragingConfig | None:
         return average_of(self.learning, self.hooks) if self.num_steps else super().averaging
 
+    @property
+    def training_orders(self) -> Mapping[str, TrainOrder]:
+        others = {} if self.beside is None else {UNLABELLED: self.beside.epochs}
+        return {**super().training_orders, **others}
+
     def prepare(self) -> None:
         super().prepare()
         if self.beside is not None:
@@ -214,7 +219,14 @@ class SemiSupervisedTask(ClassyTask):
     def _pairs(self, labelled: Iterator[Sample], beside: Beside) -> Iterator[Sample]:
         others = beside.batches(self.progress.step, self._phase_end, self.run_folder)
         for batch, other in zip(labelled, others, strict=True):
-            yield UnlabelledSample(batch.image, batch.target, batch.name, views=other.image, valid=other.target)
+            yield UnlabelledSample(
+                batch.image,
+                batch.target,
+                batch.name,
+                views=other.image,
+                valid=other.target,
+                unlabelled_name=other.names,
+            )
 
     def begin_phase(self) -> None:
         super().begin_phase()
@@ -228,7 +240,8 @@ class SemiSupervisedTask(ClassyTask):
         sure, all_ = distributed.sum_over_processes(self._confident.cpu()).tolist()
         self._confident = torch.zeros_like(self._confident)
         bad = self.beside.bad_samples.end_phase(UNLABELLED)
-        return {**metrics, **{f"{key}_{UNLABELLED}": value for key, value in bad.items()}, "confident": sure / all_}
+        bad = {f"{key}_{UNLABELLED}": value for key, value in bad.items()}
+        return {**metrics, **bad, "confident": sure / all_ if all_ else None}
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from label_trees import image
+from registered import forgotten
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,14 +18,17 @@ from classyseg import distributed
 from classyseg.cli.main import main
 from classyseg.errors import ConfigError
 from classyseg.layers import resize_logits
-from classyseg.registry import TASKS
+from classyseg.registry import TASKS, TRANSFORMS
+from classyseg.structures import Sample
 from classyseg.tasks import SemiSupervisedTask, build_task
 from classyseg.tasks.unlabelled import FeatureDropout, UnlabelledSample
 from classyseg.trainer import Stopped, Trainer
+from classyseg.transforms import ClassyTransform
 from runs import PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2, "hooks": ["checkpoint"]}
 CROPS = [{"name": "random_scale_crop", "size": [32, 32], "scale": [0.6, 1.2]}, "horizontal_flip"]
+NO_BLUR = {"name": "gaussian_blur", "probability": 0.0}
 OTHERS = {"name": "synthetic_shapes", "split": "train", "num_samples": 20, "size": [40, 40], "transforms": CROPS}
 
 
@@ -81,8 +85,7 @@ def test_the_loss_is_that_of_labels_and_of_confident_classes_over_all_pixels(tea
 
 def test_a_rectangle_comes_with_the_classes_that_the_teacher_found_there() -> None:
     """The strong views are the weak ones, so that each pixel tells which image it came from."""
-    same = [{"name": "gaussian_blur", "probability": 0.0}]
-    task = built(config(strong=same, num_strong=2, cut_mix=1.0, threshold=0.0))
+    task = built(config(strong=[NO_BLUR], num_strong=2, cut_mix=1.0, threshold=0.0))
     batch = first_batch(task)
     alone, counted = task.found_in(batch)
     learnt = task.training_batch(batch)
@@ -170,6 +173,43 @@ def test_a_run_resumes_bit_for_bit_with_both_data_sets(tmp_path: Path, teacher: 
     assert main(["evaluate", str(tmp_path / "whole")]) == 0
     found = json.loads((tmp_path / "whole/evaluation-val.json").read_text(encoding="utf-8"))
     assert (found["loss"], found["mean_iou"]) == (records[-1]["loss"], records[-1]["mean_iou"])
+
+
+class Poison(ClassyTransform):
+    """One sample has an infinite pixel."""
+
+    def __init__(self, ignore_index: int = 255, *, sample: int) -> None:
+        self.sample = sample
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        image = sample.image.float()
+        image[0, 3, 4] = float("inf") if sample.name == f"train {self.sample}" else 1.0
+        return sample.replace(image=image)
+
+
+def test_a_run_that_goes_back_leaves_out_the_unlabelled_images_of_the_step_too(tmp_path: Path) -> None:
+    changes = {"num_epochs": 2, "hooks": [{"name": "checkpoint", "every_steps": 1}], "runtime.non_finite": "rollback"}
+    others = {**OTHERS, "num_samples": 12, "size": [32, 32]}
+    orders = built(config({**changes, "dataset.unlabelled": others}, batch_size=2)).training_orders
+    bad = orders["unlabelled"].batch(0, 1)  # of the second step
+    others["transforms"] = [{"name": "test_poison", "sample": bad[0]}]
+    values = config({**changes, "dataset.unlabelled": others}, strong=[NO_BLUR], batch_size=2)
+    with forgotten():
+        TRANSFORMS.register("test_poison")(Poison)
+        whole, resumed = built(values), built(values)
+        Trainer(tmp_path / "whole").train(whole)
+        with pytest.raises(Stopped):
+            Trainer(tmp_path / "broken").train(built(values, SignalAt("train", 1, 1)))
+        Trainer(tmp_path / "broken", resume=True).train(resumed)
+
+    (record,) = read_records(tmp_path / "whole/non_finite.jsonl")
+    labelled = [f"train {i}" for i in orders["train"].batch(0, 1)]
+    assert record["samples"] == [*labelled, *(f"unlabelled: train {i}" for i in bad)]
+    for task in (whole, resumed):
+        assert task.training_orders["unlabelled"].left_out == set(bad)
+        assert task.training_orders["train"].left_out == set(orders["train"].batch(0, 1))
+    states = whole.model.state_dict(), resumed.model.state_dict()
+    assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
 
 
 def test_whole_images_learn_from_a_folder_of_images_without_classes(tmp_path: Path) -> None:
