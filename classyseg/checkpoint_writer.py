@@ -69,6 +69,11 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
+    def forget(self) -> None:
+        """Waits; from then on no checkpoint counts as written: the run goes back, and may come to its step again."""
+        self.wait()
+        self.step = None
+
     def take_error(self) -> NotWrittenError | None:
         """Waits, and returns why the last write failed, if it did; once. Raises: any other error of the thread."""
         self.wait()

@@ -23,6 +23,7 @@ from classyseg.run_folder import (
     LOCK,
     METRICS,
     MODEL,
+    MODEL_CONFIG,
     NON_FINITE,
     STARTED,
     STEPS,
@@ -211,7 +212,7 @@ def _own(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.name.partition(".tmp-")[0] in names or path.name.startswith(EVALUATION)
     ]
-    if (folder / MODEL / "config.json").is_file():
+    if (folder / MODEL / MODEL_CONFIG).is_file():
         own.append(folder / MODEL)
     checkpoints = folder / CHECKPOINTS
     if checkpoints.is_dir():

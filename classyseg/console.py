@@ -163,6 +163,12 @@ def say(text: str) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
+def discard_output() -> None:
+    """Discards all further output. When the reader of a pipe has left, even the flush at exit would fail."""
+    with suppress(io.UnsupportedOperation):  # a replaced sys.stdout may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def accept_any_text() -> None:
     """Lets standard output and error escape what they cannot encode (file names that are no text, a plain C locale).
 

@@ -130,7 +130,7 @@ def first_text(text: str | None) -> str | None:
     """The text of the first process that has one, in every process; None if none has. Every process calls it."""
     if world_size() == 1:
         return text
-    own = text.encode() if text is not None else b""
+    own = text.encode("utf-8", "surrogateescape") if text is not None else b""
     vote = torch.tensor([world_size() if text is None else rank()])
     dist.all_reduce(vote, dist.ReduceOp.MIN)
     first = int(vote.item())
@@ -140,7 +140,7 @@ def first_text(text: str | None) -> str | None:
     dist.broadcast(size, src=first)
     letters = torch.tensor(list(own) if first == rank() else [0] * int(size.item()), dtype=torch.uint8)
     dist.broadcast(letters, src=first)
-    return bytes(letters.tolist()).decode()
+    return bytes(letters.tolist()).decode("utf-8", "surrogateescape")
 
 
 class PeerError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,6 +12,9 @@ Batch = TypeVar("Batch")
 
 PATIENCE_SECONDS = 2.0
 """How long a run that was asked to stop still waits for its next batch, before it saves without it."""
+REPEAT_SECONDS = 1.0
+"""Signals that follow each other faster are one request. Ctrl-C reaches a process from the terminal, and again from
+`torchrun`; `scancel` and systemd ask each process, and `torchrun` passes the signal on."""
 
 
 class Stopped(BaseException):
@@ -57,28 +60,31 @@ class RollBack(BaseException):
 class StopRequests:
     """Remembers SIGTERM and SIGINT; the loop obeys between two batches.
 
-    Within a step, a second signal acts at once, as it would without this class. While the loop waits for data, or
-    saves, a second signal only ends the wait, because an impatient user, or a launcher that passes a signal on, must
-    not cost the run. The third signal acts at once. With `at_once`, the first signal ends the run immediately with
-    `Stopped`.
+    Signals within `REPEAT_SECONDS` of one are the same request as it, whichever of the two they are: launchers pass on
+    what the process itself got already.
+
+    Within a step, a second request acts at once, as it would without this class. While the loop waits for data, or
+    saves, a second request only ends the wait, because an impatient user must not cost the run. The third acts at once.
+    With `at_once`, the first request ends the run immediately with `Stopped`.
     """
 
     def __init__(self, *, at_once: bool) -> None:
         self.at_once = at_once
         self.received: int | None = None
         self._since = 0.0
+        self._newest = 0.0
+        """When the newest request came."""
         self._insists = False
         self._holds = False
-        self._before: dict[int, object] = {}
-        self._catches = False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
-                self._before[number] = signal.signal(number, self._receive)
+                before = signal.signal(number, self._receive)
             except ValueError:  # not in the main thread, where Python delivers signals: nothing to remember
                 break
-            self._catches = True
+            self._before[number] = before or signal.SIG_DFL  # None for one that is not Python's
         return self
 
     def gives_up(self) -> bool:
@@ -95,38 +101,32 @@ class StopRequests:
             yield batch
 
     def holding(self) -> Holding:
-        """Within the block, a second signal does not end the process."""
+        """Within the block, a second request does not end the process."""
         return Holding(self)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        first = self.received is None
-        if first:
-            self.received, self._since = number, time.monotonic()
-        if first and self.at_once:
-            self._catch(None)
-            raise Stopped(number, saved=False)
-        if first and self._holds:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._since, self._newest = number, now, now
+            if self.at_once:
+                raise Stopped(number, saved=False)
+        elif now - self._newest < REPEAT_SECONDS:
             return
-        if first:
-            self._catch(None)
         elif self._holds and not self._insists:
-            self._insists = True
+            self._insists, self._newest = True, now
         else:
-            self._catch(None)
+            self._give_back()
             signal.raise_signal(number)
 
-    def _catch(self, handler: Callable[[int, FrameType | None], None] | None) -> None:
-        """Lets `handler` take the signals; None gives them back to the handlers from before."""
-        if self._catches == (handler is not None):
-            return
-        self._catches = handler is not None
-        for number, before in self._before.items():
-            signal.signal(number, before if handler is None else handler)  # type: ignore[arg-type]
+    def _give_back(self) -> None:
+        """Lets those take the signals who had them before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._catch(None)
+        self._give_back()
 
 
 class Holding:
@@ -137,11 +137,8 @@ class Holding:
 
     def __enter__(self) -> None:
         self._requests._holds = True
-        self._requests._catch(self._requests._receive)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._requests._holds = False
-        if self._requests.received is not None:
-            self._requests._catch(None)

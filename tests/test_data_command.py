@@ -65,6 +65,21 @@ def test_warnings_alone_give_exit_code_0(tree: Path) -> None:
     assert main(["data", "check", config(tree), "--workers", "0"]) == 0
 
 
+def test_of_images_without_labels_nobody_looks_at_the_masks(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = data_sets(tree)["dataset.train"]
+    values = json.loads(Path(config(tree)).read_text(encoding="utf-8"))
+    values["dataset"]["unlabelled"] = {**train, "classes": ["thing"], "label_map": {}}  # masks of 0 and 1
+    values |= {"name": "semi_supervised", "unlabelled": {"strong": ["color_jitter"]}}
+    path = tree / "task.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert main(["data", "check", str(path), "--workers", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "warning: dataset.unlabelled: images that dataset.train holds, too: 12 [duplicate_across]" in out
+    assert out.endswith("0 faults, 1 warning\n")
+    assert main(["data", "stats", str(path), "--workers", "0"]) == 0
+    assert capsys.readouterr().out.count("class_weights: ") == 1
+
+
 def test_overrides_with_the_line_of_a_finding_mend_the_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     FAULTS["masks_of_0_and_255"].plant(tree)
     check = ["data", "check", config(tree), "--workers", "0"]

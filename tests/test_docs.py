@@ -202,6 +202,12 @@ def test_the_readme_counts_backbones_heads_and_models_as_they_are() -> None:
     assert counts == [len(rows) - len(with_heads), len(heads), len(with_heads)]
 
 
+def test_every_page_is_linked_in_the_readme_and_every_benchmark_in_its_list() -> None:
+    readme, benchmarks = ((ROOT / name).read_text() for name in ("README.md", "benchmarks/README.md"))
+    assert not [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name}" not in readme]
+    assert not [script.name for script in (ROOT / "benchmarks").glob("*.py") if f"`{script.name}`" not in benchmarks]
+
+
 def test_the_plugin_page_lists_every_entry_point_group_with_its_base_class() -> None:
     rows = re.findall(r"^\| `(classyseg\.\w+)` \| `(\w+)` \|", (ROOT / "docs/plugins.md").read_text("utf-8"), re.M)
     assert rows == [(registry.group, registry.base().__name__) for registry in REGISTRIES.values()]

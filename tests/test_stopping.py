@@ -7,23 +7,29 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from classyseg import stopping
 from classyseg.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from classyseg.datasets import SyntheticShapes, TrainOrder, make_loader
 from classyseg.datasets.files.images import read_image
 from classyseg.datasets.loading.workers import WorkerError
+from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.stopping import Stopped, StopRequests, WaitEnded
 from classyseg.structures import Sample
 from classyseg.tasks.sample_checks import check_samples
-from runs import LIMIT, Command, read_records, start_job, write_config
+from classyseg.trainer import Trainer
+from runs import LIMIT, Command, read_records, start_job, tiny_task, write_config
 
 SAMPLES, BATCH = 32, 8
 HANGING = list(TrainOrder(SAMPLES, BATCH, seed=0))[-1][0][1]
@@ -79,7 +85,7 @@ def script(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "signals", "hard"),
-    [(1, [signal.SIGTERM], False), (1, [signal.SIGINT, signal.SIGINT], True), (2, [signal.SIGTERM], True)],
+    [(1, [signal.SIGTERM], False), (1, [signal.SIGINT, signal.SIGTERM], True), (2, [signal.SIGTERM], True)],
     ids=["a signal", "two signals, and a worker that no signal reaches", "two processes"],
 )
 def test_a_worker_that_hangs_does_not_hold_up_a_signal(
@@ -150,6 +156,35 @@ def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(bat
     assert len(asked) == 3
 
 
+class TakesTheLock(SyntheticShapes):
+    """At its last sample, the worker takes the lock by which torch tells workers to leave, and hangs."""
+
+    def load(self, index: int) -> Sample:
+        if index == len(self) - 1:
+            frame = sys._getframe()
+            while "done_event" not in frame.f_locals:
+                assert frame.f_back is not None
+                frame = frame.f_back
+            frame.f_locals["done_event"]._cond.acquire()
+            time.sleep(1000)
+        return super().load(index)
+
+
+def test_a_worker_that_is_killed_with_the_lock_of_all_workers_does_not_hold_up_the_end(batches: TrainOrder) -> None:
+    """A worker has the lock for microseconds only, but a machine that is busy may stop it just there."""
+    dataset = TakesTheLock(split="train", num_samples=4, size=(32, 32))
+    loader = make_loader(dataset, batches, workers=2, gives_up=lambda: True)
+    with pytest.raises(WaitEnded):
+        list(loader)
+
+    closing = threading.Thread(target=loader.close, daemon=True)
+    closing.start()
+    closing.join(LIMIT / 4)
+
+    assert not closing.is_alive()
+    assert not multiprocessing.active_children()
+
+
 class Slow(SyntheticShapes):
     """Every sample takes longer than a look at the workers."""
 
@@ -179,30 +214,96 @@ def handlers() -> Iterator[list[int]]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_in_a_step_the_second_signal_acts_at_once_and_in_a_wait_or_a_save_the_third(handlers: list[int]) -> None:
-    with StopRequests(at_once=False) as requests:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock of requests to stop: a test moves its `now`."""
+    found = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: found.now))
+    return found
+
+
+def test_in_a_step_the_second_request_acts_at_once_and_in_a_wait_or_a_save_the_third(
+    handlers: list[int], clock: SimpleNamespace
+) -> None:
+    def request() -> None:
+        clock.now += 1.1
         signal.raise_signal(signal.SIGTERM)
+
+    with StopRequests(at_once=False) as requests:
+        request()
         assert requests.received == signal.SIGTERM
         assert handlers == []
-        signal.raise_signal(signal.SIGTERM)
+        request()
         assert len(handlers) == 1
     handlers.clear()
     with StopRequests(at_once=False) as requests, requests.holding():
-        signal.raise_signal(signal.SIGTERM)
+        request()
         assert not requests.gives_up()
-        signal.raise_signal(signal.SIGTERM)
+        request()
         assert requests.gives_up()
         assert handlers == []
-        signal.raise_signal(signal.SIGTERM)
+        request()
         assert len(handlers) == 1
     handlers.clear()
     with StopRequests(at_once=False) as requests:
-        signal.raise_signal(signal.SIGTERM)
+        request()
         with requests.holding():  # the checkpoint
-            signal.raise_signal(signal.SIGTERM)
+            request()
         assert handlers == []
-        signal.raise_signal(signal.SIGTERM)
+        request()
         assert len(handlers) == 1
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_signals_that_follow_each_other_at_once_are_one_request(
+    at_once: bool, handlers: list[int], clock: SimpleNamespace
+) -> None:
+    """As torchrun sends SIGTERM after a Ctrl-C that reached the process, too."""
+    with StopRequests(at_once=at_once) as requests:
+        with suppress(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        for seconds in (0.0, 0.5, 0.4):
+            clock.now += seconds
+            signal.raise_signal(signal.SIGTERM)
+            with requests.holding():
+                signal.raise_signal(signal.SIGTERM)
+        assert requests.received == signal.SIGINT
+        assert not requests.gives_up()
+        with requests.holding():
+            clock.now += 0.2
+            signal.raise_signal(signal.SIGTERM)  # the second request
+            signal.raise_signal(signal.SIGINT)  # and its copy
+            assert requests.gives_up()
+        assert handlers == []
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_step_that_gets_the_signal_twice_is_saved() -> None:
+    class SignalsTwice(ClassyHook):
+        def on_step(self, task: WatchedTask) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped) as stopped:
+        Trainer().train(tiny_task({"num_epochs": 1, "dataset.val": None}, SignalsTwice()))
+    assert (stopped.value.exit_code, stopped.value.saved) == (143, True)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_handler_that_is_not_pythons_is_replaced_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a program that has Python in it. Python tells such a handler as None, and cannot give it back."""
+    real = signal.signal
+
+    def tells_none(number: int, handler: Any) -> None:
+        real(number, handler)
+
+    monkeypatch.setattr(signal, "signal", tells_none)
+    interrupt = signal.getsignal(signal.SIGINT)
+    with StopRequests(at_once=False) as requests:
+        signal.raise_signal(signal.SIGTERM)
+    assert requests.received == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    real(signal.SIGINT, interrupt)
 
 
 def test_before_the_first_step_a_signal_ends_the_run_at_once(handlers: list[int]) -> None:

@@ -16,15 +16,18 @@ import torch
 from label_trees import names
 from PIL import Image
 
-from classyseg import TASKS, build_task, load_config
+from classyseg import TASKS, build_task, load, load_config
 from classyseg.cli.train import main as classy_train_main
+from classyseg.config import ConfigTree
 from classyseg.datasets import build_dataset
 from classyseg.inference import Predictor
 from classyseg.losses import build_loss
 from classyseg.models import ClassyModel, build_model
 from classyseg.optim import build_optimizer
 from classyseg.structures import RunLength, Sample
+from classyseg.trainer import Trainer
 from classyseg.transforms.batch_mixing import BatchMixing
+from runs import read_records
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "task_configs").rglob("*.yaml"))
@@ -143,20 +146,44 @@ def test_the_resolved_config_is_valid_and_resolves_to_itself(path: str) -> None:
     assert TASKS.validate(resolved).resolved() == resolved
 
 
+def small(path: str, folder: Path, *changes: str) -> ConfigTree:
+    """A config for data of three images, with models of random weights in `folder` for those that it starts from."""
+    tree = load_config(ROOT / path, [*SMALL, *changes])
+    values = tree.values
+    if values["dataset"]["train"]["name"] == "subset":
+        values["dataset"]["train"]["share"] = 1.0
+    for source in ("teacher", "start"):
+        if source in values:
+            values[source]["weights"] = str(teacher_of(values, folder / source))
+    for name in ("train", "unlabelled"):
+        for transform in values["dataset"].get(name, {}).get("transforms", ()):
+            if "size" in transform:
+                transform["size"] = [64, 64]
+    return tree
+
+
+@pytest.mark.parametrize("path", ["camvid/semi_supervised_resnet18.yaml", "distillation.yaml"])
+@pytest.mark.usefixtures("fake_data")
+def test_a_run_that_learns_from_more_than_labels_comes_to_its_end(path: str, tmp_path: Path) -> None:
+    tree = small(f"task_configs/{path}", tmp_path, "num_epochs=null", "num_steps=3")
+    tree.values.pop("val_every_steps", None)
+    tree.values["optimizer"]["schedule"] = "constant"  # a warm-up is longer than the run
+    for part in tree.values["dataset"].values():
+        part |= {"num_samples": 4} if "num_samples" in part else {}
+    Trainer(tmp_path / "run").train(build_task(tree))
+    records = read_records(tmp_path / "run/metrics.jsonl")
+    assert (records[-1]["phase"], records[-1]["step"]) == ("val", 3)
+    assert math.isfinite(records[0]["loss"])
+    predictor = load(tmp_path / "run", device="cpu")
+    assert predictor.predict(np.zeros((64, 64, 3), np.uint8)).shape == (64, 64)
+
+
 @pytest.mark.parametrize("path", STEPS)
 @pytest.mark.usefixtures("fake_data")
 def test_a_step_of_training_and_one_of_evaluation_run(path: str, tmp_path: Path) -> None:
-    tree = load_config(ROOT / path, SMALL)
-    if tree.values["dataset"]["train"]["name"] == "subset":
-        tree.values["dataset"]["train"]["share"] = 1.0  # of three images
-    for source in ("teacher", "start"):
-        if source in tree.values:
-            tree.values[source]["weights"] = str(teacher_of(tree.values, tmp_path / source))
+    tree = small(path, tmp_path)
     if "last_gamma" in tree.values["model"]:
         tree.values["model"]["last_gamma"] = False  # else the first gradients of some layers are zero
-    for transform in tree.values["dataset"]["train"].get("transforms", ()):
-        if "size" in transform:
-            transform["size"] = [64, 64]
     task = build_task(tree)
     task.hooks = []  # nothing to save or to show
     task.start(None)

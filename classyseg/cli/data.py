@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from classyseg.cli import prepare
 from classyseg.cli.arguments import interruptible, positive
@@ -63,8 +63,15 @@ def _workers_number(text: str) -> int:
     return int(text)
 
 
-def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The configs of the data sets by place, such as `dataset.train`. Raises: `ConfigError`."""
+class DataSets(NamedTuple):
+    """The configs of data sets by place, such as `dataset.train`; and the places of those whose labels nobody reads."""
+
+    configs: dict[str, Any]
+    without_labels: frozenset[str]
+
+
+def data_sets(arguments: argparse.Namespace) -> DataSets:
+    """The data sets of the config that `arguments` name. Raises: `ConfigError`."""
     from classyseg.config import ConfigRecord, listed, load_config, unknown
     from classyseg.errors import ConfigError
     from classyseg.io import DATA_ROOT_VARIABLE, find_task_config
@@ -90,7 +97,8 @@ def data_sets(arguments: argparse.Namespace) -> dict[str, Any]:
             names = [known.removeprefix("dataset.") for known in found]
             raise ConfigError(f"--split {arguments.split}: {unknown('data set of the config', arguments.split, names)}")
         found = {place: found[place]}
-    return found
+    unread = getattr(given, "without_labels", ())
+    return DataSets(found, frozenset(f"dataset.{name}" for name in unread))
 
 
 def _is_data_set(value: Any) -> bool:
@@ -112,8 +120,13 @@ def _workers(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from classyseg.doctor import check_data
 
+    found = data_sets(arguments)
     diagnosis = check_data(
-        data_sets(arguments), workers=_workers(arguments), samples=arguments.samples, max_files=arguments.files
+        found.configs,
+        workers=_workers(arguments),
+        samples=arguments.samples,
+        max_files=arguments.files,
+        without_labels=found.without_labels,
     )
     if arguments.json:
         emit_json(_check_json(diagnosis))
@@ -136,7 +149,7 @@ def _check_json(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def _check_text(diagnosis: Diagnosis) -> Iterator[str]:
     for summary in diagnosis.summaries:
-        yield from (*_heading(summary), *_class_table(summary), "")
+        yield from (*_heading(summary), *(_class_table(summary) if summary.dataset.classes else ()), "")
     for finding in diagnosis.findings:
         yield from (*finding.lines(), "")
     faults = len(diagnosis.faults)
@@ -196,10 +209,12 @@ def _stats(arguments: argparse.Namespace) -> int:
     from classyseg.doctor.summary import DataSummary
 
     records: dict[str, Mapping[str, Any]] = {}
-    for name, config in data_sets(arguments).items():
+    found = data_sets(arguments)
+    for name, config in found.configs.items():
         dataset, left_out = _readable(name, config)
         summary = DataSummary(name, dataset, max_files=1)
-        for _ in looked_at(summary, samples=arguments.samples, workers=_workers(arguments)):
+        labels, workers = name not in found.without_labels, _workers(arguments)
+        for _ in looked_at(summary, samples=arguments.samples, workers=workers, labels=labels):
             pass
         records[name] = _stats_json(summary) | {"left_out": left_out}
         if not arguments.json:
@@ -227,12 +242,13 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
         yield f"  {record['with_problems']:,} of them have problems and may be left out: see `classyseg data check`"
     if record["left_out"]:
         yield f"  {record['left_out']:,} files more are left out, as they have no partner: see `classyseg data check`"
-    yield from _class_table(summary, weights=True)
+    if summary.dataset.classes:
+        yield from _class_table(summary, weights=True)
     as_text = _significant if summary.in_own_unit else _number
     mean, std = (", ".join(map(as_text, record[key])) for key in ("mean", "std"))
     weights = ", ".join(_number(row["weight"]) for row in record["classes"][:-1])
     # lines for a training's config come from the training set alone
-    for_config = summary.name not in ("dataset.val", "dataset.test")
+    for_config = summary.name not in ("dataset.val", "dataset.test", "dataset.unlabelled")
     if for_config and (mean or summary.labelled_pixels):
         yield "  config lines:"
     if for_config and mean:
@@ -258,7 +274,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
     from classyseg.doctor.sheet import contact_sheet
     from classyseg.errors import ConfigError
 
-    found = data_sets(arguments)
+    found = data_sets(arguments).configs
     output = user_path(arguments.output)
     if output.suffix.lower() != ".png":
         raise ConfigError(f"--output {output}: a sheet is a PNG; name it so")

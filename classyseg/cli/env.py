@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import importlib
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,23 +22,33 @@ from classyseg.cli.output import emit, emit_json
 
 SECONDS = 10
 """How long another program may take to answer."""
-LIBRARIES = (
-    *("torch", "torchvision", "numpy", "fvcore", "iopath", "PyYAML", "pydantic", "safetensors", "pillow", "tqdm"),
-    *(
-        "triton",
-        "simplejpeg",
-        "scipy",
-        "tifffile",
-        "imagecodecs",
-        "av",
-        "onnx",
-        "onnxruntime",
-        "timm",
-        "submitit",
-        "ray",
-    ),
+NEEDED = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "numpy": "numpy",
+    "fvcore": "fvcore",
+    "iopath": "iopath",
+    "PyYAML": "yaml",
+    "pydantic": "pydantic",
+    "safetensors": "safetensors",
+    "pillow": "PIL.Image",
+    "tqdm": "tqdm",
+}
+"""The libraries without which classyseg does not run, and what each is imported as."""
+OPTIONAL = (
+    "triton",
+    "simplejpeg",
+    "scipy",
+    "tifffile",
+    "imagecodecs",
+    "av",
+    "onnx",
+    "onnxruntime",
+    "timm",
+    "submitit",
+    "ray",
 )
-"""Their versions are told where they are installed: those that are needed, then those that may be used."""
+"""Libraries that may be used: their versions are told where they are installed."""
 VARIABLES = re.compile(
     r"(CLASSYSEG|CUDA|CUBLAS|CUDNN|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|TORCHINDUCTOR|TORCHELASTIC|OMP|MKL|KMP|OPENBLAS|HIP|ROCR"
     r"|HSA|XPU|ONEAPI|SLURM|GOMP|MALLOC)_\w+|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|MASTER_ADDR"
@@ -45,9 +57,12 @@ VARIABLES = re.compile(
 """The names of variables that change what a run does."""
 PLAIN = re.compile(r"[\w.,:;+=\-%]{0,60}")
 """A value that is told: a number, a switch, a short list of them. A path has a slash."""
-HIDDEN = re.compile(r"ADDR|HOST|NODE|USER|ACCOUNT|NAME|SUBMIT|PARTITION|DIR|PATH|IFNAME|CLUSTER|IP$")
+HIDDEN = re.compile(
+    r"ADDR|HOST|NODE|USER|ACCOUNT|NAME|SUBMIT|PARTITION|DIR|PATH|IFNAME|CLUSTER|IP$|[UG]ID$|QOS|RESERVATION|COMMENT"
+    r"|JOB_GROUP"
+)
 """In the names of variables whose values tell a place or a person."""
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL")
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|JWT|AUTH|COOKIE")
 SET = "(set; not shown)"
 
 
@@ -75,7 +90,7 @@ def environment(*, private: bool = False) -> dict[str, Any]:
         "system": _told(_system),
         "cpu": _told(_cpu),
         "memory": _told(_memory),
-        "libraries": _told(lambda: dict(_versions(LIBRARIES))),
+        "libraries": _told(lambda: dict(_libraries())),
         "torch": _told(_torch),
         "torchvision": _told(_torchvision),
         "devices": _told(_devices),
@@ -85,7 +100,7 @@ def environment(*, private: bool = False) -> dict[str, Any]:
     }
     if private:
         facts["private"] = {
-            "host": socket.gethostname(),
+            "host": _told(socket.gethostname),
             "user": _told(getpass.getuser),
             "executable": sys.executable,
             "package": str(Path(__file__).parents[1]),
@@ -150,12 +165,24 @@ def _memory() -> dict[str, Any]:
     }
 
 
-def _versions(names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for name in names:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
+def _libraries() -> Iterator[tuple[str, str]]:
+    """The versions that are installed, and what is wrong with those that are needed."""
+    for name in (*NEEDED, *OPTIONAL):
+        version = _told(partial(_version, name))
+        if name not in NEEDED:
+            if version is not None:
+                yield name, version
             continue
+        imported = _told(partial(importlib.import_module, NEEDED[name]))
+        problem = f" {imported}" if isinstance(imported, str) else ""
+        yield name, (version or "not installed") + problem
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _torch() -> dict[str, Any]:
@@ -249,7 +276,8 @@ def _without_places(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s'\":]+)+[/\\](?=[^/\\\s])", ".../", value)
-    for name, word in ((_told(socket.gethostname), "HOST"), (_told(getpass.getuser), "USER")):
+    host = _told(socket.gethostname)
+    for name, word in ((host, "HOST"), (host.partition(".")[0], "HOST"), (_told(getpass.getuser), "USER")):
         # Short names, and those that are words of any report, would spoil the text and tell nobody anything.
         if len(name) > 2 and name not in ("root", "localhost", "user", "ubuntu"):
             text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", word, text)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from classyseg import distributed
-from classyseg.cli.evaluation_files import SubmissionFiles, WorstImages
+from classyseg.cli.evaluation_files import SubmissionFiles, WorstClasses, WorstImages, WorstMasks
 from classyseg.cli.output import ProgressLine
 from classyseg.config import listed
 from classyseg.datasets import ClassyDataset, build_dataset
 from classyseg.errors import ConfigError, within
-from classyseg.evaluation import evaluate
+from classyseg.evaluation import evaluate, group_size_of
 from classyseg.inference import Predictor, load
 from classyseg.inference.budget import joined_counts
 from classyseg.meters import ClassyMeter
@@ -75,7 +75,7 @@ class Measurement:
         self._numbers = record_numbers(own_numbers, meters, main_head, self.dataset.classes)
         if not self.dataset.multi_label and not any(_counts_labels(meter, main_head) for meter in meters):
             meters.append(ConfusionMatrixMeter(*described))
-        self.worst = WorstImages(*described, count=num_worst)
+        self.worst = self._worst(num_worst, clips_per_video=group_size_of(meters))
         self.submission: SubmissionFiles | None = None
         if submission is not None:
             benchmark, folder = submission
@@ -108,6 +108,12 @@ class Measurement:
         task: ClassyTask = self.config.component(**options)
         task.measure(self.predictor.model)
         return task
+
+    def _worst(self, count: int, *, clips_per_video: int) -> WorstImages:
+        described, several = (self.dataset.classes, self.dataset.ignore_index), self.dataset.multi_label
+        if not self.dataset.whole_images:
+            return WorstMasks(*described, count=count)
+        return WorstClasses(*described, count=count, multi_label=several, clips_per_video=clips_per_video)
 
     def _check_data(self) -> None:
         if not len(self.dataset):

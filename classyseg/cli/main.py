@@ -14,7 +14,9 @@ from classyseg.console import shown
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="classyseg", description="Semantic segmentation by config, with plugins.")
+    parser = argparse.ArgumentParser(
+        prog="classyseg", description="Semantic segmentation and classification by config, with plugins."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     training = commands.add_parser("train", help="train, evaluate and resume (the same as classy_train.py)")
     train.add_arguments(training)

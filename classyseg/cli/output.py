@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from classyseg.console import (
     columns_of,
+    discard_output,
     is_terminal,
     padded,
     printable,
@@ -41,7 +42,6 @@ def emit(text: str) -> bool:
     Raises: `ConfigError` if standard output cannot be written, such as on a full disk.
     """
     from classyseg.errors import ConfigError
-    from classyseg.io import discard_output
 
     try:
         say(text)

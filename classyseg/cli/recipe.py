@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -16,16 +16,28 @@ from classyseg.console import shown
 
 SUFFIXES = {"slurm": "sh", "submitit": "py", "ray": "py", "jobset": "yaml", "pytorchjob": "yaml"}
 """The recipes, and which kind of file each is."""
-QUOTED: dict[str, Callable[[Any], str]] = {
-    "sh": lambda value: shlex.join(value) if isinstance(value, list) else shlex.quote(str(value)),
-    "py": repr,
-    "yaml": json.dumps,
-}
-"""How a value is written in each kind of file, so that it is one value whatever characters it has."""
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 """Kubernetes makes names of pods of it, which may have 63 characters."""
 MARGIN = 30
 """So many seconds before a node is taken away, torchrun ends what has not ended by itself."""
+SHARED = "/runs"
+"""The folder of a pod that is left when the pod is gone."""
+
+
+def _in_yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(
+        value, default_style='"', default_flow_style=True, allow_unicode=True, width=math.inf
+    ).removesuffix("\n")
+
+
+QUOTED: dict[str, Callable[[Any], str]] = {
+    "sh": lambda value: shlex.join(value) if isinstance(value, list) else shlex.quote(str(value)),
+    "py": repr,
+    "yaml": _in_yaml,
+}
+"""How a value is written in each kind of file, so that it is one value whatever characters it has."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--restarts", type=positive, default=10, metavar="N", help="after failures, of ray and Kubernetes (10)"
     )
-    parser.add_argument("--port", type=positive, default=29500, metavar="N", help="where the processes meet (29500)")
+    parser.add_argument(
+        "--port", type=positive, metavar="N", help="where the processes meet (of the job's number; in a pod, 29500)"
+    )
     parser.add_argument("--name", metavar="NAME", help="of the job; the name of the run's folder without it")
     parser.add_argument(
         "--image", default="classyseg:latest", metavar="IMAGE", help="jobset, pytorchjob: container image"
@@ -79,19 +93,31 @@ def _values(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             f"--name: found {shown(name)}; accepted are up to 40 of a to z, 0 to 9 and -, the first one a letter"
         )
-    if arguments.port > 65535:
+    for key, value in (("CONFIG", arguments.config), ("--output", arguments.output)):
+        if not value:  # from a shell variable that is not set
+            raise ConfigError(f"{key}: found ''; write a path")
+    if arguments.port is not None and arguments.port > 65535:
         raise ConfigError(f"--port: found {arguments.port}; accepted are 1 to 65535")
     wrong = [word for word in arguments.overrides if "=" not in word]
     if wrong:
         raise ConfigError(f"found {shown(wrong[0])}; an override is key=value")
+    _check_times(arguments)
+    suffix = SUFFIXES[arguments.recipe]
+    if suffix == "yaml" and not _is_shared(arguments.output):
+        raise ConfigError(
+            f"--output: found {shown(arguments.output)}; write a folder under {SHARED}, such as {SHARED}/{name}: all "
+            "else is lost with the pod"
+        )
     trained = ["train", arguments.config, "--output", arguments.output, "--resume", *arguments.overrides]
-    timeout = _shutdown_timeout(max(1, arguments.grace - MARGIN))
+    timeout = _shutdown_timeout(arguments.grace - MARGIN)
     torchrun = ["torchrun", *timeout]
     if arguments.recipe == "jobset":
         torchrun += [f"--nnodes={arguments.nodes}", f"--nproc-per-node={arguments.processes}", "--rdzv-backend=c10d"]
-        torchrun += [f"--rdzv-id={name}", f"--rdzv-endpoint={name}-train-0-0.{name}:{arguments.port}"]
+        torchrun += [f"--rdzv-id={name}", f"--rdzv-endpoint={name}-train-0-0.{name}:{arguments.port or 29500}"]
+    torchrun += ["-m", "classyseg", *trained]
     return {
-        **{key: getattr(arguments, key) for key in ("nodes", "processes", "minutes", "grace", "restarts", "port")},
+        **{key: getattr(arguments, key) for key in ("nodes", "processes", "minutes", "grace", "restarts")},
+        "port": "" if arguments.port is None and suffix == "sh" else arguments.port,
         "name": name,
         "config": arguments.config,
         "output": arguments.output,
@@ -106,8 +132,31 @@ def _values(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu_text": str(arguments.cpus * arguments.processes),
         "gpu_text": str(arguments.processes),
         "timeout": timeout,
-        "torchrun": [*torchrun, "-m", "classyseg", *trained],
+        # Kubernetes puts the values of variables in place of $(NAME); a double dollar is one.
+        "torchrun": [word.replace("$", "$$") for word in torchrun],
     }
+
+
+def _check_times(arguments: argparse.Namespace) -> None:
+    """Raises: `ConfigError` for a grace in which nothing can be saved, or that leaves no time to train."""
+    from classyseg.errors import ConfigError
+
+    if arguments.grace <= MARGIN:
+        raise ConfigError(
+            f"--grace: found {arguments.grace}; give more than {MARGIN} seconds: torchrun kills what is still saving "
+            f"{MARGIN} seconds before the end"
+        )
+    # SLURM sends the signal up to a minute early.
+    if arguments.recipe in ("slurm", "submitit") and arguments.grace + 60 >= 60 * arguments.minutes:
+        raise ConfigError(
+            f"--grace: found {arguments.grace} seconds of --minutes {arguments.minutes}, which leave no time to train: "
+            "the job would stop and be queued again without end; shorten the one, or give more of the other"
+        )
+
+
+def _is_shared(folder: str) -> bool:
+    path = PurePosixPath(folder)
+    return PurePosixPath(SHARED) in path.parents and ".." not in path.parts
 
 
 def _name_of(folder: str) -> str:

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classyseg.cli.output import DISK_ERRORS, complain, emit, logging_lines
-from classyseg.console import accept_any_text
+from classyseg.console import accept_any_text, discard_output
 
 if TYPE_CHECKING:
     from classyseg.registry import ComponentConfig
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not finite; 143 stopped by "
+    "SIGTERM, 130 by Ctrl-C, checkpoint saved; 1 else."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXIT_CODES
     parser.add_argument(
         "words",
         nargs="*",
@@ -50,8 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="classy_train.py",
         description="Train, evaluate and resume the task that a config describes.",
-        epilog="Exit codes: 0 done; 2 something you wrote is wrong; 3 a training loss or gradient is not "
-        "finite; 143 stopped by SIGTERM, checkpoint saved; 1 else.",
     )
     add_arguments(parser)
     parsed = parser.parse_intermixed_args(arguments)
@@ -107,8 +111,6 @@ def guarded(command: Callable[[], int]) -> int:
         complain(f"error: {error.object!r} cannot be the name of a file in this locale; set PYTHONUTF8=1")
         return 2
     except BrokenPipeError:
-        from classyseg.io import discard_output
-
         discard_output()  # else the flush at exit would fail as well, and change the exit code
         raise
     except OSError as error:

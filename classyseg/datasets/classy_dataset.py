@@ -300,6 +300,23 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 self.cache.store(key, sample)
         return sample
 
+    def without_label(self, index: int, epoch: int) -> Sample:
+        """The stored sample with one label everywhere, not the ignored one, in place of its own (H, W).
+
+        For whoever learns from images alone: a mask that lies in a file of its own is not even read.
+        """
+        files = self.files(index)
+        if not self.reads_apart or len(files) < 2:
+            stored = self._stored(index, epoch)
+        else:
+            key = None if self.cache is None else self.cache.key(index, files[:1])
+            found = None if self.cache is None else self.cache.read(key)
+            stored = found or Sample(self.load_image(index), torch.zeros((), dtype=torch.uint8), str(files[0]))
+            if found is None and self.cache is not None:
+                self.cache.store(key, stored)
+        label = 0 if self.ignore_index else 1
+        return stored.replace(target=torch.full(stored.image.shape[-2:], label, dtype=self._label_type))
+
     @property
     def _label_type(self) -> torch.dtype:
         """The smallest of uint8 and int64 that holds every label and `ignore_index`."""

@@ -23,6 +23,7 @@ from classyseg.registry import DATASETS, DatasetConfig, TransformConfig
 from classyseg.rng import derived_seed, generator_for
 from classyseg.structures import Sample
 from classyseg.transforms import ClassyTransform, Normalize, PairTransform
+from classyseg.transforms.classy_transform import apply_transforms
 
 KEYS_OF_THE_WHOLE = ("on_bad_sample", "max_bad_samples")
 
@@ -103,6 +104,19 @@ class Composed(ClassyDataset):
     def draw(self, index: int, epoch: int) -> Sample:
         part, inner = self.locate(index)
         return self.parts[part].sample(inner, epoch)
+
+    def without_label(self, index: int, epoch: int) -> Sample:
+        """As the part gives it, after its transforms: the borders that these add have the ignored label."""
+        part, inner = self.locate(index)
+        dataset = self.parts[part]
+        return apply_transforms(
+            dataset.transforms,
+            lambda i: dataset.without_label(i, epoch),
+            inner,
+            generator_for(dataset.seed, epoch, inner),
+            num_samples=len(dataset),
+            num_classes=dataset.num_classes,
+        )
 
     def _check(self, sample: Sample) -> None:
         """Nothing: the part has checked the sample before it transformed it."""

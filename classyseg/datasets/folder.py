@@ -37,9 +37,10 @@ class Folder(MaskFiles):
     Args:
         images: Folder of images.
         masks: Folder of masks, another than that of the images (unless a `table` names the pairs). Every image needs
-            one, and every mask an image. `null` for images alone, to be predicted from Python.
+            one, and every mask an image. `null` for images alone: to be predicted from Python, or as
+            `dataset.unlabelled`.
         classes: Names of the classes, for the labels 0, 1, ...; to learn anything, two at least: name the background,
-            too.
+            too. Images alone need none as `dataset.unlabelled`.
         mask_suffix: `_mask` for masks called `NAME_mask.png`; other files are passed over.
         nested: Search subfolders, which must be the same under both folders.
         list: Text file, under the data root, with the names of the images that are taken, one a line, in its order;
@@ -67,7 +68,7 @@ class Folder(MaskFiles):
         *,
         images: str,
         masks: str | None,
-        classes: Annotated[tuple[str, ...], Field(min_length=1)],
+        classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None,
         mask_suffix: str = "",
         nested: bool = False,
         list: str | None = None,
@@ -81,29 +82,32 @@ class Folder(MaskFiles):
         bits: Bits = 8,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
-        _check_labels(classes, ignore_index, palette, label_map, color_map)
+        self.classes = _known_classes(classes, masks)
+        _check_labels(self.classes, ignore_index, palette, label_map, color_map)
         _check_names(masks, mask_suffix, nested, list, table, split)
-        self.classes = tuple(classes)
         self.ignore_index = ignore_index
         self.channels = channels
         self.bits = bits
         self.color_map = None if color_map is None else _color_label_map(color_map)
         self.label_map = LabelMap(label_map or {}, others_stay=True)
-        self.palette = _colors_of_map(color_map or {}, len(classes))
+        self.palette = _colors_of_map(color_map or {}, self.num_classes)
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
         super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        masks = getattr(config, "masks", "")  # a subclass may not have this option
-        return replace(super().facts_of(config), has_masks=None if masks is not None else False)
+        facts = super().facts_of(config)
+        if getattr(config, "masks", "") is not None:  # a subclass may not have this option
+            return facts
+        return replace(facts, has_masks=False, classes=() if facts.classes is None else facts.classes)
 
     @classmethod
     def check_config(cls, config: Any) -> None:
         if cls.__init__ is not Folder.__init__:  # a subclass with options of its own
             return
-        _check_labels(config.classes, config.ignore_index, config.palette, config.label_map, config.color_map)
+        classes = _known_classes(config.classes, config.masks)
+        _check_labels(classes, config.ignore_index, config.palette, config.label_map, config.color_map)
         _check_names(config.masks, config.mask_suffix, config.nested, config.list, config.table, config.split)
 
     def read_labels(self, path: Path) -> Tensor:
@@ -115,6 +119,13 @@ class Folder(MaskFiles):
         if self.num_classes == 2 and values == [255]:
             return "; for masks of 0 and 255, set label_map: {255: 1}"
         return "; a label_map: {found: class} in the data set's config maps values to classes"
+
+
+def _known_classes(classes: tuple[str, ...] | None, masks: str | None) -> tuple[str, ...]:
+    """Raises: `ConfigError` for masks without names of their classes."""
+    if classes is None and masks is not None:
+        raise ConfigError("classes", "missing; name the class of each label in the masks: 0, 1, ...")
+    return tuple(classes or ())
 
 
 def _check_labels(

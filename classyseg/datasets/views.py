@@ -49,7 +49,7 @@ class Views(ClassyDataset):
     def sample(self, index: int, epoch: int) -> Sample:
         weak = apply_transforms(
             self.base.transforms,
-            lambda i: self._without_label(i, epoch),
+            lambda i: self.base.without_label(i, epoch),
             index,
             generator_for(self.seed, epoch, index),
             num_samples=len(self),
@@ -68,12 +68,6 @@ class Views(ClassyDataset):
             views.append(view.image)
         added = (weak.target == self.base.ignore_index).to(torch.uint8) * ADDED
         return weak.replace(image=torch.stack(views), target=added)
-
-    def _without_label(self, index: int, epoch: int) -> Sample:
-        """The stored image with a mask of one label that is not the ignored one."""
-        stored = self.base._stored(index, epoch)
-        label = 0 if self.base.ignore_index else 1
-        return stored.replace(target=torch.full(stored.image.shape[-2:], label, dtype=torch.uint8))
 
 
 def check_strong(strong: Sequence[ClassyTransform], channels: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -140,15 +140,21 @@ class Diagnosis:
 
 
 def check_data(
-    datasets: Mapping[str, Any], *, workers: int = 0, samples: int | None = None, max_files: int = MAX_FILES
+    datasets: Mapping[str, Any],
+    *,
+    workers: int = 0,
+    samples: int | None = None,
+    max_files: int = MAX_FILES,
+    without_labels: Collection[str] = (),
 ) -> Diagnosis:
     """Looks at the data sets (configs, or built ones) by their places in the config, such as `dataset.train`.
 
     All samples are checked, or `samples` of each data set, evenly spread; duplicates and absent classes are found only
-    if all are checked. `workers` processes read them. Each finding lists up to `max_files` files.
+    if all are checked. `workers` processes read them. Each finding lists up to `max_files` files. At the places
+    `without_labels` only images are looked at: their labels are read by nobody.
     """
     diagnosis = Diagnosis()
-    duplicates = Duplicates(max_files)
+    duplicates = Duplicates(max_files, without_labels)
     for name, config in datasets.items():
         dataset, findings = built(name, config, max_files)
         diagnosis.findings += findings
@@ -157,12 +163,15 @@ def check_data(
         summary = DataSummary(name, dataset, max_files=max_files)
         diagnosis.summaries.append(summary)
         parts: dict[str, DataSummary] = {}
-        for part, facts in looked_at(summary, samples=samples, workers=workers):
+        has_labels = name not in without_labels
+        for part, facts in looked_at(summary, samples=samples, workers=workers, labels=has_labels):
             parts[part.name] = part
             if samples is None:
                 duplicates.add(summary, part, facts)
-        diagnosis.findings += _findings_within(summary, parts.values(), all_samples=samples is None)
-    diagnosis.findings += [*_class_findings(diagnosis.summaries), *duplicates.findings()]
+        all_labels = samples is None and has_labels
+        diagnosis.findings += _findings_within(summary, parts.values(), all_samples=all_labels)
+    labelled = [summary for summary in diagnosis.summaries if summary.name not in without_labels]
+    diagnosis.findings += [*_class_findings(labelled), *duplicates.findings()]
     diagnosis.findings.sort(key=lambda finding: finding.severity != "fault")
     return diagnosis
 
@@ -204,7 +213,9 @@ def _seen_in_all(pattern: Pattern, summary: DataSummary, part: DataSummary) -> P
     return pattern
 
 
-def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Iterator[tuple[DataSummary, Facts]]:
+def looked_at(
+    summary: DataSummary, *, samples: int | None, workers: int, labels: bool = True
+) -> Iterator[tuple[DataSummary, Facts]]:
     """The facts of the samples of a data set, or of some evenly spread ones. Each is added to `summary` first.
 
     Each comes with a summary of its own data set: of the part, where the data set is made of others.
@@ -215,7 +226,7 @@ def looked_at(summary: DataSummary, *, samples: int | None, workers: int) -> Ite
         for place, dataset, inner in parts_of(summary.name, summary.dataset, indices):
             is_part = dataset is not summary.dataset
             part = DataSummary(place, dataset, max_files=summary.max_files) if is_part else summary
-            for facts in inspect_all(dataset, inner, workers=min(workers, len(inner))):
+            for facts in inspect_all(dataset, inner, workers=min(workers, len(inner)), labels=labels):
                 summary.add(facts)
                 if is_part:
                     part.add(facts)
@@ -395,11 +406,11 @@ def _class_findings(summaries: list[DataSummary]) -> Iterator[Finding]:
 class Duplicates:
     """Finds images of equal pixels, and equal videos, within a data set and between two.
 
-    Keeps 16 bytes and two numbers of each.
+    Keeps 16 bytes and two numbers of each. Data sets `without_labels` may hold the images of a training set.
     """
 
-    def __init__(self, max_files: int) -> None:
-        self.max_files = max_files
+    def __init__(self, max_files: int, without_labels: Collection[str] = ()) -> None:
+        self.max_files, self.without_labels = max_files, without_labels
         self._parts: dict[str, tuple[str, DataSummary]] = {}
         self._first: dict[bytes, tuple[str, int, bytes | None]] = {}
         self._tallies: dict[tuple[str, str, str], Tally] = {}
@@ -426,7 +437,12 @@ class Duplicates:
             nouns, labels = ("videos" if part.videos else "images"), ("classes" if part.whole_images else "masks")
             within = "there twice" if other == here else f"in {other}, too"
             severity: Severity = "warning" if kind == "duplicate" else "fault"
-            if kind == "duplicate_across":
+            roots = {self._parts[place][0] for place in (other, here)}
+            if kind == "duplicate_across" and not roots.isdisjoint(self.without_labels):
+                severity = "warning"
+                what = f"{nouns} that {other} holds, too"
+                mend = "leave them if they are those of the training set; take out those of val and test"
+            elif kind == "duplicate_across":
                 what = f"{nouns} that {other} holds, too"
                 mend = "take them out of one of the two: what was seen in training is not measured honestly"
             elif kind == "duplicate_labels":

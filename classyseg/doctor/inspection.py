@@ -83,16 +83,18 @@ class Facts:
         self.problems.append(Problem(kind, file, text))
 
 
-def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int) -> Iterator[Facts]:
+def inspect_all(
+    dataset: ClassyDataset, indices: Sequence[int], *, workers: int, labels: bool = True
+) -> Iterator[Facts]:
     """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
 
-    Memory does not grow with the number of samples. No global generator is used. Raises: `WorkerError` when a process
-    is killed.
+    Without `labels` only images are looked at. Memory does not grow with the number of samples. No global generator is
+    used. Raises: `WorkerError` when a process is killed.
     """
     if workers:
         warm_fork_server()
     loader: DataLoader[Facts] = DataLoader(
-        _Inspected(dataset),
+        _Inspected(dataset, labels),
         sampler=indices,
         batch_size=None,
         num_workers=workers,
@@ -114,11 +116,11 @@ def inspect_all(dataset: ClassyDataset, indices: Sequence[int], *, workers: int)
 
 
 class _Inspected(Dataset[Facts]):
-    def __init__(self, dataset: ClassyDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: ClassyDataset, labels: bool) -> None:
+        self.dataset, self.labels = dataset, labels
 
     def __getitem__(self, index: int) -> Facts:
-        return inspect(self.dataset, index)
+        return inspect(self.dataset, index, labels=self.labels)
 
 
 def _start(worker: int) -> None:
@@ -130,12 +132,13 @@ def _unchanged(facts: Any) -> Any:
     return facts
 
 
-def inspect(dataset: ClassyDataset, index: int) -> Facts:
+def inspect(dataset: ClassyDataset, index: int, *, labels: bool = True) -> Facts:
     """The facts of sample `index`. Errors that the sample causes are not raised: they are its `problems`."""
     facts = Facts(index)
     facts.image, facts.mask = dataset.names_of(index)
-    image, labels = (_read_apart if dataset.reads_apart else _load)(facts, dataset)
-    _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, labels))
+    image, target = _read_apart(facts, dataset, labels=labels) if dataset.reads_apart else _load(facts, dataset)
+    target = target if labels else None
+    _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, target))
     if dataset.gives_clips:
         clip = dataset.unit_of(index)[1]
         facts.video = dataset.names_of(index - clip)[0]
@@ -190,20 +193,20 @@ def _load(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor |
     return sample.image, sample.target
 
 
-def _read_apart(facts: Facts, dataset: ClassyDataset) -> tuple[Tensor | None, Tensor | None]:
+def _read_apart(facts: Facts, dataset: ClassyDataset, *, labels: bool) -> tuple[Tensor | None, Tensor | None]:
     """Image and target, each even if the other cannot be read."""
     image_path, mask_path = map(Path, dataset.names_of(facts.index))
     image = _read_image(facts, dataset, image_path)
-    if not dataset.has_masks:
+    if not dataset.has_masks or not labels:
         return image, None
-    labels = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
-    is_mask = labels is not None and labels.dim() == 2
+    target = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
+    is_mask = target is not None and target.dim() == 2
     if image is None and is_mask and _exif_orientation(image_path) in SWAPPING:
-        facts.exif_that_fits = _exif_that_fits(image_path, (labels.shape[-1], labels.shape[-2]))  # type: ignore[union-attr]
+        facts.exif_that_fits = _exif_that_fits(image_path, (target.shape[-1], target.shape[-2]))  # type: ignore[union-attr]
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
         kind = _kind_of_wrong_mask(facts, mask_path, colors=dataset.color_map is not None)
         facts.problems[-1] = replace(facts.problems[-1], kind=kind)
-    return image, labels
+    return image, target
 
 
 def _read_image(facts: Facts, dataset: ClassyDataset, path: Path) -> Tensor | None:

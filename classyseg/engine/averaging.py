@@ -23,7 +23,7 @@ class Averaging:
     def __init__(self, model: nn.Module, config: AveragingConfig) -> None:
         self.config = config
         self.num_steps = 0
-        """The steps since the averaging began."""
+        """The steps since the averaging began; also those from which nothing was learnt."""
         self.is_swapped = False
         """Whether the model has the average, and this object the model's own weights."""
         self.named: dict[str, Tensor] = {}
@@ -60,8 +60,7 @@ class Averaging:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes the weights after a step into the average."""
-        self.num_steps += 1
+        """Takes the weights after step `num_steps` into the average."""
         config, since = self.config, self.num_steps - self.config.start_step
         if since <= 0:
             self._copy()

@@ -244,11 +244,12 @@ class Engine:
         return stand_ins(self._state())
 
     def fill(self, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes the tensors of `model`, and of `average` if they are given; they were checked.
+        """Takes the tensors of `model`, and of `average` if they are given; they were checked. The engine has started.
 
         Without these, the average begins with the weights.
         """
         self.take_back()
+        self.guard.forget()
         state = self.state()
         fill(state["model"], groups["model"])
         if self.averaging is not None:
@@ -282,6 +283,8 @@ class Engine:
         self.optimizer.set_progress(share_done)
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
+        if self.averaging is not None:
+            self.averaging.num_steps += 1  # also of a step that is not finite, of which a GPU tells only later
         self.guard.begin()
         loss = gradients(batch, work, self.network, self.precision, num_parts)
         self.guard.finish(loss, self.precision.scaler, self._update, self._also_changed)

@@ -103,6 +103,10 @@ class StepGuard:
             self._running = _Kept(list(running.values()))
             self._others = _Kept([buffer for buffer in model.buffers() if id(buffer) not in running])
 
+    def forget(self) -> None:
+        """The optimizer's state was replaced, or is gone: the next update may make it anew."""
+        self._stepped.clear()
+
     def begin(self) -> None:
         """Before a step: remembers the running statistics, which a forward pass over such values spoils."""
         self._running.keep()
@@ -212,7 +216,7 @@ class StepGuard:
         """`loss`, of the last step, for a sum of losses: 0 if the step was bad."""
         if isinstance(self._last, bool):
             return torch.zeros_like(loss) if self._last else loss
-        return torch.where(self._last, torch.zeros_like(loss), loss)
+        return torch.where(self._last.to(loss.device), torch.zeros_like(loss), loss)  # with mps, losses are on the host
 
     @property
     def must_look(self) -> bool:

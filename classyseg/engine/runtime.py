@@ -23,7 +23,8 @@ class RuntimeConfig(ConfigRecord):
     `precision` changes the numbers of a run. With batch norm, `sync_batch_norm` in several processes and
     `accumulate_steps` change them, too; `accumulate_steps` also changes what dropout draws. `device`, `compile`,
     `strategy`, `channels_last`, `threads`, `deterministic` and `eval_batch_size` change the order of sums, so at most
-    the last bits. `workers` changes nothing.
+    the last bits; but dropout draws otherwise on another `device`, and with another `channels_last`. `workers` changes
+    nothing.
 
     Args:
         device: `auto` (this machine's accelerator, else the CPU), `cpu`, `cuda` (GPUs of NVIDIA and AMD), `mps`
@@ -103,7 +104,7 @@ class RuntimeConfig(ConfigRecord):
     deterministic: Bool = False
     threads: Annotated[Int, Field(ge=1, le=1024)] | None = None
     non_finite: NonFinitePolicy = "stop"
-    non_finite_limit: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    non_finite_limit: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
     cache_features: Annotated[Text, Field(min_length=1)] | None = None
     cache_gigabytes: Annotated[Float, Field(gt=0, le=1e9)] = 50.0
 

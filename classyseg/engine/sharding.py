@@ -39,6 +39,8 @@ class ShardedModel:
         from torch.distributed.fsdp import fully_shard
 
         distributed.take_from_primary((*model.parameters(), *model.buffers()))
+        if any(parameter.dim() == 4 and not parameter.is_contiguous() for parameter in model.parameters()):
+            _keep_channels_last(model)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dim() == 0:
                 raise ConfigError(
@@ -80,6 +82,18 @@ class ShardedModel:
             part.reshard()
         for unit in self.units:
             unit.set_reshard_after_forward(True, recurse=False)
+
+
+def _keep_channels_last(model: nn.Module) -> None:
+    """Lets convolutions give the layout that weights in this layout would: dropout draws in the order of the memory."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_pre_hook(_channels_last)
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    image, *others = inputs
+    return (image.contiguous(memory_format=torch.channels_last) if image.dim() == 4 else image, *others)
 
 
 def units_of(model: ClassyModel) -> list[nn.Module]:

@@ -130,7 +130,10 @@ class ClassyHook(Configurable):
         """Called once, before the first phase of this process: also of a resumed run."""
 
     def on_phase_start(self, task: WatchedTask) -> None:
-        """Before the first batch of a phase; `task.progress.phase` says which."""
+        """Before the first batch of a phase; `task.progress.phase` says which.
+
+        A phase that a run left to go back (`runtime.non_finite: rollback`) has no end: the next one begins.
+        """
 
     def on_step(self, task: WatchedTask) -> None:
         """After every batch of any phase."""

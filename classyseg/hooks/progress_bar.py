@@ -12,12 +12,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from classyseg.console import is_terminal, say, terminal_width, wrapped
+from classyseg.console import discard_output, is_terminal, say, terminal_width, wrapped
 from classyseg.distributed import is_primary
 from classyseg.hooks.bar import Bar, open_bar
 from classyseg.hooks.class_table import class_table
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
-from classyseg.io import discard_output
 from classyseg.registry import HOOKS
 
 BAR_SECONDS = 0.5
@@ -49,6 +48,7 @@ class ProgressBarHook(ClassyHook):
     def on_phase_start(self, task: WatchedTask) -> None:
         self._started = self._last_shown = time.monotonic()
         self._first_step = task.progress.step_in_phase
+        self._close_bar(is_done=False)  # one is open where the run went back, and begins a phase anew
         if is_primary() and self._has_bar:
             with self._without_the_bar_where_it_fails():
                 self._bar = open_bar(task.num_batches, task.progress.step_in_phase)

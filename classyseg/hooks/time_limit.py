@@ -17,7 +17,7 @@ class TimeLimitHook(ClassyHook):
 
     The time begins when the parts of the run are built, and anew in each start of a resumed run. It is looked at after
     every batch of any phase, so each start takes at least one step. A measured phase that was left begins anew: a whole
-    one must fit into the time.
+    one must fit into the time. torchrun itself exits with 1 then; see [clusters](clusters.md).
 
     Args:
         minutes: Choose fewer than the cluster gives, so that the start, one more step and the saving fit in.

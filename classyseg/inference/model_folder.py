@@ -15,9 +15,9 @@ from classyseg.console import printable
 from classyseg.errors import ConfigError
 from classyseg.inference.description import Card, Description
 from classyseg.io import folder_written_whole
-from classyseg.run_folder import kind_of
+from classyseg.run_folder import MODEL_CONFIG, kind_of
 
-CONFIG = "config.json"
+CONFIG = MODEL_CONFIG
 WEIGHTS = "model.safetensors"
 README = "README.md"
 FILES = (CONFIG, WEIGHTS, README)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -207,8 +208,29 @@ def neighbours(in_size: int, out_size: int, align_corners: bool = ALIGN_CORNERS)
 def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
     """The (out_size, in_size) matrix of a bilinear resize along one axis, in `like`'s type and device.
 
-    Its transpose is the resize's gradient.
+    Its transpose is the resize's gradient. It is kept for the next call, so it may only be read: to copy it to a GPU is
+    to wait for the GPU.
     """
+    if type(like) is not Tensor or torch.compiler.is_compiling():  # of a tracer, which must see how it is made
+        return _new_matrix(in_size, out_size, like)
+    key = (in_size, out_size, like.dtype, like.device)
+    matrix = _matrices.get(key)
+    if matrix is None:
+        with torch.inference_mode(False):
+            matrix = _new_matrix(in_size, out_size, torch.empty(0, dtype=like.dtype, device=like.device))
+        with _changing_matrices:
+            while len(_matrices) >= MAX_MATRICES:
+                del _matrices[next(iter(_matrices))]
+            _matrices[key] = matrix
+    return matrix
+
+
+_matrices: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+_changing_matrices = threading.Lock()
+MAX_MATRICES = 16
+
+
+def _new_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
     low, high, share = neighbours(in_size, out_size)
     matrix = torch.zeros(out_size, in_size, dtype=torch.float64)
     rows = torch.arange(out_size)
@@ -217,6 +239,7 @@ def interpolation_matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
     return matrix.to(like)
 
 
+@lru_cache(4096)
 def row_tap_range(in_size: int, out_size: int, start: int, stop: int) -> tuple[int, int]:
     """The input positions [first, last) that the output positions [start, stop) mix."""
     low, high, _ = neighbours(in_size, out_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -94,27 +94,10 @@ def resized(logits: Tensor, size: Sequence[int]) -> Iterator[ResizedImage]:
     (in_height, in_width), (height, width) = logits.shape[2:], (int(size[0]), int(size[1]))
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     like = torch.empty(0, dtype=dtype, device=logits.device)
-    rows = None if in_height == height else _matrix(in_height, height, like)
-    columns = None if in_width == width else _matrix(in_width, width, like)
+    rows = None if in_height == height else interpolation_matrix(in_height, height, like)
+    columns = None if in_width == width else interpolation_matrix(in_width, width, like)
     for image in logits:
         yield ResizedImage(image, dtype, (height, width), rows, columns)
-
-
-_matrices: dict[tuple[Any, ...], Tensor] = {}
-MAX_MATRICES = 16
-
-
-def _matrix(in_size: int, out_size: int, like: Tensor) -> Tensor:
-    """`interpolation_matrix`, kept for the next step: to copy it to a GPU is to wait for the GPU."""
-    if type(like) is not Tensor or torch.compiler.is_compiling():  # of a tracer, which must see how it is made
-        return interpolation_matrix(in_size, out_size, like)
-    key = (in_size, out_size, like.dtype, like.device)
-    if key not in _matrices:
-        while len(_matrices) >= MAX_MATRICES:
-            del _matrices[next(iter(_matrices))]
-        with torch.inference_mode(False):
-            _matrices[key] = interpolation_matrix(in_size, out_size, torch.empty_like(like))
-    return _matrices[key]
 
 
 def over_bands(
@@ -124,9 +107,6 @@ def over_bands(
 ) -> None:
     """Calls `take(rows, work(rows, band))` for all bands, as `share_out` does."""
     share_out(image.bands(), lambda rows: work(rows, image.band(rows)), take, image.threads)
-
-
-_taps = lru_cache(4096)(row_tap_range)
 
 
 class ResizedImage:
@@ -174,7 +154,7 @@ class ResizedImage:
         """The logits of a band (C, rows, W), a copy to write to."""
         if self.rows is None:
             return self.open()[:, rows].clone()
-        first, last = _taps(self.in_height, self.height, rows.start, rows.stop)
+        first, last = row_tap_range(self.in_height, self.height, rows.start, rows.stop)
         return torch.matmul(self.rows[rows, first:last], self.open()[:, first:last])
 
     def of_class(self, index: int) -> Tensor:
@@ -186,7 +166,7 @@ class ResizedImage:
         """What a band's gradient (C, rows, W) gives to that of the logits, for `add`."""
         if self.rows is None:
             return gradient
-        first, last = _taps(self.in_height, self.height, rows.start, rows.stop)
+        first, last = row_tap_range(self.in_height, self.height, rows.start, rows.stop)
         return torch.matmul(self.rows[rows, first:last].T, gradient)
 
     def back_of_class(self, gradient: Tensor) -> Tensor:
@@ -197,7 +177,7 @@ class ResizedImage:
         """Adds to the gradient what `back` gave for a band."""
         first, last = rows.start, rows.stop
         if self.rows is not None:
-            first, last = _taps(self.in_height, self.height, rows.start, rows.stop)
+            first, last = row_tap_range(self.in_height, self.height, rows.start, rows.stop)
         self._gradient()[:, first:last] += back
 
     def add_class(self, index: int, back: Tensor) -> None:

@@ -25,7 +25,7 @@ class BinaryCrossEntropyLoss(DenseTargetLoss):
 
     Args:
         positive_weights: One per class, 0 or more: how much a flag that is set counts, as torch's `pos_weight`.
-        label_smoothing: This share of each flag is replaced by one half, in training only, as timm does.
+        label_smoothing: This share of each flag is replaced by one half, in training only.
     """
 
     min_classes = 1

@@ -30,12 +30,11 @@ def soft_target_sum(student: Tensor, teacher: Tensor, counted: Tensor, temperatu
     def rule(x: Tensor, i: int, rows: slice, wanted: bool) -> Tensor:
         target = band_at(teacher[i], size, rows).to(x.dtype).div_(temperature).log_softmax(0)
         log_share = x.div_(temperature).log_softmax(0)
-        share, valid = target.exp(), counted[i, rows]
-        value = (share * (target - log_share)).sum(0)[valid].sum(dtype=torch.float64) * temperature**2
+        share, left_out = target.exp(), ~counted[i, rows]  # not an index by them, for which a GPU would be waited for
+        value = (share * (target - log_share)).sum(0).masked_fill_(left_out, 0)
         if wanted:
-            torch.sub(log_share.exp_(), share, out=x)
-            x *= temperature * valid
-        return value
+            torch.sub(log_share.exp_(), share, out=x).mul_(temperature).masked_fill_(left_out, 0)
+        return value.sum(dtype=torch.float64) * temperature**2
 
     return sum_over_pixels(student, size, rule)
 

@@ -7,6 +7,7 @@ core. Here a thread takes a whole band, and then the next one that is left.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,6 +120,8 @@ class _Job(Generic[Item, Result]):
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "classyseg loss")
 
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # the threads stay in the parent: nobody would take its work
 
 _own = threading.local()
 

@@ -59,6 +59,8 @@ class LoadedWeights:
     new_heads: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     other_classes: int = field(default=0, kw_only=True)
+    unfit_heads: tuple[str, ...] = field(default=(), kw_only=True)
+    """In fine-tuning: the heads that are not to start anew, and that the file's heads do not give."""
 
     def problems(self) -> str:
         """The missing, unexpected and mismatched keys in one line; empty if there are none."""
@@ -143,9 +145,10 @@ def load_weights(
                 f"{file} has no tensor of {name}: found keys such as {_listed(list(tensors)[:3])}; expected such as "
                 f"{_listed(list(model.state_dict())[:3])}"
             )
-        if strict and report.problems():
-            others = _other_classes(model, state, report) if new_heads is None else _heads_to_reset(model, report)
-            raise ConfigError(f"{file} does not fit {name}{_as(report)}: {report.problems()}{others}")
+        if strict and (report.problems() or report.unfit_heads):
+            others = _other_classes(model, state, report) if new_heads is None else _heads_to_reset(report)
+            problems = report.problems() or f"it has heads, but none like {', '.join(report.unfit_heads)}"
+            raise ConfigError(f"{file} does not fit {name}{_as(report)}: {problems}{others}")
         if classifier in report.new_heads and strict and not new_classifier:
             text = f"{file} holds no classifier for the head '{classifier}' of {name}"
             raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
@@ -182,18 +185,11 @@ def _other_classes(model: ClassyModel, state: Mapping[str, Tensor], report: Load
     )
 
 
-def _heads_to_reset(model: ClassyModel, report: LoadedWeights) -> str:
+def _heads_to_reset(report: LoadedWeights) -> str:
     """What to do in fine-tuning if tensors of heads do not fit, or are not there."""
-    words = {word for line in (*report.missing, *report.mismatched) for word in line.split(" ")[:1]}
-    heads = [name for name in model.heads if any(f"heads.{name}." in word for word in words)]
-    of_encoding = report.prefix.removesuffix(ENCODING_BACKBONE)
-    if any(word.startswith((f"{of_encoding}head.", "decode_head.")) for word in words):
-        heads.append(model.main_head)
-    if any(word.startswith((f"{of_encoding}auxlayer.", "auxiliary_head.")) for word in words):
-        heads += [name for name in model.heads if name in model.train_only_heads]
-    if not heads:
+    if not report.unfit_heads:
         return ""
-    listed = ", ".join(heads)
+    listed = ", ".join(report.unfit_heads)
     return f"; to start these heads anew, such as for other classes, write reset_heads: [{listed}]"
 
 
@@ -242,8 +238,11 @@ def match(
         raise ConfigError(
             "model.weights.grid", f"found {list(grid)}; {type(model).__name__} has no position embeddings: leave it out"
         )
-    starts_of_new = tuple(f"heads.{name}." for name in new_heads or ())
-    everything = {key: value for key, value in model.state_dict().items() if not key.startswith(starts_of_new)}
+    kept = [name for name in model.heads if name not in (new_heads or ())]
+    starts = tuple(f"heads.{name}." for name in kept)
+    everything = {
+        k: value for k, value in model.state_dict().items() if not k.startswith("heads.") or k.startswith(starts)
+    }
     expected = {key: value for key, value in everything.items() if not key.startswith("heads.")}
     naming, prefix = _recognise(expected, [Naming(OWN, (), model.classifier_prefixes), *model.namings], tensors)
     tensors = naming.join(tensors)
@@ -253,18 +252,14 @@ def match(
         expected = everything
         ignorable = ignorable if model.heads else (*ignorable, f"{prefix}heads.")
         if new_heads is not None:
-            kept = {f"heads.{name}." for name in model.heads} - {*starts_of_new}
             names = {key.removeprefix(f"{prefix}heads.").partition(".")[0] for key in heads}
-            ignorable += tuple(f"{prefix}heads.{name}." for name in names if f"heads.{name}." not in kept)
+            ignorable += tuple(f"{prefix}heads.{name}." for name in names if name not in kept)
     theirs = {key: prefix + naming.key(key) for key in expected}
     outer = prefix.removesuffix(ENCODING_BACKBONE)
     of_head = [key for key in tensors if key.startswith(f"{outer}head.") and prefix != outer]
-    head_names = encoding_names(model) if of_head else {}
-    if any(key.startswith(starts_of_new) for key in head_names):
-        head_names = {key: name for key, name in head_names.items() if key in everything}
-        of_head = of_head if any(name.startswith("head.") for name in head_names.values()) else []
+    head_names = encoding_names(model, None if new_heads is None else kept) if of_head else {}
     theirs |= {key: outer + name for key, name in head_names.items()}
-    whole = {k: told for k, told in mmsegmentation_names(model, tensors, prefix).items() if k in everything}
+    whole = mmsegmentation_names(model, tensors, prefix, None if new_heads is None else kept)
     theirs |= {key: name for key, (name, _) in whole.items()}
     other_classes = 0
     if classifier is not None:
@@ -283,9 +278,11 @@ def match(
     names = set(theirs.values())
     others = [key for key in tensors if key not in names]
     left_over = [key for key in others if key.startswith(prefix) and not key.startswith(ignorable)]
-    if head_names:
+    if any(name.startswith("head.") for name in head_names.values()):
         aliases = model.heads[model.main_head].pytorch_encoding_keys().aliases  # type: ignore[operator, union-attr]
         left_over += [k for k in of_head if k not in names and not re.search(aliases, k.removeprefix(f"{outer}head."))]
+    if whole:
+        left_over += [key for key in others if key.startswith(_places_of({name for name, _ in whole.values()}))]
     unexpected = [key for key in left_over if not COMPUTED.search(key) and not COUNTED.search(key)]
     absent = [(key, name) for key, name in theirs.items() if name not in tensors]
     missing = [name for key, name in absent if not COMPUTED.search(key) and not COUNTED.search(key)]
@@ -293,7 +290,14 @@ def match(
     ignored = [key for key in others if key not in told]
     new = [name for name in model.heads if not any(key.startswith(f"heads.{name}.") for key in state)]
     lists = (list(state), missing, unexpected, fit.mismatched, ignored, new, fit.assumed)
-    return state, LoadedWeights(naming.library, prefix, *map(tuple, lists), other_classes=other_classes)
+    has_heads = bool(naming.library == OWN and heads) or bool(of_head) or has_mmsegmentation_heads(tensors, prefix)
+    lacking = [key for key in everything if key not in state and not (COMPUTED.search(key) or COUNTED.search(key))]
+    unfit = [name for name in kept if any(key.startswith(f"heads.{name}.") for key in lacking)]
+    unfit = unfit if new_heads is not None and has_heads else []
+    report = LoadedWeights(
+        naming.library, prefix, *map(tuple, lists), other_classes=other_classes, unfit_heads=tuple(unfit)
+    )
+    return state, report
 
 
 def _classifier_names(
@@ -350,51 +354,73 @@ class _Fit:
         return _fitted(self.model.fit_tensor(key, tensor), expected, self.adapt_input, self.model.in_channels)
 
 
-def encoding_names(model: ClassyModel) -> dict[str, str]:
+def encoding_names(model: ClassyModel, kept: Collection[str] | None = None) -> dict[str, str]:
     """PyTorch-Encoding's names for the keys of our heads, by our names: the main head, and the one that only trains.
 
-    Empty if that library lacks one of the model's heads.
+    Empty if that library lacks one of the model's heads. With `kept`, for fine-tuning: those of `kept` that it has.
     """
     aux = [name for name in model.heads if name in model.train_only_heads]
     places = dict.fromkeys(aux[:1], "auxlayer.")
     if len(aux) < len(model.heads):
         places[model.main_head] = "head."
     names: dict[str, str] = {}
-    for name, head in model.heads.items():
+    for name in model.heads if kept is None else kept:
+        head = model.heads[name]
         keys = head.pytorch_encoding_keys()  # type: ignore[operator]
         if keys is None or name not in places:
-            return {}
+            if kept is None:
+                return {}
+            continue
         naming = Naming("pytorch_encoding", keys.rules)
         names |= {f"heads.{name}.{key}": places[name] + naming.key(key) for key in head.state_dict()}
     return names
 
 
+def has_mmsegmentation_heads(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether a file, whose backbone has this prefix, has heads under mmsegmentation's names."""
+    outer = prefix.removesuffix(MMSEGMENTATION_BACKBONE)
+    return outer != prefix and any(key.startswith(f"{outer}decode_head.") for key in tensors)
+
+
 def mmsegmentation_names(
-    model: ClassyModel, tensors: Mapping[str, Tensor], prefix: str
+    model: ClassyModel, tensors: Mapping[str, Tensor], prefix: str, kept: Collection[str] | None = None
 ) -> dict[str, tuple[str, Callable[[str, Tensor], Tensor]]]:
     """mmsegmentation's names for the keys of our heads, each with what to do with its tensor.
 
     `prefix` is that of the backbone. The main head is its `decode_head`, those that only train are its
-    `auxiliary_head`s, in their order. Empty if the file has other heads: then the backbone alone is loaded.
+    `auxiliary_head`s, in their order. Empty if the file has other heads: then the backbone alone is loaded. With
+    `kept`, for fine-tuning: those of these heads that the library has, whether the file does or not.
     """
-    outer = prefix.removesuffix(MMSEGMENTATION_BACKBONE)
-    if outer == prefix or not any(key.startswith(f"{outer}decode_head.") for key in tensors):
+    if not has_mmsegmentation_heads(tensors, prefix):
         return {}
+    outer = prefix.removesuffix(MMSEGMENTATION_BACKBONE)
     aux = [name for name in model.heads if name in model.train_only_heads]
     several = f"{outer}auxiliary_head.0.conv_seg.weight" in tensors
-    places = {name: f"auxiliary_head.{f'{i}.' if several else ''}" for i, name in enumerate(aux)}
+    places = {name: f"auxiliary_head.{i}." for i, name in enumerate(aux)}
+    places = places if several else dict.fromkeys(aux[:1], "auxiliary_head.")
+    if len(aux) < len(model.heads):
+        places[model.main_head] = "decode_head."
     found: dict[str, tuple[str, Callable[[str, Tensor], Tensor]]] = {}
-    for name, head in model.heads.items():
+    for name in model.heads if kept is None else kept:
+        head = model.heads[name]
         keys = head.mmsegmentation_keys()  # type: ignore[operator]
-        if keys is None:
-            return {}
+        if keys is None or name not in places:
+            if kept is None:
+                return {}
+            continue
         naming = Naming("mmsegmentation", keys.rules)
         for key in head.state_dict():
             theirs = naming.key(key)
-            place = theirs[1:] if theirs.startswith("/") else places.get(name, "decode_head.") + theirs
+            place = theirs[1:] if theirs.startswith("/") else places[name] + theirs
             found[f"heads.{name}.{key}"] = outer + place, _within(f"heads.{name}.", keys.tensor)
     needed = [name for key, (name, _) in found.items() if not COUNTED.search(key)]
-    return found if all(name in tensors for name in needed) else {}
+    return found if kept is not None or all(name in tensors for name in needed) else {}
+
+
+def _places_of(names: Collection[str]) -> tuple[str, ...]:
+    """The beginnings of the names of all tensors of mmsegmentation's heads that have these `names`."""
+    found = {re.match(r"(.*\b)?(decode_head|auxiliary_head(\.\d+)?)\.", name) for name in names}
+    return tuple({place.group() for place in found if place is not None})
 
 
 def _within(start: str, change: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classyseg.checkpoint import MAX_STATE, STATE
+from classyseg.run_folder import MODEL_CONFIG
 from classyseg.structures import PositionGrid
 
 Grid = tuple[int, int]
-TELL = "tell it: weights: {source: ..., grid: [rows, columns]}"
+TELL = "tell it: grid: [rows, columns], beside the name of the file"
 
 
 class UnknownGridError(ValueError):
@@ -96,12 +97,13 @@ def _example(*counts: int) -> str:
 
 
 def image_size_of_run(folder: Path) -> Grid | None:
-    """The size of a model's images, as the config in a checkpoint folder tells it; None if it does not."""
-    path = folder / STATE
+    """The size of a model's images, as a checkpoint's folder or a model's folder tells it; None if it does not."""
+    path = folder / STATE if (folder / STATE).exists() else folder / MODEL_CONFIG
     try:
         if not path.is_file() or path.stat().st_size > MAX_STATE:  # reading a pipe would wait for ever
             return None
-        size = json.loads(path.read_text(encoding="utf-8"))["config"]["model"]["image_size"]
+        told = json.loads(path.read_text(encoding="utf-8"))
+        size = (told["config"] if path.name == STATE else told)["model"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
@@ -24,6 +24,8 @@ from classyseg.structures import Depths, RunLength
 
 NUM_CHECKED = 1000
 """A schedule is tried at so many places of a run, evenly spread."""
+LAST_SHARE = 1 - 1e-7
+"""What is done of a long run before its last step."""
 
 
 class ClassyOptimizer(Configurable, ABC):
@@ -67,7 +69,7 @@ class ClassyOptimizer(Configurable, ABC):
         self.current_lr = lr * self.schedule(0.0)
         self.layer_decay = layer_decay
         self.zero = zero
-        self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        self.parameters = {name: parameter for name, parameter in _pairs(named_parameters) if parameter.requires_grad}
         if not self.parameters:
             raise ConfigError("found no parameter that needs a gradient")
         self.decay_vectors = decay_vectors
@@ -139,7 +141,7 @@ class ClassyOptimizer(Configurable, ABC):
         for option, config in self._schedule_configs.items():
             with within(f"schedules.{option}"):
                 if option not in self.scheduled:
-                    instead = "the learning rate's is the key schedule" if option == "lr" else ""
+                    instead = "the learning rate's is the key schedule." if option == "lr" else ""
                     raise ConfigError(unknown("option", option, self.scheduled, instead=instead))
                 found[option] = SCHEDULERS.build(config, length)
                 found[option].refuse_min_lr()
@@ -148,7 +150,7 @@ class ClassyOptimizer(Configurable, ABC):
                     raise ConfigError(
                         f"found a schedule, but {option} is 0, and a schedule multiplies it: give it a value"
                     )
-                most = base * max(found[option](i / NUM_CHECKED) for i in range(NUM_CHECKED))
+                most = base * max(found[option](min(i / NUM_CHECKED, LAST_SHARE)) for i in range(NUM_CHECKED + 1))
                 if option == "momentum" and most >= 1:
                     raise ConfigError(f"gives a momentum of {most:g}; expected one below 1 throughout")
         return found
@@ -216,6 +218,7 @@ class ClassyOptimizer(Configurable, ABC):
                 group["capturable"] = True
 
     def zero_grad(self) -> None:
+        self.norm_before_clipping = None  # else that of an earlier step, if nothing is learnt from the next one
         if type(self.optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             self.optimizer.zero_grad(set_to_none=True)
             return
@@ -328,6 +331,16 @@ class ClassyOptimizer(Configurable, ABC):
         elif not bool(value.isfinite().all()):
             return "holds numbers that are not finite"
         return None
+
+
+def _pairs(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Raises: `TypeError` for parameters without names, whose rows would be taken for pairs."""
+    for pair in named_parameters:
+        if not isinstance(pair, tuple):
+            raise TypeError(
+                f"named_parameters: found a {type(pair).__name__}; give names, too, such as model.named_parameters()"
+            )
+        yield pair
 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:

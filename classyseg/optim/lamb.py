@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.optim.classy_optimizer import ClassyOptimizer
+from classyseg.optim.each_parameter import EachParameter
 from classyseg.optim.groups import ParameterGroup
 from classyseg.optim.options import Beta, LayerDecay, NotNegative, Positive, Schedules
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
@@ -90,15 +91,8 @@ class LAMB(ClassyOptimizer):
         return _LAMB(groups, {"lr": self.lr, **options})
 
 
-class _LAMB(torch.optim.Optimizer):
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+class _LAMB(EachParameter):
+    def update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if "step" not in state:
             state["step"] = torch.zeros(())  # on the host: reading it does not wait for a GPU

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from classyseg.errors import ConfigError
 from classyseg.optim.classy_optimizer import ClassyOptimizer
+from classyseg.optim.each_parameter import EachParameter
 from classyseg.optim.groups import ParameterGroup
 from classyseg.optim.options import Beta, LayerDecay, NotNegative, Positive, Schedules
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
@@ -99,15 +100,8 @@ class LARS(ClassyOptimizer):
         return _LARS(groups, {"lr": self.lr, **options})
 
 
-class _LARS(torch.optim.Optimizer):
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+class _LARS(EachParameter):
+    def update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         decay, momentum = group["weight_decay"], group["momentum"]
         if decay or group["always_adapt"]:
             norm, grad_norm = parameter.norm(), grad.norm()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from classyseg.errors import ConfigError
+from classyseg.optim import zero
 from classyseg.optim.classy_optimizer import ClassyOptimizer
 from classyseg.optim.groups import ParameterGroup
 from classyseg.optim.options import Beta, LayerDecay, NotNegative, Positive, Schedules
@@ -273,3 +274,12 @@ class RMSProp(ClassyOptimizer):
         return torch.optim.RMSprop(
             groups, lr=self.lr, alpha=self.alpha, eps=self.eps, momentum=self.momentum, centered=self.centered
         )
+
+    def set_progress(self, share_done: float) -> None:
+        super().set_progress(share_done)
+        if "momentum" not in self.schedules:
+            return
+        # torch makes the memory of the momentum in the first step alone, and not if the momentum is 0 then.
+        for state in zero.own_part(self.optimizer).state.values():
+            if state and "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(state["square_avg"])

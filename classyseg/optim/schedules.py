@@ -395,7 +395,8 @@ class Composite(ClassyScheduler):
     """Schedules one after another, each for its part of the run.
 
     With the `interval_scaling` `rescaled`, a schedule runs in its part from its beginning to its end, as it does alone
-    in a whole run. With `fixed`, it has in its part the values that it would have there if it ran from the start.
+    in a whole run. So its warm-up and its milestones shrink with it: in half a run, `warmup_epochs: 2` takes one epoch.
+    With `fixed`, it has in its part the values that it would have there if it ran from the start.
 
     ```yaml
     optimizer:

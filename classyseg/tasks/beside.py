@@ -25,7 +25,9 @@ class Beside:
     def __init__(self, name: str, dataset: ClassyDataset, batch_size: int, *, seed: int) -> None:
         self.name, self.dataset = name, dataset
         process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        self._order = StepOrder(TrainOrder(len(dataset), batch_size, seed=seed, name=name, **process))
+        self.epochs = TrainOrder(len(dataset), batch_size, seed=seed, name=name, **process)
+        """Its order: step N, from 0 on, takes batch N of its epochs, one after the other."""
+        self._order = StepOrder(self.epochs)
         self.bad_samples = BadSamples({name: dataset})
         self._loader: BatchLoader | None = None
 

@@ -22,6 +22,7 @@ from classyseg.checkpoint import Checkpoint
 from classyseg.checkpoint_writer import CheckpointWriter
 from classyseg.complexity import Complexity
 from classyseg.config import MAX_SEED, unknown
+from classyseg.datasets import TrainOrder
 from classyseg.datasets.facts import DataFacts
 from classyseg.engine import Computed, Engine
 from classyseg.engine.runtime import RuntimeConfig
@@ -125,6 +126,8 @@ class ClassyTask(Configurable, ABC):
         *(f"runtime.{key}" for key in RuntimeConfig.free_on_resume),
     )
     """The keys of its config that may differ when a run is resumed."""
+    weights_key: str = "model.weights"
+    """The key of the weights from which a run starts."""
     datasets: type[DatasetsConfig] = DatasetsConfig
     """What the key `dataset` holds: a subclass has data sets of its own in addition, such as `unlabelled`."""
     may_lack_masks: frozenset[str] = frozenset()
@@ -340,7 +343,7 @@ class ClassyTask(Configurable, ABC):
         """Brings all parts to their device, and the model into the form that trains on several processes."""
         with distributed.failing_together():
             if distributed.is_primary():
-                check_samples(self.data.sets)
+                check_samples(self.data.sets, self.datasets.without_labels)
         self.place()
         self.data.open(self.runtime, self.engine.device, self.gives_up)
 
@@ -372,11 +375,12 @@ class ClassyTask(Configurable, ABC):
 
     def close(self) -> None:
         """Ends the processes that load data, and frees what hooks hold. Called however a run ends."""
-        for hook in self.hooks:
-            hook.close()
-        self.borrowed.give_back()
-        self.data.close()
-        self.writer.wait()
+        with contextlib.ExitStack() as parts:  # an error of one part keeps no other one open
+            parts.callback(self.writer.wait)
+            parts.callback(self.data.close)
+            parts.callback(self.borrowed.give_back)
+            for hook in reversed(self.hooks):
+                parts.callback(hook.close)
 
     @property
     def plan(self) -> RunPlan:
@@ -538,7 +542,7 @@ class ClassyTask(Configurable, ABC):
         if self.progress.phase == "train":
             self.engine.guard.step = self.progress.step + 1
             self.train_step(batch)
-            self.non_finite.note(self.progress.step + 1, batch.name)
+            self.non_finite.note(self.progress.step + 1, batch.names)
             if self.engine.guard.must_look:
                 self.non_finite.look(self)
             self.progress.step += 1
@@ -553,6 +557,11 @@ class ClassyTask(Configurable, ABC):
     def roll_back(self, cause: RollBack) -> None:
         """Goes back to the newest checkpoint, for a step that was not finite. The trainer starts a phase after it."""
         go_back(self, cause)
+
+    @property
+    def training_orders(self) -> Mapping[str, TrainOrder]:
+        """The orders of the data sets that training reads, by name: step N, from 0 on, takes batch N of each."""
+        return {"train": self.data.train_order}
 
     @property
     def num_learnt(self) -> int:
@@ -618,20 +627,22 @@ class ClassyTask(Configurable, ABC):
     def end(self) -> None:
         for hook in self._hooks_in_turn():
             hook.on_end(self)
+        self.writer.wait()
         with distributed.failing_together():
             lost = []
-            if (error := self.writer.take_error()) is not None:  # whoever asked for it did not look
-                lost.append(f"the checkpoint of step {error.step} cannot be saved: {error}")
-            for write in (
-                lambda: save_model(self),
-                self.records.finish,
-            ):  # a full disk may stop both: both are told
+            # A full disk may stop all: all are told. The model is first, as all processes gather its weights.
+            for write in (lambda: save_model(self), self._tell_lost_checkpoint, self.records.finish):
                 try:
                     write()
                 except WriteError as error:
                     lost.append(str(error))
             if lost:
                 raise WriteError("; ".join(lost))
+
+    def _tell_lost_checkpoint(self) -> None:
+        """Raises: `WriteError` for a checkpoint that a thread could not write, if nobody has looked."""
+        if (error := self.writer.take_error()) is not None:
+            raise WriteError(f"the checkpoint of step {error.step} cannot be saved: {error}")
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def facts_of_all(data: Data) -> DataFacts:
     facts = [part.facts for part in data.values()]
     keys = ("classes", "ignore_index", "channels", "bits")
     known: dict[str, Any] = {
-        key: next((v for each in facts if (v := getattr(each, key)) is not None), None) for key in keys
+        key: next((v for each in facts if (v := getattr(each, key)) not in (None, ())), None) for key in keys
     }
     return replace(facts[0], **known)
 
@@ -111,6 +111,8 @@ def check_kind(
     if facts.gives_clips != kind.gives_clips:
         found, wanted = ("clips", "images") if facts.gives_clips else ("images", "clips")
         raise ConfigError(f"dataset.{name}", f"has {found}; {kind.wanted('this task takes', wanted)}")
+    if is_labelled and facts.classes == ():
+        raise ConfigError(f"dataset.{name}.classes", "missing; give the names of the classes")
     if needs_masks and facts.has_masks is False:
         raise ConfigError(
             f"dataset.{name}",
@@ -121,7 +123,7 @@ def check_kind(
 
 def check_same_classes(name: str, facts: DataFacts, first_name: str, wanted: DataFacts) -> None:
     """Raises: `ConfigError` for a data set with other classes, or another ignored label, than the first one."""
-    if facts.classes != wanted.classes and None not in (facts.classes, wanted.classes):
+    if facts.classes != wanted.classes and facts.classes and wanted.classes:
         found, expected = (list(each.classes or ()) for each in (facts, wanted))
         raise ConfigError(
             f"dataset.{name}",
@@ -181,7 +183,7 @@ def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
 
 def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
     """Raises: `ConfigError` for fewer classes than the loss can learn."""
-    if facts.classes is None or len(facts.classes) >= loss.min_classes:
+    if not facts.classes or len(facts.classes) >= loss.min_classes:  # that there are none is another problem
         return
     key = ".classes" if "classes" in facts.keys else ""
     raise ConfigError(

@@ -14,9 +14,8 @@ from classyseg.config import MAX_SEED, Bool, ConfigRecord, Int, Text, unknown
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.facts import DataFacts
 from classyseg.engine.runtime import RuntimeConfig
-from classyseg.errors import ConfigError, within
+from classyseg.errors import ConfigError, moving, within
 from classyseg.inference.load import described, trained_folder
-from classyseg.inference.model_folder import WEIGHTS as WEIGHTS_FILE
 from classyseg.io import existing_path
 from classyseg.layers import NormalizeConfig
 from classyseg.models import ClassyModel, load_weights
@@ -102,6 +101,7 @@ class FineTuningTask(ClassyTask):
     whole_images = None
     takes_clips = None
     free_on_resume = (*ClassyTask.free_on_resume, WEIGHTS)
+    weights_key = WEIGHTS
 
     def __init__(
         self,
@@ -185,19 +185,17 @@ def _load(model: ClassyModel, config: object, start: StartConfig, *, only_check:
     name = config.name if isinstance(config, ComponentConfig) else ""
     known = public_weights(type(model), name)
     folder = start.folder(known)
-    source = start.weights if folder is None else str(folder)
-    if folder is not None and (folder / WEIGHTS_FILE).is_file():
-        source = str(folder / WEIGHTS_FILE)
-    load_weights(
-        model,
-        WeightsSource(source, known),
-        variant=name,
-        adapt_input=start.adapt_input,
-        grid=start.grid,
-        new_heads=start.new_heads(model),
-        place=WEIGHTS,
-        only_check=only_check,
-    )
+    with moving("model.weights.grid", "start.grid"):
+        load_weights(
+            model,
+            WeightsSource(start.weights if folder is None else str(folder), known),
+            variant=name,
+            adapt_input=start.adapt_input,
+            grid=start.grid,
+            new_heads=start.new_heads(model),
+            place=WEIGHTS,
+            only_check=only_check,
+        )
 
 
 def _compare_classes(start: StartConfig, model: ClassyModel, spec: TaskSpec, facts: DataFacts) -> None:

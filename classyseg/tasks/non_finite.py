@@ -43,15 +43,15 @@ class NonFiniteSteps:
         """How many steps of this phase were skipped."""
         self.rollbacks = 0
         """How often the run went back."""
-        self.left_out: frozenset[int] = frozenset()
-        """The samples of the training set, by their numbers, that the run takes no longer."""
+        self.left_out: dict[str, frozenset[int]] = {"train": frozenset()}
+        """The samples, by their numbers, that the run takes no longer, for each data set that training reads."""
         self._in_a_row = 0
         self._steps: deque[tuple[int, tuple[str, ...]]] = deque(maxlen=MAX_UNSEEN_STEPS)
         self._records: list[dict[str, Any]] = []
 
-    def note(self, step: int, names: str | tuple[str, ...]) -> None:
+    def note(self, step: int, names: tuple[str, ...]) -> None:
         """Remembers the `names` of the samples from which the run learns in `step`."""
-        self._steps.append((step, (names,) if isinstance(names, str) else tuple(names)))
+        self._steps.append((step, names))
 
     def look(self, task: ClassyTask) -> None:
         """Looks at the steps since the last look; it may wait for the device. Every process calls it.
@@ -60,9 +60,6 @@ class NonFiniteSteps:
         """
         steps, found = list(self._steps), {bad.step: bad.loss for bad in task.engine.guard.look()}
         self._steps.clear()
-        engine = task.engine
-        if engine.averaging is not None and engine.guard.undoes_on_device:
-            engine.averaging.num_steps -= len(found)  # the device has put the averages back, but not this count
         if not found:
             self._in_a_row = 0 if steps else self._in_a_row
             return
@@ -112,12 +109,12 @@ class NonFiniteSteps:
     def went_back(self, task: ClassyTask, cause: RollBack) -> None:
         """Leaves out the samples of the step for which the run went back. Raises: `NonFiniteError` if none are left."""
         self.rollbacks += 1
-        order = task.data.train_order
-        epoch, batch = divmod(cause.step - 1, len(order))
-        self.left_out |= set(order.batch(epoch, batch))
-        if len(self.left_out) == order.num_samples:
-            raise NonFiniteError(f"{cause.told}. No sample is left to learn from. {ADVICE}")
-        order.left_out = self.left_out
+        for name, order in task.training_orders.items():
+            epoch, batch = divmod(cause.step - 1, len(order))
+            left_out = self.left_out.get(name, frozenset()).union(order.batch(epoch, batch))
+            if len(left_out) == order.num_samples:
+                raise NonFiniteError(f"{cause.told}. No sample of dataset.{name} is left to learn from. {ADVICE}")
+            self.left_out[name] = order.left_out = left_out
         self._records = [*self._records, cause.record]
         with distributed.failing_together():
             if distributed.is_primary():
@@ -138,28 +135,44 @@ class NonFiniteSteps:
             "skipped": self.skipped,
             "in_a_row": self._in_a_row,
             "rollbacks": self.rollbacks,
-            "left_out": sorted(self.left_out),
+            **{_key_of(name): sorted(samples) for name, samples in self.left_out.items()},
         }
 
-    def load_state(self, state: Any, step: int, order: TrainOrder) -> None:
-        """Takes what `state` gave after `step` steps. Raises: `ValueError` for anything else."""
+    def load_state(self, state: Any, step: int, orders: Mapping[str, TrainOrder]) -> None:
+        """Takes what `state` gave after `step` steps, and leaves samples out of `orders`, by the names of data sets.
+
+        Raises: `ValueError` for anything else.
+        """
         if not isinstance(state, Mapping):
             raise ValueError("must be a mapping")
-        counts = [state.get(key) for key in ("skipped", "in_a_row", "rollbacks")]
-        left_out = state.get("left_out")
+        counts: list[Any] = [state.get(key) for key in ("skipped", "in_a_row", "rollbacks")]
         if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
             raise ValueError("skipped, in_a_row and rollbacks must be whole numbers from 0 on")
-        if not isinstance(left_out, list) or not all(
-            type(index) is int and 0 <= index < order.num_samples for index in left_out
-        ):
-            raise ValueError(f"left_out must be a list of numbers of samples, 0 to {order.num_samples - 1}")
-        skipped, in_a_row, rollbacks = (int(count) for count in counts)  # type: ignore[arg-type]
-        if not bool(rollbacks) == bool(left_out) or len(left_out) > rollbacks * order.batch_size:
-            raise ValueError(f"{rollbacks} rollbacks do not leave out {len(left_out)} samples")
-        if len(set(left_out)) in {len(left_out) - 1, order.num_samples}:
-            raise ValueError("left_out has all samples, or one of them twice")
+        skipped, in_a_row, rollbacks = counts
+        left_out = {name: _left_out_of(name, state, rollbacks, order) for name, order in orders.items()}
+        if bool(rollbacks) != bool(left_out["train"]):
+            raise ValueError(f"{rollbacks} rollbacks do not leave out {len(left_out['train'])} samples")
         if max(skipped, in_a_row) > step:
             raise ValueError(f"{max(skipped, in_a_row)} steps cannot be skipped within {step}")
-        self.skipped, self._in_a_row, self.rollbacks = skipped, in_a_row, rollbacks
-        self.left_out = order.left_out = frozenset(left_out)
+        self.skipped, self._in_a_row, self.rollbacks, self.left_out = skipped, in_a_row, rollbacks, left_out
+        for name, order in orders.items():
+            order.left_out = left_out[name]
         self._steps.clear()
+
+
+def _key_of(name: str) -> str:
+    """Where a state has the samples of a data set that are left out."""
+    return "left_out" if name == "train" else f"left_out_{name}"
+
+
+def _left_out_of(name: str, state: Mapping[str, Any], rollbacks: int, order: TrainOrder) -> frozenset[int]:
+    """The samples of a data set that are left out. Raises: `ValueError` for what no run saves."""
+    key = _key_of(name)
+    found = state.get(key, None if name == "train" else [])  # older versions left out labelled samples alone
+    if not isinstance(found, list) or not all(type(index) is int and 0 <= index < order.num_samples for index in found):
+        raise ValueError(f"{key} must be a list of numbers of samples, 0 to {order.num_samples - 1}")
+    if len(found) > rollbacks * order.batch_size:
+        raise ValueError(f"{rollbacks} rollbacks do not leave out {len(found)} samples")
+    if len(set(found)) < len(found) or len(found) == order.num_samples:
+        raise ValueError(f"{key} has all samples, or one of them twice")
+    return frozenset(found)

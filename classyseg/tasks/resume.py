@@ -34,7 +34,7 @@ from classyseg.optim import ClassyOptimizer
 from classyseg.placement import DATASET_KEYS_FREE_ON_RESUME
 from classyseg.records import RecordFile
 from classyseg.registry import HOOKS, TASKS
-from classyseg.run_folder import AVERAGE, METRICS
+from classyseg.run_folder import AVERAGE, CONFIG, METRICS
 from classyseg.structures import Progress
 from classyseg.tasks.non_finite import NonFiniteSteps
 from classyseg.tasks.plan import LENGTH_KEYS, RunPlan
@@ -76,10 +76,13 @@ def newest_of_run(root: Path, *, strict: bool = False) -> Path | None:
     return None if step < 0 else root / f"step-{step}"
 
 
-def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[str] = ()) -> None:
+def same_run(
+    checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[str] = (), *, weights: str = "model.weights"
+) -> None:
     """Raises: `ConfigError` that names the differences between the config of `checkpoint` and this one.
 
     The keys in `free` may differ, with all below them, and so may keys of data sets that do not change samples.
+    `weights` is the key of weights to start from.
     """
     saved = checkpoint.state.get("config")
     if not isinstance(saved, Mapping):
@@ -99,7 +102,8 @@ def same_run(checkpoint: Checkpoint, config: Mapping[str, Any], free: Sequence[s
     raise ConfigError(
         f"{checkpoint.folder} belongs to another run; resuming it needs the same config, but these differ:\n"
         + "\n".join([*changed[:MAX_DIFFERENCES], *([f"and {more} more"] if more > 0 else [])])
-        + f"\nFor a new run from its weights, set model.weights={checkpoint.folder} and another --output."
+        + f"\nTo go on as before, give the run's own config, {checkpoint.folder.parent.parent / CONFIG}. For a new run "
+        f"from its weights, set {weights}={checkpoint.folder} and another --output."
     )
 
 
@@ -245,11 +249,11 @@ def saved_loss_sum(checkpoint: Checkpoint) -> float:
     return float(found)
 
 
-def load_non_finite(steps: NonFiniteSteps, checkpoint: Checkpoint, step: int, order: TrainOrder) -> None:
+def load_non_finite(steps: NonFiniteSteps, checkpoint: Checkpoint, step: int, orders: Mapping[str, TrainOrder]) -> None:
     """Gives `steps` what is saved of them after `step` steps. Raises: `ConfigError` for what cannot be."""
     saved = checkpoint.state.get("non_finite", steps.state())  # older versions had none
     try:
-        steps.load_state(saved, step, order)
+        steps.load_state(saved, step, orders)
     except ValueError as error:
         raise _wrong(checkpoint, "non_finite", saved, f"what a run saves of it ({error})") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from classyseg.datasets import ClassyDataset
 from classyseg.doctor import Finding, check_data
@@ -23,16 +23,18 @@ class SampleCheckError(DataError):
     """What a short look at the samples found; the message says which command looks at all of them."""
 
 
-def check_samples(data_sets: Mapping[str, ClassyDataset]) -> None:
+def check_samples(data_sets: Mapping[str, ClassyDataset], without_labels: Collection[str] = ()) -> None:
     """Checks a few samples, as `classyseg data check` checks all. They are the same ones at every start.
 
-    If these hold only one class and ignored pixels, more samples are read, up to the first with another class.
+    If these hold only one class and ignored pixels, more samples are read, up to the first with another class. Labels
+    of the data sets `without_labels` are not looked at.
 
     Logs warnings that hold for every sample. Raises: `DataError` with all faults and how to mend them. Faults that
     `on_bad_sample` tolerates are left out: they are counted when they come.
     """
     places = {f"dataset.{name}": dataset for name, dataset in data_sets.items()}
-    diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2)
+    unread = {f"dataset.{name}" for name in without_labels}
+    diagnosis = check_data(places, samples=NUM_SAMPLES, max_files=2, without_labels=unread)
     for summary in diagnosis.summaries:
         if summary.whole_images and not summary.dataset.whole_images:
             raise ConfigError(

@@ -138,7 +138,7 @@ def resume_run(task: ClassyTask, folder: Path, *, extend: bool) -> Checkpoint:
     """
     with distributed.failing_together():
         checkpoint = load_checkpoint(folder, verified=True)
-        same_run(checkpoint, task.config, task.free_on_resume)
+        same_run(checkpoint, task.config, task.free_on_resume, weights=task.weights_key)
         _restore(task, checkpoint, extend=extend)
     if distributed.is_primary():
         log.info("resumed %s", checkpoint.folder)
@@ -156,7 +156,7 @@ def _restore(task: ClassyTask, checkpoint: Checkpoint, *, extend: bool = False) 
     if plan.num_steps != task.num_steps and not has_ended:
         check_extension(plan, task.plan, progress.step, task.model, task.optimizer, extend=extend)
     loss_sum = saved_loss_sum(checkpoint)
-    load_non_finite(task.non_finite, checkpoint, progress.step, task.data.train_order)
+    load_non_finite(task.non_finite, checkpoint, progress.step, task.training_orders)
     task.restore(checkpoint)
     load_hooks(task.hooks, checkpoint)
     task.progress = progress
@@ -179,7 +179,7 @@ def go_back(task: ClassyTask, cause: RollBack) -> None:
     """Restores the newest checkpoint, or the start where there is none, and leaves out the samples of the bad step."""
     steps, folder = task.non_finite, task.run_folder
     known = steps.rollbacks, steps.left_out
-    task.writer.wait()
+    task.writer.forget()
     writes = folder is not None and distributed.is_primary()
     with distributed.failing_together():
         if folder is not None and writes:

@@ -15,7 +15,7 @@ from classyseg import distributed
 from classyseg.averaging import AveragingConfig
 from classyseg.checkpoint import Checkpoint
 from classyseg.config import MAX_SEED
-from classyseg.datasets import ClassyDataset
+from classyseg.datasets import ClassyDataset, TrainOrder
 from classyseg.datasets.views import Views, check_strong
 from classyseg.engine.runtime import RuntimeConfig, check_batch_size
 from classyseg.errors import ConfigError, moving, within
@@ -49,7 +49,7 @@ from classyseg.tasks.unlabelled import (
     UnlabelledSample,
     average_of,
 )
-from classyseg.transforms import PairTransform
+from classyseg.transforms import Normalize, PairTransform
 
 MARK = "unlabelled/"
 """The beginning of the names of the logits of views among the outputs of a batch; no head's name has a slash."""
@@ -169,6 +169,12 @@ class SemiSupervisedTask(ClassyTask):
             check_strong(strong, facts.channels or 3)
         for i, step in enumerate(data[UNLABELLED].transforms if UNLABELLED in data else ()):
             with problems.collected():
+                if isinstance(step, Normalize):
+                    raise ConfigError(
+                        f"dataset.{UNLABELLED}.transforms[{i}]",
+                        "found 'normalize', and the strong views need images that are not normalised yet; take it out "
+                        "of all data sets, and give the task one `normalize`",
+                    )
                 if isinstance(step, PairTransform) and step.gives_soft_targets(facts.whole_images):
                     raise ConfigError(
                         f"dataset.{UNLABELLED}.transforms[{i}]",
@@ -195,6 +201,11 @@ class SemiSupervisedTask(ClassyTask):
     def averaging(self) -> AveragingConfig | None:
         return average_of(self.learning, self.hooks) if self.num_steps else super().averaging
 
+    @property
+    def training_orders(self) -> Mapping[str, TrainOrder]:
+        others = {} if self.beside is None else {UNLABELLED: self.beside.epochs}
+        return {**super().training_orders, **others}
+
     def prepare(self) -> None:
         super().prepare()
         if self.beside is not None:
@@ -214,7 +225,14 @@ class SemiSupervisedTask(ClassyTask):
     def _pairs(self, labelled: Iterator[Sample], beside: Beside) -> Iterator[Sample]:
         others = beside.batches(self.progress.step, self._phase_end, self.run_folder)
         for batch, other in zip(labelled, others, strict=True):
-            yield UnlabelledSample(batch.image, batch.target, batch.name, views=other.image, valid=other.target)
+            yield UnlabelledSample(
+                batch.image,
+                batch.target,
+                batch.name,
+                views=other.image,
+                valid=other.target,
+                unlabelled_name=other.names,
+            )
 
     def begin_phase(self) -> None:
         super().begin_phase()
@@ -228,7 +246,8 @@ class SemiSupervisedTask(ClassyTask):
         sure, all_ = distributed.sum_over_processes(self._confident.cpu()).tolist()
         self._confident = torch.zeros_like(self._confident)
         bad = self.beside.bad_samples.end_phase(UNLABELLED)
-        return {**metrics, **{f"{key}_{UNLABELLED}": value for key, value in bad.items()}, "confident": sure / all_}
+        bad = {f"{key}_{UNLABELLED}": value for key, value in bad.items()}
+        return {**metrics, **bad, "confident": sure / all_ if all_ else None}
 
     # -- what a batch means ------------------------------------------------------------------------------------------
 
@@ -269,7 +288,8 @@ class SemiSupervisedTask(ClassyTask):
             labels.append(label)
             sure.append(confidence >= self.learning.threshold)
         found = torch.cat(labels)
-        counted = batch.valid == 0 if found.dim() > 1 else torch.ones_like(found, dtype=torch.bool)
+        counted = batch.valid == 0
+        counted = counted if found.dim() > 1 else counted.flatten(1).any(1)  # a bad sample that is skipped has no pixel
         return found.where(torch.cat(sure) & counted, ignored), counted
 
     @torch.no_grad()
@@ -385,7 +405,8 @@ class SemiSupervisedTask(ClassyTask):
         whole_number(checkpoint, "bad_unlabelled", bad)
         is_pair = isinstance(confident, list) and len(confident) == 2
         for count in confident if is_pair else [confident]:
-            whole_number(checkpoint, "confident", int(count) if isinstance(count, float) and count >= 0 else count)
+            is_whole = isinstance(count, float) and count.is_integer()
+            whole_number(checkpoint, "confident", int(count) if is_whole else count)
         super().restore(checkpoint)
         if self.beside is not None:
             self.beside.bad_samples.before = bad

@@ -101,12 +101,18 @@ class UnlabelledSample(Sample):
     `views` is (M, 1 + num_strong, C, H, W), the weak view first, as the data set stores pixels. `valid` (M, H, W) is 0
     for pixels of the images. `found` (M, views, ...) has the teacher's classes for each view that is learnt, with the
     ignored label where it was not sure; `counted`, of the same shape, says which of them divide the loss.
+    `unlabelled_name` is as `name`.
     """
 
     views: Tensor = field(default_factory=lambda: torch.empty(0))
     valid: Tensor = field(default_factory=lambda: torch.empty(0))
     found: Tensor | None = None
     counted: Tensor | None = None
+    unlabelled_name: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*super().names, *(f"{UNLABELLED}: {name}" for name in self.unlabelled_name))
 
     def chunk(self, num_parts: int) -> list[Self]:
         own = super().chunk(num_parts)

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ SECRETS = {
     "CLASSYSEG_DATA": "/scratch/jane/client",
     "CUDA_HOME": "relative/jane",
     "SLURM_JOB_USER": "jane",
+    "SLURM_JWT": "eyJhbGciOiJIUzI1NiJ9.e30",
+    "SLURM_JOB_UID": "4711",
 }
 
 
@@ -60,8 +63,8 @@ def test_places_people_and_secrets_are_told_only_on_request(
 ) -> None:
     for name, value in {**SECRETS, "OMP_NUM_THREADS": "3", "NCCL_DEBUG": "INFO"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("platform.platform", lambda: "Linux at gpu17")
-    monkeypatch.setattr("socket.gethostname", lambda: "gpu17")
+    monkeypatch.setattr("platform.platform", lambda: "Linux at gpu17, gpu17.example.org")
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu17.example.org")
     monkeypatch.setattr("getpass.getuser", lambda: "jane")
 
     open_facts, private = reported(capsys), reported(capsys, "--private")
@@ -70,10 +73,10 @@ def test_places_people_and_secrets_are_told_only_on_request(
     assert open_facts["variables"]["NCCL_DEBUG"] == "INFO"
     assert open_facts["variables"]["OMP_NUM_THREADS"] == "3"
     assert open_facts["variables"].keys() >= SECRETS.keys()
-    assert open_facts["system"] == "Linux at HOST"
+    assert open_facts["system"] == "Linux at HOST, HOST"
     assert private["variables"]["CLASSYSEG_DATA"] == "/scratch/jane/client"
     assert private["private"]["user"] == getpass.getuser()
-    assert "hf_0123456789" not in json.dumps(private)
+    assert not [secret for secret in ("hf_0123456789", "eyJ") if secret in json.dumps(private)]
 
 
 def test_a_broken_plugin_is_told_with_its_distribution_and_without_its_folder(
@@ -97,11 +100,11 @@ def test_a_broken_plugin_is_told_with_its_distribution_and_without_its_folder(
     assert "distribution lost-net, version 1.2, kind models, name lost, problem " in capsys.readouterr().out
 
 
-WITHOUT_TORCH = """
+BROKEN = """
 import sys
 class Broken:
     def find_spec(self, name, path=None, target=None):
-        if name == "torch":
+        if name in ("torch", "pydantic"):
             raise OSError("/opt/lib/libcudart.so.12: cannot open shared object file")
 sys.meta_path.insert(0, Broken())
 from classyseg.cli.main import main
@@ -109,9 +112,9 @@ sys.exit(main(["env"]))
 """
 
 
-def test_a_torch_that_cannot_be_imported_is_reported_with_the_rest() -> None:
+def test_libraries_that_cannot_be_imported_are_reported_with_the_rest() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH],
+        [sys.executable, "-c", BROKEN],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -119,6 +122,23 @@ def test_a_torch_that_cannot_be_imported_is_reported_with_the_rest() -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    assert "torch: ? (OSError: .../libcudart.so.12: cannot open shared object file)" in done.stdout
+    problem = r"\? \(OSError: \.\.\./libcudart\.so\.12: cannot open shared object file\)"
+    assert re.search(rf"^torch: {problem}$", done.stdout, re.MULTILINE)
     assert f"classyseg: {classyseg.__version__}\n" in done.stdout
-    assert re.search(r"^  torch: \d", done.stdout, re.MULTILINE), "the installed version is known without an import"
+    for library in ("torch", "pydantic"):  # the installed version is known without an import
+        assert re.search(rf"^  {library}: \d[\d.]+ {problem}$", done.stdout, re.MULTILINE), library
+
+
+def test_a_library_that_is_needed_and_not_installed_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name in ("fvcore", "timm"):
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    libraries = reported(capsys)["libraries"]
+    assert libraries["fvcore"] == "not installed"
+    assert libraries["numpy"] == "1.0"
+    assert "timm" not in libraries

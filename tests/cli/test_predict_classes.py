@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from predicted import MEAN, STD, noise, predict, refused, save, summary
 from torch import Tensor
 
@@ -102,7 +104,17 @@ def test_a_run_of_several_classes_trains_measures_and_predicts_all_above_the_thr
     assert record["accuracy_top_1"] == pytest.approx(hit)
     assert 0 < record["mean_average_precision"] <= 1
 
-    assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu", "--worst", "4"]) == 0
+    right = np.where(flags > 0, wanted, 1 - np.array(wanted))
+    worst = worst_of(tmp_path / "run")
+    assert [each["score"] for each in worst] == pytest.approx(sorted(right.min(1))[:4], abs=1e-5)
+    first = int(right.min(1).argmin())
+    assert worst[0]["name"] == dataset[first].name
+    assert worst[0]["class"] == dataset.classes[right[first].argmin()]
+    assert worst[0]["classes"] == [name for name, flag in zip(dataset.classes, flags[first], strict=True) if flag]
+    assert worst[0]["predicted"] == [
+        name for name, score in zip(dataset.classes, wanted[first], strict=True) if score >= 0.5
+    ]
     threshold = float(np.median(scores))
     words = ("--output", tmp_path / "out", "--threshold", f"{threshold:.6f}", "--device", "cpu")
     assert predict(tmp_path / "run", tmp_path / "in", *words) == 0
@@ -147,6 +159,15 @@ def test_a_model_of_clips_averages_the_scores_of_the_clips_that_were_measured(tm
     assert table["film.mp4"][1] == pytest.approx(float(predictor.scores(tmp_path / "in" / "film.mp4").max()), abs=2e-6)
 
 
+def worst_of(run: Path) -> list[dict[str, Any]]:
+    """What `evaluation-val.json` lists as the worst images, whose pictures are there."""
+    worst: list[dict[str, Any]] = json.loads((run / "evaluation-val.json").read_text(encoding="utf-8"))["worst"]
+    assert [Path(each["file"]).name[:2] for each in worst] == [f"{i:02}" for i in range(1, len(worst) + 1)]
+    assert len([*(run / "evaluation-val-worst").iterdir()]) == len(worst)
+    assert all(Image.open(each["file"]).width >= 240 for each in worst)
+    return worst
+
+
 def test_a_run_of_clips_predicts_what_its_evaluation_measured(tmp_path: Path) -> None:
     config = tiny_config_of(
         "video_classification",
@@ -161,7 +182,7 @@ def test_a_run_of_clips_predicts_what_its_evaluation_measured(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
     assert main(["train", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--device", "cpu"]) == 0
-    dataset, right = build_dataset(config["dataset"]["val"]), 0
+    dataset, right, of_class = build_dataset(config["dataset"]["val"]), 0, []
     predictor = classyseg.load(tmp_path / "run", device="cpu")
     assert predictor.clips is not None
     assert predictor.clips.per_video == 2
@@ -169,8 +190,13 @@ def test_a_run_of_clips_predicts_what_its_evaluation_measured(tmp_path: Path) ->
         frames = dataset.read_frames(f"test {number}", range(6)).permute(1, 2, 3, 0).numpy()  # type: ignore[attr-defined]
         for i, frame in enumerate(frames):
             save(tmp_path / "in" / f"{number}" / f"{i}.png", frame)
-        right += int(predictor.predict(tmp_path / "in" / f"{number}")) == number % 4
+        scores = predictor.scores(tmp_path / "in" / f"{number}")
+        right += int(scores.argmax()) == number % 4
+        of_class.append(float(scores[number % 4]))
     assert read_records(tmp_path / "run/metrics.jsonl")[-1]["video_accuracy_top_1"] == right / 5
+    worst = worst_of(tmp_path / "run")  # videos, not clips
+    assert [each["score"] for each in worst] == pytest.approx(sorted(of_class), abs=1e-5)
+    assert worst[0]["name"].startswith(f"test {int(np.argmin(of_class))}, frames ")
 
 
 def test_an_image_classifier_gives_a_video_the_mean_of_its_frames(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import yaml
 from classyseg.cli.main import main
 from classyseg.cli.recipe import SUFFIXES
 
-CONFIG, OUTPUT = "configs/it's my run.yaml", '/runs/Tree $HOME `x` "y" 3'
+CONFIG, OUTPUT = "configs/it's my run.yaml", '/runs/Bäume 🌳 $HOME $(HOME) $$ `x` "y" 3'
 OVERRIDES = ["optimizer.lr=0.02", "hooks=[{name: checkpoint, best: mean_iou}]"]
 ARGUMENTS = ["train", CONFIG, "--output", OUTPUT, "--resume", *OVERRIDES]
 SIZES = ["--nodes", "2", "--processes", "4", "--cpus", "6", "--minutes", "90", "--grace", "200", "--restarts", "7"]
@@ -39,7 +40,7 @@ def test_the_arguments_of_a_training_arrive_whole_in_bash(capsys: pytest.Capture
         line.removeprefix("#SBATCH --").partition("=")[::2] for line in text.splitlines() if "#SBATCH" in line
     )
     wanted = {"nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "4", "cpus-per-task": "24", "time": "90"}
-    assert options.items() >= {**wanted, "signal": "USR1@200", "job-name": "tree-home-x-y-3"}.items()
+    assert options.items() >= {**wanted, "signal": "USR1@200", "job-name": "b-ume-home-home-x-y-3"}.items()
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
@@ -86,6 +87,11 @@ def at(tree: Any, path: str) -> Any:
     return tree
 
 
+def expanded(operator: re.Match[str]) -> str:
+    """What Kubernetes makes of a dollar in a command: two are one, and a bracket names a variable."""
+    return "$" if operator[1] == "$" else "VARIABLE"
+
+
 @pytest.mark.parametrize("recipe", FIELDS)
 def test_kubernetes_knows_every_field_and_runs_torchrun_first(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     found = yaml.safe_load(printed(capsys, recipe, "--image", "registry/it: 2"))
@@ -98,7 +104,8 @@ def test_kubernetes_knows_every_field_and_runs_torchrun_first(recipe: str, capsy
     pod = at(found, pods[recipe])
     (container,) = pod["containers"]
     assert container["command"][0] == "torchrun"
-    assert container["command"][-len(ARGUMENTS) - 2 :] == ["-m", "classyseg", *ARGUMENTS]
+    given = [re.sub(r"\$([$(])", expanded, word) for word in container["command"]]
+    assert given[-len(ARGUMENTS) - 2 :] == ["-m", "classyseg", *ARGUMENTS]
     assert container["image"] == "registry/it: 2"
     assert container["resources"] == {"requests": {"cpu": "24"}, "limits": {"nvidia.com/gpu": "4"}}
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
@@ -118,13 +125,32 @@ def test_kubernetes_knows_every_field_and_runs_torchrun_first(recipe: str, capsy
         (["--name", "a" * 41], "--name"),
         (["--port", "70000"], "--port: found 70000"),
         (["--name", "a", "key"], "'key'"),
+        (["--output", "runs/a"], "--output: found 'runs/a'; write a folder under /runs"),
+        (["--output", "/runs/../a"], "--output: found '/runs/../a'"),
+        (["--output", ""], "--output: found ''"),
+        (["--grace", "30"], "--grace: found 30; give more than 30 seconds"),
     ],
 )
 def test_what_a_cluster_would_not_take_is_one_error(
     wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["recipe", "jobset", CONFIG, *wrong[2:], "--output", "runs/a", *wrong[:2]]) == 2
+    assert main(["recipe", "jobset", CONFIG, *wrong[2:], "--output", "/runs/a", *wrong[:2]]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["slurm", "submitit"])
+def test_a_signal_that_would_come_at_the_start_is_refused(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", recipe, CONFIG, "--output", "a", "--minutes", "5", "--grace", "240"]) == 2
+    assert "--grace: found 240 seconds of --minutes 5" in capsys.readouterr().err
+    assert main(["recipe", recipe, CONFIG, "--output", "a", "--minutes", "6", "--grace", "240"]) == 0
+
+
+def test_two_jobs_of_a_node_meet_at_ports_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, ports in ((), ["20077", "29999"]), (("--port", "1234"), ["1234", "1234"]):
+        lines = [line for line in printed(capsys, "slurm", *options).splitlines() if line.startswith("port=")]
+        for job, port in zip(("77", "1239999"), ports, strict=True):
+            script = "\n".join([f"SLURM_JOB_ID={job}", *lines, 'echo "$port"'])
+            assert subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout == f"{port}\n"
 
 
 # -- SLURM -------------------------------------------------------------------------------------------------------------
@@ -132,7 +158,7 @@ def test_what_a_cluster_would_not_take_is_one_error(
 FAKES = {
     "scontrol": 'echo "scontrol $*" >> calls; [ "$1" = show ] && echo node1; exit 0',
     # The signal of SLURM may reach every process of a step.
-    "srun": '"$@" & echo $! > step; wait $!',
+    "srun": '[ "$1" = --cpus-per-task=24 ] || exit 9; shift; "$@" & echo $! > step; wait $!',
     # `config check`, or torchrun with all below it: a training of 0.1 s or, with LONG, until it is asked to stop.
     "python": """
 case "$2" in
@@ -165,7 +191,9 @@ def calls(cluster: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-@pytest.mark.parametrize(("variables", "code"), [({}, 0), ({"CODE": "3"}, 3), ({"CHECK": "2"}, 2)])
+@pytest.mark.parametrize(
+    ("variables", "code"), [({}, 0), ({"CODE": "3"}, 3), ({"CODE": "4", "LONG": "0"}, 4), ({"CHECK": "2"}, 2)]
+)
 def test_a_job_that_ends_by_itself_is_not_queued_again(cluster: Path, variables: dict[str, str], code: int) -> None:
     assert started(cluster, variables).wait(30) == code
     assert not [call for call in calls(cluster) if "requeue" in call]
@@ -187,7 +215,7 @@ def test_the_signal_asks_the_run_once_and_queues_the_job_again(cluster: Path) ->
     assert job.wait(30) == 143
     first, torchrun, *others = calls(cluster)
     assert first == "scontrol show hostnames node[1-2]"
-    assert "--rdzv-id=77 --rdzv-endpoint=node1:29500 -m classyseg train" in torchrun
+    assert "--rdzv-id=77 --rdzv-endpoint=node1:20077 -m classyseg train" in torchrun
     assert others == ["TERM", "scontrol requeue 77"]
 
 

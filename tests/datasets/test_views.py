@@ -21,7 +21,8 @@ CROP = {"name": "random_scale_crop", "size": [32, 32], "scale": [0.5, 0.9]}
 
 
 def views(strong: list[Any], num_strong: int = 2, **changes: Any) -> Views:
-    base = build_dataset({**SHAPES, "transforms": [CROP, "horizontal_flip"], **changes})
+    own = {} if "name" in changes else SHAPES
+    base = build_dataset({**own, "transforms": [CROP, "horizontal_flip"], **changes})
     return Views(base, TRANSFORMS.build_each("strong", strong), num_strong, seed=3)
 
 
@@ -55,6 +56,33 @@ def test_only_pixels_that_transforms_added_are_marked_whatever_label_is_ignored(
         sample = Views(build_dataset(config), [], 1, seed=0).sample(0, 0)
         assert torch.equal(sample.target == ADDED, sample.image[0, 0] == 0)
         assert int((sample.target == 0).sum()) == 16 * 16
+
+
+def test_borders_that_a_data_set_within_another_adds_are_marked() -> None:
+    inner = {**SHAPES, "transforms": [{"name": "pad", "size": [48, 32]}]}
+    sample = views([], transforms=[], name="subset", dataset=inner, every=1).sample(0, 0)
+    assert int((sample.target == ADDED).sum()) == 16 * 32
+
+
+@pytest.mark.parametrize("ignored", [-1, 255, 300])
+def test_borders_are_marked_whatever_number_is_ignored(ignored: int, tmp_path: Path) -> None:
+    Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    pad = {"name": "pad", "size": [24, 16]}
+    config = {"name": "folder", "images": str(tmp_path), "masks": None, "ignore_index": ignored, "transforms": [pad]}
+    sample = Views(build_dataset(config), [], 1, seed=0).sample(0, 0)
+    assert torch.equal(sample.target == ADDED, sample.image[0, 0] == 0)
+
+
+def test_an_image_that_was_cached_without_its_mask_is_not_taken_for_one_with_it(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        shape = (8, 8, 3) if folder == "images" else (8, 8)
+        Image.fromarray(np.ones(shape, np.uint8)).save(tmp_path / folder / "a.png")
+    config = {"name": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks")}
+    config |= {"classes": ["a", "b"], "cache_samples": str(tmp_path / "cache")}
+    for _ in range(2):
+        assert not build_dataset(config).without_label(0, 0).target.any()
+        assert build_dataset(config).sample(0, 0).target.all()
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_a_buffer_that_a_layer_replaces_is_averaged_too() -> None:
 
     model = Center()
     averaging = Averaging(model, AveragingConfig(decay=0.5, warmup=False))
-    for _ in range(2):
+    for averaging.num_steps in (1, 2):
         model(torch.ones(2))
         averaging.update()
     assert averaging.named["center"].tolist() == [1.25, 1.25]  # 0.5 * (0.5 * 0 + 0.5 * 1) + 0.5 * 2

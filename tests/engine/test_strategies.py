@@ -61,6 +61,15 @@ RESUMED: dict[str, Any] = {
     "meters": ["confusion_matrix", "mean_iou"],
     "hooks": [{"name": "checkpoint", "best": "mean_iou"}, {"name": "ema", "decay": 0.8}, {"name": "log", "every": 1}],
 }
+STRATEGIES = ("ddp", "fsdp")
+# Maps of one pixel are where activations lose their layout in memory, in whose order dropout draws.
+DROPS: dict[str, Any] = {
+    "num_epochs": 1,
+    "val_every_epochs": 1,
+    "model": {**SMALL_BACKBONE, "heads": {"main": {**MODEL["heads"]["main"], "blocks": ["stage2", "stage4"]}}},
+    **NORMS["group"],
+    "model.heads.main.dropout": 0.5,
+}
 FIRST_STOP, SECOND_STOP = ("train", 0, 1), ("train", 2, 1)
 OPTIMIZED = [name for name in OPTIMIZERS.names() if not name.startswith("test_")]
 AT_VAL = ("val", 3, 1)
@@ -82,11 +91,14 @@ def losses_of(norm: str, changes: Mapping[str, Any]) -> list[float]:
 
 
 def train_small(folder: Path) -> None:
-    kinds = [(norm, strategy) for norm in NORMS for strategy in ("ddp", "fsdp")]
+    kinds = [(norm, strategy) for norm in NORMS for strategy in STRATEGIES]
     found: dict[Any, list[float]] = {
         (norm, strategy): losses_of(norm, {"runtime.strategy": strategy}) for norm, strategy in kinds
     }
     found |= {(norm, "ddp in parts"): losses_of(norm, {"runtime.accumulate_steps": 2}) for norm in NORMS}
+    found |= {
+        ("dropout", strategy): losses_of("group", {**DROPS, "runtime.strategy": strategy}) for strategy in STRATEGIES
+    }
     found |= {name: losses_of("group", {**some_steps_with(name), "runtime.strategy": "fsdp"}) for name in OPTIMIZED}
     if distributed.is_primary():
         torch.save(found, folder / "losses.pt")
@@ -109,6 +121,10 @@ def test_every_optimizer_steps_the_same_on_parts(name: str, found: dict[Any, lis
     one = losses_of("group", some_steps_with(name))
     assert len(set(one)) == 4
     assert found[name] == pytest.approx(one, rel=1e-5)
+
+
+def test_dropout_draws_the_same_under_both_strategies(found: dict[Any, list[float]]) -> None:
+    assert found["dropout", "fsdp"] == pytest.approx(found["dropout", "ddp"], rel=1e-5)
 
 
 def test_losses_are_those_of_one_process_for_fifty_steps(found: dict[Any, list[float]]) -> None:

@@ -88,6 +88,27 @@ def test_a_test_phase_shows_the_training_that_is_left_and_no_loss(
     assert line.rstrip().endswith("training left 0:00:20")
 
 
+def test_the_bar_of_a_phase_that_the_run_left_to_go_back_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_bars: list[object] = []
+
+    class OpenBar:
+        def __init__(self, *arguments: Any) -> None:
+            open_bars.append(self)
+
+        def show(self, *arguments: Any) -> None: ...
+
+        def close(self, *, is_done: bool) -> None:
+            open_bars.remove(self)
+
+    monkeypatch.setattr(classyseg.hooks.progress_bar, "open_bar", OpenBar)
+    hook, task = ProgressBarHook(), FakeTask()
+    hook.on_phase_start(task)
+    hook.on_phase_start(task)
+    assert len(open_bars) == 1
+    hook.close()
+    assert open_bars == []
+
+
 def test_every_phase_ends_with_a_line_of_its_results(advance: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     hook, task = ProgressBarHook(), FakeTask()
     hook.on_phase_start(task)

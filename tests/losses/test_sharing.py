@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -85,6 +88,31 @@ def test_an_error_of_one_thread_ends_them_all(where: str) -> None:
     with pytest.raises(ZeroDivisionError, match="seven"):
         share_out(range(1000), work, lambda item, _: fail_at_seven(item, "take"), 3)
     assert len(worked) < 100
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Those of its parent are not there, and nobody would ever take its work."""
+
+    def work(item: int) -> int:
+        time.sleep(0.02)  # so that all threads of the parent begin
+        return item * item
+
+    def shared() -> list[int]:
+        taken: list[int] = []
+        share_out(range(9), work, lambda item, result: taken.append(result), 3)
+        return taken
+
+    wanted = shared()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads
+        child = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(shared() != wanted))
+        child.start()
+    child.join(20)
+    is_stuck = child.is_alive()
+    child.kill()
+    assert not is_stuck
+    assert child.exitcode == 0
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -65,7 +65,7 @@ def test_a_square_number_is_taken_for_a_square_and_that_is_told(
     torch.testing.assert_close(found, resized(positions, (4, 4), (8, 8)))
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "the 16 position embeddings 'encoder.pos_embedding' are taken for a grid of 4 x 4" in record.message
-    assert "resized to 8 x 8; if theirs is another grid, tell it: weights: {source: ..., grid" in record.message
+    assert "resized to 8 x 8; if theirs is another grid, tell it: grid: [rows, columns]" in record.message
 
 
 def test_as_many_positions_as_the_model_has_load_without_a_word_but_where_two_oblong_grids_have_them(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from fvcore.common import param_scheduler as fvcore
 from torch import nn
 
@@ -275,6 +276,49 @@ def test_another_option_follows_its_own_schedule(
         assert weight["lr"] == 0.1
 
 
+def updates_of(name: str, gradients: list[float], momenta: list[float]) -> list[float]:
+    """What each step takes off a weight at a rate of 0.1, by each paper's formula in plain numbers."""
+    square = 1.0 if name == "rmsprop_tf" else 0.0
+    gathered, found = 0.0, []
+    for gradient, momentum in zip(gradients, momenta, strict=True):
+        square = 0.9 * square + 0.1 * gradient**2
+        own = {
+            "sgd": gradient,
+            "rmsprop": gradient / (math.sqrt(square) + 1e-3),
+            "rmsprop_tf": gradient / math.sqrt(square + 1e-3),
+        }[name]
+        gathered = (momentum * gathered if momentum else 0.0) + own
+        found.append(0.1 * (gathered if momentum else own))
+        gathered = gathered if momentum else 0.0
+    return found
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "rmsprop_tf"])
+def test_a_momentum_whose_schedule_begins_at_0_gathers_from_the_first_step_that_has_one(name: str) -> None:
+    config = {
+        "name": name,
+        "lr": 0.1,
+        "momentum": 0.8,
+        "schedules": {"momentum": {"name": "multi_step", "milestone_steps": [2], "factors": [0.0, 1.0]}},
+        **({} if name == "sgd" else {"alpha": 0.9, "eps": 1e-3}),
+    }
+    gradients = [0.5, -1.0, 2.0, 0.25]
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(config, [("weight", weight)], RunLength(10.0, 10))
+    found = []
+    for step, gradient in enumerate(gradients):
+        if step in (1, 3):  # a resumed run
+            state = {key: value.clone() for key, value in optimizer.state().items()}
+            optimizer = build_optimizer(config, [("weight", weight)], RunLength(10.0, 10))
+            optimizer.load_state(state, step)
+        before = weight.item()
+        optimizer.set_progress(step / 10)
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        found.append(before - weight.item())
+    assert found == pytest.approx(updates_of(name, gradients, [0.0, 0.0, 0.8, 0.8]), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -328,7 +372,7 @@ def test_another_option_follows_its_own_schedule(
         ({"schedules": {"momentun": "cosine"}}, r"schedules.momentun: unknown option.*did you mean 'momentum'"),
         ({"schedules": {"weight_decay": "cosine"}}, r"schedules.weight_decay: found a schedule, but weight_decay is 0"),
         (
-            {"schedules": {"momentum": {"name": "linear", "end_factor": 1.2}}},
+            {"schedules": {"momentum": {"name": "linear", "end_factor": 1.1112}}},  # above 1 in the last steps alone
             r"schedules.momentum: gives a momentum of 1.0.*; expected one below 1",
         ),
         (

@@ -146,6 +146,13 @@ def test_hooks_are_built_where_a_config_is_checked(find: Any) -> None:
     find({"hooks": ["patience", {"name": "checkpoint", "best": "mean_iou"}]})
 
 
+@pytest.mark.parametrize("find", [check, tiny_task])
+def test_the_optimizers_state_is_not_shared_out_twice(find: Any) -> None:
+    assert refusal(find, {**SMALL, "optimizer.zero": True, "runtime.strategy": "fsdp"}) == ["optimizer.zero"]
+    find({**SMALL, "optimizer.zero": True})
+    find({**SMALL, "runtime.strategy": "fsdp"})
+
+
 def test_python_arguments_are_asked_the_same() -> None:
     config = tiny_config(SMALL)
     arguments = {key: value for key, value in config.items() if key != "name"}

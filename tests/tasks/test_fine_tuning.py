@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from label_trees import image, mask
 from safetensors.torch import load_file, save_file
 from teachers import OF_IMAGES, OF_MASKS, SHAPES, save_teacher
 from torch import Tensor
 
 import classyseg
 from classyseg.errors import ConfigError
+from classyseg.models import build_model
 from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
@@ -131,9 +133,130 @@ def test_another_number_of_classes_needs_the_head_to_be_named_and_is_refused_by_
     assert read_records(tmp_path / "run/metrics.jsonl")[-1]["phase"] == "val"
 
 
+NAMES = {
+    "mmsegmentation": {
+        "backbone": "backbone.",
+        "main": "decode_head.",
+        "aux": "auxiliary_head.",
+        "conv.0.": "convs.0.conv.",
+        "conv.1.": "convs.0.bn.",
+        "classifier.": "conv_seg.",
+    },
+    "pytorch_encoding": {
+        "backbone": "pretrained.",
+        "main": "head.",
+        "aux": "auxlayer.",
+        "conv.0.": "conv5.0.",
+        "conv.1.": "conv5.1.",
+        "classifier.": "conv5.4.",
+    },
+}
+"""How these libraries call a backbone, an FCN head and its layers, in the files that they write."""
+PLAIN = {"main": {"name": "fcn", "blocks": ["stage4"], "channels": 8}, "aux": HEADS["aux"]}
+
+
+def file_of(library: str, path: Path) -> dict[str, Tensor]:
+    """Writes a model with the heads of `PLAIN` as a checkpoint of that library; returns its tensors by our names."""
+    torch.manual_seed(2)
+    state = build_model({**SMALL_BACKBONE, "heads": PLAIN}, 4).state_dict()
+    names, theirs = NAMES[library], {}
+    for key, value in state.items():
+        if not key.startswith("heads."):
+            theirs[names["backbone"] + key] = value
+            continue
+        head, rest = key.removeprefix("heads.").split(".", 1)
+        layer = next(layer for layer in names if layer.endswith(".") and rest.startswith(layer))
+        theirs[names[head] + names[layer] + rest.removeprefix(layer)] = value
+    torch.save({"meta": {"epoch": 3}, "state_dict": theirs}, path)
+    return state
+
+
+@pytest.mark.parametrize("library", NAMES)
+def test_heads_of_other_libraries_are_taken_and_reset_by_name(library: str, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pth"
+    theirs = file_of(library, path)
+    extra = {"name": "fcn", "blocks": ["stage2"], "channels": 8, "train_only": True}
+    for heads, reset, kept in (
+        (PLAIN, [], ("heads.",)),
+        (PLAIN, ["main"], ("heads.aux.",)),
+        (PLAIN, ["aux"], ("heads.main.",)),
+        ({**PLAIN, "extra": extra}, ["extra"], ("heads.main.", "heads.aux.")),
+        ({"main": PLAIN["main"]}, [], ("heads.main.",)),
+        (PLAIN, ["*"], ()),
+    ):
+        task, before = started(config(path, {"model.heads": heads}, reset_heads=reset))
+        for key, value in task.model.state_dict().items():
+            taken = not key.startswith("heads.") or key.startswith(kept)
+            assert torch.equal(value, (theirs if taken else before)[key]), key
+
+
+@pytest.mark.parametrize("library", NAMES)
+def test_heads_of_other_libraries_that_do_not_fit_are_named(library: str, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.pth"
+    file_of(library, path)
+    wide = {"main": {**PLAIN["main"], "channels": 12}, "aux": PLAIN["aux"]}
+    for heads, named in (
+        (wide, "main"),
+        ({**PLAIN, "main": {"name": "unet", "blocks": ["stage1", "stage2", "stage4"]}}, "main"),
+        ({"main": PLAIN["main"], "first": PLAIN["aux"], "aux": PLAIN["aux"]}, "aux"),
+    ):
+        values = config(path, {"model.heads": heads})
+        for refuses in (check, build_task):
+            with pytest.raises(ConfigError, match=rf"start\.weights: .*reset_heads: \[{named}\]$"):
+                refuses(values)
+        values["start"]["reset_heads"] = [named]
+        started(values)
+
+
+@pytest.mark.parametrize("of", ["checkpoint", "model"])
+def test_averaged_weights_are_taken_from_a_checkpoint_too(of: str, tmp_path: Path) -> None:
+    average = {"hooks": ["checkpoint", {"name": "ema", "decay": 0.5}]}
+    Trainer(tmp_path / "run").train(build_task(tiny_config({**SMALL, **average})))
+    checkpoint = tmp_path / "run/checkpoints/step-2"
+    task, _ = started(config(checkpoint if of == "checkpoint" else tmp_path / "run/model"))
+    theirs, plain = load_file(checkpoint / "average.safetensors"), load_file(checkpoint / "model.safetensors")
+    key = "heads.main.classifier.weight"
+    assert not torch.equal(theirs[key], plain[key])
+    assert torch.equal(task.model.state_dict()[key], theirs[key])
+
+
+def test_a_model_of_grey_images_starts_from_colours(trained: Path, tmp_path: Path) -> None:
+    for i in range(8):
+        image(tmp_path / f"images/{i}.png")
+        mask(tmp_path / f"masks/{i}.png", 0, 1)
+    part = {"name": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "channels": 1}
+    values = config(trained, {"model.in_channels": 1, "normalize": {"mean": [0.5], "std": [0.2]}})
+    values["dataset"] = {"train": {**part, "classes": SHAPES}, "val": None}
+    with pytest.raises(ConfigError, match=r"start\.weights: .*which adapt_input: true fits"):
+        check(values)
+    values["start"]["adapt_input"] = True
+    check(values)
+    task, _ = started(values)
+    stem = load_file(trained / "model.safetensors")["stem.0.weight"]
+    torch.testing.assert_close(task.model.state_dict()["stem.0.weight"], stem.sum(1, keepdim=True))
+
+
+def test_the_grid_of_position_embeddings_is_that_of_the_models_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    vit = {"name": "vision_transformer", "patch_size": 8, "hidden_dim": 16, "num_layers": 4, "num_heads": 2}
+    vit |= {"mlp_dim": 16}
+    heads = {"main": {"name": "fcn", "blocks": ["stage4"], "channels": 8}}
+    source = save_teacher(tmp_path / "model", backbone={**vit, "image_size": [16, 64]}, heads=heads)
+    values = config(source, {"model": {**vit, "image_size": 64, "heads": heads}})
+    key = "encoder.pos_embedding"
+    found = started(values)[0].model.state_dict()[key]
+    assert "are taken for a grid" not in caplog.text
+    told = started({**values, "start": {**values["start"], "grid": [2, 8]}})[0].model.state_dict()[key]
+    wrong = started({**values, "start": {**values["start"], "grid": [4, 4]}})[0].model.state_dict()[key]
+    assert torch.equal(found, told)
+    assert not torch.equal(found, wrong)
+
+
 @pytest.mark.parametrize(
     ("changes", "start", "message"),
     [
+        ({}, {"grid": [2, 2]}, r"start\.grid: found \[2, 2\]; AnyNet has no position embeddings"),
         ({}, {"reset_heads": ["mian"]}, r"start.reset_heads\[0\]: unknown head; did you mean 'main'"),
         ({"model.weights": "imagenet1k_v1"}, {}, r"model.weights: found together with start.weights"),
         (
@@ -234,6 +357,8 @@ def test_a_run_is_resumed_without_its_source_and_not_with_other_heads_reset(trai
         Trainer(tmp_path / "run", resume=True).train(
             build_task({**config(source, reset_heads=["main"]), "normalize": normalize})
         )
+    with pytest.raises(ConfigError, match=r"normalize: was .*now None\n.*run/config\.yaml.*set start\.weights="):
+        Trainer(tmp_path / "run", resume=True).train(build_task(values))
     resumed = build_task({**config(tmp_path / "elsewhere"), "normalize": normalize})
     Trainer(tmp_path / "run", resume=True).train(resumed)
     assert read_records(tmp_path / "run/metrics.jsonl") == read_records(tmp_path / "whole/metrics.jsonl")

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from label_trees import image
+from registered import forgotten
 from torch import Tensor
 from torch.nn import functional
 
@@ -16,14 +18,17 @@ from classyseg import distributed
 from classyseg.cli.main import main
 from classyseg.errors import ConfigError
 from classyseg.layers import resize_logits
-from classyseg.registry import TASKS
+from classyseg.registry import TASKS, TRANSFORMS
+from classyseg.structures import Sample
 from classyseg.tasks import SemiSupervisedTask, build_task
 from classyseg.tasks.unlabelled import FeatureDropout, UnlabelledSample
 from classyseg.trainer import Stopped, Trainer
-from runs import IMAGES, PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
+from classyseg.transforms import ClassyTransform
+from runs import PARTS_BY_KIND, SignalAt, in_two_processes, read_records, tiny_config
 
 SMALL = {"num_epochs": 1, "dataset.train.num_samples": 16, "dataset.val.num_samples": 2, "hooks": ["checkpoint"]}
 CROPS = [{"name": "random_scale_crop", "size": [32, 32], "scale": [0.6, 1.2]}, "horizontal_flip"]
+NO_BLUR = {"name": "gaussian_blur", "probability": 0.0}
 OTHERS = {"name": "synthetic_shapes", "split": "train", "num_samples": 20, "size": [40, 40], "transforms": CROPS}
 
 
@@ -80,8 +85,7 @@ def test_the_loss_is_that_of_labels_and_of_confident_classes_over_all_pixels(tea
 
 def test_a_rectangle_comes_with_the_classes_that_the_teacher_found_there() -> None:
     """The strong views are the weak ones, so that each pixel tells which image it came from."""
-    same = [{"name": "gaussian_blur", "probability": 0.0}]
-    task = built(config(strong=same, num_strong=2, cut_mix=1.0, threshold=0.0))
+    task = built(config(strong=[NO_BLUR], num_strong=2, cut_mix=1.0, threshold=0.0))
     batch = first_batch(task)
     alone, counted = task.found_in(batch)
     learnt = task.training_batch(batch)
@@ -171,17 +175,84 @@ def test_a_run_resumes_bit_for_bit_with_both_data_sets(tmp_path: Path, teacher: 
     assert (found["loss"], found["mean_iou"]) == (records[-1]["loss"], records[-1]["mean_iou"])
 
 
-def test_whole_images_learn_from_images_alone(tmp_path: Path) -> None:
-    images = {**IMAGES, "num_samples": 24, "transforms": []}
+class Poison(ClassyTransform):
+    """One sample has an infinite pixel."""
+
+    def __init__(self, ignore_index: int = 255, *, sample: int) -> None:
+        self.sample = sample
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        image = sample.image.float()
+        image[0, 3, 4] = float("inf") if sample.name == f"train {self.sample}" else 1.0
+        return sample.replace(image=image)
+
+
+def test_a_run_that_goes_back_leaves_out_the_unlabelled_images_of_the_step_too(tmp_path: Path) -> None:
+    changes = {"num_epochs": 2, "hooks": [{"name": "checkpoint", "every_steps": 1}], "runtime.non_finite": "rollback"}
+    others = {**OTHERS, "num_samples": 12, "size": [32, 32]}
+    orders = built(config({**changes, "dataset.unlabelled": others}, batch_size=2)).training_orders
+    bad = orders["unlabelled"].batch(0, 1)  # of the second step
+    others["transforms"] = [{"name": "test_poison", "sample": bad[0]}]
+    values = config({**changes, "dataset.unlabelled": others}, strong=[NO_BLUR], batch_size=2)
+    with forgotten():
+        TRANSFORMS.register("test_poison")(Poison)
+        whole, resumed = built(values), built(values)
+        Trainer(tmp_path / "whole").train(whole)
+        with pytest.raises(Stopped):
+            Trainer(tmp_path / "broken").train(built(values, SignalAt("train", 1, 1)))
+        Trainer(tmp_path / "broken", resume=True).train(resumed)
+
+    (record,) = read_records(tmp_path / "whole/non_finite.jsonl")
+    labelled = [f"train {i}" for i in orders["train"].batch(0, 1)]
+    assert record["samples"] == [*labelled, *(f"unlabelled: train {i}" for i in bad)]
+    for task in (whole, resumed):
+        assert task.training_orders["unlabelled"].left_out == set(bad)
+        assert task.training_orders["train"].left_out == set(orders["train"].batch(0, 1))
+    states = whole.model.state_dict(), resumed.model.state_dict()
+    assert [key for key in states[0] if not torch.equal(states[0][key], states[1][key])] == []
+
+
+def test_whole_images_learn_from_a_folder_of_images_without_classes(tmp_path: Path) -> None:
+    for i in range(8):
+        image(tmp_path / f"photos/{i % 3}/{i}.png", (8, 8))
+    (tmp_path / "photos/bad.png").write_bytes(b"nothing that opens")
+    images = {"name": "folder", "images": str(tmp_path / "photos"), "masks": None, "nested": True}
+    images |= {"on_bad_sample": "skip", "max_bad_samples": 1.0}
     values = {**tiny_config({**PARTS_BY_KIND["whole images"], "num_epochs": 1}), "name": "semi_supervised"}
     values["dataset"] = {**values["dataset"], "unlabelled": images}
     values["unlabelled"] = {"strong": ["color_jitter"], "threshold": 0.2}
     check(values)
     task = built(values)
-    Trainer(tmp_path / "run").train(task)
+    batch = first_batch(task)
+    skipped = (batch.valid != 0).flatten(1).all(1)
+    assert int(skipped.sum()) == 1
+    found, counted = task.found_in(batch)
+    assert torch.equal(counted, ~skipped)
+    assert (found[skipped] == task.loss.ignore_index).all()
+    Trainer(tmp_path / "run").train(built(values))
     train, val = read_records(tmp_path / "run/metrics.jsonl")
     assert 0 < train["confident"] <= 1
+    assert train["bad_samples_unlabelled"] > 0
     assert "accuracy_top_1" in val
+
+
+def test_labels_of_images_without_labels_are_not_even_read(tmp_path: Path) -> None:
+    for i in range(12):
+        image(tmp_path / f"images/{i}.png", (40, 40))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        (tmp_path / f"masks/{i}.png").write_bytes(b"nothing that opens")
+    unread = {"name": "folder", "images": str(tmp_path / "images"), "masks": str(tmp_path / "masks"), "classes": ["x"]}
+    part = {"name": "subset", "every": 1, "dataset": unread, "transforms": CROPS}
+    task = built(config({"dataset.unlabelled": part}))
+    assert first_batch(task).views.shape == (12, 2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("build", [check, built], ids=["check", "build"])
+def test_a_set_with_labels_names_its_classes(build: Any, tmp_path: Path) -> None:
+    image(tmp_path / "a.png")
+    alone = {"name": "folder", "images": str(tmp_path), "masks": None}
+    with pytest.raises(ConfigError, match=r"^dataset\.val\.classes: missing[^\n]*$"):
+        build(config({"dataset.val": alone}))
 
 
 def test_features_of_some_images_lose_whole_channels() -> None:
@@ -208,6 +279,11 @@ def test_features_of_some_images_lose_whole_channels() -> None:
         ({}, {"ramp_up_steps": 3, "ramp_up_epochs": 1.0}, r"unlabelled\.ramp_up_steps: found together"),
         ({}, {"weak": []}, r"unlabelled\.weak: unknown key; it is a transform of dataset\.unlabelled"),
         ({"dataset.unlabelled": {**OTHERS, "transforms": [*CROPS, "mix_up"]}}, {}, r"transforms\[2\]: MixUp gives"),
+        (
+            {"dataset.unlabelled": {**OTHERS, "transforms": ["normalize"]}},
+            {},
+            r"unlabelled\.transforms\[0\]: found 'norm",
+        ),
         ({"runtime.cache_features": "c", "model.frozen": True}, {}, r"runtime\.cache_features: found for a task"),
     ],
 )

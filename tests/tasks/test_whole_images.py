@@ -59,8 +59,10 @@ def trained(folder: Path, name: str, *hooks: Any, resume: bool = False) -> Class
 NORMALIZE = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def predictions(task: ClassyTask) -> tuple[list[int], list[int], float]:
-    """Of each sample of the val set, by a plain loop: the predicted and the true class, and the mean cross entropy."""
+def predictions(task: ClassyTask) -> tuple[list[int], list[int], list[float], float]:
+    """Of each sample of the val set, by a plain loop: the predicted and the true class and the probability of the true
+    one; and the mean cross entropy.
+    """
     samples = [build_dataset(task.data.sets["val"])[i] for i in range(len(task.data.sets["val"]))]
     mean, std = (torch.tensor(values).view(3, *[1] * (samples[0].image.dim() - 1)) for values in NORMALIZE)
     task.model.eval()
@@ -69,7 +71,8 @@ def predictions(task: ClassyTask) -> tuple[list[int], list[int], float]:
     true = torch.stack([sample.target for sample in samples])
     smoothing = PARTS[task.config["name"]].get("loss", {}).get("label_smoothing", 0.0)
     loss = torch.nn.functional.cross_entropy(logits, true, label_smoothing=smoothing).item()
-    return logits.argmax(1).tolist(), true.tolist(), loss
+    of_true = logits.softmax(1).gather(1, true[:, None])[:, 0]
+    return logits.argmax(1).tolist(), true.tolist(), of_true.tolist(), loss
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -77,7 +80,7 @@ def test_it_trains_and_measures_what_a_plain_loop_does_and_resumes_bit_for_bit(n
     check(name)
     task = trained(tmp_path / "whole", name)
     record = read_records(tmp_path / "whole/metrics.jsonl")[-1]
-    predicted, true, loss = predictions(task)
+    predicted, true, of_true, loss = predictions(task)
     right = np.equal(predicted, true).mean()
     assert record["accuracy_top_1"] == right
     assert record["pixel_accuracy"] == right
@@ -88,6 +91,11 @@ def test_it_trains_and_measures_what_a_plain_loop_does_and_resumes_bit_for_bit(n
     found = json.loads((tmp_path / "whole/evaluation-val.json").read_text(encoding="utf-8"))
     assert {key: found[key] for key in record if key in found} == {key: record[key] for key in record if key in found}
     assert found["loss"] == record["loss"]
+    assert [each["score"] for each in found["worst"]] == pytest.approx(sorted(of_true), abs=1e-5)
+    worst, first = found["worst"][0], int(np.argmin(of_true))
+    classes = task.data.reference_set.classes
+    assert (worst["class"], worst["predicted"]) == (classes[true[first]], classes[predicted[first]])
+    assert Path(worst["file"]).is_file()
 
     with pytest.raises(Stopped):
         trained(tmp_path / "broken", name, SignalAt("train", 1, 1))

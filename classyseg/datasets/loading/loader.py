@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, cycle
 from typing import Any
@@ -20,6 +21,7 @@ from classyseg.datasets.loading.workers import (
     WorkerError,
     check_limits,
     deaths,
+    kill,
     killed_unless_they_leave,
     start_worker,
     warm_fork_server,
@@ -251,11 +253,18 @@ class BatchLoader:
         if self._loader is None:
             return
         loading = self._loader._iterator  # torch offers no public way to end persistent workers
-        if loading is not None:
-            with killed_unless_they_leave(self._workers(), 0 if self._hangs else LEAVE_SECONDS):
-                loading._shutdown_workers()  # type: ignore[attr-defined]
-            self._loader._iterator = None
-            self._hangs = False
+        if loading is None:
+            return
+        workers: Any = self._workers()
+        if self._hangs or not all(worker.is_alive() for worker in workers):
+            kill(workers)
+            # torch tells workers to leave by an event, whose lock is shared with them. One that was killed while it had
+            # the lock keeps it, and this process would wait for it for ever.
+            loading._workers_done_event = threading.Event()  # type: ignore[attr-defined]
+        with killed_unless_they_leave(workers, LEAVE_SECONDS):
+            loading._shutdown_workers()  # type: ignore[attr-defined]
+        self._loader._iterator = None
+        self._hangs = False
 
 
 def make_loader(

@@ -175,16 +175,16 @@ class Watch:
             )
 
 
+def kill(workers: Sequence[Any]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
 @contextmanager
 def killed_unless_they_leave(workers: Sequence[Any], seconds: float) -> Iterator[None]:
     """Kills the workers that still live `seconds` after the block has begun: they may hang and heed no signal."""
-
-    def kill() -> None:
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
-
-    timer = threading.Timer(seconds, kill)
+    timer = threading.Timer(seconds, kill, [workers])
     timer.start()
     try:
         yield
