@@ -16,6 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from classyseg import Trainer, build_task
 from classyseg.config import parse_config
 from classyseg.errors import ConfigError
@@ -105,12 +107,23 @@ def small(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **changed, "val_every_epochs": 1}
 
 
+def started(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The key `start` of a fine-tuning, with weights at `path` that are random; a source with heads keeps them."""
+    kind = "video_classification" if "clips" in values["dataset"]["train"] else "classification"
+    task = build_task({**{key: value for key, value in values.items() if key != "start"}, "name": kind})
+    save_file({key: value.contiguous() for key, value in task.model.state_dict().items()}, path)
+    start = {key: value for key, value in values["start"].items() if key != "classifier"}
+    return {**start, "weights": str(path)}
+
+
 def run(converted: Converted, steps: int) -> str:
     """Trains `steps` steps on drawn data; empty if that works, else what was raised."""
     values = small(converted.values) | {"hooks": [{"name": "stop_after_steps", "steps": steps}]}
     values.pop("val_every_steps", None)
     try:
         with tempfile.TemporaryDirectory() as folder:
+            if "start" in values:
+                values["start"] = started(values, Path(folder) / "weights.safetensors")
             Trainer(Path(folder) / "run").train(build_task(values))
     except Exception:  # the table tells it
         return traceback.format_exc().strip().splitlines()[-1]

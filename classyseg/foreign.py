@@ -55,12 +55,14 @@ MODEL_RULES: tuple[_Rule, ...] = (
     (r"se_?resnet(\d+)", lambda m: f"resnet{m[1]}"),
     (r"res2net(\d+)\w*", lambda m: f"resnet{m[1]}"),
     (r"resnest_?(\d+)\w*", lambda m: f"resnest{m[1]}"),
+    (r"(?:mit|segformer)_?(?:mit_?)?b(\d)\w*", lambda m: f"mit_b{m[1]}"),
+    (r"mix_?(?:vision_?)?transformer\w*", lambda m: "mix_transformer"),
     (r"efficientnet_?v2_?r?w?_?(s|m|l)\w*", lambda m: f"efficientnet_v2_{m[1]}"),
 )
 """How other libraries write the names of models that are here."""
 
 FAMILIES: tuple[tuple[str, str], ...] = (
-    (r"mit_?b\d|mix_?(vision_?)?transformer\w*|pvt\w*|segformer_?b\d\w*", "swin_t with the head segformer"),
+    (r"pvt\w*", "mit_b2 with the head segformer"),
     (r"vit\w*|deit\w*|beit\w*|dino\w*|clip\w*|eva\w*|sam\w*|vision_?transformer\w*", "vit_b_16"),
     (r"swin\w*|mask2?former\w*", "swin_b with the head upernet"),
     (r"convnext\w*", "convnext_tiny"),

@@ -8,6 +8,7 @@ from classyseg.heads.classification import (
     VisionTransformerHead,
 )
 from classyseg.heads.classy_head import ClassyHead
+from classyseg.heads.context_fcn import ContextFCNHead
 from classyseg.heads.deeplabv3 import DeepLabV3Head
 from classyseg.heads.deeplabv3plus import DeepLabV3PlusHead
 from classyseg.heads.deepten import DeepTENHead
@@ -32,6 +33,7 @@ build_head = HEADS.build
 __all__ = [
     "AttenHead",
     "ClassyHead",
+    "ContextFCNHead",
     "DeepLabV3Head",
     "DeepLabV3PlusHead",
     "DeepTENHead",

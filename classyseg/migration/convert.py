@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from classyseg.config import dump_yaml, parse_config, user_path
+from classyseg.config import dump_yaml, user_path
 from classyseg.console import printable
 from classyseg.errors import ConfigError, written_in
 from classyseg.migration import classy_vision, mmsegmentation
-from classyseg.migration.notes import Note, Notes
-from classyseg.migration.python_data import read_python_data
+from classyseg.migration.notes import Note, Notes, NotRead
+from classyseg.migration.python_data import read_python_data, read_text_data
 
 Library = Literal["mmsegmentation", "classy_vision"]
 TITLES = {
@@ -71,15 +71,13 @@ def _values(path: Path) -> dict[str, Any]:
         return read_python_data(path)
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise ConfigError(f"{path}: accepted: .py of mmsegmentation, .json of ClassyVision")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    return parse_config(text, source=str(path), is_json=path.suffix == ".json").values
+    return read_text_data(path)
 
 
 def _library(values: Mapping[str, Any], path: Path) -> Library:
     model = values.get("model")
+    if isinstance(model, NotRead):
+        raise ConfigError(f"{path}: model: {model}")
     if isinstance(model, Mapping) and ("backbone" in model or "decode_head" in model):
         return "mmsegmentation"
     optimizer = values.get("optimizer")

@@ -97,9 +97,9 @@ class Section:
         return all(read)
 
     def number(self, key: str, default: Any = None) -> Any:
-        """A number, or `default`; something else is noted as lost."""
+        """A number, or `default`; something else is noted as lost, and so is None where the default is a number."""
         value = self.take(key, default)
-        if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        if value is default or (isinstance(value, int | float) and not isinstance(value, bool)):
             return value
         self.lost(key, f"found {shown(value)}; expected a number")
         return default

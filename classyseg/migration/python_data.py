@@ -39,6 +39,15 @@ def read_python_data(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are accepted") from None
 
 
+def read_text_data(path: Path) -> dict[str, Any]:
+    """The values of a JSON or YAML file. Raises: `ConfigError` that names the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return parse_config(text, source=str(path), is_json=path.suffix == ".json").values
+
+
 class _File(Expressions):
     """One file: its statements in order, and the names that they define."""
 
@@ -55,7 +64,10 @@ class _File(Expressions):
         return merged(self.base, own, str(self.path))
 
     def _parsed(self) -> ast.Module:
-        real = self.path.resolve()
+        try:
+            real = self.path.resolve()
+        except (OSError, RuntimeError) as error:  # Python's word for links that lead to each other
+            self._fail(None, f"cannot be read ({error})")
         if real in self.children:
             self._fail(None, "inherits itself by _base_")
         if len(self.children) > MAX_BASES:
@@ -65,7 +77,7 @@ class _File(Expressions):
             size = self.path.stat().st_size
             if size > MAX_BYTES:
                 self._fail(None, f"has {size} bytes; at most {MAX_BYTES} are read")
-            return ast.parse(self.path.read_text(encoding="utf-8"), str(self.path))
+            return ast.parse(self.path.read_text(encoding="utf-8-sig"), str(self.path))
         except OSError as error:
             self._fail(None, f"cannot be read ({error.strerror})")
         except (SyntaxError, ValueError) as error:
@@ -99,8 +111,7 @@ class _File(Expressions):
                 node, f"_base_ names {name}, and there is no file {path}; take the whole folder of configs along"
             )
         if path.suffix in (".yaml", ".yml", ".json"):
-            text = path.read_text(encoding="utf-8")
-            return parse_config(text, source=str(path), is_json=path.suffix == ".json").values
+            return read_text_data(path)
         return _File(path, self.children, self.steps).values()
 
     def _import(self, node: ast.Import | ast.ImportFrom, from_base: bool) -> None:

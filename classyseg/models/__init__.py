@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from classyseg.models.backbones.efficientnet import EfficientNet, EfficientNetV2
     from classyseg.models.backbones.efficientnet_lite import EfficientNetLite
     from classyseg.models.backbones.hybrid_vit import HybridViT
+    from classyseg.models.backbones.mix_transformer import MixTransformer
     from classyseg.models.backbones.mobilenet_torchvision import MobileNetV2, TorchvisionMobileNetV3
     from classyseg.models.backbones.mobilenet_v3 import MobileNetV3
     from classyseg.models.backbones.swin import SwinTransformer
@@ -40,6 +41,7 @@ LATER = {
     "efficientnet": (("EfficientNet", "EfficientNetV2"), ("efficientnet*",)),
     "efficientnet_lite": (("EfficientNetLite",), ("efficientnet_lite*",)),
     "hybrid_vit": (("HybridViT",), ("hybrid_vit", "vit_*_r*")),
+    "mix_transformer": (("MixTransformer",), ("mix_transformer", "mit_*")),
     "mobilenet_torchvision": (("MobileNetV2", "TorchvisionMobileNetV3"), ("mobilenet_*",)),
     "mobilenet_v3": (("MobileNetV3",), ("mobilenet_v3*",)),
     "swin": (("SwinTransformer",), ("swin*",)),
@@ -65,6 +67,7 @@ __all__ = [
     "HybridViT",
     "LoadedWeights",
     "MLP",
+    "MixTransformer",
     "MobileNetV3",
     "Naming",
     "MobileNetV2",

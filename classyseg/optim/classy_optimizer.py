@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import Any, ClassVar
@@ -69,7 +69,7 @@ class ClassyOptimizer(Configurable, ABC):
         self.current_lr = lr * self.schedule(0.0)
         self.layer_decay = layer_decay
         self.zero = zero
-        self.parameters = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        self.parameters = {name: parameter for name, parameter in _pairs(named_parameters) if parameter.requires_grad}
         if not self.parameters:
             raise ConfigError("found no parameter that needs a gradient")
         self.decay_vectors = decay_vectors
@@ -331,6 +331,16 @@ class ClassyOptimizer(Configurable, ABC):
         elif not bool(value.isfinite().all()):
             return "holds numbers that are not finite"
         return None
+
+
+def _pairs(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Raises: `TypeError` for parameters without names, whose rows would be taken for pairs."""
+    for pair in named_parameters:
+        if not isinstance(pair, tuple):
+            raise TypeError(
+                f"named_parameters: found a {type(pair).__name__}; give names, too, such as model.named_parameters()"
+            )
+        yield pair
 
 
 def _norm(tensors: Sequence[Tensor | None]) -> float:

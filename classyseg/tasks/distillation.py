@@ -430,4 +430,9 @@ def _attach_adapters(model: ClassyModel, teacher: Teacher, pairs: Sequence[Featu
             )
         if not block.stride and pair.measure == "channel_wise":
             raise ConfigError(f"{FEATURES}[{i}].measure", "found channel_wise for vectors, which have no positions")
+        if adapter_name(i) in model.heads:
+            raise ConfigError(
+                f"model.heads.{adapter_name(i)}",
+                f"has the name of the layer that adapts {FEATURES}[{i}]; give this head another name",
+            )
         model.attach_head(adapter_name(i), FeatureAdapter([own], block.channels), train_only=True)

@@ -59,12 +59,15 @@ class StartConfig(ConfigRecord):
             source has for them: heads for other classes or other blocks, and heads that the source lacks.
         adapt_input: Fits a first convolution for 3 channels to `model.in_channels`.
         grid: `[rows, columns]` of the source's position embeddings, if they are no square; see weights.md.
+        classifier: The head that takes the classifier of a source without heads of ours, such as ImageNet's, or
+            ClassyVision's. Its classes must be as many.
     """
 
     weights: Annotated[Text, Field(min_length=1)]
     reset_heads: tuple[Text, ...] = ()
     adapt_input: Bool = False
     grid: tuple[Side, Side] | None = None
+    classifier: Text | None = None
 
     def new_heads(self, model: ClassyModel) -> list[str]:
         """The heads of `model` that start anew. Raises: `ConfigError` for a pattern that matches none."""
@@ -74,6 +77,8 @@ class StartConfig(ConfigRecord):
             if not matching:
                 raise ConfigError(f"start.reset_heads[{i}]", unknown("head", pattern, list(model.heads)))
             found |= set(matching)
+        if self.classifier in found:
+            raise ConfigError("start.classifier", f"found {shown(self.classifier)}, a head of start.reset_heads, too")
         return [name for name in model.heads if name in found]
 
     def folder(self, known: object) -> Path | None:
@@ -185,11 +190,12 @@ def _load(model: ClassyModel, config: object, start: StartConfig, *, only_check:
     name = config.name if isinstance(config, ComponentConfig) else ""
     known = public_weights(type(model), name)
     folder = start.folder(known)
-    with moving("model.weights.grid", "start.grid"):
+    with moving("model.weights.grid", "start.grid"), moving("classifier", "start.classifier"):
         load_weights(
             model,
             WeightsSource(start.weights if folder is None else str(folder), known),
             variant=name,
+            classifier=start.classifier,
             adapt_input=start.adapt_input,
             grid=start.grid,
             new_heads=start.new_heads(model),

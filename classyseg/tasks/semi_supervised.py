@@ -49,7 +49,7 @@ from classyseg.tasks.unlabelled import (
     UnlabelledSample,
     average_of,
 )
-from classyseg.transforms import PairTransform
+from classyseg.transforms import Normalize, PairTransform
 
 MARK = "unlabelled/"
 """The beginning of the names of the logits of views among the outputs of a batch; no head's name has a slash."""
@@ -169,6 +169,12 @@ class SemiSupervisedTask(ClassyTask):
             check_strong(strong, facts.channels or 3)
         for i, step in enumerate(data[UNLABELLED].transforms if UNLABELLED in data else ()):
             with problems.collected():
+                if isinstance(step, Normalize):
+                    raise ConfigError(
+                        f"dataset.{UNLABELLED}.transforms[{i}]",
+                        "found 'normalize', and the strong views need images that are not normalised yet; take it out "
+                        "of all data sets, and give the task one `normalize`",
+                    )
                 if isinstance(step, PairTransform) and step.gives_soft_targets(facts.whole_images):
                     raise ConfigError(
                         f"dataset.{UNLABELLED}.transforms[{i}]",
@@ -282,7 +288,8 @@ class SemiSupervisedTask(ClassyTask):
             labels.append(label)
             sure.append(confidence >= self.learning.threshold)
         found = torch.cat(labels)
-        counted = batch.valid == 0 if found.dim() > 1 else torch.ones_like(found, dtype=torch.bool)
+        counted = batch.valid == 0
+        counted = counted if found.dim() > 1 else counted.flatten(1).any(1)  # a bad sample that is skipped has no pixel
         return found.where(torch.cat(sure) & counted, ignored), counted
 
     @torch.no_grad()
@@ -398,7 +405,8 @@ class SemiSupervisedTask(ClassyTask):
         whole_number(checkpoint, "bad_unlabelled", bad)
         is_pair = isinstance(confident, list) and len(confident) == 2
         for count in confident if is_pair else [confident]:
-            whole_number(checkpoint, "confident", int(count) if isinstance(count, float) and count >= 0 else count)
+            is_whole = isinstance(count, float) and count.is_integer()
+            whole_number(checkpoint, "confident", int(count) if is_whole else count)
         super().restore(checkpoint)
         if self.beside is not None:
             self.beside.bad_samples.before = bad

@@ -29,7 +29,8 @@ class MixingConfig(ConfigRecord):
     """Mixes the images of each training batch in pairs, with soft targets: the share of each class.
 
     At least one of `mix_up` and `cut_mix` is above 0. The loss must take soft targets. Every process needs an even
-    number of images: the first half of its share of the batch is mixed with the second. All draws depend on (seed,
+    number of images, in all modes, as in timm: the first half of its share of the batch is mixed with the second. This
+    is checked before the first step, and no later batch is smaller. All draws depend on (seed,
     step) alone, so that the number of processes and `runtime.accumulate_steps` change nothing. The transforms `mix_up`
     and `cut_mix` of a data set mix with other samples than those of the batch instead, at the cost of loading them.
 

@@ -72,6 +72,13 @@ HEADS = {
 }
 
 HEADS["uper"] = "type='UPerHead', pool_scales=(1, 2, 3)"
+HEADS |= {
+    "nl": "type='NLHead', reduction=2, use_scale=True, mode='embedded_gaussian'",
+    "dnl": "type='DNLHead', reduction=2, use_scale=True, mode='embedded_gaussian'",
+    "gc": "type='GCHead', ratio=1 / 4., pooling_type='att', fusion_types=('channel_add', )",
+    "cc": "type='CCHead', recurrence=2",
+}
+HEADS["segformer"] = "type='SegformerHead'"
 _SMALL = """
 model = dict(
     backbone=dict(depth=18, dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2)),
@@ -98,3 +105,53 @@ def write(folder: Path, head: str = "psp", changes: str = "", name: str = "net_4
     path = folder / name
     path.write_text(f"_base_ = ['_base_/model.py', '_base_/data.py', '_base_/schedule.py']\n{changes}\n")
     return path
+
+
+NETWORKS = {
+    "segformer": (
+        "segformer",
+        """
+model = dict(
+    pretrained=None,
+    backbone=dict(
+        _delete_=True, type='MixVisionTransformer', in_channels=3, embed_dims=8, num_stages=4, num_layers=[1, 2, 1, 1],
+        num_heads=[1, 2, 5, 8], patch_sizes=[7, 3, 3, 3], sr_ratios=[8, 4, 2, 1], out_indices=(0, 1, 2, 3), mlp_ratio=4,
+        qkv_bias=True, drop_rate=0.0, attn_drop_rate=0.0, drop_path_rate=0.1),
+    decode_head=dict(in_channels=[8, 16, 40, 64], in_index=[0, 1, 2, 3], channels=8, num_classes=5),
+    auxiliary_head=dict(in_channels=40, channels=8, num_classes=5))
+""",
+    ),
+    "swin": (
+        "uper",
+        """
+model = dict(
+    pretrained=None,
+    backbone=dict(
+        _delete_=True, type='SwinTransformer', pretrain_img_size=224, embed_dims=8, patch_size=4, window_size=2,
+        mlp_ratio=4, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], strides=(4, 2, 2, 2), out_indices=(0, 1, 2, 3),
+        qkv_bias=True, qk_scale=None, patch_norm=True, drop_rate=0., attn_drop_rate=0., drop_path_rate=0.3,
+        use_abs_pos_embed=False, act_cfg=dict(type='GELU'), norm_cfg=dict(type='LN', requires_grad=True)),
+    decode_head=dict(in_channels=[8, 16, 32, 64], in_index=[0, 1, 2, 3], channels=8, num_classes=5),
+    auxiliary_head=dict(in_channels=32, channels=8, num_classes=5))
+""",
+    ),
+    "resnet18_dilated": (
+        "fcn",
+        """
+model = dict(
+    backbone=dict(depth=18),
+    decode_head=dict(in_channels=512, channels=8, num_classes=5),
+    auxiliary_head=dict(in_channels=256, channels=8, num_classes=5))
+""",
+    ),
+}
+NETWORKS |= {
+    head: (
+        head,
+        NETWORKS["segformer"][1].replace(
+            "[8, 16, 40, 64], in_index=[0, 1, 2, 3], channels=8", "16, in_index=1, channels=16"
+        ),
+    )
+    for head in ("nl", "dnl", "gc", "cc")
+}
+"""Small networks: the name of a head, and changes of the config. Their backbones differ from those of `SMALL`."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fvcore.common import param_scheduler as fvcore_schedules
 
-from classyseg import TASKS, parse_config
+from classyseg import TASKS, build_task, parse_config
 from classyseg.errors import ConfigError
 from classyseg.migration import Converted, convert_file
 from classyseg.models import build_model
@@ -268,6 +268,56 @@ def test_mixing_makes_the_targets_soft(tmp_path: Path) -> None:
         "probability": 1.0,
         "switch_probability": 0.3,
     }
+
+
+@pytest.mark.parametrize(
+    ("mixup", "mixing"),
+    [
+        ({"alpha": 0.2, "mode": "elem", "mix_prob": 0.5}, {"mix_up": 0.2, "mode": "element", "probability": 0.5}),
+        ({"alpha": 0, "cutmix_alpha": 1, "cutmix_minmax": [0.2, 0.8]}, {"mix_up": 0.0, "cut_mix_sides": [0.2, 0.8]}),
+        ({"alpha": 0.2, "cutmix_minmax": [0.2, 0.8]}, {"mix_up": 0.2}),
+    ],
+)
+def test_each_way_to_mix_has_its_equivalent(tmp_path: Path, mixup: Any, mixing: dict[str, Any]) -> None:
+    found = accepted(tmp_path, changed(IMAGES, "mixup", mixup))["mixing"]
+    assert found == {"mode": "batch", "probability": 1.0, "switch_probability": 0.5, **mixing}
+
+
+def fine_tuned(**changes: Any) -> dict[str, Any]:
+    return {**IMAGES, "name": "fine_tuning", "pretrained_checkpoint": "old/checkpoint.torch", **changes}
+
+
+def test_fine_tuning_keeps_its_kind(tmp_path: Path) -> None:
+    found = accepted(tmp_path, fine_tuned(reset_heads=True, freeze_trunk=True))
+    assert found["name"] == "fine_tuning"
+    assert found["start"] == {"weights": "old/checkpoint.torch", "reset_heads": ["*"]}
+    assert found["model"]["frozen"] is True
+    assert accepted(tmp_path, {**fine_tuned(), **CLIPS, "name": "fine_tuning"})["start"]["classifier"] == "default_head"
+
+
+def test_fine_tuning_from_a_checkpoint_of_classy_vision_keeps_its_head(tmp_path: Path) -> None:
+    found = accepted(tmp_path, fine_tuned())
+    drawn = {"name": "synthetic_image", "split": "train", "num_samples": 8, "size": [32, 32]}
+    small = {"dataset": {"train": drawn}, "loss": "cross_entropy", "batch_size": 2, "runtime": {"device": "cpu"}}
+    model = build_model(found["model"], num_classes=2)
+    names = {f"trunk.{key}": value for key, value in model.state_dict().items() if not key.startswith("heads.")}
+    names |= {
+        f"heads.block3-1.default_head.{key.removeprefix('heads.default_head.')}": value
+        for key, value in model.state_dict().items()
+        if key.startswith("heads.")
+    }
+    path = tmp_path / "checkpoint.torch"
+    torch.save({"classy_state_dict": {"base_model": {"model": {**names}}}}, path)
+    small |= {"meters": ["accuracy"], "start": {**found["start"], "weights": str(path)}}
+    task = build_task({**found, **small})
+    task.load_initial_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(task.model.state_dict()[key], value), key
+
+
+def test_fine_tuning_with_mix_up_is_a_classification(tmp_path: Path) -> None:
+    found = accepted(tmp_path, fine_tuned(reset_heads=True, mixup={"alpha": 0.2}))
+    assert (found["name"], found["model"]["weights"]) == ("classification", "old/checkpoint.torch")
 
 
 def test_a_simulated_batch_is_accumulated(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_losses_of_several_kinds_become_a_sum(tmp_path: Path) -> None:
             "train_dataloader.dataset.pipeline[0].type",
         ),
         ("train_cfg = dict(max_iters='long')", "train_cfg.max_iters"),
+        ("model = dict(auxiliary_head=dict(num_convs=None))", "model.auxiliary_head.num_convs"),
     ],
 )
 def test_what_changes_numbers_and_has_no_equivalent_is_named_by_its_path(
@@ -156,6 +157,7 @@ def test_what_changes_numbers_and_has_no_equivalent_is_named_by_its_path(
             "train_dataloader.dataset",
         ),
         ("model = 3", "model"),
+        ("model = open('model.py').read()", r"model: `open\('model\.py'\)\.read\(\)` \(.*line 2\)"),
     ],
 )
 def test_without_a_model_or_data_there_is_no_config(tmp_path: Path, changes: str, told: str) -> None:
@@ -210,6 +212,30 @@ def test_a_checkpoint_of_mmsegmentation_gives_its_logits_in_the_converted_model(
     wanted = golden[head]["logits"]
     assert logits.flatten()[::7][: len(wanted)].tolist() == pytest.approx(wanted, rel=1e-3, abs=1e-3)
     assert aux.flatten()[::7][:4].tolist() == pytest.approx(golden[head]["aux"], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", mmseg_files.NETWORKS)
+def test_a_checkpoint_of_another_network_gives_its_logits(tmp_path: Path, name: str) -> None:
+    golden = json.loads((GOLDENS / "mmsegmentation_networks.json").read_text())[name]
+    state = {key: tensor_of(key, shape) for key, shape in golden["shapes"].items()}
+    torch.save({"state_dict": state, "meta": {}}, tmp_path / "iter_40000.pth")
+    found = converted(tmp_path, *mmseg_files.NETWORKS[name])
+    assert not found.lost
+    values = {**found.values["model"], "weights": None}
+    model = build_model(values, num_classes=5)
+    report = load_weights(model, tmp_path / "iter_40000.pth")
+    assert (report.library, report.new_heads) == ("mmsegmentation", ())
+    image = torch.linspace(-1, 1, 3 * 96 * 96).view(1, 3, 96, 96)
+    with torch.no_grad():
+        logits = model.eval()(image)["main"]
+        features = model.extract_features(image)
+    wanted = golden["logits"]
+    scale = max(map(abs, wanted))
+    assert logits.flatten()[::7][: len(wanted)].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4 * scale)
+    if "aux" in golden:
+        with torch.no_grad():
+            aux = model.heads["aux"]([features[block] for block in values["heads"]["aux"]["blocks"]])
+        assert aux.flatten()[::7][:4].tolist() == pytest.approx(golden["aux"], rel=1e-4, abs=1e-4 * scale)
 
 
 def test_a_checkpoint_with_another_head_gives_the_backbone_alone(tmp_path: Path) -> None:

@@ -118,6 +118,21 @@ def test_what_is_wrong_is_told_with_its_line(tmp_path: Path, text: str, told: st
     assert str(tmp_path / "config.py") in str(caught.value)
 
 
+def test_bases_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.json").write_bytes(b'{"a": "\xe9"}')
+    (tmp_path / "loop.py").symlink_to("loop.py")
+    (tmp_path / "folder.py").mkdir()
+    for base in ("latin.json", "loop.py", "folder.py"):
+        with pytest.raises(ConfigError, match=base):
+            read(tmp_path, f"_base_ = '{base}'")
+    with pytest.raises(ConfigError, match=r"loop\.py: cannot be read"):
+        read_python_data(tmp_path / "loop.py")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeffa = 1") == {"a": 1}
+
+
 @pytest.mark.parametrize(
     "text", ["9**9**9", "'x' * 10**9", "'%999999999d' % 1", "range(10**12)", "1 << 99999999", "{1, 2}"]
 )

@@ -165,6 +165,11 @@ def test_a_wrong_option_is_named_with_what_was_found(config: dict[str, Any], mes
         optimizer_for(network(), {"name": "sgd", **config})
 
 
+def test_parameters_without_names_are_an_error() -> None:
+    with pytest.raises(TypeError, match=r"found a Parameter; .* model\.named_parameters\(\)"):
+        build_optimizer({"name": "sgd", "lr": 0.1}, nn.Linear(2, 2).parameters(), RunLength(1.0))
+
+
 def test_nothing_to_optimise_is_an_error() -> None:
     with pytest.raises(ConfigError, match="no parameter that needs a gradient"):
         optimizer_for(network().requires_grad_(False), {"name": "sgd"})

@@ -260,14 +260,21 @@ def losses_in_each(folder: Path) -> None:
         ({}, {"soft_targets": {"heads": ["aux"]}}, r"teacher\.soft_targets\.heads\[0\]: 'aux': unknown head.*main"),
         ({}, {"features": [{"student": "stage9", "teacher": "stage1"}]}, r"features\[0\]\.student: unknown block"),
         ({}, {"features": [{"student": "stage1", "teacher": "stage9"}]}, r"features\[0\]\.teacher: unknown block"),
+        (
+            {"changes": {"model.heads.adapter0": {"name": "fcn", "blocks": ["stage3"], "train_only": True}}},
+            {"features": [{"student": "stage1", "teacher": "stage1"}]},
+            r"model\.heads\.adapter0: has the name of the layer",
+        ),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_told_before_data_is_opened(
     options: dict[str, Any], terms: dict[str, Any], message: str, build: Any, tmp_path: Path
 ) -> None:
+    changes = options.get("changes", {})
+    options = {key: value for key, value in options.items() if key != "changes"}
     folder = save_teacher(tmp_path / "model", **options)
     with pytest.raises(ConfigError, match=message):
-        build(config(folder, **terms))
+        build(config(folder, changes, **terms))
 
 
 def test_a_teacher_that_is_not_there_yet_stops_a_training_but_not_a_check(tmp_path: Path) -> None:

@@ -213,16 +213,26 @@ def test_a_run_that_goes_back_leaves_out_the_unlabelled_images_of_the_step_too(t
 
 
 def test_whole_images_learn_from_a_folder_of_images_without_classes(tmp_path: Path) -> None:
-    photos = [Path(image(tmp_path / "photos" / f"{i % 3}/{i}.png", (8, 8))) for i in range(9)]
-    images = {"name": "folder", "images": str(photos[0].parents[1]), "masks": None, "nested": True}
+    for i in range(8):
+        image(tmp_path / f"photos/{i % 3}/{i}.png", (8, 8))
+    (tmp_path / "photos/bad.png").write_bytes(b"nothing that opens")
+    images = {"name": "folder", "images": str(tmp_path / "photos"), "masks": None, "nested": True}
+    images |= {"on_bad_sample": "skip", "max_bad_samples": 1.0}
     values = {**tiny_config({**PARTS_BY_KIND["whole images"], "num_epochs": 1}), "name": "semi_supervised"}
     values["dataset"] = {**values["dataset"], "unlabelled": images}
     values["unlabelled"] = {"strong": ["color_jitter"], "threshold": 0.2}
     check(values)
     task = built(values)
-    Trainer(tmp_path / "run").train(task)
+    batch = first_batch(task)
+    skipped = (batch.valid != 0).flatten(1).all(1)
+    assert int(skipped.sum()) == 1
+    found, counted = task.found_in(batch)
+    assert torch.equal(counted, ~skipped)
+    assert (found[skipped] == task.loss.ignore_index).all()
+    Trainer(tmp_path / "run").train(built(values))
     train, val = read_records(tmp_path / "run/metrics.jsonl")
     assert 0 < train["confident"] <= 1
+    assert train["bad_samples_unlabelled"] > 0
     assert "accuracy_top_1" in val
 
 
@@ -269,6 +279,11 @@ def test_features_of_some_images_lose_whole_channels() -> None:
         ({}, {"ramp_up_steps": 3, "ramp_up_epochs": 1.0}, r"unlabelled\.ramp_up_steps: found together"),
         ({}, {"weak": []}, r"unlabelled\.weak: unknown key; it is a transform of dataset\.unlabelled"),
         ({"dataset.unlabelled": {**OTHERS, "transforms": [*CROPS, "mix_up"]}}, {}, r"transforms\[2\]: MixUp gives"),
+        (
+            {"dataset.unlabelled": {**OTHERS, "transforms": ["normalize"]}},
+            {},
+            r"unlabelled\.transforms\[0\]: found 'norm",
+        ),
         ({"runtime.cache_features": "c", "model.frozen": True}, {}, r"runtime\.cache_features: found for a task"),
     ],
 )

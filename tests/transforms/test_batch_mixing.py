@@ -14,7 +14,7 @@ from torch import Tensor
 from classyseg.config import ConfigError
 from classyseg.losses import build_loss
 from classyseg.structures import Sample
-from classyseg.transforms.batch_mixing import BatchMixing, MixingConfig
+from classyseg.transforms.batch_mixing import BatchMixing, MixingConfig, check_shares
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens/mixing.json").read_text(encoding="utf-8"))
 KEYS = {"mixup_alpha": "mix_up", "cutmix_alpha": "cut_mix", "cutmix_minmax": "cut_mix_sides", "prob": "probability"}
@@ -112,6 +112,13 @@ def test_an_image_without_a_class_makes_its_mixture_one_without() -> None:
     found = mixing.mixed(Sample(torch.rand(4, 1, 2, 2), torch.tensor([0, -1, 1, 2]), ()), mixing.draw(4, (2, 2), 0))
     assert (found.target[[1, 3]] == -1).all()
     assert torch.allclose(found.target[[0, 2]].sum(1), torch.ones(2))
+
+
+@pytest.mark.parametrize(("batch_size", "processes", "multiple"), [(5, 1, 2), (6, 2, 4), (12, 8, 16)])
+def test_each_process_needs_an_even_share_as_in_timm(batch_size: int, processes: int, multiple: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^batch_size: found {batch_size}.* a multiple of {multiple}$"):
+        check_shares(batch_size, processes)
+    check_shares(multiple, processes)
 
 
 @pytest.mark.parametrize(

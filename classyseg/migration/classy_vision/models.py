@@ -83,8 +83,8 @@ def model_config(section: Section) -> tuple[dict[str, Any], int | None] | None:
 
 
 def _same(section: Section, keys: list[str]) -> dict[str, Any]:
-    found = {key: section.take(key) for key in keys if key in section}
-    return {key: float(value) if key in FLOATS else value for key, value in found.items() if value is not None}
+    read = {key: section.number(key) if key in FLOATS else section.take(key) for key in keys if key in section}
+    return {key: float(value) if key in FLOATS else value for key, value in read.items() if value is not None}
 
 
 def _preset(section: Section, name: str, preset: re.Match[str]) -> dict[str, Any]:

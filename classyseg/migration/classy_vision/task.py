@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from classyseg.console import shown
 from classyseg.errors import ConfigError, Problem, location_of
 from classyseg.migration.classy_vision.data import Data, data_of
 from classyseg.migration.classy_vision.models import model_config
@@ -16,6 +17,9 @@ from classyseg.migration.classy_vision.training import (
 )
 from classyseg.migration.notes import Notes, Section
 
+CHECKPOINT = "checkpoint.torch"
+"""What ClassyVision calls its checkpoints."""
+MODES = {"batch": "batch", "pair": "pair", "elem": "element"}
 TRANSFORMERS = ("vit_", "vision_transformer")
 
 
@@ -43,7 +47,10 @@ def convert(values: Mapping[str, Any], name: str, processes: int | None, notes: 
     config["batch_size"] = batch_size
     config["dataset"] = {"train": train.config, **({} if test is None else {"val": test.config})}
     backbone, num_classes = model
-    config["model"] = _started(root, backbone)
+    start = _start(root, backbone, mixing is not None)
+    if start:
+        config["name"] = "fine_tuning"
+    config |= {"model": backbone, **start}
     config["loss"] = loss
     transformer = str(backbone["name"]).startswith(TRANSFORMERS)
     decays = bool(root.take("bn_weight_decay", False))
@@ -96,11 +103,17 @@ def _mixing(root: Section) -> tuple[dict[str, Any] | None, float]:
     if not section.values:
         return None, 0.0
     found: dict[str, Any] = {"mix_up": float(section.number("alpha", 0.0))}
-    if cut := section.number("cutmix_alpha", 0.0):
-        found["cut_mix"] = float(cut)
-    if sides := section.numbers("cutmix_minmax"):
+    cut, sides = float(section.number("cutmix_alpha", 0.0)), section.numbers("cutmix_minmax")
+    if cut and sides:
         found["cut_mix_sides"] = [float(side) for side in sides]
-    found["mode"] = section.text("mode", "batch")
+    elif cut:
+        found["cut_mix"] = cut
+    elif sides:
+        section.left_out("ClassyVision reads it with a cutmix_alpha above 0 only", "cutmix_minmax")
+    mode = section.text("mode", "batch")
+    if mode not in MODES:
+        section.lost("mode", f"found {shown(mode)}; accepted: {', '.join(MODES)}")
+    found["mode"] = MODES.get(mode, "batch")
     found["probability"] = float(section.number("mix_prob", 1.0))
     found["switch_probability"] = float(section.number("switch_prob", 0.5))
     smoothing = float(section.number("label_smoothing", 0.0))
@@ -109,27 +122,39 @@ def _mixing(root: Section) -> tuple[dict[str, Any] | None, float]:
     return found, smoothing
 
 
-def _started(root: Section, model: dict[str, Any]) -> dict[str, Any]:
-    """The model of a fine-tuning: its weights, and what of it trains."""
-    tuned = root.values.get("name") == "fine_tuning"
-    source = root.take("pretrained_checkpoint")
+def _start(root: Section, model: dict[str, Any], mixed: bool) -> dict[str, Any]:
+    """The key `start` of a fine-tuning; empty for a training from nothing. What does not train is frozen in `model`.
+
+    A fine-tuning with mix-up is a classification with `model.weights`, which alone mixes here.
+    """
+    source = root.text("pretrained_checkpoint")
     strict = root.take("pretrained_checkpoint_load_strict", True)
     reset, frozen = root.take("reset_heads", False), root.take("freeze_trunk", False)
-    if not tuned:
-        return model
+    if root.values.get("name") != "fine_tuning":
+        return {}
     if not source:
+        source = CHECKPOINT
         root.notes.add(
-            "assumed", "pretrained_checkpoint", "is given to ClassyVision's command; write it to model.weights"
+            "assumed", "pretrained_checkpoint", "is given to ClassyVision's command; write it in place of this one"
         )
-    heads = model.pop("heads")
-    found = dict(model)
-    if source:
-        found["weights"] = source if strict else {"source": source, "strict": False}
+    if not strict:
+        root.differs("pretrained_checkpoint_load_strict", "the backbone of the checkpoint must fit here, every tensor")
     if frozen:
-        found["frozen"] = True
-    if not reset:
-        root.lost("reset_heads", "found false: the checkpoint's head is kept; only its trunk is loaded here")
-    return {**found, "heads": heads}
+        model["frozen"] = True
+    heads = list(model["heads"])
+    if mixed:
+        model["weights"] = source
+        if not reset:
+            root.lost("reset_heads", "found false: with `mixup`, only the trunk of the checkpoint is loaded here")
+        return {}
+    start: dict[str, Any] = {"weights": source}
+    if reset:
+        start["reset_heads"] = ["*"]
+    elif len(heads) == 1:
+        start["classifier"] = heads[0]
+    else:
+        root.lost("reset_heads", f"found false: one head may keep its weights here, not {len(heads)}")
+    return {"start": start}
 
 
 def _runtime(root: Section, train: Data, test: Data | None, accumulated: int) -> dict[str, Any]:

@@ -150,9 +150,7 @@ def _resnet(section: Section, kind: str) -> Backbone | None:
         config["output_stride"] = stride
         section.expect("contract_dilation", True, why="the first block of a dilated stage keeps the dilation before it")
         if depth in (18, 34):
-            section.lost(
-                "dilations", "a dilated basic block dilates both of its convolutions here, there the first one"
-            )
+            config["dilate_second"] = False
     section.unused("contract_dilation")
     section.expect("multi_grid", None, why="its numbers are dilations in mmsegmentation, and factors here")
     section.expect("dcn", None)
@@ -230,10 +228,8 @@ def _swin(section: Section, kind: str) -> Backbone | None:
         "dropout": float(section.number("drop_rate", 0.0)),
         "attention_dropout": float(section.number("attn_drop_rate", 0.0)),
         "stochastic_depth": float(section.number("drop_path_rate", 0.1)),
+        "norm_stages": True,
     }
-    section.lost(
-        "out_indices", "each output passes a layer norm of its own there; here only the last one does (`norm`)"
-    )
     act, norm = section.section("act_cfg"), section.section("norm_cfg")
     act.expect("type", "GELU")
     norm.expect("type", "LN")
@@ -242,7 +238,38 @@ def _swin(section: Section, kind: str) -> Backbone | None:
     act.close()
     _in_channels(section, config)
     _frozen(section, config)
-    return Backbone(config, ("stage1", "stage2", "stage3", "stage4"), "swin")
+    return Backbone(config, ("stage1", "stage2", "stage3", "norm"), "swin")
+
+
+def _mix_transformer(section: Section, kind: str) -> Backbone | None:
+    section.expect("num_stages", 4)
+    section.expect("patch_sizes", [7, 3, 3, 3])
+    section.expect("strides", [4, 2, 2, 2])
+    section.expect("out_indices", [0, 1, 2, 3])
+    section.expect("qkv_bias", True)
+    heads = section.numbers("num_heads", [1, 2, 4, 8])
+    width = section.number("embed_dims", 64)
+    config: dict[str, Any] = {
+        "name": "mix_transformer",
+        "channels": [width * count for count in heads],
+        "depths": section.numbers("num_layers", [3, 4, 6, 3]),
+        "num_heads": heads,
+        "reductions": section.numbers("sr_ratios", [8, 4, 2, 1]),
+        "mlp_ratio": float(section.number("mlp_ratio", 4)),
+        "dropout": float(section.number("drop_rate", 0.0)),
+        "attention_dropout": float(section.number("attn_drop_rate", 0.0)),
+        "stochastic_depth": float(section.number("drop_path_rate", 0.0)),
+    }
+    act, norm = section.section("act_cfg"), section.section("norm_cfg")
+    act.expect("type", "GELU")
+    norm.expect("type", "LN")
+    norm.expect("eps", 1e-6)
+    norm.unused("requires_grad")
+    norm.close()
+    act.close()
+    _in_channels(section, config)
+    _frozen(section, config)
+    return Backbone(config, ("stage1", "stage2", "stage3", "stage4"), "mix_transformer")
 
 
 def _in_channels(section: Section, config: dict[str, Any]) -> None:
@@ -264,4 +291,5 @@ _KINDS: dict[str, Callable[[Section, str], Backbone | None]] = {
     "HRNet": _hrnet,
     "MobileNetV2": _mobilenet_v2,
     "SwinTransformer": _swin,
+    "MixVisionTransformer": _mix_transformer,
 }

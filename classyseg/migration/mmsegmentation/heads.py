@@ -11,6 +11,8 @@ from classyseg.migration.mmsegmentation.backbones import Backbone, norm_config
 from classyseg.migration.notes import Section
 
 DEFAULT_DROPOUT = 0.1
+CONTEXTS = {"NLHead": "non_local", "DNLHead": "disentangled", "GCHead": "global", "CCHead": "criss_cross"}
+"""Heads of mmsegmentation, and the `context` of ours."""
 
 
 @dataclass
@@ -186,6 +188,31 @@ def _encnet(head: Head, section: Section, backbone: Backbone) -> None:
     section.unused("loss_se_decode")
 
 
+def _context(head: Head, section: Section, backbone: Backbone) -> None:
+    """The heads that are `FCNHead` with attention between its two convolutions."""
+    kind = CONTEXTS[section.text("type")]
+    config: dict[str, Any] = {"name": "context_fcn", "context": kind, "blocks": _concatenated(section, backbone)}
+    config |= {"channels": section.number("channels", 512), "concat_input": bool(section.take("concat_input", True))}
+    section.expect("kernel_size", 3)
+    section.expect("dilation", 1)
+    if kind == "criss_cross":
+        section.expect("recurrence", 2)
+    elif kind == "global":
+        section.expect("pooling_type", "att")
+        section.expect("fusion_types", ["channel_add"])
+        ratio = float(section.number("ratio", 0.25))
+        config["reduction"] = max(1, round(1 / ratio)) if ratio > 0 else 4
+        if ratio * config["reduction"] != 1:
+            section.lost("ratio", f"found {ratio}; accepted: 1 divided by a number")
+    else:
+        section.expect("mode", "embedded_gaussian")
+        section.expect("use_scale", True)
+        config["reduction"] = section.number("reduction", 2)
+        if kind == "disentangled":
+            section.expect("temperature", 0.05)
+    head.config = {**config, **_dropout(section), **_norm(section)}
+
+
 def _segformer(head: Head, section: Section, backbone: Backbone) -> None:
     section.expect("interpolate_mode", "bilinear")
     config = {"name": "segformer", "blocks": _blocks(section, backbone), "channels": section.number("channels", 256)}
@@ -291,4 +318,5 @@ _KINDS: dict[str, Callable[[Head, Section, Backbone], None]] = {
     "UPerHead": _upernet,
     "EncHead": _encnet,
     "SegformerHead": _segformer,
+    **dict.fromkeys(CONTEXTS, _context),
 }

@@ -1,4 +1,4 @@
-"""A whole config of mmsegmentation, of its version 1, as a task config."""
+"""A whole config of mmsegmentation as a task config."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from classyseg.errors import ConfigError, Problem, location_of
+from classyseg.config import closest
+from classyseg.console import shown
+from classyseg.errors import ConfigError, Problem, location_of, path_text
 from classyseg.migration.mmsegmentation.backbones import Backbone, backbone_config
 from classyseg.migration.mmsegmentation.data import data_config
 from classyseg.migration.mmsegmentation.heads import Head, heads_of
@@ -18,11 +20,12 @@ from classyseg.migration.mmsegmentation.training import (
     optimizer_config,
     runtime_config,
 )
+from classyseg.migration.mmsegmentation.version0 import in_version1, is_version0, place_of
 from classyseg.migration.notes import Notes, Section
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-PROCESSES = re.compile(r"(?:^|[_-])(\d+)xb?(\d+)(?=[_-])")
-"""How names of configs tell GPUs and images of each, as `4xb2`."""
+PROCESSES = re.compile(r"(?:^|[_-])(\d+)x(b?)(\d+)(?=[_-]|$)")
+"""How names of configs tell GPUs and images of each: `4xb2`, or `8x2` in version 0, beside sizes such as `512x512`."""
 UNUSED = (
     *(
         "default_scope",
@@ -73,23 +76,42 @@ READ = (
 
 
 def convert(values: Mapping[str, Any], name: str, processes: int | None, notes: Notes) -> dict[str, Any]:
-    """The task config for `values`, the config `name` of mmsegmentation 1, for a number of processes (GPUs).
+    """The task config for `values`, the config `name` of mmsegmentation, for a number of processes (GPUs).
 
     `notes` gets all that was dropped, changed or assumed. Raises: `ConfigError` where the config has no model or no
     data, and where nobody tells the number of processes, by which the batch is multiplied.
     """
+    if not is_version0(values):
+        return _converted(values, name, processes, notes)
+    inner = Notes()
+    try:
+        return _converted(in_version1(values, inner), name, processes, inner)
+    except ConfigError as error:
+        error.change(lambda problem: problem._replace(path=location_of(place_of(path_text(problem.path)))))
+        raise
+    finally:
+        for note in inner.found:
+            notes.add(note.kind, place_of(note.path), note.sentence)
+
+
+def _converted(values: Mapping[str, Any], name: str, processes: int | None, notes: Notes) -> dict[str, Any]:
+    """The task config for the keys of version 1."""
     root = Section({key: value for key, value in values.items() if key in (*UNUSED, *READ)}, (), notes)
     root.unused(*UNUSED)
+    for key in values:
+        if key not in (*UNUSED, *READ) and (near := closest(key, READ)) and near not in values:
+            notes.add("lost", key, f"found {shown(key)}, and no {near}; did you mean that?")
     model = root.section("model")
     if not model.values:
         raise ConfigError("model", "missing; this is no config of a model of mmsegmentation")
-    processes = processes or _processes(name)
     backbone = backbone_config(model)
     heads = heads_of(model, backbone) if backbone is not None else []
     if backbone is None or not any(not head.config.get("train_only") for head in heads):
         raise _problems(notes)
     loader = root.section("train_dataloader")
-    batch_size = loader.number("batch_size", 1) * processes
+    images = loader.number("batch_size", 1)
+    processes = processes or _processes(name, images)
+    batch_size = images * processes
     workers = loader.number("num_workers", 2)
     normalize, grey = _normalize(model)
     lengths = length_config(root)
@@ -114,14 +136,14 @@ def _problems(notes: Notes) -> ConfigError:
     return ConfigError.of(Problem(note.sentence, location_of(note.path)) for note in notes.of("lost"))
 
 
-def _processes(name: str) -> int:
-    found = PROCESSES.search(name)
-    if found is None:
-        raise ConfigError(
-            "train_dataloader.batch_size",
-            "is that of one process, and nothing tells how many processes (GPUs) the config is for; give --processes N",
-        )
-    return int(found[1])
+def _processes(name: str, images: int) -> int:
+    for gpus, marked, count in PROCESSES.findall(name):
+        if marked or int(count) == images:
+            return int(gpus)
+    raise ConfigError(
+        "train_dataloader.batch_size",
+        "is that of one process, and nothing tells how many processes (GPUs) the config is for; give --processes N",
+    )
 
 
 def _seed(root: Section) -> dict[str, Any]:

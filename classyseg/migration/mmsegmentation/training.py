@@ -10,9 +10,13 @@ from classyseg.migration.notes import Section
 METERS = {"mIoU": "mean_iou", "mDice": "dice", "mFscore": "dice"}
 PATTERNS: dict[str, dict[str, tuple[str, ...]]] = {
     "swin": {
-        "norm": ("features.*norm*", "features.0.2.*", "norm.*"),
+        "norm": ("features.*norm*", "features.0.2.*", "norm.*", "norms.*"),
         "relative_position_bias_table": ("*relative_position_bias_table",),
         "absolute_pos_embed": (),
+    },
+    "mix_transformer": {
+        "norm": ("*.patch_embed.norm.*", "*.blocks.*.norm?.*", "*.attn.norm.*"),
+        "pos_block": (),
     },
 }
 """Our patterns of parameters for the parts of names that mmengine's `custom_keys` names, by family of backbones."""

@@ -68,6 +68,8 @@ class ResNet(FourStages):
         dropblock_ramp: It rises linearly from 0 over this share (0..1) of the training.
         se_reduction: Squeeze and excitation at the end of each residual branch; its channels are divided by this
             (ClassyVision's `use_se` with 16).
+        dilate_second: In dilated stages of basic blocks, both convolutions are dilated, so that an `output_stride`
+            keeps the values; with false, the first one alone, as in mmsegmentation.
         last_gamma: The last norm of each residual branch begins at zero.
         output_stride: 8, 16 or 32: no block has a larger stride; dilation takes the place of the strides beyond it.
             PyTorch-Encoding's `dilated` is 8.
@@ -101,6 +103,7 @@ class ResNet(FourStages):
         dropblock: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         dropblock_ramp: Annotated[float, Field(ge=0, le=1)] = 0.0,
         se_reduction: Annotated[int, Field(ge=1)] | None = None,
+        dilate_second: bool = True,
         last_gamma: bool = False,
         output_stride: Literal[8, 16, 32] = 32,
         multi_grid: tuple[Annotated[int, Field(ge=1)], ...] | None = None,
@@ -121,6 +124,7 @@ class ResNet(FourStages):
             dropblock=dropblock,
             dropblock_ramp=dropblock_ramp,
             se_reduction=se_reduction,
+            dilate_second=dilate_second,
             norm=norm,
         )
         self.in_channels = in_channels

@@ -34,6 +34,7 @@ class BlockOptions:
     dropblock: float = 0.0
     dropblock_ramp: float = 0.0
     se_reduction: int | None = None
+    dilate_second: bool = True
     norm: NormConfig = field(default_factory=NormConfig)
 
     def __post_init__(self) -> None:
@@ -41,6 +42,8 @@ class BlockOptions:
             for key in NOT_OF_BASIC_BLOCKS:
                 if getattr(self, key) != getattr(BlockOptions, key):
                     raise ConfigError(key, f"found {getattr(self, key)}, which needs 'block: bottleneck'")
+        elif not self.dilate_second:
+            raise ConfigError("dilate_second", "found false, which needs 'block: basic'")
         for key, other in NEEDS.items():
             if getattr(self, key) and not getattr(self, other):
                 raise ConfigError(key, f"found {getattr(self, key)}, which means nothing without {other}")
@@ -92,7 +95,7 @@ def build_stage(
     """The residual blocks of a stage, the first with `stride`: (N, in_channels, H, W) to `width` x expansion channels.
 
     `dilations` are those of the blocks, one each; `base_dilation` is the stage's own, which the second convolution of
-    basic blocks keeps.
+    basic blocks keeps, unless `dilate_second` is false.
     """
     out_channels = width * EXPANSION[options.block]
     blocks: list[nn.Module] = []
@@ -105,7 +108,7 @@ def build_stage(
             kind = BasicBlock if options.se_reduction is None else ExcitedBasicBlock
             block = kind(options, place)
             set_dilation(block.conv1, dilation)
-            set_dilation(block.conv2, base_dilation)
+            set_dilation(block.conv2, base_dilation if options.dilate_second else 1)
             blocks.append(block)
         else:
             blocks.append((SwitchedBottleneck if options.needs_own_block else Bottleneck)(options, place))

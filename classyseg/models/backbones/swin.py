@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -90,6 +91,28 @@ def _joined_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined
 
 
+OPENMMLAB = (
+    (r"^features\.0\.0\.", "patch_embed.projection."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    (r"^norm\.", "norm3."),
+    (r"^norms\.(\d)\.", r"norm\1."),
+    (r"\.attn\.", ".attn.w_msa."),
+    (r"\.mlp\.0\.", ".ffn.layers.0.0."),
+    (r"\.mlp\.3\.", ".ffn.layers.1."),
+    *((rf"^features\.{2 * i + 1}\.(\d+)\.", rf"stages.{i}.blocks.\1.") for i in range(4)),
+    *((rf"^features\.{2 * i}\.", f"stages.{i - 1}.downsample.") for i in (1, 2, 3)),
+)
+_MERGED = re.compile(r"^features\.[246]\.(reduction|norm)\.")
+
+
+def _as_merged_here(key: str, tensor: Tensor) -> Tensor:
+    """OpenMMLab merges patches channel by channel, row by row of a patch; here, patches are joined whole."""
+    if not _MERGED.match(key):
+        return tensor
+    by_channel = tensor.unflatten(-1, (-1, 4))[..., [0, 2, 1, 3]]
+    return by_channel.transpose(-1, -2).flatten(-2)
+
+
 @MODELS.register("swin")
 class SwinTransformer(ClassyModel):
     """Blocks `stage1` to `stage4` at the strides 4 to 32, and `norm`, the last one behind the last norm.
@@ -109,6 +132,8 @@ class SwinTransformer(ClassyModel):
         dropout: Behind the attention and in the MLP.
         attention_dropout: Of the attention's weights.
         stochastic_depth: The rate at which the last layer is skipped in training; it grows from 0 at the first.
+        norm_stages: The blocks `stage1` to `stage3` pass a layer norm each, which the next stage does not read: for
+            pixels, as the authors and mmsegmentation have it, whose heads read `norm` in place of `stage4`.
     """
 
     classifier_prefixes = ("head.",)
@@ -125,6 +150,7 @@ class SwinTransformer(ClassyModel):
             ("head.",),
             join=_joined_biases,
         ),
+        Naming("mmsegmentation", OPENMMLAB, ("head.",), _as_merged_here),
     )
 
     def __init__(
@@ -139,6 +165,7 @@ class SwinTransformer(ClassyModel):
         dropout: Rate = 0.0,
         attention_dropout: Rate = 0.0,
         stochastic_depth: Rate = 0.1,
+        norm_stages: bool = False,
         in_channels: Count = 3,
     ) -> None:
         super().__init__()
@@ -168,8 +195,10 @@ class SwinTransformer(ClassyModel):
         self.features: Any = layers.features
         if in_channels != 3:
             self.features[0][0] = nn.Conv2d(in_channels, embed_dim, PATCH_SIZE, PATCH_SIZE)
+        widths = [embed_dim * 2**i for i in range(3)] if norm_stages else []
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         for i in range(4):
-            made_by = (f"features.{2 * i}", f"features.{2 * i + 1}")
+            made_by = (f"features.{2 * i}", f"features.{2 * i + 1}", *([f"norms.{i}"] if i < len(widths) else []))
             self.add_block(f"stage{i + 1}", embed_dim * 2**i, PATCH_SIZE * 2**i, *made_by)
         self.norm = layers.norm
         self.add_block("norm", embed_dim * 8, PATCH_SIZE * 8, "norm")
@@ -179,7 +208,8 @@ class SwinTransformer(ClassyModel):
         for i, layer in enumerate(self.features):
             x = self.run_layer(layer, x)
             if i % 2:
-                features[f"stage{(i + 1) // 2}"] = channels_second(x)
+                normed = self.norms[i // 2](x) if i // 2 < len(self.norms) else x
+                features[f"stage{(i + 1) // 2}"] = channels_second(normed)
         features["norm"] = channels_second(self.norm(x))
         return features
 
@@ -189,7 +219,8 @@ class SwinTransformer(ClassyModel):
         for stage in range(1, len(self.features), 2):
             for i in range(len(self.features[stage])):
                 merging = [f"features.{stage - 1}"] if i == 0 and stage > 1 else []
-                found.append([*merging, f"features.{stage}.{i}"])
+                last = i == len(self.features[stage]) - 1 and stage // 2 < len(self.norms)
+                found.append([*merging, f"features.{stage}.{i}", *([f"norms.{stage // 2}"] if last else [])])
         return found
 
     @classmethod
