@@ -1,6 +1,7 @@
 """Semi-supervised training against training on the labels alone: CamVid with a part of its labels, for several seeds.
 
 Both sides take the same labelled images, the same first weights, as many steps and the same moving average of weights.
+As in FixMatch and UniMatch, labelled images are cropped and flipped on both sides; strong views are of the others.
 One of them also learns from all images of the training split without their labels.
 """
 
@@ -34,7 +35,7 @@ def config(arguments: argparse.Namespace, seed: int, cache: str) -> dict[str, An
                 "dataset": train,
                 "share": arguments.share,
                 "share_seed": seed,
-                "transforms": [*CROP, JITTER],
+                "transforms": CROP,
             },
             "val": {
                 "name": "camvid",

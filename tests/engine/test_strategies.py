@@ -95,6 +95,7 @@ def train_small(folder: Path) -> None:
     found: dict[Any, list[float]] = {
         (norm, strategy): losses_of(norm, {"runtime.strategy": strategy}) for norm, strategy in kinds
     }
+    found |= {(norm, "ddp in parts"): losses_of(norm, {"runtime.accumulate_steps": 2}) for norm in NORMS}
     found |= {
         ("dropout", strategy): losses_of("group", {**DROPS, "runtime.strategy": strategy}) for strategy in STRATEGIES
     }
@@ -133,7 +134,10 @@ def test_losses_are_those_of_one_process_for_fifty_steps(found: dict[Any, list[f
         assert one[-1] < 0.95 * one[0], one[-1]
         for strategy in ("ddp", "fsdp"):
             assert found[norm, strategy] == pytest.approx(one, rel=1e-5), (norm, strategy)
-    assert losses_of("group", {"runtime.accumulate_steps": 2}) == pytest.approx(losses_of("group", {}), rel=1e-5)
+        # Batch norm takes the statistics of a part, two images here. So few make much of rounding, step by step.
+        in_parts, steps = losses_of(norm, {"runtime.accumulate_steps": 2}), 50 if norm == "group" else 6
+        assert found[norm, "ddp in parts"][:steps] == pytest.approx(in_parts[:steps], rel=1e-5), norm
+        assert (in_parts == pytest.approx(one, rel=1e-5)) == (norm == "group")
 
 
 # -- what a strategy must not change -----------------------------------------------------------------------------------
