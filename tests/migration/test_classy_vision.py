@@ -320,6 +320,11 @@ def test_fine_tuning_with_mix_up_is_a_classification(tmp_path: Path) -> None:
     assert (found["name"], found["model"]["weights"]) == ("classification", "old/checkpoint.torch")
 
 
+def test_depths_of_a_video_model_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    changes = changed(CLIPS, "model.num_blocks", [1, 1, 1, {"depth": 1}])
+    assert "model.num_blocks" in [note.path for note in converted(tmp_path, changes).lost]
+
+
 def test_a_simulated_batch_is_accumulated(tmp_path: Path) -> None:
     found = converted(tmp_path, changed(IMAGES, "simulated_global_batchsize", 32), processes=2).values
     assert (found["batch_size"], found["runtime"]["accumulate_steps"]) == (32, 4)
@@ -329,6 +334,7 @@ def test_a_simulated_batch_is_accumulated(tmp_path: Path) -> None:
     ("path", "value", "lost"),
     [
         ("model.gate", 3, "model.gate"),
+        ("model.num_blocks", [2, 2], "model.num_blocks"),
         ("model.final_bn_relu", False, "model.final_bn_relu"),
         ("model.heads", [], "model.heads"),
         ("optimizer.dampening", 0.5, "optimizer.dampening"),

@@ -131,6 +131,7 @@ def _resnet(section: Section, name: str) -> dict[str, Any]:
 
 def _clips(section: Section) -> dict[str, Any]:
     found = {ours: section.take(theirs) for theirs, ours in CLIP_KEYS.items() if theirs in section}
+    found["depths"] = section.numbers("num_blocks")
     if (planes := section.number("input_planes", 3)) != 3:
         found["in_channels"] = planes
     section.unused("input_key", "clip_crop_size")
@@ -167,10 +168,10 @@ def _block(head: Section, config: dict[str, Any]) -> str:
     depths = config.get("depths") or next((list(d) for d, known in RESNETS.items() if known == name), [3, 4, 6, 3])
     if found := re.fullmatch(r"block(\d)-(\d+)", fork):
         stage, block = int(found[1]), int(found[2])
-        if name.startswith(("resnet", "resnext")) and stage < 4:
+        if name.startswith(("resnet", "resnext")) and stage < len(depths):
             return f"stage{stage + 1}" if block == depths[stage] - 1 else f"layer{stage + 1}.{block}"
     found = re.fullmatch(r"pathway0-stage([1-4])-block(\d+)(-relu)?", fork)
-    if found and int(found[2]) == depths[int(found[1]) - 1] - 1:
+    if found and [int(found[2]) + 1] == depths[int(found[1]) - 1 : int(found[1])]:
         return f"stage{found[1]}"
     if fork == "trunk_output":
         return {"vision_transformer": "pre_logits", "mlp": "output"}.get(
