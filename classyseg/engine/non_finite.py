@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
@@ -25,32 +26,46 @@ class BadStep(NamedTuple):
     loss: float
 
 
-class _Kept:
-    """Tensors, and their values at the last `keep`."""
+Place = tuple[dict[str, Tensor | None], str]
+"""Where a buffer is: the buffers of its module, and its name among them."""
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-        self._values = [tensor.clone() for tensor in tensors]
-        self._versions = [tensor._version for tensor in tensors]
+
+class _Kept:
+    """Buffers, and their values at the last `keep`.
+
+    A layer may put a new tensor in the place of a buffer: they are looked up each time.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self._seen = self._now()
+        self._values = [tensor.clone() for tensor in self._seen]
+        self._versions = [tensor._version for tensor in self._seen]
+
+    def _now(self) -> list[Tensor]:
+        return [buffers[key] for buffers, key in self._places]  # type: ignore[misc]
 
     def changed(self) -> bool:
         """Whether torch counts a change since the last `keep`. It does not count those of running statistics."""
-        return self._versions != [tensor._version for tensor in self.tensors]
+        now = self._now()
+        return self._are_new(now) or self._versions != [tensor._version for tensor in now]
+
+    def _are_new(self, now: list[Tensor]) -> bool:
+        return any(map(operator.is_not, now, self._seen))
 
     def keep(self) -> None:
-        if self.tensors:
-            torch._foreach_copy_(self._values, self.tensors)
-            self._versions = [tensor._version for tensor in self.tensors]
+        now = self._now()
+        if self._are_new(now):
+            self._seen, self._values = now, [tensor.detach().clone() for tensor in now]
+        elif now:
+            torch._foreach_copy_(self._values, now)
+        self._versions = [tensor._version for tensor in now]
 
+    @torch.no_grad()
     def put_back(self, if_true: Tensor | None = None) -> None:
-        """Gives the tensors the kept values again; with `if_true`, the device decides."""
-        if not self.tensors:
-            return
-        if if_true is None:
-            torch._foreach_copy_(self.tensors, self._values)
-        else:
-            for tensor, value in zip(self.tensors, self._values, strict=True):
-                tensor.copy_(torch.where(if_true, value, tensor))
+        """Gives the buffers the kept values again; with `if_true`, the device decides."""
+        for tensor, value in zip(self._now(), self._values, strict=True):
+            tensor.copy_(value if if_true is None else torch.where(if_true, value, tensor))
 
 
 class StepGuard:
@@ -94,14 +109,15 @@ class StepGuard:
         self._parameters = list(model.parameters())
         self._is_sharded = any(is_sharded(parameter) for parameter in self._parameters)
         if self.knows_at_once or self._undoes:
-            running = {
-                id(buffer): buffer
-                for module in model.modules()
-                if hasattr(module, "running_mean")
-                for buffer in module.buffers(recurse=False)
-            }
-            self._running = _Kept(list(running.values()))
-            self._others = _Kept([buffer for buffer in model.buffers() if id(buffer) not in running])
+            running: list[Place] = []
+            others: list[Place] = []
+            seen: set[int] = set()
+            for module in model.modules():
+                for key, buffer in module._buffers.items():
+                    if buffer is not None and id(buffer) not in seen:
+                        seen.add(id(buffer))
+                        (running if hasattr(module, "running_mean") else others).append((module._buffers, key))
+            self._running, self._others = _Kept(running), _Kept(others)
 
     def forget(self) -> None:
         """The optimizer's state was replaced, or is gone: the next update may make it anew."""

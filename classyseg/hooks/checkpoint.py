@@ -179,9 +179,10 @@ class CheckpointHook(ClassyHook):
 
         Raises: `WriteError` where it still cannot be.
         """
-        if is_primary() and (error := task.writer.take_error()) is not None:
-            self.failures += 1
-            log.warning("checkpoint of step %d not saved: %s; it is tried once more", error.step, error)
+        with failing_together():
+            if (error := task.writer.take_error()) is not None:  # in the primary, which alone writes
+                self.failures += 1
+                log.warning("checkpoint of step %d not saved: %s; it is tried once more", error.step, error)
         is_lost = self.failures > 0 or (self._saved is not None and not self._saved.is_dir())
         if integer_from_primary(int(is_lost or self._unsaved)):
             with failing_together():

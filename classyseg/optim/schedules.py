@@ -27,6 +27,10 @@ from classyseg.optim.classy_scheduler import (
 from classyseg.registry import SCHEDULERS, ScheduleConfig
 from classyseg.structures import RunLength
 
+MAX_PARTS = 100_000
+FACTOR = 0.1
+"""By this a rate is multiplied where a config does not say."""
+
 
 @SCHEDULERS.register("constant")
 class Constant(ClassyScheduler):
@@ -267,7 +271,7 @@ class Step(ClassyScheduler):
         every_steps: Annotated[int, Field(gt=0)] | None = None,
         num_decays: Annotated[int, Field(ge=0, le=10_000)] | None = None,
         factors: Annotated[tuple[Factor, ...], Field(min_length=1)] | None = None,
-        factor: Factor = 0.1,
+        factor: Factor = FACTOR,
         min_lr: MinRate = None,
         warmup_epochs: Epochs = 0.0,
         warmup_steps: Steps = 0,
@@ -286,6 +290,7 @@ class Step(ClassyScheduler):
             raise ConfigError("every_epochs", "missing; write it, every_steps, num_decays or factors")
         if len(given) > 1:
             raise ConfigError(given[1], f"found together with {given[0]}; keep one of them")
+        _check_factor(factor, factors)
         if every_epochs is not None:
             milestones = _every("every_epochs", every_epochs, length.epochs)
         elif every_steps is not None:
@@ -309,7 +314,10 @@ class Step(ClassyScheduler):
         return self.not_below(_multi_step(self.factors, self.milestones))
 
 
-MAX_PARTS = 100_000
+def _check_factor(factor: float, factors: Sequence[float] | None) -> None:
+    """Raises: `ConfigError` for a `factor` that nothing would read."""
+    if factors is not None and factor != FACTOR:
+        raise ConfigError("factor", f"found {factor} together with factors; keep one of them")
 
 
 def _every(key: str, distance: float, whole: float | None) -> list[int]:
@@ -350,7 +358,7 @@ class MultiStep(ClassyScheduler):
         *,
         milestones: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None,
         milestone_steps: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)] | None = None,
-        factor: Share = 0.1,
+        factor: Share = FACTOR,
         factors: tuple[Factor, ...] | None = None,
         min_lr: MinRate = None,
         warmup_epochs: Epochs = 0.0,
@@ -363,6 +371,7 @@ class MultiStep(ClassyScheduler):
             raise ConfigError("milestones", "missing; write it, or milestone_steps")
         if milestones is not None and milestone_steps is not None:
             raise ConfigError("milestone_steps", "found together with milestones; keep one of them")
+        _check_factor(factor, factors)
         if milestones is not None:
             self.milestones = on_grid("milestones", milestones, length.epochs, "epochs")
         elif milestone_steps is not None:

@@ -163,6 +163,13 @@ class SemiSupervisedTask(ClassyTask):
         with problems.collected():
             if facts.whole_images and learning.cut_mix:
                 raise ConfigError(f"{UNLABELLED}.cut_mix", "found for whole images, which have one class each; set 0")
+            share = (learning.batch_size or spec.batch_size) // distributed.world_size()
+            if share == 1 and learning.cut_mix_of(whole_images=facts.whole_images):
+                raise ConfigError(
+                    f"{UNLABELLED}.batch_size",
+                    "gives each process one image, and cut_mix takes rectangles of another one; take two or more for "
+                    f"each process, or {UNLABELLED}.cut_mix: 0",
+                )
         with problems.collected():
             with within(UNLABELLED):
                 strong = TRANSFORMS.build_each("strong", learning.strong)
@@ -308,8 +315,7 @@ class SemiSupervisedTask(ClassyTask):
 
     @property
     def _cut_mix(self) -> float:
-        given = self.learning.cut_mix
-        return given if given is not None else 0.0 if self.data.reference_set.whole_images else 0.5
+        return self.learning.cut_mix_of(whole_images=self.data.reference_set.whole_images)
 
     def _boxes(self, num_images: int, size: tuple[int, int] | torch.Size) -> Iterator[tuple[int, int, slice, slice]]:
         """Rectangles for this process's images: image, view, rows and columns.

@@ -77,6 +77,10 @@ class UnlabelledConfig(ConfigRecord):
     ramp_up_steps: Annotated[Int, Field(ge=0, le=1_000_000_000)] = 0
     ramp_up_epochs: Annotated[Float, Field(ge=0, le=1e6)] = 0.0
 
+    def cut_mix_of(self, *, whole_images: bool) -> float:
+        """The probability of cut-mix, for masks or for whole images."""
+        return self.cut_mix if self.cut_mix is not None else 0.0 if whole_images else 0.5
+
     @classmethod
     def instead_of(cls, key: object, value: object) -> str:
         return "it is a transform of dataset.unlabelled" if key in ("weak", "transforms") else ""

@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import runs
 from classyseg.engine.non_finite import StepGuard
 from classyseg.hooks import ClassyHook, WatchedTask
+from classyseg.layers import confident_classes_at
 from classyseg.losses import build_loss
+from classyseg.losses.imitation import channel_wise_sum, cosine_sum, soft_target_sum, squared_error_sum
 from classyseg.structures import Sample
 from classyseg.tasks import SegmentationTask
 from classyseg.trainer import Trainer
@@ -120,7 +122,17 @@ def test_steps_ask_nothing_of_the_device_but_for_the_log(
 
 
 @pytest.mark.parametrize(
-    "name", ["cross_entropy", "label_smoothing", "focal", "dice", "tversky", "soft_target_cross_entropy", "barron"]
+    "name",
+    [
+        "cross_entropy",
+        "label_smoothing",
+        "focal",
+        "dice",
+        "tversky",
+        "soft_target_cross_entropy",
+        "binary_cross_entropy",
+        "barron",
+    ],
 )
 def test_these_losses_never_ask(name: str) -> None:
     logits = torch.randn(2, 5, 4, 4, requires_grad=True)
@@ -129,6 +141,23 @@ def test_these_losses_never_ask(name: str) -> None:
     loss(logits, target).backward()  # what is chosen once is chosen here
     with Waits() as waits:
         loss(logits, target).backward()
+    assert waits.found == []
+
+
+@pytest.mark.parametrize("size", [(4, 4), (16, 16)])
+def test_what_a_teacher_is_compared_by_never_asks(size: tuple[int, int]) -> None:
+    student, teacher = torch.randn(2, 5, 4, 4, requires_grad=True), torch.randn(2, 5, 8, 8)
+    counted = torch.rand(2, *size) < 0.5
+
+    def compare() -> None:
+        total = soft_target_sum(student, teacher, counted, 2.0) + channel_wise_sum(student, teacher, 2.0)
+        total += squared_error_sum(student, teacher) + cosine_sum(student, teacher)
+        total.backward()
+        confident_classes_at(teacher, size)
+
+    compare()  # the matrices of a resize are made once
+    with Waits() as waits:
+        compare()
     assert waits.found == []
 
 

@@ -18,11 +18,13 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("other", torch.zeros(()))  # the layer puts a new tensor in its place
         self.register_buffer("table", torch.arange(1000.0))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             self.total += x.detach().mean()
+            self.other = self.other + x.detach().mean()
         return x
 
 
@@ -43,6 +45,7 @@ def test_any_buffer_is_as_before_the_step(knows_at_once: bool) -> None:
     assert_equal(after[1], after[0])
     assert after[2]["1.num_batches_tracked"] == 2
     assert after[2]["2.total"] != after[0]["2.total"]
+    assert after[2]["2.other"] == after[2]["2.total"]
 
 
 @pytest.mark.gpu

@@ -326,6 +326,14 @@ def test_a_momentum_whose_schedule_begins_at_0_gathers_from_the_first_step_that_
         ({"schedule": {"name": "cosine", "min_lr": 0.01, "end_factor": 0.1}}, r"schedule.min_lr: found 0.01 together"),
         ({"schedule": "step"}, r"schedule.every_epochs: missing; write it, every_steps, num_decays or factors"),
         ({"schedule": {"name": "step", "num_decays": 2, "factors": [1.0]}}, r"schedule.factors: found together with"),
+        (
+            {"schedule": {"name": "step", "factors": [1.0, 0.1], "factor": 0.5}},
+            r"schedule.factor: found 0.5 together with factors",
+        ),
+        (
+            {"schedule": {"name": "multi_step", "milestones": [3], "factors": [1.0, 0.1], "factor": 0.5}},
+            r"schedule.factor: found 0.5 together with factors",
+        ),
         ({"schedule": {"name": "step", "every_steps": 1}}, r"schedule.every_steps: found 1, which cuts"),
         (
             {"schedule": {"name": "multi_step", "milestones": [3], "factors": [1.0]}},

@@ -275,6 +275,7 @@ def test_features_of_some_images_lose_whole_channels() -> None:
         ({}, {"strong": [{"name": "color_jitter", "hue": "no"}]}, r"unlabelled\.strong\[0\]\.hue"),
         ({"runtime.accumulate_steps": 8}, {}, r"unlabelled\.batch_size: found 12, which .* cannot share evenly"),
         ({}, {"teacher": "student", "average": {}}, r"unlabelled\.average: found with teacher: student"),
+        ({}, {"batch_size": 1}, r"unlabelled\.batch_size: gives each process one image, and cut_mix"),
         ({"hooks": ["ema"]}, {"average": {}}, r"unlabelled\.average: found together with a hook"),
         ({}, {"ramp_up_steps": 3, "ramp_up_epochs": 1.0}, r"unlabelled\.ramp_up_steps: found together"),
         ({}, {"weak": []}, r"unlabelled\.weak: unknown key; it is a transform of dataset\.unlabelled"),
