@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from classyseg.models.backbones.hrnet import HRNet
 from classyseg.models.backbones.mlp import MLP
+from classyseg.models.backbones.plain_unet import PlainUNet
 from classyseg.models.backbones.resnet import ResNet
 from classyseg.models.backbones.resnet_vd import ResNetVd
 from classyseg.models.backbones.resnext3d import ResNeXt3D
@@ -71,6 +72,7 @@ __all__ = [
     "MobileNetV3",
     "Naming",
     "MobileNetV2",
+    "PlainUNet",
     "PublicWeights",
     "ResNeXt3D",
     "RegNet",

@@ -145,6 +145,21 @@ model = dict(
 """,
     ),
 }
+NETWORKS["unet"] = (
+    "fcn",
+    """
+norm = dict(type='BN')
+model = dict(
+    pretrained=None,
+    backbone=dict(
+        _delete_=True, type='UNet', in_channels=3, base_channels=4, num_stages=5, strides=(1, 1, 1, 1, 1),
+        enc_num_convs=(2, 2, 2, 2, 2), dec_num_convs=(2, 2, 2, 2), downsamples=(True, True, True, True),
+        enc_dilations=(1, 1, 1, 1, 1), dec_dilations=(1, 1, 1, 1), with_cp=False, conv_cfg=None, norm_cfg=norm,
+        act_cfg=dict(type='ReLU'), upsample_cfg=dict(type='InterpConv'), norm_eval=False),
+    decode_head=dict(in_channels=4, in_index=4, channels=8, num_classes=5, num_convs=1, concat_input=False),
+    auxiliary_head=dict(in_channels=8, in_index=3, channels=8, num_classes=5))
+""",
+)
 NETWORKS |= {
     head: (
         head,

@@ -117,6 +117,16 @@ def test_losses_of_several_kinds_become_a_sum(tmp_path: Path) -> None:
     ]
 
 
+def test_a_sampler_of_hard_pixels_becomes_a_loss(tmp_path: Path) -> None:
+    changes = "model = dict(decode_head=dict(sampler=dict(type='OHEMPixelSampler', thresh=0.6, min_kept=500)))"
+    found = converted(tmp_path, changes=changes)
+    hard, plain = found.values["loss"]["losses"]
+    assert (hard["name"], hard["threshold"], hard["heads"]) == ("ohem_cross_entropy", 0.6, ["main"])
+    assert hard["min_kept"] == 500 * 8, "of the whole batch here, of an image there"
+    assert (plain["name"], plain["heads"]) == ("cross_entropy", ["aux"])
+    assert not found.lost
+
+
 @pytest.mark.parametrize(
     ("changes", "path"),
     [

@@ -73,6 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "convnext_tiny": {"depths": [1, 1, 2, 1]},
     "swin_t": {"depths": [2, 2, 2, 2]},
     "mit_b0": {"depths": [1, 2, 1, 1]},
+    "plain_unet": {"channels": 8},
     "swin_v2_t": {"depths": [2, 2, 2, 2]},
     "vit_ti_16": {"num_layers": 4},
     "vit_small_r26_s32": {"depths": [1, 1, 2, 1], "num_layers": 4},

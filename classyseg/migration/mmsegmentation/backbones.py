@@ -272,6 +272,29 @@ def _mix_transformer(section: Section, kind: str) -> Backbone | None:
     return Backbone(config, ("stage1", "stage2", "stage3", "stage4"), "mix_transformer")
 
 
+def _unet(section: Section, kind: str) -> Backbone | None:
+    stages, width = section.number("num_stages", 5), section.number("base_channels", 64)
+    section.expect("strides", [1] * stages)
+    section.expect("enc_num_convs", [2] * stages)
+    section.expect("dec_num_convs", [2] * (stages - 1))
+    section.expect("downsamples", [True] * (stages - 1))
+    section.expect("enc_dilations", [1] * stages)
+    section.expect("dec_dilations", [1] * (stages - 1))
+    section.expect("conv_cfg", None)
+    section.expect("dcn", None)
+    section.expect("plugins", None)
+    act, up = section.section("act_cfg"), section.section("upsample_cfg")
+    act.expect("type", "ReLU")
+    up.expect("type", "InterpConv")
+    act.close()
+    up.close()
+    config: dict[str, Any] = {"name": "plain_unet", "channels": width, "num_stages": stages}
+    _in_channels(section, config)
+    _frozen(section, config)
+    config["norm"] = norm_config(section)
+    return Backbone(config, tuple(f"stride{2**i}" for i in reversed(range(stages))), "plain_unet")
+
+
 def _in_channels(section: Section, config: dict[str, Any]) -> None:
     if (channels := section.number("in_channels", 3)) != 3:
         config["in_channels"] = channels
@@ -291,5 +314,6 @@ _KINDS: dict[str, Callable[[Section, str], Backbone | None]] = {
     "HRNet": _hrnet,
     "MobileNetV2": _mobilenet_v2,
     "SwinTransformer": _swin,
+    "UNet": _unet,
     "MixVisionTransformer": _mix_transformer,
 }

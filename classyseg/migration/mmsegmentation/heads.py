@@ -74,6 +74,7 @@ def _finished(head: Head, section: Section) -> Head:
             "align_corners", "logits are resized without aligned corners here, in training and in evaluation"
         )
     head.num_classes = section.number("num_classes")
+    section.unused("sampler")  # the losses read it
     section.expect("threshold", None)
     section.expect("out_channels", None, head.num_classes)
     section.close()
