@@ -54,9 +54,9 @@ def mean_iou(values: dict[str, Any], folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", default="wide_resnet50_2")
-    parser.add_argument("--teacher-steps", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=96, help="labelled images of the student")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--teacher-steps", type=int, default=500)
+    parser.add_argument("--samples", type=int, default=64, help="labelled images of the student")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=3)

@@ -181,9 +181,9 @@ def _first_failure(error: Exception | None) -> tuple[int, int]:
 
 
 def wait_for_peers_to_end() -> None:
-    """Returns once a process that failed has left the group.
+    """Returns once all processes have called this, or once one that failed has left the group.
 
-    `torchrun` ends all processes when one ends. If this one left at once, the failed one could not tell why.
+    `torchrun` ends all processes when one ends. If this one left at once, another one could not say what it has to say.
     """
     with suppress(RuntimeError):  # the failed process has closed its connection
         any_process(False)

@@ -196,6 +196,8 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
     except Stopped as stop:
         if distributed.is_primary():
             complain(f"{stop}{'; a checkpoint is saved, --resume continues' * stop.saved}")
+        if stop.saved:  # else the others may be anywhere
+            distributed.wait_for_peers_to_end()
         return stop.exit_code
     except SampleCheckError:
         raise

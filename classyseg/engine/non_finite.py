@@ -225,6 +225,11 @@ class StepGuard:
         update()
         for tensor, old in zip(changed, before, strict=True):
             tensor.copy_(torch.where(skips, old, tensor))
+        known = {id(tensor) for tensor in others}
+        for tensor in also_changed():
+            if id(tensor) not in known:  # made by this update, as where momentum grows from 0: optimizers begin with 0
+                appeared = local(tensor.detach())
+                appeared.copy_(torch.where(skips, torch.zeros_like(appeared), appeared))
 
     # -- what was found ----------------------------------------------------------------------------------------------
 

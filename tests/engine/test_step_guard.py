@@ -48,6 +48,28 @@ def test_any_buffer_is_as_before_the_step(knows_at_once: bool) -> None:
     assert after[2]["2.other"] == after[2]["2.total"]
 
 
+def test_state_that_a_bad_step_begins_is_as_if_it_had_not_begun() -> None:
+    """An optimizer whose momentum grows from 0 makes its state in a later step than the first."""
+
+    def train(losses: list[float]) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.0)
+        guard = non_finite.StepGuard("skip_step", torch.device("cpu"), knows_at_once=False)
+        guard.watch(model)
+        for factor in losses:
+            guard.begin()
+            optimizer.zero_grad()
+            loss = model(torch.full((2, 3), factor)).square().mean()
+            loss.backward()
+            guard.finish(loss, None, optimizer.step, lambda: [x["momentum_buffer"] for x in optimizer.state.values()])
+            optimizer.param_groups[0]["momentum"] = 0.9
+        return model
+
+    skipped, never = train([1.0, float("nan"), 0.5, 0.25]), train([1.0, 0.5, 0.25])
+    assert_equal(skipped.state_dict(), never.state_dict())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("policy", ["stop", "skip_step", "rollback"])
 @pytest.mark.parametrize("scaled", [False, True])
