@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core of its own; torch reads it when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import gc
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -11,9 +15,6 @@ import torch
 from registered import forgotten
 
 from skips import NO_GPU, fail_unless_allowed
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core of its own
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ from classyseg.structures import BlockInfo
 ONE, TWO, SEVERAL, ANY = (1,), (2,), (2, 3, 4), (1, 2, 3, 4)
 NUM_BLOCKS = {
     "atten": ANY,
+    "context_fcn": ANY,
     "deeplabv3": ONE,
     "deeplabv3plus": TWO,
     "deepten": ONE,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from classyseg import stopping
 from classyseg.checkpoint import checkpoint_folders, load_checkpoint, newest_checkpoint
 from classyseg.cli.train import main
 from classyseg.config import ConfigError
@@ -100,7 +101,8 @@ def test_a_signal_stops_after_the_step_and_gives_back_the_handlers(number: int, 
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_a_second_signal_acts_at_once() -> None:
+def test_a_second_signal_acts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopping, "REPEAT_SECONDS", 0.0)  # as if a while lay between the two
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -316,7 +316,7 @@ def test_a_data_set_that_cannot_be_built_is_named_by_its_path(
 def test_wrong_data_ends_the_run_naming_the_file(
     wrong: dict[str, Any], message: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classy_task, "check_samples", lambda data_sets: None)  # which would find it first
+    monkeypatch.setattr(classy_task, "check_samples", lambda *_: None)  # which would find it first
     data = folder_data(tmp_path, ["wall", "floor"], **wrong)
     task = tiny_task({**SMALL, "dataset.train": data, "dataset.val": None, "runtime.workers": workers})
 
