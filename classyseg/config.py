@@ -459,4 +459,5 @@ def _sentence(detail: Any) -> str:
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
     found = shown(detail["input"])
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")  # of a validator
     return f"found {found}; {message[:1].lower()}{message[1:]}"

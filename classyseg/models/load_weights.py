@@ -151,7 +151,8 @@ def load_weights(
             raise ConfigError(f"{file} does not fit {name}{_as(report)}: {problems}{others}")
         if classifier in report.new_heads and strict and not new_classifier:
             text = f"{file} holds no classifier for the head '{classifier}' of {name}"
-            raise ConfigError(f"{text}{_no_classifier(model, classifier)}")
+            in_fine_tuning = new_heads is not None
+            raise ConfigError(f"{text}{_no_classifier(model, classifier, in_fine_tuning=in_fine_tuning)}")
         if only_check:
             return report
         require_sound(file, state)
@@ -193,10 +194,12 @@ def _heads_to_reset(report: LoadedWeights) -> str:
     return f"; to start these heads anew, such as for other classes, write reset_heads: [{listed}]"
 
 
-def _no_classifier(model: ClassyModel, head: str) -> str:
+def _no_classifier(model: ClassyModel, head: str, *, in_fine_tuning: bool) -> str:
     """What to do if a classifier is wanted and the file has none."""
     looked = ", ".join(f"{start}*" for start in model.classifier_prefixes)
     where = f"keys such as {looked}" if looked else f"nothing, as {type(model).__name__} names no classifier_prefixes"
+    if in_fine_tuning:
+        return f" (looked for {where}); without start.classifier, the head starts as it is initialised"
     return (
         f" (looked for {where}). With weights={{'source': ..., 'strict': False}} heads.{head} starts as it was "
         "initialised; create_backbone loads the backbone alone"

@@ -80,7 +80,7 @@ def check(changes: Mapping[str, Any]) -> None:
         ({"loss": {"name": "cross_entropy"}}, r"mixing: gives shares .* 'soft_target_cross_entropy'"),
         ({"batch_size": 7}, r"batch_size: found 7; .* a multiple of 2"),
         ({"runtime.cache_features": "cache", "model.frozen": True}, r"mixing: found together with .*cache_features"),
-        ({"mixing": {}}, r"mixing: .*give mix_up or cut_mix above 0"),
+        ({"mixing": {}}, r"mixing: found .*; give mix_up or cut_mix above 0"),
         ({"mixing": {"mixup": 1.0}}, r"mixing\.mixup: .*mix_up"),
     ],
 )

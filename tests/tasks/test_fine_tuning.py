@@ -208,6 +208,33 @@ def test_heads_of_other_libraries_that_do_not_fit_are_named(library: str, tmp_pa
         started(values)
 
 
+def test_a_head_takes_the_classifier_of_a_file_without_heads_where_start_names_it(tmp_path: Path) -> None:
+    backbone = {"name": "wide_resnet38", "width": 4, "depths": [1] * 6}
+    parts = PARTS_BY_KIND["whole images"] | {"model": {**backbone, "heads": {"main": OF_IMAGES["main"]}}}
+    torch.manual_seed(1)
+    theirs = build_model(backbone).state_dict()
+    num_classes, width = 2, theirs["bn_out.weight"].numel()
+    classifier = {"fc.weight": torch.randn(num_classes, width), "fc.bias": torch.randn(num_classes)}
+    save_file(theirs, tmp_path / "without.safetensors")
+    save_file(theirs | classifier, tmp_path / "with.safetensors")
+
+    task, _ = started(config(tmp_path / "with.safetensors", parts, classifier="main"))
+    found = task.model.state_dict()
+    assert torch.equal(found["bn_out.weight"], theirs["bn_out.weight"])
+    own = {key: value for key, value in found.items() if key.startswith("heads.main.")}
+    assert sorted(map(tuple, (value.shape for value in own.values()))) == [(num_classes,), (num_classes, width)]
+    assert all(torch.equal(value, classifier[f"fc.{key.rpartition('.')[2]}"]) for key, value in own.items())
+
+    lacks = config(tmp_path / "without.safetensors", parts, classifier="main")
+    for refuses in (check, started):
+        with pytest.raises(
+            ConfigError, match=r"start\..*no classifier for the head 'main'.*; without start\.classifier"
+        ):
+            refuses(lacks)
+    with pytest.raises(ConfigError, match=r"start\.classifier: .*'?mian'?.*main"):
+        check(config(tmp_path / "with.safetensors", parts, classifier="mian"))
+
+
 @pytest.mark.parametrize("of", ["checkpoint", "model"])
 def test_averaged_weights_are_taken_from_a_checkpoint_too(of: str, tmp_path: Path) -> None:
     average = {"hooks": ["checkpoint", {"name": "ema", "decay": 0.5}]}
