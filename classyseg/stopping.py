@@ -60,7 +60,7 @@ class RollBack(BaseException):
 class StopRequests:
     """Remembers SIGTERM and SIGINT; the loop obeys between two batches.
 
-    Signals within `REPEAT_SECONDS` of one are the same request as it, whichever of the two they are: launchers pass on
+    Signals that come within `REPEAT_SECONDS` of a request belong to it, SIGTERM and SIGINT alike: launchers pass on
     what the process itself got already.
 
     Within a step, a second request acts at once, as it would without this class. While the loop waits for data, or

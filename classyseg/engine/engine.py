@@ -284,7 +284,7 @@ class Engine:
         self.optimizer.zero_grad()
         num_parts = self.runtime.accumulate_steps
         if self.averaging is not None:
-            self.averaging.num_steps += 1  # also of a step that is not finite, of which a GPU tells only later
+            self.averaging.num_steps += 1  # also for a step that is not finite: a GPU tells only later
         self.guard.begin()
         loss = gradients(batch, work, self.network, self.precision, num_parts)
         self.guard.finish(loss, self.precision.scaler, self._update, self._also_changed)

@@ -25,19 +25,19 @@ from classyseg.errors import ConfigError, within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
-from classyseg.inference.model_folder import CONFIG, WEIGHTS
+from classyseg.inference.model_folder import WEIGHTS
 from classyseg.inference.network import Precision, known_precision
 from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
 from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
-from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, measured_group, read_plain
+from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, MODEL_CONFIG, measured_group, read_plain
 from classyseg.shapes import bounded
 from classyseg.weights.read import read_tensors
 
 EXPECTED = (
     f"accepted are a run's folder (with {MODEL}/ or {CHECKPOINTS}/), a checkpoint (with {MANIFEST}), a model's folder "
-    f"(with {CONFIG} and {WEIGHTS})"
+    f"(with {MODEL_CONFIG} and {WEIGHTS})"
 )
 
 
@@ -71,7 +71,7 @@ def load(
         "channels_last": channels_last,
     }
     found, verified = trained_folder(folder)
-    if (found / CONFIG).is_file():
+    if (found / MODEL_CONFIG).is_file():
         return _model_folder(found, options)
     return _checkpoint(found, options, verified=verified)
 
@@ -79,7 +79,7 @@ def load(
 def described(path: str | Path) -> Description:
     """What the folder of a trained model says about it, without its weights. Raises: `ConfigError` as `load`."""
     found, _ = trained_folder(_existing(path))
-    if (found / CONFIG).is_file():
+    if (found / MODEL_CONFIG).is_file():
         return _described_folder(found)
     checkpoint = load_checkpoint(found, only=(), verified=True)  # whoever reads its weights hashes them
     return description_of_state(checkpoint.state, str(found / STATE))
@@ -95,9 +95,9 @@ def _existing(path: str | Path) -> Path:
 
 def trained_folder(folder: Path) -> tuple[Path, bool]:
     """The model's folder or checkpoint that `folder` stands for; and whether its files were hashed just now."""
-    if (folder / MODEL / CONFIG).is_file():
+    if (folder / MODEL / MODEL_CONFIG).is_file():
         return folder / MODEL, False
-    if (folder / CONFIG).is_file() or (folder / MANIFEST).is_file():
+    if (folder / MODEL_CONFIG).is_file() or (folder / MANIFEST).is_file():
         return folder, False
     if (folder / CHECKPOINTS).is_dir():
         return _best_or_newest(folder / CHECKPOINTS), True
@@ -141,12 +141,12 @@ def _checkpoint(folder: Path, options: Mapping[str, Any], *, verified: bool = Fa
 def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
     description = _described_folder(folder)
     if not (folder / WEIGHTS).is_file():
-        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {CONFIG}")
-    return _predictor(description, read_tensors(folder / WEIGHTS), folder / CONFIG, folder / WEIGHTS, options)
+        raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {MODEL_CONFIG}")
+    return _predictor(description, read_tensors(folder / WEIGHTS), folder / MODEL_CONFIG, folder / WEIGHTS, options)
 
 
 def _described_folder(folder: Path) -> Description:
-    path = folder / CONFIG
+    path = folder / MODEL_CONFIG
     try:
         values = json.loads(read_plain(path, MAX_STATE))
     except (ValueError, RecursionError) as error:

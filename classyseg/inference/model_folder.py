@@ -17,10 +17,9 @@ from classyseg.inference.description import Card, Description
 from classyseg.io import folder_written_whole
 from classyseg.run_folder import MODEL_CONFIG, kind_of
 
-CONFIG = MODEL_CONFIG
 WEIGHTS = "model.safetensors"
 README = "README.md"
-FILES = (CONFIG, WEIGHTS, README)
+FILES = (MODEL_CONFIG, WEIGHTS, README)
 
 OF_THE_RUN = ("lr", "seconds", "samples_per_second", "data_wait")
 """Keys of a record that are about the run and its machine, not about the model. Cards leave them out."""
@@ -38,7 +37,7 @@ def write_model_folder(folder: Path, tensors: Mapping[str, Tensor], description:
     with folder_written_whole(folder) as temporary:
         save_file(own_storages(trained), temporary / WEIGHTS)
         text = json.dumps(description.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        (temporary / MODEL_CONFIG).write_text(text + "\n", encoding="utf-8")
         (temporary / README).write_text(card_text(description, card), encoding="utf-8")
     return folder
 
@@ -52,7 +51,7 @@ def _check_replaceable(folder: Path) -> None:
         raise ConfigError(f"{folder}: found {kind_of(folder)}; a model is saved into a folder of its own")
     names = sorted(os.listdir(folder))
     strange = [name for name in names if name not in FILES]
-    if strange or (names and CONFIG not in names):
+    if strange or (names and MODEL_CONFIG not in names):
         raise ConfigError(
             f"{folder}: holds {', '.join((strange or names)[:5])}, and is no model's folder; choose a new one"
         )

@@ -15,7 +15,7 @@ from classyseg.run_folder import MODEL_CONFIG
 from classyseg.structures import PositionGrid
 
 Grid = tuple[int, int]
-TELL = "tell it: grid: [rows, columns], beside the name of the file"
+TELL = "tell it: grid: [rows, columns], next to the name of the file"
 
 
 class UnknownGridError(ValueError):

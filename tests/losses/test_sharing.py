@@ -105,7 +105,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
     wanted = shared()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork where threads run
         child = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(shared() != wanted))
         child.start()
     child.join(20)

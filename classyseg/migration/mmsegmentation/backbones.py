@@ -230,12 +230,7 @@ def _swin(section: Section, kind: str) -> Backbone | None:
         "stochastic_depth": float(section.number("drop_path_rate", 0.1)),
         "norm_stages": True,
     }
-    act, norm = section.section("act_cfg"), section.section("norm_cfg")
-    act.expect("type", "GELU")
-    norm.expect("type", "LN")
-    norm.unused("requires_grad")
-    norm.close()
-    act.close()
+    _gelu_and_layer_norm(section)
     _in_channels(section, config)
     _frozen(section, config)
     return Backbone(config, ("stage1", "stage2", "stage3", "norm"), "swin")
@@ -260,13 +255,7 @@ def _mix_transformer(section: Section, kind: str) -> Backbone | None:
         "attention_dropout": float(section.number("attn_drop_rate", 0.0)),
         "stochastic_depth": float(section.number("drop_path_rate", 0.0)),
     }
-    act, norm = section.section("act_cfg"), section.section("norm_cfg")
-    act.expect("type", "GELU")
-    norm.expect("type", "LN")
-    norm.expect("eps", 1e-6)
-    norm.unused("requires_grad")
-    norm.close()
-    act.close()
+    _gelu_and_layer_norm(section, eps=1e-6)
     _in_channels(section, config)
     _frozen(section, config)
     return Backbone(config, ("stage1", "stage2", "stage3", "stage4"), "mix_transformer")
@@ -293,6 +282,18 @@ def _unet(section: Section, kind: str) -> Backbone | None:
     _frozen(section, config)
     config["norm"] = norm_config(section)
     return Backbone(config, tuple(f"stride{2**i}" for i in reversed(range(stages))), "plain_unet")
+
+
+def _gelu_and_layer_norm(section: Section, eps: float | None = None) -> None:
+    """Reads the activation and the norm of a transformer, which are fixed here. With `eps`, the norm may tell this."""
+    act, norm = section.section("act_cfg"), section.section("norm_cfg")
+    act.expect("type", "GELU")
+    norm.expect("type", "LN")
+    if eps is not None:
+        norm.expect("eps", eps)
+    norm.unused("requires_grad")
+    norm.close()
+    act.close()
 
 
 def _in_channels(section: Section, config: dict[str, Any]) -> None:

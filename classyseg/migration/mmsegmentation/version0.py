@@ -105,18 +105,18 @@ def _transforms(part: Any) -> list[Any]:
 
 
 def _model(values: Mapping[str, Any], data: Mapping[str, Any]) -> Any:
-    """The model, with the preprocessor that the pipelines of version 0 hold, and with what stood beside it."""
+    """The model, with the preprocessor that pipelines of version 0 hold, and with keys that stood outside of it."""
     model = values.get("model")
     if not isinstance(model, Mapping):
         return model
-    beside = {key: values[key] for key in ("train_cfg", "test_cfg") if isinstance(values.get(key), Mapping)}
+    outside = {key: values[key] for key in ("train_cfg", "test_cfg") if isinstance(values.get(key), Mapping)}
     pipeline = [one for one in _transforms(data.get("train")) if isinstance(one, Mapping)]
     kinds = {one["type"]: one for one in pipeline if isinstance(one.get("type"), str)}
     normalize, pad = kinds.get("Normalize", {}), kinds.get("Pad", {})
     found = {key: normalize[key] for key in ("mean", "std") if key in normalize}
     found["bgr_to_rgb"] = normalize.get("to_rgb", True)
     found |= {key: pad[key] for key in ("pad_val", "seg_pad_val") if key in pad}
-    return {**beside, **model, "data_preprocessor": found}
+    return {**outside, **model, "data_preprocessor": found}
 
 
 def _data_set(part: Any, name: str) -> Any:
