@@ -25,7 +25,7 @@ from classyseg.migration.notes import Notes, Section
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 PROCESSES = re.compile(r"(?:^|[_-])(\d+)x(b?)(\d+)(?=[_-]|$)")
-"""How names of configs tell GPUs and images of each: `4xb2`, or `8x2` in version 0. A size may be there, too: `512x512`."""
+"""How names of configs tell GPUs and images of each: `4xb2`, or `8x2` in version 0. Sizes (`512x512`) look alike."""
 UNUSED = (
     *(
         "default_scope",
