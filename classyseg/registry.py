@@ -100,7 +100,7 @@ class Registry:
 
     def _add(self, entry: Entry) -> None:
         if not entry.component.__module__.startswith(self.package):
-            self._import_builtins()
+            self._import_builtins(entry.name)
         known = self._entries.get(entry.name)
         if known and qualified(known.component) != qualified(entry.component):
             raise ValueError(

@@ -90,6 +90,11 @@ def _as_it_is(image: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
     return image.new_empty(image.shape)
 
 
+def _activation(values: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    known = all(isinstance(x, bool | int | float) or x in ("none", "tanh") for x in (*args, *kwargs.values()))
+    return values.new_empty(values.shape) if known and values.is_floating_point() else None
+
+
 def _square(values: Tensor, **kwargs: Any) -> Tensor | None:
     return values.new_empty(values.shape) if values.is_floating_point() and not kwargs else None
 
@@ -116,6 +121,25 @@ def _batch_norm(
     known = next((value for value in (weight, running_mean) if value is not None), None)
     few = training and image.numel() < MIN_VALUES * image.shape[1]  # left to torch, whose error tells more
     return None if few or known is None or known.shape[0] != image.shape[1] else image.new_empty(image.shape)
+
+
+def _group_norm(
+    image: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | None:
+    if image.dim() < 2 or image.numel() < MIN_VALUES * image.shape[0] * num_groups or image.shape[1] % num_groups:
+        return None
+    return _as_it_is(image) if _are_of_shape([image.shape[1]], weight, bias) else None
+
+
+def _layer_norm(
+    values: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor | None:
+    known = bool(shape) and list(values.shape[-len(shape) :]) == list(shape) and values.is_floating_point()
+    return _as_it_is(values) if known and _are_of_shape(list(shape), weight, bias) else None
+
+
+def _are_of_shape(shape: list[int], *tensors: Tensor | None) -> bool:
+    return all(tensor is None or list(tensor.shape) == shape for tensor in tensors)
 
 
 def _interpolate(image: Tensor, size: Any = None, scale_factor: Any = None, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -221,8 +245,11 @@ _SHAPES: dict[Any, Callable[..., Tensor | None]] = {
     F.max_pool2d: _max_pool2d,
     F.dropout: _as_it_is,
     F.dropout2d: _as_it_is,
-    torch.sigmoid: _as_it_is,
-    Tensor.sigmoid: _as_it_is,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    **dict.fromkeys((torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh), _activation),
+    **dict.fromkeys((F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.mish), _activation),
+    **dict.fromkeys((F.relu6, F.selu, F.silu, F.softplus), _activation),
     **dict.fromkeys((Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_), _in_place),
     **{getattr(Tensor, name): _add_in_place for name in ("add_", "mul_", "__iadd__", "__imul__")},
     torch.cat: _cat,

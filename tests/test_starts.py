@@ -23,6 +23,7 @@ from classyseg.io import FolderLock
 from classyseg.trainer import Stopped, Trainer
 from runs import read_records, start_job, tiny_task, write_config
 
+ROOT = Path(__file__).parent.parent
 SMALL = {
     "num_epochs": 2,
     "batch_size": 4,
@@ -344,3 +345,25 @@ def test_the_launcher_of_a_restarted_process_is_found(script: bool) -> None:
     age = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
     began = time.time() - int(age.stdout)
     assert float(answer) == pytest.approx(began, abs=3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_a_run_of_a_users_own_model_imports_nothing_that_takes_a_second(optimizer: str, tmp_path: Path) -> None:
+    model = {"name": "my_model", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}}
+    config = write_config(tmp_path, {**SMALL, "model": model, "optimizer": {"name": optimizer, "lr": 0.01}})
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from tiny_backbone import TinyBackbone; "
+        "from classyseg.registry import MODELS; MODELS.register('my_model')(type('Mine', (TinyBackbone,), {})); "
+        "from classyseg.cli.train import main; code = main(sys.argv[1:]); "
+        "print(code, *[name for name in ('torchvision', 'torch._dynamo', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(config), "--output", str(tmp_path / "run")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "0", done.stderr
+    assert [record["phase"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == ["train", "val"] * 2

@@ -18,6 +18,7 @@ from classyseg.errors import ConfigError, within
 from classyseg.optim import zero
 from classyseg.optim.classy_scheduler import ClassyScheduler
 from classyseg.optim.groups import ParameterGroup, split
+from classyseg.optim.without_compiler import making_optimizers, update
 from classyseg.registry import SCHEDULERS, Configurable
 from classyseg.sharded import clip_norm, filled_like, is_sharded
 from classyseg.structures import Depths, RunLength
@@ -165,7 +166,7 @@ class ClassyOptimizer(Configurable, ABC):
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's optimizer, made at its first use: torch imports its compiler for it, which a check does not need."""
+        """torch's optimizer, made at its first use: a check of a config needs none."""
         if self.layer_decay is not None and self._depths is None:
             raise ValueError(
                 "layer_decay needs the parameters' depths; call use_depths(models.parameter_depths(model))"
@@ -176,7 +177,8 @@ class ClassyOptimizer(Configurable, ABC):
             for names, decay, kind in zip(self.names, self._decays, self._kinds, strict=True)
         ]
         is_shared = self.zero and distributed.world_size() > 1
-        optimizer = zero.shared(groups, self.torch_optimizer) if is_shared else self.torch_optimizer(groups)
+        with making_optimizers():
+            optimizer = zero.shared(groups, self.torch_optimizer) if is_shared else self.torch_optimizer(groups)
         self._set_options(optimizer, 0.0)
         if self._counts_on_device:
             self._let_count_on_device(optimizer)
@@ -229,12 +231,14 @@ class ClassyOptimizer(Configurable, ABC):
 
     def step(self) -> None:
         """One update by the gradients, which are finite and not scaled."""
-        parameters = [self.parameters[name] for names in self.names for name in names]
         if self.clip_value is not None:
-            nn.utils.clip_grad_value_(parameters, self.clip_value)
+            nn.utils.clip_grad_value_(self._in_groups(), self.clip_value)
         if self.clip_norm is not None:
-            self.norm_before_clipping = clip_norm(parameters, self.clip_norm)
-        self.optimizer.step()
+            self.norm_before_clipping = clip_norm(self._in_groups(), self.clip_norm)
+        update(self.optimizer)
+
+    def _in_groups(self) -> list[nn.Parameter]:
+        return [self.parameters[name] for names in self.names for name in names]
 
     def numbers(self) -> dict[str, Any]:
         """What the last step was made with: `gradient_norm` of all gradients, before `clip_norm`, and `groups`.

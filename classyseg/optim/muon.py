@@ -15,6 +15,7 @@ from classyseg.config import Text
 from classyseg.optim.classy_optimizer import ClassyOptimizer
 from classyseg.optim.groups import ParameterGroup
 from classyseg.optim.options import Beta, LayerDecay, NotNegative, Positive, Schedules
+from classyseg.optim.without_compiler import update
 from classyseg.registry import OPTIMIZERS, ScheduleConfig
 from classyseg.structures import RunLength
 
@@ -133,4 +134,4 @@ class _MuonAndAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self._parts:
-            part.step()
+            update(part)

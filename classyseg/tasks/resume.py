@@ -7,6 +7,7 @@ import logging
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -346,12 +347,10 @@ def saved_averaging(engine: Engine, checkpoint: Checkpoint) -> int | None:
 
 def versions() -> dict[str, str]:
     """The libraries on which a run's numbers depend, for its checkpoints."""
-    import torchvision  # its import takes a second
-
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),  # to import it takes a second
     }
 
 
