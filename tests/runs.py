@@ -9,6 +9,7 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -28,6 +29,9 @@ from classyseg.registry import TASKS
 from classyseg.structures import BestIs, PhaseTime, Progress
 from classyseg.tasks import SegmentationTask, build_task
 
+ROOT = Path(__file__).parents[1]
+SLOW_IMPORTS = ("torchvision", "torch._dynamo", "sympy")
+"""Modules whose imports take about a second each."""
 TIMING = ("seconds", "samples_per_second", "data_wait")
 """What differs between two runs that are otherwise the same."""
 
@@ -369,3 +373,18 @@ def _print_to(log: str | Path) -> None:
 def _wait_until_stopped(pid: int) -> None:
     while Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "TZ":
         os.sched_yield()
+
+
+def slow_imports(code: str, *arguments: object) -> str:
+    """Runs `code`, which sets `status`, in a process of its own; gives it, and the slow modules that were imported."""
+    code = f"import sys; {code}; print(status, *[name for name in {SLOW_IMPORTS} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    print(done.stderr, file=sys.stderr)  # pytest shows it where the test fails
+    return done.stdout.splitlines()[-1]

@@ -151,17 +151,14 @@ class StepGuard:
             self._finish_on_device(loss.reshape(()), scaler, update, also_changed)
         self._unseen.append(self.step)
 
-    def _find_overflow(self, gradients: list[Tensor], scaler: torch.amp.GradScaler | None) -> None:
+    def _find_overflow(self, gradients: Sequence[Tensor], scaler: torch.amp.GradScaler | None) -> None:
         """Tells by 1 that a gradient of this process is not finite. With float16, divides gradients by the scale."""
         self._overflow.zero_()
         factor = self._one if scaler is None else _scale_of(scaler).double().reciprocal().float().reshape(())
-        kinds = {gradient.dtype for gradient in gradients}
-        for kind in kinds:
+        for kind in {gradient.dtype for gradient in gradients}:
             # torch's scaler asks with this, too: one call for all gradients. To multiply by 1 changes none of them.
             torch._amp_foreach_non_finite_check_and_unscale_(
-                gradients if len(kinds) == 1 else [gradient for gradient in gradients if gradient.dtype == kind],
-                self._overflow,
-                factor,
+                [gradient for gradient in gradients if gradient.dtype == kind], self._overflow, factor
             )
 
     def _finish_on_host(self, loss: Tensor, scaler: torch.amp.GradScaler | None, update: Callable[[], None]) -> None:

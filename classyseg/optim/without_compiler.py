@@ -59,8 +59,8 @@ def _codes_of_wrappers() -> list[object]:
 
     try:
         return [wrap(step).__code__ for wrap in (Optimizer.profile_hook_step, shared._use_grad_for_differentiable)]
-    except AttributeError:  # another torch: nothing has this code
-        return [None]
+    except AttributeError:  # another torch
+        return [object()]  # no function has it as its code
 
 
 _CODES_OF_WRAPPERS = _codes_of_wrappers()
