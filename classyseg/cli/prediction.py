@@ -22,10 +22,10 @@ from torch import Tensor
 from classyseg.cli.inputs import Input, Plan
 from classyseg.cli.output import DISK_ERRORS, ProgressLine
 from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
-from classyseg.cli.prediction_table import ClassRule
 from classyseg.datasets.files.videos import each_frame
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
+from classyseg.inference.class_rule import ClassRule
 
 Labels = npt.NDArray[Any]
 THREADS = 4
