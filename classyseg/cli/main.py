@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, train
+from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, serve, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -35,6 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "evaluate",
             help="measure a trained model on a data set: by class, worst images, submissions",
             epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
+        )
+    )
+
+    serve.add_arguments(
+        commands.add_parser(
+            "serve",
+            help="a trained model as a web page and an HTTP address on this machine",
+            epilog="Exit codes: 0 ended by Ctrl-C or SIGTERM; 2 something you wrote is wrong; 1 else.",
         )
     )
 

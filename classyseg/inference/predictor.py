@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -57,8 +58,8 @@ class Predictor:
 
     What may be predicted: a path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, C), a tensor
     (C, H, W); or an iterable of these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is
-    repeated, alpha left out. A video is a path of a file or of a folder of frames, or one clip: an array (T, H, W, C), a
-    tensor (C, T, H, W).
+    repeated, alpha left out. A video is a path of a file or of a folder of frames, or one clip: an array (T, H, W, C),
+    a tensor (C, T, H, W).
     """
 
     def __init__(
@@ -295,6 +296,11 @@ class Predictor:
     @property
     def budget(self) -> Budget:
         return Budget(self.max_memory, self.may_use_windows, self.train_size)
+
+    def windows_since(self, before: Counter[str]) -> dict[str, Any]:
+        """The entry for an image that the budget cut into windows since `in_windows` was `before`: their size."""
+        text = next(iter(self.in_windows - before), None)
+        return {} if text is None else {"windows": json.loads(text)["size"]}
 
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""

@@ -94,9 +94,8 @@ def read_image(
     path = _name(source)
     if _is_array(source):
         return image_tensor(_read_array(source, channels, bits, max_pixels))
-    with _opened(source) as stored:
+    with _opened(source, max_pixels) as stored:
         header = stored.header
-        _check_pixels(stored.num_pixels, max_pixels, path)
         if header.images > 1:
             raise DataError(_several(header), file=path)
         if bits is None:
@@ -384,12 +383,6 @@ class _Stored:
     file: BinaryIO
     details: Tiff | Bmp | None = None
 
-    @property
-    def num_pixels(self) -> int:
-        """How many pixels a reader would make: a damaged JPEG may say two sizes, of which Pillow takes the last."""
-        own = 0 if self.image is None else self.image.width * self.image.height
-        return max(self.header.width * self.header.height, own)
-
     def samples(self) -> npt.NDArray[Any]:
         """The stored samples (H, W, bands), in the file's type. With Pillow, only for one band."""
         if isinstance(self.details, Tiff):
@@ -404,16 +397,21 @@ class _Stored:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[_Stored]:
+def _opened(source: Source, max_pixels: int | None = None) -> Iterator[_Stored]:
     """Opens a file and reads its header. Raises: `DataError`, naming the file, for any error inside, too."""
+
+    def checked(header: Header, width: int = 0, height: int = 0) -> Header:
+        _check_pixels(max(header.width * header.height, width * height), max_pixels, _name(source))
+        return header
+
     with _naming(source), BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         found = known_format(file.read(START))
         if found == "TIFF":
             tiff = tiff_header(file)
-            yield _Stored(tiff.header, tiff.header.turned, None, file, tiff)
+            yield _Stored(checked(tiff.header), tiff.header.turned, None, file, tiff)
         elif found == "BMP":
             bmp = bmp_header(file)
-            yield _Stored(bmp.header, 1, None, file, bmp)
+            yield _Stored(checked(bmp.header), 1, None, file, bmp)
         else:
             read = {"PNG": png_header, "JPEG": jpeg_header, "GIF": gif_header, "WEBP": webp_header}[found]
             check_file_size(file)
@@ -422,6 +420,8 @@ def _opened(source: Source) -> Iterator[_Stored]:
             header = read(content)
             content.seek(0)
             with Image.open(content, formats=[found]) as image:
+                # A damaged JPEG may say two sizes, of which Pillow takes the last. Pillow decodes a PNG for its EXIF.
+                checked(header, image.width, image.height)
                 yield _Stored(header, orientation(image), image, content)
 
 
