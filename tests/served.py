@@ -41,6 +41,12 @@ def small_predictor(**options: Any) -> Predictor:
     return Predictor(model, classes=CLASSES, palette=PALETTE, model_config=config, device="cpu", **options)
 
 
+def whole_image_predictor(**options: Any) -> Predictor:
+    config = runs.tiny_config()["model"] | {"heads": {"main": {"name": "fully_connected", "blocks": ["stage4"]}}}
+    torch.manual_seed(0)
+    return Predictor(build_model(config, 4), classes=CLASSES, model_config=config, device="cpu", **options)
+
+
 @dataclass(frozen=True)
 class Reply:
     status: int

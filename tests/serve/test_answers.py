@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from format_cases import all_cases
 from PIL import Image
 from predicted import noise
@@ -19,10 +19,8 @@ from classyseg.cli.main import main
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
-from classyseg.models import build_model
 from classyseg.serve import Limits, PredictionServer
-from runs import tiny_config
-from served import CLASSES, PALETTE, Served, png, serving
+from served import CLASSES, PALETTE, Served, png, serving, whole_image_predictor
 
 
 def opened(content: bytes) -> Image.Image:
@@ -116,12 +114,6 @@ def test_accept_or_the_query_choose_the_answer(served: Served, accept: str | Non
     assert (answer.status if isinstance(kind, int) else answer.headers["content-type"]) == kind
 
 
-def whole_image_predictor(**options: Any) -> Predictor:
-    config = tiny_config()["model"] | {"heads": {"main": {"name": "fully_connected", "blocks": ["stage4"]}}}
-    torch.manual_seed(0)
-    return Predictor(build_model(config, 4), classes=CLASSES, model_config=config, device="cpu", **options)
-
-
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_a_model_of_whole_images_answers_with_its_scores(multi_label: bool) -> None:
     model, image = whole_image_predictor(multi_label=multi_label), noise(40, 50)
@@ -181,3 +173,17 @@ def test_a_limit_of_pixels_is_held_before_they_are_decoded(predictor: Predictor)
         refused = server.predict(png(noise(26, 40)))
         assert refused.status == 413
         assert "1,040 pixels; accepted are up to 1,000" in refused.error
+
+
+def test_the_curl_commands_of_the_page_are_answered_as_it_says(served: Served) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("curl ")]
+    kinds = []
+    for words in commands:
+        assert words[1:3] == ["--data-binary", "@photo.jpg"]
+        (url,) = [word for word in words if word.startswith("http://127.0.0.1:8000/")]
+        headers = dict([words[i + 1].split(": ") for i, word in enumerate(words) if word == "-H"])
+        answer = served.ask("POST", url.removeprefix("http://127.0.0.1:8000"), png(noise(9, 8)), headers)
+        assert answer.status == 200
+        kinds.append(answer.headers["content-type"])
+    assert kinds == ["application/json", "image/png", "application/json"]
