@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, train
+from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, models, predict, recipe, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -34,6 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(
             "evaluate",
             help="measure a trained model on a data set: by class, worst images, submissions",
+            epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
+        )
+    )
+
+    benchmark.add_arguments(
+        commands.add_parser(
+            "benchmark",
+            help="compare trained models: latency, throughput, memory, size, mean IoU",
             epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
         )
     )
