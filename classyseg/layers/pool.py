@@ -39,7 +39,7 @@ def cell_means(x: Tensor, bins: int) -> Tensor:
 
 
 def _cells(length: int, bins: int, like: Tensor) -> Tensor:
-    """The weights (bins, length) by which cells average positions: cell i has floor(i n / bins) to ceil((i+1) n / bins)."""
+    """The weights (bins, length) of the means: cell i has the positions floor(i n / bins) to ceil((i + 1) n / bins)."""
     cell = torch.arange(bins, device=like.device)[:, None]
     start, stop = cell * length // bins, -(-(cell + 1) * length // bins)
     position = torch.arange(length, device=like.device)
