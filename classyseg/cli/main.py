@@ -11,7 +11,6 @@ from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, 
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
-
 OF_MODELS: dict[str, tuple[Any, str, str]] = {
     "predict": (
         predict,
