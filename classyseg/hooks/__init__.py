@@ -4,11 +4,13 @@ from classyseg.hooks.checkpoint import CheckpointHook
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask, averaging_of
 from classyseg.hooks.early_stopping import EarlyStoppingHook
 from classyseg.hooks.ema import EMAHook
+from classyseg.hooks.fixed_samples import DrawnSample, FixedSamples
 from classyseg.hooks.log import LogHook
 from classyseg.hooks.model_complexity import ModelComplexityHook
 from classyseg.hooks.precise_batch_norm import PreciseBatchNormHook
 from classyseg.hooks.profiler import ProfilerHook
 from classyseg.hooks.progress_bar import ProgressBarHook
+from classyseg.hooks.sample_predictions import SamplePredictionsHook
 from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.registry import HOOKS
 
@@ -18,13 +20,16 @@ build_hook = HOOKS.build
 __all__ = [
     "CheckpointHook",
     "ClassyHook",
+    "DrawnSample",
     "EMAHook",
     "EarlyStoppingHook",
+    "FixedSamples",
     "LogHook",
     "ModelComplexityHook",
     "PreciseBatchNormHook",
     "ProfilerHook",
     "ProgressBarHook",
+    "SamplePredictionsHook",
     "TimeLimitHook",
     "WatchedTask",
     "averaging_of",

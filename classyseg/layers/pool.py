@@ -27,6 +27,26 @@ class CeilMeanPool2d(nn.AvgPool2d):
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), 2)
 
 
+def cell_means(x: Tensor, bins: int) -> Tensor:
+    """The means of a map (N, C, H, W) over a grid of `bins` x `bins` cells, (N, C, bins, bins), as torch cuts them.
+
+    In a graph for export they are products with matrices that are made of the size: what other runtimes have in the
+    place of torch's pooling is right for one size alone, and silent about it.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, bins)
+    return _cells(x.shape[2], bins, x) @ x @ _cells(x.shape[3], bins, x).T
+
+
+def _cells(length: int, bins: int, like: Tensor) -> Tensor:
+    """The weights (bins, length) of the means: cell i has the positions floor(i n / bins) to ceil((i + 1) n / bins)."""
+    cell = torch.arange(bins, device=like.device)[:, None]
+    start, stop = cell * length // bins, -(-(cell + 1) * length // bins)
+    position = torch.arange(length, device=like.device)
+    inside = (position >= start) & (position < stop)
+    return inside.to(like.dtype) / (stop - start).to(like.dtype)
+
+
 class ImageMean(nn.Sequential):
     """The mean of each map through a 1x1 convolution, a norm and a ReLU, the same at every position.
 
@@ -78,6 +98,6 @@ class PyramidPooling(nn.Module):
             if size == 1:
                 maps.append(branch(x))
             else:
-                pooled = branch(F.adaptive_avg_pool2d(x, size))
+                pooled = branch(cell_means(x, size))
                 maps.append(resize_logits(pooled, x.shape[2:], align_corners=self.align_corners))
         return torch.cat(maps, 1)

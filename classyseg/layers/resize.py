@@ -75,8 +75,10 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """The class of each pixel, (N, H, W) int64, of logits (N, C, h, w) resized to `size` (H, W).
 
     Equal, bit for bit, to `resize_logits(logits, size).argmax(1)`, but resizes a few classes at a time and keeps the
-    best.
+    best. In a traced graph it is just that, as a graph knows no loop over a free number of images.
     """
+    if torch.compiler.is_compiling():
+        return resize_logits(logits, size).argmax(1)
     logits = logits.detach().contiguous()
     if tuple(logits.shape[2:]) == tuple(size):
         return best_class(logits, 1)
@@ -97,7 +99,11 @@ def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Probabilities (N, C, H, W) float32: the softmax of logits (N, C, h, w) resized to `size` (H, W).
 
     For a single class, the sigmoid. Nothing else of full size is held: the softmax is made in place, in bands of rows.
+    In a traced graph it is made at once.
     """
+    if torch.compiler.is_compiling():
+        resized = resize_logits(logits.float(), size)
+        return resized.sigmoid() if logits.shape[1] == 1 else resized.softmax(1)
     logits = logits.detach().float().contiguous()
     num_classes, (height, width) = logits.shape[1], size
     scores = logits.new_empty(len(logits), num_classes, height, width)
