@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-import classyseg
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
@@ -72,7 +71,6 @@ class Answers:
             "exif": predictor.preparation.exif,
             "formats": list(IMAGE_SUFFIXES),
             "limits": {"bytes": limits.max_bytes, "pixels": limits.max_pixels, "seconds": limits.predict_seconds},
-            "classyseg": classyseg.__version__,
         }
 
     def _named(self, index: int) -> dict[str, Any]:
