@@ -7,7 +7,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, models, predict, recipe, serve, train
+from classyseg.cli import (
+    benchmark,
+    convert_config,
+    data,
+    env,
+    evaluate,
+    keys,
+    models,
+    predict,
+    push,
+    recipe,
+    serve,
+    train,
+)
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -26,6 +39,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         benchmark,
         "compare trained models: latency, throughput, memory, size, mean IoU",
         "2 something you wrote is wrong; 1 else",
+    ),
+    "push": (
+        push,
+        "upload a trained model to the Hugging Face hub",
+        "2 something you wrote is wrong, or the hub refuses; 1 else",
     ),
     "serve": (
         serve,

@@ -1,4 +1,4 @@
-"""From a folder to a predictor: a run, one of its checkpoints, a model's folder."""
+"""From a folder to a predictor: a run, one of its checkpoints, a model's folder, also of the hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from classyseg.errors import ConfigError, within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
 from classyseg.inference.memory import bytes_of
-from classyseg.inference.model_folder import WEIGHTS
 from classyseg.inference.network import Precision, known_precision
 from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
@@ -33,11 +32,12 @@ from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
 from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, MODEL_CONFIG, measured_group, read_plain
 from classyseg.shapes import bounded
+from classyseg.weights.hub import MAX_BYTES, README, WEIGHTS, fetched, is_hub_address
 from classyseg.weights.read import read_tensors
 
 EXPECTED = (
     f"accepted are a run's folder (with {MODEL}/ or {CHECKPOINTS}/), a checkpoint (with {MANIFEST}), a model's folder "
-    f"(with {MODEL_CONFIG} and {WEIGHTS})"
+    f"(with {MODEL_CONFIG} and {WEIGHTS}), an address on the hub such as hf://owner/name"
 )
 
 
@@ -52,17 +52,17 @@ def load(
 ) -> Predictor:
     """The trained model in a folder, at work: `load("runs/streets").predict("photo.jpg")`.
 
-    `path` is a run, a checkpoint or a model's folder. Of a run, `model/` is taken, else its best checkpoint, else its
-    newest one that is whole. By default, `precision`, `protocol` and `channels_last` (the layout of images
-    and weights) are those with which the run was measured. `max_memory` (`"2G"`, or bytes) bounds what a prediction
-    takes in addition to the model. No data set and no training config is needed. Nothing is unpickled, and no path or
-    address that a file names is followed.
+    `path` is a run, a checkpoint, a model's folder, or a model on the hub, `hf://owner/name@revision`. Of a run,
+    `model/` is taken, else its best checkpoint, else its newest one that is whole. By default, `precision`, `protocol`
+    and `channels_last` (the layout of images and weights) are those with which the run was measured. `max_memory`
+    (`"2G"`, or bytes) bounds what a prediction takes in addition to the model. No data set and no training config is
+    needed. Nothing is unpickled, and no path or address that a file names is followed.
 
     Raises: `ConfigError` for a folder that is none of these, or is damaged; it names the file.
     """
     if not isinstance(path, str | Path) or path == "":
         raise ConfigError(f"load: found {shown(path)}; name a folder, as text or as a pathlib.Path")
-    folder = _existing(path)
+    folder = found_folder(path)
     options = {  # built here: a mistake of the caller must not name a file
         "device": torch_device(device),
         "precision": None if precision is None else known_precision(precision),
@@ -78,7 +78,7 @@ def load(
 
 def described(path: str | Path) -> Description:
     """What the folder of a trained model says about it, without its weights. Raises: `ConfigError` as `load`."""
-    found, _ = trained_folder(_existing(path))
+    found, _ = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():
         return _described_folder(found)
     checkpoint = load_checkpoint(found, only=(), verified=True)  # whoever reads its weights hashes them
@@ -87,13 +87,16 @@ def described(path: str | Path) -> Description:
 
 def files_of(path: str | Path) -> list[Path]:
     """The files that `load` reads of what is at `path`. Raises: `ConfigError` as `load`."""
-    found, _ = trained_folder(_existing(path))
+    found, _ = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():
         return [found / MODEL_CONFIG, found / WEIGHTS]
     return [found / STATE, found / f"{measured_group(found)}.safetensors"]
 
 
-def _existing(path: str | Path) -> Path:
+def found_folder(path: str | Path) -> Path:
+    """The folder at `path`; that of an address on the hub is downloaded. Raises: `ConfigError`."""
+    if is_hub_address(path):
+        return fetched(str(path))
     folder = existing_path(path)
     if not folder.is_dir():
         found = "no folder" if folder.exists() else "no such folder"
@@ -150,7 +153,18 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
     description = _described_folder(folder)
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {MODEL_CONFIG}")
-    return _predictor(description, read_tensors(folder / WEIGHTS), folder / MODEL_CONFIG, folder / WEIGHTS, options)
+    predictor = _predictor(
+        description, read_tensors(folder / WEIGHTS), folder / MODEL_CONFIG, folder / WEIGHTS, options
+    )
+    predictor.readme = _readme(folder / README)
+    return predictor
+
+
+def _readme(path: Path) -> str:
+    """The card of a model's folder; empty where there is none."""
+    if not os.path.lexists(path):
+        return ""
+    return read_plain(path, MAX_BYTES[README]).decode("utf-8", "replace")
 
 
 def _described_folder(folder: Path) -> Description:
