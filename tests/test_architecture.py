@@ -59,6 +59,10 @@ FLOORS = (
             "claims",
             "records",
             "pictures",
+            "environment",
+            "label_counts",
+            "ranking",
+            "report",
         ),
         *("tensor_files", "complexity", "weights", "migration"),
     },
@@ -67,7 +71,7 @@ FLOORS = (
     {"inference", "export"},
     {"evaluation", "engine"},
     {"tasks"},
-    {"trainer", "report", "serve"},
+    {"trainer", "serve"},
     {"cli", "__main__", "__init__"},
 )
 SAME_FLOOR = {
@@ -94,6 +98,8 @@ SAME_FLOOR = {
     ("distributed", "launcher"),
     ("distributed", "errors"),
     ("claims", "records"),
+    ("environment", "registry"),
+    ("report", "records"),
     ("registry", "signature"),
     ("registry", "component"),
     ("component", "signature"),
