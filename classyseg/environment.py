@@ -91,7 +91,7 @@ def environment(*, private: bool = False, imports: bool = True) -> dict[str, Any
             "package": str(Path(__file__).parent),
             "folder": _told(os.getcwd),
         }
-    return facts if private else _without_places(facts)
+    return facts if private else without_places(facts)
 
 
 def _told(find: Callable[[], Any]) -> Any:
@@ -252,12 +252,12 @@ def _variables(*, private: bool) -> Iterator[tuple[str, str]]:
             yield name, SET if SECRET.search(name) or not (is_plain or private) else value
 
 
-def _without_places(value: Any) -> Any:
+def without_places(value: Any) -> Any:
     """`value` without the names of this host and user, and without the folders of paths."""
     if isinstance(value, Mapping):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {key: without_places(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [without_places(item) for item in value]
     if not isinstance(value, str):
         return value
     text = re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s'\":]+)+[/\\](?=[^/\\\s])", ".../", value)

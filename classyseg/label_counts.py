@@ -55,10 +55,11 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     return counts[:-1].view(num_classes, num_classes)
 
 
-def mean_iou_of_image(matrix: Tensor) -> float | None:
-    """The mean IoU of an image with that confusion matrix, over the classes in its label or prediction; None if every
-    pixel is ignored."""
-    correct = matrix.diag()
-    union = matrix.sum(0) + matrix.sum(1) - correct
+def mean_iou_of_image(correct: Tensor, labelled: Tensor, predicted: Tensor) -> float | None:
+    """The mean IoU of an image, over the classes in its label or prediction; None if every pixel is ignored.
+
+    The arguments count the pixels of each class (num_classes,), on the host.
+    """
+    union = labelled + predicted - correct
     found = union > 0
     return (correct[found].double() / union[found]).mean().item() if found.any() else None

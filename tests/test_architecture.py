@@ -100,6 +100,8 @@ SAME_FLOOR = {
     ("claims", "records"),
     ("environment", "registry"),
     ("report", "records"),
+    ("report", "environment"),
+    ("report", "pictures"),
     ("registry", "signature"),
     ("registry", "component"),
     ("component", "signature"),

@@ -79,7 +79,7 @@ class WorstMasks(WorstImages):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         for i, name in enumerate(self.names):
             matrix = confusion_matrix(prediction[i], target[i], len(self.classes), self.ignore_index).cpu()
-            mean_iou = mean_iou_of_image(matrix)
+            mean_iou = mean_iou_of_image(matrix.diag(), matrix.sum(1), matrix.sum(0))
             if mean_iou is None:
                 continue
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, train
+from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, report, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
         )
     )
+
+    page = commands.add_parser("report", help="make the page of a run again, or one that compares several runs")
+    report.add_arguments(page)
+    page.set_defaults(run=report.run)
 
     config = commands.add_parser("config", help="check, show or describe task configs")
     actions = config.add_subparsers(required=True, metavar="ACTION")

@@ -703,6 +703,10 @@ class ClassyTask(Configurable, ABC):
             return self._numbers.best_is(number)
         return None
 
+    def describe_data(self) -> dict[str, dict[str, Any]]:
+        """How many samples each data set has, and what is known of their images."""
+        return self.data.described()
+
     def recompute_batch_norm(self, num_batches: int) -> bool:
         """Gives the model the running statistics of the next `num_batches` batches of training, at most an epoch.
 
