@@ -27,9 +27,12 @@ class Lowest(Generic[Item]):
 
     def offer(self, score: float, name: str, make: Callable[[], Item]) -> None:
         """Keeps what `make` gives if few scores are as low; else it is not called."""
+        is_full = len(self._kept) == self.count
+        if not self.count or (is_full and score > self._kept[-1][0][0]):
+            return
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
         key = score, float(int.from_bytes(digest[:6]))
-        if not self.count or (len(self._kept) == self.count and key > self._kept[-1][0]):
+        if is_full and key > self._kept[-1][0]:
             return
         self._kept = sorted([*self._kept, (key, make())], key=lambda kept: kept[0])[: self.count]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Annotated, Any, NamedTuple
 
@@ -174,36 +176,42 @@ class _Seen:
             counts.append(torch.stack([matrix.diag(), matrix.sum(1), matrix.sum(0)]))
         on_host = torch.stack(counts).cpu()  # once for a batch, as a GPU is waited for
         self._images_with += (on_host[:, 1] > 0).sum(0)
-        for i, (correct, labelled, predicted) in enumerate(on_host):
-            score = mean_iou_of_image(correct, labelled, predicted)
-            if score is not None:
-                self._rank(score, batch, i, {}, lambda i=i: self._masks(batch, prediction, i))  # type: ignore[misc]
+        found = [mean_iou_of_image(*each) for each in on_host]
+        scores = [math.nan if score is None else score for score in found]
 
-    def _masks(self, batch: Sample, prediction: Tensor, i: int) -> SmallSample:
-        return SmallSample.of_mask(batch.image[i], batch.target[i], prediction[i], self.size)
+        def make(i: int) -> _Shown:
+            pixels = SmallSample.of_mask(batch.image[i], batch.target[i], prediction[i], self.size)
+            return _Shown({"score": scores[i], "name": _short(batch.names[i])}, pixels)
+
+        self._rank(batch, scores, make)
 
     def _add_wholes(self, batch: Sample, prediction: Tensor) -> None:
         scores, target = prediction.float().nan_to_num().cpu(), batch.target.cpu()
+        known = target != self.labels.ignore_index
+        if self.labels.multi_label:
+            right = torch.where(target > 0, scores, 1 - scores).masked_fill(~known, 1.0).amin(1)
+            self._images_with += (target == 1).sum(0)
+            known = known.any(1)
+        else:
+            right = scores.gather(1, target.long().where(known, 0)[:, None])[:, 0]
         if self._counts:
-            num_classes = len(self.labels.classes)
-            matrix = confusion_matrix(scores.argmax(1), target, num_classes, self.labels.ignore_index)
+            number, ignored = len(self.labels.classes), self.labels.ignore_index
+            matrix = confusion_matrix(scores.argmax(1), target, number, ignored)
             self._matrix += matrix
             self._images_with += matrix.sum(1)
-        elif self.labels.multi_label:
-            self._images_with += (target == 1).sum(0)
-        for i in range(len(scores)):
-            told = told_of_scores(scores[i], target[i], self.labels)
-            if told["score"] is not None:
-                image = batch.image[i]
-                self._rank(told["score"], batch, i, told, lambda image=image: SmallSample.of_whole(image, self.size))  # type: ignore[misc]
 
-    def _rank(
-        self, score: float, batch: Sample, i: int, told: Mapping[str, Any], pixels: Callable[[], SmallSample]
-    ) -> None:
-        name = batch.names[i]
-        shown = {**told, "score": score, "name": PurePath(name).name}
-        for kind, sign in (("worst", 1), ("best", -1)):
-            self.ranked[kind].offer(sign * score, name, lambda: _Shown(shown, pixels()))
+        def make(i: int) -> _Shown:
+            told = told_of_scores(scores[i], target[i], self.labels)
+            return _Shown({**told, "name": _short(batch.names[i])}, SmallSample.of_whole(batch.image[i], self.size))
+
+        self._rank(batch, right.where(known, torch.nan).tolist(), make)
+
+    def _rank(self, batch: Sample, scores: Sequence[float], make: Callable[[int], _Shown]) -> None:
+        """Offers the samples of a batch by their `scores`, those without one (NaN) left out."""
+        for i, (name, score) in enumerate(zip(batch.names, scores, strict=True)):
+            if not math.isnan(score):
+                for kind, sign in (("worst", 1), ("best", -1)):
+                    self.ranked[kind].offer(sign * score, name, partial(make, i))
 
     def counted_in_job(self) -> dict[str, Any]:
         """The counts of the whole job. Every process calls it."""
@@ -216,6 +224,11 @@ class _Seen:
             "predicted": predicted.tolist(),
             "count": matrix[true, predicted].tolist(),
         }
+
+
+def _short(name: str) -> str:
+    """The name of a sample without its folders: a page may be given away."""
+    return PurePath(name).name
 
 
 def _facts(task: WatchedTask) -> dict[str, Any]:

@@ -15,8 +15,8 @@ Point = tuple[int, float]
 MAX_POINTS = 160
 """So many points of a curve are shown, at most: of more, the lowest and the highest of each stretch."""
 MAX_CHARTS = 48
-WIDTH, HEIGHT = 440, 240
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 32
+WIDTH, HEIGHT = 440, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42
 NUM_TICKS = 5
 LOG_RATIO = 1000
 """Numbers that are above 0, the largest so many times the smallest, get a logarithmic axis."""
@@ -33,9 +33,7 @@ OF_ONE_RUN = {"train": 0, "val": 1, "test": 2, "steps": 3}
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value of a record is a number that can be drawn."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e300
-    )
+    return type(value) in (int, float) and -1e300 < value < 1e300  # type: ignore[operator]  # not for NaN
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
             for key, value in record.items():
                 if key not in NOT_NUMBERS and is_number(value):
                     found.setdefault(key)
-    return list(found)
+    last = "lr"
+    return [*(name for name in found if name != last), *(name for name in found if name == last)]
 
 
 def _series_of(run: Run, number: int, name: str, *, several: bool) -> list[Series]:

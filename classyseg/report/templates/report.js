@@ -23,7 +23,7 @@
       at = Math.min(Math.max(i, 0), rows.length - 1);
       const texts = [...rows[at].cells].slice(1).map((cell) => cell.textContent);
       const told = names.map((name, k) => (texts[k] && !hiddenRuns.has(runs[k]) ? `${name} ${texts[k]}` : ""));
-      cursor.setAttribute("d", `M${place(steps[at])} 8V${height - 32}`);
+      cursor.setAttribute("d", `M${place(steps[at])} 8V${height - 42}`);
       output.textContent = `step ${steps[at]}: ${told.filter(Boolean).join(", ") || "nothing"}`;
     };
     svg.addEventListener("pointermove", (event) => {
