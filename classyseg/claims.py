@@ -25,12 +25,14 @@ from classyseg.run_folder import (
     MODEL,
     MODEL_CONFIG,
     NON_FINITE,
+    POINTS,
     PREDICTIONS,
     REPORT,
     REPORT_FILES,
     REPORT_PAGE,
     STARTED,
     STEPS,
+    TRACKERS,
     given_files,
     read_plain,
 )
@@ -225,6 +227,7 @@ def _own(folder: Path) -> list[Path]:
     ]
     if (folder / MODEL / MODEL_CONFIG).is_file():
         own.append(folder / MODEL)
+    own += [folder / name for name in TRACKERS if os.path.lexists(folder / name / POINTS)]
     for name, belongs in SHARED.items():
         if (folder / name).is_dir():
             own += [path for path in (folder / name).iterdir() if belongs.fullmatch(path.name)]

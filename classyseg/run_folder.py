@@ -31,6 +31,10 @@ REPORT, REPORT_PAGE = "report", "report.html"
 """The folder of what a report needs in addition to the records, and the page itself."""
 FACTS, CONFUSION, IMAGES = REPORT_FILES = ("facts.json", "confusion.json", "images.json")
 """What is in that folder."""
+TRACKERS = ("csv", "mlflow", "tensorboard", "wandb")
+"""The folders of trackers."""
+POINTS = ".points.jsonl"
+"""The file in a tracker's folder that has what metrics.jsonl lacks; a folder with it is a tracker's."""
 COMPLEXITY = "model_complexity.md"
 PROFILE, PROFILE_TABLE = "profile.json.gz", "profile.txt"
 STARTED = ".started"
@@ -93,7 +97,7 @@ def _check(folder: Path) -> None:
         require(folder / MODEL, "a folder")
         for path in _plain_entries(folder / MODEL):
             require(path, "a file")
-    for name in (PREDICTIONS, REPORT):
+    for name in (PREDICTIONS, REPORT, *TRACKERS):
         if os.path.lexists(folder / name):
             require(folder / name, "a folder")
             for _ in _plain_entries(folder / name):

@@ -206,6 +206,7 @@ class FakeTask:
         self.num_samples = 20
         self.labels = LabelMeaning(("sky", "road"), ((70, 130, 180), (128, 64, 128)), 255)
         self.lr = 0.1
+        self.stop_reason: str | None = None
         self.samples_per_second = 20.0
         self.data_wait = 0.25
         self.phase_time = PhaseTime(0.0, 0.0, 0)

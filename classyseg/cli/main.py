@@ -7,9 +7,33 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, env, evaluate, keys, models, predict, recipe, report, train
+from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, models, predict, recipe, report, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
+
+OF_MODELS: dict[str, tuple[Any, str, str]] = {
+    "predict": (
+        predict,
+        "label images, folders and videos with a trained model",
+        "1 some files could not be predicted, or else; 2 something you wrote is wrong",
+    ),
+    "evaluate": (
+        evaluate,
+        "measure a trained model on a data set: by class, worst images, submissions",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "benchmark": (
+        benchmark,
+        "compare trained models: latency, throughput, memory, size, mean IoU",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "report": (
+        report,
+        "make the page of a run again, or one that compares several runs",
+        "2 something you wrote is wrong; 1 else",
+    ),
+}
+"""The commands for trained models: their modules, help, and exit codes other than 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,25 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_arguments(training)
     training.set_defaults(run=train.run)
 
-    predict.add_arguments(
-        commands.add_parser(
-            "predict",
-            help="label images, folders and videos with a trained model",
-            epilog="Exit codes: 0 done; 1 some files could not be predicted, or else; 2 something you wrote is wrong.",
-        )
-    )
-
-    evaluate.add_arguments(
-        commands.add_parser(
-            "evaluate",
-            help="measure a trained model on a data set: by class, worst images, submissions",
-            epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
-        )
-    )
-
-    page = commands.add_parser("report", help="make the page of a run again, or one that compares several runs")
-    report.add_arguments(page)
-    page.set_defaults(run=report.run)
+    for name, (module, help_text, codes) in OF_MODELS.items():
+        command = commands.add_parser(name, help=help_text, epilog=f"Exit codes: 0 done; {codes}.")
+        module.add_arguments(command)
 
     config = commands.add_parser("config", help="check, show or describe task configs")
     actions = config.add_subparsers(required=True, metavar="ACTION")
@@ -80,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.
-    words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
+    words = next((name for name in ("words", "overrides", "inputs", "runs") if hasattr(parsed, name)), None)
     if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:

@@ -13,6 +13,11 @@ from classyseg.hooks.progress_bar import ProgressBarHook
 from classyseg.hooks.report import ReportHook
 from classyseg.hooks.sample_predictions import SamplePredictionsHook
 from classyseg.hooks.time_limit import TimeLimitHook
+from classyseg.hooks.trackers.csv_files import CsvHook
+from classyseg.hooks.trackers.mlflow import MlflowHook
+from classyseg.hooks.trackers.tensorboard import TensorBoardHook
+from classyseg.hooks.trackers.tracker_hook import TrackerHook
+from classyseg.hooks.trackers.wandb import WandbHook
 from classyseg.registry import HOOKS
 
 register_hook = HOOKS.register
@@ -22,17 +27,22 @@ __all__ = [
     "CheckpointHook",
     "ClassyHook",
     "DrawnSample",
+    "CsvHook",
     "EMAHook",
     "EarlyStoppingHook",
     "FixedSamples",
     "LogHook",
+    "MlflowHook",
     "ModelComplexityHook",
     "PreciseBatchNormHook",
     "ProfilerHook",
     "ProgressBarHook",
     "ReportHook",
     "SamplePredictionsHook",
+    "TensorBoardHook",
     "TimeLimitHook",
+    "TrackerHook",
+    "WandbHook",
     "WatchedTask",
     "averaging_of",
     "build_hook",

@@ -93,6 +93,10 @@ class WatchedTask(Protocol):
     def training_is_over(self) -> bool:
         """Whether no training step follows: all are done, or somebody asked to stop."""
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a hook ended the training before its last step; None if none did."""
+
     def request_stop(self, reason: str) -> None:
         """Asks the run to end after this step or phase, as a finished run does. Any process may ask."""
 
@@ -115,6 +119,8 @@ class ClassyHook(Configurable):
     """The number of a record, such as `mean_iou`, by which the hook compares phases. It is checked at the start."""
     best_is: BestIs | None = None
     """Which value of it is best; None: the task knows (`task.best_is`)."""
+    only_one: bool = False
+    """Whether a run may have only one hook of this class."""
     names_best: bool = False
     """Whether the hook names the run's best checkpoint by it. Only one hook of a run may."""
     saves: bool = False

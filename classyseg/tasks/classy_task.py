@@ -587,6 +587,11 @@ class ClassyTask(Configurable, ABC):
         """Whether no training step follows: all are done, or a hook asked to stop."""
         return self.progress.step >= self.num_steps or self.ending.reason is not None
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a hook ended the training before its last step; None if none did."""
+        return self.ending.reason
+
     def agree_to_stop(self, asked: bool) -> bool:
         """Whether any process got a signal to stop, or a hook asked to pause; asked between batches, when all can save
         the same step."""
