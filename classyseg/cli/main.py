@@ -7,11 +7,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-<<<<<<< HEAD
-from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, models, predict, recipe, report, train
-=======
-from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, models, predict, recipe, serve, train
->>>>>>> main
+from classyseg.cli import (
+    benchmark,
+    convert_config,
+    data,
+    env,
+    evaluate,
+    keys,
+    models,
+    predict,
+    recipe,
+    report,
+    serve,
+    train,
+)
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -31,15 +40,14 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         "compare trained models: latency, throughput, memory, size, mean IoU",
         "2 something you wrote is wrong; 1 else",
     ),
-<<<<<<< HEAD
     "report": (
         report,
         "make the page of a run again, or one that compares several runs",
-=======
+        "2 something you wrote is wrong; 1 else",
+    ),
     "serve": (
         serve,
         "show a trained model as a web page on this machine, and answer programs",
->>>>>>> main
         "2 something you wrote is wrong; 1 else",
     ),
 }
