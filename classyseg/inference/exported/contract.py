@@ -25,6 +25,10 @@ class RefusedError(ConfigError):
     """A model cannot be exported; the message names the operator, the transform or the branch that is the reason."""
 
 
+class DiffersError(ConfigError):
+    """An exported file gives something else than its model. The file is not kept."""
+
+
 @dataclass(frozen=True)
 class Traced:
     """A model as a graph, ready to be written.

@@ -46,7 +46,9 @@ def write(traced: Traced, path: Path) -> None:
             )
     except OnnxExporterError as error:
         raise RefusedError(f"--format onnx: torch's exporter refuses this model: {_reason(error)}") from None
-    model = found.model_proto
+    if found is None:
+        raise RefusedError("--format onnx: torch's exporter gave no model")
+    model: onnx.ModelProto = found.model_proto
     _name_axes(model, traced)
     del model.graph.value_info[:]  # sizes of inner values, which no runtime needs
     for node in _nodes(model):
@@ -91,7 +93,7 @@ def read_text(path: Path) -> str | None:
 
 
 def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     model = _read(path)
     _check(model, path)

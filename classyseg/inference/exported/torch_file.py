@@ -180,7 +180,7 @@ def _check_tensor(archive: _Archive, folder: str, entry: Any) -> None:
     if not isinstance(meta, dict) or entry.get("use_pickle") is not False:
         archive.refuse("holds a pickled tensor")
     name = f"{folder}{entry.get('path_name')}"
-    sizes = [size.get("as_int") if isinstance(size, dict) else None for size in meta.get("sizes", ())]
+    sizes: list[Any] = [size.get("as_int") if isinstance(size, dict) else None for size in meta.get("sizes", ())]
     if name not in archive.sizes or not all(isinstance(size, int) and 0 <= size < 2**40 for size in sizes):
         archive.refuse(f"describes a tensor without a record or a size, {shown(name, MAX_NAME)}")
     if math.prod(sizes) > archive.sizes[name]:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import classyseg
+from classyseg import __version__
 from classyseg.config import user_path
 from classyseg.console import shown
 from classyseg.errors import ConfigError
-from classyseg.export.check import cases, compare, noise, sizes_for
-from classyseg.export.graph import Graph, Reference
-from classyseg.export.trace import plain, smallest_of, traced
+from classyseg.exporting.check import cases, compare, noise, sizes_for
+from classyseg.exporting.graph import Graph, Reference
+from classyseg.exporting.trace import plain, smallest_of, traced
 from classyseg.inference.exported.contract import Format, Traced
 from classyseg.inference.exported.facts import INPUT_KINDS, OUTPUT_KINDS, ExportFacts, InputKind, OutputKind, facts_of
 from classyseg.inference.exported.formats import format_named
@@ -194,7 +194,7 @@ def _facts(
         protocol=predictor.protocol.config(),
         options=dict(options),
         measured=dict(measured),
-        versions={"torch": str(torch.__version__), "classyseg": classyseg.__version__},
+        versions={"torch": str(torch.__version__), "classyseg": __version__},
     )
 
 

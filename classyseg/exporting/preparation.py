@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from classyseg.export.resizing import resized
+from classyseg.exporting.resizing import resized
 from classyseg.inference.exported.contract import RefusedError
 from classyseg.registry import TRANSFORMS
 from classyseg.transforms import CenterCrop, Pad, Resize, TorchvisionTransform
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 """Height and width; within a trace, symbols."""
+
+
+def smaller(*lengths: int) -> int:
+    """The smallest length, also of symbols."""
+    return cast(int, torch.sym_min(*lengths))  # type: ignore[call-arg]
+
+
+def larger(*lengths: int) -> int:
+    return cast(int, torch.sym_max(*lengths))  # type: ignore[call-arg]
 
 
 class Step(nn.Module, ABC):
@@ -59,8 +68,8 @@ class SizeRule:
             pairs = [(self.box[0], height), (self.box[1], width)]
         else:
             sides = [
-                (self.shorter, torch.sym_min(height, width)),
-                (self.longer, torch.sym_max(height, width)),
+                (self.shorter, smaller(height, width)),
+                (self.longer, larger(height, width)),
             ]
             pairs = [(side, length) for side, length in sides if side is not None]
         return self._scaled(height, pairs), self._scaled(width, pairs)
@@ -68,15 +77,15 @@ class SizeRule:
     def _scaled(self, length: int, pairs: Sequence[tuple[int, int]]) -> int:
         """`length` times the smallest of the ratios; rounding keeps their order, so the smallest result is that."""
         results = [length * side // of if self.cuts else rounded(length * side, of) for side, of in pairs]
-        smallest = results[0] if len(results) == 1 else torch.sym_min(*results)
-        return torch.sym_max(smallest, 1)
+        smallest = results[0] if len(results) == 1 else smaller(*results)
+        return larger(smallest, 1)
 
 
 def rounded(number: int, divisor: int) -> int:
     """`number / divisor` to the nearest whole number, to the even one from the middle, as Python rounds."""
     twice, whole = 2 * number + divisor, 2 * divisor
     up = twice // whole
-    is_middle = 1 - torch.sym_min(twice - up * whole, 1)
+    is_middle = 1 - smaller(twice - up * whole, 1)
     return up - is_middle * (up - up // 2 * 2)
 
 
@@ -101,7 +110,7 @@ class PadStep(Step):
         for i, axis in enumerate((2, 3)):
             length = images.shape[axis]
             after = (
-                torch.sym_max(length, self.size[i])
+                larger(length, self.size[i])
                 if self.size is not None
                 else -(-length // (self.multiple or 1)) * (self.multiple or 1)
             )
@@ -122,7 +131,7 @@ class CenterCropStep(Step):
     def forward(self, images: Tensor) -> Tensor:
         for side, axis in zip(self.size, (2, 3), strict=True):
             length = images.shape[axis]
-            inner = torch.sym_min(length, side)
+            inner = smaller(length, side)
             start = rounded(length - inner, 2)
             images = _placed(images, axis, start, inner, (side - inner) // 2, side, self.fill)
         return images

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from classyseg.export.preparation import rounded, steps_of
+from classyseg.exporting.preparation import rounded, steps_of
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.exported.contract import RefusedError
 from classyseg.inference.exported.facts import InputKind, OutputKind

@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from classyseg.errors import ConfigError
-from classyseg.inference.exported.contract import Format, Run
+from classyseg.inference.exported.contract import DiffersError, Format, Run
 from classyseg.inference.exported.facts import Checked, ExportFacts
 
 if TYPE_CHECKING:
-    from classyseg.export.graph import Reference
+    from classyseg.exporting.graph import Reference
 
 NUM_SIZES = 6
 CLOSE = 1.0
 """Labels may differ where the two best scores are closer than this times the tolerance."""
-
-
-class DiffersError(ConfigError):
-    """An exported file gives something else than its model. The file is not kept."""
 
 
 @dataclass(frozen=True)
