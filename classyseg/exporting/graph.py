@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from classyseg.exporting.preparation import rounded, steps_of
+from classyseg.exporting.preparation import PadStep, Size, as_length, as_numbers, steps_of
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.exported.contract import RefusedError
 from classyseg.inference.exported.facts import InputKind, OutputKind
@@ -48,31 +48,36 @@ class Graph(nn.Module):
         self.steps = nn.ModuleList(
             steps_of(predictor.preparation, whole_images=not self.gives_maps) if input_kind == "image" else ()
         )
-        if self.steps and predictor.takes_clips:
+        self.pads = any(isinstance(step, PadStep) for step in self.steps)
+        if len(self.steps) and predictor.takes_clips:
             raise RefusedError(
                 "preparation.transforms", "clips of videos have no transforms in a graph; take --input-kind prepared"
             )
 
     def forward(self, image: Tensor) -> Tensor:
         size = (image.shape[-2], image.shape[-1])
-        region = size
+        region: Size | None = None  # the user's image in the prepared one, from the top left on, where it was resized
         for step in self.steps:
-            if self.gives_maps:
-                region = step.region((image.shape[-2], image.shape[-1]), region)  # type: ignore[operator]
-            image = step(image)
+            image, resized = step(image)
+            region = resized or region
         outputs = outputs_of(self.model(self.normalizer(image)), self.head)
         if self.output_kind == "logits":
             return outputs[LOGITS].float()
-        head = self.model.head(self.head)
-        wanted = size
-        if len(self.steps) and self.gives_maps:
-            # The maps at the scale of the user's image, with the borders that steps have added.
-            wanted = (rounded(image.shape[-2] * size[0], region[0]), rounded(image.shape[-1] * size[1], region[1]))
-        make = head.labels if self.output_kind == "labels" else head.scores
-        found = make(outputs, wanted)
-        if len(self.steps) and self.gives_maps:
-            found = found[..., : size[0], : size[1]]
+        make = self.model.head(self.head).labels if self.output_kind == "labels" else self.model.head(self.head).scores
+        found = make(outputs, self._output_size(image, size, region)) if self.pads else make(outputs, size)
+        if self.pads and self.gives_maps:
+            for axis, length in ((-2, size[0]), (-1, size[1])):
+                found = found.index_select(axis, torch.arange(length, device=found.device))
         return found.to(self.label_type) if self.output_kind == "labels" else found.float()
+
+    def _output_size(self, image: Tensor, size: Size, region: Size | None) -> Size:
+        """The size of the prepared image at the scale of the user's image, as `Prepared.output_size`."""
+        prepared = (image.shape[-2], image.shape[-1])
+        if region is None:
+            return prepared
+        sides = (as_numbers(each, image.device) for each in (prepared, size, region))
+        height, width = (as_length((long * own / inner).round()) for long, own, inner in zip(*sides, strict=True))
+        return height, width
 
 
 def label_type(predictor: Predictor) -> torch.dtype:

@@ -26,28 +26,20 @@ Size = tuple[int, int]
 """Height and width; within a trace, symbols."""
 
 
-def smaller(*lengths: int) -> int:
-    """The smallest length, also of symbols."""
-    return cast(int, torch.sym_min(*lengths))  # type: ignore[call-arg]
-
-
-def larger(*lengths: int) -> int:
-    return cast(int, torch.sym_max(*lengths))  # type: ignore[call-arg]
+SMALLEST, LARGEST = 2, 2**20
+"""The lengths of sides that a graph is made for."""
 
 
 class Step(nn.Module, ABC):
     """A transform within a graph, of images (N, C, H, W)."""
 
     @abstractmethod
-    def forward(self, images: Tensor) -> Tensor: ...
-
-    def region(self, before: Size, region: Size) -> Size:
-        """How much of the result, from the top left on, the image of a user takes; `region` is how much it took."""
-        raise NotImplementedError
+    def forward(self, images: Tensor) -> tuple[Tensor, Size | None]:
+        """The images after it, and their new size where the ratio of the pixels' places changed; else None."""
 
 
 class SizeRule:
-    """The size that a resize gives: `size` itself, or the ratio kept and sides as long as told."""
+    """The size that a resize gives: `size` itself, or the ratio kept, and sides as long as told."""
 
     def __init__(
         self,
@@ -60,33 +52,37 @@ class SizeRule:
     ) -> None:
         self.size, self.box, self.shorter, self.longer, self.cuts = size, box, shorter, longer, cuts
 
-    def after(self, size: Size) -> Size:
+    def after(self, size: Size, device: torch.device) -> Size:
         if self.size is not None:
             return self.size
-        height, width = size
+        height, width = as_numbers(size, device)
         if self.box is not None:
             pairs = [(self.box[0], height), (self.box[1], width)]
         else:
-            sides = [
-                (self.shorter, smaller(height, width)),
-                (self.longer, larger(height, width)),
-            ]
+            sides = [(self.shorter, torch.minimum(height, width)), (self.longer, torch.maximum(height, width))]
             pairs = [(side, length) for side, length in sides if side is not None]
         return self._scaled(height, pairs), self._scaled(width, pairs)
 
-    def _scaled(self, length: int, pairs: Sequence[tuple[int, int]]) -> int:
-        """`length` times the smallest of the ratios; rounding keeps their order, so the smallest result is that."""
-        results = [length * side // of if self.cuts else rounded(length * side, of) for side, of in pairs]
-        smallest = results[0] if len(results) == 1 else smaller(*results)
-        return larger(smallest, 1)
+    def _scaled(self, length: Tensor, pairs: Sequence[tuple[int, Tensor]]) -> int:
+        """`length` times the smallest of the ratios, in the floating point of `Fitting.factor` and `scaled`."""
+        if self.cuts:  # torchvision multiplies first, and cuts fractions off
+            found = torch.stack([(side * length / of).floor() for side, of in pairs]).amin(0)
+        else:
+            found = (length * torch.stack([side / of for side, of in pairs]).amin(0)).round()
+        return as_length(found.clamp(min=1))
 
 
-def rounded(number: int, divisor: int) -> int:
-    """`number / divisor` to the nearest whole number, to the even one from the middle, as Python rounds."""
-    twice, whole = 2 * number + divisor, 2 * divisor
-    up = twice // whole
-    is_middle = 1 - smaller(twice - up * whole, 1)
-    return up - is_middle * (up - up // 2 * 2)
+def as_length(value: Tensor) -> int:
+    """A computed number as a length of its own. torch's reasoning about how it comes from others would never end."""
+    length = cast(int, value.long().item())
+    torch._check(length >= SMALLEST)
+    torch._check(length <= LARGEST)
+    return length
+
+
+def as_numbers(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Height and width in floating point, which has every length exactly."""
+    return tuple(torch.scalar_tensor(side, dtype=torch.float64, device=device) for side in size)  # type: ignore[return-value]
 
 
 class ResizeStep(Step):
@@ -94,31 +90,25 @@ class ResizeStep(Step):
         super().__init__()
         self.rule, self.cubic = rule, cubic
 
-    def forward(self, images: Tensor) -> Tensor:
-        return resized(images, self.rule.after((images.shape[-2], images.shape[-1])), self.cubic)
-
-    def region(self, before: Size, region: Size) -> Size:
-        return self.rule.after(before)
+    def forward(self, images: Tensor) -> tuple[Tensor, Size | None]:
+        size = self.rule.after((images.shape[-2], images.shape[-1]), images.device)
+        return resized(images, size, self.cubic), size
 
 
 class PadStep(Step):
     def __init__(self, size: Size | None, multiple: int | None, fill: int) -> None:
         super().__init__()
-        self.size, self.multiple, self.fill = size, multiple, fill
+        self.size, self.multiple, self.fill = size, multiple or 1, fill
 
-    def forward(self, images: Tensor) -> Tensor:
-        for i, axis in enumerate((2, 3)):
-            length = images.shape[axis]
-            after = (
-                larger(length, self.size[i])
-                if self.size is not None
-                else -(-length // (self.multiple or 1)) * (self.multiple or 1)
-            )
-            images = _placed(images, axis, 0, length, 0, after, self.fill)
-        return images
-
-    def region(self, before: Size, region: Size) -> Size:
-        return region
+    def forward(self, images: Tensor) -> tuple[Tensor, Size | None]:
+        for i, length in enumerate(as_numbers((images.shape[-2], images.shape[-1]), images.device)):
+            if self.size is not None:
+                after = as_length(length.clamp(min=self.size[i]))
+            else:
+                after = as_length((length / self.multiple).ceil() * self.multiple)
+            nothing = torch.zeros((), dtype=torch.int64, device=images.device)
+            images = _placed(images, 2 + i, nothing, length.long(), nothing, after, self.fill)
+        return images, None
 
 
 class CenterCropStep(Step):
@@ -128,22 +118,21 @@ class CenterCropStep(Step):
         super().__init__()
         self.size, self.fill = size, fill
 
-    def forward(self, images: Tensor) -> Tensor:
-        for side, axis in zip(self.size, (2, 3), strict=True):
-            length = images.shape[axis]
-            inner = smaller(length, side)
-            start = rounded(length - inner, 2)
-            images = _placed(images, axis, start, inner, (side - inner) // 2, side, self.fill)
-        return images
+    def forward(self, images: Tensor) -> tuple[Tensor, Size | None]:
+        for i, length in enumerate(as_numbers((images.shape[-2], images.shape[-1]), images.device)):
+            inner = length.clamp(max=self.size[i])
+            start, before = ((length - inner) / 2).round(), ((self.size[i] - inner) / 2).floor()
+            images = _placed(images, 2 + i, start.long(), inner.long(), before.long(), self.size[i], self.fill)
+        return images, self.size
 
 
-def _placed(images: Tensor, axis: int, start: int, count: int, before: int, length: int, fill: int) -> Tensor:
+def _placed(images: Tensor, axis: int, start: Tensor, count: Tensor, before: Tensor, length: int, fill: int) -> Tensor:
     """Along `axis`: `count` positions from `start` on, at `before` of `length`; the rest is `fill`."""
     position = torch.arange(length, device=images.device) - before
     taken = images.index_select(axis, (position + start).clamp(min=0, max=images.shape[axis] - 1))
     inside = (position >= 0) & (position < count)
     inside = inside if axis == 3 else inside[:, None]
-    return torch.where(inside, taken, torch.full_like(taken[:1, :1, :1, :1], fill))
+    return torch.where(inside, taken, torch.full((), fill, dtype=images.dtype, device=images.device))
 
 
 def steps_of(preparation: Preparation, *, whole_images: bool) -> list[Step]:
@@ -193,7 +182,7 @@ def _resize(step: Resize) -> Step:
 def _torchvision_resize(step: TorchvisionTransform) -> Step | None:
     """torchvision's own, which cuts fractions of a pixel off. Only as its defaults are."""
     found = step.transform
-    size, mode = found.size, str(found.interpolation.value)
+    size, mode = found.size, str(getattr(found.interpolation, "value", found.interpolation))
     if mode not in ("bilinear", "bicubic") or found.antialias is not True or found.max_size is not None:
         return None
     if size is None or (len(size) not in (1, 2)):
