@@ -25,8 +25,14 @@ from classyseg.run_folder import (
     MODEL,
     MODEL_CONFIG,
     NON_FINITE,
+    POINTS,
+    PREDICTIONS,
+    REPORT,
+    REPORT_FILES,
+    REPORT_PAGE,
     STARTED,
     STEPS,
+    TRACKERS,
     given_files,
     read_plain,
 )
@@ -39,6 +45,12 @@ MOVING, BEFORE, REPLACED = ".before-moving", ".before", ".replaced"
 
 CHECKPOINT = re.compile(r"step-\d+(\.damaged|\.tmp-.*)?|(LATEST|BEST)(\.tmp-.*)?")
 """What a run has in its folder of checkpoints."""
+SHARED = {
+    CHECKPOINTS: CHECKPOINT,
+    PREDICTIONS: re.compile(r"step-\d+(\.tmp-.*)?"),
+    REPORT: re.compile(rf"({'|'.join(map(re.escape, REPORT_FILES))})(\.tmp-.*)?"),
+}
+"""The folders in a run's folder where others may have files, too, and the names there that are the run's."""
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +203,8 @@ class RunFolder:
         if before.is_dir():
             for path in _own(self.folder):
                 _remove(path)
-            _remove_if_empty(self.folder / CHECKPOINTS)
+            for name in SHARED:
+                _remove_if_empty(self.folder / name)
             os.rename(before, moving)
         if moving.is_dir():
             _move(_own(moving), moving, self.folder)
@@ -206,7 +219,7 @@ class RunFolder:
 
 def _own(folder: Path) -> list[Path]:
     """The paths in `folder` that belong to a run; links themselves, not their targets."""
-    names = {*RECORDS, STARTED, GIVEN, *given_files(folder)}
+    names = {*RECORDS, STARTED, GIVEN, REPORT_PAGE, *given_files(folder)}
     own = [
         path
         for path in folder.iterdir()
@@ -214,9 +227,10 @@ def _own(folder: Path) -> list[Path]:
     ]
     if (folder / MODEL / MODEL_CONFIG).is_file():
         own.append(folder / MODEL)
-    checkpoints = folder / CHECKPOINTS
-    if checkpoints.is_dir():
-        own += [path for path in checkpoints.iterdir() if CHECKPOINT.fullmatch(path.name)]
+    own += [folder / name for name in TRACKERS if os.path.lexists(folder / name / POINTS)]
+    for name, belongs in SHARED.items():
+        if (folder / name).is_dir():
+            own += [path for path in (folder / name).iterdir() if belongs.fullmatch(path.name)]
     return own
 
 
@@ -225,7 +239,8 @@ def _move(paths: list[Path], source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         place.parent.mkdir(exist_ok=True)
         os.rename(path, place)
-    _remove_if_empty(source / CHECKPOINTS)
+    for name in SHARED:
+        _remove_if_empty(source / name)
 
 
 def _remove(path: Path) -> None:

@@ -25,6 +25,16 @@ METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
 NON_FINITE = "non_finite.jsonl"
+PREDICTIONS = "predictions"
+"""The folder of pictures that the hook `sample_predictions` draws, with a folder for each step."""
+REPORT, REPORT_PAGE = "report", "report.html"
+"""The folder of what a report needs in addition to the records, and the page itself."""
+FACTS, CONFUSION, IMAGES = REPORT_FILES = ("facts.json", "confusion.json", "images.json")
+"""What is in that folder."""
+TRACKERS = ("csv", "mlflow", "tensorboard", "wandb")
+"""The folders of trackers."""
+POINTS = ".points.jsonl"
+"""The file in a tracker's folder that has what metrics.jsonl lacks; a folder with it is a tracker's."""
 COMPLEXITY = "model_complexity.md"
 PROFILE, PROFILE_TABLE = "profile.json.gz", "profile.txt"
 STARTED = ".started"
@@ -34,7 +44,7 @@ GIVEN = ".files"
 ASIDE = ".before"
 """The beginning of the name of a folder with a replaced run, kept until the new run has begun."""
 MAX_GIVEN = 2**20
-FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, NON_FINITE, STARTED, GIVEN)
+FILES = (CONFIG, LOCK, METRICS, STEPS, BAD_SAMPLES, NON_FINITE, STARTED, GIVEN, REPORT_PAGE)
 LATEST = "LATEST"
 BEST = "BEST"
 CHECKPOINT_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
@@ -63,9 +73,9 @@ def measured_group(checkpoint: Path) -> str:
 def check_run_folder(folder: Path) -> None:
     """Checks what is in a run's folder, before anything in it is opened. The folder itself may be a link.
 
-    Raises: `ConfigError` for a link, pipe, socket or device directly in the folder, in `checkpoints`, in a checkpoint
-        or in a run that is put aside; for a folder where a run has a file, or the reverse; for a path that cannot be
-        read.
+    Raises: `ConfigError` for a link, pipe, socket or device directly in the folder, in one of the run's folders there,
+        in a checkpoint or in a run that is put aside; for a folder where a run has a file, or the reverse; for a path
+        that cannot be read.
     """
     try:
         _check(folder)
@@ -87,6 +97,11 @@ def _check(folder: Path) -> None:
         require(folder / MODEL, "a folder")
         for path in _plain_entries(folder / MODEL):
             require(path, "a file")
+    for name in (PREDICTIONS, REPORT, *TRACKERS):
+        if os.path.lexists(folder / name):
+            require(folder / name, "a folder")
+            for _ in _plain_entries(folder / name):
+                pass
     root = folder / CHECKPOINTS
     if not os.path.lexists(root):
         return

@@ -124,6 +124,19 @@ class Sample:
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory())
 
 
+@dataclass(frozen=True)
+class LabelMeaning:
+    """What the labels of a task's data mean: a name and a colour for each class, and the label that is ignored.
+
+    `multi_label` says that an image may have several classes, with a flag for each.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    ignore_index: int
+    multi_label: bool = False
+
+
 class PhaseTime(NamedTuple):
     """What a phase has taken so far, in one process: seconds, of these the ones waited for data, and its samples."""
 

@@ -26,7 +26,7 @@ from classyseg.config import dump_yaml
 from classyseg.hooks import ClassyHook, WatchedTask
 from classyseg.records import RunRecords
 from classyseg.registry import TASKS
-from classyseg.structures import BestIs, PhaseTime, Progress
+from classyseg.structures import BestIs, LabelMeaning, Phase, PhaseTime, Progress, Sample
 from classyseg.tasks import SegmentationTask, build_task
 
 ROOT = Path(__file__).parents[1]
@@ -172,10 +172,27 @@ class SignalAt(ClassyHook):
             signal.raise_signal(self.number)
 
 
+class Sees(ClassyHook):
+    """Keeps the phase, the batch and the prediction of all that it is shown."""
+
+    sees_predictions: Collection[Phase] = ("val", "test")
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str, Sample, Tensor]] = []
+
+    def on_prediction(self, task: WatchedTask, batch: Sample, prediction: Tensor) -> None:
+        self.shown.append((task.progress.phase, batch, prediction.clone()))
+
+    @property
+    def names(self) -> list[str]:
+        return [name for _, batch, _ in self.shown for name in batch.names]
+
+
 class FakeTask:
     """What a hook watches, without a model: 2 epochs of 10 steps; a checkpoint of it holds one number."""
 
     def __init__(self, run_folder: Path | None = None) -> None:
+        self.config: dict[str, Any] = {"name": "segmentation"}
         self.progress = Progress()
         self.num_epochs: int | None = 2
         self.num_steps = 20
@@ -186,7 +203,10 @@ class FakeTask:
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()
         self.steps_per_epoch = self.num_batches = 10
+        self.num_samples = 20
+        self.labels = LabelMeaning(("sky", "road"), ((70, 130, 180), (128, 64, 128)), 255)
         self.lr = 0.1
+        self.stop_reason: str | None = None
         self.samples_per_second = 20.0
         self.data_wait = 0.25
         self.phase_time = PhaseTime(0.0, 0.0, 0)

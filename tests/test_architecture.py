@@ -58,6 +58,7 @@ FLOORS = (
             "checkpoint_writer",
             "claims",
             "records",
+            "pictures",
         ),
         *("tensor_files", "complexity", "weights", "migration"),
     },

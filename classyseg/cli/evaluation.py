@@ -11,7 +11,7 @@ from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstClasses, WorstImages, WorstMasks
 from classyseg.cli.output import ProgressLine
 from classyseg.config import listed
-from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.datasets import ClassyDataset, Subset, build_dataset
 from classyseg.errors import ConfigError, within
 from classyseg.evaluation import evaluate, group_size_of
 from classyseg.inference import Predictor, load
@@ -60,10 +60,7 @@ class Measurement:
             max_memory=max_memory,
             **told,
         )
-        with within(f"dataset.{split}"):
-            self.dataset: ClassyDataset = build_dataset(getattr(self.config.dataset, split))
-            self.dataset.seed = self.config.seed
-            self._check_data()
+        self.dataset = data_of(self.config, split, self.predictor)
         described = self.dataset.classes, self.dataset.ignore_index
         main_head = self.predictor.head
         # Nothing is measured without masks, and no task accepts such a data set.
@@ -114,18 +111,6 @@ class Measurement:
         if not self.dataset.whole_images:
             return WorstMasks(*described, count=count)
         return WorstClasses(*described, count=count, multi_label=several, clips_per_video=clips_per_video)
-
-    def _check_data(self) -> None:
-        if not len(self.dataset):
-            raise ConfigError("found no sample")
-        if self.dataset.classes != self.predictor.classes:
-            raise ConfigError(
-                f"its classes, {listed([*self.dataset.classes], limit=8)}, are not those of the model, "
-                f"{listed([*self.predictor.classes], limit=8)}"
-            )
-        if self.dataset.multi_label != self.predictor.multi_label:
-            found, wanted = ("several classes", "one") if self.dataset.multi_label else ("one class", "several")
-            raise ConfigError(f"has {found} of each image; the model gives {wanted}")
 
     @property
     def dataset_config(self) -> dict[str, Any]:
@@ -184,6 +169,51 @@ class Measurement:
                 sample = self.dataset.load(index)
                 submission.write(str(sample.name), self.predictor.predict(sample.image))
                 progress.add()
+
+
+def data_of(config: Any, split: str, predictor: Predictor) -> ClassyDataset:
+    """The data set `split` of a task config, which fits the model. Raises: `ConfigError`."""
+    with within(f"dataset.{split}"):
+        dataset = build_dataset(getattr(config.dataset, split))
+        dataset.seed = config.seed
+        if not len(dataset):
+            raise ConfigError("found no sample")
+        if dataset.classes != predictor.classes:
+            raise ConfigError(
+                f"its classes, {listed([*dataset.classes], limit=8)}, are not those of the model, "
+                f"{listed([*predictor.classes], limit=8)}"
+            )
+        if dataset.multi_label != predictor.multi_label:
+            found, wanted = ("several classes", "one") if dataset.multi_label else ("one class", "several")
+            raise ConfigError(f"has {found} of each image; the model gives {wanted}")
+    return dataset
+
+
+def numbers_of(predictor: Predictor, config: Any, split: str, *, most: int | None = None) -> dict[str, Any]:
+    """The numbers of the meters of a task config on its data set `split`, and `samples`, how many were measured.
+
+    `most` is how many samples at most, spread evenly over the data set. Raises: `ConfigError`; `DataError`.
+    """
+    dataset = data_of(config, split, predictor)
+    if not dataset.has_masks:
+        raise ConfigError(f"dataset.{split}", "has no masks, so that nothing can be measured; give another --split")
+    if most is not None and most < len(dataset):
+        dataset = spread(dataset, most)
+    meters = METERS.build_each("meters", config.meters, dataset.classes, dataset.ignore_index)
+    runtime = config.runtime
+    workers = {"workers": runtime.workers, "worker_timeout": runtime.worker_timeout}
+    found = evaluate(predictor, dataset, meters, batch_size=runtime.eval_batch_size, split=split, **workers)
+    return {"samples": len(dataset), **found.result()}
+
+
+def spread(dataset: ClassyDataset, most: int) -> ClassyDataset:
+    """At most so many samples of a data set, at equal distances, which counts its bad samples as the whole one does."""
+    tolerated = dataset.on_bad_sample, dataset.max_bad_samples
+    dataset.on_bad_sample, dataset.max_bad_samples = ClassyDataset.on_bad_sample, ClassyDataset.max_bad_samples
+    part = Subset(dataset=dataset, every=-(-len(dataset.unit_ends()) // most))
+    part.seed = dataset.seed
+    part.on_bad_sample, part.max_bad_samples = tolerated
+    return part
 
 
 def _counts_labels(meter: ClassyMeter, main_head: str) -> bool:

@@ -10,9 +10,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from classyseg.cli.prediction_files import save_image, write_values
@@ -20,23 +19,13 @@ from classyseg.config import listed
 from classyseg.console import printable
 from classyseg.distributed import gather_over_processes
 from classyseg.errors import ConfigError
-from classyseg.inference import display_colors
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.meters.confusion import confusion_matrix
+from classyseg.pictures import Labels, lines_of_classes, picture, picture_of_classes, safe_stem, small, told_of_scores
 from classyseg.registry import DATASETS
-from classyseg.structures import Color
+from classyseg.structures import Color, LabelMeaning
 
-Labels = npt.NDArray[Any]
-MIN_SIDE, MAX_SIDE = 240, 1024
-"""The longest side of an image in a picture, at least and at most: others are enlarged or made smaller."""
-GAP, LINE = 6, 20
-WRONG: Color = (230, 30, 30)
-IGNORED: Color = (255, 255, 255)
-MAX_FRAMES = 4
-"""So many frames of a clip are shown."""
 NOTHING = (float("inf"), float("inf"))
-MAX_NAME = 100
-"""The name of a picture has at most this many characters of the image's name."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +84,7 @@ class WorstImages(ClassyMeter):
         for kept in self.kept:
             if kept.sort_key in self.worst:
                 place = self.worst.index(kept.sort_key) + 1
-                stem = printable(PurePath(kept.name).stem)[-MAX_NAME:].replace("/", "_")
-                path = folder / f"{place:02}_{stem}.png"
+                path = folder / f"{place:02}_{safe_stem(kept.name)}.png"
                 save_image(path, kept.draw(palette), "PNG")
                 drawn.append({"place": place, **kept.told, "name": kept.name, "file": str(path)})
         return drawn
@@ -114,9 +102,9 @@ class WorstMasks(WorstImages):
             mean_iou = (matrix.diag()[union > 0].double() / union[union > 0]).mean().item()
 
             def drawer(i: int = i, name: str = name, mean_iou: float = mean_iou) -> Callable[..., Image.Image]:
-                label, predicted = (_small(part[i]).numpy() for part in (target, prediction))
+                label, predicted = (small(part[i]).numpy() for part in (target, prediction))
                 text = f"{printable(PurePath(name).name)}: mean IoU {mean_iou:.4f}; image, label, prediction, errors"
-                return partial(picture, _small(self.images[i]), label, predicted, text, self.ignore_index)
+                return partial(picture, small(self.images[i]), label, predicted, text, self.ignore_index)
 
             self.keep(mean_iou, name, {"mean_iou": mean_iou}, drawer)
 
@@ -142,6 +130,7 @@ class WorstClasses(WorstImages):
     ) -> None:
         super().__init__(classes, ignore_index, count=count)
         self.multi_label, self.clips_per_video = multi_label, clips_per_video
+        self._labels = LabelMeaning(self.classes, (), ignore_index, multi_label)
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         clips = self.clips_per_video
@@ -150,82 +139,12 @@ class WorstClasses(WorstImages):
         known = targets != self.ignore_index
         counted = (known.any(-1) if self.multi_label else known).all(1)
         for i in counted.nonzero().flatten().tolist():
-            name, told = self.names[i * clips], self._told(scores[i], targets[i, 0])
+            name, told = self.names[i * clips], told_of_scores(scores[i], targets[i, 0], self._labels)
 
             def drawer(i: int = i, name: str = name, told: Any = told) -> Callable[..., Image.Image]:
-                return partial(picture_of_classes, _small(self.images[i * clips]), _lines(name, told))
+                return partial(picture_of_classes, small(self.images[i * clips]), lines_of_classes(name, told))
 
             self.keep(told["score"], name, told, drawer)
-
-    def _told(self, scores: Tensor, target: Tensor) -> dict[str, Any]:
-        """The `score` of an image with scores (num_classes,), the class that it is of, and what was predicted."""
-        if not self.multi_label:
-            best = int(scores.argmax())
-            true, predicted_score = int(target), float(scores[best])
-            told = {"score": float(scores[true]), "class": self.classes[true], "predicted": self.classes[best]}
-            return {**told, "predicted_score": predicted_score}
-        right = torch.where(target > 0, scores, 1 - scores).masked_fill(target == self.ignore_index, 1.0)
-        least = int(right.argmin())
-        classes, predicted = (
-            [name for name, flag in zip(self.classes, flags.tolist(), strict=True) if flag]
-            for flags in (target == 1, scores >= 0.5)
-        )
-        return {"score": float(right[least]), "class": self.classes[least], "classes": classes, "predicted": predicted}
-
-
-def _small(values: Tensor) -> Tensor:
-    """A copy (..., H, W) on the CPU of at most `MAX_SIDE` rows and columns."""
-    step = max(1, -(-max(values.shape[-2:]) // MAX_SIDE))
-    return values[..., ::step, ::step].cpu().clone()
-
-
-def picture(
-    image: Tensor, label: Labels, prediction: Labels, text: str, ignore_index: int, palette: Sequence[Color]
-) -> Image.Image:
-    """Image, label, prediction and error map side by side, under a line of text.
-
-    In the error map, wrong pixels are red and ignored ones white; right ones show the image in grey.
-    """
-    colors = np.array([*palette, IGNORED], np.uint8)
-    ignored = label == ignore_index
-    shown = display_colors(image).astype(np.uint8)
-    if shown.shape[:2] != label.shape:  # only the image was resized, not its label
-        shown = np.array(Image.fromarray(shown).resize(label.shape[::-1], Image.Resampling.BILINEAR))
-    errors = np.repeat(shown.mean(axis=2, keepdims=True) * 0.6, 3, axis=2).astype(np.uint8)
-    errors[prediction != label] = WRONG
-    errors[ignored] = IGNORED
-    return _side_by_side([shown, colors[np.where(ignored, len(palette), label)], colors[prediction], errors], [text])
-
-
-def picture_of_classes(image: Tensor, texts: Sequence[str], palette: Sequence[Color]) -> Image.Image:
-    """An image (C, H, W), or frames of a clip (C, T, H, W) side by side, under lines of text."""
-    frames = image[:, None] if image.dim() == 3 else image
-    shown = torch.linspace(0, frames.shape[1] - 1, min(MAX_FRAMES, frames.shape[1])).long().tolist()
-    parts = [display_colors(frames[:, i]).astype(np.uint8) for i in shown]
-    return _side_by_side(parts, texts, min_width=2 * MIN_SIDE)
-
-
-def _lines(name: str, told: Mapping[str, Any]) -> list[str]:
-    """What stands above the picture of a whole image."""
-    true, predicted = (
-        names if isinstance(names, str) else listed(names) or "none"
-        for names in (told.get("classes", told["class"]), told["predicted"])
-    )
-    score = f"score {told['score']:.4f}" + (f" of {told['class']}" if "classes" in told else "")
-    return [printable(PurePath(name).name), f"true: {true}; {score}", f"predicted: {predicted}"]
-
-
-def _side_by_side(parts: Sequence[npt.NDArray[np.uint8]], texts: Sequence[str], *, min_width: int = 0) -> Image.Image:
-    """Pictures (H, W, 3) of one size, enlarged if they are small, under lines of text that are cut to their width."""
-    factor = max(1, MIN_SIDE // max(parts[0].shape[:2]))
-    height, width = (factor * side for side in parts[0].shape[:2])
-    top = len(texts) * LINE
-    whole = Image.new("RGB", (max(min_width, len(parts) * (width + GAP) - GAP), height + top), "white")
-    for i, text in enumerate(texts):
-        ImageDraw.Draw(whole).text((2, 2 + i * LINE), text, fill=(0, 0, 0), font=ImageFont.load_default(12))
-    for i, part in enumerate(parts):
-        whole.paste(Image.fromarray(part).resize((width, height), Image.Resampling.NEAREST), (i * (width + GAP), top))
-    return whole
 
 
 class SubmissionFiles(ClassyMeter):

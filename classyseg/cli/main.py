@@ -7,9 +7,33 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import convert_config, data, env, evaluate, export, keys, models, predict, recipe, train
+from classyseg.cli import benchmark, convert_config, data, env, evaluate, export, keys, models, predict, recipe, train
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
+
+OF_MODELS: dict[str, tuple[Any, str, str]] = {
+    "predict": (
+        predict,
+        "label images, folders and videos with a trained model",
+        "1 some files could not be predicted, or else; 2 something you wrote is wrong",
+    ),
+    "evaluate": (
+        evaluate,
+        "measure a trained model on a data set: by class, worst images, submissions",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "export": (
+        export,
+        "write a trained model as a file for other programs, compared with the model",
+        "1 the file differs from the model, or else; 2 something you wrote is wrong",
+    ),
+    "benchmark": (
+        benchmark,
+        "compare trained models: latency, throughput, memory, size, mean IoU",
+        "2 something you wrote is wrong; 1 else",
+    ),
+}
+"""The commands for trained models: their modules, help, and exit codes other than 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train.add_arguments(training)
     training.set_defaults(run=train.run)
 
-    _add_trained(commands)
+    for name, (module, help_text, codes) in OF_MODELS.items():
+        command = commands.add_parser(name, help=help_text, epilog=f"Exit codes: 0 done; {codes}.")
+        module.add_arguments(command)
 
     config = commands.add_parser("config", help="check, show or describe task configs")
     actions = config.add_subparsers(required=True, metavar="ACTION")
@@ -68,33 +94,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words is not None:
         setattr(parsed, words, [*getattr(parsed, words), *more])
     return train.guarded(lambda: parsed.run(parsed))
-
-
-def _add_trained(commands: Any) -> None:
-    """Adds the commands that take a trained model."""
-    predict.add_arguments(
-        commands.add_parser(
-            "predict",
-            help="label images, folders and videos with a trained model",
-            epilog="Exit codes: 0 done; 1 some files could not be predicted, or else; 2 something you wrote is wrong.",
-        )
-    )
-
-    evaluate.add_arguments(
-        commands.add_parser(
-            "evaluate",
-            help="measure a trained model on a data set: by class, worst images, submissions",
-            epilog="Exit codes: 0 done; 2 something you wrote is wrong; 1 else.",
-        )
-    )
-
-    export.add_arguments(
-        commands.add_parser(
-            "export",
-            help="write a trained model as a file for other programs, compared with the model",
-            epilog="Exit codes: 0 done; 1 the file differs from the model, or else; 2 something you wrote is wrong.",
-        )
-    )
 
 
 def _add_conversions(commands: Any) -> None:

@@ -78,6 +78,11 @@ class Evaluation:
         """What `result` tells of unreadable samples. The caller that loads them sets it; every process calls it."""
         self._read = [_wanted_by(meter, network.model, protocol) for meter in meters]
 
+    @property
+    def _seen(self) -> Wanted:
+        """What a watcher of predictions is given."""
+        return Wanted(self.main_head, "labels" if self.network.gives_maps(self.main_head) else "scores")
+
     def begin(self) -> None:
         for meter in self.meters:
             meter.reset()
@@ -85,10 +90,11 @@ class Evaluation:
         self.in_windows: Counter[str] = Counter()
 
     @torch.no_grad()
-    def update(self, batch: Sample, meaning: Meaning) -> None:
+    def update(self, batch: Sample, meaning: Meaning, see: Callable[[Tensor], None] | None = None) -> None:
         """Counts a batch that is on the device, its images normalised, its targets at their own size.
 
-        `meaning` says how outputs and the terms of the loss come from it: a task, or `Plain`.
+        `meaning` says how outputs and the terms of the loss come from it: a task, or `Plain`. `see` is given what the
+        main head predicts: labels (N, H, W) of the target's size, or scores (N, num_classes) of whole images.
 
         Raises: `ConfigError` for a protocol that declares `gives_outputs`, and shows the network other images.
         """
@@ -108,12 +114,15 @@ class Evaluation:
 
         height, width = (images if target.dim() < 3 else target).shape[-2:]
         size, read = (height, width), self._read
-        chosen = self.budget.chosen(self.protocol, self.network, images, size, set(read), self.in_windows)
+        seen = set() if see is None else {self._seen}
+        if not read and not seen and not self.measures_loss:
+            return
+        chosen = self.budget.chosen(self.protocol, self.network, images, size, {*read, *seen}, self.in_windows)
         with chosen as (choice, left):
             if choice.window is not None:
                 read = [_wanted_by(meter, self.network.model, choice.protocol) for meter in self.meters]
             with self.network.with_forward(run):
-                found = choice.protocol(self.network, images, size, set(read), left)
+                found = choice.protocol(self.network, images, size, {*read, *seen}, left)
         if self.measures_loss and choice.window is None and not saw_images:
             raise ConfigError(
                 "protocol",
@@ -125,6 +134,8 @@ class Evaluation:
         for meter, wanted in zip(self.meters, read, strict=True):
             prediction = found[wanted]
             meter.update(prediction[LOGITS] if wanted.kind != meter.reads else prediction, target)
+        if see is not None:
+            see(found[self._seen])
 
     def result(self) -> dict[str, Any]:
         """The numbers of the whole job. Every process calls it."""

@@ -1,4 +1,4 @@
-"""The contract of hooks: five events, and what a hook may read of a task."""
+"""The contract of hooks: their events, and what a hook may read of a task."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from classyseg.complexity import Complexity
 from classyseg.errors import ConfigError
 from classyseg.records import RecordFile, RunRecords
 from classyseg.registry import Configurable
-from classyseg.structures import BestIs, PhaseTime, Progress
+from classyseg.structures import BestIs, LabelMeaning, Phase, PhaseTime, Progress, Sample
 
 
 class WatchedTask(Protocol):
     """What a hook may read of a task."""
 
+    config: Mapping[str, Any]
+    """The resolved config: plain values, as the run's config.yaml has them."""
     progress: Progress
     num_epochs: int | None
     """None if the run's length is given in steps."""
@@ -43,6 +45,14 @@ class WatchedTask(Protocol):
 
     @property
     def num_batches(self) -> int: ...
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the current phase has in this process."""
+
+    @property
+    def labels(self) -> LabelMeaning:
+        """The names and colours of the classes, and the label that is ignored."""
 
     @property
     def lr(self) -> float: ...
@@ -79,6 +89,10 @@ class WatchedTask(Protocol):
     def training_is_over(self) -> bool:
         """Whether no training step follows: all are done, or somebody asked to stop."""
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a hook ended the training before its last step; None if none did."""
+
     def request_stop(self, reason: str) -> None:
         """Asks the run to end after this step or phase, as a finished run does. Any process may ask."""
 
@@ -101,12 +115,16 @@ class ClassyHook(Configurable):
     """The number of a record, such as `mean_iou`, by which the hook compares phases. It is checked at the start."""
     best_is: BestIs | None = None
     """Which value of it is best; None: the task knows (`task.best_is`)."""
+    only_one: bool = False
+    """Whether a run may have only one hook of this class."""
     names_best: bool = False
     """Whether the hook names the run's best checkpoint by it. Only one hook of a run may."""
     saves: bool = False
     """Whether it saves checkpoints. Such hooks are called last: a checkpoint has the others' new states."""
     averaging: AveragingConfig | None = None
     """How the weights are to be averaged while the run trains. The average is measured, and is the run's model."""
+    sees_predictions: Collection[Phase] = ()
+    """The measuring phases, of `val` and `test`, whose predictions it is shown: `on_prediction` is called there."""
     record_files: tuple[RecordFile, ...] = ()
     """The files of records that it adds to in the run's folder."""
 
@@ -137,6 +155,15 @@ class ClassyHook(Configurable):
 
     def on_step(self, task: WatchedTask) -> None:
         """After every batch of any phase."""
+
+    def on_prediction(self, task: WatchedTask, batch: Sample, prediction: Tensor) -> None:
+        """In a phase that it `sees_predictions` of, for each batch of this process, before `on_step`.
+
+        `batch` is as the data set gave it, on the host: images before normalisation, targets at their size, names.
+        `prediction` is what the main head says, on the device that made it: labels (N, H, W) of the targets' size, or
+        scores (N, num_classes) of whole images and clips. Keep small copies of both, no views. Processes may have
+        different numbers of batches: exchange nothing here, but in `on_phase_end`.
+        """
 
     def on_phase_end(self, task: WatchedTask) -> None:
         """After a phase; `task.metrics` holds its record, and `task.progress` stands at the next one."""

@@ -5,7 +5,7 @@ from classyseg.inference.description import Card, preparation_of
 from classyseg.inference.load import load
 from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.network import Network
-from classyseg.inference.predictor import Predictor, black_of, display_colors
+from classyseg.inference.predictor import Predictor, black_of
 from classyseg.inference.preparation import Preparation
 from classyseg.inference.pytorch_encoding import PyTorchEncoding
 from classyseg.inference.scales import MultiScale
@@ -34,5 +34,4 @@ __all__ = [
     "load",
     "preparation_of",
     "register_protocol",
-    "display_colors",
 ]

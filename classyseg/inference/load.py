@@ -88,6 +88,14 @@ def described(path: str | Path) -> Description:
     return description_of_state(checkpoint.state, str(found / STATE))
 
 
+def files_of(path: str | Path) -> list[Path]:
+    """The files that `load` reads of what is at `path`. Raises: `ConfigError` as `load`."""
+    found, _ = trained_folder(_existing(path))
+    if (found / MODEL_CONFIG).is_file():
+        return [found / MODEL_CONFIG, found / WEIGHTS]
+    return [found / STATE, found / f"{measured_group(found)}.safetensors"]
+
+
 def _existing(path: str | Path) -> Path:
     folder = existing_path(path)
     if not folder.is_dir():

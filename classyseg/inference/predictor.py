@@ -29,6 +29,7 @@ from classyseg.inference.preparation import Preparation, Prepared
 from classyseg.inference.video_clips import clips_for, clips_of_video
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
+from classyseg.pictures import display_colors
 from classyseg.registry import PROTOCOLS, ComponentConfig
 from classyseg.structures import Color, default_color
 
@@ -363,16 +364,3 @@ def _alike(first: Prepared, second: Prepared) -> bool:
     """Whether two images can go through the network together."""
     same = first.image.shape == second.image.shape and first.image.dtype == second.image.dtype
     return same and first.output_size == second.output_size
-
-
-def display_colors(image: Tensor) -> npt.NDArray[np.float32]:
-    """An image (C, H, W) of any type as colours (H, W, 3), 0 to 255."""
-    values = image[:3] if len(image) >= 3 else image[:1].expand(3, *image.shape[1:])
-    array = values.float().permute(1, 2, 0).numpy()
-    if image.dtype == torch.uint16:
-        array = array / 257
-    elif image.is_floating_point():  # in a unit of its own: from the darkest to the brightest
-        low, high = float(array.min()), float(array.max())
-        array = (array - low) * (255 / (high - low) if high > low else 0.0)
-    colors: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
-    return colors

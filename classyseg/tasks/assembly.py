@@ -272,6 +272,9 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     with problems.collected():
         hooks = HOOKS.build_each("hooks", spec.hooks)
         averaging_of(hooks)
+    for i, hook in enumerate(hooks):
+        if hook.only_one and any(type(hook) is type(other) for other in hooks[:i]):
+            problems.found.append(ConfigError(f"hooks[{i}]", "a run has one hook of this kind; leave one of them out"))
     for i, hook in enumerate(hooks if model is not None else ()):
         with problems.collected(), within(f"hooks[{i}]"):
             hook.check(model)

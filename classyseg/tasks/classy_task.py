@@ -49,7 +49,7 @@ from classyseg.rng import seed_everything
 from classyseg.run_folder import CHECKPOINTS, METRICS
 from classyseg.signature import qualified
 from classyseg.stopping import RollBack, WaitEnded
-from classyseg.structures import BestIs, PhaseTime, Progress, Sample
+from classyseg.structures import BestIs, LabelMeaning, PhaseTime, Progress, Sample
 from classyseg.tasks.assembly import TaskSpec, assemble, check_assembly
 from classyseg.tasks.borrowed import BorrowedWeights
 from classyseg.tasks.costs import cost_of, input_of
@@ -456,8 +456,14 @@ class ClassyTask(Configurable, ABC):
 
     @torch.no_grad()
     def eval_step(self, batch: Sample) -> None:
-        """Counts a batch in the meters."""
-        self.evaluation.update(self.on_device(batch), self)
+        """Counts a batch in the meters, and shows its predictions to the hooks that look at them."""
+        hooks = [hook for hook in self._hooks_in_turn() if self.progress.phase in hook.sees_predictions]
+
+        def see(prediction: Tensor) -> None:
+            for hook in hooks:
+                hook.on_prediction(self, batch, prediction)
+
+        self.evaluation.update(self.on_device(batch), self, see if hooks else None)
 
     def phase_metrics(self) -> dict[str, Any]:
         """The numbers that a finished phase adds to its record; sets `phase_files`. Every process calls it."""
@@ -581,6 +587,11 @@ class ClassyTask(Configurable, ABC):
         """Whether no training step follows: all are done, or a hook asked to stop."""
         return self.progress.step >= self.num_steps or self.ending.reason is not None
 
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a hook ended the training before its last step; None if none did."""
+        return self.ending.reason
+
     def agree_to_stop(self, asked: bool) -> bool:
         """Whether any process got a signal to stop, or a hook asked to pause; asked between batches, when all can save
         the same step."""
@@ -645,6 +656,19 @@ class ClassyTask(Configurable, ABC):
             raise WriteError(f"the checkpoint of step {error.step} cannot be saved: {error}")
 
     # -- what hooks read ---------------------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> LabelMeaning:
+        """What the labels of the data mean."""
+        data = self.data.reference_set
+        return LabelMeaning(tuple(data.classes), tuple(data.palette), data.ignore_index, data.multi_label)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples the current phase has in this process."""
+        phase = self.progress.phase
+        per_step = self.batch_size // distributed.world_size()
+        return self.num_batches * per_step if phase == "train" else self.data.num_samples(phase)
 
     @property
     def samples_per_second(self) -> float:

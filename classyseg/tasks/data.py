@@ -131,6 +131,10 @@ class TaskData:
         """How many batches an epoch of training, or a measured data set, has in this process."""
         return len(self.train_order if phase == "train" else self.eval_orders[phase])
 
+    def num_samples(self, phase: Phase) -> int:
+        """How many samples of a measured data set this process has."""
+        return self.eval_orders[phase].num_samples
+
     def common_batches(self, phase: Phase) -> int:
         """How many of them every process has at least."""
         return len(self.train_order) if phase == "train" else self.eval_orders[phase].common_batches

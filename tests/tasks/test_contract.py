@@ -14,7 +14,7 @@ from classyseg.registry import TASKS
 from classyseg.tasks import ClassyTask, build_task
 from classyseg.trainer import Stopped, Trainer
 from config_contract import assert_keeps_the_config_contract
-from runs import SignalAt, kind_of_task, read_records, tiny_config, tiny_config_of
+from runs import Sees, SignalAt, kind_of_task, read_records, tiny_config, tiny_config_of
 
 SMALL = {"num_epochs": 1, "hooks": ["checkpoint"]}
 TWO_STEPS = {
@@ -51,7 +51,8 @@ def test_a_task_trains_measures_and_goes_on_as_if_it_had_not_been_stopped(name: 
         built.hooks = [*built.hooks, *hooks]
         return built
 
-    whole, stopped, resumed = task(), task(SignalAt("train", 0, 1)), task()
+    sees = Sees()
+    whole, stopped, resumed = task(sees), task(SignalAt("train", 0, 1)), task()
     before = {key: value.clone() for key, value in whole.model.state_dict().items()}
     Trainer(tmp_path / "whole").train(whole)
     with pytest.raises(Stopped):
@@ -65,3 +66,6 @@ def test_a_task_trains_measures_and_goes_on_as_if_it_had_not_been_stopped(name: 
     assert any(not torch.equal(value, before[key]) for key, value in after.items())
     assert [key for key, value in resumed.model.state_dict().items() if not torch.equal(value, after[key])] == []
     assert (tmp_path / "whole/model/config.json").is_file()
+    ((phase, batch, prediction),) = sees.shown
+    size = batch.target.shape[1:] if kind_of_task(name) == "masks" else (len(whole.labels.classes),)
+    assert (phase, prediction.shape, batch.image.dtype) == ("val", (1, *size), torch.uint8)

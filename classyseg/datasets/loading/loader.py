@@ -137,6 +137,11 @@ class EvalOrder:
         return -(-len(range(self.rank, self.num_groups, self.world_size)) // self.groups_per_batch)
 
     @property
+    def num_samples(self) -> int:
+        """How many samples this process has."""
+        return len(range(self.rank, self.num_groups, self.world_size)) * self.group_size
+
+    @property
     def common_batches(self) -> int:
         """How many batches every process has at least: so often all processes can meet between batches."""
         return -(-(self.num_groups // self.world_size) // self.groups_per_batch)
