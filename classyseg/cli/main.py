@@ -7,7 +7,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import benchmark, convert_config, data, env, evaluate, export, keys, models, predict, recipe, train
+from classyseg.cli import (
+    benchmark,
+    convert_config,
+    data,
+    env,
+    evaluate,
+    export,
+    keys,
+    models,
+    predict,
+    recipe,
+    serve,
+    train,
+)
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -30,6 +43,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
     "benchmark": (
         benchmark,
         "compare trained models: latency, throughput, memory, size, mean IoU",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "serve": (
+        serve,
+        "show a trained model as a web page on this machine, and answer programs",
         "2 something you wrote is wrong; 1 else",
     ),
 }
