@@ -64,7 +64,7 @@ FLOORS = (
     },
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models", "doctor"},
-    {"inference", "export"},
+    {"inference", "exporting"},
     {"evaluation", "engine"},
     {"tasks"},
     {"trainer", "report", "serve"},
@@ -102,6 +102,7 @@ SAME_FLOOR = {
     ("signature", "foreign"),
     ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),
+    ("exporting", "inference"),
     ("__main__", "cli"),
 }
 """The imports on one floor that DESIGN.md allows."""

@@ -7,7 +7,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import benchmark, convert_config, data, env, evaluate, keys, models, predict, recipe, serve, train
+from classyseg.cli import (
+    benchmark,
+    convert_config,
+    data,
+    env,
+    evaluate,
+    export,
+    keys,
+    models,
+    predict,
+    recipe,
+    serve,
+    train,
+)
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -21,6 +34,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         evaluate,
         "measure a trained model on a data set: by class, worst images, submissions",
         "2 something you wrote is wrong; 1 else",
+    ),
+    "export": (
+        export,
+        "write a trained model as a file for other programs, compared with the model",
+        "1 the file differs from the model, or else; 2 something you wrote is wrong",
     ),
     "benchmark": (
         benchmark,
