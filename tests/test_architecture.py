@@ -68,7 +68,7 @@ FLOORS = (
     },
     {"datasets", "transforms", "heads", "losses", "meters", "hooks", "optim"},
     {"models", "doctor"},
-    {"inference", "export"},
+    {"inference", "exporting"},
     {"evaluation", "engine"},
     {"tasks"},
     {"trainer", "serve"},
@@ -110,6 +110,7 @@ SAME_FLOOR = {
     ("signature", "foreign"),
     ("pickled_arrays", "pickled"),
     ("datasets", "transforms"),
+    ("exporting", "inference"),
     ("__main__", "cli"),
 }
 """The imports on one floor that DESIGN.md allows."""

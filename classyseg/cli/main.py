@@ -13,6 +13,7 @@ from classyseg.cli import (
     data,
     env,
     evaluate,
+    export,
     keys,
     models,
     predict,
@@ -34,6 +35,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         evaluate,
         "measure a trained model on a data set: by class, worst images, submissions",
         "2 something you wrote is wrong; 1 else",
+    ),
+    "export": (
+        export,
+        "write a trained model as a file for other programs, compared with the model",
+        "1 the file differs from the model, or else; 2 something you wrote is wrong",
     ),
     "benchmark": (
         benchmark,
