@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ def write_run(
     size: tuple[int, int] = (60, 80),
     lr: float = 0.1,
     seed: int = 0,
-    steps: bool = True,
     name: str = "image",
 ) -> Path:
     """A run with all that a report reads; its numbers are drawn from `seed`."""
@@ -44,46 +43,30 @@ def write_run(
     (folder / "report").mkdir(parents=True)
     config = {"name": "segmentation", "optimizer": {"name": "sgd", "lr": lr}, "dataset": {"val": {"name": "folder"}}}
     (folder / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
-    records: list[dict[str, Any]] = []
-    for epoch in range(1, epochs + 1):
-        step, seconds = epoch * steps_per_epoch, {"seconds": 9.5, "samples_per_second": 63.7, "data_wait": 0.02}
-        iou = {
-            each: None if i == 2 else float(v)
-            for i, (each, v) in enumerate(zip(classes, generator.random(len(classes)), strict=True))
-        }
-        known = [value for value in iou.values() if value is not None]
-        record = {"epoch": epoch, "step": step, "lr": lr / epoch, **seconds}
-        records.append({"phase": "train", "loss": 2.0 / epoch + float(generator.random()), **record})
-        measured = {"loss": 2.2 / epoch, "mean_iou": float(np.mean(known)), "iou": iou, "dice": iou}
-        records.append({"phase": "val", **record, **measured})
-    _write_lines(folder / "metrics.jsonl", records)
-    if steps:
-        lines = [
-            {"step": step, "epoch": 1, "loss": float(generator.random()), "lr": lr, "memory": {"host": 10**9 + step}}
-            for step in range(1, epochs * steps_per_epoch + 1)
-        ]
-        _write_lines(folder / "steps.jsonl", lines)
-    labels = LabelMeaning(tuple(classes), tuple(default_color(i) for i in range(len(classes))), 255)
+    _write_lines(folder / "metrics.jsonl", list(_records(generator, classes, epochs, steps_per_epoch, lr)))
     step = epochs * steps_per_epoch
-    known_facts = {"classes": classes, "palette": labels.palette, "best_is": {"iou": "largest", "loss": "smallest"}}
-    data = {"val": {"samples": 40, "size": None, "channels": 3, "bits": 8}}
-    environment = {"python": "3.11", "libraries": {"torch": "2.14"}, "devices": []}
-    _write(folder / "report/facts.json", {**known_facts, "format": 1, "data": data, "environment": environment})
-    counts = generator.integers(0, 1000, (len(classes), len(classes)))
-    true, predicted = np.nonzero(counts)
+    lines = [
+        {"step": i, "epoch": 1, "loss": float(generator.random()), "lr": lr, "memory": {"host": 10**9 + i}}
+        for i in range(1, step + 1)
+    ]
+    _write_lines(folder / "steps.jsonl", lines)
+    labels = LabelMeaning(tuple(classes), tuple(default_color(i) for i in range(len(classes))), 255)
     _write(
-        folder / "report/confusion.json",
+        folder / "report/facts.json",
         {
-            "step": step,
-            "samples": 40,
-            "sizes": [[*size, 40]],
-            "num_sizes": 1,
-            "images_with": [7] * len(classes),
-            "true": true.tolist(),
-            "predicted": predicted.tolist(),
-            "count": counts[true, predicted].tolist(),
+            "format": 1,
+            "classes": classes,
+            "palette": labels.palette,
+            "best_is": {"iou": "largest", "loss": "smallest"},
+            "data": {"val": {"samples": 40, "size": None, "channels": 3, "bits": 8}},
+            "environment": {"python": "3.11", "libraries": {"torch": "2.14"}, "devices": []},
         },
     )
+    counts = generator.integers(0, 1000, (len(classes), len(classes)))
+    true, predicted = np.nonzero(counts)
+    cells = {"true": true.tolist(), "predicted": predicted.tolist(), "count": counts[true, predicted].tolist()}
+    seen = {"step": step, "samples": 40, "sizes": [[*size, 40]], "num_sizes": 1, "images_with": [7] * len(classes)}
+    _write(folder / "report/confusion.json", {**seen, **cells})
     drawn = [
         {"kind": kind, "place": i, "name": f"{name}-{i}.png", "score": 0.1 * i, **_sample(generator, labels, size)}
         for kind in ("worst", "best")
@@ -91,6 +74,20 @@ def write_run(
     ]
     _write(folder / "report/images.json", {"step": step, "samples": 40, "images": drawn})
     return folder
+
+
+def _records(
+    generator: np.random.Generator, classes: Sequence[str], epochs: int, steps_per_epoch: int, lr: float
+) -> Iterator[dict[str, Any]]:
+    """A train and a val record of each epoch; the third class has no value."""
+    for epoch in range(1, epochs + 1):
+        values = [None if i == 2 else float(value) for i, value in enumerate(generator.random(len(classes)))]
+        iou = dict(zip(classes, values, strict=True))
+        record = {"epoch": epoch, "step": epoch * steps_per_epoch, "lr": lr / epoch}
+        record |= {"seconds": 9.5, "samples_per_second": 63.7, "data_wait": 0.02}
+        yield {"phase": "train", "loss": 2.0 / epoch + float(generator.random()), **record}
+        mean_iou = float(np.mean([value for value in values if value is not None]))
+        yield {"phase": "val", **record, "loss": 2.2 / epoch, "mean_iou": mean_iou, "iou": iou, "dice": iou}
 
 
 def _sample(generator: np.random.Generator, labels: LabelMeaning, size: tuple[int, int]) -> dict[str, Any]:
