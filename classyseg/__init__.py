@@ -58,6 +58,7 @@ _HOMES = {
     "TransformConfig": "registry",
     "TASKS": "registry",
     "task_schema": "registry",
+    "export": "exporting",
     "ClassyProtocol": "inference",
     "Predictor": "inference",
     "build_protocol": "inference",

@@ -13,11 +13,13 @@ from classyseg.cli import (
     data,
     env,
     evaluate,
+    export,
     keys,
     models,
     predict,
     push,
     recipe,
+    report,
     serve,
     train,
 )
@@ -35,6 +37,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         "measure a trained model on a data set: by class, worst images, submissions",
         "2 something you wrote is wrong; 1 else",
     ),
+    "export": (
+        export,
+        "write a trained model as a file for other programs, compared with the model",
+        "1 the file differs from the model, or else; 2 something you wrote is wrong",
+    ),
     "benchmark": (
         benchmark,
         "compare trained models: latency, throughput, memory, size, mean IoU",
@@ -44,6 +51,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         push,
         "upload a trained model to the Hugging Face hub",
         "2 something you wrote is wrong, or the hub refuses; 1 else",
+    ),
+    "report": (
+        report,
+        "make the page of a run again, or one that compares several runs",
+        "2 something you wrote is wrong; 1 else",
     ),
     "serve": (
         serve,
@@ -106,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.
-    words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
+    words = next((name for name in ("words", "overrides", "inputs", "runs") if hasattr(parsed, name)), None)
     if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:

@@ -24,6 +24,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.errors import ConfigError, within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
+from classyseg.inference.exported.model import is_exported, load_exported
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.network import Precision, known_precision
 from classyseg.inference.predictor import Predictor
@@ -37,7 +38,8 @@ from classyseg.weights.read import read_tensors
 
 EXPECTED = (
     f"accepted are a run's folder (with {MODEL}/ or {CHECKPOINTS}/), a checkpoint (with {MANIFEST}), a model's folder "
-    f"(with {MODEL_CONFIG} and {WEIGHTS}), an address on the hub such as hf://owner/name"
+    f"(with {MODEL_CONFIG} and {WEIGHTS}), a file that `classyseg export` wrote, an address on the hub such as "
+    "hf://owner/name"
 )
 
 
@@ -50,27 +52,29 @@ def load(
     max_memory: int | str | None = None,
     channels_last: bool | None = None,
 ) -> Predictor:
-    """The trained model in a folder, at work: `load("runs/streets").predict("photo.jpg")`.
+    """A trained model at work: `load("runs/streets").predict("photo.jpg")`.
 
-    `path` is a run, a checkpoint, a model's folder, or a model on the hub, `hf://owner/name@revision`. Of a run,
-    `model/` is taken, else its best checkpoint, else its newest one that is whole. By default, `precision`, `protocol`
-    and `channels_last` (the layout of images and weights) are those with which the run was measured. `max_memory`
-    (`"2G"`, or bytes) bounds what a prediction takes in addition to the model. No data set and no training config is
-    needed. Nothing is unpickled, and no path or address that a file names is followed.
+    `path` is a run, a checkpoint, a model's folder, a file that `classyseg export` wrote, or a model on the hub,
+    `hf://owner/name@revision`. Of a run, `model/` is taken, else its best checkpoint, else its newest one that is
+    whole. By default, `precision`, `protocol` and `channels_last` (the layout of images and weights) are those with
+    which the run was measured. `max_memory` (`"2G"`, or bytes) bounds what a prediction takes in addition to the model.
+    No data set and no training config is needed. Nothing is unpickled, and no path or address that a file names is
+    followed.
 
     Raises: `ConfigError` for a folder that is none of these, or is damaged; it names the file.
     """
     if not isinstance(path, str | Path) or path == "":
         raise ConfigError(f"load: found {shown(path)}; name a folder, as text or as a pathlib.Path")
-    folder = found_folder(path)
-    options = {  # built here: a mistake of the caller must not name a file
+    options: dict[str, Any] = {  # built here: a mistake of the caller must not name a file
         "device": torch_device(device),
         "precision": None if precision is None else known_precision(precision),
         "protocol": None if protocol is None else PROTOCOLS.build(protocol),
         "max_memory": None if max_memory is None else bytes_of(max_memory),
         "channels_last": channels_last,
     }
-    found, verified = trained_folder(folder)
+    if not is_hub_address(path) and is_exported(existing_path(path)):
+        return load_exported(existing_path(path), **options)
+    found, verified = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():
         return _model_folder(found, options)
     return _checkpoint(found, options, verified=verified)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from classyseg.config import user_path
 from classyseg.console import shown
@@ -97,13 +97,14 @@ class Predictor:
         self.takes_clips = self.clips is not None
         self.preparation = preparation or Preparation(channels=model.in_channels)
         self.normalize = NormalizeConfig.model_validate({} if normalize is None else normalize)
-        self.normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
-        if len(self.normalizer.mean) != model.in_channels:
+        normalizer = ImageNormalizer(self.normalize, own_unit=self.preparation.own_unit)
+        if len(normalizer.mean) != model.in_channels:
             raise ConfigError(
                 "normalize",
-                f"found {len(self.normalizer.mean)} means; the model takes {model.in_channels} channels: "
+                f"found {len(normalizer.mean)} means; the model takes {model.in_channels} channels: "
                 "give it one mean and one std for each",
             )
+        self.normalizer: nn.Module = nn.Identity() if model.takes_pixels else normalizer
         self.protocol: ClassyProtocol = PROTOCOLS.build("whole" if protocol is None else protocol)
         self.may_use_windows = protocol is None if may_use_windows is None else may_use_windows
         self.train_size = train_size
@@ -120,7 +121,10 @@ class Predictor:
         bring(self.model, self.device, channels_last=channels_last)
         self.normalizer.to(self.device)
         self.network = Network(
-            self.model, precision=precision, black=black_of(self.normalizer), channels_last=channels_last
+            self.model,
+            precision=precision,
+            black=None if model.takes_pixels else black_of(normalizer),
+            channels_last=channels_last,
         )
         self.head = model.main_head
         self._check_classes()

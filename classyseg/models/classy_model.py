@@ -50,6 +50,8 @@ class ClassyModel(nn.Module, Configurable, ABC):
     """How keys of the reference's own classifier begin. Public weights hold it, a backbone does not."""
     rounding: ClassVar[Literal["up", "down", "mixed"]] = "up"
     """How strided layers round a size that is not a multiple of the stride; `mixed`: some up, some down."""
+    takes_pixels: bool = False
+    """Whether it takes images as they are stored, and normalises them itself: as an exported file does."""
     takes_single_frames: bool = False
     """Whether a backbone of clips also takes images (N, C, H, W), each as a clip of one frame."""
     namings: tuple[Naming, ...] = ()

@@ -1,0 +1,230 @@
+"""Exports a trained model: traced, written, compared with the model, and only then kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from classyseg import __version__
+from classyseg.config import user_path
+from classyseg.console import shown
+from classyseg.errors import ConfigError
+from classyseg.exporting.check import cases, compare, noise, sizes_for
+from classyseg.exporting.graph import Graph, Reference
+from classyseg.exporting.trace import plain, smallest_of, traced
+from classyseg.inference.exported.contract import Format, Traced
+from classyseg.inference.exported.facts import INPUT_KINDS, OUTPUT_KINDS, ExportFacts, InputKind, OutputKind, facts_of
+from classyseg.inference.exported.formats import format_named
+from classyseg.inference.load import load
+from classyseg.io import fsync_folder
+from classyseg.run_folder import kind_of
+
+if TYPE_CHECKING:
+    from classyseg.inference import Predictor
+
+log = logging.getLogger(__name__)
+
+TRACED = (128, 192)
+"""The size of the images with which a model is traced."""
+BATCH = 2
+"""How many images it is traced with: one alone would become a constant."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was kept, what it tells of itself, and how long it took to make and to compare it."""
+
+    path: Path
+    facts: ExportFacts
+    seconds: float
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+
+def export(
+    model: str | Path | Predictor,
+    *,
+    format: str,
+    output: str | Path,
+    input_kind: InputKind = "image",
+    output_kind: OutputKind = "labels",
+    protocol: Any = None,
+    batch: int | None = None,
+    images: Iterable[Any] = (),
+    measured: Mapping[str, Any] | None = None,
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Export:
+    """Writes a model as a file for other programs: `export("runs/streets", format="onnx", output="streets.onnx")`.
+
+    `model` is what `classyseg.load` takes, or a predictor. `input_kind` is what the file takes: an `image` of bytes as
+    users have it, one that is `prepared` by the transforms of the training's validation, or one that is `normalized`,
+    too. `output_kind` is what it gives: `labels` or `scores` at the image's own size, or the head's `logits`. The
+    number of images, height and width are free; with `batch` the number is fixed. `images` are compared in addition to
+    noise; `measured` are numbers that the file tells of. `tolerance` is the largest difference, as a share of the range
+    of values. Further options are the format's own, such as `opset` of `onnx`.
+
+    The file is compared with the model before it gets its name; otherwise nothing is left.
+
+    Raises: `ConfigError` for what cannot be exported, and why; for a file that is there; for a file that differs.
+    """
+    started = time.perf_counter()
+    row = format_named(format)
+    row.require()
+    path = _target(output, row, overwrite=overwrite)
+    _check_kinds(input_kind, output_kind, row, options)
+    predictor = (
+        load(model, device="cpu", precision="float32", protocol=protocol) if isinstance(model, str | Path) else model
+    )
+    _check_predictor(predictor, output_kind)
+    graph = Graph(predictor, input_kind, output_kind)
+    facts = _facts(predictor, row, input_kind, output_kind, batch, options, measured or {})
+    stride = max((block.stride for block in predictor.model.blocks.values()), default=1)
+
+    def example_of(multiple: int) -> Tensor:
+        return noise(facts, batch or BATCH, _example_size(multiple), seed=0)
+
+    def sizes_of(multiple: int) -> list[tuple[int, int]]:
+        return sizes_for(_example_size(multiple), facts.model_copy(update={"multiple": multiple}), stride)[1:]
+
+    program, example, multiple = traced(graph, example_of, sizes_of, batch)
+    facts = facts.model_copy(update={"multiple": multiple, "smallest": smallest_of(program)})
+    result = Traced(plain(program), graph, example, facts, options)
+    reference = Reference(predictor, input_kind, output_kind)
+    size = (example.shape[-2], example.shape[-1])
+    given = [_given(predictor, image, input_kind) for image in images]
+    with _written(path) as temporary:
+        row.write(result, temporary)
+        run = row.open_file(temporary, facts, torch.device("cpu"))
+        limit = row.tolerance if tolerance is None else tolerance
+        checks = tuple(
+            compare(run, reference, case, row, limit) for case in cases(facts, size, stride, BATCH + 1, given)
+        )
+        facts = facts.model_copy(update={"checks": checks})
+        row.annotate(result, temporary, facts.text())
+        if facts_of(row.read_text(temporary), temporary) != facts:
+            raise ConfigError(f"--format {row.name}: the file does not hold what was written of it; this is a defect")
+    return Export(path, facts, time.perf_counter() - started)
+
+
+def _target(output: str | Path, row: Format, *, overwrite: bool) -> Path:
+    if not isinstance(output, str | Path) or not str(output):
+        raise ConfigError(f"--output: found {shown(output)}; name a file")
+    path = user_path(output)
+    if not path.name.endswith(row.suffix):
+        raise ConfigError(f"--output {path}: a file of the format {row.name} ends in {row.suffix}")
+    if os.path.lexists(path):
+        if kind_of(path) != "a file":
+            raise ConfigError(f"--output {path}: found {kind_of(path)}; name a new file")
+        if not overwrite:
+            raise ConfigError(f"--output {path}: is there already; name another one, or give --overwrite")
+    return path
+
+
+def _check_kinds(input_kind: str, output_kind: str, row: Format, options: Mapping[str, Any]) -> None:
+    for option, found, known in (
+        ("--input-kind", input_kind, INPUT_KINDS),
+        ("--output-kind", output_kind, OUTPUT_KINDS),
+    ):
+        if found not in known:
+            raise ConfigError(option, f"found {shown(found)}; accepted are {', '.join(known)}")
+    for name in options:
+        if name not in row.options:
+            accepted = ", ".join(f"--{each}" for each in row.options) or "none"
+            raise ConfigError(f"--{name}", f"means nothing for --format {row.name}; its own options: {accepted}")
+
+
+def _check_predictor(predictor: Predictor, output_kind: OutputKind) -> None:
+    if predictor.model.takes_pixels or not any(True for _ in predictor.model.parameters()):
+        raise ConfigError("export: found an exported file; export the run that it was made of")
+    name = predictor.protocol.config()["name"]
+    if output_kind != "logits" and name != "whole":
+        raise ConfigError(
+            "protocol",
+            f"the model was measured with {name}, and a file runs on whole images; accepted are --protocol whole, "
+            "whose numbers are others, and --output-kind logits, which classyseg runs in windows",
+        )
+
+
+def _facts(
+    predictor: Predictor,
+    row: Format,
+    input_kind: InputKind,
+    output_kind: OutputKind,
+    batch: int | None,
+    options: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> ExportFacts:
+    shape = predictor.model.input_shape(64, 64)
+    clips = predictor.clips
+    frames = None if len(shape) == 3 or clips is None else clips.frames
+    is_float = input_kind == "normalized" or predictor.preparation.own_unit
+    return ExportFacts(
+        file_format=row.name,
+        input_kind=input_kind,
+        output_kind=output_kind,
+        output=output_kind,
+        head=predictor.head,
+        whole_images=not predictor.network.gives_maps(predictor.head),
+        channels=predictor.model.in_channels,
+        frames=frames,
+        image_type="float32" if is_float else "uint8",
+        batch=batch,
+        classes=predictor.classes,
+        palette=predictor.palette,
+        ignore_index=predictor.ignore_index,
+        multi_label=predictor.multi_label,
+        clips=clips,
+        normalize=predictor.normalize,
+        preparation=predictor.preparation.config(),
+        protocol=predictor.protocol.config(),
+        options=dict(options),
+        measured=dict(measured),
+        versions={"torch": str(torch.__version__), "classyseg": __version__},
+    )
+
+
+def _example_size(multiple: int) -> tuple[int, int]:
+    return -(-TRACED[0] // multiple) * multiple, -(-TRACED[1] // multiple) * multiple
+
+
+def _given(predictor: Predictor, image: Any, input_kind: InputKind) -> Tensor:
+    """An image in any form as the file's input."""
+    tensor = predictor.read(image)
+    if input_kind == "image":
+        return tensor
+    whole = not predictor.network.gives_maps(predictor.head)
+    prepared = predictor.preparation.apply(tensor, whole_images=whole).image
+    return prepared if input_kind == "prepared" else predictor.normalized(prepared[None])[0]
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Gives a path of that name in a new folder. At the end, what lies in there is moved to where `path` is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+    try:
+        yield folder / path.name
+        found = sorted(folder.iterdir(), key=lambda each: each.name == path.name)  # the one that names others last
+        for each in found:
+            with open(each, "rb") as file:
+                os.fsync(file.fileno())
+        for each in found:
+            os.replace(each, path.parent / each.name)
+        fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""From a module to a graph of torch's operators whose batch, height and width are free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from classyseg.inference.exported.contract import RefusedError
+
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""What sides may have to be multiples of. The first with which the graph is right for all sizes is taken."""
+LARGEST_SIDE = 2**20
+
+
+def traced(
+    module: nn.Module,
+    example_of: Callable[[int], Tensor],
+    sizes_of: Callable[[int], Sequence[tuple[int, int]]],
+    batch: int | None,
+) -> tuple[ExportedProgram, Tensor, int]:
+    """The graph of `module`, the example, and what sides must be multiples of.
+
+    `example_of` and `sizes_of` give the example and the sizes of a comparison for such a multiple.
+
+    Raises: `RefusedError` for a module that torch cannot trace, such as one that branches on values, with the reason.
+    """
+    problem = ""
+    for multiple in MULTIPLES:
+        example = example_of(multiple)
+        try:
+            with torch.no_grad():
+                program = torch.export.export(module, (example,), dynamic_shapes=(_axes(example, multiple, batch),))
+        except Exception as error:  # torch raises many kinds, and a plugin's model any
+            problem = problem or reason_of(error)
+            if multiple == 1 and not _is_about_sizes(error):
+                break
+            continue
+        if all(_holds(program, example, size) for size in sizes_of(multiple)):
+            return program, example, multiple
+        problem = problem or "its graph is for some sizes alone"
+    raise RefusedError(f"export: torch cannot trace this model with free sizes: {problem}")
+
+
+def _axes(example: Tensor, multiple: int, batch: int | None) -> dict[int, Any]:
+    height, width = example.dim() - 2, example.dim() - 1
+    free: dict[int, Any] = {} if batch is not None else {0: Dim.DYNAMIC}
+    if multiple == 1:
+        return free | {height: Dim.DYNAMIC, width: Dim.DYNAMIC}
+    sides = {axis: multiple * Dim(f"side{axis}", max=LARGEST_SIDE // multiple) for axis in (height, width)}
+    return free | sides
+
+
+def _is_about_sizes(error: Exception) -> bool:
+    """Whether other sizes may help: the trace fixed one, or found that it must be divisible."""
+    return any(word in str(error) for word in ("Constraints violated", "specialized", "divisible", "Mod(", "% "))
+
+
+def _holds(program: ExportedProgram, example: Tensor, size: tuple[int, int]) -> bool:
+    """Whether the conditions under which torch traced the graph hold for images of `size`."""
+    check = getattr(program.module(), "_guards_fn", None)
+    if check is None:
+        return True
+    try:
+        check(torch.empty(*example.shape[:-2], *size, dtype=example.dtype, device="meta"))
+    except AssertionError:
+        return False
+    return True
+
+
+def smallest_of(program: ExportedProgram) -> tuple[int, int]:
+    """The smallest height and width that the graph is made for."""
+    image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    low = []
+    for side in image.meta["val"].shape[-2:]:
+        expression = side.node.expr if isinstance(side, torch.SymInt) else None
+        bounds = program.range_constraints.get(expression) if expression is not None else None
+        low.append(int(side) if expression is None else int(bounds.lower) if bounds is not None else 1)
+    return low[0], low[1]
+
+
+def plain(program: ExportedProgram) -> ExportedProgram:
+    """`program` without its example, without conditions in Python, and without traces of where its code stands.
+
+    They are pickled, run as code, or name paths of this machine. The sizes are checked by us instead.
+    """
+    program.example_inputs = None
+    program._guards_code = []
+    program._module_call_graph = program.module_call_graph[:1]
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom"):
+            node.meta.pop(key, None)
+    return program
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason in one line: what was raised, and the line of the model where it was."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    places = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    told = f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
+    return f"{told} ({places[-1][:200]})" if places else told
