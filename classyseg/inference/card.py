@@ -178,7 +178,7 @@ def _training(card: Card) -> str:
 
 
 def _licence(name: str) -> str:
-    told = f"{escaped(name)}." if name else "None was given: ask whoever made this model before you use it."
+    told = f"Given as: {escaped(name)}." if name else "None was given: ask whoever made this model before you use it."
     return f"## Licence\n\n{told}\n"
 
 

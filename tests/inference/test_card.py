@@ -61,7 +61,7 @@ def test_without_a_licence_the_card_says_that_none_was_given(tmp_path: Path) -> 
 def test_a_licence_that_the_hub_does_not_know_is_another_one_with_its_name(tmp_path: Path) -> None:
     card = card_of(small_predictor(), tmp_path, license="Mine: <b>")
     assert (card.data.license, card.data.license_name) == ("other", "Mine: <b>")
-    assert "## Licence\n\nMine: \\<b\\>.\n" in card.text
+    assert "## Licence\n\nGiven as: Mine: \\<b\\>.\n" in card.text
 
 
 def test_the_kind_of_model_is_told(tmp_path: Path) -> None:
@@ -93,14 +93,14 @@ def test_a_loaded_model_keeps_its_card_and_takes_another_licence(tmp_path: Path)
     first = (loaded.save(tmp_path / "b") / "README.md").read_text()
     assert first == (tmp_path / "a" / "README.md").read_text()
     second = (loaded.save(tmp_path / "b", license="cc-by-4.0") / "README.md").read_text()
-    assert "## Licence\n\ncc-by-4.0.\n" in second
+    assert "## Licence\n\nGiven as: cc-by-4.0.\n" in second
     header = ModelCard(second).data
     assert (header.license, header.eval_results[0].metric_value) == ("cc-by-4.0", 0.7)
     changed = [line for line in second.splitlines() if line not in first.splitlines()]
-    assert changed == ["license: cc-by-4.0", "cc-by-4.0."]
+    assert changed == ["license: cc-by-4.0", "Given as: cc-by-4.0."]
     (tmp_path / "a" / "README.md").write_text("My own text.\n")
     own = (classyseg.load(tmp_path / "a", device="cpu").save(tmp_path / "b", license="mit") / "README.md").read_text()
-    assert own == "---\nlicense: mit\n---\nMy own text.\n\n## Licence\n\nmit.\n"
+    assert own == "---\nlicense: mit\n---\nMy own text.\n\n## Licence\n\nGiven as: mit.\n"
 
 
 def test_a_run_tells_its_data_and_its_command_and_no_path_of_the_machine(
