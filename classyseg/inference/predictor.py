@@ -67,6 +67,9 @@ class Predictor:
     a tensor (C, T, H, W).
     """
 
+    readme = ""
+    """The card of the folder that the model was loaded from."""
+
     def __init__(
         self,
         model: ClassyModel,
@@ -113,8 +116,6 @@ class Predictor:
         self.max_memory = None if max_memory is None else bytes_of(max_memory)
         self.batch_size = GPU_BATCH if self.device.type == "cuda" and self.max_memory is None else 1
         self.channels_last = channels_last
-        self.readme = ""
-        """The card of the folder that the model was loaded from."""
         self._model_config = model_config.resolved() if isinstance(model_config, ComponentConfig) else model_config
         self.model = model.eval()
         self.model.set_multi_label(multi_label)
