@@ -17,7 +17,9 @@ from classyseg.cli import (
     keys,
     models,
     predict,
+    push,
     recipe,
+    report,
     serve,
     train,
 )
@@ -43,6 +45,16 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
     "benchmark": (
         benchmark,
         "compare trained models: latency, throughput, memory, size, mean IoU",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "push": (
+        push,
+        "upload a trained model to the Hugging Face hub",
+        "2 something you wrote is wrong, or the hub refuses; 1 else",
+    ),
+    "report": (
+        report,
+        "make the page of a run again, or one that compares several runs",
         "2 something you wrote is wrong; 1 else",
     ),
     "serve": (
@@ -106,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.
-    words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
+    words = next((name for name in ("words", "overrides", "inputs", "runs") if hasattr(parsed, name)), None)
     if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:
