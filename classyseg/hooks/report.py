@@ -62,6 +62,10 @@ class ReportHook(ClassyHook):
         self._told_facts = False
         self._seen: _Seen | None = None
 
+    def on_start(self, task: WatchedTask) -> None:
+        if task.run_folder is None:
+            self.sees_predictions = ()
+
     def on_phase_start(self, task: WatchedTask) -> None:
         self._seen = _Seen(task.labels, self.images, self.size) if task.progress.phase == "val" else None
 
