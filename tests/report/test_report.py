@@ -23,10 +23,10 @@ from classyseg.hooks import ReportHook
 from classyseg.report import SmallSample, page, read_run, write_report
 from classyseg.report.charts import nice_ticks, thinned
 from classyseg.stopping import Stopped
-from classyseg.structures import LabelMeaning
+from classyseg.structures import LabelMeaning, Sample
 from classyseg.tasks import build_task
 from classyseg.trainer import Trainer
-from runs import SignalAt, in_two_processes, read_records, tiny_config_of, tiny_task
+from runs import FakeTask, SignalAt, in_two_processes, read_records, tiny_config_of, tiny_task
 
 SHORT: dict[str, Any] = {
     "num_epochs": 2,
@@ -182,6 +182,25 @@ def test_a_resumed_run_has_the_counts_and_pictures_of_one_that_never_stopped(tra
     Trainer(tmp_path, resume=True).train(tiny_task(SHORT))
     for name in ("confusion.json", "images.json"):
         assert (tmp_path / "report" / name).read_bytes() == (trained / "report" / name).read_bytes()
+
+
+def test_samples_of_one_name_are_two_and_their_folders_are_not_told(tmp_path: Path) -> None:
+    hook, task = ReportHook(images=1), FakeTask(tmp_path)
+    task.progress.phase = "val"
+    hook.on_phase_start(task)
+    names = ("/home/jane/a/x.png", "/home/jane/b/x.png")
+    batch = Sample(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 8, 8, dtype=torch.uint8), names)
+    prediction = torch.zeros(2, 8, 8, dtype=torch.int64)
+    prediction[1] = 1
+    hook.on_prediction(task, batch, prediction)
+    task.metrics = {"phase": "val", "step": 1}
+    hook.on_phase_end(task)
+    text = (tmp_path / "report/images.json").read_text(encoding="utf-8")
+    assert [(image["kind"], image["name"], image["score"]) for image in json.loads(text)["images"]] == [
+        ("worst", "x.png", 0.0),
+        ("best", "x.png", 1.0),
+    ]
+    assert "jane" not in text
 
 
 def test_a_report_may_have_no_picture(tmp_path: Path) -> None:
