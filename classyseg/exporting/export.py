@@ -23,7 +23,7 @@ from classyseg.errors import ConfigError
 from classyseg.exporting.check import cases, compare, noise, sizes_for
 from classyseg.exporting.graph import Graph, Reference
 from classyseg.exporting.trace import plain, smallest_of, traced
-from classyseg.inference.exported.contract import Format, Traced
+from classyseg.inference.exported.contract import Format, RefusedError, Traced
 from classyseg.inference.exported.facts import INPUT_KINDS, OUTPUT_KINDS, ExportFacts, InputKind, OutputKind, facts_of
 from classyseg.inference.exported.formats import format_named
 from classyseg.inference.load import load
@@ -109,7 +109,11 @@ def export(
     given = [_given(predictor, image, input_kind) for image in images]
     with _written(path) as temporary:
         row.write(result, temporary)
-        run = row.open_file(temporary, facts, torch.device("cpu"))
+        try:
+            run = row.open_file(temporary, facts, torch.device("cpu"))
+        except ConfigError as error:  # the reader refuses what the graph has
+            reason = str(error).removeprefix(f"{temporary}: ")
+            raise RefusedError(f"--format {row.name}: {reason}") from None
         limit = row.tolerance if tolerance is None else tolerance
         checks = tuple(
             compare(run, reference, case, row, limit) for case in cases(facts, size, stride, BATCH + 1, given)
