@@ -10,6 +10,7 @@ from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_o
 from classyseg.config import ConfigTree, apply_overrides, closest, listed, load_config
 from classyseg.console import MAX_NAME, shown
 from classyseg.errors import ConfigError
+from classyseg.inference.exported.model import is_exported
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG, MODEL
@@ -38,9 +39,12 @@ class TrainedRun(NamedTuple):
 def trained_run(path: str) -> TrainedRun:
     """The run at `path`, or the run around the checkpoint or model folder at `path`. Raises: `ConfigError`."""
     folder = existing_path(path)
+    if path and is_exported(folder):
+        return TrainedRun(None, None)
     if not path or not folder.is_dir():
         raise ConfigError(
-            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint and a model's folder"
+            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint, a model's folder and "
+            "an exported file"
         )
     for run in (folder, folder.parent) if folder.name == MODEL else (folder,):
         if (run / CONFIG).is_file():
