@@ -197,7 +197,7 @@ def config_of(run: Run, old_checkout: Path) -> dict[str, Any]:
                 parent = "val"
             node = node[int(parent) if isinstance(node, list) else parent]
         node[last] = yaml.safe_load(text)
-    config["hooks"] = [hook for hook in config["hooks"] if hook != "progress_bar"]
+    config["hooks"] = [hook for hook in config["hooks"] if hook not in ("progress_bar", "report")]
     config["hooks"] += [{"name": "log", "every": 1}, "stop_at"]
     return config
 

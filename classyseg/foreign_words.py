@@ -14,7 +14,7 @@ _OUTPUT = "nothing: the folder of a run is `--output DIR` of the command"
 _RESUME = "nothing: a run continues with `--resume` of the command"
 _ROOT = "nothing: the root of data sets is `--data-root DIR` of the command, or $CLASSYSEG_DATA"
 _CHECKPOINT = "hooks, such as [{name: checkpoint, every_epochs: 1, best: mean_iou}]"
-_LOG = "hooks, such as [{name: log, every: 50}]"
+_LOG = "hooks, such as [{name: log, every: 50}] or [tensorboard]"
 _FOLDER_IMAGES = "dataset.train.images, of {name: folder}"
 _FOLDER_MASKS = "dataset.train.masks, of {name: folder}"
 _IGNORE = "dataset.train.ignore_index, of {name: folder}; other data sets know theirs"
@@ -23,6 +23,8 @@ _GROUPS = "optimizer.groups, such as [{match: heads.*, lr_factor: 10}]"
 _SCHEDULE = "optimizer.schedule, such as {name: polynomial, power: 0.9}"
 _LIST = "dataset.train.list, of {name: folder}: a text file with the name of an image a line"
 _RECORDS = "nothing: a run writes its numbers to metrics.jsonl and, with the hook log, steps.jsonl in its folder"
+_TRACKERS = "hooks, such as [tensorboard], [wandb], [mlflow] or [csv]"
+_OTHER_TRACKERS = "nothing: the trackers here are tensorboard, wandb, mlflow and csv"
 _STOPPING = "hooks, such as [{name: early_stopping, best: mean_iou, patience: 5}]"
 _AVERAGE = "hooks, such as [{name: ema, decay: 0.999}]"
 _NO_WINDOWS = "nothing: images are measured whole, and once"
@@ -191,8 +193,11 @@ KEYS: dict[str, str] = {
     "enable_checkpointing save_weights_only": _CHECKPOINT,
     "log_config log_interval log_every_n_steps print_freq log_freq log_every logging_steps log_steps logger "
     "loggers": _LOG,
-    "report_to wandb use_wandb tensorboard use_tensorboard tensorboard_log vis_backends visualizer mlflow "
-    "csv_logger": _RECORDS,
+    "tensorboard use_tensorboard tensorboard_log": "hooks, such as [tensorboard]",
+    "wandb use_wandb": "hooks, such as [{name: wandb, project: NAME}]",
+    "mlflow use_mlflow": "hooks, such as [{name: mlflow, experiment: NAME}]",
+    "csv csv_logger": "hooks, such as [csv]",
+    "report_to tracker trackers track vis_backends visualizer": _TRACKERS,
     "enable_progress_bar progress_bar progress_bar_refresh_rate verbose": "hooks, such as [progress_bar]",
     "mode": "hooks.best_is, of {name: checkpoint}",
     "early_stopping early_stop patience early_stopping_patience": _STOPPING,
@@ -397,8 +402,16 @@ NAMES: dict[str, dict[str, str]] = {
         "throughput throughput_monitor device_stats_monitor gpu_stats_monitor speed_monitor memory memory_monitor "
         "memory_profiler_hook": "log",
         "ema_hook exponential_moving_average ema_model_weights model_ema averaged_model weight_averaging swa": "ema",
-        "tensorboard tensor_board tensorboard_logger_hook tensorboard_logger wandb wandb_logger wandb_logger_hook "
-        "csv_logger csv_logger_hook mlflow_logger learning_rate_monitor lr_monitor iter_timer_hook": _RECORDS,
+        "tensor_board tensorboard_logger_hook tensorboard_logger tensorboard_vis_backend tensorboard_plot "
+        "tensorboard_callback summary_writer tb": "tensorboard",
+        "wandb_logger wandb_logger_hook wandb_vis_backend wandb_callback wandb_metrics_logger mmseg_wandb_hook "
+        "weights_and_biases": "wandb",
+        "mlflow_logger ml_flow_logger mlflow_logger_hook ml_flow_logger_hook mlflow_callback mlflow_vis_backend "
+        "ml_flow_vis_backend": "mlflow",
+        "csv_logger csv_logger_hook": "csv",
+        "clear_ml clearml comet neptune aim dvclive visdom": _OTHER_TRACKERS,
+        "seg_visualization_hook image_plot log_prediction_samples": "sample_predictions",
+        "learning_rate_monitor lr_monitor iter_timer_hook": _RECORDS,
         "lr_scheduler_hook param_scheduler_hook lr_updater_hook": "nothing: optimizer.schedule sets the lr",
     },
     "heads": {

@@ -140,3 +140,10 @@ class RunRecords:
         ]
         if lost:
             raise WriteError("; ".join(lost))
+
+
+def is_by_class(value: Any) -> bool:
+    """Whether a value of a record is a mapping from each class to a number or None."""
+    return isinstance(value, Mapping) and all(
+        number is None or isinstance(number, int | float) for number in value.values()
+    )

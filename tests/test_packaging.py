@@ -64,7 +64,11 @@ def installed(wheel: Path) -> Path:
 def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = [ROOT / "classy_train.py", *(ROOT / "classyseg").rglob("*.py")]
-    sources += [path for kind in ("*.json", "*.txt") for path in (ROOT / "classyseg").rglob(kind)]
+    sources += [
+        path
+        for kind in ("*.json", "*.txt", "*.html", "*.j2", "*.css", "*.js")
+        for path in (ROOT / "classyseg").rglob(kind)
+    ]
     expected = {str(path.relative_to(ROOT)) for path in sources} | {"classyseg/py.typed"}
     configs = {f"classyseg/{path.relative_to(ROOT)}" for path in (ROOT / "task_configs").rglob("*.yaml")}
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,25 +16,19 @@ from torch import Tensor
 from classyseg.cli.prediction_files import save_image, write_values
 from classyseg.config import listed
 from classyseg.console import printable
-from classyseg.distributed import gather_over_processes
 from classyseg.errors import ConfigError
+from classyseg.label_counts import confusion_matrix, mean_iou_of_image
 from classyseg.meters.classy_meter import ClassyMeter
-from classyseg.meters.confusion import confusion_matrix
 from classyseg.pictures import Labels, lines_of_classes, picture, picture_of_classes, safe_stem, small, told_of_scores
+from classyseg.ranking import Lowest
 from classyseg.registry import DATASETS
 from classyseg.structures import Color, LabelMeaning
-
-NOTHING = (float("inf"), float("inf"))
 
 
 @dataclass(frozen=True)
 class KeptImage:
-    """An image or clip of the set, what is `told` of it, and what draws it with a palette.
+    """An image or clip of the set, what is `told` of it, and what draws it with a palette."""
 
-    `sort_key` is how right it is, then a hash of its name: so the order is the same for every number of processes.
-    """
-
-    sort_key: tuple[float, float]
     name: str
     told: Mapping[str, Any]
     draw: Callable[[Sequence[Color]], Image.Image]
@@ -56,37 +49,27 @@ class WorstImages(ClassyMeter):
         self.reset()
 
     def reset(self) -> None:
-        self.kept: list[KeptImage] = []
-        self.worst: list[tuple[float, ...]] = []
+        self._lowest: Lowest[KeptImage] = Lowest(self.count)
+        self._worst: list[tuple[int, KeptImage]] = []
 
     def keep(
         self, right: float, name: str, told: Mapping[str, Any], drawer: Callable[[], Callable[..., Image.Image]]
     ) -> None:
         """Keeps an image if few are as wrong, ordered by `right`. `drawer` makes what draws it, which holds pixels."""
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-        sort_key = right, float(int.from_bytes(digest[:6]))
-        if not self.count or (len(self.kept) == self.count and sort_key > self.kept[-1].sort_key):
-            return
-        kept = [*self.kept, KeptImage(sort_key, name, told, drawer())]
-        self.kept = sorted(kept, key=lambda kept: kept.sort_key)[: self.count]
+        self._lowest.offer(right, name, lambda: KeptImage(name, told, drawer()))
 
     def compute(self) -> dict[str, Any]:
         """Finds which are the worst images of the whole job; it gives no numbers."""
-        own = [kept.sort_key for kept in self.kept]
-        padded = torch.tensor([*own, *[NOTHING] * (self.count - len(own))], dtype=torch.float64).view(-1, 2)
-        everyone = sorted(map(tuple, gather_over_processes(padded).flatten(0, 1).tolist()))
-        self.worst = [key for key in everyone[: self.count] if key != NOTHING]
+        self._worst = self._lowest.of_job()
         return {}
 
     def draw(self, folder: Path, palette: Sequence[Color]) -> list[dict[str, Any]]:
         """Draws this process's share of the worst images, and lists them. A file's name begins with its place."""
         drawn = []
-        for kept in self.kept:
-            if kept.sort_key in self.worst:
-                place = self.worst.index(kept.sort_key) + 1
-                path = folder / f"{place:02}_{safe_stem(kept.name)}.png"
-                save_image(path, kept.draw(palette), "PNG")
-                drawn.append({"place": place, **kept.told, "name": kept.name, "file": str(path)})
+        for place, kept in self._worst:
+            path = folder / f"{place:02}_{safe_stem(kept.name)}.png"
+            save_image(path, kept.draw(palette), "PNG")
+            drawn.append({"place": place, **kept.told, "name": kept.name, "file": str(path)})
         return drawn
 
 
@@ -96,10 +79,9 @@ class WorstMasks(WorstImages):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         for i, name in enumerate(self.names):
             matrix = confusion_matrix(prediction[i], target[i], len(self.classes), self.ignore_index).cpu()
-            union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
-            if not union.any():  # every pixel is ignored
+            mean_iou = mean_iou_of_image(matrix.diag(), matrix.sum(1), matrix.sum(0))
+            if mean_iou is None:
                 continue
-            mean_iou = (matrix.diag()[union > 0].double() / union[union > 0]).mean().item()
 
             def drawer(i: int = i, name: str = name, mean_iou: float = mean_iou) -> Callable[..., Image.Image]:
                 label, predicted = (small(part[i]).numpy() for part in (target, prediction))

@@ -7,7 +7,21 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from classyseg.cli import benchmark, convert_config, data, env, evaluate, export, keys, models, predict, recipe, train
+from classyseg.cli import (
+    benchmark,
+    convert_config,
+    data,
+    env,
+    evaluate,
+    export,
+    keys,
+    models,
+    predict,
+    recipe,
+    report,
+    serve,
+    train,
+)
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -30,6 +44,16 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
     "benchmark": (
         benchmark,
         "compare trained models: latency, throughput, memory, size, mean IoU",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "report": (
+        report,
+        "make the page of a run again, or one that compares several runs",
+        "2 something you wrote is wrong; 1 else",
+    ),
+    "serve": (
+        serve,
+        "show a trained model as a web page on this machine, and answer programs",
         "2 something you wrote is wrong; 1 else",
     ),
 }
@@ -88,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parsed, more = parser.parse_known_args(arguments)
     # argparse gives a subcommand only the positional words before its first option; later ones come back here.
-    words = next((name for name in ("words", "overrides", "inputs") if hasattr(parsed, name)), None)
+    words = next((name for name in ("words", "overrides", "inputs", "runs") if hasattr(parsed, name)), None)
     if more and (words is None or not all(word[:1] != "-" and ("=" in word or words != "overrides") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:

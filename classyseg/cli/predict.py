@@ -78,9 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.inputs import as_videos, check_plans, find_inputs
     from classyseg.cli.prediction import Job
-    from classyseg.cli.prediction_table import ClassRule, table
+    from classyseg.cli.prediction_table import table
     from classyseg.config import user_path
     from classyseg.errors import ConfigError
+    from classyseg.inference.class_rule import ClassRule
     from classyseg.io import write_atomically
     from classyseg.run_folder import require_writable
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections import Counter, deque
@@ -22,10 +21,10 @@ from torch import Tensor
 from classyseg.cli.inputs import Input, Plan
 from classyseg.cli.output import DISK_ERRORS, ProgressLine
 from classyseg.cli.prediction_files import overlay_video, write_labels, write_overlay, write_scores
-from classyseg.cli.prediction_table import ClassRule
 from classyseg.datasets.files.videos import each_frame
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
+from classyseg.inference.class_rule import ClassRule
 
 Labels = npt.NDArray[Any]
 THREADS = 4
@@ -136,7 +135,7 @@ class Job:
             for read in batch:  # each alone, so that one image does not fail the others
                 self._predict([read])
             return
-        seconds, windows = (time.perf_counter() - started) / len(batch), self._windows_since(before)
+        seconds, windows = (time.perf_counter() - started) / len(batch), self.predictor.windows_since(before)
         for read, (labels, scores) in zip(batch, found, strict=True):
             writing = self._pool.submit(self._write, read, labels, scores, seconds, windows)
             self._writing.append((read.given.path, writing))
@@ -173,7 +172,7 @@ class Job:
         except (ConfigError, RuntimeError, ValueError, MemoryError, OSError) as error:
             self._fail(given.path, error)
             return
-        seconds, windows = time.perf_counter() - started, self._windows_since(before)
+        seconds, windows = time.perf_counter() - started, self.predictor.windows_since(before)
         told = {} if self.rule is None else self.rule.told(mean / count)
         self.records[given.path] = self._record(plan, size, total, seconds, frames=count, **windows, **told)
         self._progress.add()
@@ -196,11 +195,6 @@ class Job:
     def classes_of(self, record: Mapping[str, Any]) -> list[str]:
         """The classes that a record of a whole image or video has."""
         return [] if self.rule is None else self.rule.classes_of(record)
-
-    def _windows_since(self, before: Counter[str]) -> dict[str, Any]:
-        """The entry in the summary for a file that the memory budget cut into windows: their size."""
-        text = next(iter(self.predictor.in_windows - before), None)
-        return {} if text is None else {"windows": json.loads(text)["size"]}
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from classyseg.datasets.files.images import header_of
-from classyseg.errors import ConfigError
+from classyseg.inference.label_files import COMPRESSION, Palette, encoded, label_image, label_png
 from classyseg.io import written_atomically
 
-Palette = Sequence[tuple[int, int, int]]
 GEO_TAGS = {33550: 12, 33922: 12, 34264: 12, 34735: 3, 34736: 12, 34737: 2, 50844: 12}
 """What places a TIFF on the earth, and the types of its numbers (12: double, 3: short, 2: text).
 
@@ -31,8 +29,6 @@ UPRIGHT = 1
 """The orientation of an image that is shown as it is stored: a world file is for the stored pixels."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-COMPRESSION = 3
-"""zlib's level, of nine: a label map takes a third of the default level's time, and a tenth more bytes."""
 JPEG_QUALITY = 92
 FRAMES_A_SECOND = 25
 """The frames per second of a video that does not tell."""
@@ -87,26 +83,14 @@ def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Ma
 
     A path that ends in `.tif` becomes a TIFF with the tags `geo`.
     """
-    image = label_image(labels, palette)
     if path.suffix.lower() in TIFF_SUFFIXES:
         tags = ImageFileDirectory_v2()
         for tag, value in (geo or {}).items():
             tags[tag] = value
             tags.tagtype[tag] = GEO_TAGS[tag]
-        save_image(path, image, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+        save_image(path, label_image(labels, palette), "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
     else:
-        save_image(path, image, "PNG", compress_level=COMPRESSION, **({"bits": 8} if image.mode == "P" else {}))
-
-
-def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
-    """Labels (H, W) as an image with the palette; of 16 bits if it has more than 256 colours."""
-    if len(palette) > 2**16:
-        raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
-    if len(palette) > 256:
-        return Image.fromarray(np.ascontiguousarray(labels, np.uint16))
-    image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), "P")
-    image.putpalette(np.array(palette, np.uint8).tobytes())
-    return image
+        _place(path, label_png(labels, palette))
 
 
 def write_values(path: Path, values: npt.NDArray[Any]) -> None:
@@ -132,10 +116,12 @@ def write_overlay(path: Path, overlay: Image.Image) -> None:
 
 def save_image(path: Path, image: Image.Image, form: str, **options: Any) -> None:
     """Saves an image completely, or not at all."""
-    content = BytesIO()
-    image.save(content, form, **options)
+    _place(path, encoded(image, form, **options))
+
+
+def _place(path: Path, content: bytes) -> None:
     with _placed(path) as temporary, open(temporary, "xb") as file:  # because Pillow does not report a full disk
-        file.write(content.getbuffer())
+        file.write(content)
 
 
 @contextmanager

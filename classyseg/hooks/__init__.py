@@ -10,6 +10,7 @@ from classyseg.hooks.model_complexity import ModelComplexityHook
 from classyseg.hooks.precise_batch_norm import PreciseBatchNormHook
 from classyseg.hooks.profiler import ProfilerHook
 from classyseg.hooks.progress_bar import ProgressBarHook
+from classyseg.hooks.report import ReportHook
 from classyseg.hooks.sample_predictions import SamplePredictionsHook
 from classyseg.hooks.time_limit import TimeLimitHook
 from classyseg.hooks.trackers.csv_files import CsvHook
@@ -36,6 +37,7 @@ __all__ = [
     "PreciseBatchNormHook",
     "ProfilerHook",
     "ProgressBarHook",
+    "ReportHook",
     "SamplePredictionsHook",
     "TensorBoardHook",
     "TimeLimitHook",

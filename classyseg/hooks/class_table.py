@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from classyseg.console import columns_of, printable, shortened, wrapped
-from classyseg.hooks.numbers import is_by_class
+from classyseg.records import is_by_class
 from classyseg.structures import BestIs
 
 MANY = 20

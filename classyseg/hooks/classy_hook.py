@@ -80,6 +80,10 @@ class WatchedTask(Protocol):
 
     def best_is(self, number: str) -> BestIs | None: ...
 
+    def describe_data(self) -> dict[str, dict[str, Any]]:
+        """By data set, as far as known without opening a file: `samples`, how many; `size` (height, width) after the
+        transforms, `channels` and `bits` of its images, or None."""
+
     def save_checkpoint(self, *, asynchronous: bool = False) -> Path | None: ...
 
     def recompute_batch_norm(self, num_batches: int) -> bool:

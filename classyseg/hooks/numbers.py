@@ -11,6 +11,7 @@ from classyseg.config import listed
 from classyseg.console import shown
 from classyseg.errors import ConfigError
 from classyseg.hooks.classy_hook import WatchedTask
+from classyseg.records import is_by_class
 from classyseg.structures import BestIs
 
 
@@ -52,13 +53,6 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float | None]:
         elif is_by_class(value):
             numbers |= {f"{key}/{name}": number for name, number in value.items()}
     return numbers
-
-
-def is_by_class(value: Any) -> bool:
-    """Whether a value of a record is a mapping from each class to a number or None."""
-    return isinstance(value, Mapping) and all(
-        number is None or isinstance(number, int | float) for number in value.values()
-    )
 
 
 def same_text(name: str, names: Mapping[str, Any]) -> str | None:

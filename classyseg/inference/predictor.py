@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -56,9 +57,10 @@ class Predictor:
 
     The attribute `batch_size` may be set: how many consecutive images of one size are predicted at once.
 
-    What may be predicted: a path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W); or an iterable of
-    these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is repeated, alpha left out. A video is
-    a path of a file or of a folder of frames, or one clip: an array (T, H, W, C), a tensor (C, T, H, W).
+    What may be predicted: a path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, C), a tensor
+    (C, H, W); or an iterable of these, which gives an iterator. 16-bit images are scaled as 8-bit ones; grey is
+    repeated, alpha left out. A video is a path of a file or of a folder of frames, or one clip: an array (T, H, W, C),
+    a tensor (C, T, H, W).
     """
 
     def __init__(
@@ -220,9 +222,12 @@ class Predictor:
             drawn[top : top + step] = mixed.round().clip(0, 255)
         return Image.fromarray(drawn)
 
-    def read(self, image: Any) -> Tensor:
-        """An image in any form as the tensor (channels, H, W) that `predict` makes of it first."""
-        return self.preparation.read(image)
+    def read(self, image: Any, *, max_pixels: int | None = None) -> Tensor:
+        """An image in any form as the tensor (channels, H, W) that `predict` makes of it first.
+
+        An image file of more than `max_pixels` is refused before its pixels are decoded.
+        """
+        return self.preparation.read(image, max_pixels=max_pixels)
 
     def _each(self, images: Any, kinds: Sequence[Kind], finish: Callable[[Sequence[Tensor]], Any]) -> Any:
         """Predicts each image, and gives `finish` of the results: one tensor for each of `kinds`."""
@@ -297,6 +302,11 @@ class Predictor:
     def budget(self) -> Budget:
         return Budget(self.max_memory, self.may_use_windows, self.train_size)
 
+    def windows_since(self, before: Counter[str]) -> dict[str, Any]:
+        """The entry for an image that the budget cut into windows since `in_windows` was `before`: their size."""
+        text = next(iter(self.in_windows - before), None)
+        return {} if text is None else {"windows": json.loads(text)["size"]}
+
     def normalized(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) as the network takes them, on its device."""
         images = images.to(self.device)
@@ -357,7 +367,7 @@ def _is_one(images: Any, num_axes: int) -> bool:
     """Whether `images` is a single image, or a single video, of up to so many axes."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim <= num_axes
-    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # `read` refuses bytes and mappings
+    return isinstance(images, str | bytes | Path | Image.Image | Mapping)  # `read` refuses mappings
 
 
 def _alike(first: Prepared, second: Prepared) -> bool:

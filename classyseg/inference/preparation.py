@@ -114,16 +114,18 @@ class Preparation:
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
-    def read(self, image: Any) -> Tensor:
+    def read(self, image: Any, *, max_pixels: int | None = None) -> Tensor:
         """Any form of image as a tensor (channels, H, W).
 
-        A path, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W) or (H, W).
+        A path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W) or (H, W).
+        A file of more than `max_pixels` is refused before its pixels are decoded.
         Raises: `DataError` for something else, and for channels or types that the model does not take.
         """
-        if isinstance(image, str | Path):
+        if isinstance(image, str | Path | bytes):
             # A model takes 8 and 16 bits: the normalisation scales both to 0..1.
             bits: Bits | None = 32 if self.own_unit else None
-            return read_image(user_path(image), channels=self.channels, bits=bits, exif=self.exif)
+            source = image if isinstance(image, bytes) else user_path(image)
+            return read_image(source, channels=self.channels, bits=bits, exif=self.exif, max_pixels=max_pixels)
         if isinstance(image, Image.Image):
             return self._checked(self._of_pil(image), "the PIL image")
         if isinstance(image, np.ndarray):
@@ -144,8 +146,8 @@ class Preparation:
             tensor = tensor.float() if tensor.is_floating_point() else tensor
             return self._checked(tensor[None] if tensor.dim() == 2 else tensor, "the tensor")
         raise DataError(
-            f"found an object of the type {type(image).__name__}; accepted are a path, a PIL image, an array (H, W) or "
-            "(H, W, C), a tensor (C, H, W)"
+            f"found an object of the type {type(image).__name__}; accepted are a path, the bytes of an image file, a "
+            "PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W)"
         )
 
     def _of_pil(self, image: Image.Image) -> Tensor:

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from classyseg.label_counts import check_labels
 from classyseg.layers import argmax_at
 from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
-from classyseg.meters.confusion import Absent, check_labels, class_values, mean_over_classes
+from classyseg.meters.confusion import Absent, class_values, mean_over_classes
 from classyseg.registry import METERS
 
 

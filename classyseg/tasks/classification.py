@@ -58,7 +58,7 @@ class ClassificationTask(ClassyTask):
         mixing: MixingConfig | None = None,
         seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0,
         meters: tuple[MeterConfig, ...] = ("accuracy",),
-        hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
+        hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar", "report"),
         normalize: NormalizeConfig | None = None,
         val_every_epochs: Annotated[int, Field(ge=1)] | None = None,
         val_every_steps: Annotated[int, Field(ge=1)] | None = None,

@@ -155,7 +155,7 @@ class ClassyTask(Configurable, ABC):
         optimizer: OptimizerConfig | None = None,
         seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0,
         meters: tuple[MeterConfig, ...] = ("mean_iou",),
-        hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar"),
+        hooks: tuple[HookConfig, ...] = ("checkpoint", "progress_bar", "report"),
         normalize: NormalizeConfig | None = None,
         val_every_epochs: Annotated[int, Field(ge=1)] | None = None,
         val_every_steps: Annotated[int, Field(ge=1)] | None = None,
@@ -707,6 +707,10 @@ class ClassyTask(Configurable, ABC):
         with contextlib.suppress(ConfigError):  # a plugin's meter may give a number that it does not declare
             return self._numbers.best_is(number)
         return None
+
+    def describe_data(self) -> dict[str, dict[str, Any]]:
+        """How many samples each data set has, and what is known of their images."""
+        return self.data.described()
 
     def recompute_batch_norm(self, num_batches: int) -> bool:
         """Gives the model the running statistics of the next `num_batches` batches of training, at most an epoch.

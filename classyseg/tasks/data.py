@@ -139,6 +139,18 @@ class TaskData:
         """How many of them every process has at least."""
         return len(self.train_order) if phase == "train" else self.eval_orders[phase].common_batches
 
+    def described(self) -> dict[str, dict[str, Any]]:
+        """By data set: how many samples it has, their size, channels and bits; None where only the files tell."""
+        return {
+            name: {
+                "samples": len(part),
+                "size": None if part.facts.size is None else list(part.facts.size),
+                "channels": part.facts.channels,
+                "bits": part.facts.bits,
+            }
+            for name, part in self.sets.items()
+        }
+
     def meaning_of_labels(self) -> dict[str, Any]:
         """The classes, their colours and the label that is ignored, for checkpoints."""
         return {

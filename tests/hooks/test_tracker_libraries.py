@@ -11,13 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import wandb
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tracked import CHANGES, HOSTILE, KILLED_AT, SAVED_AT, STEPS, rows_of, synced, tell_hostile_classes
+from torch import nn
+from tracked import CHANGES, HOSTILE, KILLED_AT, SAVED_AT, STEPS, rows_of, synced, tell_hostile_classes, wandb_server
 
+from classyseg.errors import ConfigError
 from classyseg.hooks import MlflowHook, WandbHook
 from classyseg.trainer import Trainer
-from runs import Command, read_records, tiny_task
+from runs import Command, FakeTask, read_records, tiny_task
 
 pytestmark = pytest.mark.slow
 
@@ -150,6 +153,34 @@ def test_wandb_sync_uploads_one_curve(run: Path) -> None:
     best = max((value, -step) for step, value in expected(run)["val/mean_iou"].items())
     assert (summary["best/val/mean_iou"], -summary["best_step/val/mean_iou"]) == best
     assert any(path.endswith("config.yaml") and b"num_epochs" in body for path, body in found.files.items())
+
+
+def test_wandb_online_goes_on_with_its_run_and_sends_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with wandb_server() as (found, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # it reads the variables once in a process
+        points = tmp_path / "wandb/.points.jsonl"
+        for begin, end in ((0, 7), (4, 12)):
+            hook, task = WandbHook(mode="online", every=1, images=0, finish_seconds=60), FakeTask(tmp_path)
+            if begin:  # what the checkpoint does not have is cut off when a run is resumed
+                points.write_text("".join(points.read_text().splitlines(keepends=True)[:begin]))
+            task.progress.step = begin
+            task.steps(hook, end - begin)
+            hook.close()
+        wandb.teardown()
+
+    assert [row["_step"] for row in found.history] == STEPS
+
+
+def test_wandb_online_without_a_key_is_refused_and_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NETRC", "/dev/null")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+
+    with pytest.raises(ConfigError, match="WANDB_API_KEY"):
+        WandbHook(mode="online").check(nn.Identity())
 
 
 def test_hostile_names_of_classes_have_a_number_each_in_wandb(tmp_path: Path) -> None:

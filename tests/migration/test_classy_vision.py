@@ -325,6 +325,13 @@ def test_depths_of_a_video_model_that_are_no_numbers_are_named(tmp_path: Path) -
     assert "model.num_blocks" in [note.path for note in converted(tmp_path, changes).lost]
 
 
+def test_the_hook_of_tensorboard_is_the_tracker(tmp_path: Path) -> None:
+    hooks = [{"name": "tensorboard_plot", "summary_writer": {"log_dir": "x"}, "log_period": 20}, {"name": "visdom"}]
+    found = accepted(tmp_path, changed(IMAGES, "hooks", hooks))
+
+    assert found["hooks"] == [{"name": "checkpoint"}, "progress_bar", {"name": "tensorboard", "every": 20}]
+
+
 def test_a_simulated_batch_is_accumulated(tmp_path: Path) -> None:
     found = converted(tmp_path, changed(IMAGES, "simulated_global_batchsize", 32), processes=2).values
     assert (found["batch_size"], found["runtime"]["accumulate_steps"]) == (32, 4)

@@ -109,6 +109,25 @@ randomness = dict(seed=3)
     assert {"name": "ema", "decay": 0.99, "warmup": False, "buffers": "copy"} in found["hooks"]
 
 
+def test_visualisation_backends_become_trackers_and_no_folder_a_store(tmp_path: Path) -> None:
+    changes = """
+vis_backends = [
+    dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend'),
+    dict(type='WandbVisBackend', init_kwargs=dict(
+        project='roads', name='first', entity='me', tags=['a', 'b'], dir='x')),
+    dict(type='MLflowVisBackend', exp_name='roads', run_name='first', tags=dict(a='b'), tracking_uri='./mlruns'),
+    dict(type='ClearMLVisBackend')]
+visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer', alpha=0.5)
+"""
+    found = converted(tmp_path, changes=changes)
+    assert found.values["hooks"][3:] == [
+        {"name": "tensorboard", "every": 50},
+        {"name": "wandb", "project": "roads", "entity": "me", "run_name": "first", "tags": ["a", "b"], "every": 50},
+        {"name": "mlflow", "experiment": "roads", "run_name": "first", "tags": {"a": "b"}, "every": 50},
+    ]
+    assert "visualizer.vis_backends[4].type" in [note.path for note in found.notes]
+
+
 def test_losses_of_several_kinds_become_a_sum(tmp_path: Path) -> None:
     found = converted(tmp_path, "enc").values["loss"]
     assert found["losses"] == [

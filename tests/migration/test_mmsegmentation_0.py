@@ -144,6 +144,20 @@ seed = 5
     assert found["hooks"][0]["best"] == "mean_iou"
 
 
+def test_hooks_of_loggers_become_trackers(tmp_path: Path) -> None:
+    changes = """
+log_config = dict(interval=20, hooks=[
+    dict(type='TextLoggerHook', by_epoch=False), dict(type='TensorboardLoggerHook', log_dir='x'),
+    dict(type='MMSegWandbHook', init_kwargs={'project': 'roads'}, num_eval_images=100)])
+"""
+    assert converted(tmp_path, changes).values["hooks"][1:] == [
+        {"name": "log", "every": 20},
+        "progress_bar",
+        {"name": "tensorboard", "every": 20},
+        {"name": "wandb", "project": "roads", "every": 20},
+    ]
+
+
 def test_learning_rates_are_those_of_mmcv(tmp_path: Path) -> None:
     changes = "lr_config = dict(warmup='linear', warmup_iters=40, warmup_ratio=1e-3)"
     values: dict[str, Any] = converted(tmp_path, changes).values

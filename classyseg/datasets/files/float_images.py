@@ -40,7 +40,7 @@ def refusal_of_numbers(header: Header, channels: int) -> str:
     return ""
 
 
-def as_float32(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def as_float32(path: Path | str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Numbers of `NUMBER_TYPES` as float32: exact, but for 64 bits the nearest.
 
     Raises: `DataError` for NaN and infinity, for integers that float32 does not hold, and for numbers of 64 bits that

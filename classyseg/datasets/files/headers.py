@@ -148,9 +148,17 @@ def check_size(width: int, height: int, bands: int = 1, bits: int = 8) -> None:
         )
 
 
+def size_of(file: BinaryIO) -> int:
+    """How many bytes a file has."""
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    return size
+
+
 def check_file_size(file: BinaryIO) -> None:
     """Raises: `HeaderError` for a file that is larger than the largest image would be without compression."""
-    size = os.fstat(file.fileno()).st_size
+    size = size_of(file)
     if Image.MAX_IMAGE_PIXELS is not None and size > 2 * Image.MAX_IMAGE_PIXELS * MAX_BYTES_A_PIXEL:
         raise HeaderError("the file is larger than any image that is read")
 
@@ -268,6 +276,9 @@ def webp_header(file: BinaryIO) -> Header:
             numbers = int.from_bytes(body[1:5], "little")
             alpha = alpha or bool(numbers >> 28 & 1)
             size = size if size != (1, 1) else ((numbers & 0x3FFF) + 1, (numbers >> 14 & 0x3FFF) + 1)
+        elif kind == b"VP8 " and len(body) == 10 and size == (1, 1):
+            size = struct.unpack_from("<HH", body, 6)
+            size = size[0] & 0x3FFF, size[1] & 0x3FFF
         file.seek(length + length % 2 - len(body), 1)
     check_size(*size)
     lossy = "WebP" if b"VP8L" not in chunks or b"VP8 " in chunks else ""

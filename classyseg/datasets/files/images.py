@@ -8,6 +8,7 @@ tifffile (`classyseg[tiff]`) decodes the TIFF that Pillow would change. Masks ar
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,17 +53,30 @@ MAX_WHOLE = 2**53
 """From here on, floating point cannot hold all whole numbers."""
 START = 160
 """How many bytes of a file tell its format."""
+Source = Path | bytes
+"""An image file: its path, or its content."""
 
 
 class TurnedError(DataError):
     """An image that its EXIF orientation says to turn, where nobody said whether to do so."""
 
 
+class TooLargeError(DataError):
+    """An image of more pixels than its reader wants."""
+
+
 class UnreadableError(DataError):
     """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
 
 
-def read_image(path: Path, *, channels: int = 3, bits: Bits | None = 8, exif: Exif = "refuse") -> Tensor:
+def read_image(
+    source: Source,
+    *,
+    channels: int = 3,
+    bits: Bits | None = 8,
+    exif: Exif = "refuse",
+    max_pixels: int | None = None,
+) -> Tensor:
     """The image as (channels, H, W): uint8, uint16 (`bits` 16), or the file's numbers as float32 (`bits` 32).
 
     A file with `channels` bands is read as it is stored. For 3 or 1 channels, other kinds become RGB or grey, without
@@ -71,12 +85,16 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits | None = 8, exif: Ex
     orientation is refused, rotated as viewers show it, or read as its pixels are stored. With 32 bits, only TIFF and
     `.npy` are read, nothing is converted, and a file must have `channels` bands.
 
+    The content of a file, as bytes, is read as the file is: it is an array if it begins as `.npy` does. More than
+    `max_pixels` are a `TooLargeError`: the header tells, before memory is taken for them.
+
     Raises: `DataError` for unreadable files, for another number of bits or channels, for several images in a file, and
     for numbers that are no float32.
     """
-    if path.suffix.lower() == ".npy":
-        return image_tensor(_read_array(path, channels, bits))
-    with _opened(path) as stored:
+    path = _name(source)
+    if _is_array(source):
+        return image_tensor(_read_array(source, channels, bits, max_pixels))
+    with _opened(source, max_pixels) as stored:
         header = stored.header
         if header.images > 1:
             raise DataError(_several(header), file=path)
@@ -97,6 +115,22 @@ def read_image(path: Path, *, channels: int = 3, bits: Bits | None = 8, exif: Ex
         elif channels == 3 and (pixels := _fast_jpeg(stored.file, image)) is not None:
             return image_tensor(pixels)
         return image_tensor(_pixels(image, header, channels))
+
+
+def _name(source: Source) -> Path | str:
+    """What messages call an image: its path; nothing for bytes."""
+    return source if isinstance(source, Path) else ""
+
+
+def _is_array(source: Source) -> bool:
+    if isinstance(source, Path):
+        return source.suffix.lower() == ".npy"
+    return source.startswith(np.lib.format.MAGIC_PREFIX)
+
+
+def _check_pixels(found: int, most: int | None, path: Path | str) -> None:
+    if most is not None and found > most:
+        raise TooLargeError(f"its header says {found:,} pixels; accepted are up to {most:,}", file=path)
 
 
 def _refusal(header: Header, channels: int, bits: int) -> str:
@@ -184,10 +218,12 @@ def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[An
     return array
 
 
-def _read_array(path: Path, channels: int, bits: int | None) -> npt.NDArray[Any]:
-    with _naming(path):
+def _read_array(source: Source, channels: int, bits: int | None, max_pixels: int | None) -> npt.NDArray[Any]:
+    path = _name(source)
+    with _naming(source):
         # Mapped, not read: a header may promise any size. Objects are never unpickled.
-        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        array = _mapped(source) if isinstance(source, bytes) else np.lib.format.open_memmap(source, mode="r")
+    _check_pixels(math.prod(array.shape[:2]), max_pixels, path)
     if array.ndim == 2:
         array = array[..., None]
     kind = array.dtype.newbyteorder("=")
@@ -205,6 +241,22 @@ def _read_array(path: Path, channels: int, bits: int | None) -> npt.NDArray[Any]
     if bits == 32:
         return as_float32(path, array)
     return array.astype(DTYPES[bits])  # in this machine's byte order
+
+
+def _mapped(content: bytes) -> npt.NDArray[Any]:
+    """The array that the content of a `.npy` holds, in the same memory. Raises: `ValueError` if it is not whole."""
+    file = BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"format {version} of .npy")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, kind = read(file)
+    if kind.hasobject or any(side < 0 for side in shape):
+        raise ValueError("an array of objects, or of sides below 0")
+    if kind.itemsize * math.prod(shape) > len(content) - file.tell():
+        raise ValueError("the file is cut off, or truncated")
+    array = np.frombuffer(content, kind, math.prod(shape), file.tell())
+    return array.reshape(shape, order="F" if by_columns else "C")
 
 
 def _fast_jpeg(file: BinaryIO, image: Image.Image) -> npt.NDArray[np.uint8] | None:
@@ -345,24 +397,31 @@ class _Stored:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Stored]:
+def _opened(source: Source, max_pixels: int | None = None) -> Iterator[_Stored]:
     """Opens a file and reads its header. Raises: `DataError`, naming the file, for any error inside, too."""
-    with _naming(path), path.open("rb") as file:
+
+    def checked(header: Header, width: int = 0, height: int = 0) -> Header:
+        _check_pixels(max(header.width * header.height, width * height), max_pixels, _name(source))
+        return header
+
+    with _naming(source), BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         found = known_format(file.read(START))
         if found == "TIFF":
             tiff = tiff_header(file)
-            yield _Stored(tiff.header, tiff.header.turned, None, file, tiff)
+            yield _Stored(checked(tiff.header), tiff.header.turned, None, file, tiff)
         elif found == "BMP":
             bmp = bmp_header(file)
-            yield _Stored(bmp.header, 1, None, file, bmp)
+            yield _Stored(checked(bmp.header), 1, None, file, bmp)
         else:
             read = {"PNG": png_header, "JPEG": jpeg_header, "GIF": gif_header, "WEBP": webp_header}[found]
             check_file_size(file)
             file.seek(0)
-            content = BytesIO(file.read())
+            content = file if isinstance(file, BytesIO) else BytesIO(file.read())
             header = read(content)
             content.seek(0)
             with Image.open(content, formats=[found]) as image:
+                # A damaged JPEG may say two sizes, of which Pillow takes the last. Pillow decodes a PNG for its EXIF.
+                checked(header, image.width, image.height)
                 yield _Stored(header, orientation(image), image, content)
 
 
@@ -373,17 +432,18 @@ def header_of(path: Path) -> tuple[Header, int]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(source: Source) -> Iterator[None]:
     """Turns any error of a reader inside into an `UnreadableError` that names the file."""
     try:
         yield
     except DataError:
         raise
     except FileNotFoundError:
-        raise UnreadableError("no such file", file=path) from None
+        raise UnreadableError("no such file", file=_name(source)) from None
     except Exception as error:  # readers may raise anything for a broken file
         kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise UnreadableError(f"cannot be read ({kind}; {path.stat().st_size} bytes)", file=path) from None
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        raise UnreadableError(f"cannot be read ({kind}; {size} bytes)", file=_name(source)) from None
 
 
 def _several(header: Header) -> str:

@@ -7,7 +7,6 @@ add up is refused. Source: Adobe, "TIFF 6.0"; the AWare Systems' description of 
 from __future__ import annotations
 
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
@@ -16,7 +15,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from classyseg.datasets.files.headers import NUM_COLORS, Colors, Extra, Header, HeaderError, check_size, read_exactly
+from classyseg.datasets.files.headers import (
+    NUM_COLORS,
+    Colors,
+    Extra,
+    Header,
+    HeaderError,
+    check_size,
+    read_exactly,
+    size_of,
+)
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
 FILL_ORDER, DESCRIPTION, STRIPS, ORIENTATION, BANDS, ROWS, STRIP_SIZES = 266, 270, 273, 274, 277, 278, 279
@@ -162,7 +170,7 @@ def _values(file: BinaryIO, tag: int, kind: int, number: int, inline: bytes, ord
     size = number * struct.calcsize(letter)
     if size > len(inline):
         file.seek(struct.unpack(f"{order}{'Q' if len(inline) == 8 else 'I'}", inline)[0])
-        if size > os.fstat(file.fileno()).st_size:
+        if size > size_of(file):
             raise HeaderError("the file is cut off, or truncated")
         inline = read_exactly(file, min(size, 4096) if kind == 2 else size)
     if kind == 2:
@@ -293,7 +301,7 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
         raise HeaderError(f"a TIFF with {len(offsets)} offsets and {len(sizes)} sizes of {count} {what}")
     if not offsets.all() or not sizes.all():
         raise HeaderError("a TIFF with parts that were never written (a sparse file); write it whole")
-    end = os.fstat(file.fileno()).st_size
+    end = size_of(file)
     if (offsets > end).any() or (sizes > end).any() or (offsets + sizes > end).any():
         raise HeaderError("the file is cut off, or truncated: strips or tiles lie behind its end")
     rows = np.full(count, height)

@@ -34,6 +34,7 @@ QUIET: dict[str, Any] = {
     "console": "off",
     "disable_code": True,
     "disable_git": True,
+    "reinit": "create_new",
     "save_code": False,
     "silent": True,
     "symlink": False,
@@ -42,7 +43,8 @@ QUIET: dict[str, Any] = {
     "x_disable_stats": True,
     "x_save_requirements": False,
 }
-"""What wandb does on its own is switched off: it has the numbers, pictures and config, no more."""
+"""What wandb does on its own is switched off: it has the numbers, pictures and config, no more. A run that the
+program has in wandb already is left alone."""
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +120,7 @@ class WandbHook(TrackerHook):
             if self._run is not None:
                 self._run.finish()
             self._run = self._new_run(folder)
-        self.write([entry for entry in history if not self.is_final or entry.step >= self._run.step])
+        self.write(history)
         # A run cannot be continued offline. The new folder has all of the old ones that stays.
         for path in before:
             shutil.rmtree(path)
@@ -151,7 +153,9 @@ class WandbHook(TrackerHook):
         return run
 
     def write(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
+        # A run that goes on online has what came before its first new step, and cannot take it back.
+        first = self._run.starting_step if self.is_final else 0
+        for entry in (entry for entry in entries if entry.step >= first):
             row: dict[str, Any] = {self._names.of(name): value for name, value in entry.numbers.items()}
             if entry.pictures:
                 import wandb

@@ -295,6 +295,8 @@ def hooks_config(sections: list[Section]) -> list[Any]:
         elif name == "precise_bn":
             section.differs("num_samples", "the statistics are those of batches of the training here: see its hook")
             found.append("precise_batch_norm")
+        elif name == "tensorboard_plot":  # its period is in steps, its folder now the run's
+            found.append({"name": "tensorboard", "every": section.number("log_period") or 10})
         else:
             section.left_out("a hook that watches: runs here write metrics.jsonl, steps.jsonl and checkpoints", "name")
         section.unused(*section.values)

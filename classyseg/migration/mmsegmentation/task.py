@@ -30,8 +30,6 @@ UNUSED = (
     *(
         "default_scope",
         "env_cfg",
-        "vis_backends",
-        "visualizer",
         "log_processor",
         "log_level",
         "work_dir",
@@ -62,6 +60,8 @@ READ = (
         "test_evaluator",
         "default_hooks",
         "custom_hooks",
+        "visualizer",
+        "vis_backends",
         "load_from",
     ),
     *(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from classyseg.console import shown
+from classyseg.migration.mmsegmentation.trackers import trackers_config
 from classyseg.migration.notes import Section
 
 METERS = {"mIoU": "mean_iou", "mDice": "dice", "mFscore": "dice"}
@@ -219,7 +220,7 @@ def meter_names(root: Section) -> list[str]:
 
 
 def hooks_config(root: Section, by_epoch: bool) -> list[Any]:
-    """The hooks `checkpoint`, `log` and `progress_bar`, and those of `custom_hooks` that are here."""
+    """The hooks `checkpoint`, `log` and `progress_bar`, trackers, and those of `custom_hooks` that are here."""
     default = root.section("default_hooks")
     default.unused("timer", "param_scheduler", "sampler_seed", "visualization", "runtime_info")
     checkpoint = default.section("checkpoint")
@@ -242,7 +243,7 @@ def hooks_config(root: Section, by_epoch: bool) -> list[Any]:
     logger.unused("type", "log_metric_by_epoch", "ignore_last", "interval_exp_name", "out_suffix", "keep_local")
     logger.close()
     default.close()
-    hooks: list[Any] = [found, {"name": "log", "every": every}, "progress_bar"]
+    hooks: list[Any] = [found, {"name": "log", "every": every}, "progress_bar", *trackers_config(root, every)]
     for section in root.sections("custom_hooks"):
         hooks += _custom_hook(section)
     return hooks

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from classyseg.migration.mmsegmentation.trackers import backends_of_version0
 from classyseg.migration.notes import Notes
 
 OWN_KEYS = ("data", "lr_config", "runner", "optimizer_config", "checkpoint_config", "log_config", "evaluation")
@@ -37,6 +38,7 @@ PLACES = (
     (r"^default_hooks\.checkpoint\.save_best", "evaluation.save_best"),
     (r"^default_hooks\.checkpoint", "checkpoint_config"),
     (r"^default_hooks\.logger", "log_config"),
+    (r"^vis_backends", "log_config.hooks"),
     (r"^randomness\.seed", "seed"),
 )
 """Where a key of version 1 stands in version 0."""
@@ -80,6 +82,8 @@ def in_version1(values: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
     length = found["train_cfg"].get("max_iters", found["train_cfg"].get("max_epochs"))
     found["param_scheduler"] = _schedule(values, length, notes)
     found["default_hooks"] = _hooks(values)
+    if backends := backends_of_version0(_mapping(values, "log_config").get("hooks")):
+        found["vis_backends"] = [one for one in backends if one["type"] != "TextLoggerHook"]
     if "seed" in values:
         found["randomness"] = {"seed": values["seed"]}
     if values.get("resume_from"):
