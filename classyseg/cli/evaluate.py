@@ -24,7 +24,9 @@ NAME = re.compile(r"[\w.+-]{1,100}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
+    parser.add_argument(
+        "model", metavar="RUN", help="a run's folder, a checkpoint of it, a model's folder, or an exported file"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of data set, meters, runtime: dataset.val.root=other"
     )
@@ -157,11 +159,11 @@ def _make_room(place: Path) -> None:
 def _write(place: Path, measurement: Measurement, record: Mapping[str, Any], worst: Sequence[Any]) -> None:
     from classyseg.io import write_atomically
 
-    description = measurement.predictor.description().model_dump(mode="json")
+    predictor = measurement.predictor
     told = {
         "run": measurement.path,
-        "protocol": description["protocol"],
-        "precision": description["precision"],
+        "protocol": predictor.protocol.config(),
+        "precision": predictor.network.precision,
         "dataset": measurement.dataset_config,
         **record,
         "worst": worst,

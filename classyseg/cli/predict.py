@@ -26,7 +26,9 @@ MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
+    parser.add_argument(
+        "model", metavar="RUN", help="a run's folder, a checkpoint of it, a model's folder, or an exported file"
+    )
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="files, folders with all below them, patterns such as 'a/**/*.jpg'"
     )
@@ -171,16 +173,15 @@ def _summary(
 ) -> dict[str, Any]:
     """The content of `predictions.json`, with files in the order in which they were found."""
     predictor = job.predictor
-    description = predictor.description().model_dump(mode="json")
     files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]
     pixels = {name: sum(record.get("pixels", {}).get(name, 0) for record in files) for name in predictor.classes}
     found = Counter(name for record in files for name in job.classes_of(record))
     of_images = {name: found[name] for name in predictor.classes}
     return {
         "run": arguments.model,
-        "model": description["model"]["name"],
-        "protocol": description["protocol"],
-        "precision": description["precision"],
+        "model": predictor.model_name,
+        "protocol": predictor.protocol.config(),
+        "precision": predictor.network.precision,
         "classes": list(predictor.classes),
         "computed_in_windows": predictor.budget.report(predictor.in_windows),
         "is_complete": is_complete,

@@ -40,11 +40,14 @@ def trained_run(path: str) -> TrainedRun:
     """The run at `path`, or the run around the checkpoint or model folder at `path`. Raises: `ConfigError`."""
     folder = existing_path(path)
     if path and is_exported(folder):
-        return TrainedRun(None, None)
+        # A file tells of no training. It may lie in its run's folder, or in a folder of exports there.
+        runs = (run for run in (folder.parent, folder.parent.parent) if (run / CONFIG).is_file())
+        run = next(runs, None)
+        return TrainedRun(None, None) if run is None else trained_run(str(run))
     if not path or not folder.is_dir():
         raise ConfigError(
-            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint, a model's folder and "
-            "an exported file"
+            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint, a model's folder, "
+            "and an exported file"
         )
     for run in (folder, folder.parent) if folder.name == MODEL else (folder,):
         if (run / CONFIG).is_file():
