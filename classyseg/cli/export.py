@@ -169,7 +169,7 @@ def val_images(path: str) -> Iterator[Tensor]:
 def measured_numbers(path: str) -> dict[str, Any]:
     """The numbers of the last val and test phase of the run at `path`; empty for a model without its run."""
     from classyseg.cli.trained_run import trained_run
-    from classyseg.inference.model_folder import OF_THE_RUN
+    from classyseg.inference.card import OF_THE_RUN
     from classyseg.io import read_json_lines
     from classyseg.run_folder import METRICS
 

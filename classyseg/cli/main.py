@@ -17,6 +17,7 @@ from classyseg.cli import (
     keys,
     models,
     predict,
+    push,
     recipe,
     report,
     serve,
@@ -45,6 +46,11 @@ OF_MODELS: dict[str, tuple[Any, str, str]] = {
         benchmark,
         "compare trained models: latency, throughput, memory, size, mean IoU",
         "2 something you wrote is wrong; 1 else",
+    ),
+    "push": (
+        push,
+        "upload a trained model to the Hugging Face hub",
+        "2 something you wrote is wrong, or the hub refuses; 1 else",
     ),
     "report": (
         report,

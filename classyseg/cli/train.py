@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -90,6 +91,10 @@ def _is_file(word: str) -> bool:
         return Path(word).is_file()
     except (OSError, ValueError):  # too long a name, or a null byte
         return False
+
+
+PATHS = re.compile(r"(?<![\w.:/])(?:~|\.\.)?/[^\s,'\"\[\]{}]*")
+"""Paths of a machine within a value."""
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -192,6 +197,7 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
         trainer.check_output()
         with distributed.failing_together():
             task = build_task(config)
+        task.command = _command(arguments)
         trainer.train(task)
     except Stopped as stop:
         if distributed.is_primary():
@@ -208,6 +214,14 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
         distributed.wait_for_peers_to_end()
         return error.exit_code
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """The command line of a training, for others: of paths on this machine, only their last part is told."""
+    path = Path(arguments.config)
+    config = path.name if path.is_absolute() or ".." in path.parts or arguments.config.startswith("~") else str(path)
+    overrides = [PATHS.sub(lambda found: f".../{found[0].rpartition('/')[2]}", text) for text in arguments.overrides]
+    return shlex.join(["classyseg", "train", config, *overrides])
 
 
 def _doctor(arguments: argparse.Namespace) -> str:

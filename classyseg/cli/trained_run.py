@@ -15,6 +15,7 @@ from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG, MODEL
 from classyseg.tasks.plan import LENGTH_KEYS
+from classyseg.weights.hub import is_hub_address
 
 OVERRIDDEN = ("dataset", "meters", "protocol", "runtime")
 """The keys of a config that a measurement may change. The others belong to the model or to the training."""
@@ -38,6 +39,8 @@ class TrainedRun(NamedTuple):
 
 def trained_run(path: str) -> TrainedRun:
     """The run at `path`, or the run around the checkpoint or model folder at `path`. Raises: `ConfigError`."""
+    if is_hub_address(path):
+        return TrainedRun(None, None)  # a model's folder, which `load` downloads
     folder = existing_path(path)
     if path and is_exported(folder):
         # A file tells of no training. It may lie in its run's folder, or in a folder of exports there.

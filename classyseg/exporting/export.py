@@ -33,6 +33,7 @@ from classyseg.exporting.int8 import (
     require_int8,
 )
 from classyseg.exporting.trace import plain, smallest_of, traced
+<<<<<<< HEAD
 from classyseg.inference.exported.contract import Format, Traced
 from classyseg.inference.exported.facts import (
     INPUT_KINDS,
@@ -43,6 +44,10 @@ from classyseg.inference.exported.facts import (
     OutputKind,
     facts_of,
 )
+=======
+from classyseg.inference.exported.contract import Format, RefusedError, Traced
+from classyseg.inference.exported.facts import INPUT_KINDS, OUTPUT_KINDS, ExportFacts, InputKind, OutputKind, facts_of
+>>>>>>> exp13
 from classyseg.inference.exported.formats import format_named
 from classyseg.inference.exported.model import load_exported
 from classyseg.inference.load import files_of, load
@@ -137,6 +142,7 @@ def export(
     given = [_given(predictor, image, input_kind) for image in images]
     with _written(path) as temporary:
         row.write(result, temporary)
+<<<<<<< HEAD
 
         def compared(limit: float) -> tuple[Checked, ...]:
             run = row.open_file(temporary, facts, torch.device("cpu"))
@@ -161,6 +167,17 @@ def export(
             drop = drop_of(predictor, small, quantization)
             del small
             facts = facts.model_copy(update={"measured": {**facts.measured, MEASURED: drop}})
+=======
+        try:
+            run = row.open_file(temporary, facts, torch.device("cpu"))
+        except ConfigError as error:  # the reader refuses what the graph has
+            reason = str(error).removeprefix(f"{temporary}: ")
+            raise RefusedError(f"--format {row.name}: {reason}") from None
+        limit = row.tolerance if tolerance is None else tolerance
+        checks = tuple(
+            compare(run, reference, case, row, limit) for case in cases(facts, size, stride, BATCH + 1, given)
+        )
+>>>>>>> exp13
         facts = facts.model_copy(update={"checks": checks})
         row.annotate(result, temporary, facts.text())
         if facts_of(row.read_text(temporary), temporary) != facts:

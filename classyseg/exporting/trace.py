@@ -83,9 +83,12 @@ def smallest_of(program: ExportedProgram) -> tuple[int, int]:
     image = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
     low = []
     for side in image.meta["val"].shape[-2:]:
-        expression = side.node.expr if isinstance(side, torch.SymInt) else None
-        bounds = program.range_constraints.get(expression) if expression is not None else None
-        low.append(int(side) if expression is None else int(bounds.lower) if bounds is not None else 1)
+        if not isinstance(side, torch.SymInt):
+            low.append(int(side))
+            continue
+        expression = side.node.expr  # a symbol, or a multiple of one
+        bounds = {symbol: program.range_constraints.get(symbol) for symbol in expression.free_symbols}
+        low.append(int(expression.subs({key: found.lower if found else 1 for key, found in bounds.items()})))
     return low[0], low[1]
 
 

@@ -57,12 +57,26 @@ class Description(ConfigRecord):
     versions: dict[Text, Any] = Field(default_factory=dict)
 
 
+SEGMENTATION, CLASSIFICATION = "image-segmentation", "image-classification"
+
+
 @dataclass(frozen=True)
 class Card:
-    """What a model's README tells in addition: the measured numbers of each phase, such as `val`."""
+    """What a model's README tells in addition: the measured numbers of each phase, such as `val`, and where it is from.
+
+    `datasets` are names of public data sets, `data` says in words what was trained on, `command` is what trained it,
+    without paths of a machine. `license` is its name, such as `apache-2.0`; `address` where it is found, on a hub.
+    `task` is what hubs call it: this, or `CLASSIFICATION`; a model of clips is one of videos.
+    """
 
     title: str = "A model of classyseg"
     records: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    command: str = ""
+    license: str = ""
+    address: str = ""
+    task: str = SEGMENTATION
 
 
 def checked_description(values: Mapping[str, Any], source: str) -> Description:

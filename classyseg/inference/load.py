@@ -1,4 +1,4 @@
-"""From a folder to a predictor: a run, one of its checkpoints, a model's folder."""
+"""From a folder to a predictor: a run, one of its checkpoints, a model's folder, also of the hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from classyseg.inference.device import torch_device
 from classyseg.inference.exported.formats import format_of
 from classyseg.inference.exported.model import is_exported, load_exported
 from classyseg.inference.memory import bytes_of
-from classyseg.inference.model_folder import WEIGHTS
 from classyseg.inference.network import Precision, known_precision
 from classyseg.inference.predictor import Predictor
 from classyseg.io import existing_path
@@ -35,11 +34,13 @@ from classyseg.models import ClassyModel, build_model
 from classyseg.registry import MODELS, PROTOCOLS
 from classyseg.run_folder import BEST, CHECKPOINT_NAME, CHECKPOINTS, MODEL, MODEL_CONFIG, measured_group, read_plain
 from classyseg.shapes import bounded
+from classyseg.weights.hub import MAX_BYTES, README, WEIGHTS, fetched, is_hub_address
 from classyseg.weights.read import read_tensors
 
 EXPECTED = (
     f"accepted are a run's folder (with {MODEL}/ or {CHECKPOINTS}/), a checkpoint (with {MANIFEST}), a model's folder "
-    f"(with {MODEL_CONFIG} and {WEIGHTS}), a file that `classyseg export` wrote"
+    f"(with {MODEL_CONFIG} and {WEIGHTS}), a file that `classyseg export` wrote, an address on the hub such as "
+    "hf://owner/name"
 )
 
 
@@ -54,12 +55,12 @@ def load(
 ) -> Predictor:
     """A trained model at work: `load("runs/streets").predict("photo.jpg")`.
 
-    `path` is a run, a checkpoint or a model's folder, or a file that `classyseg export` wrote. Of a run, `model/` is
-    taken, else its best checkpoint, else its newest one that is whole. By default, `precision`, `protocol` and
-    `channels_last` (the layout of images and weights) are those with which the run was measured. `max_memory` (`"2G"`,
-    or bytes) bounds what a prediction
-    takes in addition to the model. No data set and no training config is needed. Nothing is unpickled, and no path or
-    address that a file names is followed.
+    `path` is a run, a checkpoint, a model's folder, a file that `classyseg export` wrote, or a model on the hub,
+    `hf://owner/name@revision`. Of a run, `model/` is taken, else its best checkpoint, else its newest one that is
+    whole. By default, `precision`, `protocol` and `channels_last` (the layout of images and weights) are those with
+    which the run was measured. `max_memory` (`"2G"`, or bytes) bounds what a prediction takes in addition to the model.
+    No data set and no training config is needed. Nothing is unpickled, and no path or address that a file names is
+    followed.
 
     Raises: `ConfigError` for a folder that is none of these, or is damaged; it names the file.
     """
@@ -72,9 +73,9 @@ def load(
         "max_memory": None if max_memory is None else bytes_of(max_memory),
         "channels_last": channels_last,
     }
-    if is_exported(existing_path(path)):
+    if not is_hub_address(path) and is_exported(existing_path(path)):
         return load_exported(existing_path(path), **options)
-    found, verified = trained_folder(_existing(path))
+    found, verified = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():
         return _model_folder(found, options)
     return _checkpoint(found, options, verified=verified)
@@ -82,7 +83,7 @@ def load(
 
 def described(path: str | Path) -> Description:
     """What the folder of a trained model says about it, without its weights. Raises: `ConfigError` as `load`."""
-    found, _ = trained_folder(_existing(path))
+    found, _ = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():
         return _described_folder(found)
     checkpoint = load_checkpoint(found, only=(), verified=True)  # whoever reads its weights hashes them
@@ -91,16 +92,23 @@ def described(path: str | Path) -> Description:
 
 def files_of(path: str | Path) -> list[Path]:
     """The files that `load` reads of what is at `path`. Raises: `ConfigError` as `load`."""
+<<<<<<< HEAD
     file = existing_path(path)
     if (row := format_of(file)) is not None and file.is_file():
         return [file, *(file.with_suffix(end) for end in row.others)]
     found, _ = trained_folder(_existing(path))
+=======
+    found, _ = trained_folder(found_folder(path))
+>>>>>>> exp13
     if (found / MODEL_CONFIG).is_file():
         return [found / MODEL_CONFIG, found / WEIGHTS]
     return [found / STATE, found / f"{measured_group(found)}.safetensors"]
 
 
-def _existing(path: str | Path) -> Path:
+def found_folder(path: str | Path) -> Path:
+    """The folder at `path`; that of an address on the hub is downloaded. Raises: `ConfigError`."""
+    if is_hub_address(path):
+        return fetched(str(path))
     folder = existing_path(path)
     if not folder.is_dir():
         found = "no folder" if folder.exists() else "no such folder"
@@ -157,7 +165,18 @@ def _model_folder(folder: Path, options: Mapping[str, Any]) -> Predictor:
     description = _described_folder(folder)
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder / WEIGHTS}: missing; a model's folder holds it and {MODEL_CONFIG}")
-    return _predictor(description, read_tensors(folder / WEIGHTS), folder / MODEL_CONFIG, folder / WEIGHTS, options)
+    predictor = _predictor(
+        description, read_tensors(folder / WEIGHTS), folder / MODEL_CONFIG, folder / WEIGHTS, options
+    )
+    predictor.readme = _readme(folder / README)
+    return predictor
+
+
+def _readme(path: Path) -> str:
+    """The card of a model's folder; empty where there is none."""
+    if not os.path.lexists(path):
+        return ""
+    return read_plain(path, MAX_BYTES[README]).decode("utf-8", "replace")
 
 
 def _described_folder(folder: Path) -> Description:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,12 @@ from classyseg.console import shown
 from classyseg.datasets.files.clip_frames import ClipConfig
 from classyseg.errors import ConfigError, DataError
 from classyseg.inference.budget import Budget
+from classyseg.inference.card import card_text, placed_at, with_license
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
-from classyseg.inference.description import Card, Description, architecture
+from classyseg.inference.description import CLASSIFICATION, SEGMENTATION, Card, Description, architecture
 from classyseg.inference.device import bring, torch_device
 from classyseg.inference.memory import BudgetError, bytes_of
-from classyseg.inference.model_folder import write_model_folder
+from classyseg.inference.model_folder import FILES, write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
 from classyseg.inference.video_clips import clips_for, clips_of_video
@@ -33,6 +36,7 @@ from classyseg.models import ClassyModel
 from classyseg.pictures import display_colors
 from classyseg.registry import PROTOCOLS, ComponentConfig
 from classyseg.structures import Color, default_color
+from classyseg.weights.hub import SCHEME, HubAddress, Uploaded, uploaded
 
 Labels = npt.NDArray[Any]
 DRAWN_AT_ONCE = 2**18
@@ -62,6 +66,9 @@ class Predictor:
     repeated, alpha left out. A video is a path of a file or of a folder of frames, or one clip: an array (T, H, W, C),
     a tensor (C, T, H, W).
     """
+
+    readme = ""
+    """The card of the folder that the model was loaded from."""
 
     def __init__(
         self,
@@ -347,13 +354,51 @@ class Predictor:
             versions={"torch": str(torch.__version__)},
         )
 
-    def save(self, folder: str | Path, card: Card = Card()) -> Path:
+    def save(self, folder: str | Path, card: Card | None = None, *, license: str | None = None) -> Path:
         """Writes a folder that `classyseg.load` takes: `model.safetensors`, `config.json`, and `README.md`, a card.
 
-        An older model's folder is replaced. Any other folder that is not empty is refused.
+        Without `card`, the README of the folder that the model was loaded from is kept. `license` is the name of the
+        model's licence, such as `apache-2.0`; the card says so where none was given. An older model's folder is
+        replaced. Any other folder that is not empty is refused.
         Raises: `ConfigError`; `OSError`.
         """
-        return write_model_folder(Path(folder), self.model.state_dict(), self.description(), card)
+        readme = self._card_text(card, license)
+        return write_model_folder(Path(folder), self.model.state_dict(), self.description(), readme)
+
+    def push(
+        self,
+        repo: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | None = None,
+        card: Card | None = None,
+        license: str | None = None,
+        dry_run: bool = False,
+    ) -> Uploaded:
+        """Uploads what `save` writes to the hub: `owner/name`, or `owner/name@branch/folder`. Nothing else goes there.
+
+        A repository or branch that is missing is made; `private` is of a new repository. `token` is by default that of
+        `hf auth login`. With `dry_run`, nothing is sent. Returns what was, or would be. Raises: `ConfigError`.
+        """
+        address = HubAddress.of(repo if repo.startswith(SCHEME) else SCHEME + repo)
+        if revision is not None:
+            if address.revision:
+                raise ConfigError(f"push: found revision {shown(revision)}, and another one in {shown(repo)}; give one")
+            address = replace(address, revision=revision)
+        with TemporaryDirectory() as temporary:
+            readme = placed_at(self._card_text(card, license), str(address))
+            folder = write_model_folder(Path(temporary, "model"), self.model.state_dict(), self.description(), readme)
+            files = {name: folder / name for name in FILES}
+            return uploaded(files, address, private=private, message=message or "", token=token, dry_run=dry_run)
+
+    def _card_text(self, card: Card | None, license: str | None) -> str:
+        if card is None and self.readme:
+            return self.readme if license is None else with_license(self.readme, license)
+        maps = self.network.gives_maps(self.head)
+        card = replace(card or Card(), task=SEGMENTATION if maps else CLASSIFICATION)
+        return card_text(self.description(), card if license is None else replace(card, license=license))
 
 
 def black_of(normalizer: ImageNormalizer) -> Tensor:

@@ -13,6 +13,7 @@ from classyseg.errors import ConfigError
 from classyseg.io import existing_path, paths
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.encoding_models import ENCODING_MODELS, WEIGHTS
+from classyseg.weights import hub
 from classyseg.weights.cache import PublicWeights, fetch
 from classyseg.weights.catalogue import catalogued
 
@@ -45,6 +46,8 @@ class WeightsSource:
         """The file or folder; a URL is downloaded. Raises: `ConfigError`."""
         if self.public is not None:
             return fetch(self.public.url, self.public.digest)
+        if hub.is_hub_address(self.text):
+            return hub.fetched(self.text, (hub.WEIGHTS,)) / hub.WEIGHTS
         if urlparse(self.text).scheme in ("http", "https", "file"):
             return fetch(self.text)
         path = _local_copy(self.text) if "://" in self.text else existing_path(self.text)

@@ -238,6 +238,7 @@ class ClassyTask(Configurable, ABC):
         """Sets the clock and all that a run gathers to its start."""
         self.progress = self._plan.first
         self.run_folder: Path | None = None
+        self.command = ""  # what trains it, for its card; whoever starts it may say so
         self._config: Mapping[str, Any] | None = None
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()

@@ -11,11 +11,13 @@ from classyseg import distributed
 from classyseg.checkpoint import step_of
 from classyseg.errors import ConfigError
 from classyseg.inference import Card
-from classyseg.inference.description import description_of_state
+from classyseg.inference.card import card_text
+from classyseg.inference.description import CLASSIFICATION, SEGMENTATION, description_of_state
 from classyseg.inference.load import best_of
 from classyseg.inference.model_folder import write_model_folder
 from classyseg.io import read_json_lines
 from classyseg.records import WriteError
+from classyseg.registry import DATASETS
 from classyseg.run_folder import CHECKPOINTS, METRICS, MODEL
 from classyseg.tasks.borrowed import weights_of
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
 
 log = logging.getLogger(__name__)
+
+NAMED = "classyseg.datasets.named."
+"""The modules of public data sets."""
 
 
 def save_model(task: ClassyTask) -> None:
@@ -48,14 +53,50 @@ def save_model(task: ClassyTask) -> None:
     except ConfigError as error:
         log.warning("%s: not written: %s", task.run_folder / MODEL, error)
         return
-    card = Card(title=f"{task.run_folder.name}, step {step}", records=_records(task, step))
+    public, data = _trained_on(task.config)
+    card = Card(
+        title=f"{task.run_folder.name}, step {step}",
+        records=_records(task, step),
+        datasets=public,
+        data=data,
+        command=task.command,
+        task=CLASSIFICATION if task.whole_images else SEGMENTATION,
+    )
     try:
-        write_model_folder(task.run_folder / MODEL, tensors, description, card)
+        write_model_folder(task.run_folder / MODEL, tensors, description, card_text(description, card))
     except OSError as error:
         raise WriteError(
             f"{task.run_folder / MODEL}: the model cannot be written ({error.strerror or error}); its checkpoints are "
             "there. Mend the disk, and end the run again with --resume"
         ) from error
+
+
+def _trained_on(config: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The public data sets that a task trains on, and all of them in words; of a user's own no path is told."""
+    found: list[str] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, Mapping):
+            inner = [item for item in value.values() if isinstance(item, Mapping | list)]
+            name = value.get("name")
+            if isinstance(name, str) and name in DATASETS:
+                before = len(found)
+                for item in inner:
+                    look(item)
+                if len(found) == before:  # else it is made of others
+                    found.append(f"{name} ({value['split']})" if isinstance(value.get("split"), str) else name)
+                return
+            for item in inner:
+                look(item)
+        elif isinstance(value, list):
+            for item in value:
+                look(item)
+
+    datasets = config.get("dataset")
+    look(datasets.get("train") if isinstance(datasets, Mapping) else None)
+    names = [text.partition(" ")[0] for text in found]
+    public = [name for name in names if DATASETS.entry(name).component.__module__.startswith(NAMED)]
+    return tuple(dict.fromkeys(public)), tuple(dict.fromkeys(found))
 
 
 def _records(task: ClassyTask, step: int) -> dict[str, Mapping[str, Any]]:
