@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from classyseg import __version__
 from classyseg.config import user_path
 from classyseg.console import shown
 from classyseg.errors import ConfigError
-from classyseg.exporting.check import cases, compare, noise, sizes_for
+from classyseg.exporting.check import Case, cases, compare, noise, sizes_for
 from classyseg.exporting.graph import Graph, Reference
 from classyseg.exporting.int8 import (
     ANY_DIFFERENCE,
@@ -33,8 +33,7 @@ from classyseg.exporting.int8 import (
     require_int8,
 )
 from classyseg.exporting.trace import plain, smallest_of, traced
-<<<<<<< HEAD
-from classyseg.inference.exported.contract import Format, Traced
+from classyseg.inference.exported.contract import Format, RefusedError, Traced
 from classyseg.inference.exported.facts import (
     INPUT_KINDS,
     OUTPUT_KINDS,
@@ -44,12 +43,7 @@ from classyseg.inference.exported.facts import (
     OutputKind,
     facts_of,
 )
-=======
-from classyseg.inference.exported.contract import Format, RefusedError, Traced
-from classyseg.inference.exported.facts import INPUT_KINDS, OUTPUT_KINDS, ExportFacts, InputKind, OutputKind, facts_of
->>>>>>> exp13
 from classyseg.inference.exported.formats import format_named
-from classyseg.inference.exported.model import load_exported
 from classyseg.inference.load import files_of, load
 from classyseg.io import fsync_folder
 from classyseg.run_folder import kind_of
@@ -65,6 +59,8 @@ BATCH = 2
 """How many images it is traced with: one alone would become a constant."""
 LARGEST = (1024, 1024)
 """The largest height and width of a format that plans memory for it, unless `largest` says another."""
+SMALLEST_BOUND = (256, 320)
+"""With a smaller one, there would be too few sizes to compare."""
 GREY_LEVEL = 5e-3
 """The tolerance where a resize of bytes is computed in 32 bits: a few pixels differ by one grey level."""
 
@@ -103,10 +99,10 @@ def export(
     `model` is what `classyseg.load` takes, or a predictor. `input_kind` is what the file takes: an `image` of bytes as
     users have it, one that is `prepared` by the transforms of the training's validation, or one that is `normalized`,
     too. `output_kind` is what it gives: `labels` or `scores` at the image's own size, or the head's `logits`. The
-    number of images, height and width are free; with `batch` the number is fixed. `quantization` is what the format
-    `int8` needs. `images` are compared in addition to
+    number of images, height and width are free; with `batch` the number is fixed. `images` are compared in addition to
     noise; `measured` are numbers that the file tells of. `tolerance` is the largest difference, as a share of the range
-    of values. Further options are the format's own, such as `opset` of `onnx`.
+    of values. `quantization` is what the format `int8` needs. Further options are the format's own, such as `opset` of
+    `onnx`, or `largest` (height, width) of `executorch`.
 
     The file is compared with the model before it gets its name; otherwise nothing is left.
 
@@ -118,6 +114,8 @@ def export(
     _check_kinds(input_kind, output_kind, row, options)
     if row.bounded:
         batch, options = batch or 1, {"largest": LARGEST, **options}
+        if options["largest"][0] < SMALLEST_BOUND[0] or options["largest"][1] < SMALLEST_BOUND[1]:
+            raise ConfigError("--largest", f"found {shown(options['largest'])}; the comparison needs {SMALLEST_BOUND}")
     predictor = (
         load(model, device="cpu", precision="float32", protocol=protocol) if isinstance(model, str | Path) else model
     )
@@ -139,50 +137,40 @@ def export(
     result = Traced(plain(program), graph, example, facts, options)
     reference = Reference(predictor, input_kind, output_kind)
     size = (example.shape[-2], example.shape[-1])
-    given = [_given(predictor, image, input_kind) for image in images]
+    given = (_given(predictor, image, input_kind) for image in images)
+    each = [*cases(facts, size, stride, BATCH + 1, [image for image in given if _fits(image, facts)])]
     with _written(path) as temporary:
         row.write(result, temporary)
-<<<<<<< HEAD
-
-        def compared(limit: float) -> tuple[Checked, ...]:
-            run = row.open_file(temporary, facts, torch.device("cpu"))
-            each = cases(facts, size, stride, BATCH + 1, given)
-            return tuple(compare(run, reference, case, row, limit) for case in each)
-
-        rounds = not row.doubles and len(graph.steps) and facts.image_type == "uint8"
-        checks = compared(tolerance or max(row.tolerance, GREY_LEVEL if rounds else 0))
+        rounds = not row.doubles and len(graph.steps) > 0 and facts.image_type == "uint8"
+        limit = tolerance or max(row.tolerance, GREY_LEVEL if rounds else 0)
+        facts = facts.model_copy(update={"checks": _compared(temporary, row, facts, reference, each, limit)})
         if quantization is not None:
             quantize(row, temporary, (_given(predictor, image, input_kind) for image in quantization.images))
-            checks = compared(ANY_DIFFERENCE)
-            facts = facts.model_copy(update={"precision": NAME})
+            checks = _compared(temporary, row, facts, reference, each, ANY_DIFFERENCE)
+            facts = facts.model_copy(update={"precision": NAME, "checks": checks})
             row.annotate(result, temporary, facts.text())
-            small = load_exported(
-                temporary,
-                device=torch.device("cpu"),
-                precision=None,
-                protocol=None,
-                max_memory=None,
-                channels_last=None,
-            )
-            drop = drop_of(predictor, small, quantization)
-            del small
+            drop = drop_of(predictor, load(temporary, device="cpu"), quantization)
             facts = facts.model_copy(update={"measured": {**facts.measured, MEASURED: drop}})
-=======
-        try:
-            run = row.open_file(temporary, facts, torch.device("cpu"))
-        except ConfigError as error:  # the reader refuses what the graph has
-            reason = str(error).removeprefix(f"{temporary}: ")
-            raise RefusedError(f"--format {row.name}: {reason}") from None
-        limit = row.tolerance if tolerance is None else tolerance
-        checks = tuple(
-            compare(run, reference, case, row, limit) for case in cases(facts, size, stride, BATCH + 1, given)
-        )
->>>>>>> exp13
-        facts = facts.model_copy(update={"checks": checks})
         row.annotate(result, temporary, facts.text())
         if facts_of(row.read_text(temporary), temporary) != facts:
             raise ConfigError(f"--format {row.name}: the file does not hold what was written of it; this is a defect")
     return Export(path, facts, time.perf_counter() - started)
+
+
+def _fits(image: Tensor, facts: ExportFacts) -> bool:
+    return facts.largest is None or (image.shape[-2] <= facts.largest[0] and image.shape[-1] <= facts.largest[1])
+
+
+def _compared(
+    path: Path, row: Format, facts: ExportFacts, reference: Reference, each: Sequence[Case], limit: float
+) -> tuple[Checked, ...]:
+    """Compares the file at `path`, opened by its runtime, with the model. Raises: `RefusedError`; `DiffersError`."""
+    try:
+        run = row.open_file(path, facts, torch.device("cpu"))
+    except ConfigError as error:  # the reader refuses what the graph has
+        reason = str(error).removeprefix(f"{path}: ")
+        raise RefusedError(f"--format {row.name}: {reason}") from None
+    return tuple(compare(run, reference, case, row, limit) for case in each)
 
 
 def _row_of(format: str, output: str | Path, quantization: Quantization | None) -> tuple[Format, Path]:
@@ -203,11 +191,11 @@ def _row_of(format: str, output: str | Path, quantization: Quantization | None) 
 def _check_target(path: Path, row: Format, *, overwrite: bool) -> None:
     if not path.name.endswith(row.suffix):
         raise ConfigError(f"--output {path}: a file of the format {row.name} ends in {row.suffix}")
-    if os.path.lexists(path):
-        if kind_of(path) != "a file":
-            raise ConfigError(f"--output {path}: found {kind_of(path)}; name a new file")
-        if not overwrite:
-            raise ConfigError(f"--output {path}: is there already; name another one, or give --overwrite")
+    for each in (path, *(path.with_suffix(end) for end in row.others)):
+        if os.path.lexists(each) and kind_of(each) != "a file":
+            raise ConfigError(f"--output {each}: found {kind_of(each)}; name a new file")
+        if os.path.lexists(each) and not overwrite:
+            raise ConfigError(f"--output {each}: is there already; name another one, or give --overwrite")
 
 
 def _check_kinds(input_kind: str, output_kind: str, row: Format, options: Mapping[str, Any]) -> None:

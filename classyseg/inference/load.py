@@ -92,14 +92,10 @@ def described(path: str | Path) -> Description:
 
 def files_of(path: str | Path) -> list[Path]:
     """The files that `load` reads of what is at `path`. Raises: `ConfigError` as `load`."""
-<<<<<<< HEAD
     file = existing_path(path)
     if (row := format_of(file)) is not None and file.is_file():
         return [file, *(file.with_suffix(end) for end in row.others)]
-    found, _ = trained_folder(_existing(path))
-=======
     found, _ = trained_folder(found_folder(path))
->>>>>>> exp13
     if (found / MODEL_CONFIG).is_file():
         return [found / MODEL_CONFIG, found / WEIGHTS]
     return [found / STATE, found / f"{measured_group(found)}.safetensors"]
