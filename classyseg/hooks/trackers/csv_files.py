@@ -32,8 +32,9 @@ class CsvHook(TrackerHook):
     """Writes tables into `csv/` of the run's folder: `steps.csv` of training steps, `phases.csv` of phases.
 
     They are CSV as RFC 4180 has it, in UTF-8, for spreadsheets and `pandas.read_csv`. A class has a column for each of
-    its numbers, such as `iou/road`. Columns keep their places; new ones come last. `summary.csv` has the last and best
-    numbers, when the run has ended. How each tracker works stands in trackers.md.
+    its numbers, such as `iou/road`; what was not measured is an empty cell. Columns keep their places; new ones come
+    last. `summary.csv` has the last and best numbers, when the run has ended. How each tracker works stands in
+    trackers.md.
 
     Args:
         every: Training steps between two rows of `steps.csv`. Reading the loss waits for the GPU.
@@ -75,8 +76,9 @@ class CsvHook(TrackerHook):
         write_atomically(self.run_folder / self.folder / "summary.csv", _csv(rows))
 
     def _row(self, entry: Entry) -> Row:
-        numbers = {self._names.of(name[1:]): repr(value) for name, value in entry.numbers.items()}
         kind = {} if entry.kind == STEP else {"phase": entry.kind}
+        values = {self._names.of(name[1:]): entry.numbers.get(name) for name in entry.names}
+        numbers = {name: "" if value is None else repr(value) for name, value in values.items()}
         return {**kind, "step": str(entry.step), "epoch": str(entry.epoch), **numbers}
 
 
