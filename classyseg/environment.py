@@ -66,8 +66,8 @@ SET = "(set; not shown)"
 def environment(*, private: bool = False, imports: bool = True) -> dict[str, Any]:
     """All that is told. A part that cannot be found says why in its place; it never raises.
 
-    With `private`, also what tells who and where somebody is. With `imports`, each library that is needed is imported
-    to see whether it works, which may take seconds.
+    With `private`, also what tells who and where somebody is. With `imports`, each library that is needed and each
+    plugin is imported to see whether it works, which may take seconds.
     """
     facts: dict[str, Any] = {
         "classyseg": _told(_classyseg),
@@ -80,7 +80,7 @@ def environment(*, private: bool = False, imports: bool = True) -> dict[str, Any
         **({"torchvision": _told(_torchvision)} if imports else {}),
         "devices": _told(_devices),
         "driver": _told(_driver),
-        "plugins": _told(lambda: list(_plugins())),
+        "plugins": _told(lambda: list(_plugins(imports=imports))),
         "variables": _told(lambda: dict(_variables(private=private))),
     }
     if private:
@@ -235,11 +235,11 @@ def _answer(*command: str) -> str:
     return done.stdout.strip()
 
 
-def _plugins() -> Iterator[dict[str, Any]]:
+def _plugins(*, imports: bool) -> Iterator[dict[str, Any]]:
     from classyseg.registry import REGISTRIES
 
     for registry in REGISTRIES.values():
-        for offer, problem in registry.plugins():
+        for offer, problem in registry.plugins() if imports else ((offer, "") for offer in registry.offers()):
             name, version = (offer.dist.name, offer.dist.version) if offer.dist else ("?", "?")
             said = {"distribution": name, "version": version, "kind": registry.kind, "name": offer.name}
             yield {**said, "problem": problem or None}

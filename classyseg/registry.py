@@ -187,15 +187,19 @@ class Registry:
         """The class that every component of this kind inherits from."""
         return getattr(importlib.import_module(self.package), self._base_name)
 
+    def offers(self) -> Iterator[EntryPoint]:
+        """Every entry point of this kind, by name; nothing is loaded."""
+        for _, offers in sorted(self._offers().items()):
+            yield from offers
+
     def plugins(self) -> Iterator[tuple[EntryPoint, str]]:
         """Loads every entry point of this kind; yields each with the reason why it cannot be used, else `""`."""
-        for name, offers in sorted(self._offers().items()):
-            for offer in offers:
-                try:
-                    self.entry(name)
-                    yield offer, ""
-                except ConfigError as error:
-                    yield offer, str(error)
+        for offer in self.offers():
+            try:
+                self.entry(offer.name)
+                yield offer, ""
+            except ConfigError as error:
+                yield offer, str(error)
 
     def _import_builtins(self, name: str | None = None) -> None:
         """Registers the built-in components; of modules left for `later`, with `name` only those that may have it."""

@@ -157,11 +157,11 @@ def _make_room(place: Path) -> None:
 def _write(place: Path, measurement: Measurement, record: Mapping[str, Any], worst: Sequence[Any]) -> None:
     from classyseg.io import write_atomically
 
-    description = measurement.predictor.description().model_dump(mode="json")
+    predictor = measurement.predictor
     told = {
         "run": measurement.path,
-        "protocol": description["protocol"],
-        "precision": description["precision"],
+        "protocol": predictor.protocol.config(),
+        "precision": predictor.network.precision,
         "dataset": measurement.dataset_config,
         **record,
         "worst": worst,

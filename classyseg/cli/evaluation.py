@@ -9,6 +9,7 @@ from typing import Any
 
 from classyseg import distributed
 from classyseg.cli.evaluation_files import SubmissionFiles, WorstClasses, WorstImages, WorstMasks
+from classyseg.cli.exported_data import batch_size_for, leave_to_file
 from classyseg.cli.output import ProgressLine
 from classyseg.config import listed
 from classyseg.datasets import ClassyDataset, Subset, build_dataset
@@ -16,6 +17,8 @@ from classyseg.errors import ConfigError, within
 from classyseg.evaluation import evaluate, group_size_of
 from classyseg.inference import Predictor, load
 from classyseg.inference.budget import joined_counts
+from classyseg.inference.exported.model import is_exported
+from classyseg.io import existing_path
 from classyseg.meters import ClassyMeter
 from classyseg.meters.confusion import ConfusionMatrixMeter
 from classyseg.registry import METERS
@@ -47,11 +50,12 @@ class Measurement:
         self.path, self.config, self.split = path, config, split
         runtime = self.config.runtime
         runtime.apply()
+        of_run = of_run and not is_exported(existing_path(path))  # a file has no task: it gives labels or scores
         # A model's folder tells its own precision and layout, which only an override replaces.
         told = {
             key: getattr(runtime, key)
             for key in ("precision", "channels_last")
-            if of_run or key in runtime.model_fields_set
+            if of_run or (key in runtime.model_fields_set and not is_exported(existing_path(path)))
         }
         self.predictor: Predictor = load(
             path,
@@ -151,7 +155,7 @@ class Measurement:
                 self.dataset,
                 self.meters,
                 meaning=self.task,
-                batch_size=runtime.eval_batch_size,
+                batch_size=batch_size_for(self.predictor, runtime.eval_batch_size),
                 workers=runtime.workers,
                 worker_timeout=runtime.worker_timeout,
                 split=self.split,
@@ -186,6 +190,7 @@ def data_of(config: Any, split: str, predictor: Predictor) -> ClassyDataset:
         if dataset.multi_label != predictor.multi_label:
             found, wanted = ("several classes", "one") if dataset.multi_label else ("one class", "several")
             raise ConfigError(f"has {found} of each image; the model gives {wanted}")
+        leave_to_file(dataset, predictor)
     return dataset
 
 
@@ -202,8 +207,25 @@ def numbers_of(predictor: Predictor, config: Any, split: str, *, most: int | Non
     meters = METERS.build_each("meters", config.meters, dataset.classes, dataset.ignore_index)
     runtime = config.runtime
     workers = {"workers": runtime.workers, "worker_timeout": runtime.worker_timeout}
-    found = evaluate(predictor, dataset, meters, batch_size=runtime.eval_batch_size, split=split, **workers)
+    found = evaluate(
+        predictor,
+        dataset,
+        meters,
+        batch_size=batch_size_for(predictor, runtime.eval_batch_size),
+        split=split,
+        **workers,
+    )
     return {"samples": len(dataset), **found.result()}
+
+
+def main_number(numbers: Mapping[str, Any]) -> str | None:
+    """The name of the one number that tells how good a model is: mean IoU where it is measured, else the first one."""
+    names = [
+        key
+        for key, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("loss", "samples")
+    ]
+    return "mean_iou" if "mean_iou" in names else names[0] if names else None
 
 
 def spread(dataset: ClassyDataset, most: int) -> ClassyDataset:

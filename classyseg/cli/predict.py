@@ -171,16 +171,15 @@ def _summary(
 ) -> dict[str, Any]:
     """The content of `predictions.json`, with files in the order in which they were found."""
     predictor = job.predictor
-    description = predictor.description().model_dump(mode="json")
     files = [{"file": str(given.path), **job.records[given.path]} for given in job.plans if given.path in job.records]
     pixels = {name: sum(record.get("pixels", {}).get(name, 0) for record in files) for name in predictor.classes}
     found = Counter(name for record in files for name in job.classes_of(record))
     of_images = {name: found[name] for name in predictor.classes}
     return {
         "run": arguments.model,
-        "model": description["model"]["name"],
-        "protocol": description["protocol"],
-        "precision": description["precision"],
+        "model": predictor.model_name,
+        "protocol": predictor.protocol.config(),
+        "precision": predictor.network.precision,
         "classes": list(predictor.classes),
         "computed_in_windows": predictor.budget.report(predictor.in_windows),
         "is_complete": is_complete,

@@ -10,6 +10,7 @@ from classyseg.checkpoint import MANIFEST, OF_FORMAT_1, STATE, config_in_words_o
 from classyseg.config import ConfigTree, apply_overrides, closest, listed, load_config
 from classyseg.console import MAX_NAME, shown
 from classyseg.errors import ConfigError
+from classyseg.inference.exported.model import is_exported
 from classyseg.io import existing_path
 from classyseg.registry import TASKS, ComponentConfig
 from classyseg.run_folder import CHECKPOINTS, CONFIG, MODEL
@@ -41,9 +42,15 @@ def trained_run(path: str) -> TrainedRun:
     if is_hub_address(path):
         return TrainedRun(None, None)  # a model's folder, which `load` downloads
     folder = existing_path(path)
+    if path and is_exported(folder):
+        # A file tells of no training. It may lie in its run's folder, or in a folder of exports there.
+        runs = (run for run in (folder.parent, folder.parent.parent) if (run / CONFIG).is_file())
+        run = next(runs, None)
+        return TrainedRun(None, None) if run is None else trained_run(str(run))
     if not path or not folder.is_dir():
         raise ConfigError(
-            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint and a model's folder"
+            f"{shown(path, MAX_NAME)}: no such folder; accepted are a run's folder, a checkpoint, a model's folder, "
+            "and an exported file"
         )
     for run in (folder, folder.parent) if folder.name == MODEL else (folder,):
         if (run / CONFIG).is_file():

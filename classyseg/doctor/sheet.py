@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from classyseg.datasets.classy_dataset import ClassyDataset, Color
 from classyseg.errors import DataError
+from classyseg.pictures import font
 
 CELL = 240
 """The longest side of an image on the sheet."""
@@ -71,7 +72,7 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
         return _text_cell(name, text), set()
     height = max(picture.height for picture in pair)
     cell = Image.new("RGB", (2 * CELL + MARGIN, LINE + height), "white")
-    ImageDraw.Draw(cell).text((0, 0), _fitting(name, 2 * CELL), fill=TEXT, font=_font())
+    ImageDraw.Draw(cell).text((0, 0), _fitting(name, 2 * CELL), fill=TEXT, font=font())
     for i, picture in enumerate(pair):
         cell.paste(picture, (i * (CELL + MARGIN), LINE))
     return cell, set() if whole or not dataset.has_masks else set(sample.target.unique().tolist())
@@ -142,13 +143,13 @@ def _text_cell(name: str, text: str) -> Image.Image:
     words, lines = f"{name}: {text}".split(), [""]
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
-        if _font().getlength(longer) <= 2 * CELL:
+        if font().getlength(longer) <= 2 * CELL:
             lines[-1] = longer
         else:
             lines.append(word)
     cell = Image.new("RGB", (2 * CELL + MARGIN, LINE * (len(lines) + 1)), "white")
     for i, line in enumerate(lines):
-        ImageDraw.Draw(cell).text((0, i * LINE), _fitting(line, 2 * CELL), fill=WRONG, font=_font())
+        ImageDraw.Draw(cell).text((0, i * LINE), _fitting(line, 2 * CELL), fill=WRONG, font=font())
     return cell
 
 
@@ -167,7 +168,7 @@ def _legend(dataset: ClassyDataset, labels: set[int], width: int) -> Image.Image
     if strange:
         more = ", ..." if len(strange) > 5 else ""
         entries.append(({colors[-1]: None}, f"no class: {', '.join(map(str, strange[:5]))}{more}"))
-    step = max((int(_font().getlength(text)) for _, text in entries), default=0) + 4 * LINE
+    step = max((int(font().getlength(text)) for _, text in entries), default=0) + 4 * LINE
     per_row = max(1, (width - MARGIN) // max(1, step))
     legend = Image.new("RGB", (width, (-(-len(entries) // per_row)) * (LINE + 4) + MARGIN), "white")
     draw = ImageDraw.Draw(legend)
@@ -176,16 +177,12 @@ def _legend(dataset: ClassyDataset, labels: set[int], width: int) -> Image.Image
         for color in boxes:
             draw.rectangle((x, y, x + LINE, y + LINE - 2), fill=color, outline=TEXT)
             x += LINE
-        draw.text((x + 6, y), text, fill=TEXT, font=_font())
+        draw.text((x + 6, y), text, fill=TEXT, font=font())
     return legend
 
 
 def _fitting(text: str, width: int) -> str:
     """The end of a text that fits into `width`: the end of a file's name tells most."""
-    while text and _font().getlength(text) > width:
+    while text and font().getlength(text) > width:
         text = text[1:]
     return text
-
-
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(12)

@@ -322,6 +322,12 @@ class Predictor:
         normalized: Tensor = self.normalizer(images)
         return normalized
 
+    @property
+    def model_name(self) -> str:
+        """The registered name of the model, or of its class; of an exported file the file's."""
+        named = getattr(self.model, "name", type(self.model).__name__) if self._model_config is None else None
+        return str(named if self._model_config is None else self._model_config["name"])
+
     # -- saving --------------------------------------------------------------------------------------------------------
 
     def description(self) -> Description:

@@ -34,12 +34,18 @@ class ResidualEncoding(nn.Module, ABC):
         """The softmax's input: (N, L, num_codes) for vectors (N, L, channels)."""
 
     def forward(self, x: Tensor) -> Tensor:
+        kind = "cpu" if x.is_meta else x.device.type  # torch knows no autocast on meta
+        if not torch.is_autocast_enabled(kind):
+            return self._sums(x)  # in a graph for export, torch's autocast would stand as an operator
+        with torch.autocast(kind, enabled=False):
+            return self._sums(x)
+
+    def _sums(self, x: Tensor) -> Tensor:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # torch knows no autocast on meta
-            vectors = x.flatten(2).transpose(1, 2).to(wide)
-            codewords = self.codewords.to(wide)
-            weights = self.similarity(vectors, codewords).softmax(2)
-            return weights.transpose(1, 2) @ vectors - weights.sum(1).unsqueeze(2) * codewords
+        vectors = x.flatten(2).transpose(1, 2).to(wide)
+        codewords = self.codewords.to(wide)
+        weights = self.similarity(vectors, codewords).softmax(2)
+        return weights.transpose(1, 2) @ vectors - weights.sum(1).unsqueeze(2) * codewords
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, num_codes={self.num_codes}"

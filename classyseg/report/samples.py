@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class SmallSample(NamedTuple):
     @classmethod
     def of_mask(cls, image: Tensor, label: Tensor, prediction: Tensor, size: int) -> SmallSample:
         """Of an image (C, H, W) and maps of another size, maybe; the longer side gets at most `size` pixels."""
-        small_label, small_prediction = small(label, size).numpy(), small(prediction, size).numpy()
+        small_label, small_prediction = (small(part, size).to(torch.int32).numpy() for part in (label, prediction))
         return cls(_resized(shown_at(image, _size(label)), _size(small_label)), small_label, small_prediction)
 
     @classmethod

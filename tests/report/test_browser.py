@@ -130,6 +130,39 @@ def test_the_colours_are_those_of_labels_and_predictions(browser: Any, pages: di
         assert ((seen[..., :3] == (230, 30, 30)).all(2) == wrong).all()
 
 
+def test_on_paper_all_is_seen_on_white(browser: Any, pages: dict[str, str]) -> None:
+    with visiting(browser, pages["one"], viewport={"width": 720, "height": 900}, color_scheme="dark") as visit:
+        visit.until(READY)
+        visit.page.emulate_media(media="print")
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 720
+        assert (shot(visit)[0, 0] == 255).all()
+        assert not visit.page.locator("nav").is_visible()
+        assert shot(visit, ".stack").std() > 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_have_enough_contrast(browser: Any, pages: dict[str, str], scheme: str) -> None:
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def contrast(one: str, other: str) -> float:
+        """As WCAG 2.2 defines it: 4.5 for text, 3 for what is drawn."""
+        high, low = sorted((luminance(one), luminance(other)), reverse=True)
+        return (high + 0.05) / (low + 0.05)
+
+    texts = ("ink", "quiet", "link", "good", "bad", *(f"c{i}" for i in range(8)))
+    with visiting(browser, pages["one"], color_scheme=scheme) as visit:
+        names = [*texts, "paper", "panel", "focus", "heat", "heat-ink"]
+        read = "name => getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim()"
+        found = {name: visit.page.evaluate(read, name) for name in names}
+    for ground in ("paper", "panel"):
+        assert {name: color for name in texts if contrast(color := found[name], found[ground]) < 4.5} == {}
+        assert contrast(found["focus"], found[ground]) >= 3
+    assert contrast(found["heat"], found["heat-ink"]) >= 4.5
+
+
 def test_values_are_read_by_pointer_and_by_keyboard(browser: Any, pages: dict[str, str]) -> None:
     with visiting(browser, pages["two"], viewport={"width": 800, "height": 900}) as visit:
         visit.until(READY)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +35,7 @@ def write(traced: Traced, path: Path) -> None:
 
     facts = traced.facts
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own, about itself
+        with _quiet():
             found = torch.onnx.export(
                 traced.program,
                 (traced.example,),
@@ -57,6 +58,22 @@ def write(traced: Traced, path: Path) -> None:
     if model.ByteSize() > MAX_BYTES:
         raise RefusedError(f"--format onnx: the model has {model.ByteSize()} bytes; a file of ONNX holds {MAX_BYTES}")
     onnx.save_model(model, path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within it, torch's exporter does not tell of its own steps."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,114 @@
+"""Which heads export in which formats: the largest difference at each size, or the reason why not.
+
+    python benchmarks/export_heads.py --write docs/export.md [--head psp --format onnx]
+
+Each head is built with random weights on a small backbone, exported with `--output-kind scores` in every format of
+`classyseg.inference.exported.formats`, and compared as `classyseg export` compares. With --head or --format only these
+rows are made anew; the others of the page stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from classyseg.errors import ConfigError
+from classyseg.exporting import export
+from classyseg.inference import Predictor
+from classyseg.inference.exported.formats import FORMATS
+from classyseg.models import build_model
+from classyseg.registry import HEADS
+
+BEGIN, END = "<!-- heads, written by `benchmarks/export_heads.py --write` -->", "<!-- end -->"
+BACKBONE = {
+    "name": "anynet",
+    "depths": [1, 1, 1, 1],
+    "widths": [16, 32, 48, 64],
+    "group_widths": [16, 16, 16, 16],
+    "bottleneck_multipliers": [1.0, 1.0, 1.0, 1.0],
+    "strides": [2, 2, 2, 2],
+    "stem_type": "simple_stem_in",
+    "stem_width": 16,
+    "use_se": False,
+}
+NUM_CLASSES = 64
+"""As many as the deepest block has channels: the head `identity` wants that."""
+BLOCKS = (["stage4"], ["stage3", "stage4"], ["stage1", "stage2", "stage3", "stage4"])
+SIZES = 11
+
+
+def predictor_for(head: str) -> Predictor:
+    """The head on the last block, or on as many as it wants, with random weights."""
+    problems = []
+    for blocks in BLOCKS:
+        torch.manual_seed(0)
+        try:
+            model = build_model({**BACKBONE, "heads": {"main": {"name": head, "blocks": blocks}}}, NUM_CLASSES)
+            return Predictor(model, classes=[f"class {i}" for i in range(NUM_CLASSES)])
+        except ConfigError as error:
+            problems.append(str(error))
+    raise ConfigError(f"{head}: {problems}")
+
+
+def cells(head: str, name: str, folder: Path) -> list[str]:
+    """The difference at each size, or the reason."""
+    row = FORMATS[name]
+    try:
+        found = export(
+            predictor_for(head),
+            format=name,
+            output=folder / f"{head}{row.suffix}",
+            input_kind="normalized",
+            output_kind="scores",
+            overwrite=True,
+        )
+    except ConfigError as error:
+        return [str(error).replace("|", "\\|").replace("\n", " ")[:300]]
+    return [f"{check.difference:.0e}" for check in found.facts.checks]
+
+
+def lines_of(text: str) -> dict[tuple[str, str], str]:
+    """The rows of the table that stands in a page, by head and format."""
+    inside = text.partition(BEGIN)[2].partition(END)[0]
+    rows = [line for line in inside.splitlines() if line.startswith("| `")]
+    keys = [tuple(cell.strip(" `") for cell in line.split("|")[1:3]) for line in rows]
+    return {(key[0], key[1]): row for key, row in zip(keys, rows, strict=True)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", type=Path, required=True, metavar="PAGE")
+    parser.add_argument("--head", action="append", default=[], choices=HEADS.names())
+    parser.add_argument("--format", action="append", default=[], choices=[*FORMATS])
+    parsed = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)
+    text = parsed.write.read_text(encoding="utf-8")
+    rows: dict[tuple[str, str], str] = lines_of(text)
+    with tempfile.TemporaryDirectory() as folder:
+        for head in parsed.head or HEADS.names():
+            for name in parsed.format or FORMATS:
+                found: list[Any] = cells(head, name, Path(folder))
+                rows[head, name] = f"| `{head}` | `{name}` | {' | '.join(found)} |"
+                print(rows[head, name], file=sys.stderr, flush=True)
+                text = parsed.write.read_text(encoding="utf-8")
+                parsed.write.write_text(with_table(text, rows), encoding="utf-8")
+
+
+def with_table(text: str, rows: dict[tuple[str, str], str]) -> str:
+    """The page with these rows in the place of its table."""
+    order = {name: i for i, name in enumerate(FORMATS)}
+    kept = [rows[key] for key in sorted(rows, key=lambda key: (key[0], order.get(key[1], len(order)), key[1]))]
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    head = ["| head | format | " + " | ".join(str(i) for i in range(1, SIZES + 1)) + " |", "|---|---|" + "--:|" * SIZES]
+    return f"{before}{BEGIN}\n\n" + "\n".join([*head, *kept]) + f"\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    main()
