@@ -57,8 +57,9 @@ class CsvHook(TrackerHook):
     def open_tracker(self, history: Sequence[Entry]) -> None:
         folder = self.run_folder / self.folder
         self._names = Names(printable)
-        self._steps = _Table(folder / "steps.csv", STEP_COLUMNS, [self._row(e) for e in history if e.kind == STEP])
-        self._phases = _Table(folder / "phases.csv", PHASE_COLUMNS, [self._row(e) for e in history if e.kind != STEP])
+        steps, phases = ([self._row(e) for e in history if (e.kind == STEP) == is_step] for is_step in (True, False))
+        self._steps = _Table(folder / "steps.csv", STEP_COLUMNS, steps, grows=False)
+        self._phases = _Table(folder / "phases.csv", PHASE_COLUMNS, phases, grows=True)
 
     def write(self, entries: Sequence[Entry]) -> None:
         for table, is_step in ((self._steps, True), (self._phases, False)):
@@ -83,20 +84,25 @@ class CsvHook(TrackerHook):
 
 
 class _Table:
-    """A file with a header and rows, which grow in both directions."""
+    """A file with a header and rows. If it `grows`, rows may bring new columns: all are kept, to write it anew."""
 
-    def __init__(self, path: Path, columns: Iterable[str], rows: list[Row]) -> None:
-        self._path, self._columns, self._rows = path, dict.fromkeys(columns), rows
-        for row in rows:
-            self._columns |= dict.fromkeys(row)
+    def __init__(self, path: Path, columns: Iterable[str], rows: list[Row], *, grows: bool) -> None:
+        self._path, self._columns, self._rows, self._grows = path, dict.fromkeys(columns), rows, grows
+        self._know(rows)
         self._replace()
+        self._rows = rows if grows else []
+
+    def _know(self, rows: Iterable[Row]) -> bool:
+        """Whether the rows have new columns; from now on, they are known."""
+        known = len(self._columns)
+        for row in rows if self._grows else ():
+            self._columns |= dict.fromkeys(row)
+        return len(self._columns) > known
 
     def add(self, rows: list[Row]) -> None:
-        self._rows += rows
-        known = len(self._columns)
-        for row in rows:
-            self._columns |= dict.fromkeys(row)
-        if len(self._columns) > known:
+        if self._grows:
+            self._rows += rows
+        if self._know(rows):
             self._replace()
             return
         with open(open_plain(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file:

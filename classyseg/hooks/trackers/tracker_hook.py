@@ -185,11 +185,12 @@ class TrackerHook(ClassyHook, ABC):
             entry = entry_of(record, kind, now, self._draw(folder, kind, step))
             if self._results is not None:
                 self._results.add(entry)
-            self._held.append(entry)
-            self._hand_over()
         except Exception as error:  # a full disk: nothing of a tracker may end a training
             self._lost = True
             self._fail(error)
+            return
+        self._held.append(entry)
+        self._hand_over()
 
     def _begin(self, task: WatchedTask, run_folder: Path, told_next: tuple[str, int]) -> None:
         """Hands over all entries so far, without the one that is told next: metrics.jsonl has it already."""
@@ -224,23 +225,23 @@ class TrackerHook(ClassyHook, ABC):
         if self._courier is None:
             return
         held, self._held = self._held, []
-        if self.is_final and self._may_go_back and not at_end:
-            saved = max((step_of(path) for path in checkpoint_folders(self.run_folder / CHECKPOINTS)), default=-1)
-            self._held = [entry for entry in held if entry.step > saved]
-            held = [entry for entry in held if entry.step <= saved]
-        for entry in held:
-            self._courier.write(entry)
+        try:
+            if self.is_final and self._may_go_back and not at_end:
+                saved = max((step_of(path) for path in checkpoint_folders(self.run_folder / CHECKPOINTS)), default=-1)
+                self._held = [entry for entry in held if entry.step > saved]
+                held = [entry for entry in held if entry.step <= saved]
+            for entry in held:
+                self._courier.write(entry)
+        except OSError as error:  # too many are waiting, or the checkpoints cannot be looked at
+            self._fail(error)
 
     def _close(self, outcome: str, reason: str) -> None:
         """Tells the tracker how the run ended; `close` waits for it."""
         self._has_ended = True
         if self._courier is None or self._results is None:
             return
-        try:
-            self._hand_over(at_end=outcome == "finished")
-            self._courier.close(Summary(outcome, reason, self._results.last, self._results.best))
-        except Exception as error:
-            self._fail(error)
+        self._hand_over(at_end=outcome == "finished")
+        self._courier.close(Summary(outcome, reason, self._results.last, self._results.best))
 
     def _fail(self, error: BaseException) -> None:
         """Says an error, once."""
