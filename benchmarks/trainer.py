@@ -5,6 +5,7 @@
 - `start`: seconds from nothing to the end of the first training step, in fresh processes, against Lightning's.
 - `stall`: how long a training waits for an asynchronous checkpoint of 400 MB, against `torch.save` of the same tensors.
 - `ema`: a step with the hook `ema`, against one without it.
+- `trackers`: a step that is told to each tracker, against one without. By default they are told every 50th.
 - `accuracy` (only when named): the mean IoU of both sides over `--seeds`, each trained in full on `--config`.
 
 Lightning is measured where this Python can import it: `pip install lightning`, in an environment of its own.
@@ -38,7 +39,7 @@ from classyseg.registry import DATASETS, HOOKS, MODELS, TASKS, ComponentConfig
 from classyseg.structures import Sample
 from classyseg.tasks import ClassyTask
 
-PARTS = ("steps", "start", "stall", "ema")
+PARTS = ("steps", "start", "stall", "ema", "trackers")
 WARM_STEPS = 20
 TURN = 10
 NO_LIGHTNING = "skipped, Lightning is not installed here: `pip install lightning`, in an environment of its own"
@@ -392,6 +393,24 @@ def measure_ema(num_steps: int) -> None:
         task.close()
 
 
+# -- trackers ----------------------------------------------------------------------------------------------------------
+
+
+def measure_trackers(num_steps: int) -> None:
+    """A step that is told to a tracker, against one of a run without; the tracker writes in a thread meanwhile."""
+    for name in ("csv", "tensorboard", "wandb", "mlflow"):
+        config = small_config(num_steps)
+        hooks = [{"name": name, "every": 1}]
+        sides = {side: build_task({**config, "hooks": own}) for side, own in (("with", hooks), ("without", []))}
+        with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+            turns = Turns({"a step without": steps_of(sides["without"], two)})
+            for _ in steps_of(sides["with"], one):
+                turns.after_step()
+            for task in sides.values():
+                task.close()
+        turns.report(f"with `{name}`, every step told")
+
+
 # -- accuracy ---------------------------------------------------------------------------------------------------------
 
 
@@ -422,6 +441,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="how many steps to time")
     parser.add_argument("--repeats", type=int, default=5, help="how many starts, and how many saves, of both sides")
     parser.add_argument("--ema-steps", type=int, default=101, help="how many steps of `ema`")
+    parser.add_argument("--tracker-steps", type=int, default=1000, help="how many steps of `trackers`")
     parser.add_argument("--seeds", type=int, default=3, help="how many trainings of both sides")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="changes of the config")
     arguments = parser.parse_intermixed_args()
@@ -434,6 +454,8 @@ def main() -> None:
             measure_stall(400, arguments.repeats)
         elif part == "ema":
             measure_ema(arguments.ema_steps)
+        elif part == "trackers":
+            measure_trackers(arguments.tracker_steps)
         elif part == "accuracy":
             config = arguments.config or parser.error("accuracy: give --config")
             compare_accuracy(TASKS.validate(load_config(config, arguments.set)), arguments.seeds)

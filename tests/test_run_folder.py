@@ -28,6 +28,7 @@ NAMES = [
     ),
     *("checkpoints/LATEST", "checkpoints/BEST", "checkpoints/step-4", "checkpoints/step-4.damaged", "checkpoints/new"),
     *("checkpoints/step-2/state.json", "checkpoints/step-2/model.safetensors", "checkpoints/step-2/more"),
+    *("report.html", "report", "report/facts.json", "predictions", "predictions/step-4"),
     *(".before", ".before-moving/checkpoints", ".before/metrics.jsonl", ".before/checkpoints/step-2"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import re
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from classyseg.inference import Predictor
 
 INTERRUPTED = 128 + signal.SIGINT
+MAX_SIDE = 65_536
 
 
 def interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -34,6 +36,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= len(text) <= 18 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text:.40}; 1 or more are accepted")
     return int(text)
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
+    if not found or max(map(int, found.groups())) > MAX_SIDE:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; accepted is HEIGHTxWIDTH, such as 360x480")
+    return int(found[1]), int(found[2])
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

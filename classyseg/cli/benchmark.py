@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import add_model_arguments, interruptible, positive, protocol_of
+from classyseg.cli.arguments import add_model_arguments, height_and_width, interruptible, positive, protocol_of
 from classyseg.cli.output import ProgressLine, complain, emit, in_columns, json_text
 
 if TYPE_CHECKING:
@@ -18,10 +17,7 @@ WARM_UP = 3
 """Predictions before the first one that counts. A runtime plans its memory and its kernels in them."""
 DEFAULT_SIZE = (512, 512)
 DEFAULT_BATCH = 8
-MAX_SIDE = 65_536
 MEBIBYTE = 2**20
-NOT_NUMBERS = ("loss", "samples")
-"""Keys of a record that are no result of a meter."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=_size,
+        type=height_and_width,
         metavar="HxW",
         help="the size of the image that is timed (default: that of the training of the first model, else 512x512)",
     )
@@ -48,13 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="F", help="also write all numbers into this file")
     add_model_arguments(parser)
     parser.set_defaults(run=interruptible(run))
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9][0-9]{0,4})[xX]([1-9][0-9]{0,4})", text)
-    if not found or max(map(int, found.groups())) > MAX_SIDE:
-        raise argparse.ArgumentTypeError(f"found {text:.40}; accepted is HEIGHTxWIDTH, such as 360x480")
-    return int(found[1]), int(found[2])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -104,9 +93,12 @@ class Comparison:
         self.results: list[Mapping[str, Any]] = [{} for _ in self.models]
 
     def _size_of_training(self) -> tuple[int, int]:
+        from classyseg.inference.exported.model import is_exported
         from classyseg.inference.load import described
+        from classyseg.io import existing_path
 
-        height, width = described(self.arguments.models[0]).train_size or DEFAULT_SIZE
+        folders = [path for path in self.arguments.models if not is_exported(existing_path(path))]
+        height, width = (described(folders[0]).train_size if folders else None) or DEFAULT_SIZE
         return height, width
 
     def _data(self) -> tuple[str | None, str]:
@@ -179,12 +171,9 @@ class Comparison:
     @property
     def _result(self) -> str | None:
         """The name of the number in the table."""
-        names = [
-            key
-            for key, value in self.results[0].items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and key not in NOT_NUMBERS
-        ]
-        return "mean_iou" if "mean_iou" in names else names[0] if names else None
+        from classyseg.cli.evaluation import main_number
+
+        return main_number(self.results[0])
 
     def report(self) -> Iterator[str]:
         import torch

@@ -218,6 +218,16 @@ def numbers_of(predictor: Predictor, config: Any, split: str, *, most: int | Non
     return {"samples": len(dataset), **found.result()}
 
 
+def main_number(numbers: Mapping[str, Any]) -> str | None:
+    """The name of the one number that tells how good a model is: mean IoU where it is measured, else the first one."""
+    names = [
+        key
+        for key, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("loss", "samples")
+    ]
+    return "mean_iou" if "mean_iou" in names else names[0] if names else None
+
+
 def spread(dataset: ClassyDataset, most: int) -> ClassyDataset:
     """At most so many samples of a data set, at equal distances, which counts its bad samples as the whole one does."""
     tolerated = dataset.on_bad_sample, dataset.max_bad_samples

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import interruptible, positive, protocol_of
+from classyseg.cli.arguments import height_and_width, interruptible, positive, protocol_of
 from classyseg.cli.output import complain, emit, in_columns, logging_lines
 from classyseg.console import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from classyseg.exporting import Export
+    from classyseg.config import ConfigTree
+    from classyseg.exporting import Export, Quantization
+    from classyseg.inference import Predictor
 
 NUM_IMAGES = 3
 """So many images of the val set are compared."""
+CALIBRATION_SEED = 13
+"""Of the choice of the training images that int8 sees."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--protocol", metavar="P", help="whole, for a model that was measured with another protocol")
     parser.add_argument("--batch", type=positive, metavar="N", help="a fixed number of images at once (default: free)")
     parser.add_argument("--opset", type=positive, metavar="N", help="of onnx: the version of its operators")
+    parser.add_argument(
+        "--largest", type=height_and_width, metavar="HxW", help="of executorch: the largest image (1024x1024)"
+    )
+    parser.add_argument(
+        "--calibration-images", type=positive, default=100, metavar="N", help="of int8: training images it sees (100)"
+    )
+    parser.add_argument(
+        "--max-drop", type=_points, default=1.0, metavar="P", help="of int8: points of mean IoU that may be lost (1)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace F")
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
@@ -45,13 +60,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=interruptible(run))
 
 
+def _points(text: str) -> float:
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,9})?", text) or float(text) > 100:
+        raise argparse.ArgumentTypeError(f"found {text:.40}; 0 to 100 points are accepted")
+    return float(text)
+
+
 def run(arguments: argparse.Namespace) -> int:
     from classyseg import switches
     from classyseg.exporting import export
+    from classyseg.exporting.int8 import NAME
     from classyseg.inference.exported.contract import DiffersError
     from classyseg.io import DATA_ROOT_VARIABLE
 
-    options = {name: getattr(arguments, name) for name in ("opset",) if getattr(arguments, name) is not None}
+    options = {name: getattr(arguments, name) for name in ("opset", "largest") if getattr(arguments, name) is not None}
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), logging_lines():
         try:
             found = export(
@@ -65,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 images=val_images(arguments.model),
                 measured=measured_numbers(arguments.model),
                 overwrite=arguments.overwrite,
+                quantization=quantization_of(arguments) if arguments.format == NAME else None,
                 **options,
             )
         except DiffersError as error:
@@ -72,6 +95,55 @@ def run(arguments: argparse.Namespace) -> int:
             return 1
     emit("\n".join(report(found)))
     return 0
+
+
+def quantization_of(arguments: argparse.Namespace) -> Quantization:
+    """The calibration images of the train set of a run, and the measurement on its val set. Raises: `ConfigError`."""
+    from classyseg.cli.evaluation import main_number, numbers_of
+    from classyseg.cli.trained_run import config_to_measure, trained_run
+    from classyseg.errors import ConfigError
+    from classyseg.exporting import Quantization
+
+    path = arguments.model
+    trained = trained_run(path)
+    if trained.config is None:
+        raise ConfigError(
+            f"--format int8: {path}: a model's folder tells of no data set; training images set the ranges of 8 bits, "
+            "and the val set shows what is lost: give the folder of the run"
+        )
+    config = config_to_measure(trained, "val", [], path)[0]
+    images = calibration_images(trained.config, arguments.calibration_images)
+
+    def measure(predictor: Predictor) -> tuple[str, float]:
+        complain("measuring on val")
+        numbers = numbers_of(predictor, config, "val")
+        name = main_number(numbers)
+        if name is None:
+            raise ConfigError("meters", "give no number, by which the loss of 8 bits could be told; add mean_iou")
+        return name, float(numbers[name])
+
+    return Quantization(images, measure, arguments.max_drop)
+
+
+def calibration_images(config: ConfigTree, count: int) -> list[Tensor]:
+    """Images of the train set of a run's config as they are stored: one from each of `count` equal parts of it."""
+    import torch
+
+    from classyseg.datasets import build_dataset
+    from classyseg.errors import ConfigError, within
+    from classyseg.rng import generator_for
+
+    datasets = config.values.get("dataset")
+    train = datasets.get("train") if isinstance(datasets, Mapping) else None
+    if train is None:
+        raise ConfigError("dataset.train", "missing; --format int8 needs training images", source=config.source)
+    with within("dataset.train"):
+        dataset = build_dataset(train)
+    count = min(count, len(dataset))
+    generator = generator_for(CALIBRATION_SEED)
+    places = [len(dataset) * i // count for i in range(count + 1)]
+    drawn = [int(torch.randint(low, high, (), generator=generator)) for low, high in pairwise(places)]
+    return [dataset.load(i).image for i in drawn]
 
 
 def val_images(path: str) -> Iterator[Tensor]:

@@ -165,7 +165,11 @@ class _Served:
         options = {"protocol": self.setup.protocol, "max_memory": self.setup.max_memory}
         self.predictor = load(self.setup.path, device=self.setup.device, **options)
         device = str(self.predictor.device)
-        return asdict(Facts("torch", disk_bytes(self.setup.path), device, torch.get_num_threads()))
+        facts = getattr(self.predictor.model, "facts", None)  # of an exported file
+        kind = (
+            "torch" if facts is None else f"{facts.file_format} int8" * (facts.precision == "int8") or facts.file_format
+        )
+        return asdict(Facts(kind, disk_bytes(self.setup.path), device, torch.get_num_threads()))
 
     def prepare(self, size: tuple[int, int], count: int) -> None:
         self.images = [noise(self.predictor, size)] * count

@@ -29,7 +29,9 @@ class Case:
 
 
 def sizes_for(traced: tuple[int, int], facts: ExportFacts, stride: int) -> list[tuple[int, int]]:
-    """Sizes that differ from `traced` in both axes, and in both remainders by the strides; the first is the smallest.
+    """Sizes that differ from `traced` in both axes, and in both remainders by the strides.
+
+    The first is the smallest; the last is the largest, where there is one.
 
     Where sides must be multiples of a number, remainders are those of the number of multiples.
     """
@@ -39,9 +41,10 @@ def sizes_for(traced: tuple[int, int], facts: ExportFacts, stride: int) -> list[
     wanted = [low, *((traced[0] + dy, traced[1] + dx) for dy, dx in OFFSETS)]
     for height, width in wanted:
         size = (max(low[0], height // unit * unit), max(low[1], width // unit * unit))
-        if size[0] != traced[0] and size[1] != traced[1] and size not in found:
+        fits = facts.largest is None or (size[0] <= facts.largest[0] and size[1] <= facts.largest[1])
+        if size[0] != traced[0] and size[1] != traced[1] and size not in found and fits:
             found.append(size)
-    return found
+    return found if facts.largest is None or facts.largest in found else [*found, facts.largest]
 
 
 OFFSETS = ((-31, 37), (5, -43), (67, 1), (-19, -59), (34, 99), (130, -14), (-46, 70), (95, 163), (192, 256))

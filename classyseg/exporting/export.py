@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,31 @@ from classyseg import __version__
 from classyseg.config import user_path
 from classyseg.console import shown
 from classyseg.errors import ConfigError
-from classyseg.exporting.check import cases, compare, noise, sizes_for
+from classyseg.exporting.check import Case, cases, compare, noise, sizes_for
 from classyseg.exporting.graph import Graph, Reference
+from classyseg.exporting.int8 import (
+    ANY_DIFFERENCE,
+    MEASURED,
+    NAME,
+    Quantization,
+    drop_of,
+    format_of_int8,
+    quantize,
+    require_int8,
+)
 from classyseg.exporting.trace import plain, smallest_of, traced
 from classyseg.inference.exported.contract import Format, RefusedError, Traced
-from classyseg.inference.exported.facts import INPUT_KINDS, OUTPUT_KINDS, ExportFacts, InputKind, OutputKind, facts_of
+from classyseg.inference.exported.facts import (
+    INPUT_KINDS,
+    OUTPUT_KINDS,
+    Checked,
+    ExportFacts,
+    InputKind,
+    OutputKind,
+    facts_of,
+)
 from classyseg.inference.exported.formats import format_named
-from classyseg.inference.load import load
+from classyseg.inference.load import files_of, load
 from classyseg.io import fsync_folder
 from classyseg.run_folder import kind_of
 
@@ -39,6 +57,12 @@ TRACED = (128, 192)
 """The size of the images with which a model is traced."""
 BATCH = 2
 """How many images it is traced with: one alone would become a constant."""
+LARGEST = (1024, 1024)
+"""The largest height and width of a format that plans memory for it, unless `largest` says another."""
+SMALLEST_BOUND = (256, 320)
+"""With a smaller one, there would be too few sizes to compare."""
+GREY_LEVEL = 5e-3
+"""The tolerance where a resize of bytes is computed in 32 bits: a few pixels differ by one grey level."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +75,7 @@ class Export:
 
     @property
     def num_bytes(self) -> int:
-        return self.path.stat().st_size
+        return sum(file.stat().st_size for file in files_of(self.path))
 
 
 def export(
@@ -67,6 +91,7 @@ def export(
     measured: Mapping[str, Any] | None = None,
     tolerance: float | None = None,
     overwrite: bool = False,
+    quantization: Quantization | None = None,
     **options: Any,
 ) -> Export:
     """Writes a model as a file for other programs: `export("runs/streets", format="onnx", output="streets.onnx")`.
@@ -76,22 +101,28 @@ def export(
     too. `output_kind` is what it gives: `labels` or `scores` at the image's own size, or the head's `logits`. The
     number of images, height and width are free; with `batch` the number is fixed. `images` are compared in addition to
     noise; `measured` are numbers that the file tells of. `tolerance` is the largest difference, as a share of the range
-    of values. Further options are the format's own, such as `opset` of `onnx`.
+    of values. `quantization` is what the format `int8` needs. Further options are the format's own, such as `opset` of
+    `onnx`, or `largest` (height, width) of `executorch`.
 
     The file is compared with the model before it gets its name; otherwise nothing is left.
 
     Raises: `ConfigError` for what cannot be exported, and why; for a file that is there; for a file that differs.
     """
     started = time.perf_counter()
-    row = format_named(format)
-    row.require()
-    path = _target(output, row, overwrite=overwrite)
+    row, path = _row_of(format, output, quantization)
+    _check_target(path, row, overwrite=overwrite)
     _check_kinds(input_kind, output_kind, row, options)
+    if row.bounded:
+        batch, options = batch or 1, {"largest": LARGEST, **options}
+        if options["largest"][0] < SMALLEST_BOUND[0] or options["largest"][1] < SMALLEST_BOUND[1]:
+            raise ConfigError("--largest", f"found {shown(options['largest'])}; the comparison needs {SMALLEST_BOUND}")
     predictor = (
         load(model, device="cpu", precision="float32", protocol=protocol) if isinstance(model, str | Path) else model
     )
     _check_predictor(predictor, output_kind)
     graph = Graph(predictor, input_kind, output_kind)
+    if row.plain_layout:
+        graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     facts = _facts(predictor, row, input_kind, output_kind, batch, options, measured or {})
     stride = max((block.stride for block in predictor.model.blocks.values()), default=1)
 
@@ -101,42 +132,70 @@ def export(
     def sizes_of(multiple: int) -> list[tuple[int, int]]:
         return sizes_for(_example_size(multiple), facts.model_copy(update={"multiple": multiple}), stride)[1:]
 
-    program, example, multiple = traced(graph, example_of, sizes_of, batch)
+    program, example, multiple = traced(graph, example_of, sizes_of, batch, facts.largest)
     facts = facts.model_copy(update={"multiple": multiple, "smallest": smallest_of(program)})
     result = Traced(plain(program), graph, example, facts, options)
     reference = Reference(predictor, input_kind, output_kind)
     size = (example.shape[-2], example.shape[-1])
-    given = [_given(predictor, image, input_kind) for image in images]
+    given = (_given(predictor, image, input_kind) for image in images)
+    each = [*cases(facts, size, stride, BATCH + 1, [image for image in given if _fits(image, facts)])]
     with _written(path) as temporary:
         row.write(result, temporary)
-        try:
-            run = row.open_file(temporary, facts, torch.device("cpu"))
-        except ConfigError as error:  # the reader refuses what the graph has
-            reason = str(error).removeprefix(f"{temporary}: ")
-            raise RefusedError(f"--format {row.name}: {reason}") from None
-        limit = row.tolerance if tolerance is None else tolerance
-        checks = tuple(
-            compare(run, reference, case, row, limit) for case in cases(facts, size, stride, BATCH + 1, given)
-        )
-        facts = facts.model_copy(update={"checks": checks})
+        rounds = not row.doubles and len(graph.steps) > 0 and facts.image_type == "uint8"
+        limit = tolerance or max(row.tolerance, GREY_LEVEL if rounds else 0)
+        facts = facts.model_copy(update={"checks": _compared(temporary, row, facts, reference, each, limit)})
+        if quantization is not None:
+            quantize(row, temporary, (_given(predictor, image, input_kind) for image in quantization.images))
+            checks = _compared(temporary, row, facts, reference, each, ANY_DIFFERENCE)
+            facts = facts.model_copy(update={"precision": NAME, "checks": checks})
+            row.annotate(result, temporary, facts.text())
+            drop = drop_of(predictor, load(temporary, device="cpu"), quantization)
+            facts = facts.model_copy(update={"measured": {**facts.measured, MEASURED: drop}})
         row.annotate(result, temporary, facts.text())
         if facts_of(row.read_text(temporary), temporary) != facts:
             raise ConfigError(f"--format {row.name}: the file does not hold what was written of it; this is a defect")
     return Export(path, facts, time.perf_counter() - started)
 
 
-def _target(output: str | Path, row: Format, *, overwrite: bool) -> Path:
+def _fits(image: Tensor, facts: ExportFacts) -> bool:
+    return facts.largest is None or (image.shape[-2] <= facts.largest[0] and image.shape[-1] <= facts.largest[1])
+
+
+def _compared(
+    path: Path, row: Format, facts: ExportFacts, reference: Reference, each: Sequence[Case], limit: float
+) -> tuple[Checked, ...]:
+    """Compares the file at `path`, opened by its runtime, with the model. Raises: `RefusedError`; `DiffersError`."""
+    try:
+        run = row.open_file(path, facts, torch.device("cpu"))
+    except ConfigError as error:  # the reader refuses what the graph has
+        reason = str(error).removeprefix(f"{path}: ")
+        raise RefusedError(f"--format {row.name}: {reason}") from None
+    return tuple(compare(run, reference, case, row, limit) for case in each)
+
+
+def _row_of(format: str, output: str | Path, quantization: Quantization | None) -> tuple[Format, Path]:
+    """The format, all of whose libraries and tools are there, and the path of the file."""
     if not isinstance(output, str | Path) or not str(output):
         raise ConfigError(f"--output: found {shown(output)}; name a file")
     path = user_path(output)
+    if (format == NAME) != (quantization is not None):
+        raise ConfigError("quantization", f"found {shown(quantization)} for --format {format}; int8 alone needs one")
+    row = format_of_int8(path) if format == NAME else format_named(format)
+    row.require()
+    row.require_tools()
+    if format == NAME:
+        require_int8(row)
+    return row, path
+
+
+def _check_target(path: Path, row: Format, *, overwrite: bool) -> None:
     if not path.name.endswith(row.suffix):
         raise ConfigError(f"--output {path}: a file of the format {row.name} ends in {row.suffix}")
-    if os.path.lexists(path):
-        if kind_of(path) != "a file":
-            raise ConfigError(f"--output {path}: found {kind_of(path)}; name a new file")
-        if not overwrite:
-            raise ConfigError(f"--output {path}: is there already; name another one, or give --overwrite")
-    return path
+    for each in (path, *(path.with_suffix(end) for end in row.others)):
+        if os.path.lexists(each) and kind_of(each) != "a file":
+            raise ConfigError(f"--output {each}: found {kind_of(each)}; name a new file")
+        if os.path.lexists(each) and not overwrite:
+            raise ConfigError(f"--output {each}: is there already; name another one, or give --overwrite")
 
 
 def _check_kinds(input_kind: str, output_kind: str, row: Format, options: Mapping[str, Any]) -> None:
@@ -188,6 +247,7 @@ def _facts(
         frames=frames,
         image_type="float32" if is_float else "uint8",
         batch=batch,
+        largest=options.get("largest"),
         classes=predictor.classes,
         palette=predictor.palette,
         ignore_index=predictor.ignore_index,
@@ -196,7 +256,7 @@ def _facts(
         normalize=predictor.normalize,
         preparation=predictor.preparation.config(),
         protocol=predictor.protocol.config(),
-        options=dict(options),
+        options={key: value for key, value in options.items() if key != "largest"},
         measured=dict(measured),
         versions={"torch": str(torch.__version__), "classyseg": __version__},
     )

@@ -23,10 +23,12 @@ def traced(
     example_of: Callable[[int], Tensor],
     sizes_of: Callable[[int], Sequence[tuple[int, int]]],
     batch: int | None,
+    largest: tuple[int, int] | None = None,
 ) -> tuple[ExportedProgram, Tensor, int]:
     """The graph of `module`, the example, and what sides must be multiples of.
 
-    `example_of` and `sizes_of` give the example and the sizes of a comparison for such a multiple.
+    `example_of` and `sizes_of` give the example and the sizes of a comparison for such a multiple. `largest` bounds
+    height and width.
 
     Raises: `RefusedError` for a module that torch cannot trace, such as one that branches on values, with the reason.
     """
@@ -35,7 +37,9 @@ def traced(
         example = example_of(multiple)
         try:
             with torch.no_grad():
-                program = torch.export.export(module, (example,), dynamic_shapes=(_axes(example, multiple, batch),))
+                program = torch.export.export(
+                    module, (example,), dynamic_shapes=(_axes(example, multiple, batch, largest),)
+                )
         except Exception as error:  # torch raises many kinds, and a plugin's model any
             problem = problem or reason_of(error)
             if FIXED in str(error) or (multiple == 1 and not _is_about_sizes(error)):
@@ -47,13 +51,16 @@ def traced(
     raise RefusedError(f"export: torch cannot trace this model with free sizes: {problem}")
 
 
-def _axes(example: Tensor, multiple: int, batch: int | None) -> dict[int, Any]:
-    height, width = example.dim() - 2, example.dim() - 1
+def _axes(example: Tensor, multiple: int, batch: int | None, largest: tuple[int, int] | None) -> dict[int, Any]:
+    axes = (example.dim() - 2, example.dim() - 1)
     free: dict[int, Any] = {} if batch is not None else {0: Dim.DYNAMIC}
-    if multiple == 1:
-        return free | {height: Dim.DYNAMIC, width: Dim.DYNAMIC}
-    sides = {axis: multiple * Dim(f"side{axis}", max=LARGEST_SIDE // multiple) for axis in (height, width)}
-    return free | sides
+    most = (LARGEST_SIDE, LARGEST_SIDE) if largest is None else largest
+    if multiple > 1:
+        sides = zip(axes, most, strict=True)
+        return free | {axis: multiple * Dim(f"side{axis}", max=side // multiple) for axis, side in sides}
+    if largest is None:
+        return free | dict.fromkeys(axes, Dim.DYNAMIC)
+    return free | {axis: Dim.DYNAMIC(max=side) for axis, side in zip(axes, most, strict=True)}
 
 
 def _is_about_sizes(error: Exception) -> bool:

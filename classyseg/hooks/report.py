@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -62,6 +63,10 @@ class ReportHook(ClassyHook):
         self._told_facts = False
         self._seen: _Seen | None = None
 
+    def on_start(self, task: WatchedTask) -> None:
+        if task.run_folder is None:
+            self.sees_predictions = ()
+
     def on_phase_start(self, task: WatchedTask) -> None:
         self._seen = _Seen(task.labels, self.images, self.size) if task.progress.phase == "val" else None
 
@@ -95,7 +100,7 @@ class ReportHook(ClassyHook):
         with self._said_once():
             own["sizes"] = [[*size, count] for size, count in seen.sizes.items()]
             own["images"] = [
-                {"kind": kind, "place": place, **image.told, **image.pixels.encoded(seen.labels)}
+                {"kind": kind, "place": place, "id": image.id, **image.told, **image.pixels.encoded(seen.labels)}
                 for kind, place, image in chosen
             ]
         everyone = [json.loads(text) for text in gather_texts(json.dumps(own))]
@@ -104,8 +109,8 @@ class ReportHook(ClassyHook):
             sizes.update({tuple(size): count for *size, count in each["sizes"]})
         images = sorted((image for each in everyone for image in each["images"]), key=lambda image: image["place"])
         known = {"step": step, "samples": sum(each["samples"] for each in everyone)}
-        shown_as_worst = {image["name"] for image in images if image["kind"] == "worst"}
-        images = [image for image in images if image["kind"] == "worst" or image["name"] not in shown_as_worst]
+        worst = {image["id"] for image in images if image["kind"] == "worst"}
+        images = [image for image in images if image["kind"] == "worst" or image["id"] not in worst]
         frequent = [[*size, count] for size, count in sizes.most_common(MAX_SIZES)]
         return {
             CONFUSION: {**known, "sizes": frequent, "num_sizes": len(sizes), **counted},
@@ -138,8 +143,9 @@ class ReportHook(ClassyHook):
 
 
 class _Shown(NamedTuple):
-    """A sample that may be shown: what is told of it, and its pixels."""
+    """A sample that may be shown: what tells it from all others, what is told of it, and its pixels."""
 
+    id: str
     told: Mapping[str, Any]
     pixels: SmallSample
 
@@ -181,7 +187,7 @@ class _Seen:
 
         def make(i: int) -> _Shown:
             pixels = SmallSample.of_mask(batch.image[i], batch.target[i], prediction[i], self.size)
-            return _Shown({"score": scores[i], "name": _short(batch.names[i])}, pixels)
+            return _Shown(_id(batch.names[i]), {"score": scores[i], "name": _short(batch.names[i])}, pixels)
 
         self._rank(batch, scores, make)
 
@@ -201,8 +207,8 @@ class _Seen:
             self._images_with += matrix.sum(1)
 
         def make(i: int) -> _Shown:
-            told = told_of_scores(scores[i], target[i], self.labels)
-            return _Shown({**told, "name": _short(batch.names[i])}, SmallSample.of_whole(batch.image[i], self.size))
+            told = {**told_of_scores(scores[i], target[i], self.labels), "name": _short(batch.names[i])}
+            return _Shown(_id(batch.names[i]), told, SmallSample.of_whole(batch.image[i], self.size))
 
         self._rank(batch, right.where(known, torch.nan).tolist(), make)
 
@@ -224,6 +230,11 @@ class _Seen:
             "predicted": predicted.tolist(),
             "count": matrix[true, predicted].tolist(),
         }
+
+
+def _id(name: str) -> str:
+    """Tells a sample from those of the same name in other folders, and no folder."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _short(name: str) -> str:

@@ -50,6 +50,10 @@ class SamplePredictionsHook(ClassyHook):
         self._samples = FixedSamples(count, size)
         self._first_step = True
 
+    def on_start(self, task: WatchedTask) -> None:
+        if task.run_folder is None:
+            self.sees_predictions = ()
+
     def on_phase_start(self, task: WatchedTask) -> None:
         self._first_step = True
         if task.progress.phase == "val":

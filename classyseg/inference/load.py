@@ -24,6 +24,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.errors import ConfigError, within, written_in
 from classyseg.inference.description import Description, checked_description, description_of_state
 from classyseg.inference.device import torch_device
+from classyseg.inference.exported.formats import format_of
 from classyseg.inference.exported.model import is_exported, load_exported
 from classyseg.inference.memory import bytes_of
 from classyseg.inference.network import Precision, known_precision
@@ -91,6 +92,9 @@ def described(path: str | Path) -> Description:
 
 def files_of(path: str | Path) -> list[Path]:
     """The files that `load` reads of what is at `path`. Raises: `ConfigError` as `load`."""
+    file = existing_path(path)
+    if (row := format_of(file)) is not None and file.is_file():
+        return [file, *(file.with_suffix(end) for end in row.others)]
     found, _ = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():
         return [found / MODEL_CONFIG, found / WEIGHTS]

@@ -157,19 +157,18 @@ def _summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def _cells(run: Run, name: str, best: str | None) -> Iterator[dict[str, Any]] | list[dict[str, Any]]:
-    val = [(record["step"], record.get(name)) for record in run.phase("val")]
+def _cells(run: Run, name: str, best: str | None) -> list[dict[str, Any]]:
+    """The newest train and val value of a number, its best val value, and the one of test."""
+    train, val, test = (
+        [(record["step"], record.get(name)) for record in run.phase(phase)] for phase in ("train", "val", "test")
+    )
     known = [(float(value), step) for step, value in val if is_number(value)]
-    test = [(record["step"], record.get(name)) for record in run.phase("test")]
     top: tuple[int, Any] | None = None
     if known and best is not None:
         value, step = max(known, key=lambda each: each[0] if best == "largest" else -each[0])
         top = step, value
-    train = [(record["step"], record.get(name)) for record in run.phase("train")]
-    return [
-        _cell(each)
-        for each in (train[-1] if train else None, val[-1] if val else None, top, test[-1] if test else None)
-    ]
+    newest = [found[-1] if found else None for found in (train, val, test)]
+    return [_cell(each) for each in (*newest[:2], top, newest[2])]
 
 
 def _cell(found: tuple[int, Any] | None) -> dict[str, Any]:

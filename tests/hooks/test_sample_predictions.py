@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from classyseg.config import ConfigError
-from classyseg.hooks import SamplePredictionsHook
+from classyseg.hooks import ClassyHook, SamplePredictionsHook, WatchedTask
 from classyseg.pictures import IGNORED, WRONG, safe_stem
 from classyseg.stopping import Stopped
 from classyseg.tasks import build_task
@@ -22,6 +22,14 @@ from runs import Sees, SignalAt, in_two_processes, read_records, tiny_config_of,
 ONE_EPOCH: dict[str, Any] = {"num_epochs": 1, "dataset.train.num_samples": 8, "dataset.val.num_samples": 5}
 DRAWS = {"name": "sample_predictions", "count": 2}
 PROTOCOLS = ["whole", {"name": "sliding_window", "size": [24, 24]}, {"name": "multi_scale", "scales": [0.5, 1.0]}]
+
+
+class BlocksPictures(ClassyHook):
+    """Puts a file where the folder of pictures would be, as soon as the run has begun."""
+
+    def on_step(self, task: WatchedTask) -> None:
+        assert task.run_folder is not None
+        (task.run_folder / "predictions").write_text("in the way", encoding="utf-8")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=["whole", "windows", "scales"])
@@ -122,6 +130,13 @@ def test_a_replaced_run_leaves_no_pictures_but_other_files(tmp_path: Path) -> No
     (tmp_path / "predictions/mine.txt").write_text("mine", encoding="utf-8")
     Trainer(tmp_path, overwrite=True).train(tiny_task(ONE_EPOCH))
     assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["mine.txt"]
+
+
+def test_a_disk_that_takes_no_picture_ends_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "other").mkdir()
+    Trainer(tmp_path / "run").train(tiny_task({**ONE_EPOCH, "hooks": [DRAWS]}, BlocksPictures()))
+    assert any("pictures cannot be written" in record.message for record in caplog.records)
+    assert [record["phase"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == ["train", "val"]
 
 
 def test_only_the_newest_pictures_are_kept_if_asked(tmp_path: Path) -> None:

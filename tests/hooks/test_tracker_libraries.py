@@ -55,7 +55,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tracked")
     script = folder / "killed.py"
     script.write_text(KILLED_RUN)
-    command = Command([script, folder / "run"], folder / "log")
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    address = f"http://127.0.0.1:{proxy.server_address[1]}"
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+    command = Command([script, folder / "run"], folder / "log", dict.fromkeys(names, address))
     deadline = time.monotonic() + 100
     while stored_steps(folder / "run") < KILLED_AT:
         assert command.is_running, command.text
@@ -63,6 +66,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         time.sleep(0.05)
     os.kill(command.pid, signal.SIGKILL)
     assert command.wait() == -signal.SIGKILL
+    with proxy:  # nobody has asked it for anything: offline, nothing goes to the network
+        proxy.socket.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            proxy.get_request()
     assert [r["step"] for r in read_records(folder / "run/steps.jsonl")][-1] == KILLED_AT
     assert [p.name for p in (folder / "run/checkpoints").glob("step-*")] == [f"step-{SAVED_AT}"]
     Trainer(folder / "run", resume=True).train(tiny_task(CHANGES))
@@ -198,6 +205,7 @@ def test_hostile_names_of_classes_have_a_metric_each_in_mlflow(tmp_path: Path, r
     experiment = client.get_experiment_by_name("names")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
+    assert uri not in (tmp_path / "mlflow/.run").read_text()  # it may hold a password
     metrics = {name: value for name, value in found.data.metrics.items() if name.startswith("val/iou/")}
     assert len(metrics) == len(HOSTILE)
     assert sorted(metrics.values()) == sorted(numbers.values())

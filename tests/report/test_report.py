@@ -22,10 +22,11 @@ from classyseg.config import ConfigError
 from classyseg.hooks import ReportHook
 from classyseg.report import SmallSample, page, read_run, write_report
 from classyseg.report.charts import nice_ticks, thinned
-from classyseg.structures import LabelMeaning
+from classyseg.stopping import Stopped
+from classyseg.structures import LabelMeaning, Sample
 from classyseg.tasks import build_task
 from classyseg.trainer import Trainer
-from runs import in_two_processes, read_records, tiny_config_of, tiny_task
+from runs import FakeTask, SignalAt, in_two_processes, read_records, tiny_config_of, tiny_task
 
 SHORT: dict[str, Any] = {
     "num_epochs": 2,
@@ -173,6 +174,46 @@ def test_a_report_that_fails_is_told_once_and_ends_no_training(
     assert len(told) == 1
     assert "a fault of the page" in told[0]
     assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train", "val"] * 2
+
+
+def test_a_resumed_run_has_the_counts_and_pictures_of_one_that_never_stopped(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        Trainer(tmp_path).train(tiny_task(SHORT, SignalAt("val", 1, 1)))
+    Trainer(tmp_path, resume=True).train(tiny_task(SHORT))
+    for name in ("confusion.json", "images.json"):
+        assert (tmp_path / "report" / name).read_bytes() == (trained / "report" / name).read_bytes()
+
+
+def test_samples_of_one_name_are_two_and_their_folders_are_not_told(tmp_path: Path) -> None:
+    hook, task = ReportHook(images=1), FakeTask(tmp_path)
+    task.progress.phase = "val"
+    hook.on_phase_start(task)
+    names = ("/home/jane/a/x.png", "/home/jane/b/x.png")
+    batch = Sample(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 8, 8, dtype=torch.uint8), names)
+    prediction = torch.zeros(2, 8, 8, dtype=torch.int64)
+    prediction[1] = 1
+    hook.on_prediction(task, batch, prediction)
+    task.metrics = {"phase": "val", "step": 1}
+    hook.on_phase_end(task)
+    text = (tmp_path / "report/images.json").read_text(encoding="utf-8")
+    assert [(image["kind"], image["name"], image["score"]) for image in json.loads(text)["images"]] == [
+        ("worst", "x.png", 0.0),
+        ("best", "x.png", 1.0),
+    ]
+    assert "jane" not in text
+
+
+def test_a_report_may_have_no_picture(tmp_path: Path) -> None:
+    Trainer(tmp_path).train(tiny_task({**SHORT, "num_epochs": 1, "hooks": [{"name": "report", "images": 0}]}))
+    run = read_run(tmp_path)
+    assert (len(run.images), run.num_seen) == (0, 5)
+    assert not [reason for reason in run.missing if "report/" in reason]
+
+
+def test_nothing_is_gathered_where_no_page_is_written() -> None:
+    hook = ReportHook()
+    Trainer().train(tiny_task({**SHORT, "hooks": []}, hook))
+    assert hook.sees_predictions == ()
 
 
 def test_a_run_without_val_has_a_page_when_it_ends(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Courier:
         with self._changed:
             if self._ended:
                 return
-            if len(self._waiting) > MAX_WAITING:
+            if len(self._waiting) > MAX_WAITING and isinstance(item, Entry):
                 self._ended = True
                 self._waiting.clear()
                 raise TimeoutError(f"it has taken none of the last {MAX_WAITING} entries")

@@ -32,8 +32,9 @@ class CsvHook(TrackerHook):
     """Writes tables into `csv/` of the run's folder: `steps.csv` of training steps, `phases.csv` of phases.
 
     They are CSV as RFC 4180 has it, in UTF-8, for spreadsheets and `pandas.read_csv`. A class has a column for each of
-    its numbers, such as `iou/road`. Columns keep their places; new ones come last. `summary.csv` has the last and best
-    numbers, when the run has ended. How each tracker works stands in trackers.md.
+    its numbers, such as `iou/road`; what was not measured is an empty cell. Columns keep their places; new ones come
+    last. `summary.csv` has the last and best numbers, when the run has ended. How each tracker works stands in
+    trackers.md.
 
     Args:
         every: Training steps between two rows of `steps.csv`. Reading the loss waits for the GPU.
@@ -56,8 +57,9 @@ class CsvHook(TrackerHook):
     def open_tracker(self, history: Sequence[Entry]) -> None:
         folder = self.run_folder / self.folder
         self._names = Names(printable)
-        self._steps = _Table(folder / "steps.csv", STEP_COLUMNS, [self._row(e) for e in history if e.kind == STEP])
-        self._phases = _Table(folder / "phases.csv", PHASE_COLUMNS, [self._row(e) for e in history if e.kind != STEP])
+        steps, phases = ([self._row(e) for e in history if (e.kind == STEP) == is_step] for is_step in (True, False))
+        self._steps = _Table(folder / "steps.csv", STEP_COLUMNS, steps, grows=False)
+        self._phases = _Table(folder / "phases.csv", PHASE_COLUMNS, phases, grows=True)
 
     def write(self, entries: Sequence[Entry]) -> None:
         for table, is_step in ((self._steps, True), (self._phases, False)):
@@ -75,26 +77,32 @@ class CsvHook(TrackerHook):
         write_atomically(self.run_folder / self.folder / "summary.csv", _csv(rows))
 
     def _row(self, entry: Entry) -> Row:
-        numbers = {self._names.of(name[1:]): repr(value) for name, value in entry.numbers.items()}
         kind = {} if entry.kind == STEP else {"phase": entry.kind}
+        values = {self._names.of(name[1:]): entry.numbers.get(name) for name in entry.names}
+        numbers = {name: "" if value is None else repr(value) for name, value in values.items()}
         return {**kind, "step": str(entry.step), "epoch": str(entry.epoch), **numbers}
 
 
 class _Table:
-    """A file with a header and rows, which grow in both directions."""
+    """A file with a header and rows. If it `grows`, rows may bring new columns: all are kept, to write it anew."""
 
-    def __init__(self, path: Path, columns: Iterable[str], rows: list[Row]) -> None:
-        self._path, self._columns, self._rows = path, dict.fromkeys(columns), rows
-        for row in rows:
-            self._columns |= dict.fromkeys(row)
+    def __init__(self, path: Path, columns: Iterable[str], rows: list[Row], *, grows: bool) -> None:
+        self._path, self._columns, self._rows, self._grows = path, dict.fromkeys(columns), rows, grows
+        self._know(rows)
         self._replace()
+        self._rows = rows if grows else []
+
+    def _know(self, rows: Iterable[Row]) -> bool:
+        """Whether the rows have new columns; from now on, they are known."""
+        known = len(self._columns)
+        for row in rows if self._grows else ():
+            self._columns |= dict.fromkeys(row)
+        return len(self._columns) > known
 
     def add(self, rows: list[Row]) -> None:
-        self._rows += rows
-        known = len(self._columns)
-        for row in rows:
-            self._columns |= dict.fromkeys(row)
-        if len(self._columns) > known:
+        if self._grows:
+            self._rows += rows
+        if self._know(rows):
             self._replace()
             return
         with open(open_plain(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file:

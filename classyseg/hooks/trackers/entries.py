@@ -36,6 +36,9 @@ class Entry:
     numbers: Mapping[Name, float]
     pictures: Mapping[str, Path] = field(default_factory=dict)
     """PNG files of samples, by names that are the same in every phase."""
+    names: tuple[Name, ...] = ()
+    """The names of all numbers of the record: also of those that are null, such as those of a class that the set lacks.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,20 @@ def points_file(folder: str) -> RecordFile:
 
 
 def entry_of(record: Mapping[str, Any], kind: str, time: float, pictures: Mapping[str, Path] | None = None) -> Entry:
-    """The entry of a record of a step or of a phase. Values that are no finite numbers are left out."""
-    return Entry(kind, record["step"], record["epoch"], time, dict(_numbers(record, kind)), pictures or {})
+    """The entry of a record of a step or of a phase."""
+    values = dict(_values(record, kind))
+    numbers = {name: float(value) for name, value in values.items() if is_number(value)}
+    return Entry(kind, record["step"], record["epoch"], time, numbers, pictures or {}, tuple(values))
 
 
-def _numbers(record: Mapping[str, Any], kind: str) -> Iterator[tuple[Name, float]]:
+def _values(record: Mapping[str, Any], kind: str) -> Iterator[tuple[Name, Any]]:
     for key, value in record.items():
         if key in NO_NUMBERS:
             continue
         if is_by_class(value):
-            yield from (((kind, key, name), float(v)) for name, v in value.items() if is_number(v))
-        elif is_number(value):
-            yield (kind, key), float(value)
+            yield from (((kind, key, name), number) for name, number in value.items())
+        elif value is None or isinstance(value, int | float):
+            yield (kind, key), value
 
 
 def is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -27,8 +28,8 @@ from classyseg.run_folder import read_plain
 SQLITE, ARTIFACTS = "sqlite:///", "artifacts"
 """A database in a file, and the folder next to it that has pictures and texts."""
 RUN_ID = ".run"
-"""The file with the run's id, and the store that it is of."""
-MAX_ID = 4096
+"""The file with the run's id, and a hash of the store's address, which may hold a password."""
+MAX_ID = 1000
 METRICS_AT_ONCE, PARAMS_AT_ONCE = 1000, 100
 MAX_KEY, MAX_VALUE = 250, 6000
 SWITCHES = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
@@ -121,7 +122,7 @@ class MlflowHook(TrackerHook):
             tags = self.tags
             name = self.run_name or self.run_folder.absolute().name
             self._run_id = self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id
-            write_atomically(path, f"{self._run_id}\n{uri}\n")
+            write_atomically(path, f"{self._run_id}\n{_hash_of(uri)}\n")
             text = dump_yaml(self.run_config)
             self._client.log_text(self._run_id, text, "config.yaml")
         else:
@@ -137,7 +138,7 @@ class MlflowHook(TrackerHook):
         if not os.path.lexists(path):
             return None
         run_id, _, store = read_plain(path, MAX_ID).decode("utf-8", "replace").partition("\n")
-        if store.strip() != uri:
+        if store.strip() != _hash_of(uri):
             return None
         try:
             run = self._client.get_run(run_id)
@@ -185,12 +186,15 @@ class MlflowHook(TrackerHook):
                 if entry.step > self._last_step_of(key):
                     metrics.append(Metric(key, value, int(entry.time * 1000), entry.step))
                     self._last[key] = entry.step
-        for i in range(0, len(metrics), METRICS_AT_ONCE):
-            self._client.log_batch(self._run_id, metrics=metrics[i : i + METRICS_AT_ONCE], synchronous=True)
+        self._log(metrics)
         for entry in entries:
             for picture, path in entry.pictures.items():
                 key = f"{entry.kind}/{SAMPLES}/{plain_part(picture, '[^A-Za-z0-9_.-]')}"
                 self._show(key, path, entry.step)
+
+    def _log(self, metrics: Sequence[Any]) -> None:
+        for i in range(0, len(metrics), METRICS_AT_ONCE):
+            self._client.log_batch(self._run_id, metrics=metrics[i : i + METRICS_AT_ONCE], synchronous=True)
 
     def _last_step_of(self, key: str) -> int:
         if key not in self._last:
@@ -220,9 +224,14 @@ class MlflowHook(TrackerHook):
         told = [(self._names.of(("best", *name)), *found) for name, found in summary.best.items()]
         best = [Metric(key, value, now, step) for key, value, step in told if step > self._last_step_of(key)]
         tags = [RunTag("outcome", summary.outcome), RunTag("reason", printable(summary.reason, 1000))]
-        self._client.log_batch(self._run_id, metrics=best, tags=tags, synchronous=True)
+        self._log(best)
+        self._client.log_batch(self._run_id, tags=tags, synchronous=True)
         self._client.log_text(self._run_id, summary_table(summary, self._names), "summary.md")
         self._client.set_terminated(self._run_id, STATUS[summary.outcome])
+
+
+def _hash_of(uri: str) -> str:
+    return hashlib.sha256(uri.encode()).hexdigest()
 
 
 def _check_uri(uri: str) -> None:

@@ -61,8 +61,10 @@ class TensorBoardHook(TrackerHook):
         self._events = _EventFile(_new_path(folder, before))
         self._events.text("config", f"```yaml\n{dump_yaml(self.run_config)}```")
         self.write(history)
-        for path in before:  # the new file has all of them that stays
-            path.unlink()
+        # The new file has all of them that stays. They stay as empty ones: a TensorBoard that looks at the run reads no
+        # further where one is gone.
+        for path in before:
+            os.close(open_plain(path, os.O_WRONLY | os.O_TRUNC))
 
     def write(self, entries: Sequence[Entry]) -> None:
         if self._events is None:

@@ -40,6 +40,8 @@ from classyseg.stopping import Stopped
 from classyseg.structures import Phase, Sample
 
 MAX_ERROR = 500
+PICTURE_SIDE = 512
+"""The most pixels of the longer side of an image in a picture."""
 log = logging.getLogger(__name__)
 
 
@@ -68,9 +70,11 @@ class TrackerHook(ClassyHook, ABC):
         self.record_files = (points_file(self.folder),)
         if not images:
             self.sees_predictions = ()
-        self._samples = FixedSamples(images)
+        self._samples = FixedSamples(images, PICTURE_SIDE)
         self._last_step = 0
-        self._begun = self._quiet = False
+        self._begun = self._failed = False
+        self._lost = False
+        """Whether what it is to be told can no longer be kept on the disk."""
         self._courier: Courier | None = None
         self._results: Results | None = None
         self._has_ended = self._may_go_back = False
@@ -96,6 +100,9 @@ class TrackerHook(ClassyHook, ABC):
     @abstractmethod
     def close_tracker(self, summary: Summary) -> None:
         """Adds how the run ended, and writes all that is left."""
+
+    def give_up(self) -> None:
+        """Called if it hangs when the run has ended: nothing of it may keep the process from its end."""
 
     # -- the events of a hook ----------------------------------------------------------------------------------------
 
@@ -152,6 +159,7 @@ class TrackerHook(ClassyHook, ABC):
         courier, self._courier = self._courier, None
         if courier is not None and not courier.wait(self.finish_seconds):
             self._fail(TimeoutError(f"not done {self.finish_seconds:g} seconds after the end (finish_seconds)"))
+            self.give_up()
 
     def state(self) -> dict[str, Any]:
         return {"last_step": self._last_step}
@@ -166,7 +174,7 @@ class TrackerHook(ClassyHook, ABC):
 
     def _tell(self, task: WatchedTask, kind: str, record: Mapping[str, Any]) -> None:
         """Keeps an entry on the disk, and hands it over."""
-        if self._quiet or task.run_folder is None or not is_primary():
+        if self._lost or task.run_folder is None or not is_primary():
             return
         try:
             folder, step, now = task.run_folder / self.folder, record["step"], time.time()
@@ -177,10 +185,12 @@ class TrackerHook(ClassyHook, ABC):
             entry = entry_of(record, kind, now, self._draw(folder, kind, step))
             if self._results is not None:
                 self._results.add(entry)
-            self._held.append(entry)
-            self._hand_over()
-        except Exception as error:  # a full disk, a library: nothing of it may end a training
+        except Exception as error:  # a full disk: nothing of a tracker may end a training
+            self._lost = True
             self._fail(error)
+            return
+        self._held.append(entry)
+        self._hand_over()
 
     def _begin(self, task: WatchedTask, run_folder: Path, told_next: tuple[str, int]) -> None:
         """Hands over all entries so far, without the one that is told next: metrics.jsonl has it already."""
@@ -215,35 +225,37 @@ class TrackerHook(ClassyHook, ABC):
         if self._courier is None:
             return
         held, self._held = self._held, []
-        if self.is_final and self._may_go_back and not at_end:
-            saved = max((step_of(path) for path in checkpoint_folders(self.run_folder / CHECKPOINTS)), default=-1)
-            self._held = [entry for entry in held if entry.step > saved]
-            held = [entry for entry in held if entry.step <= saved]
-        for entry in held:
-            self._courier.write(entry)
+        try:
+            if self.is_final and self._may_go_back and not at_end:
+                saved = max((step_of(path) for path in checkpoint_folders(self.run_folder / CHECKPOINTS)), default=-1)
+                self._held = [entry for entry in held if entry.step > saved]
+                held = [entry for entry in held if entry.step <= saved]
+            for entry in held:
+                self._courier.write(entry)
+        except OSError as error:  # too many are waiting, or the checkpoints cannot be looked at
+            self._fail(error)
 
     def _close(self, outcome: str, reason: str) -> None:
         """Tells the tracker how the run ended; `close` waits for it."""
         self._has_ended = True
         if self._courier is None or self._results is None:
             return
-        try:
-            self._hand_over(at_end=outcome == "finished")
-            self._courier.close(Summary(outcome, reason, self._results.last, self._results.best))
-        except Exception as error:
-            self._fail(error)
+        self._hand_over(at_end=outcome == "finished")
+        self._courier.close(Summary(outcome, reason, self._results.last, self._results.best))
 
     def _fail(self, error: BaseException) -> None:
-        """Says an error, once: from now on, the tracker is told nothing."""
-        if self._quiet:
+        """Says an error, once."""
+        if self._failed:
             return
-        self._quiet = True
+        self._failed = True
         log.warning(
-            "%s: %s; it gets nothing from now on, after step %d, and the run goes on. metrics.jsonl has the numbers of "
-            "all phases; a run that is resumed tells it again",
+            "%s: %s; it gets nothing from now on (step %d), and the run goes on. %s",
             self.folder,
             printable(f"{type(error).__name__}: {error}", MAX_ERROR),
             self._last_step,
+            "metrics.jsonl has the numbers of all phases"
+            if self._lost
+            else "When the run is resumed, it is told again",
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import logging
+import atexit
 import netrc
 import os
 import secrets
 import shutil
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import Field
 from torch import nn
 
+from classyseg.console import printable
 from classyseg.errors import ConfigError
 from classyseg.hooks.trackers.entries import SAMPLES, Entry, Summary
 from classyseg.hooks.trackers.names import Names, plain_part
@@ -30,10 +33,15 @@ ID_CHARACTERS = frozenset("0123456789abcdefghijklmnopqrstuvwxyz")
 BASE_URL = "https://api.wandb.ai"
 KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 SECRETS = ("api_key", "email", "username")
+SERVICE = "wandb-core"
+"""The program that wandb runs in addition to this one."""
+SHARE = 0.8
+"""The share of `finish_seconds` after which wandb itself leaves what it has not uploaded."""
 QUIET: dict[str, Any] = {
     "console": "off",
     "disable_code": True,
     "disable_git": True,
+    "finish_timeout_raises": True,
     "reinit": "create_new",
     "save_code": False,
     "silent": True,
@@ -45,8 +53,6 @@ QUIET: dict[str, Any] = {
 }
 """What wandb does on its own is switched off: it has the numbers, pictures and config, no more. A run that the
 program has in wandb already is left alone."""
-
-log = logging.getLogger(__name__)
 
 
 @HOOKS.register("wandb")
@@ -105,6 +111,13 @@ class WandbHook(TrackerHook):
 
     def check(self, model: nn.Module) -> None:
         super().check(model)
+        if self.settings:
+            import wandb
+
+            try:
+                wandb.Settings(**self.settings)
+            except Exception as error:  # pydantic's, or wandb's own
+                raise ConfigError("settings", f"wandb does not take them: {printable(str(error), 500)}") from None
         if self.mode == "online" and not _has_key():
             raise ConfigError(
                 "mode",
@@ -132,7 +145,7 @@ class WandbHook(TrackerHook):
 
         while self.mode == "offline" and any(folder.glob(f"offline-run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
             time.sleep(0.1)  # wandb names folders by seconds
-        options = {**QUIET, "finish_timeout": self.finish_seconds, **self.settings}
+        options = {**QUIET, "finish_timeout": SHARE * self.finish_seconds, **self.settings}
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -170,6 +183,27 @@ class WandbHook(TrackerHook):
             self._run.summary.update({f"best/{told}": value, f"best_step/{told}": step})
         self._run.summary.update({"outcome": summary.outcome, "reason": summary.reason})
         self._run.finish(exit_code=0 if summary.outcome == "finished" else 1)
+
+    def give_up(self) -> None:
+        # Else wandb's own end of the process waits for its service, for ever. It is called after this.
+        atexit.register(_kill, _services())
+
+
+def _services() -> list[int]:
+    """wandb's services below this process: it has started them."""
+    found = []
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for pid in listed.read_text().split():
+            with suppress(OSError):  # it ended just now
+                if Path(f"/proc/{pid}/comm").read_text().strip() == SERVICE:
+                    found.append(int(pid))
+    return found
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _run_id(folder: Path) -> str:

@@ -65,6 +65,16 @@ class Format:
     options: tuple[str, ...] = ()
     tolerance: float = 1e-4
     """The largest difference of a value that is no fault, as a share of the range of values."""
+    doubles: bool = True
+    """Whether float64 is computed as such. A resize of bytes needs it for the last bit."""
+    bounded: bool = False
+    """Whether memory is planned for a largest size and a fixed number of images."""
+    plain_layout: bool = False
+    """Whether weights must not be laid out channels last."""
+    others: tuple[str, ...] = ()
+    """The ends of files that lie next to a file of this format and belong to it."""
+    require_tools: Callable[[], None] = lambda: None
+    """Raises `ConfigError` where a program is missing without which no file can be written."""
 
     def require(self) -> None:
         """Raises: `ConfigError` where a library is missing; it names what pip installs."""

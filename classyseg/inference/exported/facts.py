@@ -46,7 +46,8 @@ class ExportFacts(ConfigRecord):
 
     `input_kind` says what the input is: an `image` as users have it, one that the `preparation` has transformed, or one
     that is normalised, too. `output_kind` says what the output is. `multiple` is what height and width must be
-    divisible by, `smallest` the smallest height and width. `checks` are the comparisons that the file has passed.
+    divisible by, `smallest` the smallest height and width, `largest` the largest ones, if memory is planned for them.
+    `checks` are the comparisons that the file has passed.
     `measured` are numbers of the run, by phase.
     """
 
@@ -64,6 +65,7 @@ class ExportFacts(ConfigRecord):
     batch: Count | None = None
     multiple: Count = 1
     smallest: tuple[Side, Side] = (1, 1)
+    largest: tuple[Side, Side] | None = None
     classes: Annotated[tuple[Text, ...], Field(min_length=1, max_length=65_536)]
     palette: tuple[Color, ...]
     ignore_index: Int = 255

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from classyseg.config import unknown
 from classyseg.errors import ConfigError
-from classyseg.inference.exported import onnx_file, torch_file
+from classyseg.inference.exported import aoti_file, executorch_file, onnx_file, openvino_file, torch_file
 from classyseg.inference.exported.contract import Format
 
 FORMATS: dict[str, Format] = {
@@ -36,6 +36,42 @@ FORMATS: dict[str, Format] = {
             read_text=onnx_file.read_text,
             open_file=onnx_file.open_file,
             options=("opset",),
+        ),
+        Format(
+            name="openvino",
+            suffix=".xml",
+            extra="openvino",
+            needs=("openvino",),
+            write=openvino_file.write,
+            annotate=openvino_file.annotate,
+            read_text=openvino_file.read_text,
+            open_file=openvino_file.open_file,
+            doubles=False,
+            others=(".bin",),
+        ),
+        Format(
+            name="executorch",
+            suffix=".pte",
+            extra="executorch",
+            needs=("executorch",),
+            write=executorch_file.write,
+            annotate=executorch_file.annotate,
+            read_text=executorch_file.read_text,
+            open_file=executorch_file.open_file,
+            options=("largest",),
+            bounded=True,
+            plain_layout=True,
+        ),
+        Format(
+            name="aoti",
+            suffix=".pt2",
+            extra="",
+            needs=(),
+            write=aoti_file.write,
+            annotate=aoti_file.annotate,
+            read_text=torch_file.read_text,
+            open_file=aoti_file.open_file,
+            require_tools=aoti_file.require_compiler,
         ),
     )
 }

@@ -130,6 +130,12 @@ class ExportedModel(ClassyModel):
                 f"{facts.smallest[0]} x {facts.smallest[1]}"
             )
 
+        if facts.largest is not None and (height > facts.largest[0] or width > facts.largest[1]):
+            raise DataError(
+                f"found an image of {height} x {width}; the largest that {self.name} takes is "
+                f"{facts.largest[0]} x {facts.largest[1]}: export it with a larger --largest"
+            )
+
     def _on_meta(self, image: Tensor) -> Tensor:
         """What the file gives for such an image, on the `meta` device."""
         facts, num_classes = self.facts, len(self.facts.classes)
