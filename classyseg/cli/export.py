@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NUM_IMAGES = 3
 """So many images of the val set are compared."""
+CALIBRATION_IMAGES, MAX_DROP = 100, 1.0
 CALIBRATION_SEED = 13
 """Of the choice of the training images that int8 sees."""
 
@@ -48,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--largest", type=height_and_width, metavar="HxW", help="of executorch: the largest image (1024x1024)"
     )
     parser.add_argument(
-        "--calibration-images", type=positive, default=100, metavar="N", help="of int8: training images it sees (100)"
+        "--calibration-images", type=positive, metavar="N", help="of int8: training images it sees (100)"
     )
     parser.add_argument(
-        "--max-drop", type=_points, default=1.0, metavar="P", help="of int8: points of mean IoU that may be lost (1)"
+        "--max-drop", type=_points, metavar="P", help="of int8: points of mean IoU that may be lost (1)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace F")
     parser.add_argument(
@@ -69,7 +70,6 @@ def _points(text: str) -> float:
 def run(arguments: argparse.Namespace) -> int:
     from classyseg import switches
     from classyseg.exporting import export
-    from classyseg.exporting.int8 import NAME
     from classyseg.inference.exported.contract import DiffersError
     from classyseg.io import DATA_ROOT_VARIABLE
 
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
                 images=val_images(arguments.model),
                 measured=measured_numbers(arguments.model),
                 overwrite=arguments.overwrite,
-                quantization=quantization_of(arguments) if arguments.format == NAME else None,
+                quantization=quantization_of(arguments),
                 **options,
             )
         except DiffersError as error:
@@ -97,13 +97,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def quantization_of(arguments: argparse.Namespace) -> Quantization:
-    """The calibration images of the train set of a run, and the measurement on its val set. Raises: `ConfigError`."""
+def quantization_of(arguments: argparse.Namespace) -> Quantization | None:
+    """The calibration images of the train set of a run, and the measurement on its val set; None for other formats.
+
+    Raises: `ConfigError`.
+    """
     from classyseg.cli.evaluation import main_number, numbers_of
     from classyseg.cli.trained_run import config_to_measure, trained_run
     from classyseg.errors import ConfigError
     from classyseg.exporting import Quantization
+    from classyseg.exporting.int8 import NAME
 
+    if arguments.format != NAME:
+        for option in ("calibration_images", "max_drop"):
+            if getattr(arguments, option) is not None:
+                name = f"--{option.replace('_', '-')}"
+                raise ConfigError(f"{name}: means nothing for --format {arguments.format}; it is of int8")
+        return None
     path = arguments.model
     trained = trained_run(path)
     if trained.config is None:
@@ -112,7 +122,7 @@ def quantization_of(arguments: argparse.Namespace) -> Quantization:
             "and the val set shows what is lost: give the folder of the run"
         )
     config = config_to_measure(trained, "val", [], path)[0]
-    images = calibration_images(trained.config, arguments.calibration_images)
+    images = calibration_images(trained.config, arguments.calibration_images or CALIBRATION_IMAGES)
 
     def measure(predictor: Predictor) -> tuple[str, float]:
         complain("measuring on val")
@@ -122,7 +132,7 @@ def quantization_of(arguments: argparse.Namespace) -> Quantization:
             raise ConfigError("meters", "give no number, by which the loss of 8 bits could be told; add mean_iou")
         return name, float(numbers[name])
 
-    return Quantization(images, measure, arguments.max_drop)
+    return Quantization(images, measure, MAX_DROP if arguments.max_drop is None else arguments.max_drop)
 
 
 def calibration_images(config: ConfigTree, count: int) -> list[Tensor]:

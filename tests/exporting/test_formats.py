@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import classyseg
+import runs
+from classyseg.cli.export import calibration_images
 from classyseg.cli.main import main
+from classyseg.config import ConfigTree
+from classyseg.datasets import build_dataset
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Quantization, export
 from classyseg.exporting.int8 import drop_of
@@ -182,6 +187,27 @@ def test_int8_of_a_folder_without_data_says_what_it_needs(tmp_path: Path, capsys
     assert "give the folder of the run" in capsys.readouterr().err
 
 
+def test_calibration_images_are_one_of_each_part_of_the_train_set_and_always_the_same() -> None:
+    config = ConfigTree(runs.tiny_config(), "config.yaml")
+    images = calibration_images(config, 6)
+    dataset = build_dataset(config.values["dataset"]["train"])
+    stored = [dataset.load(i).image for i in range(48)]
+    places = [[torch.equal(image, each) for each in stored].index(True) for image in images]
+    assert [place // 8 for place in places] == [0, 1, 2, 3, 4, 5]
+    assert [place % 8 for place in places] != [0] * 6, "not the first of each: neighbours may follow a pattern"
+    assert all(torch.equal(*pair) for pair in zip(images, calibration_images(config, 6), strict=True))
+    assert len(calibration_images(config, 1000)) == 48
+
+
+@pytest.mark.parametrize("option", ["--max-drop", "--calibration-images"])
+def test_options_of_int8_mean_nothing_for_others(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(tmp_path), "--format", "onnx", "--output", str(tmp_path / "m.onnx"), option, "2"]
+    assert main(words) == 2
+    assert f"{option}: means nothing for --format onnx" in capsys.readouterr().err
+
+
 # -- aoti --------------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +217,7 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_machine_code_runs_where_its_user_made_it_and_nowhere_else(
     openvino_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
