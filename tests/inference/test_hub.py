@@ -25,7 +25,8 @@ from classyseg.errors import ConfigError
 from classyseg.inference import Card, Predictor
 from classyseg.models import build_model
 from classyseg.weights import hub as hub_files
-from hub_server import Hub, hub_running
+from hub_server import Hub
+from local_server import running
 from runs import SMALL_BACKBONE
 from served import small_predictor
 
@@ -36,7 +37,7 @@ TOKEN = "hf_of_a_test"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub_running() as found:
+    with running(Hub()) as found:
         for name, value in {
             "ENDPOINT": found.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": found.url + "/{repo_id}/resolve/{revision}/{filename}",
