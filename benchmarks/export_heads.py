@@ -50,6 +50,9 @@ def predictor_for(head: str) -> Predictor:
         torch.manual_seed(0)
         try:
             model = build_model({**BACKBONE, "heads": {"main": {"name": head, "blocks": blocks}}}, NUM_CLASSES)
+            for parameter in model.heads.parameters():
+                if not parameter.any():  # what starts at zero would hide what is behind it
+                    torch.nn.init.normal_(parameter, std=0.1)
             return Predictor(model, classes=[f"class {i}" for i in range(NUM_CLASSES)])
         except ConfigError as error:
             problems.append(str(error))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from classyseg.inference import Predictor
 
 INTERRUPTED = 128 + signal.SIGINT
+A_MODEL = "a run's folder, a checkpoint of it, a model's folder, an exported file, or hf://owner/name of the hub"
 MAX_SIDE = 65_536
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import add_model_arguments, interruptible, protocol_of
+from classyseg.cli.arguments import A_MODEL, add_model_arguments, interruptible, protocol_of
 from classyseg.cli.output import emit, json_text, logging_lines
 from classyseg.console import is_terminal, printable, shown, terminal_width, wrapped
 
@@ -24,9 +24,7 @@ NAME = re.compile(r"[\w.+-]{1,100}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="RUN", help="a run's folder, a checkpoint of it, a model's folder, or an exported file"
-    )
+    parser.add_argument("model", metavar="RUN", help=A_MODEL)
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="of data set, meters, runtime: dataset.val.root=other"
     )

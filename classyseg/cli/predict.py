@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import INTERRUPTED, add_model_arguments, interruptible, positive, predictor_of
+from classyseg.cli.arguments import A_MODEL, INTERRUPTED, add_model_arguments, interruptible, positive, predictor_of
 from classyseg.cli.output import complain, emit, in_columns, json_text, logging_lines
 from classyseg.console import printable
 
@@ -26,9 +26,7 @@ MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", metavar="RUN", help="a run's folder, a checkpoint of it, a model's folder, or an exported file"
-    )
+    parser.add_argument("model", metavar="RUN", help=A_MODEL)
     parser.add_argument(
         "inputs", metavar="INPUT", nargs="+", help="files, folders with all below them, patterns such as 'a/**/*.jpg'"
     )

@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 
-from classyseg.cli.arguments import add_model_arguments, interruptible, positive, predictor_of
+from classyseg.cli.arguments import A_MODEL, add_model_arguments, interruptible, positive, predictor_of
 from classyseg.cli.output import emit, logging_lines
 from classyseg.console import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="RUN", help="a run's folder, a checkpoint of it, or a model's folder")
+    parser.add_argument("model", metavar="RUN", help=A_MODEL)
     parser.add_argument("--host", default="127.0.0.1", metavar="H", help="the address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, metavar="P", help="its port; 0: a free one (8000)")
     add_model_arguments(parser)

@@ -14,6 +14,8 @@ from classyseg.inference.exported.contract import RefusedError
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 """What sides may have to be multiples of. The first with which the graph is right for all sizes is taken."""
 LARGEST_SIDE = 2**20
+FIXED = ".size()[0] as dynamic but your code specialized it"
+"""How torch says that the number of images became a constant."""
 
 
 def traced(
@@ -40,7 +42,7 @@ def traced(
                 )
         except Exception as error:  # torch raises many kinds, and a plugin's model any
             problem = problem or reason_of(error)
-            if multiple == 1 and not _is_about_sizes(error):
+            if FIXED in str(error) or (multiple == 1 and not _is_about_sizes(error)):
                 break
             continue
         if all(_holds(program, example, size) for size in sizes_of(multiple)):
@@ -109,6 +111,8 @@ def plain(program: ExportedProgram) -> ExportedProgram:
 def reason_of(error: BaseException) -> str:
     """The reason in one line: what was raised, and the line of the model where it was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if FIXED in str(error):
+        return "the model fixes the number of images; write x.shape[0] where it says len(x), or give --batch"
     places = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
     told = f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
     return f"{told} ({places[-1][:200]})" if places else told

@@ -145,7 +145,7 @@ class PointRendHead(ClassyHead):
     def chosen_points(self, coarse: Tensor) -> Tensor:
         """The points of a step, (N, num_points, 2): drawn at random in training, always the same in evaluation."""
         if not self.training:
-            return spread_points(self.num_points, coarse.device).expand(len(coarse), -1, -1)
+            return spread_points(self.num_points, coarse.device).expand(coarse.shape[0], -1, -1)
         candidates = torch.rand(len(coarse), self.num_candidates, 2, device=coarse.device)
         chosen = certainty(values_at(coarse, candidates)).topk(self.num_uncertain, dim=1, largest=False).indices
         uncertain = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))

@@ -332,6 +332,8 @@ class Predictor:
 
     def description(self) -> Description:
         """What `save` writes as `config.json`. Raises: `ConfigError` for parts that no config can describe."""
+        if self.model.takes_pixels or not any(True for _ in self.model.parameters()):
+            raise ConfigError(f"{self.model_name}: is an exported file, which is given away as it is: copy it")
         if self._model_config is None:
             raise ConfigError(
                 "model_config",

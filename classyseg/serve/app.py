@@ -117,7 +117,7 @@ class Predictions:
                 scope["told"].append("the client has gone")
                 return
             scope["told"].append(found.told)
-            await Response(found.content, media_type=found.kind)(scope, receive, send)
+            await _send_whole(Response(found.content, media_type=found.kind), send)
         finally:
             self._free(future)
 
@@ -180,6 +180,13 @@ class Predictions:
             gone.cancel()
             waiting.cancel()
         raise RefusedError(504, f"no prediction within {self.limits.predict_seconds:g} s; a smaller image takes less")
+
+
+async def _send_whole(response: Response, send: Send) -> None:
+    """Sends a response, and waits until the client has taken it: till then its slot is not free."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})  # waits while much is not yet taken
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -62,6 +62,28 @@ class OfFours(Classifier):
         return x.reshape(count, channels, height // 2, 2, width // 2, 2).mean((3, 5))
 
 
+class Queries(Classifier):
+    """Masks and classes of three queries: labels and scores are the head's own."""
+
+    output_names = ("masks", "classes")
+
+    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
+        super().__init__(blocks, num_classes)
+        self.masks = nn.Conv2d(blocks[-1].channels, 3, 1)
+        self.classes = nn.Linear(blocks[-1].channels, 3 * num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        (x,) = features
+        return {"masks": self.masks(x), "classes": self.classes(x.mean((2, 3))).unflatten(1, (3, -1))}
+
+    def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        masks = F.interpolate(outputs["masks"], tuple(size), mode="bilinear").softmax(1)
+        return torch.einsum("nqhw,nqc->nchw", masks, outputs["classes"].softmax(2))
+
+    def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+        return self.scores(outputs, size).argmax(1)
+
+
 def predictor_with(
     head: str | type[ClassyHead], *, preparation: Preparation | None = None, **options: Any
 ) -> Predictor:
@@ -129,6 +151,8 @@ def test_a_run_exported_to_onnx_is_predicted_measured_and_read_by_others(
         np.testing.assert_array_equal(found.predict(image), expected.predict(image))
     with pytest.raises(ConfigError, match="--output-kind scores"):
         found.scores(image)
+    with pytest.raises(ConfigError, match="copy it"):
+        found.save(run / "copy")
 
     assert main(["evaluate", str(path), "--name", "file", "runtime.device=cpu"]) == 0
     measured = json.loads((run / "evaluation-file.json").read_text())
@@ -190,6 +214,25 @@ def test_a_classifier_with_its_resize_and_crop_inside(tmp_path: Path) -> None:
     image = picture(90, 77)
     np.testing.assert_allclose(found.scores(image), expected.scores(image), atol=1e-5)
     assert found.predict(image) == expected.predict(image)
+
+
+def test_labels_of_a_head_of_its_own_kind_are_in_the_file_and_logits_are_refused(tmp_path: Path) -> None:
+    expected = predictor_with(Queries)
+    path = tmp_path / "queries.pt2"
+    with pytest.raises(ConfigError, match="gives masks, classes; accepted are labels and scores"):
+        export(expected, format="torch_export", output=path, output_kind="logits")
+    export(expected, format="torch_export", output=path)
+    np.testing.assert_array_equal(classyseg.load(path).predict(picture(61, 50)), expected.predict(picture(61, 50)))
+
+
+def test_images_in_a_unit_of_their_own_are_floating_point(tmp_path: Path) -> None:
+    normalize = {"mean": [1000.0, 2000.0, 3000.0], "std": [100.0, 200.0, 300.0]}
+    expected = predictor_with("fcn", preparation=Preparation(bits=32), normalize=normalize)
+    path = tmp_path / "numbers.pt2"
+    found = export(expected, format="torch_export", output=path, output_kind="scores")
+    assert found.facts.image_type == "float32"
+    image = picture(70, 61).float() * 20
+    np.testing.assert_allclose(classyseg.load(path).scores(image), expected.scores(image), atol=1e-5)
 
 
 # -- the check ---------------------------------------------------------------------------------------------------------

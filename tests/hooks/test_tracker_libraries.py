@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import time
@@ -15,7 +16,18 @@ import wandb
 from mlflow.tracking import MlflowClient
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
-from tracked import CHANGES, HOSTILE, KILLED_AT, SAVED_AT, STEPS, rows_of, synced, tell_hostile_classes, wandb_server
+from tracked import (
+    CHANGES,
+    HOSTILE,
+    KILLED_AT,
+    LAST,
+    SAVED_AT,
+    STEPS,
+    rows_of,
+    synced,
+    tell_hostile_classes,
+    wandb_server,
+)
 
 from classyseg.errors import ConfigError
 from classyseg.hooks import MlflowHook, WandbHook
@@ -209,6 +221,23 @@ def test_hostile_names_of_classes_have_a_metric_each_in_mlflow(tmp_path: Path, r
     metrics = {name: value for name, value in found.data.metrics.items() if name.startswith("val/iou/")}
     assert len(metrics) == len(HOSTILE)
     assert sorted(metrics.values()) == sorted(numbers.values())
+
+
+def test_a_run_s_folder_that_was_moved_has_its_database_and_files_where_it_is_now(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run / "mlflow", tmp_path / "mlflow")
+    shutil.copy(run / "metrics.jsonl", tmp_path / "metrics.jsonl")
+    hook, task = MlflowHook(every=1, images=1, finish_seconds=100), FakeTask(tmp_path)
+    task.progress.step = LAST
+    task.steps(hook, 1)
+    hook.close()
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("classyseg")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert [m.step for m in client.get_metric_history(found.info.run_id, "step/loss")] == [*STEPS, LAST + 1]
+    assert found.info.artifact_uri.startswith((tmp_path / "mlflow/artifacts").as_uri())
+    assert len([*tmp_path.glob("mlflow/artifacts/*/artifacts/images/*.png")]) == 2
 
 
 def test_a_server_that_is_gone_ends_no_run_and_holds_none_up(

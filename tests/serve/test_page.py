@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from predicted import noise
 
 from browser import Visit, browsing, visiting
 from classyseg.inference import Predictor
+from classyseg.models import build_model
 from classyseg.serve import Limits
+from runs import tiny_config
 from served import PALETTE, Served, png, serving, whole_image_predictor
 
 pytestmark = pytest.mark.slow
@@ -190,6 +193,23 @@ def test_a_model_of_whole_images_has_a_table_of_scores(browser: Any) -> None:
         assert differ(np.array(Image.open(BytesIO(visit.page.locator("#view").screenshot()))), np.zeros(1)) > 0
         assert visit.errors == []
         assert visit.away(server.url) == []
+
+
+@pytest.mark.parametrize("num_classes", [2, 11, 200, 300])
+def test_label_maps_of_1_to_16_bits_are_read_as_numbers(browser: Any, num_classes: int) -> None:
+    """A palette with equal colours shows that numbers are read, and not colours."""
+    config = tiny_config()["model"]
+    torch.manual_seed(num_classes)
+    names, palette = [f"class {i}" for i in range(num_classes)], [(i // 2 % 256, i % 3, 7) for i in range(num_classes)]
+    model = Predictor(build_model(config, num_classes), classes=names, palette=palette, device="cpu")
+    image = noise(37, 53)
+    labels = model.predict(image)
+    with serving(model) as server, visiting(browser, server.url) as visit:
+        visit.until("model !== null")
+        give(visit, "a.png", png(image))
+        visit.until("drawn !== null")
+        assert visit.page.evaluate("[...drawn.indices]") == labels.ravel().tolist()
+        assert visit.errors == []
 
 
 def test_a_file_that_is_too_large_is_told_without_sending_it(browser: Any, predictor: Predictor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from classyseg.hooks.trackers.summary_text import summary_table
 from classyseg.hooks.trackers.tracker_hook import TrackerHook
 from classyseg.io import write_atomically
 from classyseg.registry import HOOKS
-from classyseg.run_folder import read_plain
+from classyseg.run_folder import read_plain, require
 
 SQLITE, ARTIFACTS = "sqlite:///", "artifacts"
 """A database in a file, and the folder next to it that has pictures and texts."""
@@ -110,9 +111,21 @@ class MlflowHook(TrackerHook):
             from mlflow.tracking import MlflowClient
 
             uri = self._uri()
+            if uri == self._own_uri():
+                self._remove_moved(uri)
             self._client = MlflowClient(tracking_uri=uri)
             self._find_run(uri)
         self.write(history)
+
+    def _remove_moved(self, uri: str) -> None:
+        """Removes an own database that was made in another place: it would put its files there. All is told anew."""
+        folder = self.run_folder / self.folder
+        if os.path.lexists(folder / RUN_ID) and _read_run(folder / RUN_ID)[1] != _hash_of(uri):
+            for path in (folder / RUN_ID, *folder.glob("mlflow.db*")):
+                path.unlink()
+            if os.path.lexists(folder / ARTIFACTS):
+                require(folder / ARTIFACTS, "a folder")
+                shutil.rmtree(folder / ARTIFACTS)
 
     def _find_run(self, uri: str) -> None:
         """Goes on with the run that the folder names, if the store has it; else begins one."""
@@ -122,23 +135,32 @@ class MlflowHook(TrackerHook):
             tags = self.tags
             name = self.run_name or self.run_folder.absolute().name
             self._run_id = self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id
+            self._check_place(uri)
             write_atomically(path, f"{self._run_id}\n{_hash_of(uri)}\n")
             text = dump_yaml(self.run_config)
             self._client.log_text(self._run_id, text, "config.yaml")
         else:
             self._run_id, params = known.info.run_id, known.data.params
+            self._check_place(uri)
             self._client.update_run(self._run_id, status="RUNNING")
             self._pictures = set(self._known_pictures())
         self._is_new = known is None
         self._add_params(params)
+
+    def _check_place(self, uri: str) -> None:
+        """Raises: `ConfigError` if an own database, which somebody else may have made, puts files elsewhere."""
+        place = (self.run_folder.absolute() / self.folder / ARTIFACTS).as_uri()
+        found = self._client.get_run(self._run_id).info.artifact_uri
+        if uri == self._own_uri() and (not found.startswith(f"{place}/") or ".." in found.removeprefix(place)):
+            raise ConfigError(f"{self.folder}/mlflow.db puts its files elsewhere; remove the folder '{self.folder}'")
 
     def _known_run(self, path: Path, uri: str) -> Any:
         from mlflow.exceptions import MlflowException
 
         if not os.path.lexists(path):
             return None
-        run_id, _, store = read_plain(path, MAX_ID).decode("utf-8", "replace").partition("\n")
-        if store.strip() != _hash_of(uri):
+        run_id, store = _read_run(path)
+        if store != _hash_of(uri):
             return None
         try:
             run = self._client.get_run(run_id)
@@ -228,6 +250,12 @@ class MlflowHook(TrackerHook):
         self._client.log_batch(self._run_id, tags=tags, synchronous=True)
         self._client.log_text(self._run_id, summary_table(summary, self._names), "summary.md")
         self._client.set_terminated(self._run_id, STATUS[summary.outcome])
+
+
+def _read_run(path: Path) -> tuple[str, str]:
+    """The run's id, and the hash of its store's address."""
+    run_id, _, store = read_plain(path, MAX_ID).decode("utf-8", "replace").partition("\n")
+    return run_id, store.strip()
 
 
 def _hash_of(uri: str) -> str:
