@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from predicted import noise, save
 from safetensors.torch import save as safetensors_of
 
@@ -301,6 +301,18 @@ def test_push_says_what_is_uploaded_and_a_dry_run_sends_nothing(
     assert set(uploaded) == {"config.json", "model.safetensors", "README.md"}
     assert b"license_name: My own" in uploaded["README.md"]
     assert str(tmp_path).encode() not in b"".join(uploaded.values())
+
+
+def test_a_card_of_ones_own_gets_the_header_that_the_hub_needs(hub: Hub, predictor: Predictor, tmp_path: Path) -> None:
+    folder = predictor.save(tmp_path / "model")
+    for own in ("My own text.\n", "---\ntags: [mine]\nlicense: mit\n---\nMy own text.\n"):
+        (folder / "README.md").write_text(own)
+        classyseg.load(folder, device="cpu").push("o/n", token=TOKEN)
+        repository = hub.repositories["o/n"]
+        card = ModelCard(repository.commits[repository.branches["main"]]["README.md"].decode())
+        assert (card.data.library_name, card.data.pipeline_tag) == ("classyseg", "image-segmentation")
+        assert (card.data.license, card.text.strip()) == ("mit" if "mit" in own else None, "My own text.")
+        assert card.data.tags == (["mine"] if "mine" in own else ["classyseg", "anynet"])
 
 
 def test_a_missing_extra_is_one_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
