@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -79,8 +80,11 @@ def shape(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: content for name, content in contents(folder).items() if name != ".started"}
     found["metrics.jsonl"] = read_records(folder / "metrics.jsonl")
     card = found["model/README.md"].decode()
-    assert card.startswith(f"# {folder.name}, step ")  # the card's title names the run
-    found["model/README.md"] = card.partition("\n")[2]
+    title = next(line for line in card.splitlines() if line.startswith("# ")).removeprefix("# ")
+    assert title.startswith(f"{folder.name}, step ")  # the card's title names the run
+    how = re.compile(r"\n(Its command is not told\.|```bash\n.*?\n```)", re.DOTALL)
+    assert how.search(card)
+    found["model/README.md"] = how.sub("", card.replace(title, "TITLE"))
     return found
 
 
