@@ -119,6 +119,7 @@ def test_weights_that_are_missing_or_cut_are_one_error(openvino_path: Path, tmp_
         classyseg.load(tmp_path / "m.xml")
 
 
+@pytest.mark.slow
 def test_openvino_and_nncf_tell_their_makers_nothing(tmp_path: Path) -> None:
     """Where they do, they keep a number of this user below the home folder."""
     code = (
