@@ -180,7 +180,7 @@ def _row_of(format: str, output: str | Path, quantization: Quantization | None) 
     path = user_path(output)
     if (format == NAME) != (quantization is not None):
         raise ConfigError("quantization", f"found {shown(quantization)} for --format {format}; int8 alone needs one")
-    row = format_of_int8(path) if format == NAME else format_named(format)
+    row = format_of_int8(path) if format == NAME else format_named(format, NAME)
     row.require()
     row.require_tools()
     if format == NAME:

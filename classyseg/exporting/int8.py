@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import DiffersError, Format
 from classyseg.inference.exported.formats import FORMATS
-from classyseg.inference.exported.openvino_file import reason, save, without_telemetry
+from classyseg.inference.exported.openvino_file import library, reason, save, without_telemetry
 from classyseg.inference.exported.quiet import quiet
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ def drop_of(predictor: Predictor, small: Predictor, settings: Quantization) -> M
 
 def _quantize_openvino(path: Path, arrays: Sequence[Any]) -> None:
     import nncf  # type: ignore[import-untyped]
-    import openvino
 
-    model = openvino.Core().read_model(path)
+    model = library().Core().read_model(path)
     early = []
     after_weights: set[str] = set()
     for node in model.get_ordered_ops():

@@ -69,15 +69,29 @@ def card_text(description: Description, card: Card) -> str:
 def with_license(text: str, name: str) -> str:
     """A card with another licence: in its header, and in its section, which is made if it has none."""
     found = HEADER.match(text)
-    try:
-        header = yaml.safe_load(found[1]) if found else {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"README.md: its header is no YAML ({str(error).splitlines()[0]})") from None
-    header = {key: value for key, value in (header or {}).items() if key not in ("license", "license_name")}
+    header = _read_header(found[1]) if found else {}
+    header = {key: value for key, value in header.items() if key not in ("license", "license_name")}
     body = text[found.end() :] if found else text
     section = _licence(name)
     body = LICENCE.sub(lambda _: f"{section}\n", body) if LICENCE.search(body) else f"{body.rstrip()}\n\n{section}"
     return f"---\n{_yaml({**_license_of(name), **header})}---\n{body}"
+
+
+def headed(text: str, description: Description, card: Card) -> str:
+    """A card with what the header of this model says, where its own header, if it has one, does not say it."""
+    found = HEADER.match(text)
+    own = _read_header(found[1]) if found else {}
+    return f"---\n{_yaml({**own, **{k: v for k, v in _header(description, card).items() if k not in own}})}---\n" + (
+        text[found.end() :] if found else text
+    )
+
+
+def _read_header(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"README.md: its header is no YAML ({str(error).splitlines()[0]})") from None
+    return found if isinstance(found, dict) else {}
 
 
 def placed_at(text: str, address: str) -> str:
@@ -123,7 +137,7 @@ def _license_of(name: str) -> dict[str, Any]:
 
 
 def _result(description: Description, card: Card, split: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    data = printable(" ".join(card.datasets) or "own data", MAX_VALUE)
+    data = printable(", ".join(card.datasets or card.data) or "own data", MAX_VALUE)
     numbers = [(key, value) for key, value in record.items() if type(value) in (int, float) and key not in NOT_MEASURED]
     return {
         "task": {"type": _task(description, card)},

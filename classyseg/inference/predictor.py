@@ -22,7 +22,7 @@ from classyseg.console import shown
 from classyseg.datasets.files.clip_frames import ClipConfig
 from classyseg.errors import ConfigError, DataError
 from classyseg.inference.budget import Budget
-from classyseg.inference.card import card_text, placed_at, with_license
+from classyseg.inference.card import card_text, headed, placed_at, with_license
 from classyseg.inference.classy_protocol import ClassyProtocol, Kind, Size, Wanted
 from classyseg.inference.description import CLASSIFICATION, SEGMENTATION, Card, Description, architecture
 from classyseg.inference.device import bring, torch_device
@@ -390,16 +390,20 @@ class Predictor:
                 raise ConfigError(f"push: found revision {shown(revision)}, and another one in {shown(repo)}; give one")
             address = replace(address, revision=revision)
         with TemporaryDirectory() as temporary:
-            readme = placed_at(self._card_text(card, license), str(address))
+            told = Card(task=self._kind, license=license or "")
+            readme = placed_at(headed(self._card_text(card, license), self.description(), told), str(address))
             folder = write_model_folder(Path(temporary, "model"), self.model.state_dict(), self.description(), readme)
             files = {name: folder / name for name in FILES}
             return uploaded(files, address, private=private, message=message or "", token=token, dry_run=dry_run)
 
+    @property
+    def _kind(self) -> str:
+        return SEGMENTATION if self.network.gives_maps(self.head) else CLASSIFICATION
+
     def _card_text(self, card: Card | None, license: str | None) -> str:
         if card is None and self.readme:
             return self.readme if license is None else with_license(self.readme, license)
-        maps = self.network.gives_maps(self.head)
-        card = replace(card or Card(), task=SEGMENTATION if maps else CLASSIFICATION)
+        card = replace(card or Card(), task=self._kind)
         return card_text(self.description(), card if license is None else replace(card, license=license))
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +117,18 @@ def test_weights_that_are_missing_or_cut_are_one_error(openvino_path: Path, tmp_
     (tmp_path / "m.bin").write_bytes(openvino_path.with_suffix(".bin").read_bytes()[:100])
     with pytest.raises(ConfigError, match="OpenVINO cannot run it"):
         classyseg.load(tmp_path / "m.xml")
+
+
+@pytest.mark.slow
+def test_openvino_and_nncf_tell_their_makers_nothing(tmp_path: Path) -> None:
+    """Where they do, they keep a number of this user below the home folder."""
+    code = (
+        "from classyseg.inference.exported.openvino_file import library, without_telemetry; library()\n"
+        "with without_telemetry(): import nncf"
+    )
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "NNCF_CI")}
+    subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True)
+    assert not (tmp_path / "intel").exists()
 
 
 # -- int8 --------------------------------------------------------------------------------------------------------------

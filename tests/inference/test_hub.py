@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from predicted import noise, save
 from safetensors.torch import save as safetensors_of
 
@@ -25,7 +25,8 @@ from classyseg.errors import ConfigError
 from classyseg.inference import Card, Predictor
 from classyseg.models import build_model
 from classyseg.weights import hub as hub_files
-from hub_server import Hub, hub_running
+from hub_server import Hub
+from local_server import running
 from runs import SMALL_BACKBONE
 from served import small_predictor
 
@@ -36,7 +37,7 @@ TOKEN = "hf_of_a_test"
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub_running() as found:
+    with running(Hub()) as found:
         for name, value in {
             "ENDPOINT": found.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": found.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -300,6 +301,18 @@ def test_push_says_what_is_uploaded_and_a_dry_run_sends_nothing(
     assert set(uploaded) == {"config.json", "model.safetensors", "README.md"}
     assert b"license_name: My own" in uploaded["README.md"]
     assert str(tmp_path).encode() not in b"".join(uploaded.values())
+
+
+def test_a_card_of_ones_own_gets_the_header_that_the_hub_needs(hub: Hub, predictor: Predictor, tmp_path: Path) -> None:
+    folder = predictor.save(tmp_path / "model")
+    for own in ("My own text.\n", "---\ntags: [mine]\nlicense: mit\n---\nMy own text.\n"):
+        (folder / "README.md").write_text(own)
+        classyseg.load(folder, device="cpu").push("o/n", token=TOKEN)
+        repository = hub.repositories["o/n"]
+        card = ModelCard(repository.commits[repository.branches["main"]]["README.md"].decode())
+        assert (card.data.library_name, card.data.pipeline_tag) == ("classyseg", "image-segmentation")
+        assert (card.data.license, card.text.strip()) == ("mit" if "mit" in own else None, "My own text.")
+        assert card.data.tags == (["mine"] if "mine" in own else ["classyseg", "anynet"])
 
 
 def test_a_missing_extra_is_one_error_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

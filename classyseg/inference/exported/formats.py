@@ -77,10 +77,10 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def format_named(name: str) -> Format:
-    """Raises: `ConfigError` for an unknown name."""
+def format_named(name: str, *others: str) -> Format:
+    """Raises: `ConfigError` for an unknown name, which also tells of `others`."""
     if name not in FORMATS:
-        raise ConfigError("--format", unknown("format", name, FORMATS))
+        raise ConfigError("--format", unknown("format", name, [*FORMATS, *others]))
     return FORMATS[name]
 
 

@@ -31,8 +31,7 @@ OWN_OPERATORS = re.compile(r"opset\d{1,2}")
 
 
 def write(traced: Traced, path: Path) -> None:
-    import openvino
-
+    openvino = library()
     try:
         with without_telemetry():
             model = openvino.convert_model(traced.program)
@@ -47,22 +46,28 @@ def write(traced: Traced, path: Path) -> None:
     save(model, path)
 
 
+def library() -> Any:
+    """The module `openvino`. Its import alone would tell its makers."""
+    with without_telemetry():
+        import openvino
+
+        return openvino
+
+
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Within it, OpenVINO and NNCF, which tell their makers of each conversion, tell nobody."""
+    """Within it, OpenVINO and NNCF, which tell their makers of imports and conversions, tell nobody."""
     with variable("CI", "true"), variable("NNCF_CI", "1"):
         yield
 
 
 def save(model: openvino.Model, path: Path) -> None:
-    import openvino
-
+    openvino = library()
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def annotate(traced: Traced, path: Path, text: str) -> None:
-    import openvino
-
+    openvino = library()
     model = openvino.Core().read_model(path)
     model.set_rt_info(text, [KEY])
     new = path.with_name(f"new-{path.name}")  # the weights of the old one are mapped while the model lives
@@ -87,8 +92,7 @@ def read_text(path: Path) -> str | None:
 
 
 def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
-    import openvino
-
+    openvino = library()
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ConfigError(f"{weights}: missing; it holds the weights of {path.name}, and lies next to it")
