@@ -20,6 +20,8 @@ import torch
 
 from classyseg.errors import ConfigError
 from classyseg.exporting import export
+from classyseg.exporting.check import OFFSETS
+from classyseg.exporting.export import TRACED
 from classyseg.inference import Predictor
 from classyseg.inference.exported.formats import FORMATS
 from classyseg.models import build_model
@@ -40,7 +42,6 @@ BACKBONE = {
 NUM_CLASSES = 64
 """As many as the deepest block has channels: the head `identity` wants that."""
 BLOCKS = (["stage4"], ["stage3", "stage4"], ["stage1", "stage2", "stage3", "stage4"])
-SIZES = 11
 
 
 def predictor_for(head: str) -> Predictor:
@@ -109,7 +110,10 @@ def with_table(text: str, rows: dict[tuple[str, str], str]) -> str:
     kept = [rows[key] for key in sorted(rows, key=lambda key: (key[0], order.get(key[1], len(order)), key[1]))]
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    head = ["| head | format | " + " | ".join(str(i) for i in range(1, SIZES + 1)) + " |", "|---|---|" + "--:|" * SIZES]
+    others = [(TRACED[0] + dy, TRACED[1] + dx) for dy, dx in OFFSETS]
+    names = [f"{height} x {width}" for height, width in (TRACED, *others)]
+    columns = [names[0], "smallest", *names[1:]]
+    head = ["| head | format | " + " | ".join(columns) + " |", "|---|---|" + "--:|" * len(columns)]
     return f"{before}{BEGIN}\n\n" + "\n".join([*head, *kept]) + f"\n\n{END}{after}"
 
 

@@ -158,7 +158,9 @@ class PointRendHead(ClassyHead):
         for _ in range(self.num_subdivisions):
             height, width = 2 * logits.shape[2], 2 * logits.shape[3]
             logits = resize_logits(logits, (height, width)).flatten(2)
-            num_refined = torch.sym_min(self.num_refined, height * width)
+            # The smaller one of both; OpenVINO has no form of `torch.sym_min`.
+            is_less = 1 // (1 + height * width // self.num_refined)
+            num_refined = is_less * height * width + (1 - is_less) * self.num_refined
             index = certainty(logits.detach()).topk(num_refined, dim=1, largest=False).indices
             points = self.at_points(fine, coarse, cell_centres(index, height, width))
             where = index[:, None].expand(-1, logits.shape[1], -1)

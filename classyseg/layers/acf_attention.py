@@ -91,7 +91,9 @@ def half_means(x: Tensor) -> Tensor:
     # A trace fixes whether a map has one row; positions in one column avoid that. It also fixes whether there is one
     # position: so a single one comes twice, which changes nothing in attention.
     rows, columns = (x.shape[2] + 1) // 2, (x.shape[3] + 1) // 2
-    index = torch.arange(torch.sym_max(rows * columns, 2), device=x.device).clamp(max=rows * columns - 1)
+    count = rows * columns
+    # The larger one of `count` and 2; OpenVINO has no form of `torch.sym_max`.
+    index = torch.arange(count + 1 // count, device=x.device).clamp(max=count - 1)
     row = index // columns
     position = row * 2 * x.shape[3] + (index - row * columns) * 2  # ONNX has no remainder by a free size
     means = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)

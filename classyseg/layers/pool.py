@@ -41,7 +41,8 @@ def cell_means(x: Tensor, bins: int) -> Tensor:
 def _cells(length: int, bins: int, like: Tensor) -> Tensor:
     """The weights (bins, length) of the means: cell i has the positions floor(i n / bins) to ceil((i + 1) n / bins)."""
     cell = torch.arange(bins, device=like.device)[:, None]
-    start, stop = cell * length // bins, -(-(cell + 1) * length // bins)
+    # Rounded up without negative numbers, which OpenVINO's whole division rounds towards zero.
+    start, stop = cell * length // bins, ((cell + 1) * length + bins - 1) // bins
     position = torch.arange(length, device=like.device)
     inside = (position >= start) & (position < stop)
     return inside.to(like.dtype) / (stop - start).to(like.dtype)
