@@ -195,10 +195,12 @@ def measured_numbers(path: str) -> dict[str, Any]:
 
 def report(found: Export) -> Iterator[str]:
     facts = found.facts
-    rows = [("compared on", "size", "at once", "difference", "unsure labels")]
+    rows = [("compared on", "size", "at once", "difference", "labels that differ")]
     for check in facts.checks:
         size = f"{check.size[0]} x {check.size[1]}"
-        rows.append((check.of, size, str(check.batch), f"{check.difference:.2g}", str(check.close)))
+        difference = "-" if check.difference is None else f"{check.difference:.2g}"
+        labels = "-" if check.labels is None else f"{100 * check.labels:.2g} %"
+        rows.append((check.of, size, str(check.batch), difference, labels))
     yield from in_columns(rows)
     free = ", ".join(["height", "width", *(["batch"] if facts.batch is None else [])])
     sides = f"; sides are multiples of {facts.multiple}" if facts.multiple > 1 else ""

@@ -15,10 +15,6 @@ from classyseg.inference.exported.facts import Checked, ExportFacts
 if TYPE_CHECKING:
     from classyseg.exporting.graph import Reference
 
-NUM_SIZES = 6
-CLOSE = 1.0
-"""Labels may differ where the two best scores are closer than this times the tolerance."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -52,7 +48,7 @@ OFFSETS = ((-31, 37), (5, -43), (67, 1), (-19, -59), (34, 99), (130, -14), (-46,
 
 
 def noise(facts: ExportFacts, count: int, size: Sequence[int], seed: int, white: float = 255.0) -> Tensor:
-    """Images of blurred noise, which has edges and plains, in the type of the file's input."""
+    """Images of noise in the type of the file's input."""
     generator = torch.Generator().manual_seed(seed)
     frames = () if facts.frames is None else (facts.frames,)
     shape = (count, facts.channels, *frames, *size)
@@ -63,7 +59,10 @@ def noise(facts: ExportFacts, count: int, size: Sequence[int], seed: int, white:
 
 
 def compare(run: Run, reference: Reference, case: Case, row: Format, tolerance: float) -> Checked:
-    """Raises: `DiffersError` with the size and the difference; `ConfigError` where the file cannot be run."""
+    """Compares scores or logits, within the `tolerance`, or labels: they may differ where the best scores are as close.
+
+    Raises: `DiffersError` with the size and the difference, also where the file cannot be run.
+    """
     images = case.images
     place = f"at {' x '.join(map(str, images.shape[-2:]))}, {len(images)} at once"
     with torch.no_grad():
@@ -95,13 +94,7 @@ def compare(run: Run, reference: Reference, case: Case, row: Format, tolerance: 
             f"--format {row.name}: {wrong} of {differs.numel()} labels differ from the model's {place}, where its best "
             "scores are not close"
         )
-    return Checked(
-        size=size,
-        batch=len(images),
-        difference=float(differs.double().mean()),
-        close=int(differs.sum()),
-        of=case.of,
-    )
+    return Checked(size=size, batch=len(images), labels=float(differs.double().mean()), of=case.of)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -122,7 +115,7 @@ def _unsure(reference: Reference, images: Tensor, tolerance: float) -> Tensor:
     if scores.shape[1] == 1:
         return torch.zeros(scores[:, 0].shape, dtype=torch.bool)
     best = scores.topk(2, dim=1).values
-    return best[:, 0] - best[:, 1] < CLOSE * tolerance
+    return best[:, 0] - best[:, 1] < tolerance
 
 
 def cases(

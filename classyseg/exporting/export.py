@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -120,33 +120,24 @@ def export(
         load(model, device="cpu", precision="float32", protocol=protocol) if isinstance(model, str | Path) else model
     )
     _check_predictor(predictor, output_kind)
-    graph = Graph(predictor, input_kind, output_kind)
-    if row.plain_layout:
-        graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    facts = _facts(predictor, row, input_kind, output_kind, batch, options, measured or {})
-    stride = max((block.stride for block in predictor.model.blocks.values()), default=1)
-
-    def example_of(multiple: int) -> Tensor:
-        return noise(facts, batch or BATCH, _example_size(multiple), seed=0)
-
-    def sizes_of(multiple: int) -> list[tuple[int, int]]:
-        return sizes_for(_example_size(multiple), facts.model_copy(update={"multiple": multiple}), stride)[1:]
-
-    program, example, multiple = traced(graph, example_of, sizes_of, batch, facts.largest)
-    facts = facts.model_copy(update={"multiple": multiple, "smallest": smallest_of(program)})
-    result = Traced(plain(program), graph, example, facts, options)
-    reference = Reference(predictor, input_kind, output_kind)
-    size = (example.shape[-2], example.shape[-1])
+    result = _traced(
+        predictor, row, _facts(predictor, row, input_kind, output_kind, batch, options, measured or {}), options
+    )
+    facts = result.facts
+    size = (result.example.shape[-2], result.example.shape[-1])
     given = (_given(predictor, image, input_kind) for image in images)
-    each = [*cases(facts, size, stride, BATCH + 1, [image for image in given if _fits(image, facts)])]
+    each = [*cases(facts, size, _stride(predictor), BATCH + 1, [image for image in given if _fits(image, facts)])]
     with _written(path) as temporary:
         row.write(result, temporary)
-        rounds = not row.doubles and len(graph.steps) > 0 and facts.image_type == "uint8"
+        rounds = not row.doubles and len(cast(Graph, result.module).steps) > 0 and facts.image_type == "uint8"
         limit = tolerance or max(row.tolerance, GREY_LEVEL if rounds else 0)
-        facts = facts.model_copy(update={"checks": _compared(temporary, row, facts, reference, each, limit)})
+        checks = _compared(temporary, row, facts, predictor, each, limit)
+        if output_kind == "labels":
+            checks = _with_scores(checks, temporary, row, result, predictor, each, limit)
+        facts = facts.model_copy(update={"checks": checks})
         if quantization is not None:
             quantize(row, temporary, (_given(predictor, image, input_kind) for image in quantization.images))
-            checks = _compared(temporary, row, facts, reference, each, ANY_DIFFERENCE)
+            checks = _compared(temporary, row, facts, predictor, each, ANY_DIFFERENCE)
             facts = facts.model_copy(update={"precision": NAME, "checks": checks})
             row.annotate(result, temporary, facts.text())
             drop = drop_of(predictor, load(temporary, device="cpu"), quantization)
@@ -157,12 +148,35 @@ def export(
     return Export(path, facts, time.perf_counter() - started)
 
 
+def _traced(predictor: Predictor, row: Format, facts: ExportFacts, options: Mapping[str, Any]) -> Traced:
+    """The graph that gives what `facts` say. Its own facts also tell the multiple and the smallest size."""
+    graph = Graph(predictor, facts.input_kind, facts.output_kind)
+    if row.plain_layout:
+        graph.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+    def example_of(multiple: int) -> Tensor:
+        return noise(facts, facts.batch or BATCH, _example_size(multiple), seed=0)
+
+    def sizes_of(multiple: int) -> list[tuple[int, int]]:
+        return sizes_for(_example_size(multiple), facts.model_copy(update={"multiple": multiple}), _stride(predictor))[
+            1:
+        ]
+
+    program, example, multiple = traced(graph, example_of, sizes_of, facts.batch, facts.largest)
+    facts = facts.model_copy(update={"multiple": multiple, "smallest": smallest_of(program)})
+    return Traced(plain(program), graph, example, facts, options)
+
+
+def _stride(predictor: Predictor) -> int:
+    return max((block.stride for block in predictor.model.blocks.values()), default=1)
+
+
 def _fits(image: Tensor, facts: ExportFacts) -> bool:
     return facts.largest is None or (image.shape[-2] <= facts.largest[0] and image.shape[-1] <= facts.largest[1])
 
 
 def _compared(
-    path: Path, row: Format, facts: ExportFacts, reference: Reference, each: Sequence[Case], limit: float
+    path: Path, row: Format, facts: ExportFacts, predictor: Predictor, each: Sequence[Case], limit: float
 ) -> tuple[Checked, ...]:
     """Compares the file at `path`, opened by its runtime, with the model. Raises: `RefusedError`; `DiffersError`."""
     try:
@@ -170,7 +184,28 @@ def _compared(
     except ConfigError as error:  # the reader refuses what the graph has
         reason = str(error).removeprefix(f"{path}: ")
         raise RefusedError(f"--format {row.name}: {reason}") from None
+    reference = Reference(predictor, facts.input_kind, facts.output_kind)
     return tuple(compare(run, reference, case, row, limit) for case in each)
+
+
+def _with_scores(
+    checks: Sequence[Checked],
+    path: Path,
+    row: Format,
+    result: Traced,
+    predictor: Predictor,
+    each: Sequence[Case],
+    limit: float,
+) -> tuple[Checked, ...]:
+    """`checks` of a file of labels, with the differences of the same model's scores in the same format.
+
+    Labels alone hide a fault that changes none of them: a model may find one class in all noise.
+    """
+    facts = result.facts.model_copy(update={"output_kind": "scores", "output": "scores"})
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        row.write(_traced(predictor, row, facts, result.options), Path(folder) / path.name)
+        found = _compared(Path(folder) / path.name, row, facts, predictor, each, limit)
+    return tuple(mine.model_copy(update={"labels": own.labels}) for mine, own in zip(found, checks, strict=True))
 
 
 def _row_of(format: str, output: str | Path, quantization: Quantization | None) -> tuple[Format, Path]:

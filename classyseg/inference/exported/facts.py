@@ -30,14 +30,14 @@ Count = Annotated[Int, Field(ge=1, le=2**31 - 1)]
 class Checked(ConfigRecord):
     """A comparison with the model that was exported: images of `size` (height, width), `batch` of them at once.
 
-    `difference` is the largest one of a value, divided by the range of values, or the share of pixels whose labels
-    differ. `close` of all pixels are without a clear best class: their labels may differ.
+    `difference` is the largest one of a score or logit, divided by the range of values. `labels` is the share of labels
+    that differ.
     """
 
     size: tuple[Side, Side]
     batch: Count
-    difference: Float
-    close: Annotated[Int, Field(ge=0)] = 0
+    difference: Float | None = None
+    labels: Float | None = None
     of: Text = "noise"
 
 
@@ -85,7 +85,7 @@ class ExportFacts(ConfigRecord):
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=True)
 
     def largest_difference(self) -> float:
-        return max((check.difference for check in self.checks), default=0.0)
+        return max((check.difference for check in self.checks if check.difference is not None), default=0.0)
 
 
 def facts_of(text: str | None, path: Path) -> ExportFacts:
