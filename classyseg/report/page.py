@@ -252,6 +252,7 @@ def _legend(runs: Sequence[Run], shown: Sequence[tuple[Run, str, list[dict[str, 
         for run, _, images in shown
         if run.classes == first.classes
         for image in images
+        if image.get("index")  # the classes of whole images are names
         for i in image.get("classes", ())
     }
     return [{"index": i, "name": name_of(first.classes[i]), "color": hex_of(first.palette[i])} for i in sorted(found)]
