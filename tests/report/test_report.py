@@ -18,7 +18,7 @@ from PIL import Image
 from report_runs import HOSTILE, write_run
 
 from classyseg.cli.main import main
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, dump_yaml
 from classyseg.hooks import ReportHook
 from classyseg.report import SmallSample, page, read_run, write_report
 from classyseg.report.charts import nice_ticks, thinned
@@ -296,6 +296,18 @@ def test_a_page_names_no_folder_of_this_machine(trained: Path) -> None:
         assert place not in text or place in config
 
 
+def test_the_config_on_a_page_names_no_folder_and_no_password(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name) for name in ("a", "b")]
+    for folder, secret in zip(folders, ("jane", "joan"), strict=True):
+        root, server = f"/home/{secret}/data/streets", f"https://{secret}:{secret}@example.org"
+        text = dump_yaml({"name": "segmentation", "dataset": {"val": {"root": root}}, "server": server})
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    for text in (page(folders[:1]), page(folders)):
+        assert ".../streets" in text
+        assert "example.org" in text
+        assert not re.search("jane|joan", text)
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     folder = write_run(tmp_path / HOSTILE[3].replace("/", "|"), classes=HOSTILE, name=HOSTILE[0].replace("/", "|"))
     (folder / "bad_samples.jsonl").write_text(
@@ -374,8 +386,12 @@ def test_a_damaged_file_is_an_error_that_names_it_or_is_left_out(tmp_path: Path,
         {"kind": "worst", "photo": base64.b64encode(b"\xff\xd8\xff").decode(), "height": "3 onload=1", "width": 3},
         {"kind": "worst", "photo": base64.b64encode(b"\xff\xd8\xff").decode(), "height": 3, "width": 3, "classes": [9]},
         {
-            **{"kind": "worst", "photo": base64.b64encode(b"\xff\xd8\xff").decode(), "height": 3, "width": 3},
-            **{"index": base64.b64encode(b"\x89PNG\r\n\x1a\n").decode(), "classes": ["sky"]},
+            "kind": "worst",
+            "photo": base64.b64encode(b"\xff\xd8\xff").decode(),
+            "index": base64.b64encode(b"\x89PNG\r\n\x1a\n").decode(),
+            "height": 3,
+            "width": 3,
+            "classes": ["sky"],
         },
     ],
     ids=lambda image: "number" if image == 3 else None,
