@@ -38,6 +38,7 @@ class SamplePredictionsHook(ClassyHook):
     """
 
     sees_predictions: tuple[Phase, ...] = ("val",)
+    only_one = True
 
     def __init__(
         self,
