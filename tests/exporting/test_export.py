@@ -5,103 +5,26 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from exported_models import CLASSES, RESIZE, AttentionOfThreeAxes, Branching, OfFours, Queries, picture, predictor_with
+from torch import Tensor
 from torch.nn import functional as F
 
 import classyseg
 from classyseg.cli.main import main
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Export, export
-from classyseg.heads import ClassyHead, build_head
-from classyseg.inference import Predictor, Preparation
+from classyseg.inference import Preparation
 from classyseg.inference.exported.model import exported_facts
-from classyseg.structures import BlockInfo
 from classyseg.tasks import build_task
 from classyseg.trainer import Trainer
 from runs import tiny_config_of, tiny_task
-from tiny_backbone import TinyBackbone
-
-CLASSES = ("road", "sky", "tree", "car")
-RESIZE = {"name": "resize", "size": [40, 48], "image_only": True}
-
-
-class Classifier(ClassyHead):
-    """A head of one convolution, which other heads of this file change."""
-
-    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(blocks[-1].channels, num_classes, 1)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
-        return self.classifier(self.changed(features[-1]))  # type: ignore[no-any-return]
-
-    def changed(self, x: Tensor) -> Tensor:
-        return x
-
-
-class AttentionOfThreeAxes(Classifier):
-    def changed(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)
-        return F.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class Branching(Classifier):
-    def changed(self, x: Tensor) -> Tensor:
-        return x if x.mean() > 0 else -x
-
-
-class OfFours(Classifier):
-    """Means of 4 x 4 positions, which must come out even."""
-
-    def changed(self, x: Tensor) -> Tensor:
-        count, channels, height, width = x.shape
-        return x.reshape(count, channels, height // 2, 2, width // 2, 2).mean((3, 5))
-
-
-class Queries(Classifier):
-    """Masks and classes of three queries: labels and scores are the head's own."""
-
-    output_names = ("masks", "classes")
-
-    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
-        super().__init__(blocks, num_classes)
-        self.masks = nn.Conv2d(blocks[-1].channels, 3, 1)
-        self.classes = nn.Linear(blocks[-1].channels, 3 * num_classes)
-
-    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
-        (x,) = features
-        return {"masks": self.masks(x), "classes": self.classes(x.mean((2, 3))).unflatten(1, (3, -1))}
-
-    def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        masks = F.interpolate(outputs["masks"], tuple(size), mode="bilinear").softmax(1)
-        return torch.einsum("nqhw,nqc->nchw", masks, outputs["classes"].softmax(2))
-
-    def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        return self.scores(outputs, size).argmax(1)
-
-
-def predictor_with(
-    head: str | type[ClassyHead], *, preparation: Preparation | None = None, **options: Any
-) -> Predictor:
-    """A tiny model with random weights; the head reads `stage2`, at stride 8, and the deepest block for `psp`."""
-    torch.manual_seed(0)
-    model = TinyBackbone()
-    block = model.block("stage2")
-    built = build_head(head, [block], len(CLASSES)) if isinstance(head, str) else head([block], len(CLASSES))
-    model.attach_head("main", built)
-    return Predictor(model, classes=CLASSES, preparation=preparation, device="cpu", **options)
-
-
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -346,67 +269,6 @@ def test_wrong_options_are_told(options: dict[str, Any], message: str, tmp_path:
     with pytest.raises(ConfigError, match=message):
         export(predictor_with("fcn"), **given)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("place", ["file/m.pt2", "file/new/m.pt2", "gone/m.pt2"])
-def test_a_place_where_nothing_can_be_written_is_told(place: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine", encoding="utf-8")
-    (tmp_path / "gone").symlink_to("nowhere")
-    with pytest.raises(ConfigError, match="name a file in another folder"):
-        export(predictor_with("fcn"), format="torch_export", output=tmp_path / place)
-    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
-
-
-@pytest.mark.slow
-def test_opset_is_the_files_or_refused(tmp_path: Path) -> None:
-    """torch's exporter itself keeps its own version without a word."""
-    import onnx
-
-    made = export(predictor_with("fcn"), format="onnx", output=tmp_path / "m.onnx", opset=20)
-    assert [each.version for each in onnx.load(made.path).opset_import] == [20]
-    with pytest.raises(ConfigError, match=r"--opset 3: .* wrote 18"):
-        export(predictor_with("fcn"), format="onnx", output=tmp_path / "old.onnx", opset=3)
-    assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
-
-
-def test_a_predictor_in_training_or_in_16_bits_is_refused(tmp_path: Path) -> None:
-    predictor = predictor_with("fcn")
-    predictor.model.train()
-    with pytest.raises(ConfigError, match=r"call model.eval\(\)"):
-        export(predictor, format="torch_export", output=tmp_path / "m.pt2")
-    with pytest.raises(ConfigError, match="precision: the predictor computes in bfloat16"):
-        export(predictor_with("fcn", precision="bfloat16"), format="torch_export", output=tmp_path / "m.pt2")
-
-
-def test_images_of_sizes_that_a_file_does_not_take_are_left_out_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    images = [picture(height, width) for height, width in ((8, 8), (60, 70), (61, 72), (60, 72))]
-    made = export(predictor_with(OfFours), format="torch_export", output=tmp_path / "m.pt2", images=images)
-    fitting = [each.size for each in made.facts.checks if each.of == "val"]
-    assert fitting == [size for size in ((8, 8), (60, 70), (61, 72), (60, 72)) if _taken(size, made)]
-    assert 0 < len(fitting) < 4
-    assert f"the file takes {len(fitting)} of the 4 images" in caplog.text
-
-
-def _taken(size: tuple[int, int], made: Export) -> bool:
-    try:
-        classyseg.load(made.path).predict(picture(*size))
-    except DataError:
-        return False
-    return True
-
-
-def test_of_two_exports_at_once_the_second_does_not_replace_the_first(tmp_path: Path) -> None:
-    target = tmp_path / "m.pt2"
-
-    def slow() -> Iterator[Tensor]:
-        target.write_text("the other one's", encoding="utf-8")
-        yield picture(60, 70)
-
-    with pytest.raises(ConfigError, match="is there already"):
-        export(predictor_with("fcn"), format="torch_export", output=target, images=slow())
-    assert [each.read_text(encoding="utf-8") for each in tmp_path.iterdir()] == ["the other one's"]
 
 
 def test_a_file_that_is_there_is_kept_without_overwrite(made: Export) -> None:
