@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_runs import HOSTILE, write_run
+from report_runs import HOSTILE, Elements, write_run
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, dump_yaml
 from classyseg.hooks import ReportHook
 from classyseg.report import SmallSample, page, read_run, write_report
-from classyseg.report.charts import charts_of, nice_ticks, thinned
-from classyseg.report.classes import class_tables
+from classyseg.report.charts import nice_ticks, thinned
 from classyseg.stopping import Stopped
 from classyseg.structures import LabelMeaning, Sample
 from classyseg.tasks import build_task
@@ -37,35 +34,6 @@ SHORT: dict[str, Any] = {
     "hooks": ["checkpoint", {"name": "report", "images": 2}],
 }
 LARGEST_PAGE = 5_000_000
-
-
-class Elements(HTMLParser):
-    """The tags of a page with their attributes, and the text of each `table` as rows of cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self._in_cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_cell = self._in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_cell:
-            self.rows[-1][-1] += data
-
-    def row(self, first: str) -> list[str]:
-        return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == first)
 
 
 @pytest.fixture(scope="module")
@@ -404,62 +372,6 @@ def test_what_is_no_picture_is_left_out_and_told(tmp_path: Path, image: Any) -> 
     text = page([folder])
     assert "1 pictures in it are damaged" in text
     assert "data:image" not in text
-
-
-def run_with(folder: Path, records: list[dict[str, Any]], best_is: dict[str, str]) -> Path:
-    write_run(folder)
-    lines = [json.dumps({"phase": "val", "epoch": 1, **record}) for record in records]
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    facts = json.loads((folder / "report/facts.json").read_text(encoding="utf-8"))
-    (folder / "report/facts.json").write_text(json.dumps({**facts, "best_is": best_is}), encoding="utf-8")
-    return folder
-
-
-def test_the_best_value_and_what_is_better_are_as_the_run_says(tmp_path: Path) -> None:
-    records = [{"step": i, "loss": loss, "error": {"sky": loss}} for i, loss in ((10, 3.0), (20, 1.25), (30, 2.0))]
-    folder = run_with(tmp_path / "run", records, {"error": "smallest"})
-    row = Elements(page([folder])).row("loss")
-    assert any("1.25" in cell for cell in row)
-    assert not any("3" in cell.split()[0] for cell in row[1:] if cell.split())
-    (table,) = class_tables([read_run(folder)])
-    assert [(change.text, change.better) for change in table.rows[0].changes] == [("+0.75", False), ("-1", True)]
-
-
-def test_records_are_by_step_and_the_later_of_two_counts(tmp_path: Path) -> None:
-    records = [{"step": 20, "loss": 2.0}, {"step": 10, "loss": 1.0}, {"step": 20, "loss": 3.0}]
-    run = read_run(run_with(tmp_path / "run", records, {}))
-    assert [(record["step"], record["loss"]) for record in run.phase("val")] == [(10, 1.0), (20, 3.0)]
-
-
-def test_a_wide_range_has_a_logarithmic_axis(tmp_path: Path) -> None:
-    run = read_run(run_with(tmp_path / "run", [{"step": i, "odd": 10.0 ** (-4 * i)} for i in range(3)], {}))
-    chart = next(chart for chart in charts_of([run], timing=False) if chart.title == "odd")
-    high, middle, low = (float(y) for _, y in chart.lines[0].dots)
-    assert chart.logarithmic
-    assert middle - high == pytest.approx(low - middle, abs=0.2)
-    assert low - middle > 50
-
-
-def test_speeds_are_means_over_time(tmp_path: Path) -> None:
-    records = [
-        {"step": 10, "seconds": 1.0, "samples_per_second": 10.0, "data_wait": 0.9},
-        {"step": 20, "seconds": 9.0, "samples_per_second": 100.0, "data_wait": 0.1},
-    ]
-    elements = Elements(page([run_with(tmp_path / "run", records, {})]))
-    row = next(row for row in elements.rows if "18.0%" in [cell.strip() for cell in row])
-    assert "91" in [cell.strip() for cell in row]
-
-
-def test_pictures_beyond_the_size_of_a_page_are_left_out_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_run(tmp_path / "run", images=2)
-    first = read_run(folder).images[0]
-    size = len(first["photo"]) + len(first["index"])
-    monkeypatch.setattr(importlib.import_module("classyseg.report.page"), "MAX_IMAGE_BYTES", size)
-    text = page([folder])
-    assert "3 pictures are left out" in text
-    assert text.count('src="data:image/jpeg') == 1
 
 
 def test_an_image_is_not_among_the_worst_and_the_best(tmp_path: Path) -> None:
