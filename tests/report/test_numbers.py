@@ -69,3 +69,5 @@ def test_pictures_beyond_the_size_of_a_page_are_left_out_and_told(
     text = page([folder])
     assert "3 pictures are left out" in text
     assert text.count('src="data:image/jpeg') == 1
+    monkeypatch.setattr(importlib.import_module("classyseg.report.page"), "MAX_IMAGE_BYTES", 1)
+    assert "4 pictures are left out" in page([folder])
