@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_runs import HOSTILE, write_run
+from report_runs import HOSTILE, Elements, write_run
 
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, dump_yaml
@@ -35,35 +34,6 @@ SHORT: dict[str, Any] = {
     "hooks": ["checkpoint", {"name": "report", "images": 2}],
 }
 LARGEST_PAGE = 5_000_000
-
-
-class Elements(HTMLParser):
-    """The tags of a page with their attributes, and the text of each `table` as rows of cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self._in_cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_cell = self._in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_cell:
-            self.rows[-1][-1] += data
-
-    def row(self, first: str) -> list[str]:
-        return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == first)
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +372,12 @@ def test_what_is_no_picture_is_left_out_and_told(tmp_path: Path, image: Any) -> 
     text = page([folder])
     assert "1 pictures in it are damaged" in text
     assert "data:image" not in text
+
+
+def test_an_image_is_not_among_the_worst_and_the_best(tmp_path: Path) -> None:
+    Trainer(tmp_path).train(tiny_task({**SHORT, "num_epochs": 1, "hooks": [{"name": "report", "images": 4}]}))
+    names = [image["name"] for image in read_run(tmp_path).images]
+    assert len(names) == len(set(names)) == 5
 
 
 def test_a_matrix_with_counts_of_nothing_is_left_out(tmp_path: Path) -> None:
