@@ -44,6 +44,7 @@ def test_a_predictor_in_training_or_in_16_bits_is_refused(tmp_path: Path) -> Non
         export(predictor_with("fcn", precision="bfloat16"), format="torch_export", output=tmp_path / "m.pt2")
 
 
+@pytest.mark.slow
 def test_images_of_sizes_that_a_file_does_not_take_are_left_out_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
