@@ -61,6 +61,8 @@ HIDDEN = re.compile(
 """In the names of variables whose values tell a place or a person."""
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|JWT|AUTH|COOKIE")
 SET = "(set; not shown)"
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s'\"]+@")
+"""The user and the password in an address."""
 
 
 def environment(*, private: bool = False, imports: bool = True) -> dict[str, Any]:
@@ -253,13 +255,14 @@ def _variables(*, private: bool) -> Iterator[tuple[str, str]]:
 
 
 def without_places(value: Any) -> Any:
-    """`value` without the names of this host and user, and without the folders of paths."""
+    """`value` without the names of this host and user, users and passwords in addresses, and the folders of paths."""
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_places(item) for item in value]
     if not isinstance(value, str):
         return value
+    value = CREDENTIALS.sub("", value)
     text = re.sub(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^/\\\s'\":]+)+[/\\](?=[^/\\\s])", ".../", value)
     host = _told(socket.gethostname)
     for name, word in ((host, "HOST"), (host.partition(".")[0], "HOST"), (_told(getpass.getuser), "USER")):

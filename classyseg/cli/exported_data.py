@@ -13,9 +13,12 @@ from classyseg.transforms.classy_transform import ClassyTransform
 
 
 def batch_size_for(predictor: Predictor, batch_size: int) -> int:
-    """How many images are measured at once: one, where a file takes them as they are stored, of different sizes."""
+    """How many images are measured at once: one, where a file takes them as they are stored, of different sizes.
+
+    Clips have one size, and those of a video belong together.
+    """
     model = predictor.model
-    takes_stored = isinstance(model, ExportedModel) and model.facts.input_kind == "image"
+    takes_stored = isinstance(model, ExportedModel) and model.facts.input_kind == "image" and not predictor.takes_clips
     return 1 if takes_stored else batch_size
 
 

@@ -93,8 +93,8 @@ def _is_file(word: str) -> bool:
         return False
 
 
-PATHS = re.compile(r"(?<![\w.:/])(?:~|\.\.)?/[^\s,'\"\[\]{}]*")
-"""Paths of a machine within a value."""
+PATHS = re.compile(r"(?<![\w.:/])(?:file://|~[\w.-]*|\.\.)?/[^\s,'\"\[\]{}]*(?: +[^\s,'\"\[\]{}/=]*/[^\s,'\"\[\]{}]*)*")
+"""Paths of a machine within a value; names of their folders may have spaces."""
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -217,10 +217,13 @@ def _train(config: ComponentConfig, output: Path, arguments: argparse.Namespace)
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """The command line of a training, for others: of paths on this machine, only their last part is told."""
+    """The command line of a training, for others: of paths on this machine the last part, of addresses no password."""
+    from classyseg.environment import CREDENTIALS
+
     path = Path(arguments.config)
     config = path.name if path.is_absolute() or ".." in path.parts or arguments.config.startswith("~") else str(path)
-    overrides = [PATHS.sub(lambda found: f".../{found[0].rpartition('/')[2]}", text) for text in arguments.overrides]
+    plain = [CREDENTIALS.sub("", text) for text in arguments.overrides]
+    overrides = [PATHS.sub(lambda found: f".../{found[0].rpartition('/')[2]}", text) for text in plain]
     return shlex.join(["classyseg", "train", config, *overrides])
 
 

@@ -24,8 +24,8 @@ class Case:
     of: str = "noise"
 
 
-def sizes_for(traced: tuple[int, int], facts: ExportFacts, stride: int) -> list[tuple[int, int]]:
-    """Sizes that differ from `traced` in both axes, and in both remainders by the strides.
+def sizes_for(traced: tuple[int, int], facts: ExportFacts) -> list[tuple[int, int]]:
+    """Sizes that differ from `traced` in both axes, and most of them in both remainders by 32.
 
     The first is the smallest; the last is the largest, where there is one.
 
@@ -118,13 +118,11 @@ def _unsure(reference: Reference, images: Tensor, tolerance: float) -> Tensor:
     return best[:, 0] - best[:, 1] < tolerance
 
 
-def cases(
-    facts: ExportFacts, traced: tuple[int, int], stride: int, batch: int, images: Iterable[Tensor]
-) -> Iterator[Case]:
+def cases(facts: ExportFacts, traced: tuple[int, int], batch: int, images: Iterable[Tensor]) -> Iterator[Case]:
     """What a file is compared on: noise at many sizes, one image and `batch` at once; and `images` of the val set."""
     count = facts.batch
     yield Case(noise(facts, count or batch, traced, 0))
-    for i, size in enumerate(sizes_for(traced, facts, stride), start=1):
+    for i, size in enumerate(sizes_for(traced, facts), start=1):
         yield Case(noise(facts, count or (batch if i % 2 else 1), size, i))
     for image in images:
         yield Case(image[None].expand(count or 1, *image.shape).contiguous(), of="val")

@@ -7,8 +7,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -61,6 +61,8 @@ LARGEST = (1024, 1024)
 """The largest height and width of a format that plans memory for it, unless `largest` says another."""
 SMALLEST_BOUND = (256, 320)
 """With a smaller one, there would be too few sizes to compare."""
+MOST = 2**31 - 1
+"""The most images at once."""
 GREY_LEVEL = 5e-3
 """The tolerance where a resize of bytes is computed in 32 bits: a few pixels differ by one grey level."""
 
@@ -112,6 +114,7 @@ def export(
     row, path = _row_of(format, output, quantization)
     _check_target(path, row, overwrite=overwrite)
     _check_kinds(input_kind, output_kind, row, options)
+    _check_numbers(batch, tolerance)
     if row.bounded:
         batch, options = batch or 1, {"largest": LARGEST, **options}
         if options["largest"][0] < SMALLEST_BOUND[0] or options["largest"][1] < SMALLEST_BOUND[1]:
@@ -125,12 +128,12 @@ def export(
     )
     facts = result.facts
     size = (result.example.shape[-2], result.example.shape[-1])
-    given = (_given(predictor, image, input_kind) for image in images)
-    each = [*cases(facts, size, _stride(predictor), BATCH + 1, [image for image in given if _fits(image, facts)])]
-    with _written(path) as temporary:
+    given = _fitting([_given(predictor, image, input_kind) for image in images], facts)
+    each = [*cases(facts, size, BATCH + 1, given)]
+    with _written(path, lambda: _check_target(path, row, overwrite=overwrite)) as temporary:
         row.write(result, temporary)
         rounds = not row.doubles and len(cast(Graph, result.module).steps) > 0 and facts.image_type == "uint8"
-        limit = tolerance or max(row.tolerance, GREY_LEVEL if rounds else 0)
+        limit = max(row.tolerance, GREY_LEVEL if rounds else 0) if tolerance is None else tolerance
         checks = _compared(temporary, row, facts, predictor, each, limit)
         if output_kind == "labels":
             checks = _with_scores(checks, temporary, row, result, predictor, each, limit)
@@ -158,21 +161,36 @@ def _traced(predictor: Predictor, row: Format, facts: ExportFacts, options: Mapp
         return noise(facts, facts.batch or BATCH, _example_size(multiple), seed=0)
 
     def sizes_of(multiple: int) -> list[tuple[int, int]]:
-        return sizes_for(_example_size(multiple), facts.model_copy(update={"multiple": multiple}), _stride(predictor))[
-            1:
-        ]
+        return sizes_for(_example_size(multiple), facts.model_copy(update={"multiple": multiple}))[1:]
 
     program, example, multiple = traced(graph, example_of, sizes_of, facts.batch, facts.largest)
     facts = facts.model_copy(update={"multiple": multiple, "smallest": smallest_of(program)})
     return Traced(plain(program), graph, example, facts, options)
 
 
-def _stride(predictor: Predictor) -> int:
-    return max((block.stride for block in predictor.model.blocks.values()), default=1)
+def _fitting(images: Sequence[Tensor], facts: ExportFacts) -> list[Tensor]:
+    """The inputs that the file takes; how many it does not take is told. Raises: `ConfigError` for those of 16 bits."""
+    wrong = next((image for image in images if str(image.dtype) != f"torch.{facts.image_type}"), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"--input-kind {facts.input_kind}: such a file takes {facts.image_type}, and the images to compare it with "
+            f"are {str(wrong.dtype).removeprefix('torch.')}; take --input-kind normalized"
+        )
+    found = [image for image in images if _fits((image.shape[-2], image.shape[-1]), facts)]
+    if len(found) < len(images):
+        log.warning(
+            "the file takes %d of the %d images to compare it with; others have another size than it takes",
+            len(found),
+            len(images),
+        )
+    return found
 
 
-def _fits(image: Tensor, facts: ExportFacts) -> bool:
-    return facts.largest is None or (image.shape[-2] <= facts.largest[0] and image.shape[-1] <= facts.largest[1])
+def _fits(size: tuple[int, int], facts: ExportFacts) -> bool:
+    return all(
+        low <= side <= high and side % facts.multiple == 0
+        for side, low, high in zip(size, facts.smallest, facts.largest or size, strict=True)
+    )
 
 
 def _compared(
@@ -224,13 +242,24 @@ def _row_of(format: str, output: str | Path, quantization: Quantization | None) 
 
 
 def _check_target(path: Path, row: Format, *, overwrite: bool) -> None:
-    if not path.name.endswith(row.suffix):
-        raise ConfigError(f"--output {path}: a file of the format {row.name} ends in {row.suffix}")
+    if not path.name.endswith(row.suffix) or path.name == row.suffix:
+        raise ConfigError(f"--output {path}: a file of the format {row.name} has a name that ends in {row.suffix}")
+    folder = next(each for each in path.parents if os.path.lexists(each))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "cannot be written to" if folder.is_dir() else f"is {kind_of(folder)}, no folder"
+        raise ConfigError(f"--output {path}: {folder} {why}; name a file in another folder")
     for each in (path, *(path.with_suffix(end) for end in row.others)):
         if os.path.lexists(each) and kind_of(each) != "a file":
             raise ConfigError(f"--output {each}: found {kind_of(each)}; name a new file")
         if os.path.lexists(each) and not overwrite:
             raise ConfigError(f"--output {each}: is there already; name another one, or give --overwrite")
+
+
+def _check_numbers(batch: int | None, tolerance: float | None) -> None:
+    if batch is not None and not 1 <= batch <= MOST:
+        raise ConfigError("--batch", f"found {shown(batch)}; accepted are 1 to {MOST}")
+    if tolerance is not None and not tolerance >= 0:  # NaN accepts nothing
+        raise ConfigError("tolerance", f"found {shown(tolerance)}; accepted are 0 and more")
 
 
 def _check_kinds(input_kind: str, output_kind: str, row: Format, options: Mapping[str, Any]) -> None:
@@ -249,6 +278,14 @@ def _check_kinds(input_kind: str, output_kind: str, row: Format, options: Mappin
 def _check_predictor(predictor: Predictor, output_kind: OutputKind) -> None:
     if predictor.model.takes_pixels or not any(True for _ in predictor.model.parameters()):
         raise ConfigError("export: found an exported file; export the run that it was made of")
+    if predictor.model.training:
+        raise ConfigError("export: the model is in training mode, in which it gives other numbers; call model.eval()")
+    if predictor.network.precision != "float32":
+        raise ConfigError(
+            "precision",
+            f"the predictor computes in {predictor.network.precision}; a file computes in float32, and is compared "
+            'with its model: load it with precision="float32"',
+        )
     name = predictor.protocol.config()["name"]
     if output_kind != "logits" and name != "whole":
         raise ConfigError(
@@ -302,8 +339,8 @@ def _example_size(multiple: int) -> tuple[int, int]:
 
 
 def _given(predictor: Predictor, image: Any, input_kind: InputKind) -> Tensor:
-    """An image in any form as the file's input."""
-    tensor = predictor.read(image)
+    """An image in any form, or a clip (C, T, H, W), as the file's input."""
+    tensor = image if predictor.takes_clips else predictor.read(image)
     if input_kind == "image":
         return tensor
     whole = not predictor.network.gives_maps(predictor.head)
@@ -312,18 +349,32 @@ def _given(predictor: Predictor, image: Any, input_kind: InputKind) -> Tensor:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[Path]:
-    """Gives a path of that name in a new folder. At the end, what lies in there is moved to where `path` is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+def _written(path: Path, check: Callable[[], None]) -> Iterator[Path]:
+    """Gives a path of that name in a new folder. At the end, what lies in there is moved to where `path` is.
+
+    `check` is called before that once more: another export may have been faster. Without success nothing is left, no
+    new folder either.
+    """
+    new = [each for each in path.parents if not os.path.lexists(each)]
+    folder = None
     try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
+        except OSError as error:
+            raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
         yield folder / path.name
         found = sorted(folder.iterdir(), key=lambda each: each.name == path.name)  # the one that names others last
         for each in found:
             with open(each, "rb") as file:
                 os.fsync(file.fileno())
+        check()
         for each in found:
             os.replace(each, path.parent / each.name)
         fsync_folder(path.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a folder with files stays
+            for each in new:
+                each.rmdir()

@@ -51,6 +51,7 @@ class ReportHook(ClassyHook):
     """
 
     sees_predictions: tuple[Phase, ...] = ("val",)
+    only_one = True
 
     def __init__(
         self,

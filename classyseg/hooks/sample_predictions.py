@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
+from classyseg.console import printable
 from classyseg.distributed import failing_together, is_primary
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.hooks.fixed_samples import FixedSamples
@@ -38,6 +39,7 @@ class SamplePredictionsHook(ClassyHook):
     """
 
     sees_predictions: tuple[Phase, ...] = ("val",)
+    only_one = True
 
     def __init__(
         self,
@@ -78,6 +80,9 @@ class SamplePredictionsHook(ClassyHook):
                     self._draw(task.run_folder, task.metrics["step"])
                 except OSError as error:
                     log.warning("%s: pictures cannot be written (%s); the run goes on", error.filename, error.strerror)
+                except Exception as error:  # of drawing
+                    told = printable(f"{type(error).__name__}: {error}", 500)
+                    log.warning("sample_predictions: pictures cannot be drawn (%s); the run goes on", told)
 
     def _draw(self, run_folder: Path, step: int) -> None:
         root = run_folder / PREDICTIONS

@@ -20,7 +20,7 @@ MAX_TABLE = 20
 """Up to so many classes the confusion matrix is a table; of more classes, a picture."""
 MAX_CELLS = 20_000
 """The most cells of a matrix that a picture has, the largest ones."""
-LARGER_IS_BETTER = ("iou", "accuracy", "dice", "precision", "recall", "f1", "f_score", "ap")
+LARGER_IS_BETTER = ("iou", "accuracy", "dice", "precision", "recall", "f1", "f_score")
 LEVELS = 10
 
 
@@ -78,7 +78,7 @@ def best_is(runs: Sequence[Run], number: str) -> str | None:
     word = number.rpartition("/")[2]
     if word == "loss":
         return "smallest"
-    return "largest" if any(known in word for known in LARGER_IS_BETTER[:-1]) else None
+    return "largest" if any(known in word for known in LARGER_IS_BETTER) else None
 
 
 def class_tables(runs: Sequence[Run]) -> list[ClassTable]:

@@ -195,7 +195,8 @@ def _read_counts(folder: Path, run: Run) -> None:
     counted, number = _mapping(folder, REPORT, CONFUSION), len(run.classes)
     true, predicted, count = (counted.get(key) for key in ("true", "predicted", "count"))
     if _whole_numbers(true) and _whole_numbers(predicted) and _whole_numbers(count):
-        if len(true) == len(predicted) == len(count) and all(index < number for index in (*true, *predicted)):
+        are_classes = all(index < number for index in (*true, *predicted))
+        if len(true) == len(predicted) == len(count) and all(count) and are_classes:
             images_with = counted.get("images_with")
             known = images_with if _whole_numbers(images_with) and len(images_with) == number else ()
             run.matrix = Matrix(_step(counted), true, predicted, count, known, f"{REPORT}/{CONFUSION}")
@@ -205,7 +206,9 @@ def _read_counts(folder: Path, run: Run) -> None:
         run.num_seen = _whole(counted.get("samples"))
     if run.matrix is None or not run.matrix.count:
         run.matrix = next((m for record in reversed(run.metrics) if (m := _matrix_of(record, number))), None)
-    if run.matrix is None:
+    if run.matrix is None and counted:
+        run.missing.append(f"{REPORT}/{CONFUSION} has no counts, as for images of several classes each")
+    elif run.matrix is None:
         run.missing.append(OF_HOOK.format("report/confusion.json, and no record has a `confusion_matrix`"))
 
 

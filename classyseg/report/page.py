@@ -88,7 +88,7 @@ def render(runs: Sequence[Run]) -> str:
         images_left_out=left_out,
         legend=_legend(runs, shown),
         differences=_differences(runs),
-        configs=[(run.name, printable_text(run.config_text[:MAX_TEXT])) for run in runs],
+        configs=[(run.name, printable_text(without_places(run.config_text[:MAX_TEXT]))) for run in runs],
         data=[(run, list(_data(run))) for run in runs],
         environments=[(run.name, list(_flat(run.facts.get("environment")))) for run in runs],
         bad_steps=[(run.name, [_bad_step(r) for r in run.non_finite[-MAX_ROWS:]], len(run.non_finite)) for run in runs],
@@ -252,6 +252,7 @@ def _legend(runs: Sequence[Run], shown: Sequence[tuple[Run, str, list[dict[str, 
         for run, _, images in shown
         if run.classes == first.classes
         for image in images
+        if image.get("index")  # the classes of whole images are names
         for i in image.get("classes", ())
     }
     return [{"index": i, "name": name_of(first.classes[i]), "color": hex_of(first.palette[i])} for i in sorted(found)]
@@ -267,7 +268,7 @@ def _differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         places |= {place: None for place, _, _ in differences(runs[0].config, run.config)}
     rows = []
     for place in places:
-        values = [_short(_value_at(run.config, place)) for run in runs]
+        values = [_short(without_places(_value_at(run.config, place))) for run in runs]
         rows.append((printable(".".join(map(str, place)), 200), values))
     return rows[: 4 * MAX_ROWS]
 

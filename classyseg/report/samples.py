@@ -91,9 +91,11 @@ def checked_sample(found: Any, num_classes: int) -> Mapping[str, Any] | None:
         return None
     if not all(type(found.get(key)) is int and 0 < found[key] <= 65536 for key in ("height", "width")):
         return None
-    if not isinstance(classes, list) or not all(type(i) is int and 0 <= i < num_classes for i in classes):
+    if not isinstance(classes, list):
         return None
-    return found
+    if index is None:  # a whole image, whose classes are told by their names
+        return found if all(isinstance(name, str) for name in classes) else None
+    return found if all(type(i) is int and 0 <= i < num_classes for i in classes) else None
 
 
 def _starts(text: object, start: bytes) -> bool:

@@ -57,7 +57,7 @@ class HubAddress:
     def of(cls, text: str) -> Self:
         """Reads `hf://owner/name@revision/folder`. Raises: `ConfigError`."""
         found = ADDRESS.fullmatch(text.removeprefix(SCHEME)) if text.startswith(SCHEME) else None
-        if found is None or ".." in text:
+        if found is None or ".." in unquote(text) or not unquote(text).isprintable():
             raise ConfigError(f"found {shown(text, MAX_NAME)}; {EXPECTED}")
         return cls(found["repo"], unquote(found["revision"] or ""), found["folder"] or "")
 

@@ -5,101 +5,26 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from exported_models import CLASSES, RESIZE, AttentionOfThreeAxes, Branching, OfFours, Queries, picture, predictor_with
+from torch import Tensor
 from torch.nn import functional as F
 
 import classyseg
 from classyseg.cli.main import main
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Export, export
-from classyseg.heads import ClassyHead, build_head
-from classyseg.inference import Predictor, Preparation
-from classyseg.structures import BlockInfo
+from classyseg.inference import Preparation
+from classyseg.inference.exported.model import exported_facts
+from classyseg.tasks import build_task
 from classyseg.trainer import Trainer
-from runs import tiny_task
-from tiny_backbone import TinyBackbone
-
-CLASSES = ("road", "sky", "tree", "car")
-RESIZE = {"name": "resize", "size": [40, 48], "image_only": True}
-
-
-class Classifier(ClassyHead):
-    """A head of one convolution, which other heads of this file change."""
-
-    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(blocks[-1].channels, num_classes, 1)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor | Mapping[str, Tensor]:
-        return self.classifier(self.changed(features[-1]))  # type: ignore[no-any-return]
-
-    def changed(self, x: Tensor) -> Tensor:
-        return x
-
-
-class AttentionOfThreeAxes(Classifier):
-    def changed(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)
-        return F.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class Branching(Classifier):
-    def changed(self, x: Tensor) -> Tensor:
-        return x if x.mean() > 0 else -x
-
-
-class OfFours(Classifier):
-    """Means of 4 x 4 positions, which must come out even."""
-
-    def changed(self, x: Tensor) -> Tensor:
-        count, channels, height, width = x.shape
-        return x.reshape(count, channels, height // 2, 2, width // 2, 2).mean((3, 5))
-
-
-class Queries(Classifier):
-    """Masks and classes of three queries: labels and scores are the head's own."""
-
-    output_names = ("masks", "classes")
-
-    def __init__(self, blocks: Sequence[BlockInfo], num_classes: int) -> None:
-        super().__init__(blocks, num_classes)
-        self.masks = nn.Conv2d(blocks[-1].channels, 3, 1)
-        self.classes = nn.Linear(blocks[-1].channels, 3 * num_classes)
-
-    def forward(self, features: Sequence[Tensor]) -> Mapping[str, Tensor]:
-        (x,) = features
-        return {"masks": self.masks(x), "classes": self.classes(x.mean((2, 3))).unflatten(1, (3, -1))}
-
-    def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        masks = F.interpolate(outputs["masks"], tuple(size), mode="bilinear").softmax(1)
-        return torch.einsum("nqhw,nqc->nchw", masks, outputs["classes"].softmax(2))
-
-    def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
-        return self.scores(outputs, size).argmax(1)
-
-
-def predictor_with(
-    head: str | type[ClassyHead], *, preparation: Preparation | None = None, **options: Any
-) -> Predictor:
-    """A tiny model with random weights; the head reads `stage2`, at stride 8, and the deepest block for `psp`."""
-    torch.manual_seed(0)
-    model = TinyBackbone()
-    block = model.block("stage2")
-    built = build_head(head, [block], len(CLASSES)) if isinstance(head, str) else head([block], len(CLASSES))
-    model.attach_head("main", built)
-    return Predictor(model, classes=CLASSES, preparation=preparation, device="cpu", **options)
-
-
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+from runs import tiny_config_of, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +99,7 @@ def test_a_file_gives_the_predictors_labels_at_any_size(made: Export) -> None:
     sizes = {check.size for check in made.facts.checks}
     assert len(sizes) >= 7
     assert len({(height % 32, width % 32) for height, width in sizes}) >= 6
-    assert made.facts.largest_difference() < 1e-3
+    assert (made.facts.largest_difference() or 1) < 1e-3
     found, expected = classyseg.load(made.path), predictor_with("fcn")
     for size in [(40, 55), (61, 34), (133, 90)]:
         np.testing.assert_array_equal(found.predict(picture(*size)), expected.predict(picture(*size)))
@@ -298,6 +223,26 @@ def test_a_multiple_of_the_size_is_found_told_and_held(tmp_path: Path) -> None:
         classyseg.load(path).predict(picture(64, 60))
 
 
+@pytest.mark.slow
+def test_a_run_of_videos_is_compared_on_clips_of_its_val_set_and_measured_by_its_videos(tmp_path: Path) -> None:
+    changes = {
+        "num_epochs": 1,
+        "optimizer.schedule": "constant",
+        "dataset.val.clips.per_video": 2,
+        "meters": [{"name": "video_accuracy", "topk": [1], "clips_per_video": 2}],
+        "runtime.eval_batch_size": 4,
+    }
+    run = tmp_path / "run"
+    Trainer(run).train(build_task(tiny_config_of("video_classification", changes)))
+    target = run / "m.pt2"
+    command = ["export", str(run), "--format", "torch_export", "--output", str(target), "--output-kind", "scores"]
+    assert main(command) == 0
+    assert [each.of for each in exported_facts(target).checks].count("val") == 3
+    assert main(["evaluate", str(target)]) == 0
+    numbers = json.loads((run / "evaluation-val.json").read_text(encoding="utf-8"))
+    assert numbers["video_accuracy_top_1"] == metrics(run)["video_accuracy_top_1"]
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +254,13 @@ def test_a_multiple_of_the_size_is_found_told_and_held(tmp_path: Path) -> None:
         ({"output_kind": "masks"}, "--output-kind.*labels, scores, logits"),
         ({"input_kind": "png"}, "--input-kind.*prepared"),
         ({"opset": 18}, "--opset.*means nothing"),
+        ({"batch": 0}, "--batch: found 0; accepted are 1"),
+        ({"tolerance": -1.0}, "tolerance: found -1.0"),
+        ({"tolerance": float("nan")}, "tolerance: found nan"),
+        ({"tolerance": 0.0, "output_kind": "scores"}, "accepted is 0"),
+        ({"output": ".pt2"}, "has a name that ends in .pt2"),
+        ({"output": "new/folder/m.pt2", "tolerance": 0.0, "output_kind": "scores"}, "accepted is 0"),
+        ({"images": [torch.zeros(3, 60, 70, dtype=torch.uint16)]}, "uint16; take --input-kind normalized"),
     ],
 )
 def test_wrong_options_are_told(options: dict[str, Any], message: str, tmp_path: Path) -> None:

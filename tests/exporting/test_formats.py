@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import classyseg
 import runs
-from classyseg.cli.export import calibration_images
+from classyseg.cli.export import calibration_images, report
 from classyseg.cli.main import main
 from classyseg.config import ConfigTree
 from classyseg.datasets import build_dataset
@@ -140,7 +140,10 @@ def test_int8_of_openvino_computes_convolutions_in_8_bits_and_tells_the_drop(tmp
 
     path = tmp_path / "m.xml"
     settings = Quantization(pictures(3), steady(0.62, 0.615))
-    export(tiny_predictor(), format="int8", output=path, quantization=settings)
+    made = export(tiny_predictor(), format="int8", output=path, quantization=settings)
+    last = list(report(made))[-1]
+    assert "% of labels differ" in last
+    assert "largest difference" not in last, "no scores of 8 bits are compared"
     kinds = [node.get_type_name() for node in openvino.Core().read_model(path).get_ops()]
     assert kinds.count("FakeQuantize") >= kinds.count("Convolution") == 5
     facts = exported_facts(path)

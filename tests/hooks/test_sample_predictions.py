@@ -139,6 +139,19 @@ def test_a_disk_that_takes_no_picture_ends_no_run(tmp_path: Path, caplog: pytest
     assert [record["phase"] for record in read_records(tmp_path / "run" / "metrics.jsonl")] == ["train", "val"]
 
 
+def test_a_fault_of_a_picture_ends_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("no such label")
+
+    monkeypatch.setattr("classyseg.hooks.fixed_samples.picture", broken)
+    Trainer(tmp_path).train(tiny_task({**ONE_EPOCH, "hooks": [DRAWS]}))
+    assert any("cannot be drawn (IndexError: no such label)" in record.message for record in caplog.records)
+    assert [record["phase"] for record in read_records(tmp_path / "metrics.jsonl")] == ["train", "val"]
+    assert list((tmp_path / "predictions").iterdir()) == []
+
+
 def test_only_the_newest_pictures_are_kept_if_asked(tmp_path: Path) -> None:
     changes = {"dataset.train.num_samples": 16, "hooks": [{**DRAWS, "keep": 2}]}
     Trainer(tmp_path).train(tiny_task(changes))

@@ -326,6 +326,20 @@ def _error_of(what: Callable[..., None]) -> BaseException:
     raise AssertionError("no error")
 
 
+@pytest.mark.parametrize("part", ["small", "picture"])
+def test_a_sample_that_cannot_be_drawn_ends_no_training(
+    part: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("no such label")
+
+    monkeypatch.setattr(f"classyseg.hooks.fixed_samples.{part}", broken)
+    Trainer(tmp_path).train(tiny_task({**SMALL, "num_epochs": 1, "hooks": ["tensorboard"]}))
+    (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("classyseg.hooks.trackers")]
+    assert message.startswith("tensorboard: IndexError: no such label; it gets nothing from now on")
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [4, 4]
+
+
 def test_what_a_tracker_missed_it_is_told_when_the_run_goes_on(tmp_path: Path) -> None:
     changes = {**SMALL, "hooks": [*SMALL["hooks"], {"name": "csv", "every": 1}]}
     task = tiny_task(changes, FailsAt(6))

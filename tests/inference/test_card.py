@@ -12,8 +12,10 @@ from huggingface_hub import ModelCard
 
 import classyseg
 from classyseg.cli.main import main
+from classyseg.hooks import ClassyHook
 from classyseg.inference import Card, Predictor
 from classyseg.models import build_model
+from classyseg.registry import HOOKS
 from runs import tiny_config, write_config
 from served import small_predictor, whole_image_predictor
 
@@ -114,3 +116,23 @@ def test_a_run_tells_its_data_and_its_command_and_no_path_of_the_machine(
     assert "Data: synthetic_shapes (train)." in text
     assert str(tmp_path) not in text
     assert ModelCard(text).data.eval_results[0].metric_type == "mean_iou"
+
+
+class NotedHook(ClassyHook):
+    """Takes any texts."""
+
+    def __init__(self, *, notes: tuple[str, ...]) -> None:
+        self.notes = notes
+
+
+def test_the_command_of_a_card_tells_no_folder_and_no_password(tmp_path: Path, own_registries: None) -> None:
+    HOOKS.register("noted")(NotedHook)
+    notes = ["/home/jane/a/x1", "~jane/a/x2", "file:///home/jane/x3", "/home/jane doe/a/x4", "../jane/x5", "a/b/x6"]
+    notes += ["https://jane:doe@example.org/x7"]
+    hooks = f"hooks=[{{name: noted, notes: [{', '.join(map(repr, notes))}]}}]"
+    config = write_config(tmp_path, {"num_epochs": 1})
+    assert main(["train", str(config), "--output", str(tmp_path / "run"), hooks]) == 0
+    text = (tmp_path / "run" / "model" / "README.md").read_text("utf-8")
+    assert not re.search("jane|doe", text)
+    told = [".../x1", ".../x2", ".../x3", ".../x4", ".../x5", "a/b/x6", "https://example.org/x7"]
+    assert all(part in text for part in told)

@@ -160,6 +160,8 @@ def test_a_repository_that_is_not_to_be_seen_is_one_error(
         "hf://o/n@",
         "hf://o/../n",
         "hf://o/n/../x",
+        "hf://o/n@%2e%2e%2f%2e%2e%2fx",
+        "hf://o/n@v1%0a",
         "hf://o/n@a b",
         "hf://o/n?x=1",
         "hf:///o/n",

@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_runs import HOSTILE, write_run
+from report_runs import HOSTILE, Elements, write_run
 
 from classyseg.cli.main import main
-from classyseg.config import ConfigError
+from classyseg.config import ConfigError, dump_yaml
 from classyseg.hooks import ReportHook
 from classyseg.report import SmallSample, page, read_run, write_report
 from classyseg.report.charts import nice_ticks, thinned
@@ -35,35 +34,6 @@ SHORT: dict[str, Any] = {
     "hooks": ["checkpoint", {"name": "report", "images": 2}],
 }
 LARGEST_PAGE = 5_000_000
-
-
-class Elements(HTMLParser):
-    """The tags of a page with their attributes, and the text of each `table` as rows of cells."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.rows: list[list[str]] = []
-        self._in_cell = False
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th") and self.rows:
-            self.rows[-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_cell = self._in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_cell:
-            self.rows[-1][-1] += data
-
-    def row(self, first: str) -> list[str]:
-        return next([cell.strip() for cell in row] for row in self.rows if row and row[0].strip() == first)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +112,34 @@ def test_whole_images_and_clips_are_reported(tmp_path: Path, name: str) -> None:
     right = sum(c for t, p, c in zip(run.matrix.true, run.matrix.predicted, run.matrix.count, strict=True) if t == p)
     assert right / sum(run.matrix.count) == pytest.approx(accuracy)
     assert "true: " in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_images_of_several_classes_are_shown_with_their_names(tmp_path: Path) -> None:
+    several = {"name": "synthetic_shape_images", "split": "train", "num_samples": 8, "size": [16, 16]}
+    changes = {
+        "num_epochs": 1,
+        "dataset": {name: {**several, "multi_label": True} for name in ("train", "val")},
+        "loss": {"name": "binary_cross_entropy"},
+        "meters": ["average_precision"],
+        "hooks": [{"name": "report", "images": 2}],
+    }
+    task = build_task(tiny_config_of("classification", changes))
+    Trainer(tmp_path).train(task)
+    run, text = read_run(tmp_path), (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(run.images) == 4
+    for image in run.images:
+        assert f"true: {', '.join(image['classes'])}</bdi>" in text
+        assert set(image["classes"]) <= set(task.labels.classes)
+    told = "\n".join(run.missing)
+    assert "damaged" not in told
+    assert "did not write" not in told
+    assert "confusion.json has no counts" in told
+
+
+@pytest.mark.parametrize("name", ["report", "sample_predictions"])
+def test_two_hooks_that_write_the_same_files_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"hooks\[1\]: a run has one hook of this kind"):
+        tiny_task({"hooks": [name, name]})
 
 
 def _report_in_two_processes(folder: Path) -> None:
@@ -268,6 +266,18 @@ def test_a_page_names_no_folder_of_this_machine(trained: Path) -> None:
         assert place not in text or place in config
 
 
+def test_the_config_on_a_page_names_no_folder_and_no_password(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name) for name in ("a", "b")]
+    for folder, secret in zip(folders, ("jane", "joan"), strict=True):
+        root, server = f"/home/{secret}/data/streets", f"https://{secret}:{secret}@example.org"
+        text = dump_yaml({"name": "segmentation", "dataset": {"val": {"root": root}}, "server": server})
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    for text in (page(folders[:1]), page(folders)):
+        assert ".../streets" in text
+        assert "example.org" in text
+        assert not re.search("jane|joan", text)
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     folder = write_run(tmp_path / HOSTILE[3].replace("/", "|"), classes=HOSTILE, name=HOSTILE[0].replace("/", "|"))
     (folder / "bad_samples.jsonl").write_text(
@@ -345,6 +355,14 @@ def test_a_damaged_file_is_an_error_that_names_it_or_is_left_out(tmp_path: Path,
         {"kind": "worst", "photo": base64.b64encode(b"<svg onload=1>").decode(), "height": 3, "width": 3},
         {"kind": "worst", "photo": base64.b64encode(b"\xff\xd8\xff").decode(), "height": "3 onload=1", "width": 3},
         {"kind": "worst", "photo": base64.b64encode(b"\xff\xd8\xff").decode(), "height": 3, "width": 3, "classes": [9]},
+        {
+            "kind": "worst",
+            "photo": base64.b64encode(b"\xff\xd8\xff").decode(),
+            "index": base64.b64encode(b"\x89PNG\r\n\x1a\n").decode(),
+            "height": 3,
+            "width": 3,
+            "classes": ["sky"],
+        },
     ],
     ids=lambda image: "number" if image == 3 else None,
 )
@@ -354,6 +372,19 @@ def test_what_is_no_picture_is_left_out_and_told(tmp_path: Path, image: Any) -> 
     text = page([folder])
     assert "1 pictures in it are damaged" in text
     assert "data:image" not in text
+
+
+def test_an_image_is_not_among_the_worst_and_the_best(tmp_path: Path) -> None:
+    Trainer(tmp_path).train(tiny_task({**SHORT, "num_epochs": 1, "hooks": [{"name": "report", "images": 4}]}))
+    names = [image["name"] for image in read_run(tmp_path).images]
+    assert len(names) == len(set(names)) == 5
+
+
+def test_a_matrix_with_counts_of_nothing_is_left_out(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", images=0)
+    told = {"step": 1, "samples": 1, "true": [0, 1], "predicted": [0, 1], "count": [3, 0]}
+    (folder / "report/confusion.json").write_text(json.dumps(told), encoding="utf-8")
+    assert "confusion.json has no counts" in page([folder])
 
 
 def test_records_that_are_damaged_are_named_with_their_line(tmp_path: Path) -> None:

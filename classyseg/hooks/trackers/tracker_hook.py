@@ -125,7 +125,13 @@ class TrackerHook(ClassyHook, ABC):
             self._begun = False
 
     def on_prediction(self, task: WatchedTask, batch: Sample, prediction: Tensor) -> None:
-        self._samples.add(task, batch, prediction)
+        if self._lost:
+            return
+        try:
+            self._samples.add(task, batch, prediction)
+        except Exception as error:  # nothing of a tracker may end a training
+            self._lost = True
+            self._fail(error)
 
     def on_step(self, task: WatchedTask) -> None:
         progress = task.progress

@@ -84,8 +84,9 @@ class ExportFacts(ConfigRecord):
         """The block as it stands in a file."""
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=True)
 
-    def largest_difference(self) -> float:
-        return max((check.difference for check in self.checks if check.difference is not None), default=0.0)
+    def largest_difference(self) -> float | None:
+        """None where no comparison was of scores or logits."""
+        return max((check.difference for check in self.checks if check.difference is not None), default=None)
 
 
 def facts_of(text: str | None, path: Path) -> ExportFacts:

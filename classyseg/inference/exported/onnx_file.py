@@ -50,6 +50,7 @@ def write(traced: Traced, path: Path) -> None:
     if found is None:
         raise RefusedError("--format onnx: torch's exporter gave no model")
     model: onnx.ModelProto = found.model_proto
+    _check_opset(model, traced.options.get("opset"))
     _name_axes(model, traced)
     del model.graph.value_info[:]  # sizes of inner values, which no runtime needs
     for node in _nodes(model):
@@ -58,6 +59,16 @@ def write(traced: Traced, path: Path) -> None:
     if model.ByteSize() > MAX_BYTES:
         raise RefusedError(f"--format onnx: the model has {model.ByteSize()} bytes; a file of ONNX holds {MAX_BYTES}")
     onnx.save_model(model, path)
+
+
+def _check_opset(model: onnx.ModelProto, wanted: int | None) -> None:
+    """torch's exporter keeps its own version, without an error, where it cannot convert to another."""
+    (found,) = (each.version for each in model.opset_import if each.domain in STANDARD)
+    if wanted not in (None, found):
+        raise RefusedError(
+            f"--opset {wanted}: torch's exporter cannot write this model so, and wrote {found}; give --opset {found}, "
+            "or leave it out"
+        )
 
 
 @contextmanager
