@@ -174,6 +174,18 @@ def test_wandb_sync_uploads_one_curve(run: Path) -> None:
     assert any(path.endswith("config.yaml") and b"num_epochs" in body for path, body in found.files.items())
 
 
+def test_what_the_service_of_a_killed_run_writes_late_is_gone_at_the_end(tmp_path: Path) -> None:
+    hook, task = WandbHook(every=1, images=0, finish_seconds=60), FakeTask(tmp_path)
+    task.steps(hook, 1)
+    late = tmp_path / "wandb/offline-run-20260101_000000-abcd1234/files"
+    late.mkdir(parents=True)
+    (late / "config.yaml").touch()
+    hook.close()
+
+    (left,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert [*left.glob("*.wandb")]
+
+
 def test_wandb_online_goes_on_with_its_run_and_sends_no_step_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,15 +128,22 @@ class WandbHook(TrackerHook):
     def open_tracker(self, history: Sequence[Entry]) -> None:
         self._names = Names(_clean)
         folder = self.run_folder / self.folder
-        before = [path for path in folder.glob("offline-run-*") if kind_of(path) == "a folder"]
         if self._run is None or not self.is_final:
             if self._run is not None:
                 self._run.finish()
             self._run = self._new_run(folder)
         self.write(history)
-        # A run cannot be continued offline. The new folder has all of the old ones that stays.
-        for path in before:
-            shutil.rmtree(path)
+        self._remove_older()
+
+    def _remove_older(self) -> None:
+        """A run cannot be continued offline. The new folder has all of the old ones that stays.
+
+        The service of a run that was killed may still write there for a moment: what it leaves goes at the run's end.
+        """
+        own = Path(self._run.dir).parent.name
+        for path in (self.run_folder / self.folder).glob("offline-run-*"):
+            if path.name != own and kind_of(path) == "a folder":
+                shutil.rmtree(path, ignore_errors=True)
 
     def _new_run(self, folder: Path) -> Any:
         if self.mode == "offline":
@@ -183,6 +190,7 @@ class WandbHook(TrackerHook):
             self._run.summary.update({f"best/{told}": value, f"best_step/{told}": step})
         self._run.summary.update({"outcome": summary.outcome, "reason": summary.reason})
         self._run.finish(exit_code=0 if summary.outcome == "finished" else 1)
+        self._remove_older()
 
     def give_up(self) -> None:
         # Else wandb's own end of the process waits for its service, for ever. It is called after this.
