@@ -13,7 +13,7 @@ from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import DiffersError, Format
 from classyseg.inference.exported.formats import FORMATS
 from classyseg.inference.exported.openvino_file import library, reason, save, without_telemetry
-from classyseg.inference.exported.quiet import quiet
+from classyseg.inference.exported.tools import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor

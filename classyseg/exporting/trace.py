@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from classyseg.inference.exported.contract import RefusedError
+from classyseg.inference.exported.tools import first_line
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128)
 """What sides may have to be multiples of. The first with which the graph is right for all sizes is taken."""
@@ -110,9 +111,9 @@ def plain(program: ExportedProgram) -> ExportedProgram:
 
 def reason_of(error: BaseException) -> str:
     """The reason in one line: what was raised, and the line of the model where it was."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if FIXED in str(error):
         return "the model fixes the number of images; write x.shape[0] where it says len(x), or give --batch"
+    lines = map(str.strip, str(error).splitlines())
     places = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
-    told = f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
+    told = first_line(error)
     return f"{told} ({places[-1][:200]})" if places else told

@@ -22,10 +22,9 @@ from torch import Tensor
 from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import RefusedError, Run, Traced
 from classyseg.inference.exported.facts import KEY, ExportFacts
-from classyseg.inference.exported.quiet import quiet
+from classyseg.inference.exported.tools import content_of, first_line, quiet
 from classyseg.inference.exported.torch_file import BLOCK
 from classyseg.io import append_json_line, read_json_lines
-from classyseg.run_folder import open_plain
 from classyseg.weights.cache import cache_folder
 
 MADE = "machine_code.jsonl"
@@ -33,6 +32,7 @@ MADE = "machine_code.jsonl"
 TRUSTED = "CLASSYSEG_TRUSTED_CODE"
 """The environment variable that names the digest of a file of somebody else."""
 MACHINE = f"extra/{KEY}_machine.json"
+MAX_BYTES = 2**36
 
 
 def require_compiler() -> None:
@@ -55,9 +55,7 @@ def write(traced: Traced, path: Path) -> None:
         with quiet(), torch.no_grad():
             aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # torch's compiler raises many kinds
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]
-        raise RefusedError(f"--format aoti: torch's compiler refuses this model: {told}") from None
+        raise RefusedError(f"--format aoti: torch's compiler refuses this model: {first_line(error)}") from None
     finally:
         program.example_inputs = before
     _add(path, {MACHINE: json.dumps(_machine())})
@@ -91,11 +89,7 @@ def _machine() -> dict[str, Any]:
 def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
     from torch._inductor import aoti_load_package
 
-    try:
-        with open(open_plain(path, os.O_RDONLY), "rb") as file:
-            content = file.read()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    content = content_of(path, MAX_BYTES)
     _check_trusted(path, hashlib.sha256(content).hexdigest())
     _check_machine(path, content)
     try:

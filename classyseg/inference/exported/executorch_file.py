@@ -5,7 +5,6 @@ Its memory is planned when it is written, so it takes a fixed number of images, 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -15,8 +14,7 @@ from classyseg.checkpoint import MAX_STATE
 from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import RefusedError, Run, Traced
 from classyseg.inference.exported.facts import KEY, ExportFacts
-from classyseg.inference.exported.quiet import quiet
-from classyseg.run_folder import open_plain
+from classyseg.inference.exported.tools import content_of, first_line, quiet
 
 METHOD = "forward"
 START = b'{"format": 1, "file_format": "executorch"'
@@ -39,7 +37,7 @@ def write(traced: Traced, path: Path) -> None:
             )
             program = lowered.to_executorch()
     except Exception as error:  # ExecuTorch has error types of its own for each pass
-        raise RefusedError(f"--format executorch: ExecuTorch refuses this model: {_reason(error)}") from None
+        raise RefusedError(f"--format executorch: ExecuTorch refuses this model: {first_line(error)}") from None
     with open(path, "wb") as file:
         program.write_to_file(file)
 
@@ -78,7 +76,7 @@ def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
         program = Runtime.get().load_program(_content(path), verification=Verification.InternalConsistency)
         method = program.load_method(METHOD)
     except Exception as error:
-        raise ConfigError(f"{path}: ExecuTorch cannot read it ({_reason(error)}); export it again") from None
+        raise ConfigError(f"{path}: ExecuTorch cannot read it ({first_line(error)}); export it again") from None
     if method is None or method.metadata.num_inputs() != 1 or method.metadata.num_outputs() != 1:
         raise ConfigError(f"{path}: has no method '{METHOD}' that takes one tensor and gives one")
 
@@ -90,16 +88,7 @@ def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
 
 
 def _content(path: Path) -> bytes:
-    try:
-        with open(open_plain(path, os.O_RDONLY), "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > MAX_BYTES or content[4:8] != b"ET12":
+    content = content_of(path, MAX_BYTES)
+    if content[4:8] != b"ET12":
         raise ConfigError(f"{path}: is no file of ExecuTorch, or is damaged; export it again")
     return content
-
-
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:400]

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +13,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import RefusedError, Run, Traced
 from classyseg.inference.exported.facts import KEY, ExportFacts
-from classyseg.run_folder import open_plain
+from classyseg.inference.exported.tools import content_of, first_line, quiet
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +31,7 @@ def write(traced: Traced, path: Path) -> None:
 
     facts = traced.facts
     try:
-        with _quiet():
+        with quiet():
             found = torch.onnx.export(
                 traced.program,
                 (traced.example,),
@@ -71,28 +67,11 @@ def _check_opset(model: onnx.ModelProto, wanted: int | None) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Within it, torch's exporter does not tell of its own steps."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _reason(error: BaseException) -> str:
     """The innermost reason in one line: torch wraps errors in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:500]
+    return first_line(error)
 
 
 def _name_axes(model: onnx.ModelProto, traced: Traced) -> None:
@@ -150,13 +129,7 @@ def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
 def _read(path: Path) -> onnx.ModelProto:
     import onnx
 
-    try:
-        with open(open_plain(path, os.O_RDONLY), "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: has more than {MAX_BYTES} bytes, which no file of ONNX has")
+    content = content_of(path, MAX_BYTES)
     try:
         return onnx.load_model_from_string(content)
     except Exception:  # the parser has an error type of its own

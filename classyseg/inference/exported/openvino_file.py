@@ -17,7 +17,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import RefusedError, Run, Traced
 from classyseg.inference.exported.facts import KEY, ExportFacts
-from classyseg.run_folder import open_plain
+from classyseg.inference.exported.tools import content_of
 from classyseg.switches import variable
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def read_text(path: Path) -> str | None:
             found.append(attributes.get("value", ""))
         depth.append(name)
 
-    _parse(path, _content(path, MAX_GRAPH), start, lambda _: depth.pop())
+    _parse(path, content_of(path, MAX_GRAPH), start, lambda _: depth.pop())
     return found[0][: MAX_STATE + 1] if found else None
 
 
@@ -96,7 +96,7 @@ def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise ConfigError(f"{weights}: missing; it holds the weights of {path.name}, and lies next to it")
-    graph, content = _content(path, MAX_GRAPH), _content(weights, MAX_WEIGHTS)
+    graph, content = content_of(path, MAX_GRAPH), content_of(weights, MAX_WEIGHTS)
     _check(path, graph)
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -151,16 +151,6 @@ def _parse(
         parser.Parse(graph, True)
     except expat.ExpatError as error:
         raise ConfigError(f"{path}: is no file of OpenVINO, or is damaged ({error}); export it again") from None
-
-
-def _content(path: Path, limit: int) -> bytes:
-    try:
-        with open(open_plain(path, os.O_RDONLY), "rb") as file:
-            if os.fstat(file.fileno()).st_size > limit:
-                raise ConfigError(f"{path}: has more than {limit} bytes")
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def reason(error: BaseException) -> str:
