@@ -63,6 +63,14 @@ SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|JWT|AUTH|COOKIE")
 SET = "(set; not shown)"
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s'\"]+@")
 """The user and the password in an address."""
+SECRET_KEY = r"(?:token|secret|password|passwd|credentials?|api_?key|access_key|private_key|auth)"
+"""The last word of a key of a config whose value is a secret, such as `upload_token`."""
+SECRET_PAIR = re.compile(
+    rf"""(?i)(?<![a-z0-9])({SECRET_KEY}["']?\s*[:=][ \t]*)
+    (?!(?:null|true|false|~|-?[\d.]+|\(set;)(?:[\s,}}\]]|$))("(?:[^"\\]|\\.)*"|'[^']*'|[^\s,}}\]"'{{[|>][^\s,}}\]]*)""",
+    re.VERBOSE,
+)
+"""Such a key and its value, in YAML or in a command; a number, `true` and `null` are no secrets."""
 
 
 def environment(*, private: bool = False, imports: bool = True) -> dict[str, Any]:
@@ -252,6 +260,20 @@ def _variables(*, private: bool) -> Iterator[tuple[str, str]]:
         if VARIABLES.fullmatch(name):
             is_plain = PLAIN.fullmatch(value) and not HIDDEN.search(name)
             yield name, SET if SECRET.search(name) or not (is_plain or private) else value
+
+
+def without_secrets(value: Any, key: str = "") -> Any:
+    """`value`, a config or a text, without the values of keys that tell a secret; `key` is that of `value` itself."""
+    is_secret = re.search(rf"(?i)(?<![a-z0-9]){SECRET_KEY}\Z", key) is not None
+    if isinstance(value, Mapping):
+        return {name: without_secrets(item, key if is_secret else str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item, key) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value and is_secret:
+        return SET
+    return SECRET_PAIR.sub(rf"\1{SET}", value)
 
 
 def without_places(value: Any) -> Any:

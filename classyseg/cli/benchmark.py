@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.arguments import add_model_arguments, height_and_width, interruptible, positive, protocol_of
 from classyseg.cli.output import ProgressLine, complain, emit, in_columns, json_text
+from classyseg.console import printable
 
 if TYPE_CHECKING:
     from classyseg.cli.measured_process import Facts, MeasuredProcess
@@ -91,6 +92,7 @@ class Comparison:
         self.facts: list[Facts] = []
         self.numbers: list[dict[str, Any]] = [{} for _ in self.models]
         self.results: list[Mapping[str, Any]] = [{} for _ in self.models]
+        self.reasons = [self.why_not_measured] * len(self.models)
 
     def _size_of_training(self) -> tuple[int, int]:
         from classyseg.inference.exported.model import is_exported
@@ -163,8 +165,7 @@ class Comparison:
             except ConfigError as error:
                 if is_wanted:
                     raise
-                self.data, self.why_not_measured = None, str(error)
-                return
+                self.reasons[i] = str(error)
 
     # -- what is told --------------------------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Comparison:
         """The name of the number in the table."""
         from classyseg.cli.evaluation import main_number
 
-        return main_number(self.results[0])
+        return next((name for result in self.results if (name := main_number(result)) is not None), None)
 
     def report(self) -> Iterator[str]:
         import torch
@@ -191,6 +192,9 @@ class Comparison:
         yield from in_columns(rows, right=range(2, len(heading)), names=0)
         if self.data is None:
             yield f"not measured on data: {self.why_not_measured}"
+        for model, reason in zip(self.models, self.reasons, strict=True):
+            if self.data is not None and reason:
+                yield f"{printable(model.path)}: not measured on data: {reason}"
 
     def _row(self, i: int, has_device: bool) -> Sequence[str]:
         one, batch = self.numbers[i]["latency"], self.numbers[i]["batch"]
@@ -230,6 +234,7 @@ class Comparison:
                     "peak_bytes": {name: each.host for name, each in memory.items()},
                     "peak_device_bytes": {name: each.device for name, each in memory.items()},
                     "measured": self.results[i] or None,
+                    "not_measured": self.reasons[i] or None,
                 }
             )
         return {
@@ -237,7 +242,6 @@ class Comparison:
             "repeats": self.arguments.repeats,
             "split": None if self.data is None else self.arguments.split,
             "data": self.data,
-            "not_measured": self.why_not_measured or None,
             "versions": {"torch": str(torch.__version__)},
             "models": models,
         }

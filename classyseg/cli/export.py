@@ -122,7 +122,9 @@ def quantization_of(arguments: argparse.Namespace) -> Quantization | None:
             f"--format int8: {path}: a model's folder tells of no data set; training images set the ranges of 8 bits, "
             "and the val set shows what is lost: give the folder of the run"
         )
-    config = config_to_measure(trained, "val", [], path)[0]
+    config: Any = config_to_measure(trained, "val", [], path)[0]
+    if arguments.output_kind == "labels":
+        _check_measured_by_labels(config)
     images = calibration_images(trained.config, arguments.calibration_images or CALIBRATION_IMAGES)
 
     def measure(predictor: Predictor) -> tuple[str, float]:
@@ -134,6 +136,23 @@ def quantization_of(arguments: argparse.Namespace) -> Quantization | None:
         return name, float(numbers[name])
 
     return Quantization(images, measure, MAX_DROP if arguments.max_drop is None else arguments.max_drop)
+
+
+def _check_measured_by_labels(config: Any) -> None:
+    """Raises: `ConfigError` where the loss of 8 bits could not be measured on labels: told before all the work."""
+    from classyseg.datasets import build_dataset
+    from classyseg.errors import ConfigError, within
+    from classyseg.registry import METERS
+
+    with within("dataset.val"):
+        dataset = build_dataset(config.dataset.val)
+    meters = METERS.build_each("meters", config.meters, dataset.classes, dataset.ignore_index)
+    readers = [METERS.name_of(type(meter)) for meter in meters if meter.reads != "labels"]
+    if readers:
+        raise ConfigError(
+            f"--format int8 --output-kind labels: the run's meters {', '.join(readers)} read more than labels, and "
+            "by the meters is told what 8 bits lose; give --output-kind scores"
+        )
 
 
 def calibration_images(config: ConfigTree, count: int) -> list[Tensor]:

@@ -117,8 +117,7 @@ def export(
     _check_numbers(batch, tolerance)
     if row.bounded:
         batch, options = batch or 1, {"largest": LARGEST, **options}
-        if options["largest"][0] < SMALLEST_BOUND[0] or options["largest"][1] < SMALLEST_BOUND[1]:
-            raise ConfigError("--largest", f"found {shown(options['largest'])}; the comparison needs {SMALLEST_BOUND}")
+        _check_largest(options["largest"])
     predictor = (
         load(model, device="cpu", precision="float32", protocol=protocol) if isinstance(model, str | Path) else model
     )
@@ -256,10 +255,25 @@ def _check_target(path: Path, row: Format, *, overwrite: bool) -> None:
 
 
 def _check_numbers(batch: int | None, tolerance: float | None) -> None:
-    if batch is not None and not 1 <= batch <= MOST:
+    if batch is not None and not (_is_whole(batch) and 1 <= batch <= MOST):
         raise ConfigError("--batch", f"found {shown(batch)}; accepted are 1 to {MOST}")
-    if tolerance is not None and not tolerance >= 0:  # NaN accepts nothing
+    # NaN accepts nothing.
+    if tolerance is not None and (not isinstance(tolerance, int | float) or not tolerance >= 0):
         raise ConfigError("tolerance", f"found {shown(tolerance)}; accepted are 0 and more")
+
+
+def _check_largest(found: Any) -> None:
+    is_size = isinstance(found, list | tuple) and len(found) == 2 and all(map(_is_whole, found))
+    if not is_size or found[0] < SMALLEST_BOUND[0] or found[1] < SMALLEST_BOUND[1]:
+        raise ConfigError(
+            "--largest",
+            f"found {shown(found)}; accepted is (height, width) from {SMALLEST_BOUND} on: the comparison "
+            "needs so many sizes",
+        )
+
+
+def _is_whole(found: Any) -> bool:
+    return isinstance(found, int) and not isinstance(found, bool)
 
 
 def _check_kinds(input_kind: str, output_kind: str, row: Format, options: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from classyseg.console import printable
+from classyseg.environment import without_secrets
 from classyseg.errors import ConfigError
 from classyseg.inference.description import SEGMENTATION, Card, Description
 
@@ -183,7 +184,7 @@ def _training(card: Card) -> str:
     lines = ["## Training", ""]
     lines.append(f"Data: {', '.join(map(escaped, card.data)) or 'not told'}.")
     if card.command:
-        text = printable(card.command)
+        text = printable(without_secrets(card.command))
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
         lines += ["", f"{fence}bash", text, fence]
     else:

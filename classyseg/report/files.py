@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, TypeGuard
 
-from classyseg.config import listed, parse_config
+from classyseg.config import dump_yaml, listed, parse_config
 from classyseg.console import printable, shown
+from classyseg.environment import without_secrets
 from classyseg.errors import ConfigError
 from classyseg.io import existing_path, read_json_lines
 from classyseg.records import is_by_class
@@ -126,16 +127,19 @@ def _records(path: Path, required: Mapping[str, type]) -> list[Record]:
 
 
 def _config(folder: Path, missing: list[str]) -> tuple[Mapping[str, Any], str]:
+    """The config of the run, and its text, both without secrets."""
     path = folder / CONFIG
     if not os.path.lexists(path):
         missing.append(f"{CONFIG}: is not in the folder")
         return {}, ""
     text = read_plain(path, MAX_CONFIG).decode("utf-8", "replace")
     try:
-        return parse_config(text, source=CONFIG).values, text
+        values = parse_config(text, source=CONFIG).values
     except ConfigError as error:
         missing.append(f"the config cannot be read ({error})")
-        return {}, text
+        return {}, without_secrets(text)
+    told = without_secrets(values)
+    return told, text if told == values else dump_yaml(told)
 
 
 def _json(folder: Path, *parts: str) -> Any:
@@ -262,7 +266,7 @@ def _read_evaluations(folder: Path, run: Run) -> None:
 
 def names_apart(paths: Sequence[str | Path]) -> list[str]:
     """A short name for each of some runs: the folder's, with as much of the path before it as tells them apart."""
-    parts = [PurePath(existing_path(path).absolute()).parts for path in paths]
+    parts = [PurePath(os.path.normpath(existing_path(path).absolute())).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(set(parts)):

@@ -21,11 +21,15 @@ REPEATS = 5
 
 @pytest.fixture(scope="module")
 def compared(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What `--json` tells of a run and of a copy of its `model/` elsewhere."""
+    """What `--json` tells of a run, of a copy of its `model/` elsewhere, and of one with classes of other names."""
     folder = tmp_path_factory.mktemp("compared")
     shutil.copytree(trained / "model", folder / "copy")
+    shutil.copytree(trained / "model", folder / "other")
+    told = json.loads((folder / "other" / "config.json").read_text(encoding="utf-8"))
+    told["classes"] = [f"another {name}" for name in told["classes"]]
+    (folder / "other" / "config.json").write_text(json.dumps(told), encoding="utf-8")
     options = ["--size", "48x32", "--batch-size", "3", "--repeats", REPEATS, "--threads", "1"]
-    words = ["benchmark", trained, folder / "copy", *options, "--json", folder / "found.json"]
+    words = ["benchmark", trained, folder / "copy", folder / "other", *options, "--json", folder / "found.json"]
     assert main([*map(str, words)]) == 0
     found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
     return found
@@ -54,13 +58,21 @@ def test_mean_iou_is_that_of_evaluate_also_of_a_folder_without_a_run(
 ) -> None:
     assert main(["evaluate", str(trained), "--output", str(tmp_path), "--worst", "0"]) == 0
     wanted = json.loads((tmp_path / "evaluation-val.json").read_text(encoding="utf-8"))["mean_iou"]
-    assert [model["measured"]["mean_iou"] for model in compared["models"]] == [wanted, wanted]
+    assert [model["measured"]["mean_iou"] for model in compared["models"][:2]] == [wanted, wanted]
 
 
 @pytest.mark.slow
 def test_sizes_on_disk_are_those_of_the_files_that_are_read(compared: dict[str, Any], trained: Path) -> None:
     files = [trained / "model" / name for name in ("model.safetensors", "config.json")]
-    assert [model["disk_bytes"] for model in compared["models"]] == [sum(file.stat().st_size for file in files)] * 2
+    assert [model["disk_bytes"] for model in compared["models"][:2]] == [sum(file.stat().st_size for file in files)] * 2
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_measured_says_why_and_takes_nothing_from_the_others(compared: dict[str, Any]) -> None:
+    assert [model["measured"] is None for model in compared["models"]] == [False, False, True]
+    assert [model["not_measured"] is None for model in compared["models"]] == [True, True, False]
+    assert "its classes" in compared["models"][2]["not_measured"]
+    assert compared["data"] is not None
 
 
 @pytest.mark.slow

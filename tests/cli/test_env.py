@@ -19,6 +19,7 @@ import torchvision
 
 import classyseg
 from classyseg.cli.main import main
+from classyseg.environment import without_secrets
 from classyseg.registry import look_for_plugins_again
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +109,7 @@ class Broken:
             raise OSError("/opt/lib/libcudart.so.12: cannot open shared object file")
 sys.meta_path.insert(0, Broken())
 from classyseg.cli.main import main
+from classyseg.environment import without_secrets
 sys.exit(main(["env"]))
 """
 
@@ -142,3 +144,26 @@ def test_a_library_that_is_needed_and_not_installed_is_named(
     assert libraries["fvcore"] == "not installed"
     assert libraries["numpy"] == "1.0"
     assert "timm" not in libraries
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("token: hf_abc", "token: (set; not shown)"),
+        ("- name: x\n  upload_token: 'a b'\n  n: 1", "- name: x\n  upload_token: (set; not shown)\n  n: 1"),
+        ('{password: "a \\" b", x: 1}', "{password: (set; not shown), x: 1}"),
+        ("train c.yaml hooks[0].api_key=abc --x", "train c.yaml hooks[0].api_key=(set; not shown) --x"),
+        ("secret: (set; not shown)", "secret: (set; not shown)"),
+        ("class_token: true\ntoken: 5\ntoken: null", "class_token: true\ntoken: 5\ntoken: null"),
+        ("token_length: 5\ntokens: x\nauthor: me", "token_length: 5\ntokens: x\nauthor: me"),
+    ],
+)
+def test_secrets_of_a_text_are_left_out_and_nothing_else(text: str, told: str) -> None:
+    assert without_secrets(text) == told
+
+
+def test_secrets_of_a_config_are_left_out_at_any_depth() -> None:
+    config = {"auth": {"user": "jane", "n": 1}, "a": [{"secret": ["x", None]}], "class_token": True, "other": "x"}
+    hidden = "(set; not shown)"
+    told = {"auth": {"user": hidden, "n": 1}, "a": [{"secret": [hidden, None]}], "class_token": True, "other": "x"}
+    assert without_secrets(config) == told

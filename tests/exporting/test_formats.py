@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import classyseg
 import runs
 from classyseg.cli.export import calibration_images, report
 from classyseg.cli.main import main
-from classyseg.config import ConfigTree
+from classyseg.config import ConfigTree, dump_yaml
 from classyseg.datasets import build_dataset
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Quantization, export
@@ -110,11 +111,19 @@ def test_a_file_of_openvino_from_anybody_is_one_error(
 
 
 @pytest.mark.slow
-def test_weights_that_are_missing_or_cut_are_one_error(openvino_path: Path, tmp_path: Path) -> None:
-    (tmp_path / "m.xml").write_bytes(openvino_path.read_bytes())
+def test_weights_that_are_missing_cut_or_of_another_export_are_one_error(openvino_path: Path, tmp_path: Path) -> None:
+    """Two files are replaced one after the other; what ends in between leaves the weights of another model."""
+    text = openvino_path.read_text(encoding="utf-8")
+    (tmp_path / "m.xml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"m\.bin: missing"):
         classyseg.load(tmp_path / "m.xml")
-    (tmp_path / "m.bin").write_bytes(openvino_path.with_suffix(".bin").read_bytes()[:100])
+    weights = openvino_path.with_suffix(".bin").read_bytes()
+    for other in (weights[:100], weights[:-1] + bytes([weights[-1] ^ 1])):
+        (tmp_path / "m.bin").write_bytes(other)
+        with pytest.raises(ConfigError, match=r"m\.bin: is of another export than m\.xml"):
+            classyseg.load(tmp_path / "m.xml")
+    (tmp_path / "m.xml").write_text(re.sub(r"<classyseg_weights [^>]*>", "", text), encoding="utf-8")
+    (tmp_path / "m.bin").write_bytes(weights[:100])
     with pytest.raises(ConfigError, match="OpenVINO cannot run it"):
         classyseg.load(tmp_path / "m.xml")
 
@@ -205,6 +214,20 @@ def test_int8_of_a_folder_without_data_says_what_it_needs(tmp_path: Path, capsys
     assert "give the folder of the run" in capsys.readouterr().err
 
 
+def test_int8_of_labels_is_refused_where_meters_read_scores_before_anything_is_traced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = runs.tiny_config()
+    (tmp_path / "run").mkdir()
+    text = dump_yaml({**config, "meters": [{"name": "mean_iou"}, {"name": "average_precision"}]})
+    (tmp_path / "run" / "config.yaml").write_text(text, encoding="utf-8")
+    words = ["export", str(tmp_path / "run"), "--format", "int8", "--output", str(tmp_path / "m.xml")]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "average_precision read more than labels" in said
+    assert "give --output-kind scores" in said
+
+
 def test_calibration_images_are_one_of_each_part_of_the_train_set_and_always_the_same() -> None:
     config = ConfigTree(runs.tiny_config(), "config.yaml")
     images = calibration_images(config, 6)
@@ -261,6 +284,16 @@ def test_machine_code_runs_where_its_user_made_it_and_nowhere_else(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     with pytest.raises(ConfigError, match=r"cpu .*, here 'another'"):
         classyseg.load(path)
+
+
+def test_where_own_machine_code_cannot_be_noted_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    monkeypatch.setenv("CLASSYSEG_CACHE", str(tmp_path / "file"))
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/data", "0")
+    traced = Traced(torch.export.export(Scaled(), (torch.zeros(1),)), Scaled(), torch.zeros(1), None, {})
+    with pytest.raises(ConfigError, match="set CLASSYSEG_CACHE to a folder"):
+        aoti_file.annotate(traced, tmp_path / "m.pt2", "{}")
 
 
 def test_without_a_compiler_aoti_says_so_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from exported_models import OfFours, picture, predictor_with
@@ -42,6 +43,12 @@ def test_a_predictor_in_training_or_in_16_bits_is_refused(tmp_path: Path) -> Non
         export(predictor, format="torch_export", output=tmp_path / "m.pt2")
     with pytest.raises(ConfigError, match="precision: the predictor computes in bfloat16"):
         export(predictor_with("fcn", precision="bfloat16"), format="torch_export", output=tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("option", [{"batch": "2"}, {"batch": True}, {"batch": 0}, {"tolerance": "0.1"}])
+def test_numbers_of_another_type_are_refused(option: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}: found .*; accepted"):
+        export(predictor_with("fcn"), format="torch_export", output=tmp_path / "m.pt2", **option)
 
 
 @pytest.mark.slow

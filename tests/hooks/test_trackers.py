@@ -102,8 +102,12 @@ def untimed(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test_steps_and_phases_are_told_in_order_with_the_numbers_of_the_records(tmp_path: Path) -> None:
     hook = Told(images=2)
-    Trainer(tmp_path).train(tiny_task(SMALL, hook))
+    task = tiny_task(SMALL, hook)
+    task.config = {**task.config, "hooks": [{"name": "of a plugin", "upload_token": "hf_abc"}]}
+    Trainer(tmp_path).train(task)
 
+    assert hook.run_config["hooks"] == [{"name": "of a plugin", "upload_token": "(set; not shown)"}]
+    assert hook.run_config["seed"] == task.config["seed"]
     assert hook.places == places_of(tmp_path)
     steps, records = read_records(tmp_path / "steps.jsonl"), read_records(tmp_path / "metrics.jsonl")
     assert hook.losses("step") == [record["loss"] for record in steps]

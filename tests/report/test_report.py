@@ -270,11 +270,14 @@ def test_the_config_on_a_page_names_no_folder_and_no_password(tmp_path: Path) ->
     folders = [write_run(tmp_path / name) for name in ("a", "b")]
     for folder, secret in zip(folders, ("jane", "joan"), strict=True):
         root, server = f"/home/{secret}/data/streets", f"https://{secret}:{secret}@example.org"
-        text = dump_yaml({"name": "segmentation", "dataset": {"val": {"root": root}}, "server": server})
+        hook = {"name": "notify", "upload_token": f"a {secret}", "api_key": [secret], "credentials": {"user": secret}}
+        config = {"name": "segmentation", "dataset": {"val": {"root": root}}, "server": server, "hooks": [hook]}
+        text = dump_yaml(config)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
     for text in (page(folders[:1]), page(folders)):
         assert ".../streets" in text
         assert "example.org" in text
+        assert "(set; not shown)" in text
         assert not re.search("jane|joan", text)
 
 
@@ -415,6 +418,7 @@ def test_no_run_and_no_report_are_errors_of_one_line(tmp_path: Path, capsys: pyt
         ([str(folder), "--output", str(mine)], "is no report"),
         ([str(folder), "--output", str(tmp_path)], "is a folder"),
         ([str(folder), str(folder), "--output", str(tmp_path / "x.html")], "given twice"),
+        ([str(folder), f"{folder}/../run/.", "--output", str(tmp_path / "x.html")], "given twice"),
     ):
         assert main(["report", *arguments]) == 2
         said = capsys.readouterr().err

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from classyseg.checkpoint import checkpoint_folders, step_of
 from classyseg.console import printable
 from classyseg.distributed import is_primary
+from classyseg.environment import without_secrets
 from classyseg.errors import ConfigError
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.hooks.fixed_samples import FixedSamples
@@ -80,7 +81,7 @@ class TrackerHook(ClassyHook, ABC):
         self._has_ended = self._may_go_back = False
         self.run_folder = Path()
         self.run_config: Mapping[str, Any] = {}
-        """The resolved config of the run."""
+        """The resolved config of the run, without the values of keys such as `token`."""
         self._held: list[Entry] = []
         """Entries that wait for the checkpoint which makes them final."""
 
@@ -206,7 +207,7 @@ class TrackerHook(ClassyHook, ABC):
         entries = [entry for entry in history(run_folder, self.folder) if (entry.kind, entry.step) != told_next]
         _remove_pictures(folder, {(entry.kind, entry.step) for entry in entries})
         self._results = Results(entries, task.best_is)
-        self.run_folder, self.run_config = run_folder, task.config
+        self.run_folder, self.run_config = run_folder, without_secrets(task.config)
         runtime = task.config.get("runtime")
         self._may_go_back = isinstance(runtime, Mapping) and runtime.get("non_finite") == "rollback"
         self._begun, self._held = True, []

@@ -25,7 +25,7 @@ from classyseg.inference.exported.facts import KEY, ExportFacts
 from classyseg.inference.exported.tools import content_of, first_line, quiet
 from classyseg.inference.exported.torch_file import BLOCK
 from classyseg.io import append_json_line, read_json_lines
-from classyseg.weights.cache import cache_folder
+from classyseg.weights.cache import CACHE_VARIABLE, cache_folder
 
 MADE = "machine_code.jsonl"
 """In the cache of the user: the digests of the files that exports of this user have made."""
@@ -71,9 +71,15 @@ def _add(path: Path, records: dict[str, str]) -> None:
         root = archive.namelist()[0].partition("/")[0]
         for name, text in records.items():
             archive.writestr(f"{root}/{name}", text)
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    append_json_line(folder / MADE, {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "file": path.name})
+    made = cache_folder() / MADE
+    try:
+        made.parent.mkdir(parents=True, exist_ok=True)
+        append_json_line(made, {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "file": path.name})
+    except OSError as error:
+        raise ConfigError(
+            f"--format aoti: {made}: cannot be written ({error.strerror}); it tells which machine code is your own: "
+            f"set {CACHE_VARIABLE} to a folder that can be written to"
+        ) from None
 
 
 def _machine() -> dict[str, Any]:

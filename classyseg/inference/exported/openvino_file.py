@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 MAX_GRAPH = 2**28
 """The most bytes of the graph. The weights lie in the other file."""
 MAX_WEIGHTS = 2**36
+WEIGHTS_KEY = "classyseg_weights"
+"""The key of the graph's `rt_info` with the sha256 of the weights, which lie in a file of their own."""
 OWN_OPERATORS = re.compile(r"opset\d{1,2}")
 """The sets of operators of OpenVINO itself. Others are code of a library, which no file of ours needs."""
 
@@ -72,6 +75,8 @@ def annotate(traced: Traced, path: Path, text: str) -> None:
     model.set_rt_info(text, [KEY])
     new = path.with_name(f"new-{path.name}")  # the weights of the old one are mapped while the model lives
     save(model, new)
+    model.set_rt_info(_digest(content_of(new.with_suffix(".bin"), MAX_WEIGHTS)), [WEIGHTS_KEY])
+    save(model, new)
     del model
     os.replace(new.with_suffix(".bin"), path.with_suffix(".bin"))
     os.replace(new, path)
@@ -79,16 +84,26 @@ def annotate(traced: Traced, path: Path, text: str) -> None:
 
 def read_text(path: Path) -> str | None:
     """The block in the graph's `rt_info`, by a parser that reads no other file."""
+    found = _told(path, content_of(path, MAX_GRAPH), KEY)
+    return None if found is None else found[: MAX_STATE + 1]
+
+
+def _told(path: Path, graph: bytes, key: str) -> str | None:
+    """The value of a key of the graph's `rt_info`."""
     found: list[str] = []
     depth: list[str] = []
 
     def start(name: str, attributes: Mapping[str, str]) -> None:
-        if depth == ["net", "rt_info"] and name == KEY:
+        if depth == ["net", "rt_info"] and name == key:
             found.append(attributes.get("value", ""))
         depth.append(name)
 
-    _parse(path, content_of(path, MAX_GRAPH), start, lambda _: depth.pop())
-    return found[0][: MAX_STATE + 1] if found else None
+    _parse(path, graph, start, lambda _: depth.pop())
+    return found[0] if found else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
@@ -98,6 +113,9 @@ def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
         raise ConfigError(f"{weights}: missing; it holds the weights of {path.name}, and lies next to it")
     graph, content = content_of(path, MAX_GRAPH), content_of(weights, MAX_WEIGHTS)
     _check(path, graph)
+    wanted = _told(path, graph, WEIGHTS_KEY)
+    if wanted not in (None, _digest(content)):  # it has none while it is made
+        raise ConfigError(f"{weights}: is of another export than {path.name}; copy both files of one export")
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
