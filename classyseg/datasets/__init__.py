@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages
+from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -36,6 +38,7 @@ register_dataset = DATASETS.register
 
 __all__ = [
     "ADE20K",
+    "AnnotatedImages",
     "BadSamples",
     "BatchLoader",
     "CamVid",
@@ -47,6 +50,7 @@ __all__ = [
     "ClipConfig",
     "Clips",
     "Coco",
+    "CocoJson",
     "CocoPanoptic",
     "CocoStuff",
     "Concat",
