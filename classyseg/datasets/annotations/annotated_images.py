@@ -70,7 +70,7 @@ class AnnotatedImages(ClassyDataset):
         self.ignore_index = labels.ignore_index
         self.channels = channels
         self.bits = bits
-        self.palette = _palette(labels, colors or {}) if palette is None else tuple(map(color_from, palette))
+        self.palette = class_colors(labels, colors or {}) if palette is None else tuple(map(color_from, palette))
         super().__init__(transforms)
 
     @classmethod
@@ -129,7 +129,7 @@ class AnnotatedImages(ClassyDataset):
         return (header.width, header.height) if swapped else (header.height, header.width)
 
 
-def _palette(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Color, ...]:
+def class_colors(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Color, ...]:
     """The colour of the first label of each class, and black for a background, if all others have one; else none."""
     found: dict[int, Color] = {}
     for label, index in labels.indices.items():
