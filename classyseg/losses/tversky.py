@@ -150,7 +150,7 @@ class TverskyLoss(ImageLoss):
         sums[2] = is_set.sum((1, 2))
         counted = valid.flatten(1).any(1) if self.classes == "all" else sums[2] > 0
         if not wanted:
-            return self._value(*sums, counted), None
+            return self._value(sums[0], sums[1], sums[2], counted), None
         value, slopes = self._value_and_slopes(sums, counted)
         slopes = slopes.to(image.dtype)[..., None, None]
 
