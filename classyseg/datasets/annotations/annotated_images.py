@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classyseg.console import shown
-from classyseg.datasets.annotations.class_labels import ClassLabels, class_names
+from classyseg.datasets.annotations.class_labels import ClassLabels, declared_names
 from classyseg.datasets.annotations.patches import Annotation
 from classyseg.datasets.classy_dataset import ClassyDataset, Palette, check_palette, color_from
 from classyseg.datasets.facts import DataFacts
@@ -75,7 +75,7 @@ class AnnotatedImages(ClassyDataset):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        return replace(super().facts_of(config), classes=class_names(config.classes, config.background))
+        return replace(super().facts_of(config), classes=declared_names(config))
 
     @classmethod
     def check_config(cls, config: Any) -> None:

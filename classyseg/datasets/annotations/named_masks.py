@@ -13,7 +13,7 @@ from torch import Tensor
 from classyseg.config import unknown
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import class_colors
-from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, class_names
+from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, declared_names
 from classyseg.datasets.classy_dataset import Palette, check_palette, color_from, color_of
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, read_colors
@@ -83,7 +83,7 @@ class NamedMasks(MaskFiles):
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        return replace(super().facts_of(config), classes=class_names(config.classes, config.background))
+        return replace(super().facts_of(config), classes=declared_names(config))
 
     @classmethod
     def check_config(cls, config: Any) -> None:
