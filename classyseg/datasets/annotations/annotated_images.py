@@ -17,6 +17,7 @@ from classyseg.datasets.annotations.patches import Annotation
 from classyseg.datasets.classy_dataset import ClassyDataset, Palette, check_palette, color_from
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, header_of, read_image
+from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.label_map import BACKGROUNDS
 from classyseg.errors import ConfigError, DataError
 from classyseg.structures import Color, Sample
@@ -28,8 +29,9 @@ MAX_PIXELS = 178_956_970
 class AnnotatedImages(ClassyDataset):
     """Images whose objects a file of annotations has. Each object has a label; labels become classes.
 
-    A subclass finds pairs of an image and the file that annotates it, and the `ClassLabels` of its config, and gives
-    both to `super().__init__`. It gives `annotation` for one image. A label that no key names is an error.
+    A subclass finds pairs of an image and the file that annotates it (None where nothing does), and the `ClassLabels`
+    of its config, and gives both to `super().__init__`. It gives `annotation` for one image. A label that no key names
+    is an error.
 
     Args:
         classes: Names of the classes, which are also their labels in the files: `[car, road]`. Or the labels of each
@@ -55,7 +57,7 @@ class AnnotatedImages(ClassyDataset):
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[ImageAndMask],
         labels: ClassLabels,
         palette: Palette | None,
         channels: int,
@@ -93,7 +95,7 @@ class AnnotatedImages(ClassyDataset):
         return len(self.pairs)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return self.pairs[index]
+        return tuple(path for path in self.pairs[index] if path is not None)
 
     def load(self, index: int) -> Sample:
         image, target = self.load_image(index), self.load_target(index)
@@ -102,7 +104,7 @@ class AnnotatedImages(ClassyDataset):
             raise DataError(
                 f"says that {shown(path.name)} is {target.shape[1]} x {target.shape[0]} pixels, but {path} is "
                 f"{image.shape[-1]} x {image.shape[-2]}; they must be of one size",
-                file=annotated,
+                file=annotated or path,
             )
         return Sample(image, target, str(path))
 
@@ -110,7 +112,8 @@ class AnnotatedImages(ClassyDataset):
         return read_image(self.pairs[index][0], channels=self.channels, bits=self.bits, exif=self.exif)
 
     def load_target(self, index: int) -> Tensor:
-        file = self.pairs[index][1]
+        path, annotated = self.pairs[index]
+        file = annotated or path
         annotation = self.annotation(index)
         height, width = annotation.height, annotation.width
         if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):

@@ -15,13 +15,13 @@ from classyseg.config import MAX_CHANNELS
 from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
+from classyseg.datasets.annotations.drawing import segmentation_patch
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
-from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
+from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation
 from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.coco_file import CocoFile
 from classyseg.datasets.files.images import Bits
 from classyseg.datasets.files.json_file import in_words
-from classyseg.datasets.files.outlines import annotation_mask, refuse_outside
 from classyseg.datasets.files.texts import Texts
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder
@@ -96,14 +96,6 @@ class CocoJson(AnnotatedImages):
             for number, label, crowd, segmentation in json.loads(self._objects[index])
         ]
         return Annotation(height, width, objects)
-
-
-def segmentation_patch(segmentation: Any, height: int, width: int) -> Patch:
-    """The pixels of a `segmentation` of COCO: polygons, of which none lies outside the image, or run lengths."""
-    drawn = annotation_mask(segmentation, height, width)
-    for i, points in enumerate(drawn.polygons):
-        refuse_outside(i, points, height, width)
-    return Patch.of(drawn.mask)
 
 
 class _Picture(NamedTuple):
