@@ -19,6 +19,7 @@ from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, header_of, read_image
 from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.label_map import BACKGROUNDS
+from classyseg.datasets.splits import Split, take_part
 from classyseg.errors import ConfigError, DataError
 from classyseg.structures import Color, Sample
 
@@ -143,6 +144,18 @@ def class_colors(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Colo
             found.setdefault(index, (0, 0, 0))
     every = range(len(labels.classes))
     return tuple(found[index] for index in every) if all(index in found for index in every) else ()
+
+
+def part_of(items: Sequence[Any], images: Sequence[Path], split: Split | None, folder: Path) -> list[Any]:
+    """The `items` whose `images` are in the part `split` of the files in `folder`: all, without a split.
+
+    Raises: `ConfigError` for the name of a part: these files name none.
+    """
+    if isinstance(split, str):
+        raise ConfigError(
+            "split", f"found {shown(split)}, but its files name no parts; accepted: {{part: train, val: 0.2}}"
+        )
+    return list(items) if split is None else take_part(items, images, split, folder)
 
 
 def no_labels(what: object) -> ConfigError:

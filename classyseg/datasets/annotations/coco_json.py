@@ -13,7 +13,7 @@ from pydantic import Field
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.console import MAX_NAME, shown
-from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import segmentation_patch
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
@@ -23,6 +23,7 @@ from classyseg.datasets.files.coco_file import CocoFile
 from classyseg.datasets.files.images import Bits
 from classyseg.datasets.files.json_file import in_words
 from classyseg.datasets.files.texts import Texts
+from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -39,6 +40,7 @@ class CocoJson(AnnotatedImages):
         root: The folder.
         annotations: The JSON file, in `root`.
         images: The folder in `root` from which the file's `file_name` is looked up.
+        split: Takes a part of the images, such as `{part: train, val: 0.2}`: see key `split`.
         crowd: `label`: a crowd (`iscrowd: 1`) has the class of its label; CVAT writes all masks so. `ignore`: its
             pixels are ignored.
         transforms: Transforms.
@@ -50,6 +52,7 @@ class CocoJson(AnnotatedImages):
         root: str,
         annotations: str,
         images: str = ".",
+        split: Split | None = None,
         classes: Classes = None,
         background: str | None = BACKGROUND,
         ignore: tuple[str, ...] = (),
@@ -76,12 +79,12 @@ class CocoJson(AnnotatedImages):
             raise no_labels(path)
         pictures = _images(file, ImageFiles(folder), start)
         objects = _objects(file, names, labels, pictures)
-        self._sizes = [picture.size for picture in pictures.values()]
-        self._objects = Texts(json.dumps(objects.pop(number, [])) for number in pictures)
+        chosen = part_of([*pictures], [picture.path for picture in pictures.values()], split, start)
+        self._sizes = [pictures[number].size for number in chosen]
+        self._objects = Texts(json.dumps(objects.pop(number, [])) for number in chosen)
         self._crowd = crowd
-        super().__init__(
-            [(picture.path, path) for picture in pictures.values()], labels, palette, channels, bits, transforms
-        )
+        pairs = [(pictures[number].path, path) for number in chosen]
+        super().__init__(pairs, labels, palette, channels, bits, transforms)
 
     def annotation(self, index: int) -> Annotation:
         image = self.pairs[index][0]

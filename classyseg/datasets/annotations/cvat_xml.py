@@ -12,9 +12,9 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 from pydantic import Field
 
-from classyseg.config import MAX_CHANNELS
+from classyseg.config import MAX_CHANNELS, unknown
 from classyseg.console import MAX_NAME, shown
-from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import box_points, checked_points, coco_patch, numbers_in, thin_object
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
@@ -25,7 +25,8 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.outlines import MAX_SIZES_AWAY, Outline, refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.files.texts import Texts
-from classyseg.errors import DataError, within
+from classyseg.datasets.splits import Split
+from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
 from classyseg.structures import Color
@@ -51,6 +52,8 @@ class CvatXml(AnnotatedImages):
         root: The folder.
         annotations: The XML file, in `root`.
         images: The folder of the images, in `root`; those of a project lie in its subfolders.
+        split: The images of one subset of a project, such as `Train`. Or a part of all images, such as `{part: train,
+            val: 0.2}`: see key `split`.
         line_width: How wide polylines are drawn, and points, in pixels; 0 leaves them out; null: they are an error, as
             CVAT says no width.
         transforms: Transforms.
@@ -62,6 +65,7 @@ class CvatXml(AnnotatedImages):
         root: str,
         annotations: str = "annotations.xml",
         images: str = "images",
+        split: Split | None = None,
         classes: Classes = None,
         background: str | None = BACKGROUND,
         ignore: tuple[str, ...] = (),
@@ -85,6 +89,14 @@ class CvatXml(AnnotatedImages):
         read.check_labels(labels)
         self._line_width = line_width
         pairs, rows = read.frames(start) if read.is_video else read.images(ImageFiles(folder), start)
+        if isinstance(split, str):
+            chosen = [i for i, row in enumerate(rows) if read.entries[row].subset == split]
+            if not chosen:
+                subsets = {entry.subset for entry in read.entries.values() if entry.subset}
+                raise ConfigError("split", unknown("subset", split, subsets))
+        else:
+            chosen = part_of(range(len(rows)), [image for image, _ in pairs], split, start)
+        pairs, rows = [pairs[i] for i in chosen], [rows[i] for i in chosen]
         self._sizes = [read.entries[row].size for row in rows]
         self._shapes = Texts(read.entries[row].shapes_text() for row in rows)
         known = {label: color for label, color in read.labels.items() if color is not None}
@@ -182,8 +194,8 @@ class CvatFile:
                 found[int(match[1])] = path
         if not found:
             self.refuse(
-                f"holds the tracks of a video, whose frames are not in {start} as frame_000000.PNG and so on; export it "
-                'with "Save images", or as "CVAT for images 1.1"'
+                f"holds the tracks of a video, whose frames are not in {start} as frame_000000.PNG and so on; export "
+                'it with "Save images", or as "CVAT for images 1.1"'
             )
         missing = [f"frame_{row:06d}" for row, entry in self.entries.items() if entry.shapes and row not in found]
         report_missing(self.path, start, missing, len(self.entries))
@@ -230,9 +242,9 @@ class CvatFile:
         if len(parents) > 60:
             self.refuse("is nested too deeply")
         parents.append(name)
-        self._texts[name] = ""
+        self._texts["/".join(parents[-2:])] = ""
         if name == "label":
-            self._texts |= dict.fromkeys(("name", "color", "parent"), "")
+            self._texts |= dict.fromkeys(("label/name", "label/color", "label/parent"), "")
         elif parents == ["annotations", "image"]:
             self._open_image(attributes)
         elif parents == ["annotations", "track"]:
@@ -244,16 +256,17 @@ class CvatFile:
     def _end(self, name: str) -> None:
         self._parents.pop()
         if name == "label" and "meta" in self._parents:
-            title, color = self._texts["name"].strip(), self._texts["color"].strip()
-            if title and not self._texts["parent"].strip():  # those with a parent are joints of a skeleton
+            title, color = self._texts["label/name"].strip(), self._texts["label/color"].strip()
+            if title and not self._texts["label/parent"].strip():  # those with a parent are joints of a skeleton
                 hexadecimal = re.fullmatch(r"#[0-9a-fA-F]{6}", color)
                 self.labels[title] = color_of(color[1:]) if hexadecimal else None
         elif name in ("height", "width") and self._parents[-1:] == ["original_size"]:
-            self._size[name] = self._texts[name]
+            self._size[name] = self._texts[f"original_size/{name}"]
 
     def _text(self, text: str) -> None:
-        if self._parents and len(self._texts[self._parents[-1]]) < MAX_NAME:
-            self._texts[self._parents[-1]] += text
+        place = "/".join(self._parents[-2:])
+        if place in self._texts and len(self._texts[place]) < MAX_NAME:
+            self._texts[place] += text
 
     def _open_image(self, attributes: Mapping[str, str]) -> None:
         number, name = attributes.get("id", ""), attributes.get("name", "")

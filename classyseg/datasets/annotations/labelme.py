@@ -16,7 +16,7 @@ from torch import Tensor
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.console import MAX_NAME, shown
-from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import pillow_patch, png_mask, points_of, thin_object
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
@@ -26,6 +26,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits, read_image
 from classyseg.datasets.files.json_file import JsonFile, in_words
 from classyseg.datasets.files.outlines import Outline, refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask, files_by_name
+from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -50,6 +51,7 @@ class Labelme(AnnotatedImages):
         annotations: The folder of the JSON files, in `root`: another one than that of the images if labelme was
             called with `--output`.
         nested: Search its subfolders, too.
+        split: Takes a part of the images, such as `{part: train, val: 0.2}`: see key `split`.
         line_width: How wide lines are drawn, and points, in pixels: labelme's own conversion takes 10. 0 leaves them
             out; null: they are an error.
         transforms: Transforms.
@@ -61,6 +63,7 @@ class Labelme(AnnotatedImages):
         root: str,
         annotations: str = ".",
         nested: bool = False,
+        split: Split | None = None,
         classes: Classes = None,
         background: str | None = BACKGROUND,
         ignore: tuple[str, ...] = (),
@@ -84,7 +87,9 @@ class Labelme(AnnotatedImages):
         labels = labels.with_labels({IGNORE: ignore_index, OWN_BACKGROUND: labels.rest})
         self._line_width = line_width
         self._files = ImageFiles(folder)
-        super().__init__(self._pairs(files, start), labels, palette, channels, bits, transforms)
+        pairs = self._pairs(files, start)
+        pairs = part_of(pairs, [image for image, _ in pairs], split, folder)
+        super().__init__(pairs, labels, palette, channels, bits, transforms)
 
     def _pairs(self, files: list[Path], start: Path) -> list[ImageAndMask]:
         """Each JSON file with its image: that of the same name next to it, else the one that it names, else itself."""

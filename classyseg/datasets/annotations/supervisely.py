@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from classyseg.config import MAX_CHANNELS, listed, unknown
-from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import opencv_patch, png_mask, points_of, thin_object
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
@@ -20,6 +20,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.json_file import JsonFile, finite, in_words
 from classyseg.datasets.files.outlines import refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask, report_fault
+from classyseg.datasets.splits import Split
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -41,6 +42,7 @@ class Supervisely(AnnotatedImages):
     Args:
         root: The folder of the project.
         folders: The data sets of the project that are taken, such as `[train]`, with those in them; null: all.
+        split: Takes a part of the images, such as `{part: train, val: 0.2}`: see key `split`.
         line_width: How wide lines are drawn, and points, in pixels; 0 leaves them out; null: they are an error, as the
             files do not say it.
         transforms: Transforms.
@@ -51,6 +53,7 @@ class Supervisely(AnnotatedImages):
         *,
         root: str,
         folders: tuple[str, ...] | None = None,
+        split: Split | None = None,
         classes: Classes = None,
         background: str | None = BACKGROUND,
         ignore: tuple[str, ...] = (),
@@ -70,6 +73,7 @@ class Supervisely(AnnotatedImages):
         labels = ClassLabels.of(classes, background, ignore, order, ignore_index, found=colors)
         places = _data_sets(folder)
         pairs = _pairs(folder, places if folders is None else _chosen(folder, places, folders))
+        pairs = part_of(pairs, [image for image, _ in pairs], split, folder)
         self._line_width = line_width
         known = {label: color for label, color in colors.items() if color is not None}
         super().__init__(pairs, labels, palette, channels, bits, transforms, colors=known)

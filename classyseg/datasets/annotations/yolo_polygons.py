@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.lists import lines_of
 from classyseg.datasets.files.pairs import files_by_name, report_fault
+from classyseg.datasets.splits import Split, SplitConfig, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -47,7 +48,8 @@ class YoloPolygons(AnnotatedImages):
         root: The folder.
         data: The data set's YAML in `root`, or a text file with a label a line, such as `classes.txt`: its images are
             those in `root/images`.
-        split: The part of the YAML that is taken: `train`, `val` or `test`; null: all images that it names.
+        split: The part of the YAML that is taken: `train`, `val` or `test`; null: all images that it names. Or a
+            part of all images, such as `{part: train, val: 0.2}`: see key `split`.
         transforms: Transforms.
     """
 
@@ -56,7 +58,7 @@ class YoloPolygons(AnnotatedImages):
         *,
         root: str,
         data: str = "data.yaml",
-        split: Literal["train", "val", "test"] | None = None,
+        split: Split | None = None,
         classes: Classes = None,
         background: str | None = BACKGROUND,
         ignore: tuple[str, ...] = (),
@@ -73,7 +75,10 @@ class YoloPolygons(AnnotatedImages):
         labels = ClassLabels.of(classes, background, ignore, order, ignore_index, found=described.names)
         self._names = described.names
         self._source = folder / data
-        super().__init__(described.pairs(split), labels, palette, channels, bits, transforms)
+        pairs = described.pairs(split if isinstance(split, str) else None)
+        if isinstance(split, SplitConfig):
+            pairs = take_part(pairs, [image for image, _ in pairs], split, folder)
+        super().__init__(pairs, labels, palette, channels, bits, transforms)
 
     def annotation(self, index: int) -> Annotation:
         image, file = self.pairs[index]
