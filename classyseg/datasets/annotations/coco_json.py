@@ -16,6 +16,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import segmentation_patch
+from classyseg.datasets.annotations.found import Found, part_named
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation
 from classyseg.datasets.classy_dataset import Palette
@@ -164,3 +165,67 @@ def _objects(
         if image in pictures:
             found[image].append((entry["id"], label, crowd, entry["segmentation"]))
     return found
+
+
+MAX_CANDIDATES = 24
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as COCO's JSON with categories of one's own; None if it has none."""
+    patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "labels/*.json")
+    candidates = [path for pattern in patterns for path in sorted(folder.glob(pattern))][:MAX_CANDIDATES]
+    found = {path: file for path in candidates if (file := _coco_file(path)) is not None}
+    if not found:
+        return None
+    parts: dict[str, dict[str, Any]] = {}
+    for path in found:
+        part = part_named(path.stem) or part_named(path.parent.relative_to(folder).as_posix())
+        if part is not None:
+            parts.setdefault(part, _keys(folder, path, found[path]))
+    path = next((p for p in found if parts.get("train", {}).get("annotations") == _inner(folder, p)), next(iter(found)))
+    file = found[path]
+    names = {entry["id"]: entry["name"] for entry in file.contents["categories"]}
+    labels = _labels(file, names)
+    outlined = sum(bool(entry.get("segmentation")) for entry in file.contents["annotations"])
+    total = len(file.contents["annotations"])
+    why = f"{_inner(folder, path)} has {total:,} annotations of {len(labels)} categories as COCO writes them"
+    sure = 0.95
+    if outlined < total:
+        why += f"; {total - outlined:,} of them are boxes without an outline, which are an error"
+        sure = 0.6 if outlined else 0.2
+    config = {"root": str(folder), **_keys(folder, path, file), "classes": labels}
+    return Found("coco_json", sure, why, config, len(file.contents["images"]), parts)
+
+
+def _coco_file(path: Path) -> CocoFile | None:
+    """A file that has COCO's lists, and in them what they must have; None for any other."""
+    try:
+        file = CocoFile(path, "images", "annotations", "categories", constants=True)
+        for place, entry in file.entries("categories", "category"):
+            file.text(place, entry, "name")
+        for place, entry in file.entries("images", "image"):
+            file.text(place, entry, "file_name")
+        if not all(isinstance(entry, dict) for entry in file.contents["annotations"]):
+            return None
+    except DataError:
+        return None
+    return file if file.contents["categories"] and file.contents["images"] else None
+
+
+def _keys(folder: Path, path: Path, file: CocoFile) -> dict[str, Any]:
+    """The keys `annotations` and `images` of a file, whose first image is looked for."""
+    written = file.contents["images"][0]["file_name"]
+    files = ImageFiles(folder)
+    words = [path.parent.name, part_named(path.stem) or "", path.stem.removeprefix("instances_"), path.stem]
+    places = [folder, path.parent, folder / "images", *(folder / base / w for base in ("", "images") for w in words)]
+    for place in places:
+        try:
+            if place.is_dir() and files.find(written, place) is not None:
+                return {"annotations": _inner(folder, path), "images": place.relative_to(folder).as_posix()}
+        except DataError:
+            continue
+    return {"annotations": _inner(folder, path), "images": path.parent.relative_to(folder).as_posix()}
+
+
+def _inner(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()

@@ -17,6 +17,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import box_points, checked_points, coco_patch, numbers_in, thin_object
+from classyseg.datasets.annotations.found import Found, part_named
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette, color_of
@@ -391,3 +392,33 @@ DRAWN: Mapping[str, Callable[[Mapping[str, str], int, int], Patch]] = {
     "ellipse": _ellipse,
     "mask": _mask,
 }
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as an XML file of CVAT; None if it has none."""
+    for path in sorted(folder.glob("*.xml")):
+        try:
+            read = CvatFile(path)
+        except DataError:
+            continue
+        if not read.labels and not any(entry.shapes for entry in read.entries.values()):
+            continue
+        labels = list(read.labels)
+        images = "images" if (folder / "images").is_dir() else "."
+        kinds = {kind for entry in read.entries.values() for _, _, kind, _, _ in entry.shapes}
+        config: dict[str, Any] = {"root": str(folder), "annotations": path.name, "images": images, "classes": labels}
+        if kinds & {*THIN}:
+            config["line_width"] = 0
+        what = "frames" if read.is_video else "images"
+        why = f"{path.name} is CVAT's, with {len(read.entries)} {what} and {len(labels)} labels"
+        sure, number = 0.95, len(read.entries)
+        try:
+            number = len(
+                (read.frames if read.is_video else partial(read.images, ImageFiles(folder)))(folder / images)[0]
+            )
+        except DataError as error:
+            sure, why = 0.5, f"{why}, but: {error}"
+        subsets = {entry.subset for entry in read.entries.values()}
+        parts = {part: {"split": subset} for subset in sorted(subsets) if (part := part_named(subset)) is not None}
+        return Found("cvat_xml", sure, why, config, number, parts if len(parts) == len(subsets) else {})
+    return None

@@ -19,6 +19,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import pillow_patch, png_mask, points_of, thin_object
+from classyseg.datasets.annotations.found import Found, part_named
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette
@@ -103,7 +104,7 @@ class Labelme(AnnotatedImages):
                     by_stem.setdefault((folder, path.stem), []).append(path)
         for file in files:
             alike = by_stem.get((file.parent, file.stem), [])
-            image = alike[0] if len(alike) == 1 else self._named(JsonFile(file, constants=True, max_bytes=MAX_BYTES))
+            image = alike[0] if len(alike) == 1 else self._named(_json(file))
             if image is None:
                 missing.append(str(file))
                 continue
@@ -134,7 +135,7 @@ class Labelme(AnnotatedImages):
         image, path = self.pairs[index]
         if image != path:
             return super().load_image(index)
-        data = JsonFile(image, constants=True, max_bytes=MAX_BYTES).contents.get("imageData")
+        data = _json(image).contents.get("imageData")
         try:
             content = base64.b64decode(data, validate=True)
             return read_image(content, channels=self.channels, bits=self.bits, exif=self.exif)
@@ -146,7 +147,7 @@ class Labelme(AnnotatedImages):
     def annotation(self, index: int) -> Annotation:
         image, path = self.pairs[index]
         assert path is not None
-        file = JsonFile(path, constants=True, max_bytes=MAX_BYTES)
+        file = _json(path)
         shapes = shapes_of(file)
         if image != path:
             self._check_image(file, image)
@@ -190,7 +191,7 @@ def labels_in(files: list[Path]) -> list[str]:
     """The labels of all shapes in files of labelme, sorted, without labelme's own names."""
     found: set[str] = set()
     for path in files:
-        file = JsonFile(path, constants=True, max_bytes=MAX_BYTES)
+        file = _json(path)
         found |= {file.text(f"shape {i}", shape, "label") for i, shape in enumerate(shapes_of(file))}
     return sorted(found - {IGNORE, OWN_BACKGROUND})
 
@@ -241,3 +242,46 @@ def _mask(shape: dict[str, Any], points: Outline, height: int, width: int) -> Pa
     if left < 0 or top < 0 or right >= width or bottom >= height:
         raise DataError(f"its mask reaches out of the image of {width} x {height}")
     return Patch.of(mask, top, left)
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as labelme's files; None if it has none."""
+    for nested in (False, True):
+        files = sorted(folder.rglob("*.json") if nested else folder.glob("*.json"))
+        some = [_is_labelme(path) for path in files[:: max(len(files) // 20, 1)][:20]]
+        if some and all(some):
+            break
+    else:
+        return None
+    try:
+        labels = labels_in(files)
+    except DataError as error:
+        why = f"it has {len(files)} files as labelme writes them, but: {error}"
+        return Found("labelme", 0.5, why, {"root": str(folder)}, len(files))
+    config: dict[str, Any] = {"root": str(folder), "classes": labels}
+    names = {path.parent.relative_to(folder).parts[:1] for path in files}
+    parts = {}
+    if nested:
+        config["nested"] = True
+        parts = {
+            part: {"annotations": name[0]}
+            for name in sorted(names)
+            if name and (part := part_named(name[0])) is not None
+        }
+    kinds = {shape.get("shape_type") for path in files[:200] for shape in shapes_of(_json(path))}
+    if kinds & {"line", "linestrip", "point"}:
+        config["line_width"] = 10
+    why = f"{len(files)} JSON files with shapes of {len(labels)} labels, as labelme writes them"
+    return Found("labelme", 0.95, why, config, len(files), parts if len(parts) == len(names) else {})
+
+
+def _json(path: Path) -> JsonFile:
+    return JsonFile(path, constants=True, max_bytes=MAX_BYTES)
+
+
+def _is_labelme(path: Path) -> bool:
+    try:
+        file = _json(path)
+        return isinstance(file.contents, dict) and "imagePath" in file.contents and shapes_of(file) is not None
+    except DataError:
+        return False

@@ -14,6 +14,7 @@ from classyseg.config import MAX_CHANNELS, listed, unknown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import opencv_patch, png_mask, points_of, thin_object
+from classyseg.datasets.annotations.found import Found, part_named
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette, color_of
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
@@ -231,3 +232,23 @@ def _pairs(folder: Path, places: Sequence[Path]) -> list[ImageAndMask]:
         message = f"{folder}: no file of annotations for {len(unlabelled)} images: {listed(unlabelled, limit=5)}"
         report_fault("missing_mask", message, unlabelled)
     return pairs
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as a project of Supervisely; None if it is none."""
+    if not (folder / META).is_file():
+        return None
+    try:
+        titles = list(_classes(folder / META))
+        places = _data_sets(folder)
+        pairs = _pairs(folder, places)
+    except DataError as error:
+        if not any(folder.glob("*/ann")):
+            return None
+        why = f"it has {META} and data sets as Supervisely writes them, but: {error}"
+        return Found("supervisely", 0.5, why, {"root": str(folder)}, 0)
+    names = {path.relative_to(folder).parts[0] for path in places}
+    parts = {part: {"folders": [name]} for name in sorted(names) if (part := part_named(name)) is not None}
+    why = f"{META} names {len(titles)} classes, and {len(places)} data sets have img and ann with {len(pairs)} images"
+    config = {"root": str(folder), "classes": titles}
+    return Found("supervisely", 0.95, why, config, len(pairs), parts if len(parts) == len(names) else {})

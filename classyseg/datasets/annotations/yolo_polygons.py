@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import opencv_patch
+from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette
@@ -251,3 +253,41 @@ def _names(path: Path, values: Mapping[str, Any]) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
         raise DataError(f"its 'names' is {shown(names)}; expected a list of names, or {{0: name, 1: name}}", file=path)
     return [str(name) for name in names]
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as YOLO's polygons; None if it is something else, such as boxes alone."""
+    candidates = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*.yml")), folder / "classes.txt"]
+    for path in candidates:
+        if not path.is_file() or (path.suffix == ".txt" and not (folder / "labels").is_dir()):
+            continue
+        try:
+            described = _described(folder, path.name)
+            pairs = described.pairs(None)
+        except (ConfigError, DataError):
+            continue
+        labels = [label for _, label in pairs if label is not None]
+        kind = _kind_of(labels[:: max(len(labels) // MAX_SAMPLED, 1)][:MAX_SAMPLED])
+        if kind is None:
+            return None
+        config = {"root": str(folder), "data": path.name, "classes": list(described.names)}
+        parts = {} if path.suffix == ".txt" else {part: {"split": part} for part in described.places}
+        why = f"{path.name} names {len(described.names)} labels, and {len(labels)} of {len(pairs)} images have {kind}"
+        return Found("yolo_polygons", 0.95 if kind == "polygons" else 0.5, why, config, len(pairs), parts)
+    return None
+
+
+MAX_SAMPLED = 50
+
+
+def _kind_of(labels: Sequence[Path]) -> str | None:
+    """What label files hold: polygons, nothing at all, or None for boxes and other lines."""
+    seen = 0
+    for file in labels:
+        try:
+            for _, line in islice(lines_of(file), MAX_SAMPLED):
+                _parsed(line)
+                seen += 1
+        except DataError:
+            return None
+    return "polygons" if seen else "empty label files"
