@@ -191,8 +191,8 @@ def _array_of(value: Any) -> Any:
     """A mask that is a list of rows, as an array. Raises: `DataError` where it is none."""
     if not (_is_list(value.type) and _is_list(value.type.value_type)):
         raise DataError(f"is {_kind(value)}; expected an image as `datasets` stores it, or a list of rows of numbers")
-    rows = value.values if value.is_valid else ()
-    if not len(rows):
+    rows: Any = value.values if value.is_valid else None
+    if rows is None or not len(rows):
         raise DataError("is empty; expected a mask")
     lengths = {len(row.values) if row.is_valid else 0 for row in rows}
     numbers = rows.flatten()
