@@ -6,6 +6,7 @@ from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
 from classyseg.datasets.annotations.cvat_xml import CvatXml
+from classyseg.datasets.annotations.hf_dataset import HfDataset
 from classyseg.datasets.annotations.labelme import Labelme
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
@@ -67,6 +68,7 @@ __all__ = [
     "EvalOrder",
     "Folder",
     "HMDB51",
+    "HfDataset",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",
