@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages
+from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -30,12 +32,14 @@ from classyseg.datasets.named.minc import MINC
 from classyseg.datasets.named.pascal_context import PascalContext
 from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.splits import SplitConfig
 from classyseg.registry import DATASETS
 
 register_dataset = DATASETS.register
 
 __all__ = [
     "ADE20K",
+    "AnnotatedImages",
     "BadSamples",
     "BatchLoader",
     "CamVid",
@@ -47,6 +51,7 @@ __all__ = [
     "ClipConfig",
     "Clips",
     "Coco",
+    "CocoJson",
     "CocoPanoptic",
     "CocoStuff",
     "Concat",
@@ -63,6 +68,7 @@ __all__ = [
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "SplitConfig",
     "Subset",
     "SyntheticImage",
     "SyntheticImageStreaming",
