@@ -202,9 +202,9 @@ class Engine:
         try:
             with self.precision.autocast():
                 if self.sharded is None:
-                    return self._for_results(functional_call(self.model, self.averaging.by_module_name, (inputs,)))
+                    return self.for_results(functional_call(self.model, self.averaging.by_module_name, (inputs,)))
                 with self.averaged():
-                    return self._for_results(self.model(inputs))
+                    return self.for_results(self.model(inputs))
         finally:
             for module, mode in modes:
                 module.training = mode

@@ -114,9 +114,9 @@ class Probe:
         """The same with images as large as can be, so that a step takes about `seconds` at most."""
         largest = max(self.images.shape[-2:])
         side = LEAST_SIDE
+        self.cut(side).step("float32")
         while True:
             part = self.cut(side)
-            part.step("float32")
             if side >= largest or part.images.shape == self.images.shape:
                 return part
             if 4 * part.timed("float32") > seconds:
