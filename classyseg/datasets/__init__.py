@@ -5,8 +5,13 @@ from typing import Any
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.cvat_xml import CvatXml
+from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.labelme import Labelme
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
+from classyseg.datasets.annotations.supervisely import Supervisely
+from classyseg.datasets.annotations.yolo_polygons import YoloPolygons
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -35,6 +40,7 @@ from classyseg.datasets.named.minc import MINC
 from classyseg.datasets.named.pascal_context import PascalContext
 from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.repeat_factor import RepeatFactor
 from classyseg.datasets.splits import SplitConfig
 from classyseg.registry import DATASETS
 
@@ -59,23 +65,28 @@ __all__ = [
     "CocoStuff",
     "Concat",
     "CvatMasks",
+    "CvatXml",
     "EvalOrder",
     "Folder",
     "HMDB51",
+    "HfDataset",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
+    "Labelme",
     "MINC",
     "MaskFiles",
     "NamedMasks",
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "RepeatFactor",
     "RoboflowMasks",
     "SplitConfig",
     "Subset",
+    "Supervisely",
     "SyntheticImage",
     "SyntheticImageStreaming",
     "SyntheticShapeImages",
@@ -84,6 +95,7 @@ __all__ = [
     "TrainOrder",
     "UCF101",
     "VideoFolder",
+    "YoloPolygons",
     "build_dataset",
     "make_loader",
     "register_dataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,9 @@ class Found:
 
     `format` is the registered name of the reader. `sure` is 0 to 1. `why` is one sentence for people. `config` has the
     keys of the data set's config that fit, without `name`; its `root` is the folder as it was given. `num_images` is
-    how many samples that data set has.
-
-    `parts` has what differs in each part that the folder itself makes: the keys `train`, `val` and `test`, such as
-    `{"val": {"split": "valid"}}`. They go before `config`, and None takes a key out. `notes` are lines for people about
-    what was decided without knowing, such as made-up names of classes.
+    how many samples that data set has. Where the files name parts, `parts` has the keys of `train`, `val` and `test`
+    that differ from those in `config`; None takes a key out. `notes` are lines for people about what was decided
+    without knowing, such as made-up names of classes.
     """
 
     format: str
@@ -27,3 +26,12 @@ class Found:
     num_images: int
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def part_named(text: str) -> str | None:
+    """`train`, `val` or `test` if a word of a file's or a folder's name says so; None if none does, or several do."""
+    words = {PARTS[word] for word in re.split(r"[^a-z]+", text.lower()) if word in PARTS}
+    return words.pop() if len(words) == 1 else None

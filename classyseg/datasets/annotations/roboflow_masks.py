@@ -144,5 +144,5 @@ def found_in(folder: Path) -> Found | None:
     why = (
         f"{part.name}/{TABLE} names {len(names)} labels by values, and {num_images} images have a mask NAME{ENDING}.png"
     )
-    by_part = {part: {"split": name} for name in parts if (part := part_of(name))} if part != folder else {}
+    by_part = {own: {"split": name} for name in parts if (own := part_of(name))} if part != folder else {}
     return Found("roboflow_masks", 0.95, why, {**config, "classes": names}, num_images, by_part)

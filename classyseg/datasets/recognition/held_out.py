@@ -48,14 +48,14 @@ def held_out(dataset: ClassyDataset, config: Mapping[str, Any]) -> HeldOut | Non
     if scenes is not None and (files is None or scenes.missing <= files.missing):
         return HeldOut(
             scenes.split,
-            f"no part of the folder is for val: {scenes.count} of {len(names)} images are held out for it, those of "
+            f"no part of the folder is for val: {scenes.size} of {len(names)} images are held out for it, those of "
             "one scene together",
         )
     if files is None:
         return every
     return HeldOut(
         files.split,
-        f"no part of the folder is for val: {files.count} of {len(names)} images are held out for it, each by itself. "
+        f"no part of the folder is for val: {files.size} of {len(names)} images are held out for it, each by itself. "
         "If several are of one scene, write split.by so that they stay together",
     )
 
@@ -73,7 +73,7 @@ class _Choice(NamedTuple):
     missing: int
     off: float
     seed: int
-    count: int
+    size: int
     split: dict[str, Any]
 
 

@@ -49,7 +49,9 @@ class Look:
 
 def evenly(count: int, most: int) -> list[int]:
     """Up to `most` of `count` indices, in an order in which each beginning is spread over all."""
-    indices = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)) if count else []
+    if not count:
+        return []
+    indices = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
     order = np.argsort([(i * 0.6180339887498949) % 1 for i in range(len(indices))], kind="stable")
     return [int(indices[i]) for i in order]
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from classyseg.config import dump_yaml, listed
 from classyseg.console import MAX_NAME, printable, shown
-from classyseg.datasets import annotations
 from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -114,8 +113,9 @@ def data_part(found: Found, classes: Sequence[str] | None = None) -> DataPart:
 
 def _tools() -> list[Any]:
     """The modules of formats that tools write: those of `annotations` with a function `found_in(folder)`."""
-    names = [module.name for module in pkgutil.iter_modules(annotations.__path__)]
-    modules = [importlib.import_module(f"{annotations.__name__}.{name}") for name in names]
+    tools = importlib.import_module("classyseg.datasets.annotations")
+    names = [module.name for module in pkgutil.iter_modules(tools.__path__)]
+    modules = [importlib.import_module(f"{tools.__name__}.{name}") for name in names]
     return [module for module in modules if hasattr(module, "found_in")]
 
 

@@ -39,7 +39,8 @@ def listing(root: Path) -> Tree:
     waiting, left, is_whole = deque([""]), MAX_ENTRIES, True
     while waiting:
         folder = waiting.popleft()
-        names, folders = [], []
+        names: list[str] = []
+        folders: list[str] = []
         for entry in _entries(os.path.join(root, folder)):
             left -= 1
             if left < 0:
