@@ -200,10 +200,43 @@ def test_wandb_online_goes_on_with_its_run_and_sends_no_step_twice(
                 points.write_text("".join(points.read_text().splitlines(keepends=True)[:begin]))
             task.progress.step = begin
             task.steps(hook, end - begin)
+            if end == LAST:
+                hook.on_end(task)
             hook.close()
         wandb.teardown()
 
     assert [row["_step"] for row in found.history] == STEPS
+
+
+@pytest.mark.parametrize("ends", ["train", "val"])
+def test_wandb_online_gets_the_phase_in_which_a_run_was_stopped_when_it_goes_on(
+    ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of wandb is final once it is sent, and val and test phases have the step of the train phase before."""
+    with wandb_server() as (found, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()
+        for begin in (0, 3):
+            hook, task = WandbHook(mode="online", every=1, images=0, finish_seconds=60), FakeTask(tmp_path)
+            task.config = {**task.config, "dataset": {"test": {"name": "of this test"}}}
+            task.progress.step = begin
+            if begin == 0:
+                task.steps(hook, 3)
+                task.end_phase(hook, loss=0.5)
+                if ends == "val":
+                    task.end_phase(hook, mean_iou=0.25)
+            else:
+                task.progress.phase = "val" if ends == "train" else "test"
+                task.end_phase(hook, mean_iou=0.75)
+                task.progress.phase = "train"
+                task.steps(hook, 2)
+            hook.close()  # the first one is stopped
+        wandb.teardown()
+
+    name = {"train": "val/mean_iou", "val": "test/mean_iou"}[ends]
+    assert [(row["_step"], row[name]) for row in found.history if name in row] == [(3, 0.75)]
+    assert [row["_step"] for row in found.history][:4] == [1, 2, 3, 4]
 
 
 def test_wandb_online_without_a_key_is_refused_and_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:

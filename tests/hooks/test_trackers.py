@@ -323,6 +323,20 @@ def test_a_tracker_that_fails_or_hangs_is_told_of_once_and_changes_nothing(
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [4, 4]
 
 
+def test_a_tracker_that_hangs_and_cannot_be_given_up_ends_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Told(finish_seconds=0.5)
+    monkeypatch.setattr(hook, "write", hangs)
+    monkeypatch.setattr(hook, "give_up", fails)
+    Trainer(tmp_path).train(tiny_task({**SMALL, "num_epochs": 1}, hook))
+
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("classyseg.hooks.trackers")]
+    assert "finish_seconds" in messages[0]
+    assert "No space left on device" in messages[1]
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [4, 4]
+
+
 def _error_of(what: Callable[..., None]) -> BaseException:
     try:
         what()
