@@ -268,6 +268,27 @@ def test_hostile_names_of_classes_have_a_metric_each_in_mlflow(tmp_path: Path, r
     assert sorted(metrics.values()) == sorted(numbers.values())
 
 
+def test_mlflow_gets_the_config_of_a_run_that_ended_before_it_was_told(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{run}/mlflow/mlflow.db"
+    for step in (0, 1):
+        hook, task = MlflowHook(every=1, images=0, tracking_uri=uri, experiment="ended"), FakeTask(tmp_path)
+        task.progress.step = step
+        with monkeypatch.context() as context:
+            if step == 0:
+                context.setattr(MlflowClient, "log_text", lambda *_: exit("killed"))
+            task.steps(hook, 1)
+            hook.close()
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("ended")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "step/loss")] == [1, 2]
+
+
 def test_a_run_s_folder_that_was_moved_has_its_database_and_files_where_it_is_now(tmp_path: Path, run: Path) -> None:
     shutil.copytree(run / "mlflow", tmp_path / "mlflow")
     shutil.copy(run / "metrics.jsonl", tmp_path / "metrics.jsonl")
