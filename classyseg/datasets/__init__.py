@@ -5,6 +5,7 @@ from typing import Any
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.hf_dataset import HfDataset
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
 from classyseg.datasets.build import build_dataset
@@ -35,6 +36,7 @@ from classyseg.datasets.named.minc import MINC
 from classyseg.datasets.named.pascal_context import PascalContext
 from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.repeat_factor import RepeatFactor
 from classyseg.datasets.splits import SplitConfig
 from classyseg.registry import DATASETS
 
@@ -62,6 +64,7 @@ __all__ = [
     "EvalOrder",
     "Folder",
     "HMDB51",
+    "HfDataset",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",
@@ -73,6 +76,7 @@ __all__ = [
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "RepeatFactor",
     "RoboflowMasks",
     "SplitConfig",
     "Subset",
