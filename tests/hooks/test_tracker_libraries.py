@@ -273,7 +273,10 @@ def test_mlflow_gets_the_config_of_a_run_that_ended_before_it_was_told(
 ) -> None:
     uri = f"sqlite:///{run}/mlflow/mlflow.db"
     for step in (0, 1):
-        hook, task = MlflowHook(every=1, images=0, tracking_uri=uri, experiment="ended"), FakeTask(tmp_path)
+        hook, task = (
+            MlflowHook(every=1, images=0, tracking_uri=uri, experiment="ended", finish_seconds=100),
+            FakeTask(tmp_path),
+        )
         task.progress.step = step
         with monkeypatch.context() as context:
             if step == 0:
