@@ -27,6 +27,7 @@ from classyseg.datasets.files.bmp import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.files.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
 from classyseg.datasets.files.headers import (
     Header,
+    TooLargeHeaderError,
     check_file_size,
     gif_header,
     jpeg_header,
@@ -69,6 +70,10 @@ class UnreadableError(DataError):
     """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
 
 
+class TooLargeFileError(UnreadableError):
+    """An image is larger than any that is read as a whole."""
+
+
 def read_image(
     source: Source,
     *,
@@ -93,15 +98,11 @@ def read_image(
     """
     path = _name(source)
     if _is_array(source):
-        return image_tensor(_read_array(source, channels, bits, max_pixels))
+        array, bits = checked_array(source, channels, bits, max_pixels)
+        return image_tensor(numbers_of(path, array, bits))
     with _opened(source, max_pixels) as stored:
         header = stored.header
-        if header.images > 1:
-            raise DataError(_several(header), file=path)
-        if bits is None:
-            bits = 16 if header.bits > 8 and header.colors != "palette" else 8
-        if refusal := _refusal(header, channels, bits):
-            raise DataError(refusal, file=path)
+        bits = checked_bits(path, header, channels, bits)
         if stored.turned != 1 and (exif == "refuse" or (exif == "ignore" and header.format == "TIFF")):
             raise TurnedError(_turned(header, stored.turned), file=path)
         image = stored.image
@@ -109,12 +110,26 @@ def read_image(
             samples = stored.samples()
             if bits == 32:
                 return image_tensor(np.ascontiguousarray(as_float32(path, samples)))
-            return image_tensor(np.ascontiguousarray(_converted(samples, header, channels)))
+            return image_tensor(np.ascontiguousarray(converted(samples, header, channels)))
         if stored.turned != 1 and exif == "rotate":
             image = ImageOps.exif_transpose(image)
         elif channels == 3 and (pixels := _fast_jpeg(stored.file, image)) is not None:
             return image_tensor(pixels)
         return image_tensor(_pixels(image, header, channels))
+
+
+def checked_bits(path: Path | str, header: Header, channels: int, bits: Bits | None) -> Bits:
+    """The bits as which an image is read: without `bits`, those of the file.
+
+    Raises: `DataError` for several images in a file, and for one that is not as `channels` and `bits` say.
+    """
+    if header.images > 1:
+        raise DataError(several(header), file=path)
+    if bits is None:
+        bits = 16 if header.bits > 8 and header.colors != "palette" else 8
+    if refusal := _refusal(header, channels, bits):
+        raise DataError(refusal, file=path)
+    return bits
 
 
 def _name(source: Source) -> Path | str:
@@ -173,7 +188,7 @@ def _accepted(header: Header, channels: int) -> str:
     return f"{own}or files that hold {channels}, such as arrays (H, W, {channels}) as .npy"
 
 
-def _converted(samples: npt.NDArray[Any], header: Header, channels: int) -> npt.NDArray[Any]:
+def converted(samples: npt.NDArray[Any], header: Header, channels: int) -> npt.NDArray[Any]:
     """Stored samples (H, W, bands), YCbCr as RGB, as (H, W, channels)."""
     if header.colors == "palette":
         samples = _looked_up(samples[..., 0], header)
@@ -205,7 +220,7 @@ def _looked_up(indices: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
 def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[Any]:
     """(H, W, channels) of what Pillow reads as it is stored."""
     if header.colors == "palette":
-        return _converted(np.asarray(image)[..., None].astype(np.uint8), header, channels)
+        return converted(np.asarray(image)[..., None].astype(np.uint8), header, channels)
     if header.bits == 16:
         return np.repeat(np.asarray(image).astype(np.uint16)[..., None], channels, axis=2)
     if channels in (1, 3):
@@ -218,9 +233,15 @@ def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[An
     return array
 
 
-def _read_array(source: Source, channels: int, bits: int | None, max_pixels: int | None) -> npt.NDArray[Any]:
+def checked_array(
+    source: Source, channels: int, bits: Bits | None, max_pixels: int | None = None
+) -> tuple[npt.NDArray[Any], Bits]:
+    """The array (H, W, channels) of a `.npy`, mapped and not read, and the bits as which it is read.
+
+    Raises: `DataError` for another shape or type.
+    """
     path = _name(source)
-    with _naming(source):
+    with naming(source):
         # Mapped, not read: a header may promise any size. Objects are never unpickled.
         array = _mapped(source) if isinstance(source, bytes) else np.lib.format.open_memmap(source, mode="r")
     _check_pixels(math.prod(array.shape[:2]), max_pixels, path)
@@ -238,9 +259,12 @@ def _read_array(source: Source, channels: int, bits: int | None, max_pixels: int
             f"data set's `channels: {channels}` and `bits: {bits}`{as_they_are}",
             file=path,
         )
-    if bits == 32:
-        return as_float32(path, array)
-    return array.astype(DTYPES[bits])  # in this machine's byte order
+    return array, bits
+
+
+def numbers_of(path: Path | str, array: npt.NDArray[Any], bits: Bits) -> npt.NDArray[Any]:
+    """Numbers of an array file as those of an image, in this machine's byte order."""
+    return as_float32(path, array) if bits == 32 else array.astype(DTYPES[bits])
 
 
 def _mapped(content: bytes) -> npt.NDArray[Any]:
@@ -290,26 +314,34 @@ def read_mask_values(path: Path) -> npt.NDArray[Any]:
     if path.suffix == ".mat":
         return read_mat(path)
     with _opened(path) as stored:
-        header = stored.header
-        _check_mask(path, stored)
-        if header.colors == "grey with 0 as white":
-            raise DataError(
-                "a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
-                "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG",
-                file=path,
-            )
-        if not holds_labels(header):
-            raise DataError(
-                f"a mask that is {header}; accepted are images of one channel or with a palette, whose values "
-                "are class indices",
-                file=path,
-            )
-        values = stored.samples()[..., 0]
-        if values.dtype.kind == "f":
-            return _whole_numbers(path, values)
-        if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
-            raise DataError(f"a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1", file=path)
-        return values
+        check_mask_of_values(path, stored.header, stored.turned)
+        return mask_values(path, stored.samples()[..., 0])
+
+
+def check_mask_of_values(path: Path, header: Header, turned: int) -> None:
+    """Raises: `DataError` unless a file is of numbers that may be labels."""
+    _check_mask(path, header, turned)
+    if header.colors == "grey with 0 as white":
+        raise DataError(
+            "a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
+            "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG",
+            file=path,
+        )
+    if not holds_labels(header):
+        raise DataError(
+            f"a mask that is {header}; accepted are images of one channel or with a palette, whose values "
+            "are class indices",
+            file=path,
+        )
+
+
+def mask_values(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The stored values of a mask as integers. Raises: `DataError` for numbers that are no class index."""
+    if values.dtype.kind == "f":
+        return _whole_numbers(path, values)
+    if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
+        raise DataError(f"a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1", file=path)
+    return values
 
 
 def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
@@ -343,31 +375,38 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
     Raises: `DataError` for unreadable files, for JPEG, which changes colours, and for images without colours of 8 bits.
     """
     with _opened(path) as stored:
-        _check_mask(path, stored)
-        if not holds_colors(stored.header):
-            raise DataError(
-                f"a mask that is {stored.header}; accepted here are masks of colours (RGB of 8 bits a channel, "
-                "or a palette)",
-                file=path,
-            )
+        check_mask_of_colors(path, stored.header, stored.turned)
         if stored.image is None:
-            channels = _converted(stored.samples(), stored.header, 3).astype(np.int32)
-        else:
-            channels = _pixels(stored.image, stored.header, 3).astype(np.int32)
+            return color_numbers(converted(stored.samples(), stored.header, 3))
+        return color_numbers(_pixels(stored.image, stored.header, 3))
+
+
+def check_mask_of_colors(path: Path, header: Header, turned: int) -> None:
+    """Raises: `DataError` unless a file is of colours of 8 bits."""
+    _check_mask(path, header, turned)
+    if not holds_colors(header):
+        raise DataError(
+            f"a mask that is {header}; accepted here are masks of colours (RGB of 8 bits a channel, or a palette)",
+            file=path,
+        )
+
+
+def color_numbers(colors: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Colours (H, W, 3) of 8 bits as the numbers of `read_colors`."""
+    channels = colors.astype(np.int32)
     return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
-def _check_mask(path: Path, stored: _Stored) -> None:
-    if stored.header.lossy:
+def _check_mask(path: Path, header: Header, turned: int) -> None:
+    if header.lossy:
         raise DataError(
-            f"a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
-            "images, such as PNG",
+            f"a mask stored as {header.lossy}, which changes labels; accepted are lossless index images, such as PNG",
             file=path,
         )
-    if stored.header.images > 1:
-        raise DataError(_several(stored.header), file=path)
-    if stored.turned != 1:
-        raise DataError(f"a mask with the EXIF orientation {stored.turned}; save it upright, without one", file=path)
+    if header.images > 1:
+        raise DataError(several(header), file=path)
+    if turned != 1:
+        raise DataError(f"a mask with the EXIF orientation {turned}; save it upright, without one", file=path)
 
 
 @dataclass(frozen=True)
@@ -404,7 +443,7 @@ def _opened(source: Source, max_pixels: int | None = None) -> Iterator[_Stored]:
         _check_pixels(max(header.width * header.height, width * height), max_pixels, _name(source))
         return header
 
-    with _naming(source), BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with naming(source), BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         found = known_format(file.read(START))
         if found == "TIFF":
             tiff = tiff_header(file)
@@ -432,7 +471,7 @@ def header_of(path: Path) -> tuple[Header, int]:
 
 
 @contextmanager
-def _naming(source: Source) -> Iterator[None]:
+def naming(source: Source) -> Iterator[None]:
     """Turns any error of a reader inside into an `UnreadableError` that names the file."""
     try:
         yield
@@ -443,10 +482,12 @@ def _naming(source: Source) -> Iterator[None]:
     except Exception as error:  # readers may raise anything for a broken file
         kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        raise UnreadableError(f"cannot be read ({kind}; {size} bytes)", file=_name(source)) from None
+        error_type = TooLargeFileError if isinstance(error, TooLargeHeaderError) else UnreadableError
+        raise error_type(f"cannot be read ({kind}; {size} bytes)", file=_name(source)) from None
 
 
-def _several(header: Header) -> str:
+def several(header: Header) -> str:
+    """Says that a file of several images is refused."""
     more = " (smaller copies and masks of transparency that name themselves so do not count)"
     return (
         f"several images in one file ({header.format}); accepted are files of one{more * (header.format == 'TIFF')}; "
