@@ -87,9 +87,8 @@ PAIR_MENDS = {
     "listed_twice": "take the second line out of the list",
     "missing_file": "correct the names in the list or table, or add the files",
     "video_unreadable": "fetch the videos again, or take them out of the set",
-    "file_unreadable": "do what the message says, or take the image and its mask out",
-    "other_size": "find the mask of the image, or resize it by nearest neighbour if it shows the same",
     "empty_class": "add the files of the class, or remove its folder and name all classes in `classes`",
+    **{kind: PROBLEMS[kind][2] for kind in ("image_unreadable", "mask_unreadable", "size_mismatch")},
 }
 
 
@@ -232,7 +231,7 @@ def looked_at(
                 summary.add(facts)
                 if is_part:
                     part.add(facts)
-                bar.update()
+                bar.update(facts.num_tiles)
                 yield part, facts
 
 

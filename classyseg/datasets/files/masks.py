@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from classyseg.datasets.classy_dataset import ClassyDataset
-from classyseg.datasets.files.images import Bits, TooLargeFileError, read_image, read_mask_values
+from classyseg.datasets.files.images import Bits, Exif, TooLargeFileError, read_image, read_mask_values
 from classyseg.datasets.files.pairs import ImageAndMask, report_fault
 from classyseg.datasets.files.rasters import (
     CONVERT,
@@ -68,15 +68,13 @@ class MaskFiles(ClassyDataset):
         sizes: list[tuple[int, int]] = []
         kept: list[ImageAndMask] = []
         for image, mask in self.pairs:
-            try:
-                size = size_of_image(image, self.exif)
-                found = size if mask is None else size_of_image(mask)
-            except DataError as error:
-                report_fault("file_unreadable", str(error), [str(image)])
+            size = _size_of(image, self.exif, "image_unreadable")
+            found = size if mask is None else _size_of(mask, "refuse", "mask_unreadable")
+            if size is None or found is None:
                 continue
             if found != size:
                 text = f"{mask}: the mask is {found[1]} x {found[0]} pixels, its image {image} {size[1]} x {size[0]}"
-                report_fault("other_size", f"{text}; they must be of one size", [str(mask)])
+                report_fault("size_mismatch", f"{text}; they must be of one size", [str(mask)])
                 continue
             sizes.append(size)
             kept.append((image, mask))
@@ -235,6 +233,15 @@ class MaskFiles(ClassyDataset):
             raise DataError(f"has {found_size} pixels, where its header says {width} x {height}", file=str(path))
         self._last[kind] = (path, tensor)
         return tensor
+
+
+def _size_of(path: Path, exif: Exif, kind: str) -> tuple[int, int] | None:
+    """Height and width of a file; None if it cannot be read and such faults are collected."""
+    try:
+        return size_of_image(path, exif)
+    except DataError as error:
+        report_fault(kind, str(error), [str(path)])
+        return None
 
 
 def _place(window: Window) -> str:

@@ -22,17 +22,19 @@ from classyseg.datasets.files.images import (
     Bits,
     Exif,
     TurnedError,
-    check_mask_of_colors,
-    check_mask_of_values,
     checked_array,
     checked_bits,
-    color_numbers,
     converted,
     header_of,
-    mask_values,
     naming,
     numbers_of,
     orientation,
+)
+from classyseg.datasets.files.mask_rules import (
+    check_mask_of_colors,
+    check_mask_of_values,
+    color_numbers,
+    mask_values,
 )
 from classyseg.datasets.files.tiff import CCITT, check_stream, page_of, tifffile_for
 from classyseg.datasets.files.tiff_header import NO_COMPRESSION, tiff_header
