@@ -17,11 +17,12 @@ from classyseg.inference.budget import BYTES_OF_IMAGES, Choice
 from classyseg.inference.classy_protocol import Wanted
 from classyseg.inference.finish import Bands
 from classyseg.inference.memory import BudgetError
-from classyseg.inference.rows import FLOAT, Rows, Size
+from classyseg.inference.rows import Rows, Size
 
 if TYPE_CHECKING:
     from classyseg.inference.predictor import Predictor
 
+ROWS_AT_ONCE = 64
 WINDOW: Size = (512, 512)
 """The windows where nobody says how large the images of the training were."""
 
@@ -34,12 +35,18 @@ class FileRows(Rows):
         self.path, self.bits, self.normalized = path, bits, normalized
 
     def rows(self, first: int, stop: int) -> Tensor:
-        window = Window(first, 0, stop - first, self.size[1])
-        image, _ = read_image_window(self.path, window, channels=self.channels, bits=self.bits)
-        return self.normalized(image[None])[0]
+        parts: list[Tensor] = []
+        for top in range(first, stop, ROWS_AT_ONCE):  # the copies that normalising makes are of few rows
+            window = Window(top, 0, min(ROWS_AT_ONCE, stop - top), self.size[1])
+            image, _ = read_image_window(self.path, window, channels=self.channels, bits=self.bits)
+            part = self.normalized(image[None])[0]
+            if not parts:
+                parts.append(part.new_empty(self.channels, stop - first, self.size[1]))
+            parts[0][:, top - first : top - first + window.height] = part
+        return parts[0]
 
     def bytes_for(self, count: int) -> int:
-        return 2 * count * self.channels * self.size[1] * FLOAT  # as they are stored, too, in at most 4 bytes
+        return super().bytes_for(count + 3 * ROWS_AT_ONCE)
 
 
 def reads_in_bands(predictor: Predictor, path: Path) -> bool:
