@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -186,15 +188,17 @@ def _values(file: BinaryIO, tag: int, kind: int, number: int, inline: bytes, ord
     return struct.unpack(f"{order}{number}{letter}", inline[:size])
 
 
+def _one(tags: Mapping[int, Any], tag: int, default: int | None = None) -> int:
+    values = tags.get(tag, () if default is None else (default,))
+    if len(values) != 1:
+        raise HeaderError(f"a TIFF whose tag {tag} has {len(values)} values where one is needed")
+    return int(values[0])
+
+
 def _page(
     file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big: bool, swapped: bool, whole: bool
 ) -> Tiff:
-    def one(tag: int, default: int | None = None) -> int:
-        values = tags.get(tag, () if default is None else (default,))
-        if len(values) != 1:
-            raise HeaderError(f"a TIFF whose tag {tag} has {len(values)} values where one is needed")
-        return int(values[0])
-
+    one = partial(_one, tags)
     width, height, bands, compression = one(WIDTH), one(HEIGHT), one(BANDS, 1), one(COMPRESSION, 1)
     planar, predictor, fill_order = one(PLANES, 1), one(PREDICTOR, 1), one(FILL_ORDER, 1)
     turned = one(ORIENTATION, 1)
