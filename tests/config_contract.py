@@ -12,6 +12,7 @@ from classyseg.config import ConfigError
 from classyseg.registry import REGISTRIES
 
 REQUIRED: dict[str, Any] = {
+    "annotations": "annotations.json",
     "blocks": [],
     "classes": ["a", "b"],
     "clips": {"frames": 2},

@@ -109,7 +109,7 @@ def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str
 def records() -> dict[str, type[BaseModel]]:
     """Groups of options that are one parameter, by their key."""
     from classyseg.averaging import AveragingConfig
-    from classyseg.datasets import ClipConfig, TilesConfig
+    from classyseg.datasets import ClipConfig, SplitConfig, TilesConfig
     from classyseg.layers import NormalizeConfig, NormConfig
     from classyseg.models.backbones.vision_transformer import ConvStemLayer
     from classyseg.optim import ParameterGroup
@@ -139,6 +139,7 @@ def records() -> dict[str, type[BaseModel]]:
         "groups": ParameterGroup,
         "clips": ClipConfig,
         "tiles": TilesConfig,
+        "split": SplitConfig,
     }
 
 

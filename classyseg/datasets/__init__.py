@@ -2,6 +2,12 @@
 
 from typing import Any
 
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages
+from classyseg.datasets.annotations.coco_json import CocoJson
+from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.named_masks import NamedMasks
+from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -31,12 +37,14 @@ from classyseg.datasets.named.minc import MINC
 from classyseg.datasets.named.pascal_context import PascalContext
 from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.splits import SplitConfig
 from classyseg.registry import DATASETS
 
 register_dataset = DATASETS.register
 
 __all__ = [
     "ADE20K",
+    "AnnotatedImages",
     "BadSamples",
     "BatchLoader",
     "CamVid",
@@ -48,12 +56,15 @@ __all__ = [
     "ClipConfig",
     "Clips",
     "Coco",
+    "CocoJson",
     "CocoPanoptic",
     "CocoStuff",
     "Concat",
+    "CvatMasks",
     "EvalOrder",
     "Folder",
     "HMDB51",
+    "HfDataset",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",
@@ -61,9 +72,12 @@ __all__ = [
     "LabelMap",
     "MINC",
     "MaskFiles",
+    "NamedMasks",
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "RoboflowMasks",
+    "SplitConfig",
     "Subset",
     "SyntheticImage",
     "SyntheticImageStreaming",

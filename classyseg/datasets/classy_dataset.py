@@ -105,6 +105,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Height and width of every stored image, if all have the same."""
     reads_apart: bool = False
     """Whether `load_image` and `load_target` read independently: an error in one does not hide one in the other."""
+    draws_masks: bool = False
+    """Whether masks are drawn from files of annotations, and are no files of their own."""
     label_map: LabelMap | None = None
     """Which label each value of a mask file stands for, if the data set says it."""
     color_map: LabelMap | None = None

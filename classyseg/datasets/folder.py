@@ -16,11 +16,13 @@ from classyseg.console import shown
 from classyseg.datasets.classy_dataset import Color, Palette, check_palette, color_from, color_of
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, read_colors
+from classyseg.datasets.files.lists import has_column
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
 from classyseg.datasets.files.rasters import Window, read_colors_window
 from classyseg.datasets.files.tiles import TilesConfig
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
+from classyseg.datasets.splits import Split, SplitConfig, take_part
 from classyseg.errors import ConfigError, within
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
@@ -49,7 +51,8 @@ class Folder(MaskFiles):
             other files are left alone.
         table: CSV file, under the data root, with the columns `image` and `mask`, paths under the two folders: the
             pairs, in its order.
-        split: Take the rows of `table` whose column `split` holds this; required where it has that column.
+        split: With a `table`, take the rows whose column `split` holds this; required where it has that column. Else a
+            mapping that takes a part of the files, such as `{part: train, val: 0.2}`: see key `split`.
         label_map: Values in the files to labels, such as `{255: 1}`; applied at once (no value is mapped twice), others
             stay.
         color_map: For masks of colours: colours to labels, such as `{"#804080": 0}`; a colour that is not in it is an
@@ -76,7 +79,7 @@ class Folder(MaskFiles):
         nested: bool = False,
         list: str | None = None,
         table: str | None = None,
-        split: str | None = None,
+        split: Split | None = None,
         label_map: dict[int, int] | None = None,
         color_map: dict[str, int] | None = None,
         ignore_index: int = 255,
@@ -175,15 +178,24 @@ def _check_targets(key: str, labels: Mapping[Any, int], num_classes: int, ignore
 
 
 def _check_names(
-    masks: str | None, mask_suffix: str, nested: bool, list: str | None, table: str | None, split: str | None
+    masks: str | None,
+    mask_suffix: str,
+    nested: bool,
+    list: str | None,
+    table: str | None,
+    split: str | SplitConfig | None,
 ) -> None:
     """Raises: `ConfigError` for options that exclude each other."""
     if table is not None and (mask_suffix or nested):
         raise ConfigError("table", "names the pairs itself; mask_suffix and nested are for folders without one")
     if list is not None and table is not None:
         raise ConfigError("list", "names images, and so does table; leave one of them out")
-    if split is not None and table is None:
-        raise ConfigError("split", f"found {shown(split)}, but only a table has splits; a folder is one")
+    if isinstance(split, str) and table is None:
+        raise ConfigError(
+            "split",
+            f"found {shown(split)}, but only a table has splits with names; {{part: {_likely_part(split)}, val: 0.2}} "
+            "takes a part of a folder",
+        )
     if masks is None and (table is not None or mask_suffix):
         raise ConfigError(
             "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
@@ -197,7 +209,7 @@ def _pairs(
     nested: bool,
     list: str | None,
     table: str | None,
-    split: str | None,
+    split: str | SplitConfig | None,
 ) -> Sequence[ImageAndMask]:
     """The files that these options of `Folder` name."""
     with within("images"):
@@ -210,13 +222,39 @@ def _pairs(
             f"found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
             "the pairs in a table",
         )
+    taken = _all_pairs(image_folder, mask_folder, mask_suffix, nested, list, table, split)
+    if isinstance(split, SplitConfig):
+        return take_part(taken, [image for image, _ in taken], split, image_folder)
+    return taken
+
+
+def _all_pairs(
+    images: Path,
+    masks: Path | None,
+    mask_suffix: str,
+    nested: bool,
+    list: str | None,
+    table: str | None,
+    split: str | SplitConfig | None,
+) -> Sequence[ImageAndMask]:
     if list is not None:
-        return chosen_pairs(data_path(list), image_folder, mask_folder, mask_suffix, nested=nested)
-    if mask_folder is None:
-        return images_alone(image_folder, nested=nested)
+        return chosen_pairs(data_path(list), images, masks, mask_suffix, nested=nested)
+    if masks is None:
+        return images_alone(images, nested=nested)
     if table is None:
-        return matched_pairs(image_folder, mask_folder, mask_suffix, nested=nested)
-    return tabled_pairs(data_path(table), image_folder, mask_folder, split)
+        return matched_pairs(images, masks, mask_suffix, nested=nested)
+    if isinstance(split, SplitConfig):
+        if has_column(data_path(table), "split"):
+            raise ConfigError(
+                "split",
+                f"found a mapping, but {data_path(table)} has a column 'split' of its own; name one of its splits",
+            )
+        return tabled_pairs(data_path(table), images, masks, None)
+    return tabled_pairs(data_path(table), images, masks, split)
+
+
+def _likely_part(split: str) -> str:
+    return split if split in ("train", "val") else "train"
 
 
 def _color_label_map(color_map: dict[str, int]) -> LabelMap:

@@ -39,6 +39,12 @@ PROBLEMS: dict[str, tuple[Severity, str, str]] = {
         "do what the message says where the files are whole but of another kind; else fetch them again, or take them "
         "out of the set",
     ),
+    "annotation_wrong": (
+        "fault",
+        "images whose annotations cannot be drawn",
+        "mend what the message names in the tool that wrote it, and export again; labels that it does not know belong "
+        "into `classes` or `ignore`",
+    ),
     "sample_unreadable": ("fault", "samples that cannot be read", "mend what the message names"),
     "exif_rotation": (
         "fault",

@@ -273,7 +273,8 @@ def _read_apart(facts: Facts, dataset: ClassyDataset, *, labels: bool) -> tuple[
     if image is None and is_mask and _exif_orientation(image_path) in SWAPPING:
         facts.exif_that_fits = _exif_that_fits(image_path, (target.shape[-1], target.shape[-2]))  # type: ignore[union-attr]
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
-        kind = _kind_of_wrong_mask(facts, mask_path, colors=dataset.color_map is not None)
+        colors = dataset.color_map is not None
+        kind = "annotation_wrong" if dataset.draws_masks else _kind_of_wrong_mask(facts, mask_path, colors=colors)
         facts.problems[-1] = replace(facts.problems[-1], kind=kind)
     return image, target
 

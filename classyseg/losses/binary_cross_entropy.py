@@ -1,4 +1,4 @@
-"""Cross entropy of each class by itself: for images that have several classes."""
+"""Cross entropy of each class by itself: for images and pixels that have several classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from classyseg.errors import ConfigError
 from classyseg.losses.bands import as_pixels, sum_over_pixels
-from classyseg.losses.classy_loss import HeadNames, HeadWeights
+from classyseg.losses.classy_loss import HeadNames, HeadWeights, are_flags
 from classyseg.losses.soft_target import DenseTargetLoss
 from classyseg.registry import LOSSES
 
@@ -21,13 +21,15 @@ class BinaryCrossEntropyLoss(DenseTargetLoss):
     """The mean over classes and images of the binary cross entropy of each class: classes need not exclude each other.
 
     Targets are flags or shares (N, C), or (N, C, H, W) for pixels; class indices stand for a flag of one class. Entries
-    that are `ignore_index` do not count. Without options it is torch's `BCEWithLogitsLoss`.
+    that are `ignore_index` do not count. Without options it is torch's `BCEWithLogitsLoss`. A single class is one
+    logit: binary segmentation.
 
     Args:
         positive_weights: One per class, 0 or more: how much a flag that is set counts, as torch's `pos_weight`.
         label_smoothing: This share of each flag is replaced by one half, in training only.
     """
 
+    takes_flags = True
     min_classes = 1
     positive_weights: Tensor | None
 
@@ -51,6 +53,9 @@ class BinaryCrossEntropyLoss(DenseTargetLoss):
                 "loss.positive_weights",
                 f"found {len(self.positive_weights)} weights for {num_classes} classes; expected one per class",
             )
+
+    def is_dense(self, target: Tensor) -> bool:
+        return super().is_dense(target) or are_flags(target)
 
     def count(self, target: Tensor) -> Tensor:
         if not self.is_dense(target):

@@ -104,7 +104,8 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     Called as `loss(outputs, target)`. `outputs` is what a model gives: `HEAD` is the logits of a head, `HEAD.OUTPUT`
     any other output of its own. `target` (N, H, W) holds class indices and `ignore_index`, and gives the full size;
-    (N,) means classification. Nothing valid gives zero, not NaN.
+    (N,) means classification. Flags of each class, (N, C, H, W) of integers, are for a loss that `takes_flags`. Nothing
+    valid gives zero, not NaN.
 
     In training, all processes exchange their counts. In eval mode they exchange nothing.
 
@@ -124,8 +125,14 @@ class ClassyLoss(nn.Module, Configurable, ABC):
     """
     takes_soft_targets: bool = False
     """Whether targets may be soft: a share of each class, (N, C) or (N, C, H, W), as mix-up makes them."""
+    takes_flags: bool = False
+    """Whether masks may hold flags, (N, C, H, W) integers: 1 where a pixel has a class, 0 where not, `ignore_index`.
+
+    Such classes do not exclude each other: the loss is then of sigmoids.
+    """
     min_classes: int = 2
-    """The fewest classes that a model can learn with it: a softmax over one class is always 1."""
+    """The fewest classes that a model can learn with it: a softmax over one class is always 1. With flags, one is
+    enough."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -142,6 +149,18 @@ class ClassyLoss(nn.Module, Configurable, ABC):
 
     def check_num_classes(self, num_classes: int) -> None:
         """Raises: `ConfigError` for options that do not fit the number of classes."""
+
+    def check_flags(self, flags: bool) -> None:
+        """Called with whether masks hold flags of each class (see `takes_flags`), in place of one class of each pixel.
+
+        Raises: `ConfigError` for masks that the loss cannot take, and for options that mean nothing for them.
+        """
+        if flags and not self.takes_flags:
+            raise ConfigError(
+                "loss",
+                f"{type(self).__name__} takes one class of each pixel; masks with a flag for each class (multi_label) "
+                "need binary_cross_entropy, focal, dice or tversky, or a sum of them",
+            )
 
     def choose_main_head(self, name: str) -> None:
         """Tells the loss which head is the main one. Only losses that treat it in another way listen."""
@@ -272,8 +291,10 @@ class PerOutputLoss(ClassyLoss):
         """
         outputs = outputs_by_name(outputs)
         kinds = tuple((name, output.dim(), output.shape[1:2]) for name, output in outputs.items())
-        names = self._names.get((kinds, target.dim(), self.training))
+        key = (kinds, target.dim(), are_flags(target), self.training)
+        names = self._names.get(key)
         if names is None:
+            self.check_flags(are_flags(target))
             names = self.choose(outputs, target)
             if not names and self.training:
                 found = ", ".join(outputs) or "none"
@@ -284,7 +305,7 @@ class PerOutputLoss(ClassyLoss):
                 )
             for name in names:
                 self.check_num_classes(outputs[name].shape[1])
-            self._names[kinds, target.dim(), self.training] = names
+            self._names[key] = names
         return {name: outputs[name] for name in names}
 
     def choose(self, outputs: Mapping[str, Tensor], target: Tensor) -> list[str]:
@@ -323,7 +344,12 @@ MASKS = "this loss needs masks (N, H, W) and logits (N, C, h, w): it compares th
 
 def fits_masks(output: Tensor, target: Tensor) -> bool:
     """`fits` for a loss that compares the pixels of an image with each other: masks only."""
-    return output.dim() == 4 and target.dim() == 3
+    return output.dim() == 4 and (target.dim() == 3 or are_flags(target))
+
+
+def are_flags(target: Tensor) -> bool:
+    """Whether masks hold a flag of each class, (N, C, H, W) integers; soft targets are in floating point."""
+    return target.dim() == 4 and not target.is_floating_point()
 
 
 def _shapes(output: Tensor, target: Tensor) -> str:

@@ -35,6 +35,7 @@ class CombinedLoss(ClassyLoss):
         self.places = list(places)
         self.min_classes = max(part.min_classes for part in parts)
         self.takes_soft_targets = all(part.takes_soft_targets for part in parts)
+        self.takes_flags = all(part.takes_flags for part in parts)
         self.is_additive = all(part.is_additive for part in parts)
 
     def _placed_parts(self) -> Iterator[tuple[str, ClassyLoss]]:
@@ -44,6 +45,11 @@ class CombinedLoss(ClassyLoss):
         for place, part in self._placed_parts():
             with moving("loss", place):
                 part.check_num_classes(num_classes)
+
+    def check_flags(self, flags: bool) -> None:
+        for place, part in self._placed_parts():
+            with moving("loss", place):
+                part.check_flags(flags)
 
     def choose_main_head(self, name: str) -> None:
         for _, part in self._placed_parts():

@@ -49,7 +49,7 @@ class ClassWeightedLoss(PerOutputLoss):
         return self.pixel_weights(target).sum(dtype=torch.float64)
 
     def pixel_weights(self, target: Tensor) -> Tensor:
-        """How much each pixel counts, in the shape of `target`: 0 where it is ignored."""
+        """How much each pixel (each class of a pixel, for flags) counts, in the shape of `target`: 0 if ignored."""
         valid = target != self.ignore_index
         return valid.float() if self.class_weights is None else self.class_weights[target.where(valid, 0)] * valid
 

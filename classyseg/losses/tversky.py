@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classyseg.errors import ConfigError
 from classyseg.losses.bands import ResizedImage, over_bands, resized, with_gradient
-from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, fits_masks
+from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, are_flags, fits_masks
 from classyseg.registry import LOSSES
 
 Classes = Literal["present", "all"]
@@ -38,6 +38,9 @@ class TverskyLoss(ImageLoss):
 
     There are two passes, for the sums and for the gradient, so nothing of full size is held.
 
+    Masks with a flag for each class (`multi_label`) give the sigmoid form: each class by itself, over the pixels whose
+    flag of that class is not ignored. An image in which no flag is set counts only with `classes: all`.
+
     Raises: `ConfigError` where both weights are 0: every overlap would be 1.
 
     Source: Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks",
@@ -51,6 +54,8 @@ class TverskyLoss(ImageLoss):
         classes: `present`: the mean over the classes that the mask of the image holds; `all`: over all classes, so that
             false positives of absent ones count.
     """
+
+    takes_flags = True
 
     def __init__(
         self,
@@ -75,14 +80,21 @@ class TverskyLoss(ImageLoss):
         self.exponent = exponent
         self.classes = classes
 
+    def count(self, target: Tensor) -> Tensor:
+        if not are_flags(target) or self.classes == "all":
+            return super().count(target)
+        return (target == 1).flatten(1).any(1).sum().double()
+
     def total(self, logits: Tensor, target: Tensor) -> Tensor:
+        flags = are_flags(target)
         valid = target != self.ignore_index
-        labels = target.where(valid, 0)
+        labels = target == 1 if flags else target.where(valid, 0)
+        loss_of = self._loss_of_flags if flags else self._image_loss
 
         def run(logits: Tensor, gradient: Tensor | None) -> Tensor:
             total = torch.zeros((), dtype=torch.float64, device=logits.device)
-            for i, image in enumerate(resized(logits, target.shape[1:])):
-                value, gradient_of_image = self._image_loss(image, labels[i], valid[i], wanted=gradient is not None)
+            for i, image in enumerate(resized(logits, target.shape[-2:])):
+                value, gradient_of_image = loss_of(image, labels[i], valid[i], wanted=gradient is not None)
                 total += value
                 if gradient is not None and gradient_of_image is not None:
                     gradient[i] = gradient_of_image
@@ -124,24 +136,52 @@ class TverskyLoss(ImageLoss):
         over_bands(image, pass_back, image.add)
         return value, image.gradient()
 
-    def _value_and_slopes(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_of_flags(
+        self, image: ResizedImage, is_set: Tensor, valid: Tensor, *, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `_image_loss`, of sigmoids; `is_set` and `valid` (C, H, W) are where flags are 1, and not ignored."""
+        sums = torch.zeros(3, image.num_classes, dtype=torch.float64, device=valid.device)
+
+        def add_up(rows: slice, x: Tensor) -> Tensor:
+            share = x.sigmoid_().mul_(valid[:, rows])
+            return torch.stack([each.sum((1, 2), dtype=torch.float64) for each in (share * is_set[:, rows], share)])
+
+        over_bands(image, add_up, lambda rows, found: sums[:2].add_(found))
+        sums[2] = is_set.sum((1, 2))
+        counted = valid.flatten(1).any(1) if self.classes == "all" else sums[2] > 0
+        if not wanted:
+            return self._value(sums[0], sums[1], sums[2], counted), None
+        value, slopes = self._value_and_slopes(sums, counted)
+        slopes = slopes.to(image.dtype)[..., None, None]
+
+        def pass_back(rows: slice, x: Tensor) -> Tensor:
+            share = x.sigmoid_()
+            slope = share * (1 - share)
+            slope *= valid[:, rows]
+            return image.back(rows, slope.mul_(slopes[1] + slopes[0] * is_set[:, rows]))
+
+        over_bands(image, pass_back, image.add)
+        return value, image.gradient()
+
+    def _value_and_slopes(self, sums: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """An image's loss and its derivatives by the first two sums; see `_value`."""
         with torch.enable_grad():
             leaf = sums[:2].clone().requires_grad_()
-            value = self._value(leaf[0], leaf[1], sums[2])
+            value = self._value(leaf[0], leaf[1], sums[2], counted)
             (slopes,) = torch.autograd.grad(value, leaf)
         return value.detach(), slopes
 
-    def _value(self, hits: Tensor, shares: Tensor, pixels: Tensor) -> Tensor:
+    def _value(self, hits: Tensor, shares: Tensor, pixels: Tensor, counted: Tensor | None = None) -> Tensor:
         """An image's loss, of three sums (C) for each class: the softmax over its own pixels, the softmax over all
-        pixels, and the number of its pixels."""
+        pixels, and the number of its pixels. `counted` says which classes count; None: as `classes` says."""
         false_positives, false_negatives = shares - hits, pixels - hits
         missed = self.false_positive_weight * false_positives + self.false_negative_weight * false_negatives
         index = (hits + self.smooth) / (hits + missed + self.smooth).clamp(min=1e-12)
         distance = 1 - index
         missing = distance > 0  # at 0, a power below 1 has no finite slope
         loss = distance.where(missing, 1.0) ** self.exponent * missing
-        counted = pixels > 0 if self.classes == "present" else pixels.any().expand(pixels.shape)
+        if counted is None:
+            counted = pixels > 0 if self.classes == "present" else pixels.any().expand(pixels.shape)
         return (loss * counted).sum() / counted.sum().clamp(min=1)
 
 

@@ -34,6 +34,13 @@ CONFIGS: list[dict[str, Any]] = [
     {"name": "sum_arbitrary", "losses": ["cross_entropy", "dice", "presence"], "weights": [1.0, 0.5, 0.2]},
     {"name": "multi_output_sum", "loss": "lovasz_softmax"},
 ]
+OF_FLAGS: list[dict[str, Any]] = [
+    {"name": "binary_cross_entropy"},
+    {"name": "focal", "alpha": 0.25},
+    {"name": "dice"},
+    {"name": "tversky", "classes": "all"},
+]
+"""With masks of flags; the first two images have no flag that is set."""
 
 
 def batch() -> tuple[dict[str, Tensor], Tensor]:
@@ -54,8 +61,11 @@ def batch() -> tuple[dict[str, Tensor], Tensor]:
 def loss_and_gradients(images: slice) -> list[Any]:
     """For every loss: its value on these images of the batch, and the gradients of all outputs."""
     outputs, target = batch()
+    flags = (torch.stack([target] * 3, 1) == torch.arange(3).view(-1, 1, 1)).long()
+    flags[:2] = 0
+    flags[1, 1] = flags[3] = 255
     found: list[Any] = []
-    for config in CONFIGS:
+    for config, target in [*((config, target) for config in CONFIGS), *((config, flags) for config in OF_FLAGS)]:
         own = {name: output[images].clone().requires_grad_() for name, output in outputs.items()}
         loss = build_loss(config, 255)(own, target[images])
         gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
@@ -74,7 +84,7 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for config, one, *two in zip(CONFIGS, loss_and_gradients(slice(None)), first, second, strict=True):
+    for config, one, *two in zip([*CONFIGS, *OF_FLAGS], loss_and_gradients(slice(None)), first, second, strict=True):
         message = functools.partial("{0}: {1}".format, config)
         mean = (two[0][0] + two[1][0]) / 2
         torch.testing.assert_close(mean, one[0], rtol=1e-5, atol=1e-7, msg=message)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from classyseg.console import MAX_SHOWN, shown
-from classyseg.errors import DataError
+from classyseg.console import shown
+from classyseg.datasets.files.json_file import JsonFile, in_words
 
 MAX_PIXELS = 178_956_970
 """What an image may have, as in reading images."""
-MAX_NUMBER = 10**18
 MAX_NAME = 240
 """Bytes of a file's name, which gets a suffix of ours."""
 
@@ -28,25 +25,20 @@ class CocoImage(NamedTuple):
     width: int
 
 
-class CocoFile:
+class CocoFile(JsonFile):
     """The lists of a JSON file, and errors that name an entry by its id. All of `keys` must be there.
 
     Raises: `DataError` for a file that is missing or broken, that names a key twice, or lacks one of `keys`.
     """
 
-    def __init__(self, path: Path, *keys: str) -> None:
-        self.path = path
-        self.contents = _read(path)
+    def __init__(self, path: Path, *keys: str, constants: bool = False) -> None:
+        super().__init__(path, constants=constants)
         missing = [key for key in keys if not isinstance(self.contents, dict) or key not in self.contents]
         if missing:
             self.refuse(f"no annotations of COCO: it has no list '{missing[0]}'")
         for key in keys:
             if not isinstance(self.contents[key], list):
                 self.refuse(f"no annotations of COCO: its '{key}' is {in_words(self.contents[key])}, not a list")
-
-    def refuse(self, what: str) -> NoReturn:
-        """Raises: `DataError` that names the file."""
-        raise DataError(f"{self.path}: {what}")
 
     def entries(self, key: str, noun: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The entries of the list `key`, each with what messages call it: `noun` and its `id`, which comes once."""
@@ -58,28 +50,6 @@ class CocoFile:
             seen.add(number)
             yield f"{noun} {number}", entry
 
-    def value(self, place: str, entry: Any, key: str) -> Any:
-        """What an entry has under `key`. Raises: `DataError` where it has nothing, or is no mapping."""
-        if not isinstance(entry, dict):
-            self.refuse(f"{place} is {in_words(entry)}; expected a mapping")
-        if key not in entry:
-            self.refuse(f"{place} has no {key}")
-        return entry[key]
-
-    def number(self, place: str, entry: Any, key: str) -> int:
-        """A whole number of an entry. Raises: `DataError` for anything else, also for text such as "1"."""
-        value = self.value(place, entry, key)
-        if type(value) is not int or abs(value) >= MAX_NUMBER:
-            self.refuse(f"{place}: its {key} is {in_words(value)}; a whole number of up to 18 digits is expected")
-        return value
-
-    def text(self, place: str, entry: Any, key: str) -> str:
-        """A text of an entry. Raises: `DataError` for anything else, and for an empty one."""
-        value = self.value(place, entry, key)
-        if not isinstance(value, str) or not value.strip():
-            self.refuse(f"{place}: its {key} is {in_words(value)}; a text is expected")
-        return value
-
     def images(self, folder: str) -> dict[int, CocoImage]:
         """The list `images` by id; their files lie in `folder`. Raises: `DataError`.
 
@@ -89,9 +59,7 @@ class CocoFile:
         numbers: dict[str, int] = {}
         for place, entry in self.entries("images", "image"):
             name = self.stem(place, entry, folder)
-            height, width = (self._side(place, entry, key) for key in ("height", "width"))
-            if height * width > MAX_PIXELS:
-                self.refuse(f"{place}: its size is {width} x {height}; up to {MAX_PIXELS:,} pixels are read")
+            height, width = self.size(place, entry)
             if name in numbers:
                 self.refuse(
                     f"the images {numbers[name]} and {entry['id']} have one file, {shown(entry['file_name'])}; names "
@@ -117,6 +85,13 @@ class CocoFile:
         if long or "\0" in written:
             self.refuse(f"{place}: its file_name is {shown(written)}, which no file can be called")
         return path.stem
+
+    def size(self, place: str, entry: Any) -> tuple[int, int]:
+        """The height and the width of an image. Raises: `DataError` for one that no image has."""
+        height, width = (self._side(place, entry, key) for key in ("height", "width"))
+        if height * width > MAX_PIXELS:
+            self.refuse(f"{place}: its size is {width} x {height}; up to {MAX_PIXELS:,} pixels are read")
+        return height, width
 
     def _side(self, place: str, entry: Any, key: str) -> int:
         value = self.number(place, entry, key)
@@ -153,41 +128,3 @@ class CocoFile:
         if number not in known:
             self.refuse(f"{place}: its {key} is {number}, which is none of the ids of '{where}'")
         return number
-
-
-def finite(value: object) -> bool:
-    """Whether a value of JSON is a finite number, and neither true nor false."""
-    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < MAX_NUMBER)
-
-
-def in_words(value: object) -> str:
-    """Any value of JSON in a message, with the word for its kind."""
-    if isinstance(value, str):
-        return f"the text {shown(value)}"
-    if isinstance(value, dict | list):
-        return f"{'an empty' if not value else 'a'} {'mapping' if isinstance(value, dict) else 'list'}"
-    return json.dumps(value)[:MAX_SHOWN]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes(), object_pairs_hook=_once, parse_constant=_no_constant)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except RecursionError:
-        raise DataError(f"{path}: cannot be read as JSON (nested too deeply)") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an entry has the key {shown(twice)} twice; its id is {in_words(entry.get('id'))}")
-    return entry
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"found {text}, which is no number of JSON")

@@ -310,15 +310,17 @@ def jpeg_decoder() -> Any:
         return None
 
 
-def read_mask_values(path: Path) -> npt.NDArray[Any]:
+def read_mask_values(source: Source) -> npt.NDArray[Any]:
     """The mask's values, or the indices into its palette, as (H, W) integers of the file's type. They are never scaled.
 
-    A `.mat` file of Pascal's extensions is read, too, where scipy is installed. Raises: `DataError` for unreadable
-    files, for colour images, for JPEG, which does not keep labels, and for what viewers turn or invert.
+    The content of a file, as bytes, is read as the file is. A `.mat` file of Pascal's extensions is read, too, where
+    scipy is installed. Raises: `DataError` for unreadable files, for colour images, for JPEG, which does not keep
+    labels, and for what viewers turn or invert.
     """
-    if path.suffix == ".mat":
-        return read_mat(path)
-    with _opened(path) as stored:
+    path = _name(source)
+    if isinstance(source, Path) and source.suffix == ".mat":
+        return read_mat(source)
+    with _opened(source) as stored:
         check_mask_of_values(path, stored.header, stored.turned)
         return mask_values(path, stored.samples()[..., 0])
 

@@ -15,7 +15,7 @@ MAX_WHOLE = 2**53
 """From here on, floating point cannot hold all whole numbers."""
 
 
-def check_mask_of_values(path: Path, header: Header, turned: int) -> None:
+def check_mask_of_values(path: Path | str, header: Header, turned: int) -> None:
     """Raises: `DataError` unless a file is of numbers that may be labels."""
     _check_mask(path, header, turned)
     if header.colors == "grey with 0 as white":
@@ -32,7 +32,7 @@ def check_mask_of_values(path: Path, header: Header, turned: int) -> None:
         )
 
 
-def mask_values(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def mask_values(path: Path | str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The stored values of a mask as integers. Raises: `DataError` for numbers that are no class index."""
     if values.dtype.kind == "f":
         return _whole_numbers(path, values)
@@ -41,7 +41,7 @@ def mask_values(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values
 
 
-def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _whole_numbers(path: Path | str, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Class indices that a program wrote in floating point. Raises: `DataError` for numbers that are not whole."""
     values = values.astype(np.float64)
     whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # both are false for NaN
@@ -66,7 +66,7 @@ def holds_colors(header: Header) -> bool:
     return header.colors == "RGB" and header.bits == 8 and header.numbers == "u" and header.extra in ((), ("alpha",))
 
 
-def check_mask_of_colors(path: Path, header: Header, turned: int) -> None:
+def check_mask_of_colors(path: Path | str, header: Header, turned: int) -> None:
     """Raises: `DataError` unless a file is of colours of 8 bits."""
     _check_mask(path, header, turned)
     if not holds_colors(header):
@@ -82,7 +82,7 @@ def color_numbers(colors: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
-def _check_mask(path: Path, header: Header, turned: int) -> None:
+def _check_mask(path: Path | str, header: Header, turned: int) -> None:
     if header.lossy:
         raise DataError(
             f"a mask stored as {header.lossy}, which changes labels; accepted are lossless index images, such as PNG",

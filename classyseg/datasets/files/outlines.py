@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from classyseg.datasets.files.coco_file import finite, in_words
+from classyseg.datasets.files.json_file import finite, in_words
 from classyseg.errors import DataError
 
 Mask = npt.NDArray[np.bool_]
@@ -76,6 +76,13 @@ def _outline_of(number: int, polygon: list[Any], height: int, width: int) -> Out
     if not all(-limit <= value <= limit for value in polygon):
         raise DataError(f"its polygon {number} has a point far outside the image of {width} x {height} pixels")
     return np.array(polygon, dtype=np.float64).reshape(-1, 2)
+
+
+def refuse_outside(number: int, points: Outline, height: int, width: int) -> None:
+    """Raises: `DataError` for a polygon that lies outside the image."""
+    left, top, wide, high = extent(points)
+    if left > width or top > height or left + wide < 0 or top + high < 0:
+        raise DataError(f"its polygon {number} lies outside the image of {width} x {height} pixels")
 
 
 def extent(points: Outline) -> tuple[float, float, float, float]:

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from classyseg.config import listed
 from classyseg.console import shown
-from classyseg.datasets.files.coco_file import CocoFile, finite, in_words
-from classyseg.datasets.files.outlines import Drawn, Outline, annotation_mask, area, extent, is_flat
+from classyseg.datasets.files.coco_file import CocoFile
+from classyseg.datasets.files.json_file import finite, in_words
+from classyseg.datasets.files.outlines import Drawn, Outline, annotation_mask, area, extent, is_flat, refuse_outside
 from classyseg.datasets.files.pairs import listed_pairs
 from classyseg.datasets.label_map import label_table
 from classyseg.datasets.named.pascal_voc import CLASSES, VOCMasks
@@ -182,8 +183,7 @@ def _check_outlines(annotation: Mapping[str, Any], drawn: Drawn, height: int, wi
     """
     for i, points in enumerate(drawn.polygons):
         left, top, wide, high = extent(points)
-        if left > width or top > height or left + wide < 0 or top + high < 0:
-            raise DataError(f"its polygon {i} lies outside the image of {width} x {height} pixels")
+        refuse_outside(i, points, height, width)
         flat = area(points) < 1 and is_flat(points)
         if not flat and i not in drawn.missed:
             continue

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from classyseg.config import listed
 from classyseg.console import shown
-from classyseg.datasets.files.coco_file import CocoFile, CocoImage, in_words
+from classyseg.datasets.files.coco_file import CocoFile, CocoImage
 from classyseg.datasets.files.images import read_colors
+from classyseg.datasets.files.json_file import in_words
 from classyseg.datasets.files.lists import normal
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import pairs_by_name

@@ -1,0 +1,171 @@
+"""COCO's JSON with categories of one's own, as CVAT, Roboflow, Label Studio and others export it."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from classyseg.config import MAX_CHANNELS
+from classyseg.console import MAX_NAME, shown
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
+from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
+from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
+from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
+from classyseg.datasets.classy_dataset import Palette
+from classyseg.datasets.files.coco_file import CocoFile
+from classyseg.datasets.files.images import Bits
+from classyseg.datasets.files.json_file import in_words
+from classyseg.datasets.files.outlines import annotation_mask, refuse_outside
+from classyseg.datasets.files.texts import Texts
+from classyseg.errors import DataError, within
+from classyseg.io import data_folder
+from classyseg.registry import DATASETS, TransformConfig
+
+
+@DATASETS.register("coco_json")
+class CocoJson(AnnotatedImages):
+    """Images and one JSON file of COCO's form: polygons, and run lengths as lists or text.
+
+    The labels are the names of the file's categories. Objects are drawn as `pycocotools` draws them. Images that the
+    file names and that have no annotation are background; others in the folder are left alone.
+
+    Args:
+        root: The folder.
+        annotations: The JSON file, in `root`.
+        images: The folder in `root` from which the file's `file_name` is looked up.
+        crowd: `label`: a crowd (`iscrowd: 1`) has the class of its label; CVAT writes all masks so. `ignore`: its
+            pixels are ignored.
+        transforms: Transforms.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        annotations: str,
+        images: str = ".",
+        classes: Classes = None,
+        background: str | None = BACKGROUND,
+        ignore: tuple[str, ...] = (),
+        order: Order = "file",
+        crowd: Literal["label", "ignore"] = "label",
+        ignore_index: int = 255,
+        palette: Palette | None = None,
+        channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
+        bits: Bits = 8,
+        transforms: tuple[TransformConfig, ...] = (),
+    ) -> None:
+        with within("root"):
+            folder = data_folder(root)
+        with within("images"):
+            start = data_folder(str(folder / images))
+        path = folder / annotations
+        file = CocoFile(path, "images", "annotations", "categories", constants=True)
+        names = {
+            entry["id"]: file.text(place, entry, "name") for place, entry in file.entries("categories", "category")
+        }
+        found = _labels(file, names)
+        labels = ClassLabels.of(classes, background, ignore, order, ignore_index, found=found)
+        if classes is None and not found:
+            raise no_labels(path)
+        pictures = _images(file, ImageFiles(folder), start)
+        objects = _objects(file, names, labels, pictures)
+        self._sizes = [picture.size for picture in pictures.values()]
+        self._objects = Texts(json.dumps(objects.pop(number, [])) for number in pictures)
+        self._crowd = crowd
+        super().__init__(
+            [(picture.path, path) for picture in pictures.values()], labels, palette, channels, bits, transforms
+        )
+
+    def annotation(self, index: int) -> Annotation:
+        image = self.pairs[index][0]
+        height, width = self._sizes[index] or self.shown_size(image)
+        objects = [
+            AnnotatedObject(
+                f"annotation {number} of {image.name}, '{label}'",
+                label,
+                partial(segmentation_patch, segmentation),
+                ignored=bool(crowd) and self._crowd == "ignore",
+            )
+            for number, label, crowd, segmentation in json.loads(self._objects[index])
+        ]
+        return Annotation(height, width, objects)
+
+
+def segmentation_patch(segmentation: Any, height: int, width: int) -> Patch:
+    """The pixels of a `segmentation` of COCO: polygons, of which none lies outside the image, or run lengths."""
+    drawn = annotation_mask(segmentation, height, width)
+    for i, points in enumerate(drawn.polygons):
+        refuse_outside(i, points, height, width)
+    return Patch.of(drawn.mask)
+
+
+class _Picture(NamedTuple):
+    """An image that the file names; `size`, height and width, is None if the file does not say it."""
+
+    path: Path
+    size: tuple[int, int] | None
+
+
+def _labels(file: CocoFile, names: Mapping[int, str]) -> list[str]:
+    """The labels in the order of their numbers, without the group that Roboflow writes as a category of its own."""
+    used = {entry.get("category_id") for entry in file.contents["annotations"] if isinstance(entry, dict)}
+    groups = {entry.get("supercategory") for entry in file.contents["categories"]}
+    kept = [names[number] for number in sorted(names) if number in used or names[number] not in groups]
+    return list(dict.fromkeys(kept or names.values()))
+
+
+def _images(file: CocoFile, files: ImageFiles, start: Path) -> dict[int, _Picture]:
+    """The images that a file names, by their numbers. Raises: `DataError`."""
+    found: dict[int, _Picture] = {}
+    numbers: dict[Path, int] = {}
+    missing: list[str] = []
+    for place, entry in file.entries("images", "image"):
+        written = file.text(place, entry, "file_name")
+        size = None
+        if not (entry.get("height") is None and entry.get("width") is None):
+            size = file.size(place, entry)
+        try:
+            path = files.find(written, start)
+        except DataError as error:
+            file.refuse(f"{place}: {error}")
+        if path is None:
+            missing.append(written)
+            continue
+        if path in numbers:
+            file.refuse(f"the images {numbers[path]} and {entry['id']} are one file, {shown(written, MAX_NAME)}")
+        numbers[path] = entry["id"]
+        found[entry["id"]] = _Picture(path, size)
+    if not found and not missing:
+        file.refuse("its list 'images' is empty")
+    report_missing(file.path, start, missing, len(found) + len(missing))
+    return found
+
+
+def _objects(
+    file: CocoFile, names: Mapping[int, str], labels: ClassLabels, pictures: Mapping[int, _Picture]
+) -> dict[int, list[Any]]:
+    """What is annotated, by the numbers of images: number, label, whether a crowd, outlines. Raises: `DataError`."""
+    known = {entry["id"] for entry in file.contents["images"]}
+    found: dict[int, list[Any]] = defaultdict(list)
+    for place, entry in file.entries("annotations", "annotation"):
+        image = file.listed(place, entry, "image_id", known, "images")
+        label = names[file.listed(place, entry, "category_id", names, "categories")]
+        crowd = entry.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            file.refuse(f"{place}: its iscrowd is {in_words(crowd)}; accepted: 0 and 1")
+        try:
+            labels.index_of(label)
+        except DataError as error:
+            file.refuse(f"{place}: {error}")
+        if "segmentation" not in entry:
+            file.refuse(f"{place}: it has no segmentation; draw its outline, or take the annotation out")
+        if image in pictures:
+            found[image].append((entry["id"], label, crowd, entry["segmentation"]))
+    return found
