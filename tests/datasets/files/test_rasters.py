@@ -125,7 +125,7 @@ def test_a_huge_image_takes_the_memory_of_a_window(tmp_path: Path) -> None:
                      compression="deflate", metadata=None)  # fmt: skip
     read_image_window(path, Window(0, 0, 10, 10), channels=1, bits=8)
     with memory_within(110_000):
-        for top in range(0, side, 2000):
+        for top in range(0, side - 512, 2000):
             image, _ = read_image_window(path, Window(top, 5000, 512, 2000), channels=1, bits=8)
             assert image.shape == (1, 512, 2000)
             assert image.eq(9).all()
