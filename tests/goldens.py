@@ -152,11 +152,22 @@ def reference_state(
     return state
 
 
+def on_meta(name: str, **config: Any) -> ClassyModel:
+    """A network without values, for those of a file: the initial ones of a large network take seconds."""
+    with torch.device("meta"):
+        return create_backbone(name, **config)
+
+
 def load_reference(model: ClassyModel, library: str = OWN, **options: Any) -> ClassyModel:
-    """Fills `model` as the reference was filled, through the weight loader; in eval mode."""
+    """Fills `model` as the reference was filled, through the weight loader; in eval mode.
+
+    `model` may be `on_meta` if it has no buffers but those of the file.
+    """
     state, report = match(model, reference_state(model, library, **options))
     assert report.problems() == ""
     assert report.library == library
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
     model.load_state_dict(state, strict=False, assign=True)
     return model.eval()
 

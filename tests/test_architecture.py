@@ -168,10 +168,12 @@ def trees_go_with_this_file() -> Iterator[None]:
 
 def statements(tree: ast.AST) -> Iterator[ast.AST]:
     """Every statement within `tree`, at any depth: where functions and imports are. Most nodes are in expressions."""
-    for node in ast.iter_child_nodes(tree):
-        if not isinstance(node, ast.expr):
-            yield node
-            yield from statements(node)
+    left = [tree]
+    while left:
+        node = left.pop()
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            left += getattr(node, name, ())
+        yield node
 
 
 def imported(tree: ast.AST, package: str) -> Iterator[str]:

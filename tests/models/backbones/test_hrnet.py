@@ -13,6 +13,7 @@ from goldens import (
     golden,
     golden_names,
     load_reference,
+    on_meta,
     parameters,
     reference_state,
 )
@@ -96,9 +97,7 @@ def timm_classification_maps(model: ClassyModel, branches: list[Tensor]) -> list
 @pytest.mark.parametrize("name", timm_entries())
 def test_branches_are_timms_with_its_padding_and_upsampling(name: str) -> None:
     recorded = golden("timm", name)["features_only"]["os32"]
-    with torch.device("meta"):
-        model = create_backbone(name, **TIMM)
-    load_reference(model.to_empty(device="cpu"))
+    model = load_reference(on_meta(name, **TIMM))
     image = drawn_input(256, 256)
     with torch.no_grad():
         features = model.extract_features(image)

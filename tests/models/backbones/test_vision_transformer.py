@@ -15,6 +15,7 @@ from goldens import (
     drawn_input,
     golden,
     load_reference,
+    on_meta,
     parameters,
     reference_state,
 )
@@ -126,12 +127,6 @@ def test_tokens_are_those_recorded_of_torchvision() -> None:
     for stage, output in zip(expected["stages"], outputs(model, drawn_input(224, 224), *nodes), strict=True):
         assert list(output.shape) == stage["shape"]
         assert_fingerprint(output, expected["fingerprint"][stage["node"]])
-
-
-def on_meta(name: str, **config: Any) -> ClassyModel:
-    """A network without values, for those of a file; the initial ones of the large networks take seconds."""
-    with torch.device("meta"):
-        return create_backbone(name, **config)
 
 
 def as_recorded(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -275,7 +270,9 @@ def test_the_pyramid_is_the_maps_resampled() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"hierarchical": True}, {"classifier": "gap"}, {"conv_stem_layers": STEM, "patch_size": 8}], ids=str
+    "config",
+    [{"hierarchical": True, "classifier": "gap"}, {"conv_stem_layers": STEM, "patch_size": 8}],
+    ids=["pyramid of means", "class token and stem"],
 )
 def test_every_kind_compiles_and_exports_with_free_sizes(config: dict[str, Any]) -> None:
     model = tiny(**config)
