@@ -109,8 +109,7 @@ def test_the_first_layers_of_full_width_give_torchvisions_tokens(name: str) -> N
     with torch.device("meta"):
         model, theirs = create_backbone(name, num_layers=4), torchvision.models.get_model(name)
     theirs.encoder.layers = theirs.encoder.layers[:4]
-    torch.manual_seed(0)
-    file = {key: torch.empty(value.shape).normal_(std=0.05) for key, value in theirs.state_dict().items()}
+    file = {key: torch.from_numpy(drawn(key, value.shape)) for key, value in theirs.state_dict().items()}
     theirs.eval().load_state_dict(file, assign=True)
     state, report = match(model, file)
     assert report.problems() == ""
