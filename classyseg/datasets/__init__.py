@@ -5,6 +5,7 @@ from typing import Any
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.hf_dataset import HfDataset
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
 from classyseg.datasets.build import build_dataset
@@ -62,6 +63,7 @@ __all__ = [
     "EvalOrder",
     "Folder",
     "HMDB51",
+    "HfDataset",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",

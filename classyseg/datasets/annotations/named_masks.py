@@ -58,10 +58,12 @@ class NamedMasks(MaskFiles):
         transforms: Sequence[Any],
         *,
         of_colors: bool = False,
+        ignored_too: bool = False,
     ) -> None:
         """`named` has the label of each value, or of each colour as `files.images.read_colors` numbers them.
 
-        An image without a mask is background.
+        An image without a mask is background. With `ignored_too`, pixels of the value `ignore_index` are ignored,
+        unless it has a label.
         """
         self.labels = labels
         self.classes = labels.classes
@@ -71,6 +73,8 @@ class NamedMasks(MaskFiles):
         found = {value: _index_of(label, labels) for value, label in named.items()}
         self._unnamed = {value: named[value] for value, index in found.items() if index is None}
         known = {value: index for value, index in found.items() if index is not None}
+        if ignored_too and labels.ignore_index not in found:
+            known[labels.ignore_index] = labels.ignore_index
         if of_colors:
             self.color_map = LabelMap(known, text=color_text)
             self.palette = class_colors(labels, {normal(name): color_of(f"{c:06x}") for c, name in named.items()})
@@ -89,7 +93,8 @@ class NamedMasks(MaskFiles):
     def check_config(cls, config: Any) -> None:
         if config.classes is None:
             return
-        labels = ClassLabels.of(config.classes, config.background, config.ignore, "file", config.ignore_index)
+        background = getattr(config, "background", None)
+        labels = ClassLabels.of(config.classes, background, config.ignore, "file", config.ignore_index)
         if config.palette is not None:
             check_palette(config.palette, labels.classes)
 
