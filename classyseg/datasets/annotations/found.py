@@ -1,19 +1,22 @@
-"""What a folder looks like to a reader of annotations: which format it is of, how sure that is, and why."""
+"""What a folder looks like to a reader: which format it is of, how sure that is, and why."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Found:
-    """A folder of annotations that a reader recognises.
+    """A folder that a reader recognises.
 
     `format` is the registered name of the reader. `sure` is 0 to 1. `why` is one sentence for people. `config` has the
     keys of the data set's config that fit, without `name`; its `root` is the folder as it was given. `num_images` is
-    how many samples that data set has.
+    how many samples that data set has. Where the files name parts, `parts` has the keys of `train`, `val` and `test`
+    that differ from those in `config`; None takes a key out. `notes` are lines for people about what was decided
+    without knowing, such as made-up names of classes.
     """
 
     format: str
@@ -21,3 +24,14 @@ class Found:
     why: str
     config: Mapping[str, Any]
     num_images: int
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def part_named(text: str) -> str | None:
+    """`train`, `val` or `test` if a word of a file's or a folder's name says so; None if none does, or several do."""
+    words = {PARTS[word] for word in re.split(r"[^a-z]+", text.lower()) if word in PARTS}
+    return words.pop() if len(words) == 1 else None
