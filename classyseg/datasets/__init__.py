@@ -6,6 +6,7 @@ from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
 from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.label_studio import LabelStudio
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
 from classyseg.datasets.build import build_dataset
@@ -69,6 +70,7 @@ __all__ = [
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
+    "LabelStudio",
     "MINC",
     "MaskFiles",
     "NamedMasks",
