@@ -5,10 +5,17 @@ from typing import Any
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.cvat_xml import CvatXml
 from classyseg.datasets.annotations.hf_dataset import HfDataset
+<<<<<<< HEAD
 from classyseg.datasets.annotations.label_studio import LabelStudio
+=======
+from classyseg.datasets.annotations.labelme import Labelme
+>>>>>>> main
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
+from classyseg.datasets.annotations.supervisely import Supervisely
+from classyseg.datasets.annotations.yolo_polygons import YoloPolygons
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -37,6 +44,7 @@ from classyseg.datasets.named.minc import MINC
 from classyseg.datasets.named.pascal_context import PascalContext
 from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.repeat_factor import RepeatFactor
 from classyseg.datasets.splits import SplitConfig
 from classyseg.registry import DATASETS
 
@@ -61,6 +69,7 @@ __all__ = [
     "CocoStuff",
     "Concat",
     "CvatMasks",
+    "CvatXml",
     "EvalOrder",
     "Folder",
     "HMDB51",
@@ -70,16 +79,22 @@ __all__ = [
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
+<<<<<<< HEAD
     "LabelStudio",
+=======
+    "Labelme",
+>>>>>>> main
     "MINC",
     "MaskFiles",
     "NamedMasks",
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "RepeatFactor",
     "RoboflowMasks",
     "SplitConfig",
     "Subset",
+    "Supervisely",
     "SyntheticImage",
     "SyntheticImageStreaming",
     "SyntheticShapeImages",
@@ -88,6 +103,7 @@ __all__ = [
     "TrainOrder",
     "UCF101",
     "VideoFolder",
+    "YoloPolygons",
     "build_dataset",
     "make_loader",
     "register_dataset",
