@@ -7,11 +7,8 @@ from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
 from classyseg.datasets.annotations.cvat_xml import CvatXml
 from classyseg.datasets.annotations.hf_dataset import HfDataset
-<<<<<<< HEAD
 from classyseg.datasets.annotations.label_studio import LabelStudio
-=======
 from classyseg.datasets.annotations.labelme import Labelme
->>>>>>> main
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
 from classyseg.datasets.annotations.supervisely import Supervisely
@@ -79,11 +76,8 @@ __all__ = [
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
-<<<<<<< HEAD
     "LabelStudio",
-=======
     "Labelme",
->>>>>>> main
     "MINC",
     "MaskFiles",
     "NamedMasks",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -38,12 +38,14 @@ class Folder(MaskFiles):
 
     Args:
         images: Folder of images.
-        masks: Folder of masks, another than that of the images (unless a `table` names the pairs). Every image needs
-            one, and every mask an image. `null` for images alone: to be predicted from Python, or as
-            `dataset.unlabelled`.
+        masks: Folder of masks, another than that of the images (unless a `table` names the pairs, or `mask_suffix` and
+            `image_suffix` tell them apart). Every image needs one, and every mask an image. `null` for images alone: to
+            be predicted from Python, or as `dataset.unlabelled`.
         classes: Names of the classes, for the labels 0, 1, ...; to learn anything, two at least: name the background,
             too. Images alone need none as `dataset.unlabelled`.
         mask_suffix: `_mask` for masks called `NAME_mask.png`; other files are passed over.
+        image_suffix: `_sat` for images called `NAME_sat.jpg`; other files are passed over. With `mask_suffix`, images
+            and masks may lie in one folder.
         nested: Search subfolders, which must be the same under both folders.
         list: Text file, under the data root, with the names of the images that are taken, one a line, in its order;
             other files are left alone.
@@ -73,6 +75,7 @@ class Folder(MaskFiles):
         masks: str | None,
         classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None,
         mask_suffix: str = "",
+        image_suffix: str = "",
         nested: bool = False,
         list: str | None = None,
         table: str | None = None,
@@ -87,7 +90,8 @@ class Folder(MaskFiles):
     ) -> None:
         self.classes = _known_classes(classes, masks)
         _check_labels(self.classes, ignore_index, palette, label_map, color_map)
-        _check_names(masks, mask_suffix, nested, list, table, split)
+        named = _Named(mask_suffix, image_suffix, nested, list, table, split)
+        named.check(masks)
         self.ignore_index = ignore_index
         self.channels = channels
         self.bits = bits
@@ -96,7 +100,7 @@ class Folder(MaskFiles):
         self.palette = _colors_of_map(color_map or {}, self.num_classes)
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
-        super().__init__(_pairs(images, masks, mask_suffix, nested, list, table, split), transforms)
+        super().__init__(_pairs(images, masks, named), transforms)
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
@@ -111,7 +115,7 @@ class Folder(MaskFiles):
             return
         classes = _known_classes(config.classes, config.masks)
         _check_labels(classes, config.ignore_index, config.palette, config.label_map, config.color_map)
-        _check_names(config.masks, config.mask_suffix, config.nested, config.list, config.table, config.split)
+        _Named(*(getattr(config, key) for key in _Named._fields)).check(config.masks)
 
     def read_labels(self, path: Path) -> Tensor:
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
@@ -164,72 +168,66 @@ def _check_targets(key: str, labels: Mapping[Any, int], num_classes: int, ignore
             )
 
 
-def _check_names(
-    masks: str | None,
-    mask_suffix: str,
-    nested: bool,
-    list: str | None,
-    table: str | None,
-    split: str | SplitConfig | None,
-) -> None:
-    """Raises: `ConfigError` for options that exclude each other."""
-    if table is not None and (mask_suffix or nested):
-        raise ConfigError("table", "names the pairs itself; mask_suffix and nested are for folders without one")
-    if list is not None and table is not None:
-        raise ConfigError("list", "names images, and so does table; leave one of them out")
-    if isinstance(split, str) and table is None:
-        raise ConfigError(
-            "split",
-            f"found {shown(split)}, but only a table has splits with names; {{part: {_likely_part(split)}, val: 0.2}} "
-            "takes a part of a folder",
-        )
-    if masks is None and (table is not None or mask_suffix):
-        raise ConfigError(
-            "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
-        )
+class _Named(NamedTuple):
+    """The options of `Folder` that say which files it takes."""
+
+    mask_suffix: str
+    image_suffix: str
+    nested: bool
+    list: str | None
+    table: str | None
+    split: str | SplitConfig | None
+
+    def check(self, masks: str | None) -> None:
+        """Raises: `ConfigError` for options that exclude each other."""
+        if self.table is not None and (self.mask_suffix or self.image_suffix or self.nested):
+            raise ConfigError(
+                "table", "names the pairs itself; mask_suffix, image_suffix and nested are for folders without one"
+            )
+        if self.list is not None and self.table is not None:
+            raise ConfigError("list", "names images, and so does table; leave one of them out")
+        if self.list is not None and self.image_suffix:
+            raise ConfigError("image_suffix", "found together with list, whose lines are whole names; leave it out")
+        if self.image_suffix and self.image_suffix == self.mask_suffix:
+            raise ConfigError("image_suffix", f"found {shown(self.image_suffix)}, which is the mask_suffix, too")
+        if isinstance(self.split, str) and self.table is None:
+            raise ConfigError(
+                "split",
+                f"found {shown(self.split)}, but only a table has splits with names; {{part: "
+                f"{_likely_part(self.split)}, val: 0.2}} takes a part of a folder",
+            )
+        if masks is None and (self.table is not None or self.mask_suffix):
+            raise ConfigError(
+                "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
+            )
 
 
-def _pairs(
-    images: str,
-    masks: str | None,
-    mask_suffix: str,
-    nested: bool,
-    list: str | None,
-    table: str | None,
-    split: str | SplitConfig | None,
-) -> Sequence[ImageAndMask]:
+def _pairs(images: str, masks: str | None, named: _Named) -> Sequence[ImageAndMask]:
     """The files that these options of `Folder` name."""
     with within("images"):
         image_folder = data_folder(images)
     with within("masks"):
         mask_folder = None if masks is None else data_folder(masks)
-    if table is None and image_folder == mask_folder:  # each mask would be an image, too, and perhaps its own mask
-        raise ConfigError(
+    if named.table is None and image_folder == mask_folder and not named.mask_suffix:
+        raise ConfigError(  # each mask would be an image, too, and perhaps its own mask
             "masks",
-            f"found {mask_folder}, which is the folder of the images; put the masks into another one, or name "
-            "the pairs in a table",
+            f"found {mask_folder}, which is the folder of the images; put the masks into another one, name the pairs "
+            "in a table, or write mask_suffix: _mask if they are called NAME_mask.png",
         )
-    taken = _all_pairs(image_folder, mask_folder, mask_suffix, nested, list, table, split)
-    if isinstance(split, SplitConfig):
-        return take_part(taken, [image for image, _ in taken], split, image_folder)
+    taken = _all_pairs(image_folder, mask_folder, named)
+    if isinstance(named.split, SplitConfig):
+        return take_part(taken, [image for image, _ in taken], named.split, image_folder)
     return taken
 
 
-def _all_pairs(
-    images: Path,
-    masks: Path | None,
-    mask_suffix: str,
-    nested: bool,
-    list: str | None,
-    table: str | None,
-    split: str | SplitConfig | None,
-) -> Sequence[ImageAndMask]:
-    if list is not None:
-        return chosen_pairs(data_path(list), images, masks, mask_suffix, nested=nested)
+def _all_pairs(images: Path, masks: Path | None, named: _Named) -> Sequence[ImageAndMask]:
+    table, split = named.table, named.split
+    if named.list is not None:
+        return chosen_pairs(data_path(named.list), images, masks, named.mask_suffix, nested=named.nested)
     if masks is None:
-        return images_alone(images, nested=nested)
+        return images_alone(images, image_suffix=named.image_suffix, nested=named.nested)
     if table is None:
-        return matched_pairs(images, masks, mask_suffix, nested=nested)
+        return matched_pairs(images, masks, named.mask_suffix, image_suffix=named.image_suffix, nested=named.nested)
     if isinstance(split, SplitConfig):
         if has_column(data_path(table), "split"):
             raise ConfigError(
