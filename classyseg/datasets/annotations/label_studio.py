@@ -136,7 +136,7 @@ class LabelStudio(AnnotatedImages):
 
     def files(self, index: int) -> tuple[Path, ...]:
         brushes = [Path(region.value["file"]) for region in loaded(self._regions[index]) if region.shape == "file"]
-        return (*self.pairs[index], *brushes)
+        return (*super().files(index), *brushes)
 
 
 def _mapped(classes: Classes) -> Mapping[str, Sequence[str]]:
