@@ -7,6 +7,7 @@ from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
 from classyseg.datasets.annotations.cvat_xml import CvatXml
 from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.label_studio import LabelStudio
 from classyseg.datasets.annotations.labelme import Labelme
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
@@ -22,6 +23,7 @@ from classyseg.datasets.drawn.synthetic_shape_images import SyntheticShapeImages
 from classyseg.datasets.drawn.synthetic_shapes import SyntheticShapes
 from classyseg.datasets.drawn.synthetic_video import SyntheticVideo
 from classyseg.datasets.files.masks import MaskFiles
+from classyseg.datasets.files.tiles import TilesConfig
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.image_folder import ImageFolder
 from classyseg.datasets.image_paths import ImagePaths
@@ -75,6 +77,7 @@ __all__ = [
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
+    "LabelStudio",
     "Labelme",
     "MINC",
     "MaskFiles",
@@ -92,6 +95,7 @@ __all__ = [
     "SyntheticShapeImages",
     "SyntheticShapes",
     "SyntheticVideo",
+    "TilesConfig",
     "TrainOrder",
     "UCF101",
     "VideoFolder",

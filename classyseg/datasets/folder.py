@@ -19,6 +19,8 @@ from classyseg.datasets.files.images import Bits, read_colors
 from classyseg.datasets.files.lists import has_column
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
+from classyseg.datasets.files.rasters import Window, read_colors_window
+from classyseg.datasets.files.tiles import TilesConfig
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
 from classyseg.datasets.splits import Split, SplitConfig, take_part
 from classyseg.errors import ConfigError, within
@@ -65,6 +67,7 @@ class Folder(MaskFiles):
         bits: Of a channel; 16 for grey images of 16 bits, TIFF of any bands of 16 bits (`classyseg[tiff]`), and `.npy`
             of uint16; 32 for measured numbers, with signs or in floating point, of TIFF and `.npy`, which stay as they
             are.
+        tiles: Large images as samples of tiles: `{size: [512, 512], overlap: 64}`; see key `tiles`.
         transforms: Transforms.
     """
 
@@ -86,8 +89,11 @@ class Folder(MaskFiles):
         palette: Palette | None = None,
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         bits: Bits = 8,
+        tiles: TilesConfig | None = None,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
+        if tiles is not None:
+            tiles.check()
         self.classes = _known_classes(classes, masks)
         _check_labels(self.classes, ignore_index, palette, label_map, color_map)
         named = _Named(mask_suffix, image_suffix, nested, list, table, split)
@@ -100,7 +106,7 @@ class Folder(MaskFiles):
         self.palette = _colors_of_map(color_map or {}, self.num_classes)
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
-        super().__init__(_pairs(images, masks, named), transforms)
+        super().__init__(_pairs(images, masks, named), transforms, tiles)
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
@@ -113,12 +119,19 @@ class Folder(MaskFiles):
     def check_config(cls, config: Any) -> None:
         if cls.__init__ is not Folder.__init__:  # a subclass with options of its own
             return
+        if config.tiles is not None:
+            config.tiles.check()
         classes = _known_classes(config.classes, config.masks)
         _check_labels(classes, config.ignore_index, config.palette, config.label_map, config.color_map)
         _Named(*(getattr(config, key) for key in _Named._fields)).check(config.masks)
 
     def read_labels(self, path: Path) -> Tensor:
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
+
+    def read_label_window(self, path: Path, window: Window) -> Tensor:
+        if self.color_map is None:
+            return super().read_label_window(path, window)
+        return self.color_map(read_colors_window(path, window), path)
 
     def _label_hint(self, values: list[int]) -> str:
         if self.label_map.labels or self.color_map:
