@@ -10,6 +10,7 @@ from typing import Any
 import label_trees
 import numpy as np
 import pytest
+from annotation_trees import RECORDED_TREES, cvat_polygon, cvat_tree, sly_object, sly_tree
 from PIL import Image
 
 from classyseg.cli.main import main
@@ -215,6 +216,35 @@ def test_the_exports_of_tools_go_before_plain_folders_and_keep_their_parts(tmp_p
     built = {part: build_dataset(each) for part, each in sets.items()}
     assert {part: len(data) for part, data in built.items()} == {"train": 6, "val": 3}
     assert np.array_equal(built["val"].load_target(0), labels_of(6))
+
+
+SQUARE = [(1, 1), (6, 1), (6, 5), (1, 5)]
+
+
+def supervisely(root: Path) -> dict[str, Any]:
+    one = (8, 9, [sly_object("car", "polygon", SQUARE)])
+    return sly_tree(root, dict.fromkeys(("train/a.png", "train/b.png", "val/c.png"), one))
+
+
+def cvat_xml(root: Path) -> dict[str, Any]:
+    return cvat_tree(root, {f"{name}.png": (8, 9, [cvat_polygon("car", SQUARE)]) for name in "abc"})
+
+
+TOOLS = {**RECORDED_TREES, "supervisely": supervisely, "cvat_xml": cvat_xml}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_the_exports_of_tools_are_recognised(name: str, tmp_path: Path) -> None:
+    read = build_dataset(TOOLS[name](tmp_path / "data"))
+    sets = imported(tmp_path / "data")
+    inner = [each.get("dataset", each) for each in sets.values()]  # held out by `subset`, if it must be
+    assert {each["name"] for each in inner} == {name}
+    masks = {read.files(i)[0]: read.load_target(i) for i in range(len(read))}
+    for data in map(build_dataset, sets.values()):
+        assert data.classes == read.classes
+        for i in range(len(data)):
+            path = (data if not data.parts else data.parts[0]).files(data.locate(i)[1] if data.parts else i)[0]
+            assert np.array_equal(data[i].target, masks[path])
 
 
 def test_what_it_writes_passes_the_doctor_and_no_other_file_is_written(

@@ -59,6 +59,7 @@ CASES: dict[str, tuple[ProjectFacts, dict[str, Any]]] = {
     "large_ones_among_them": (CELLS, {"crop": [192, 192]}),
     "other_bands": (DEEP, {"backbone": "resnet18", "weights": None, "color_jitter": None}),
     "a_gpu": (replace(STREETS, device="cuda", at_hand={}), {"backbone": "resnet50", "batch": 16, "scale": 1.0}),
+    "whole_images_with_weights": (replace(STREETS, whole_images=True), {"task": "fine_tuning"}),
     "whole_images": (replace(STREETS, whole_images=True, at_hand={}), {"task": "classification"}),
 }
 
@@ -96,7 +97,7 @@ def sets(facts: ProjectFacts) -> dict[str, Any]:
     return {p: {**values, "images": f"/n/{p}/images", "masks": f"/n/{p}/masks"} for p in ("train", "val", "test")}
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("a_gpu",)])
+@pytest.mark.parametrize("name", CASES)
 def test_every_choice_makes_a_config_that_fits_together_and_reads_back(name: str) -> None:
     facts = CASES[name][0]
     situation = decide(facts)
