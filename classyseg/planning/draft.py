@@ -13,6 +13,8 @@ Config = dict[str, Any]
 Reasons = dict[tuple[str, ...], str]
 """Why a value of a config is as it is, by its place."""
 PROBE_STEPS = 1_000_000
+PROBED_IMAGES = 12
+"""So many images of `val` are measured; sizes may differ."""
 
 
 def config_of(sets: Mapping[str, Any], situation: Situation, batch: int, length: Length | None = None) -> Config:
@@ -39,7 +41,7 @@ def config_of(sets: Mapping[str, Any], situation: Situation, batch: int, length:
         config["val_every_steps"] = length.val_every
     if situation["protocol"] != "whole":
         config["protocol"] = situation["protocol"]
-    config["runtime"] = {"device": "auto" if facts.device != "cpu" else "cpu", **_runtime(facts)}
+    config["runtime"] = {"device": "auto" if facts.device != "cpu" else "cpu", **_runtime(situation)}
     return config
 
 
@@ -65,7 +67,7 @@ def _dataset(sets: Mapping[str, Any], s: Situation, length: Length | None) -> Co
 
 def _some(values: Config, of: int, wanted: int | None) -> Config:
     """A data set, or so many samples of it, evenly spread."""
-    wanted = min(of, 4) if wanted is None else wanted
+    wanted = min(of, PROBED_IMAGES) if wanted is None else wanted
     return values if wanted >= of else {"name": "subset", "every": -(-of // max(1, wanted)), "dataset": values}
 
 
@@ -117,9 +119,10 @@ def _decay(steps: int) -> float:
     return round(min(0.9995, 1 - 20 / steps), 4)
 
 
-def _runtime(facts: ProjectFacts) -> Config:
+def _runtime(s: Situation) -> Config:
+    facts = s.facts
     workers = 1 if facts.device == "cpu" and facts.cores <= 2 else min(8, max(1, facts.cores - 1))
-    return {"precision": "auto", "workers": workers}
+    return {"precision": s["precision"], "workers": workers}
 
 
 def reasons_of(s: Situation, measured: Measured, length: Length) -> Reasons:
@@ -152,7 +155,7 @@ def reasons_of(s: Situation, measured: Measured, length: Length) -> Reasons:
         ("hooks", "ema"): "the average of the last twentieth of the steps is measured and kept",
         ("hooks", "time_limit"): "saves and stops if the machine is much slower than it was when this was written",
         ("runtime", "workers"): f"{facts.cores} cores",
-        ("runtime", "precision"): "bfloat16 where this machine computes it faster, else float32",
+        ("runtime", "precision"): why["precision"],
         ("dataset", "train", "threshold"): why["sampler"],
     }
     if not s.pretrained:

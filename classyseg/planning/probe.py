@@ -17,11 +17,11 @@ from classyseg.errors import ConfigError
 from classyseg.hooks import ClassyHook
 from classyseg.hooks.classy_hook import WatchedTask
 from classyseg.hooks.memory_use import device_peak, host_bytes, host_peak
-from classyseg.planning.facts import Measured, middle
+from classyseg.planning.facts import Measured, mean
 
-WARM_UP = 2
+WARM_UP = 3
 """Steps that are not counted: memory formats and caches settle."""
-LEAST_STEPS = 6
+LEAST_STEPS = 7
 MOST_STEPS = 60
 END_BY_START = 0.5
 """What comes after the last step (weights, the report) takes about this part of the time to the first step."""
@@ -111,9 +111,9 @@ def main() -> int:
     record = {
         "batch_size": config["batch_size"],
         "start": watch.first - request["started"],
-        "step": sum(counted) / len(counted),
-        "val": middle(vals[1:] or vals),
-        "val_start": max(0.0, vals[0] - middle(vals[1:])) if len(vals) > 1 else 0.0,
+        "step": mean(counted),
+        "val": mean(vals[1:] or vals),
+        "val_start": max(0.0, vals[0] - mean(vals[1:])) if len(vals) > 1 else 0.0,
         "memory": device_peak(device) or max(host_peak(), watch.memory),
         "end": END_BY_START * (watch.first - request["started"]),
     }

@@ -254,6 +254,13 @@ RULES: tuple[Rule, ...] = (
         "trained weights: deep layers learn faster than those at the image",
     ),
     Rule("optimizer", always, {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-4}, "random weights"),
+    Rule(
+        "precision",
+        lambda s: not on_gpu(s) and s.facts.minutes < 10,
+        "float32",
+        "auto compares bfloat16 with it for some seconds at each start: for longer trainings",
+    ),
+    Rule("precision", always, "auto", "bfloat16 where this machine computes it faster, else float32"),
     Rule("batch", lambda s: on_gpu(s), 16, "a GPU"),
     Rule("batch", always, 8, "a CPU: smaller batches mean more steps"),
 )
