@@ -147,6 +147,7 @@ class ColorJitter(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     def __init__(
@@ -194,6 +195,7 @@ class PhotometricDistortion(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     def __init__(
@@ -245,6 +247,7 @@ class Lighting(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     VALUES = (0.2175, 0.0188, 0.0045)
@@ -272,6 +275,7 @@ class GaussianBlur(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -314,6 +318,7 @@ class Normalize(ClassyTransform):
     """
 
     keeps_size = True
+    takes_flags = True
 
     def __init__(
         self,

@@ -70,6 +70,7 @@ class RandomScaleCrop(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -95,7 +96,7 @@ class RandomScaleCrop(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_scale_crop")
-        height, width = sample.target.shape
+        height, width = sample.target.shape[-2:]
         scale = uniform(generator, *self.scale) * self.fitting.factor(height, width)
         for _ in range(MAX_TRIES):
             rows = _Window(generator, height, self.size[0], scale)
@@ -108,6 +109,11 @@ class RandomScaleCrop(ClassyTransform):
         right = self.size[1] - columns.out_size - columns.before
         bottom = self.size[0] - rows.out_size - rows.before
         return pad_sample(cropped, columns.before, rows.before, right, bottom, self.fill, self.ignore_index)
+
+    def refusal_of_flags(self) -> str:
+        if self.max_class_fraction < 1:
+            return "asks for the share of one class among all pixels (max_class_fraction); leave that out"
+        return super().refusal_of_flags()
 
     def _is_balanced(self, mask: torch.Tensor) -> bool:
         lowest = min(0, self.ignore_index)
@@ -149,6 +155,7 @@ class CenterCrop(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(self, ignore_index: int = 255, *, size: Box, fill: Grey = 0) -> None:
         super().__init__(ignore_index)
@@ -160,7 +167,7 @@ class CenterCrop(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "center_crop")
-        lengths = tuple(sample.target.shape)
+        lengths = tuple(sample.target.shape[-2:])
         inner = [min(length, side) for length, side in zip(lengths, self.size, strict=True)]
         start = [round((length - side) / 2) for length, side in zip(lengths, inner, strict=True)]
         before = [(side - length) // 2 for side, length in zip(self.size, inner, strict=True)]

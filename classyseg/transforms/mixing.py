@@ -103,6 +103,7 @@ class CutMix(PairTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 1.0, probability: Share = 0.5) -> None:
         super().__init__(ignore_index)
@@ -180,6 +181,9 @@ class MixUp(PairTransform):
     def gives_soft_targets(self, whole_images: bool) -> bool:
         return True
 
+    def refusal_of_flags(self) -> str:
+        return "gives shares of classes, which are no flags; use cut_mix or copy_paste"
+
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         if uniform(generator, 0, 1) >= self.probability:
             return sample.replace(target=as_shares(sample.target, num_classes, self.ignore_index))
@@ -197,7 +201,8 @@ class MixUp(PairTransform):
 class CopyPaste(PairTransform):
     """The pixels of some classes of another sample over this one, with their labels.
 
-    It must come after a transform that gives one size.
+    It must come after a transform that gives one size. Where pixels have several classes (`multi_label`), those that
+    have one of the chosen classes are pasted, with all their flags.
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
@@ -209,6 +214,7 @@ class CopyPaste(PairTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -231,20 +237,24 @@ class CopyPaste(PairTransform):
             return sample
         other = draw()
         require_one_size(sample, other, "copy_paste")
-        if any(each.target.dim() != 2 for each in (sample, other)):
+        flags = sample.has_flags and other.has_flags
+        if not flags and any(each.target.dim() != 2 for each in (sample, other)):
             raise ConfigError(
                 f"{sample.name}: 'copy_paste' needs masks of labels: not images of one class, nor shares, which "
                 "'mix_up' gives; put it before"
             )
-        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
-        pasted = torch.isin(other.target, labels)
+        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target, flags)
+        pasted = (other.target[labels] == 1).any(0) if flags else torch.isin(other.target, labels)
         image = torch.where(pasted, same_bits(other.image), same_bits(sample.image)).view(sample.image.dtype)
         return sample.replace(
             image=image,
             target=torch.where(pasted, other.target, sample.target),
         )
 
-    def _half(self, generator: torch.Generator, mask: Tensor) -> Tensor:
+    def _half(self, generator: torch.Generator, mask: Tensor, flags: bool) -> Tensor:
         """A random half of the labels in `mask`, rounded up."""
-        labels = mask[mask != self.ignore_index].unique()
+        if flags:
+            labels = (mask == 1).flatten(1).any(1).nonzero()[:, 0]
+        else:
+            labels = mask[mask != self.ignore_index].unique()
         return labels[torch.randperm(len(labels), generator=generator)[: -(-len(labels) // 2)]]
