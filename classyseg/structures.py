@@ -28,6 +28,11 @@ def default_color(index: int) -> Color:
     return color[0], color[1], color[2]
 
 
+def default_palette(num_classes: int, *, flags: bool = False) -> tuple[Color, ...]:
+    """A colour for each class. With `flags` no class is black, as pixels without a class are shown so."""
+    return tuple(default_color(i + flags) for i in range(num_classes))
+
+
 class BlockInfo(NamedTuple):
     """A named output of a backbone.
 

@@ -22,7 +22,7 @@ from classyseg.errors import ConfigError, DataError
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
 from classyseg.signature import own_parameters
-from classyseg.structures import Color, Sample, default_color
+from classyseg.structures import Color, Sample, default_palette
 from classyseg.transforms.classy_transform import apply_transforms, check_flags, check_numbers
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
-        self.palette = self.palette or tuple(default_color(i) for i in range(len(self.classes)))
+        self.palette = self.palette or default_palette(len(self.classes), flags=self.has_flags)
         check_palette(self.palette, self.classes)
         check_numbers(self.transforms, self.bits)
         check_flags(self.transforms, self.has_flags)
@@ -400,7 +400,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
                 raise DataError(
                     f"its mask of '{name}' holds the values {shown} ({int(wrong.sum())} pixels); accepted: 1 for "
-                    f"pixels of the class, 0 for others, and {self.ignore_index} for ignored ones{self._label_hint(values)}",
+                    f"pixels of the class, 0 for others, and {self.ignore_index} for ignored ones"
+                    f"{self._label_hint(values)}",
                     file=str(sample.name),
                 )
 

@@ -28,6 +28,7 @@ from classyseg.datasets.files.images import (
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.loading.workers import WorkerError, warm_fork_server, without_sigchld_handler
 from classyseg.errors import DataError
+from classyseg.label_counts import is_ignored
 
 T = TypeVar("T")
 
@@ -58,6 +59,10 @@ class Facts:
     and `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as
     numbers of objects are. `exif_that_fits` is the value of `exif` by which a turned image has the size of its mask, if
     only one does. With `whole_images`, each class counts as one pixel. `video` is a number of the clip's video.
+
+    With `has_flags`, a pixel may have several classes: `pixels` then counts set flags, and under the ignored label the
+    pixels with an ignored flag; `known` the flags of each class that are not ignored; `overlap` the pixels of several
+    classes, and `without` those that are known to have none.
     """
 
     index: int
@@ -76,6 +81,11 @@ class Facts:
     colors: dict[int, int] = field(default_factory=dict)
     counts_up: bool = False
     whole_images: bool = False
+    has_flags: bool = False
+    mask_area: int = 0
+    known: list[int] = field(default_factory=list)
+    overlap: int = 0
+    without: int = 0
     video: str = ""
     exif_that_fits: str = ""
 
@@ -155,14 +165,17 @@ def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Te
         _look_at_image(facts, image)
     if labels is not None:
         _look_at_labels(facts, labels, dataset)
-    if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape:
+    if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape[-2:]:
         _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
 
 
 def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
     """The labels in the mask of sample `index`; none if it cannot be read: `inspect` tells that."""
     try:
-        return set(dataset.load_target(index).unique().tolist())
+        target = dataset.load_target(index)
+        if dataset.has_flags:
+            return set((target == 1).flatten(1).any(1).nonzero()[:, 0].tolist())
+        return set(target.unique().tolist())
     except Exception:  # plugins raise what they like
         return set()
 
@@ -200,7 +213,7 @@ def _read_apart(facts: Facts, dataset: ClassyDataset, *, labels: bool) -> tuple[
     if not dataset.has_masks or not labels:
         return image, None
     target = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
-    is_mask = target is not None and target.dim() == 2
+    is_mask = target is not None and target.dim() >= 2
     if image is None and is_mask and _exif_orientation(image_path) in SWAPPING:
         facts.exif_that_fits = _exif_that_fits(image_path, (target.shape[-1], target.shape[-2]))  # type: ignore[union-attr]
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
@@ -292,6 +305,9 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
         return
     if dataset.whole_images:
         raise DataError(f"its target has the shape {tuple(labels.shape)}; expected one class, ()")
+    if dataset.has_flags:
+        _look_at_flags(facts, labels, dataset)
+        return
     facts.pixels = _count(labels, (*range(dataset.num_classes), dataset.ignore_index))
     facts.mask_digest = _digest(labels.contiguous().numpy())
     found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
@@ -302,6 +318,26 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
         facts.add("unlabelled", facts.mask, f"every pixel is {dataset.ignore_index}, ignored")
     elif len(facts.pixels) == 1 and labels.numel() > 1 and found[0] in range(dataset.num_classes):
         facts.add("blank_mask", facts.mask, f"every pixel is {found[0]}, '{dataset.classes[found[0]]}'")
+
+
+def _look_at_flags(facts: Facts, flags: Tensor, dataset: ClassyDataset) -> None:
+    """Looks at a flag of each class for each pixel, (num_classes, H, W)."""
+    if flags.dim() != 3 or len(flags) != dataset.num_classes:
+        raise DataError(f"its target has the shape {tuple(flags.shape)}; expected ({dataset.num_classes}, H, W)")
+    facts.has_flags, facts.mask_area = True, flags[0].numel()
+    is_set, ignored = flags == 1, is_ignored(flags, dataset.ignore_index)
+    known = is_set | (flags == 0)
+    facts.pixels = {i: count for i, count in enumerate(is_set.sum((1, 2)).tolist()) if count}
+    if ignored.any():
+        facts.pixels[dataset.ignore_index] = int(ignored.any(0).sum())
+    facts.known = known.sum((1, 2)).tolist()
+    facts.overlap = int((is_set.sum(0) > 1).sum())
+    facts.without = int((known & ~is_set).all(0).sum())
+    strange = flags[~(known | ignored)]
+    facts.unknown = _count(strange, ()) if len(strange) else {}
+    facts.mask_digest = _digest(flags.contiguous().numpy())
+    if not known.any() and not len(strange):
+        facts.add("unlabelled", facts.mask, f"every flag is {dataset.ignore_index}, ignored")
 
 
 def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None:

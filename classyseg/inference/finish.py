@@ -28,7 +28,7 @@ from classyseg.inference.rows import (
 from classyseg.layers.resize import best_class
 
 LABEL = 8
-"""Bytes of a label."""
+"""Bytes of a label, where a pixel has one."""
 _ROW = 2 * LABEL + FLOAT
 """Bytes that an arg-max takes for a pixel in addition to its input: the index, its copy, and the maximum."""
 
@@ -127,8 +127,9 @@ class Bands:
         size = next(iter(self.maps.values())).size
         found: dict[Wanted, Tensor] = {}
         for item in self.wanted:
-            shape = size if item.kind == "labels" else (self.network.num_classes(item.head), *size)
-            kind = torch.int64 if item.kind == "labels" else torch.float32
+            flags = self.network.gives_flags(item.head)
+            shape = size if item.kind == "labels" and not flags else (self.network.num_classes(item.head), *size)
+            kind = torch.float32 if item.kind == "scores" else torch.uint8 if flags else torch.int64
             found[item] = torch.empty(shape, dtype=kind, device=self.network.device)
         for first, stop in bands(size[0], self.count):
             for head, each in self.maps.items():
@@ -144,9 +145,19 @@ def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) ->
         if wanted.kind == "scores":
             return scores_of(head, values)
         return head.labels({LOGITS: values[None]}, values.shape[1:])[0]
-    return best_class(values, 0) if wanted.kind == "labels" else values
+    if wanted.kind != "labels":
+        return values
+    return (values >= 0.5).to(torch.uint8) if network.gives_flags(wanted.head) else best_class(values, 0)
 
 
 def _result_bytes(network: Network, wanted: Collection[Wanted], size: Size) -> int:
-    each = [LABEL if item.kind == "labels" else FLOAT * network.num_classes(item.head) for item in wanted]
+    each = [
+        label_bytes(network, item.head) if item.kind == "labels" else FLOAT * network.num_classes(item.head)
+        for item in wanted
+    ]
     return sum(each) * size[0] * size[1]
+
+
+def label_bytes(network: Network, head: str) -> int:
+    """Bytes of what a pixel's labels take: one number, or a flag of a byte for each class."""
+    return network.num_classes(head) if network.gives_flags(head) else LABEL
