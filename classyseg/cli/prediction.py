@@ -207,7 +207,8 @@ class Job:
         plan = self.plans[read.given]
         if plan.labels is not None:
             write_labels(plan.labels, labels, self.predictor.palette, plan.geo)
-        write_flags(plan.flags, labels, self.predictor.palette, plan.geo)
+        if plan.flags:
+            write_flags(plan.flags, labels, self.predictor.palette, plan.geo)
         if plan.overlay is not None:
             write_overlay(plan.overlay, self.predictor.overlay(read.image, self.alpha, labels))
         if plan.scores is not None and scores is not None:
@@ -228,7 +229,8 @@ class Job:
     ) -> None:
         if plan.labels is not None:
             write_labels(plan.labels / f"{number:06}.png", labels, self.predictor.palette)
-        write_flags([folder / f"{number:06}.png" for folder in plan.flags], labels, self.predictor.palette)
+        if plan.flags:
+            write_flags([folder / f"{number:06}.png" for folder in plan.flags], labels, self.predictor.palette)
         if plan.scores is not None and scores is not None:
             write_scores(plan.scores / f"{number:06}.npy", scores.astype(self.scores, copy=False))
         if add is not None:

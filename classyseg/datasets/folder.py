@@ -40,7 +40,8 @@ class Folder(MaskFiles):
     With `multi_label: true` a pixel may have several classes. Then each class has a mask of its own: 1 where a pixel
     has the class, 0 where not, `ignore_index` where nobody knows. Masks lie in one file with a channel for each class
     in the order of `classes` (PNG of up to four channels, TIFF, `.npy` of (H, W, classes)), or in a file for each
-    class. With a single class, an ordinary mask is such a file: binary segmentation with one logit.
+    class. With a single class, an ordinary mask is such a file: binary segmentation with one logit. See
+    several_classes.md.
 
     Args:
         images: Folder of images.

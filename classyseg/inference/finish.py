@@ -110,15 +110,17 @@ class Bands:
         results = _result_bytes(network, wanted, size)
         sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
         highest = min(size[0], most_rows or size[0])
-        count = min(highest, max(1, rows_within(sources, BAND_BYTES, _ROW * size[1])))
+        flags = [2 * network.num_classes(head) for head in maps if network.gives_flags(head)]  # compared, then as bytes
+        row = max(_ROW, *flags, 0) * size[1]
+        count = min(highest, max(1, rows_within(sources, BAND_BYTES, row)))
         if not all(network.averages_logits(head) for head in maps):
             # A head with scores of its own makes all of a window's scores again for every band: few bands are faster.
             count = highest
         if budget is not None:
             room = budget - results - sum(cost)
-            fitting = rows_within(sources, room, _ROW * size[1])
+            fitting = rows_within(sources, room, row)
             if fitting < 1:
-                one = max(source.bytes_for(1) for source in sources) + _ROW * size[1]
+                one = max(source.bytes_for(1) for source in sources) + row
                 raise BudgetError(f"an image of {size[0]} x {size[1]}", budget, results + sum(cost) + one)
             count = min(count, fitting)
         return cls(network, maps, wanted, count, are_scores)

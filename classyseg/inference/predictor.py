@@ -220,7 +220,7 @@ class Predictor:
         if not self.network.gives_maps(self.head):
             raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
         tensor = self.read(image)
-        found = self.predict(tensor) if labels is None else labels
+        found: npt.NDArray[Any] = self.predict(tensor) if labels is None else np.asarray(labels)
         if found.shape != (*found.shape[:-2], *tensor.shape[-2:]) or found.ndim != 2 + self.multi_label:
             size = tuple(tensor.shape[-2:])
             raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
@@ -230,7 +230,7 @@ class Predictor:
         # In bands, as mixing takes 60 bytes a pixel. Numbers in a unit of their own are scaled by the whole image.
         step = height if tensor.is_floating_point() else max(1, DRAWN_AT_ONCE // width)
         for top in range(0, height, step):
-            band: npt.NDArray[Any] = found[..., top : top + step, :]
+            band = found[..., top : top + step, :]
             share: Any = alpha
             colors: npt.NDArray[Any]
             if self.multi_label:

@@ -61,21 +61,22 @@ class _ConfusionMeter(ClassyMeter):
         self.reset()
 
     def reset(self) -> None:
-        self.matrix = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
-        self.flags = torch.zeros(4, len(self.classes), dtype=torch.int64)
-        """Of flags, by class: hits, true, predicted and valid ones."""
+        number = len(self.classes)
+        self.numbers = torch.zeros(number + 4, number, dtype=torch.int64)
+        """The confusion matrix. Below it, of flags by class: hits, true, predicted and valid ones."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
+        number = len(self.classes)
         if target.dim() == 4:
             if prediction.is_floating_point():
                 prediction = flags_at(prediction, target.shape[2:])
-            counts = flag_counts(prediction, target, self.ignore_index)
-            self.flags = self.flags.to(counts.device) + counts
-            return
-        if prediction.is_floating_point():
-            prediction = argmax_at(prediction, target.shape[1:])
-        counts = confusion_matrix(prediction, target, len(self.classes), self.ignore_index)
-        self.matrix = self.matrix.to(counts.device) + counts
+            counts, rows = flag_counts(prediction, target, self.ignore_index), slice(number, None)
+        else:
+            if prediction.is_floating_point():
+                prediction = argmax_at(prediction, target.shape[1:])
+            counts, rows = confusion_matrix(prediction, target, number, self.ignore_index), slice(number)
+        self.numbers = self.numbers.to(counts.device)
+        self.numbers[rows] += counts
 
     def total(self) -> Tensor:
         """The matrix of the whole job, on the host. Every process calls it."""
@@ -92,12 +93,10 @@ class _ConfusionMeter(ClassyMeter):
 
     def _totals(self) -> tuple[Tensor, Tensor]:
         """The matrix and the counts of flags of the whole job: a process that had no batch does not know the kind."""
-        number = len(self.classes)
-        whole = sum_of_job(torch.cat([self.matrix.cpu(), self.flags.cpu()]))
-        matrix, flags = whole[:number], whole[number:]
-        self.unseen_classes = [
-            name for name, true in zip(self.classes, matrix.sum(1) + flags[1], strict=True) if not true
-        ]
+        whole = sum_of_job(self.numbers)
+        matrix, flags = whole[: len(self.classes)], whole[len(self.classes) :]
+        true = matrix.sum(1) + flags[1]
+        self.unseen_classes = [name for name, pixels in zip(self.classes, true, strict=True) if not pixels]
         return matrix, flags
 
 
