@@ -4,6 +4,10 @@ from typing import Any
 
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
+from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.named_masks import NamedMasks
+from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -55,9 +59,11 @@ __all__ = [
     "CocoPanoptic",
     "CocoStuff",
     "Concat",
+    "CvatMasks",
     "EvalOrder",
     "Folder",
     "HMDB51",
+    "HfDataset",
     "ImageFolder",
     "ImageNet",
     "ImagePaths",
@@ -65,9 +71,11 @@ __all__ = [
     "LabelMap",
     "MINC",
     "MaskFiles",
+    "NamedMasks",
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "RoboflowMasks",
     "SplitConfig",
     "Subset",
     "SyntheticImage",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from classyseg.console import shown
-from classyseg.datasets.annotations.class_labels import ClassLabels, class_names
+from classyseg.datasets.annotations.class_labels import ClassLabels, declared_names
 from classyseg.datasets.annotations.patches import Annotation
 from classyseg.datasets.classy_dataset import ClassyDataset, Palette, check_palette, color_from
 from classyseg.datasets.facts import DataFacts
@@ -70,12 +70,12 @@ class AnnotatedImages(ClassyDataset):
         self.ignore_index = labels.ignore_index
         self.channels = channels
         self.bits = bits
-        self.palette = _palette(labels, colors or {}) if palette is None else tuple(map(color_from, palette))
+        self.palette = class_colors(labels, colors or {}) if palette is None else tuple(map(color_from, palette))
         super().__init__(transforms)
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
-        return replace(super().facts_of(config), classes=class_names(config.classes, config.background))
+        return replace(super().facts_of(config), classes=declared_names(config))
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -129,7 +129,7 @@ class AnnotatedImages(ClassyDataset):
         return (header.width, header.height) if swapped else (header.height, header.width)
 
 
-def _palette(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Color, ...]:
+def class_colors(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Color, ...]:
     """The colour of the first label of each class, and black for a background, if all others have one; else none."""
     found: dict[int, Color] = {}
     for label, index in labels.indices.items():

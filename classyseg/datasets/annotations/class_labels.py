@@ -36,6 +36,11 @@ def class_names(classes: Classes, background: str | None) -> Names | None:
     return named if background is None or background in named else (background, *named)
 
 
+def declared_names(config: Any) -> Names | None:
+    """The `class_names` of a data set's config; None without a config, too."""
+    return class_names(getattr(config, "classes", None), getattr(config, "background", None))
+
+
 @dataclass(frozen=True)
 class ClassLabels:
     """The classes of annotations, and the rules by which objects become a mask.

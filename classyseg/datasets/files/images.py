@@ -281,15 +281,17 @@ def jpeg_decoder() -> Any:
         return None
 
 
-def read_mask_values(path: Path) -> npt.NDArray[Any]:
+def read_mask_values(source: Source) -> npt.NDArray[Any]:
     """The mask's values, or the indices into its palette, as (H, W) integers of the file's type. They are never scaled.
 
-    A `.mat` file of Pascal's extensions is read, too, where scipy is installed. Raises: `DataError` for unreadable
-    files, for colour images, for JPEG, which does not keep labels, and for what viewers turn or invert.
+    The content of a file, as bytes, is read as the file is. A `.mat` file of Pascal's extensions is read, too, where
+    scipy is installed. Raises: `DataError` for unreadable files, for colour images, for JPEG, which does not keep
+    labels, and for what viewers turn or invert.
     """
-    if path.suffix == ".mat":
-        return read_mat(path)
-    with _opened(path) as stored:
+    path = _name(source)
+    if isinstance(source, Path) and source.suffix == ".mat":
+        return read_mat(source)
+    with _opened(source) as stored:
         header = stored.header
         _check_mask(path, stored)
         if header.colors == "grey with 0 as white":
@@ -341,7 +343,7 @@ def read_mask_channels(path: Path) -> npt.NDArray[Any]:
     return _whole_numbers(path, values) if values.dtype.kind == "f" else values
 
 
-def _whole_numbers(path: Path, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _whole_numbers(path: Path | str, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Class indices that a program wrote in floating point. Raises: `DataError` for numbers that are not whole."""
     values = values.astype(np.float64)
     whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # both are false for NaN
@@ -386,7 +388,7 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
     return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
-def _check_mask(path: Path, stored: _Stored) -> None:
+def _check_mask(path: Path | str, stored: _Stored) -> None:
     if stored.header.lossy:
         raise DataError(
             f"a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
