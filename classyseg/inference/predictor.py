@@ -234,7 +234,7 @@ class Predictor:
             share: Any = alpha
             colors: npt.NDArray[Any]
             if self.multi_label:
-                colors, share = flag_colors(band, self.palette), alpha * band.any(0)[..., None]
+                colors, share = flag_colors(band, self.palette), alpha * np.asarray(band.any(0))[..., None]
             else:
                 colors = palette[np.minimum(band, len(palette) - 1)]
             mixed = (1 - share) * display_colors(tensor[:, top : top + step]) + share * colors
