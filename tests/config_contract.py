@@ -26,11 +26,13 @@ REQUIRED: dict[str, Any] = {
     "mask_values": "full",
     "masks": "masks",
     "milestones": [1],
+    "min_pixels": 20,
     "minutes": 60.0,
     "root": "data",
     "sampling": "random",
     "size": [32, 32],
     "split": "train",
+    "threshold": 0.5,
     "transform": "RandomAffine",
 }
 """A value for each key without a default, whichever component it is of; `options` of a test say what else is needed."""

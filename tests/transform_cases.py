@@ -22,11 +22,15 @@ SIZES = [(60, 50), (48, 62)]
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "center_crop": [{"size": CROP}, {"size": (70, 40)}],
     "color_jitter": [{"hue": 0.2}],
-    "copy_paste": [{"probability": 1.0}],
+    "copy_paste": [
+        {"probability": 1.0},
+        {"probability": 1.0, "scale": (1.0, 1.0), "region_share": 0.5, "min_pixels": 2},
+    ],
     "cut_mix": [{"probability": 1.0}],
     "cutout": [{"probability": 1.0, "ignore": True}],
     "gaussian_blur": [{"sigma": (0.1, 0.6)}],
     "horizontal_flip": [{}],
+    "ignore_small_regions": [{"min_pixels": 20}],
     "pad": [{"multiple": 16}],
     "rand_augment": [{"magnitude": 30}],
     "random_erasing": [{"ignore": True, "count": 3, "probability": 1.0}],
@@ -40,6 +44,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "random_scale_crop": [
         {"size": CROP, "scale": (0.6, 2.0)},
         {"size": CROP, "max_class_fraction": 0.02},
+        {"size": CROP, "class_share": 0.5, "min_pixels": 50},
         {"size": CROP, "scale": (0.8, 1.5), "shorter_side": 50, "longer_side": 70},
     ],
     "resize": [{"size": CROP}, {"shorter_side": 40}, {"fit": (70, 40), "interpolation": "bicubic"}],

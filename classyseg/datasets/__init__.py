@@ -36,6 +36,7 @@ from classyseg.datasets.named.minc import MINC
 from classyseg.datasets.named.pascal_context import PascalContext
 from classyseg.datasets.named.pascal_voc import PascalAug, PascalVOC
 from classyseg.datasets.named.videos import HMDB51, UCF101, Kinetics400, VideoFolder
+from classyseg.datasets.repeat_factor import RepeatFactor
 from classyseg.datasets.splits import SplitConfig
 from classyseg.registry import DATASETS
 
@@ -75,6 +76,7 @@ __all__ = [
     "PascalAug",
     "PascalContext",
     "PascalVOC",
+    "RepeatFactor",
     "RoboflowMasks",
     "SplitConfig",
     "Subset",

@@ -70,7 +70,9 @@ def describe(data: Any, problems: Problems) -> Part:
             parts[place] = describe(inner, problems)
     facts = component.facts_of(data)
     if parts:
-        facts = replace(joined_facts([part.facts for part in parts.values()]), num_samples=None, keys=facts.keys)
+        joined = joined_facts([part.facts for part in parts.values()])
+        repeats = facts.repeats_samples or joined.repeats_samples
+        facts = replace(joined, num_samples=None, keys=facts.keys, repeats_samples=repeats)
         with problems.collected():
             component.check_parts(parts)
     transforms: list[ClassyTransform] = []

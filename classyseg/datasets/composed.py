@@ -97,6 +97,14 @@ class Composed(ClassyDataset):
         part, inner = self.locate(index)
         return self.parts[part].load(inner)
 
+    def load_image(self, index: int) -> torch.Tensor:
+        part, inner = self.locate(index)
+        return self.parts[part].load_image(inner)
+
+    def load_target(self, index: int) -> torch.Tensor:
+        part, inner = self.locate(index)
+        return self.parts[part].load_target(inner)
+
     def described(self, index: int) -> str:
         part, inner = self.locate(index)
         return f"sample {index}: {self.parts[part].described(inner)} of {self.part_places()[part]}"

@@ -15,8 +15,14 @@ class DataFacts:
 
     `channels` and `bits` are those of its stored images, `size` the height and width of its samples after the
     transforms. `group_size` consecutive samples belong together (the clips of a video). `whole_images` says that a
+<<<<<<< HEAD
     sample has a class, not a mask, `multi_label` that it, or each pixel of a mask (`has_flags`), has a flag for each
     class; `gives_clips` says that its images are clips (C, T, H, W). `keys` are those of the data
+=======
+    sample has a class, not a mask, `multi_label` that it has a flag for each class; `gives_clips` says that its images
+    are clips (C, T, H, W). `repeats_samples` says that
+    a sample may come several times in an epoch: such a data set is to train on. `keys` are those of the data
+>>>>>>> main
     set's own config, for messages that name one.
     """
 
@@ -31,6 +37,7 @@ class DataFacts:
     multi_label: bool = False
     gives_clips: bool = False
     has_masks: bool | None = None
+    repeats_samples: bool = False
     keys: frozenset[str] = frozenset()
 
     @property
@@ -54,7 +61,8 @@ class DataFacts:
 def joined_facts(facts: Sequence[DataFacts]) -> DataFacts:
     """The facts of data sets as one: those of the first, and the size of the samples if all have the same."""
     sizes = {each.size for each in facts}
-    return replace(facts[0], size=sizes.pop() if len(sizes) == 1 else None)
+    repeats = any(each.repeats_samples for each in facts)
+    return replace(facts[0], size=sizes.pop() if len(sizes) == 1 else None, repeats_samples=repeats)
 
 
 class Part(Protocol):

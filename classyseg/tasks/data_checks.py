@@ -70,6 +70,11 @@ def check_data(
                 check_same_classes(name, part.facts, first_name, first.facts)
         with problems.collected():
             check_same_channels(name, part.facts, first_name, first.facts)
+        with problems.collected():
+            if name in ("val", "test") and part.facts.repeats_samples:
+                raise ConfigError(
+                    f"dataset.{name}", "repeats samples, which would count several times; only `train` may"
+                )
     with problems.collected():
         check_same_unit({f"dataset.{name}": part.facts for name, part in data.items()})
     for name, part in data.items():

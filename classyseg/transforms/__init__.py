@@ -9,6 +9,7 @@ from classyseg.transforms.erasing import RandomErasing
 from classyseg.transforms.geometry import HorizontalFlip, Pad, RandomResize, RandomRotation, Resize, VerticalFlip
 from classyseg.transforms.mixing import CopyPaste, CutMix, MixUp
 from classyseg.transforms.policies import AutoAugment, RandAugment
+from classyseg.transforms.regions import IgnoreSmallRegions
 from classyseg.transforms.torchvision_wrapper import TorchvisionTransform
 
 register_transform = TRANSFORMS.register
@@ -23,6 +24,7 @@ __all__ = [
     "CutMix",
     "GaussianBlur",
     "HorizontalFlip",
+    "IgnoreSmallRegions",
     "Lighting",
     "MixUp",
     "Normalize",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from threading import local
 from typing import Annotated
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import pad
 
 from classyseg.errors import ConfigError
 from classyseg.layers import NormalizeConfig
@@ -19,7 +17,7 @@ from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform
-from classyseg.transforms.pixels import Share, in_order
+from classyseg.transforms.pixels import Share, blurred, in_order
 
 GREY = (0.299, 0.587, 0.114)
 """How much of red, green and blue makes grey (ITU-R BT.601)."""
@@ -292,13 +290,7 @@ class GaussianBlur(ClassyTransform):
         if uniform(generator, 0, 1) >= self.probability:
             return sample
         sigma = uniform(generator, *self.sigma)
-        radius = max(1, math.ceil(3 * sigma))
-        kernel = torch.arange(-radius, radius + 1).div(sigma).square().mul(-0.5).exp()
-        kernel /= kernel.sum()
-        image = pad(sample.image.float(), [radius] * 4, mode="replicate")
-        for axis in (1, 2):
-            length = image.shape[axis] - 2 * radius
-            image = sum(image.narrow(axis, i, length) * weight for i, weight in enumerate(kernel.tolist()))  # type: ignore[assignment]
+        image = blurred(sample.image.float(), sigma)
         if not sample.image.is_floating_point():
             image.round_()
         return sample.replace(image=image.to(sample.image.dtype))

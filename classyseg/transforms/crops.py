@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from classyseg.errors import ConfigError
+from classyseg.label_counts import is_ignored
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
@@ -15,6 +19,9 @@ from classyseg.transforms.fitting import Box, Fitting, Positive
 from classyseg.transforms.pixels import (
     Grey,
     Indices,
+    Label,
+    MinPixels,
+    Share,
     Side,
     crop_sample,
     height_and_width,
@@ -27,7 +34,9 @@ from classyseg.transforms.pixels import (
 )
 
 MAX_TRIES = 10
-"""How many windows are tried until `max_class_fraction` accepts one."""
+"""How many windows are tried until `max_class_fraction` and `min_pixels` accept one."""
+Pixel = tuple[int, int]
+"""Row and column."""
 
 
 @TRANSFORMS.register("random_scale_crop")
@@ -42,7 +51,23 @@ class RandomScaleCrop(ClassyTransform):
     `resize`), of the size after that.
 
     With `max_class_fraction` below 1, a window where one class has a larger share of the valid pixels, or without a
-    valid pixel, is drawn again at the same scale, up to ten times; then the last one is taken.
+    valid pixel, is drawn again at the same scale, up to ten times; then the last one is taken. So is one with fewer
+    than `min_pixels`.
+
+    **Rare classes**: a share of the windows, `class_share`, is drawn around a pixel of a class. First one of the
+    classes that the image has is drawn, each with the same chance, then one pixel of that class. So a class of a few
+    pixels is seen as often as one that fills the image. nnU-Net does so with a third of its patches. The window lies
+    within the image where it fits; an image without any of `class_labels` gets a window like the others. `min_pixels`
+    has the meaning that it has in DAFormer's rare class sampling: so many pixels make a class present.
+
+    ```yaml
+    dataset:
+      train:
+        name: synthetic_shapes
+        split: train
+        transforms:
+          - {name: random_scale_crop, size: [64, 64], class_share: 0.33, class_labels: [1, 2], min_pixels: 20}
+    ```
 
     mmsegmentation's `RandomResize(scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)` and
     `RandomCrop(crop_size=(512, 512), cat_max_ratio=0.75)` are together
@@ -66,6 +91,10 @@ class RandomScaleCrop(ClassyTransform):
         fit: A height and a width which it fills in one direction.
         max_class_fraction: Below 1: windows in which one class has a larger share of the valid pixels, and those
             without a valid pixel, are drawn anew, up to ten times (0.75 is usual for street scenes).
+        class_share: The share of windows that are drawn around a pixel of a class, 0.33 as in nnU-Net; 0: none.
+        class_labels: The labels from which that class is drawn, such as those of rare classes; by default all.
+        min_pixels: Windows with fewer labelled pixels are drawn anew, up to ten times. In a window around a pixel of a
+            class, pixels of that class are counted; a class that has fewer in the whole image is not drawn.
         fill: The border in the image.
     """
 
@@ -82,6 +111,9 @@ class RandomScaleCrop(ClassyTransform):
         longer_side: Side | None = None,
         fit: Box | None = None,
         max_class_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        class_share: Share = 0.0,
+        class_labels: Annotated[tuple[Label, ...], Field(min_length=1)] | None = None,
+        min_pixels: MinPixels = 0,
         fill: Grey = 0,
     ) -> None:
         super().__init__(ignore_index)
@@ -89,6 +121,11 @@ class RandomScaleCrop(ClassyTransform):
         self.scale = in_order("scale", scale)
         self.fitting = Fitting(fit, shorter_side, longer_side)
         self.max_class_fraction = max_class_fraction
+        if class_labels is not None and not class_share:
+            raise ConfigError("class_labels", "found without 'class_share', the share of windows that it is for")
+        if class_labels is not None and ignore_index in class_labels:
+            raise ConfigError("class_labels", f"found {ignore_index}, the label that is ignored; leave it out")
+        self.class_share, self.class_labels, self.min_pixels = class_share, class_labels, min_pixels
         self.fill = fill
 
     def size_after(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -98,11 +135,15 @@ class RandomScaleCrop(ClassyTransform):
         require_aligned(sample, "random_scale_crop")
         height, width = sample.target.shape[-2:]
         scale = uniform(generator, *self.scale) * self.fitting.factor(height, width)
+        on_class = self.class_share > 0 and uniform(generator, 0, 1) < self.class_share
+        least = self.min_pixels / scale**2
+        classes = _Classes(sample.target, self.ignore_index, self.class_labels, least) if on_class else None
         for _ in range(MAX_TRIES):
-            rows = _Window(generator, height, self.size[0], scale)
-            columns = _Window(generator, width, self.size[1], scale)
+            label, around = (None, None) if classes is None else classes.draw(generator)
+            rows = _Window(generator, height, self.size[0], scale, None if around is None else around[0])
+            columns = _Window(generator, width, self.size[1], scale, None if around is None else around[1])
             mask = take(sample.target, rows.nearest(), columns.nearest())
-            if self.max_class_fraction == 1 or self._is_balanced(mask):
+            if self._accepts(mask, label):
                 break
         image = sample.image[:, rows.start : rows.stop, columns.start : columns.stop]
         cropped = sample.replace(image=resize_image(image, (rows.out_size, columns.out_size)), target=mask)
@@ -110,12 +151,25 @@ class RandomScaleCrop(ClassyTransform):
         bottom = self.size[0] - rows.out_size - rows.before
         return pad_sample(cropped, columns.before, rows.before, right, bottom, self.fill, self.ignore_index)
 
+<<<<<<< HEAD
     def refusal_of_flags(self) -> str:
         if self.max_class_fraction < 1:
             return "asks for the share of one class among all pixels (max_class_fraction); leave that out"
         return super().refusal_of_flags()
 
     def _is_balanced(self, mask: torch.Tensor) -> bool:
+=======
+    def _accepts(self, mask: Tensor, label: int | None) -> bool:
+        """Whether the window `mask`, which was drawn around a pixel of `label` if there is one, need not be drawn
+        anew."""
+        if self.min_pixels:
+            counted = ~is_ignored(mask, self.ignore_index) if label is None else mask == label
+            if int(counted.sum()) < self.min_pixels:
+                return False
+        return self.max_class_fraction == 1 or self._is_balanced(mask)
+
+    def _is_balanced(self, mask: Tensor) -> bool:
+>>>>>>> main
         lowest = min(0, self.ignore_index)
         counts = torch.bincount(mask.flatten() - lowest)
         counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0
@@ -125,12 +179,44 @@ class RandomScaleCrop(ClassyTransform):
 TRANSFORMS.variants(RandomScaleCrop, {"random_crop": {"scale": (1.0, 1.0)}})
 
 
-class _Window:
-    """Along one axis: the source pixels [start, stop), how many output pixels they become, the border before them."""
+class _Classes:
+    """The classes of a mask, of `labels` or all, that have at least `least` pixels: to draw a pixel of one."""
 
-    def __init__(self, generator: torch.Generator, length: int, out_length: int, scale: float) -> None:
+    def __init__(self, mask: Tensor, ignore_index: int, labels: tuple[int, ...] | None, least: float) -> None:
+        self._mask = mask.numpy()
+        if self._mask.dtype == np.uint8:  # in a fortieth of the time that `unique` takes
+            counts = dict(enumerate(np.bincount(self._mask.ravel()).tolist()))
+        else:
+            counts = dict(zip(*(found.tolist() for found in np.unique(self._mask, return_counts=True)), strict=True))
+        counts.pop(ignore_index, None)
+        self._labels = [
+            label for label, count in counts.items() if count >= max(1, least) and (labels is None or label in labels)
+        ]
+
+    def draw(self, generator: torch.Generator) -> tuple[int, Pixel] | tuple[None, None]:
+        """A label, each with the same chance, and a pixel of it; None twice where the mask has none."""
+        if not self._labels:
+            return None, None
+        label = self._labels[randint(generator, 0, len(self._labels) - 1)]
+        places = np.flatnonzero(self._mask == label)
+        return label, divmod(int(places[randint(generator, 0, len(places) - 1)]), self._mask.shape[1])
+
+
+class _Window:
+    """Along one axis: the source pixels [start, stop), how many output pixels they become, the border before them.
+
+    It lies anywhere in `length`, or with its middle at `around`, moved as far as needed to lie within.
+    """
+
+    def __init__(
+        self, generator: torch.Generator, length: int, out_length: int, scale: float, around: int | None = None
+    ) -> None:
         wanted = max(1, round(out_length / scale))
-        offset = randint(generator, min(0, length - wanted), max(0, length - wanted))
+        lowest, highest = min(0, length - wanted), max(0, length - wanted)
+        if around is None or wanted >= length:
+            offset = randint(generator, lowest, highest)
+        else:
+            offset = min(max(around - wanted // 2, lowest), highest)
         self.start, self.stop = max(0, offset), min(length, offset + wanted)
         if wanted <= length:
             self.out_size, self.before = out_length, 0

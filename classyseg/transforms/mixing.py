@@ -12,11 +12,15 @@ from pydantic import Field
 from torch import Tensor
 
 from classyseg.errors import ConfigError
+from classyseg.label_counts import is_ignored
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint, uniform
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import PairTransform
-from classyseg.transforms.pixels import Share, same_bits
+from classyseg.transforms.crops import RandomScaleCrop
+from classyseg.transforms.fitting import Positive
+from classyseg.transforms.pixels import Label, MinPixels, Share, blurred, in_order, same_bits
+from classyseg.transforms.regions import regions_of
 
 Alpha = Annotated[float, Field(gt=0)]
 LARGEST_EXACT = 2048
@@ -201,8 +205,24 @@ class MixUp(PairTransform):
 class CopyPaste(PairTransform):
     """The pixels of some classes of another sample over this one, with their labels.
 
+<<<<<<< HEAD
     It must come after a transform that gives one size. Where pixels have several classes (`multi_label`), those that
     have one of the chosen classes are pasted, with all their flags.
+=======
+    It must come after a transform that gives one size. With `scale`, what is pasted gets another size and place than it
+    has in the other sample; with `region_share` below 1 only some of its regions are pasted, as objects are in the
+    paper. Where `blend` is given, both images are mixed along the border of what is pasted. Labels are never mixed.
+
+    ```yaml
+    dataset:
+      train:
+        name: synthetic_shapes
+        split: train
+        transforms:
+          - {name: random_scale_crop, size: [64, 64]}
+          - {name: copy_paste, classes: [1, 2], scale: [0.5, 1.5], region_share: 0.5, blend: 1.0}
+    ```
+>>>>>>> main
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
@@ -210,6 +230,11 @@ class CopyPaste(PairTransform):
     Args:
         classes: Their labels; by default a random half of the classes that the other sample has.
         probability: Of pasting at all.
+        scale: The range of a factor by which the other sample is scaled; it then lies at a random place, or a random
+            window of it over all of this one. null: it stays as it is.
+        region_share: The chance of each region (touching pixels of one label) to be pasted.
+        min_pixels: Regions of fewer pixels, after scaling, are not pasted.
+        blend: The standard deviation in pixels of the Gaussian that softens the border in the image; 0: a hard border.
     """
 
     keeps_size = True
@@ -220,12 +245,18 @@ class CopyPaste(PairTransform):
         self,
         ignore_index: int = 255,
         *,
-        classes: tuple[Annotated[int, Field(ge=0)], ...] | None = None,
+        classes: tuple[Label, ...] | None = None,
         probability: Share = 0.5,
+        scale: tuple[Positive, Positive] | None = None,
+        region_share: Share = 1.0,
+        min_pixels: MinPixels = 0,
+        blend: Annotated[float, Field(ge=0, le=100)] = 0.0,
     ) -> None:
         super().__init__(ignore_index)
         self.classes = classes
         self.probability = probability
+        self.scale = None if scale is None else in_order("scale", scale)
+        self.region_share, self.min_pixels, self.blend = region_share, min_pixels, blend
 
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         wrong = [label for label in self.classes or () if label >= num_classes]
@@ -243,15 +274,45 @@ class CopyPaste(PairTransform):
                 f"{sample.name}: 'copy_paste' needs masks of labels: not images of one class, nor shares, which "
                 "'mix_up' gives; put it before"
             )
+<<<<<<< HEAD
         labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target, flags)
         pasted = (other.target[labels] == 1).any(0) if flags else torch.isin(other.target, labels)
         image = torch.where(pasted, same_bits(other.image), same_bits(sample.image)).view(sample.image.dtype)
+=======
+        if self.scale is not None:
+            height, width = other.target.shape
+            other = RandomScaleCrop(self.ignore_index, size=(height, width), scale=self.scale)(other, generator)
+        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
+        pasted = torch.isin(other.target, labels)
+        if self.scale is not None:
+            pasted &= ~is_ignored(other.target, self.ignore_index)  # the border of a smaller image
+        if self.region_share < 1 or self.min_pixels > 1:
+            pasted = self._some_regions(generator, other.target, pasted)
+>>>>>>> main
         return sample.replace(
-            image=image,
+            image=self._over(other.image, sample.image, pasted),
             target=torch.where(pasted, other.target, sample.target),
         )
 
+<<<<<<< HEAD
     def _half(self, generator: torch.Generator, mask: Tensor, flags: bool) -> Tensor:
+=======
+    def _some_regions(self, generator: torch.Generator, mask: Tensor, pasted: Tensor) -> Tensor:
+        """The pixels of `pasted` in regions that are drawn and large enough."""
+        numbers, sizes = (torch.from_numpy(found) for found in regions_of(mask.numpy()))
+        drawn = torch.rand(len(sizes), generator=generator) < self.region_share
+        return pasted & (drawn & (sizes >= self.min_pixels))[numbers]
+
+    def _over(self, image: Tensor, other: Tensor, pasted: Tensor) -> Tensor:
+        """`image` over `other` where `pasted`, mixed around the border of `pasted` if `blend` says so."""
+        if not self.blend:
+            return torch.where(pasted, same_bits(image), same_bits(other)).view(other.dtype)
+        share = blurred(pasted.float()[None], self.blend)
+        mixed = share * image.float() + (1 - share) * other.float()
+        return (mixed if other.is_floating_point() else mixed.round_()).to(other.dtype)
+
+    def _half(self, generator: torch.Generator, mask: Tensor) -> Tensor:
+>>>>>>> main
         """A random half of the labels in `mask`, rounded up."""
         if flags:
             labels = (mask == 1).flatten(1).any(1).nonzero()[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import grid_sample, interpolate, pad
 
 from classyseg.config import MAX_SIDE
 from classyseg.errors import ConfigError
@@ -19,6 +20,8 @@ from classyseg.structures import Sample
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Grey = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Label = Annotated[int, Field(ge=0)]
+MinPixels = Annotated[int, Field(ge=0, le=MAX_SIDE**2)]
 Interpolation = Literal["bilinear", "bicubic"]
 Indices = npt.NDArray[np.int64]
 Matrix = tuple[float, float, float, float]
@@ -64,6 +67,18 @@ def resize_image(image: Tensor, size: tuple[int, int], interpolation: Interpolat
         return resized.round_().clamp_(limits.min, limits.max).to(image.dtype)  # bicubic overshoots
     pixels = image[None].contiguous(memory_format=torch.channels_last)  # half the time for bytes of three channels
     return interpolate(pixels, size, mode=interpolation, antialias=True)[0].contiguous()
+
+
+def blurred(image: Tensor, sigma: float) -> Tensor:
+    """(C, H, W) in floating point after a Gaussian of the standard deviation `sigma`, in pixels; borders go on."""
+    radius = max(1, math.ceil(3 * sigma))
+    kernel = torch.arange(-radius, radius + 1).div(sigma).square().mul(-0.5).exp()
+    kernel /= kernel.sum()
+    image = pad(image, [radius] * 4, mode="replicate")
+    for axis in (1, 2):
+        length = image.shape[axis] - 2 * radius
+        image = sum(image.narrow(axis, i, length) * weight for i, weight in enumerate(kernel.tolist()))  # type: ignore[assignment]
+    return image
 
 
 def mirrored(sample: Sample, axis: int) -> Sample:

@@ -85,10 +85,15 @@ def torchvision_weights(variant: str) -> dict[str, PublicWeights]:
     return found
 
 
-def cache_folder() -> Path:
+def user_cache() -> Path:
     """`$CLASSYSEG_CACHE`, else `classyseg` in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return user_path(os.environ.get(CACHE_VARIABLE) or user_path(home) / "classyseg") / "weights"
+    return user_path(os.environ.get(CACHE_VARIABLE) or user_path(home) / "classyseg")
+
+
+def cache_folder() -> Path:
+    """The folder of weights in the user's cache."""
+    return user_cache() / "weights"
 
 
 def fetch(url: str, digest: str = "") -> Path:
