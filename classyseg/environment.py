@@ -126,7 +126,7 @@ def _system() -> str:
 
 def _cpu() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"name": _cpu_name(), "cores": os.cpu_count(), "usable_cores": usable, "limit_cores": _cpu_limit()}
+    return {"name": _cpu_name(), "cores": os.cpu_count(), "usable_cores": usable, "limit_cores": cpu_limit()}
 
 
 def _cpu_name() -> str:
@@ -140,7 +140,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cpu_limit() -> float | None:
+def cpu_limit() -> float | None:
     """The cores that a container may use; None without a limit."""
     found = Path("/sys/fs/cgroup/cpu.max")
     quota, period = found.read_text().split() if found.is_file() else ("max", "1")

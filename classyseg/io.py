@@ -254,23 +254,27 @@ def json_line(record: dict[str, Any]) -> str:
     return text.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
-def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
-    """Adds `record` to `path`: whole, or with a full disk (`OSError`) not at all.
+def append_bytes(path: Path, content: bytes, *, makes: bool = False, durable: bool = False) -> None:
+    """Adds `content` to `path`: whole, or with a full disk (`OSError`) not at all. It `makes` a file that is not there.
 
-    A `durable` line is on the disk when this returns; that takes milliseconds.
+    `durable` content is on the disk when this returns; that takes milliseconds.
     """
-    rest = json_line(record).encode()
-    with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab", buffering=0) as file:
+    with open(open_plain(path, os.O_WRONLY | os.O_APPEND | makes * os.O_CREAT), "ab", buffering=0) as file:
         end = file.tell()
         try:
-            while rest:
-                rest = rest[file.write(rest) :]
+            while content:
+                content = content[file.write(content) :]
         except OSError:
             file.truncate(end)
             raise
         if durable:
             os.fsync(file.fileno())
             fsync_folder(path.parent)  # which may have named the file just now
+
+
+def append_json_line(path: Path, record: dict[str, Any], *, durable: bool = False) -> None:
+    """Adds `record` to `path`, which is made if it is not there, as `append_bytes` does."""
+    append_bytes(path, json_line(record).encode(), makes=True, durable=durable)
 
 
 def read_json_lines(path: Path, required: Mapping[str, type] | None = None) -> list[dict[str, Any]]:

@@ -5,9 +5,13 @@ from typing import Any
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages
 from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
+from classyseg.datasets.annotations.cvat_xml import CvatXml
 from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.labelme import Labelme
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
+from classyseg.datasets.annotations.supervisely import Supervisely
+from classyseg.datasets.annotations.yolo_polygons import YoloPolygons
 from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classification_dataset import ClassificationDataset
 from classyseg.datasets.classy_dataset import ClassyDataset
@@ -61,6 +65,7 @@ __all__ = [
     "CocoStuff",
     "Concat",
     "CvatMasks",
+    "CvatXml",
     "EvalOrder",
     "Folder",
     "HMDB51",
@@ -70,6 +75,7 @@ __all__ = [
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
+    "Labelme",
     "MINC",
     "MaskFiles",
     "NamedMasks",
@@ -80,6 +86,7 @@ __all__ = [
     "RoboflowMasks",
     "SplitConfig",
     "Subset",
+    "Supervisely",
     "SyntheticImage",
     "SyntheticImageStreaming",
     "SyntheticShapeImages",
@@ -88,6 +95,7 @@ __all__ = [
     "TrainOrder",
     "UCF101",
     "VideoFolder",
+    "YoloPolygons",
     "build_dataset",
     "make_loader",
     "register_dataset",

@@ -202,9 +202,9 @@ class Engine:
         try:
             with self.precision.autocast():
                 if self.sharded is None:
-                    return self._for_results(functional_call(self.model, self.averaging.by_module_name, (inputs,)))
+                    return self.for_results(functional_call(self.model, self.averaging.by_module_name, (inputs,)))
                 with self.averaged():
-                    return self._for_results(self.model(inputs))
+                    return self.for_results(self.model(inputs))
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -264,9 +264,10 @@ class Engine:
         network = self.network if self.model.training else self._measured
         with self.precision.autocast():
             outputs: Mapping[str, Tensor] = network(inputs)
-        return self._for_results(outputs)
+        return self.for_results(outputs)
 
-    def _for_results(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def for_results(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """`outputs` on the device where losses and meters compute."""
         if self.results_device == self.device:
             return outputs
         return {name: output.to(self.results_device) for name, output in outputs.items()}

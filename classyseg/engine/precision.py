@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from classyseg.engine.runtime import RuntimeConfig
-from classyseg.inference.network import autocast
+from classyseg.inference.network import autocast, known_precision
 
 
 class Precision:
     """Runs a network in the runtime's precision. With float16 it also scales losses: small gradients would become 0."""
 
     def __init__(self, runtime: RuntimeConfig, device: torch.device) -> None:
-        self.name = runtime.precision
+        self.name = known_precision(runtime.precision)
         self.device_type = device.type
         self.scaler = torch.amp.GradScaler(device.type) if self.name == "float16" else None
 

@@ -16,6 +16,9 @@ from classyseg.foreign import instead_of_key
 from classyseg.inference.device import torch_device
 from classyseg.inference.network import Precision
 
+AUTO_KEYS = ("precision", "threads", "workers")
+"""The keys that may be `auto`: a few steps on this machine choose their values when a run starts."""
+
 
 class RuntimeConfig(ConfigRecord):
     """What belongs to the machine, not to the experiment.
@@ -31,12 +34,14 @@ class RuntimeConfig(ConfigRecord):
             (Apple), `xpu` (Intel), or one by its number: `cuda:1`. Under `torchrun` each process takes its own. With
             `mps`, losses are computed on the host, as they need 64 bits, and only one process can train.
         precision: `float32`, or autocast to `bfloat16` or `float16` (the latter with loss scaling). Weights stay
-            float32.
+            float32. `auto`: on a CPU, `bfloat16` where a few steps at the start show that it is faster there and gives
+            the same loss; on a GPU of NVIDIA, where the GPU has it, which is not measured; else `float32`. The log and
+            the run's `config.yaml` tell what was chosen; a resumed run keeps it.
         compile: `torch.compile` the network. For training it is compiled for the size of the images. For
             measuring it is compiled with free sizes, so that images of many sizes share a form or two.
         channels_last: Memory format of images and weights; faster for most convolutions.
         workers: Processes that load data, for each training process; 0 loads in the training process. The samples do
-            not depend on it.
+            not depend on it. `auto`: as many as the time to load a sample needs, compared to that of a step.
         worker_timeout: How many seconds a worker may spend on one sample. Then the run ends, and names the sample.
             `null` waits for ever.
         strategy: What several processes share. `ddp`: each has the whole model, and they share images alone. `fsdp`:
@@ -51,7 +56,8 @@ class RuntimeConfig(ConfigRecord):
         sync_batch_norm: With several processes, on GPUs or CPUs, batch norm uses the statistics of the job's whole
             batch, and not those of each process's share: the numbers of one process.
         deterministic: `torch.use_deterministic_algorithms`: repeatable bits on a GPU, at some cost.
-        threads: torch's number of CPU threads; null leaves torch's choice.
+        threads: torch's number of CPU threads; null leaves torch's choice. `auto`: on a CPU, the number that is
+            measured to be fastest: one, a half of the cores, or all.
         non_finite: What happens after a training step whose loss or a gradient is not finite (NaN or infinite), in any
             process. Nothing is learnt from such a step, and `non_finite.jsonl` in the run's folder lists it with the
             samples of its batch. `stop` ends the run with exit code 3; nothing is saved after the step. `skip_step`
@@ -92,21 +98,26 @@ class RuntimeConfig(ConfigRecord):
         return instead_of_key("runtime", key, cls.model_fields)
 
     device: Annotated[Text, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = "auto"
-    precision: Precision = "float32"
+    precision: Precision | Literal["auto"] = "float32"
     compile: Bool = False
     channels_last: Bool = True
-    workers: Annotated[Int, Field(ge=0, le=256)] = 2
+    workers: Annotated[Int, Field(ge=0, le=256)] | Literal["auto"] = 2
     worker_timeout: Annotated[Float, Field(gt=0, le=1e9)] | None = 600.0
     strategy: Literal["ddp", "fsdp"] = "ddp"
     accumulate_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     eval_batch_size: Annotated[Int, Field(ge=1, le=1_000_000)] = 1
     sync_batch_norm: Bool = True
     deterministic: Bool = False
-    threads: Annotated[Int, Field(ge=1, le=1024)] | None = None
+    threads: Annotated[Int, Field(ge=1, le=1024)] | Literal["auto"] | None = None
     non_finite: NonFinitePolicy = "stop"
     non_finite_limit: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
     cache_features: Annotated[Text, Field(min_length=1)] | None = None
     cache_gigabytes: Annotated[Float, Field(gt=0, le=1e9)] = 50.0
+
+    @property
+    def left_to_machine(self) -> tuple[str, ...]:
+        """The keys whose values are not chosen yet."""
+        return tuple(key for key in AUTO_KEYS if getattr(self, key) == "auto")
 
     def torch_device(self) -> torch.device:
         """This process's device. Raises: `ConfigError` for a GPU that is not there."""
@@ -125,7 +136,7 @@ class RuntimeConfig(ConfigRecord):
 
     def apply(self) -> None:
         """Sets the process-wide switches of torch."""
-        if self.threads is not None:
+        if isinstance(self.threads, int):
             torch.set_num_threads(self.threads)
         if self.deterministic:
             # cuBLAS is repeatable only with a fixed workspace; torch raises an error without this variable.

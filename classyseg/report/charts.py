@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -77,10 +78,13 @@ class Chart:
     rows: Sequence[tuple[int, Sequence[str]]]
 
 
+LARGEST = sys.float_info.max
+
+
 def number_text(value: object) -> str:
     """A number as a reader wants it: four digits that count; a dash for none."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return "-"
+    if not isinstance(value, int | float) or isinstance(value, bool) or not -LARGEST <= value <= LARGEST:
+        return "-"  # also for NaN, and for whole numbers of hundreds of digits
     if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
         return f"{int(value):,}"
     return f"{value:.4g}"

@@ -65,8 +65,9 @@ class Hosts:
 
     @classmethod
     def of(cls, host: str, more: Iterable[str] = ()) -> Hosts:
-        """Local names and `more`, and `host`, the address that the server listens at."""
+        """Local names and `more`, and `host`, the address that the server listens at. Raises: `ConfigError`."""
         everywhere = host in EVERYWHERE
+        more = [checked_name(name) for name in more]
         own = [socket.gethostname()] if everywhere else [f"[{host}]" if ":" in host else host]
         return cls(frozenset(name.lower() for name in (*LOCAL, *own, *more)), everywhere)
 
@@ -84,6 +85,16 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def checked_name(text: str) -> str:
+    """A name such as `gpu.example`, or an address. Raises: `ConfigError` for what no `Host` header could ever equal."""
+    if re.fullmatch(r"\[[0-9a-fA-F:.]+\]|[^:\[\]/?#@\s*]*[^:\[\]/?#@\s*.]", text) is None:
+        raise ConfigError(
+            f"--allow-host: found {shown(text)}; accepted are such as gpu.example and [fe80::1], "
+            "without http:// and port"
+        )
+    return text
 
 
 def checked_origin(text: str) -> str:
@@ -162,6 +173,11 @@ class Guard:
         if not self.hosts.accept(host):
             raise RefusedError(
                 421, f"this server does not go by the name {shown(host, MAX_SHOWN)}; `--allow-host NAME` permits one"
+            )
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy in front of this server may go by the other one, and take the rest for a request of its own.
+            raise RefusedError(
+                400, "the head tells two lengths, Content-Length and Transfer-Encoding; send one of them"
             )
         if scope["method"] in SAFE_METHODS:
             return

@@ -73,6 +73,7 @@ from classyseg.tasks.sample_checks import (
     warn_of_compression,
 )
 from classyseg.tasks.saving import go_back, save_run, start_run
+from classyseg.tasks.settling import settle
 
 log = logging.getLogger(__name__)
 
@@ -225,8 +226,7 @@ class ClassyTask(Configurable, ABC):
         """Makes the parts that work with a model, around `model`."""
         self.model = model
         self.engine = Engine(model, self.loss, self.runtime)
-        unit = " of numbers" if self.normalizer.own_unit else ""
-        self.features = TaskFeatures(model, self._model_config, self.runtime, f"{self.normalize}{unit}")
+        self.features = self._features_of(model)
         network = Network(model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
         # It gets the task with each batch: a task that it kept would refer to itself, and Python collects such a one,
         # with its network, much later than when it is done with.
@@ -234,12 +234,18 @@ class ClassyTask(Configurable, ABC):
         self.borrowed = BorrowedWeights(self.engine)
         """The best checkpoint's weights, while the test set is measured."""
 
+    def _features_of(self, model: ClassyModel) -> TaskFeatures:
+        unit = " of numbers" if self.normalizer.own_unit else ""
+        return TaskFeatures(model, self._model_config, self.runtime, f"{self.normalize}{unit}")
+
     def _begin_at_zero(self) -> None:
         """Sets the clock and all that a run gathers to its start."""
         self.progress = self._plan.first
         self.run_folder: Path | None = None
         self.command = ""  # what trains it, for its card; whoever starts it may say so
         self._config: Mapping[str, Any] | None = None
+        self.settled: Mapping[str, Any] = {}
+        """What the run that goes on chose for the keys of `runtime` that its config leaves to the machine."""
         self.metrics: dict[str, Any] = {}
         self.unseen_classes: Collection[str] = ()
         self.records = RunRecords(None)
@@ -352,7 +358,16 @@ class ClassyTask(Configurable, ABC):
         """Brings the parts to their device; a task with networks of its own (a teacher) brings these there, too."""
         self.engine.place()
         self.normalizer.to(self.engine.device)
+        settle(self)
         self.engine.start(self.optimizer)
+
+    def take_runtime(self, runtime: RuntimeConfig) -> None:
+        """Takes `runtime`, in which nothing is left to the machine any more, in place of its own."""
+        changed = {key: getattr(runtime, key) for key in self.runtime.left_to_machine}
+        self.runtime = self.engine.runtime = runtime
+        self.features = self._features_of(self.model)
+        known = self.config
+        self.config = {**known, "runtime": {**known["runtime"], **changed}}
 
     def measure(self, model: ClassyModel) -> None:
         """Takes a trained `model` in place of its own, to say what its batches mean: for `classyseg evaluate`.

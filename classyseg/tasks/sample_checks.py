@@ -70,7 +70,7 @@ def _root(finding: Finding, places: Iterable[str]) -> str:
 
 def warn_of_compression(model: ClassyModel, runtime: RuntimeConfig) -> None:
     """Warns of activations that are to be compressed to 16 bits, where autocast computes them in 16 bits already."""
-    if model.activation_compression == "bfloat16" and runtime.precision != "float32":
+    if model.activation_compression == "bfloat16" and runtime.precision in ("bfloat16", "float16"):
         log.warning(
             "model.activation_compression: bfloat16 saves little or nothing with runtime.precision: %s, as most "
             "activations have 16 bits already; int8 saves more",

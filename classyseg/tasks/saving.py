@@ -37,6 +37,7 @@ from classyseg.tasks.resume import (
     saved_stop,
     states_of_hooks,
 )
+from classyseg.tasks.settling import settled_before
 
 if TYPE_CHECKING:
     from classyseg.tasks.classy_task import ClassyTask
@@ -52,6 +53,9 @@ def start_run(
     task.records = RunRecords(run_folder if distributed.is_primary() else None, in_place)
     if run_folder is not None and distributed.is_primary():
         tell_what_is_not_written(task.config)
+    if run_folder is not None and resume and task.runtime.left_to_machine:
+        with distributed.failing_together():
+            task.settled = settled_before(run_folder)
     task.prepare()
     if run_folder is not None:
         with distributed.failing_together():

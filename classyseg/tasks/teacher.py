@@ -19,7 +19,7 @@ from classyseg.inference import Network, Predictor, load
 from classyseg.inference.description import Description
 from classyseg.inference.device import bring
 from classyseg.inference.load import described
-from classyseg.inference.network import autocast
+from classyseg.inference.network import Precision, autocast
 from classyseg.io import existing_path
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel, build_model
@@ -29,6 +29,11 @@ from classyseg.structures import BlockInfo
 
 WEIGHTS = "teacher.weights"
 """The key by which messages call it."""
+
+
+def _precision(runtime: RuntimeConfig) -> Precision:
+    """That of the student; float32 as long as it is not chosen."""
+    return "float32" if runtime.precision == "auto" else runtime.precision
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Teacher:
     def loaded(cls, source: str, runtime: RuntimeConfig) -> Teacher:
         """The teacher with its weights, on the CPU: see `place`. Raises: `ConfigError`."""
         with within(WEIGHTS):
-            found: Predictor = load(source, device="cpu", precision=runtime.precision)
+            found: Predictor = load(source, device="cpu", precision=_precision(runtime))
         found.model.requires_grad_(False)
         own_unit = found.preparation.own_unit
         return cls(found.model.eval(), found.classes, found.normalize, own_unit, source)
@@ -120,7 +125,7 @@ class Teacher:
     def place(self, device: torch.device, runtime: RuntimeConfig, student: ImageNormalizer) -> None:
         """Brings it to the device. It will see images that the `student`'s normaliser made."""
         bring(self.model, device, channels_last=runtime.channels_last)
-        self._precision = runtime.precision
+        self._precision = _precision(runtime)
         own = ImageNormalizer(self.normalize, own_unit=self.own_unit).to(device)
         self._factor, self._shift = own.scale / student.scale, (student.mean - own.mean) * own.scale
         same = student.mean.shape == own.mean.shape and self._factor.eq(1).all() and self._shift.eq(0).all()

@@ -38,7 +38,7 @@ MAX_BYTES = {CONFIG: 2**24, README: 2**20, WEIGHTS: 2**34}
 """The files that are ever downloaded, and the most bytes of each."""
 TIMEOUT = 20.0
 """Seconds for what the hub says about a repository."""
-COMMIT = re.compile(r"[\w.-]{1,64}")
+COMMIT = re.compile(r"(?!\.)[\w.-]{1,64}")
 
 
 class _TooLargeError(Exception):
@@ -232,7 +232,7 @@ def _check_safetensors(address: HubAddress, path: Path) -> None:
 
 def _linked(address: HubAddress, commit: str, paths: Mapping[str, Path]) -> Path:
     """A folder of plain files in classyseg's cache: the hub's cache has links, which the reader of a folder refuses."""
-    name = "--".join([commit, *address.folder.split("/")]) if address.folder else commit
+    name = "+".join([commit, *address.folder.split("/")]) if address.folder else commit  # no name has a plus
     folder = cache_folder().parent / "hub" / address.repo.replace("/", "--") / name
     same = {name: os.path.realpath(path) for name, path in paths.items()}
     if all((folder / file).is_file() and _as_large(folder / file, path) for file, path in same.items()):

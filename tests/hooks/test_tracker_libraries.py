@@ -200,10 +200,43 @@ def test_wandb_online_goes_on_with_its_run_and_sends_no_step_twice(
                 points.write_text("".join(points.read_text().splitlines(keepends=True)[:begin]))
             task.progress.step = begin
             task.steps(hook, end - begin)
+            if end == LAST:
+                hook.on_end(task)
             hook.close()
         wandb.teardown()
 
     assert [row["_step"] for row in found.history] == STEPS
+
+
+@pytest.mark.parametrize("ends", ["train", "val"])
+def test_wandb_online_gets_the_phase_in_which_a_run_was_stopped_when_it_goes_on(
+    ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row of wandb is final once it is sent, and val and test phases have the step of the train phase before."""
+    with wandb_server() as (found, variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()
+        for begin in (0, 3):
+            hook, task = WandbHook(mode="online", every=1, images=0, finish_seconds=60), FakeTask(tmp_path)
+            task.config = {**task.config, "dataset": {"test": {"name": "of this test"}}}
+            task.progress.step = begin
+            if begin == 0:
+                task.steps(hook, 3)
+                task.end_phase(hook, loss=0.5)
+                if ends == "val":
+                    task.end_phase(hook, mean_iou=0.25)
+            else:
+                task.progress.phase = "val" if ends == "train" else "test"
+                task.end_phase(hook, mean_iou=0.75)
+                task.progress.phase = "train"
+                task.steps(hook, 2)
+            hook.close()  # the first one is stopped
+        wandb.teardown()
+
+    name = {"train": "val/mean_iou", "val": "test/mean_iou"}[ends]
+    assert [(row["_step"], row[name]) for row in found.history if name in row] == [(3, 0.75)]
+    assert [row["_step"] for row in found.history][:4] == [1, 2, 3, 4]
 
 
 def test_wandb_online_without_a_key_is_refused_and_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +266,30 @@ def test_hostile_names_of_classes_have_a_metric_each_in_mlflow(tmp_path: Path, r
     metrics = {name: value for name, value in found.data.metrics.items() if name.startswith("val/iou/")}
     assert len(metrics) == len(HOSTILE)
     assert sorted(metrics.values()) == sorted(numbers.values())
+
+
+def test_mlflow_gets_the_config_of_a_run_that_ended_before_it_was_told(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{run}/mlflow/mlflow.db"
+    for step in (0, 1):
+        hook, task = (
+            MlflowHook(every=1, images=0, tracking_uri=uri, experiment="ended", finish_seconds=100),
+            FakeTask(tmp_path),
+        )
+        task.progress.step = step
+        with monkeypatch.context() as context:
+            if step == 0:
+                context.setattr(MlflowClient, "log_text", lambda *_: exit("killed"))
+            task.steps(hook, 1)
+            hook.close()
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("ended")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(found.info.run_id)}
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "step/loss")] == [1, 2]
 
 
 def test_a_run_s_folder_that_was_moved_has_its_database_and_files_where_it_is_now(tmp_path: Path, run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import logging
+import resource
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -322,6 +323,20 @@ def test_a_tracker_that_fails_or_hangs_is_told_of_once_and_changes_nothing(
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [4, 4]
 
 
+def test_a_tracker_that_hangs_and_cannot_be_given_up_ends_no_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Told(finish_seconds=0.5)
+    monkeypatch.setattr(hook, "write", hangs)
+    monkeypatch.setattr(hook, "give_up", fails)
+    Trainer(tmp_path).train(tiny_task({**SMALL, "num_epochs": 1}, hook))
+
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("classyseg.hooks.trackers")]
+    assert "finish_seconds" in messages[0]
+    assert "No space left on device" in messages[1]
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [4, 4]
+
+
 def _error_of(what: Callable[..., None]) -> BaseException:
     try:
         what()
@@ -342,6 +357,26 @@ def test_a_sample_that_cannot_be_drawn_ends_no_training(
     (message,) = [r.getMessage() for r in caplog.records if r.name.startswith("classyseg.hooks.trackers")]
     assert message.startswith("tensorboard: IndexError: no such label; it gets nothing from now on")
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [4, 4]
+
+
+def test_a_row_of_csv_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    def entry(step: int) -> Entry:
+        return Entry("step", step, 1, 0.0, {("step", "loss"): 0.5}, names=(("step", "loss"),))
+
+    hook, path = CsvHook(every=1), tmp_path / "csv/steps.csv"
+    hook.run_folder = tmp_path
+    path.parent.mkdir()
+    hook.open_tracker([entry(1)])
+    before, most = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, most[1]))  # the disk takes five bytes more
+    try:
+        with pytest.raises(OSError):
+            hook.write([entry(2)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert path.read_bytes() == before
+    hook.write([entry(3)])
+    assert [row["step"] for row in rows_of(path)] == ["1", "3"]
 
 
 def test_what_a_tracker_missed_it_is_told_when_the_run_goes_on(tmp_path: Path) -> None:

@@ -104,6 +104,20 @@ def test_revisions_and_folders_are_apart(hub: Hub, predictor: Predictor, files: 
         classyseg.load("hf://o/n@v3")
 
 
+def test_folders_whose_names_look_alike_are_apart(hub: Hub, predictor: Predictor, tmp_path: Path) -> None:
+    other = small_predictor()
+    for parameter in other.model.parameters():
+        parameter.data.neg_()
+    for name, each in (("a/b", predictor), ("a--b", other)):  # of one commit, and with files of the same sizes
+        folder = each.save(tmp_path / name)
+        hub.add("o/n", {f"{name}/{path.name}": path.read_bytes() for path in folder.iterdir()})
+    for name, each in (("a/b", predictor), ("a--b", other)):
+        assert np.array_equal(classyseg.load(f"hf://o/n/{name}", device="cpu").predict(IMAGE), each.predict(IMAGE)), (
+            name
+        )
+    assert not np.array_equal(predictor.predict(IMAGE), other.predict(IMAGE))
+
+
 def test_what_was_loaded_once_is_loaded_without_network(
     hub: Hub, predictor: Predictor, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -407,6 +407,18 @@ def test_any_value_may_stand_in_a_record(tmp_path: Path, value: Any) -> None:
     assert "Report of run" in page([folder])
 
 
+@pytest.mark.parametrize("value", ["<b>", None, True, [1], {"a": 1}, 10**400, float("nan"), -(2**70)])
+def test_any_value_may_stand_next_to_a_picture(tmp_path: Path, value: Any) -> None:
+    folder = write_run(tmp_path / "run", images=1)
+    found = json.loads((folder / "report/images.json").read_text(encoding="utf-8"))
+    for image in found["images"]:
+        image |= {"score": value, "name": value, "predicted": value, "place": value}
+    (folder / "report/images.json").write_text(json.dumps(found), encoding="utf-8")
+    text = page([folder])
+    assert text.count("data:image/jpeg") == len(found["images"])
+    assert "<b>" not in text
+
+
 def test_no_run_and_no_report_are_errors_of_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run")
     (tmp_path / "empty").mkdir()

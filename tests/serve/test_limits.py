@@ -22,8 +22,9 @@ from memory import memory_within
 from predicted import noise
 
 from classyseg.cli.main import main
+from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
-from classyseg.serve import Limits
+from classyseg.serve import Limits, PredictionServer
 from served import Served, all_of, png, serving
 
 ROOT = Path(__file__).parents[2]
@@ -270,6 +271,29 @@ def test_other_names_are_answered_where_the_options_say_so(predictor: Predictor)
         for host in ("192.168.0.1:80", "[fe80::1]", "gpu.example", socket.gethostname()):
             assert status_for(server, host) == 200, host
         assert status_for(server, "evil.example") == 421
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"names": [name]} for name in ("gpu.example:8000", "http://gpu.example", "*", "gpu.example/", "", "fe80::1")),
+        *({"origins": [origin]} for origin in ("https://app.example/", "app.example", "*", "null")),
+    ],
+)
+def test_a_name_or_an_origin_that_no_request_could_have_is_refused(
+    predictor: Predictor, options: dict[str, list[str]]
+) -> None:
+    with pytest.raises(ConfigError, match="--allow-host" if "names" in options else "--allow-origin"):
+        PredictionServer(predictor, port=0, **options)
+
+
+def test_a_request_of_two_lengths_is_refused_and_nothing_after_it_is_answered(served: Served) -> None:
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    both = b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s" % (len(hidden) + 5, hidden)
+    for start in (HEAD, b"GET /health HTTP/1.1\r\nHost: localhost\r\n"):
+        said = served.said_to(start + both)
+        assert said.startswith(b"HTTP/1.1 400 ")
+        assert said.count(b"HTTP/1.1 ") == 1
 
 
 def test_pages_of_other_sites_may_not_ask_unless_allowed(predictor: Predictor, served: Served) -> None:

@@ -17,7 +17,9 @@ from classyseg.datasets.annotations.patches import Annotation
 from classyseg.datasets.classy_dataset import ClassyDataset, Palette, check_palette, color_from
 from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, header_of, read_image
+from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.label_map import BACKGROUNDS
+from classyseg.datasets.splits import Split, take_part
 from classyseg.errors import ConfigError, DataError
 from classyseg.structures import Color, Sample
 
@@ -28,8 +30,9 @@ MAX_PIXELS = 178_956_970
 class AnnotatedImages(ClassyDataset):
     """Images whose objects a file of annotations has. Each object has a label; labels become classes.
 
-    A subclass finds pairs of an image and the file that annotates it, and the `ClassLabels` of its config, and gives
-    both to `super().__init__`. It gives `annotation` for one image. A label that no key names is an error.
+    A subclass finds pairs of an image and the file that annotates it (None where nothing does), and the `ClassLabels`
+    of its config, and gives both to `super().__init__`. It gives `annotation` for one image. A label that no key names
+    is an error.
 
     Args:
         classes: Names of the classes, which are also their labels in the files: `[car, road]`. Or the labels of each
@@ -55,7 +58,7 @@ class AnnotatedImages(ClassyDataset):
 
     def __init__(
         self,
-        pairs: Sequence[tuple[Path, Path]],
+        pairs: Sequence[ImageAndMask],
         labels: ClassLabels,
         palette: Palette | None,
         channels: int,
@@ -93,7 +96,7 @@ class AnnotatedImages(ClassyDataset):
         return len(self.pairs)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return self.pairs[index]
+        return tuple(path for path in self.pairs[index] if path is not None)
 
     def load(self, index: int) -> Sample:
         image, target = self.load_image(index), self.load_target(index)
@@ -102,7 +105,7 @@ class AnnotatedImages(ClassyDataset):
             raise DataError(
                 f"says that {shown(path.name)} is {target.shape[1]} x {target.shape[0]} pixels, but {path} is "
                 f"{image.shape[-1]} x {image.shape[-2]}; they must be of one size",
-                file=annotated,
+                file=annotated or path,
             )
         return Sample(image, target, str(path))
 
@@ -110,7 +113,8 @@ class AnnotatedImages(ClassyDataset):
         return read_image(self.pairs[index][0], channels=self.channels, bits=self.bits, exif=self.exif)
 
     def load_target(self, index: int) -> Tensor:
-        file = self.pairs[index][1]
+        path, annotated = self.pairs[index]
+        file = annotated or path
         annotation = self.annotation(index)
         height, width = annotation.height, annotation.width
         if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
@@ -140,6 +144,18 @@ def class_colors(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Colo
             found.setdefault(index, (0, 0, 0))
     every = range(len(labels.classes))
     return tuple(found[index] for index in every) if all(index in found for index in every) else ()
+
+
+def part_of(items: Sequence[Any], images: Sequence[Path], split: Split | None, folder: Path) -> list[Any]:
+    """The `items` whose `images` are in the part `split` of the files in `folder`: all, without a split.
+
+    Raises: `ConfigError` for the name of a part: these files name none.
+    """
+    if isinstance(split, str):
+        raise ConfigError(
+            "split", f"found {shown(split)}, but its files name no parts; accepted: {{part: train, val: 0.2}}"
+        )
+    return list(items) if split is None else take_part(items, images, split, folder)
 
 
 def no_labels(what: object) -> ConfigError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -93,6 +93,10 @@ class ClassLabels:
                 "`classes`, or in `ignore`"
             )
         return found
+
+    def with_labels(self, indices: Mapping[str, int]) -> ClassLabels:
+        """These rules with more labels, where the config does not name them."""
+        return replace(self, indices={**indices, **self.indices})
 
     def draw(self, objects: Sequence[AnnotatedObject], height: int, width: int) -> npt.NDArray[Any]:
         """The mask (height, width) of objects: each covers those that come before it by `order`.

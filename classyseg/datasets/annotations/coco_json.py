@@ -13,16 +13,18 @@ from pydantic import Field
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.console import MAX_NAME, shown
-from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
+from classyseg.datasets.annotations.drawing import segmentation_patch
+from classyseg.datasets.annotations.found import Found, part_named
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
-from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
+from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation
 from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.coco_file import CocoFile
 from classyseg.datasets.files.images import Bits
 from classyseg.datasets.files.json_file import in_words
-from classyseg.datasets.files.outlines import annotation_mask, refuse_outside
 from classyseg.datasets.files.texts import Texts
+from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -39,6 +41,7 @@ class CocoJson(AnnotatedImages):
         root: The folder.
         annotations: The JSON file, in `root`.
         images: The folder in `root` from which the file's `file_name` is looked up.
+        split: Takes a part of the images, such as `{part: train, val: 0.2}`: see key `split`.
         crowd: `label`: a crowd (`iscrowd: 1`) has the class of its label; CVAT writes all masks so. `ignore`: its
             pixels are ignored.
         transforms: Transforms.
@@ -50,6 +53,7 @@ class CocoJson(AnnotatedImages):
         root: str,
         annotations: str,
         images: str = ".",
+        split: Split | None = None,
         classes: Classes = None,
         background: str | None = BACKGROUND,
         ignore: tuple[str, ...] = (),
@@ -76,12 +80,12 @@ class CocoJson(AnnotatedImages):
             raise no_labels(path)
         pictures = _images(file, ImageFiles(folder), start)
         objects = _objects(file, names, labels, pictures)
-        self._sizes = [picture.size for picture in pictures.values()]
-        self._objects = Texts(json.dumps(objects.pop(number, [])) for number in pictures)
+        chosen = part_of([*pictures], [picture.path for picture in pictures.values()], split, start)
+        self._sizes = [pictures[number].size for number in chosen]
+        self._objects = Texts(json.dumps(objects.pop(number, [])) for number in chosen)
         self._crowd = crowd
-        super().__init__(
-            [(picture.path, path) for picture in pictures.values()], labels, palette, channels, bits, transforms
-        )
+        pairs = [(pictures[number].path, path) for number in chosen]
+        super().__init__(pairs, labels, palette, channels, bits, transforms)
 
     def annotation(self, index: int) -> Annotation:
         image = self.pairs[index][0]
@@ -96,14 +100,6 @@ class CocoJson(AnnotatedImages):
             for number, label, crowd, segmentation in json.loads(self._objects[index])
         ]
         return Annotation(height, width, objects)
-
-
-def segmentation_patch(segmentation: Any, height: int, width: int) -> Patch:
-    """The pixels of a `segmentation` of COCO: polygons, of which none lies outside the image, or run lengths."""
-    drawn = annotation_mask(segmentation, height, width)
-    for i, points in enumerate(drawn.polygons):
-        refuse_outside(i, points, height, width)
-    return Patch.of(drawn.mask)
 
 
 class _Picture(NamedTuple):
@@ -169,3 +165,67 @@ def _objects(
         if image in pictures:
             found[image].append((entry["id"], label, crowd, entry["segmentation"]))
     return found
+
+
+MAX_CANDIDATES = 24
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as COCO's JSON with categories of one's own; None if it has none."""
+    patterns = ("*.json", "annotations/*.json", "*/_annotations.coco.json", "labels/*.json")
+    candidates = [path for pattern in patterns for path in sorted(folder.glob(pattern))][:MAX_CANDIDATES]
+    found = {path: file for path in candidates if (file := _coco_file(path)) is not None}
+    if not found:
+        return None
+    parts: dict[str, dict[str, Any]] = {}
+    for path in found:
+        part = part_named(path.stem) or part_named(path.parent.relative_to(folder).as_posix())
+        if part is not None:
+            parts.setdefault(part, _keys(folder, path, found[path]))
+    path = next((p for p in found if parts.get("train", {}).get("annotations") == _inner(folder, p)), next(iter(found)))
+    file = found[path]
+    names = {entry["id"]: entry["name"] for entry in file.contents["categories"]}
+    labels = _labels(file, names)
+    outlined = sum(bool(entry.get("segmentation")) for entry in file.contents["annotations"])
+    total = len(file.contents["annotations"])
+    why = f"{_inner(folder, path)} has {total:,} annotations of {len(labels)} categories as COCO writes them"
+    sure = 0.95
+    if outlined < total:
+        why += f"; {total - outlined:,} of them are boxes without an outline, which are an error"
+        sure = 0.6 if outlined else 0.2
+    config = {"root": str(folder), **_keys(folder, path, file), "classes": labels}
+    return Found("coco_json", sure, why, config, len(file.contents["images"]), parts)
+
+
+def _coco_file(path: Path) -> CocoFile | None:
+    """A file that has COCO's lists, and in them what they must have; None for any other."""
+    try:
+        file = CocoFile(path, "images", "annotations", "categories", constants=True)
+        for place, entry in file.entries("categories", "category"):
+            file.text(place, entry, "name")
+        for place, entry in file.entries("images", "image"):
+            file.text(place, entry, "file_name")
+        if not all(isinstance(entry, dict) for entry in file.contents["annotations"]):
+            return None
+    except DataError:
+        return None
+    return file if file.contents["categories"] and file.contents["images"] else None
+
+
+def _keys(folder: Path, path: Path, file: CocoFile) -> dict[str, Any]:
+    """The keys `annotations` and `images` of a file, whose first image is looked for."""
+    written = file.contents["images"][0]["file_name"]
+    files = ImageFiles(folder)
+    words = [path.parent.name, part_named(path.stem) or "", path.stem.removeprefix("instances_"), path.stem]
+    places = [folder, path.parent, folder / "images", *(folder / base / w for base in ("", "images") for w in words)]
+    for place in places:
+        try:
+            if place.is_dir() and files.find(written, place) is not None:
+                return {"annotations": _inner(folder, path), "images": place.relative_to(folder).as_posix()}
+        except DataError:
+            continue
+    return {"annotations": _inner(folder, path), "images": path.parent.relative_to(folder).as_posix()}
+
+
+def _inner(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,7 +14,8 @@ class Found:
 
     `format` is the registered name of the reader. `sure` is 0 to 1. `why` is one sentence for people. `config` has the
     keys of the data set's config that fit, without `name`; its `root` is the folder as it was given. `num_images` is
-    how many samples that data set has.
+    how many samples that data set has. Where the files name parts, `parts` has the keys of `train`, `val` and `test`
+    that differ from those in `config`.
     """
 
     format: str
@@ -21,3 +23,13 @@ class Found:
     why: str
     config: Mapping[str, Any]
     num_images: int
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def part_named(text: str) -> str | None:
+    """`train`, `val` or `test` if a word of a file's or a folder's name says so; None if none does, or several do."""
+    words = {PARTS[word] for word in re.split(r"[^a-z]+", text.lower()) if word in PARTS}
+    return words.pop() if len(words) == 1 else None

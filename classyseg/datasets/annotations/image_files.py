@@ -15,7 +15,7 @@ from classyseg.errors import DataError
 
 
 class ImageFiles:
-    """The image files under `root`, by names as annotations write them."""
+    """The files under `root`, by names as annotations write them."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.normpath(root))
@@ -26,16 +26,18 @@ class ImageFiles:
 
         Raises: `DataError` for a name that leads out of `root`; it names no file, which the caller adds.
         """
-        for name in spellings(written):
-            if name.startswith("~") or re.match(r"[A-Za-z]:|[a-z+]+://", name) or not self._holds(start, name):
-                raise DataError(
-                    f"its image is {shown(written, MAX_NAME)}, which leads out of {self.root}; write its name relative "
-                    f"to {start}"
-                )
+        if not all(self.holds(start, name) for name in spellings(written)):
+            raise DataError(
+                f"its image is {shown(written, MAX_NAME)}, which leads out of {self.root}; write its name relative to "
+                f"{start}"
+            )
         folder = self._folders.setdefault(start, Files(start))
         return folder.find(written)
 
-    def _holds(self, start: Path, name: str) -> bool:
+    def holds(self, start: Path, name: str) -> bool:
+        """Whether a path, seen from the folder `start`, is one in `root`, whether it exists or not."""
+        if name.startswith("~") or re.match(r"[A-Za-z]:[\\/]|[a-z0-9+]+://", name):
+            return False
         return Path(os.path.normpath(start / name)).is_relative_to(self.root)
 
 

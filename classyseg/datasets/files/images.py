@@ -51,6 +51,8 @@ SHOWN_BITS = (1, 2, 4, 8)
 OF_8_BITS = "images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`)"
 MAX_WHOLE = 2**53
 """From here on, floating point cannot hold all whole numbers."""
+SMALL_TILE = 2**20
+"""The pixels of a tile of TIFF that may be larger than its image and than the limit of its reader."""
 START = 160
 """How many bytes of a file tell its format."""
 Source = Path | bytes
@@ -128,9 +130,9 @@ def _is_array(source: Source) -> bool:
     return source.startswith(np.lib.format.MAGIC_PREFIX)
 
 
-def _check_pixels(found: int, most: int | None, path: Path | str) -> None:
+def _check_pixels(found: int, most: int | None, path: Path | str, what: str = "pixels") -> None:
     if most is not None and found > most:
-        raise TooLargeError(f"its header says {found:,} pixels; accepted are up to {most:,}", file=path)
+        raise TooLargeError(f"its header says {found:,} {what}; accepted are up to {most:,}", file=path)
 
 
 def _refusal(header: Header, channels: int, bits: int) -> str:
@@ -439,6 +441,8 @@ def _opened(source: Source, max_pixels: int | None = None) -> Iterator[_Stored]:
         found = known_format(file.read(START))
         if found == "TIFF":
             tiff = tiff_header(file)
+            if tiff.tiled and tiff.pieces.pixels > SMALL_TILE:
+                _check_pixels(tiff.pieces.pixels, max_pixels, _name(source), "pixels a tile")
             yield _Stored(checked(tiff.header), tiff.header.turned, None, file, tiff)
         elif found == "BMP":
             bmp = bmp_header(file)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from classyseg.datasets.files.filled_polygons import check_steps
 from classyseg.datasets.files.json_file import finite, in_words
 from classyseg.errors import DataError
 
@@ -39,7 +40,7 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> Drawn:
     Raises: `DataError` for anything else. The caller adds the file and the annotation.
     """
     if isinstance(segmentation, dict):
-        return Drawn(run_length_mask(_counts_of(segmentation, height, width), height, width), [], [])
+        return Drawn(segmentation_runs(segmentation, height, width), [], [])
     mask = np.zeros((height, width), dtype=bool)
     polygons, missed = outlines(segmentation, height, width), []
     for i, outline in enumerate(polygons):
@@ -47,6 +48,11 @@ def annotation_mask(segmentation: Any, height: int, width: int) -> Drawn:
         missed += [] if covered.any() else [i]
         mask |= covered
     return Drawn(mask, polygons, missed)
+
+
+def segmentation_runs(segmentation: dict[str, Any], height: int, width: int) -> Mask:
+    """The mask of a `segmentation` of run lengths. Raises: `DataError`."""
+    return run_length_mask(_counts_of(segmentation, height, width), height, width)
 
 
 def outlines(segmentation: Any, height: int, width: int) -> list[Outline]:
@@ -78,11 +84,11 @@ def _outline_of(number: int, polygon: list[Any], height: int, width: int) -> Out
     return np.array(polygon, dtype=np.float64).reshape(-1, 2)
 
 
-def refuse_outside(number: int, points: Outline, height: int, width: int) -> None:
-    """Raises: `DataError` for a polygon that lies outside the image."""
+def refuse_outside(what: str, points: Outline, height: int, width: int) -> None:
+    """Raises: `DataError` for points that all lie on one side of the image; `what` says of which object they are."""
     left, top, wide, high = extent(points)
     if left > width or top > height or left + wide < 0 or top + high < 0:
-        raise DataError(f"its polygon {number} lies outside the image of {width} x {height} pixels")
+        raise DataError(f"{what} lies outside the image of {width} x {height} pixels")
 
 
 def extent(points: Outline) -> tuple[float, float, float, float]:
@@ -153,20 +159,37 @@ def run_length_mask(counts: Sequence[int], height: int, width: int) -> Mask:
 
 
 def outline_mask(points: Outline, height: int, width: int) -> Mask:
-    """The mask of an outline (N, 2). In each column, a pixel is inside after an odd number of crossings."""
+    """The mask of an outline (N, 2). In each column, a pixel is inside after an odd number of crossings.
+
+    Raises: `DataError` for an outline that is too long.
+    """
+    mask = np.zeros((height, width), dtype=bool)
+    left, inside = outline_columns(points, height, width)
+    mask[:, left : left + inside.shape[1]] = inside
+    return mask
+
+
+def outline_columns(points: Outline, height: int, width: int) -> tuple[int, Mask]:
+    """The part of `outline_mask` that may have pixels: its first column, and the mask from there on."""
     corners = (points * POINTS_PER_PIXEL + 0.5).astype(np.int64)
-    x, y = _outline(corners, np.roll(corners, -1, axis=0))
+    ends = np.roll(corners, -1, axis=0)
+    check_steps(int(np.abs(ends - corners).max(axis=1).sum()))
+    x, y = _outline(corners, ends)
     step = np.flatnonzero(x[1:] != x[:-1])
     column = (np.where(x[step + 1] < x[step], x[step + 1], x[step + 1] - 1) + 0.5) / POINTS_PER_PIXEL - 0.5
     row = np.ceil(((np.minimum(y[step], y[step + 1]) + 0.5) / POINTS_PER_PIXEL - 0.5).clip(0, height))
     kept = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)
-    crossings = (column[kept] * height + row[kept]).astype(np.int64)
-    inside = np.zeros(height * width, dtype=bool)
-    if len(crossings):
-        first, last = crossings.min(), height * width if len(crossings) % 2 else crossings.max()
-        counts = np.bincount(crossings - first, minlength=last - first + 1).cumsum()
-        inside[first:last] = counts[: last - first] % 2 == 1
-    return inside.reshape(width, height).T
+    column, row = column[kept].astype(np.int64), row[kept].astype(np.int64)
+    if not column.size:
+        return 0, np.zeros((height, 0), dtype=bool)
+    left = int(column.min())
+    right = width if column.size % 2 else int(column.max()) + 1  # an open one goes on to the end, as in COCO's tools
+    crossings = (column - left) * height + row
+    inside = np.zeros(height * (right - left), dtype=bool)
+    first, last = crossings.min(), inside.size if len(crossings) % 2 else crossings.max()
+    counts = np.bincount(crossings - first, minlength=last - first + 1).cumsum()
+    inside[first:last] = counts[: last - first] % 2 == 1
+    return left, inside.reshape(right - left, height).T
 
 
 def _outline(start: npt.NDArray[np.int64], end: npt.NDArray[np.int64]) -> tuple[Any, Any]:

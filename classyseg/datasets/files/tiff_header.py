@@ -65,6 +65,9 @@ MAX_VALUES = 3 << 16
 """How many values a tag may have: as many as a palette of 16 bits."""
 MAX_PIECES = 1 << 24
 MAX_PAGES = 1000
+MAX_SHARED = 2
+"""Equal tiles may lie at one place. They are decoded again for each tile, so all have at most so many bytes more than
+the file, in those of their pixels."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Pieces:
     needed: npt.NDArray[Any]
     longest: int
     rows: int
+    pixels: int
+    """Of the largest one. Memory is taken for all of them, also where a tile is larger than the image."""
 
 
 @dataclass(frozen=True)
@@ -304,10 +309,12 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
     end = size_of(file)
     if (offsets > end).any() or (sizes > end).any() or (offsets + sizes > end).any():
         raise HeaderError("the file is cut off, or truncated: strips or tiles lie behind its end")
+    if int(sizes.sum(dtype=np.uint64)) > end + MAX_SHARED * count * row * height:
+        raise HeaderError("a TIFF whose strips or tiles have more bytes than the file and than their pixels")
     rows = np.full(count, height)
     if not tiled:
         rows[down - 1 :: down] = header.height - height * (down - 1)
     needed = (rows * row).astype(np.uint64)
     if compression == NO_COMPRESSION and header.colors != "YCbCr" and (sizes < needed).any():
         raise HeaderError("a TIFF with strips or tiles that are shorter than their pixels")
-    return Pieces(offsets, sizes, needed, row * height, height)
+    return Pieces(offsets, sizes, needed, row * height, height, width * height)

@@ -183,7 +183,7 @@ def _check_outlines(annotation: Mapping[str, Any], drawn: Drawn, height: int, wi
     """
     for i, points in enumerate(drawn.polygons):
         left, top, wide, high = extent(points)
-        refuse_outside(i, points, height, width)
+        refuse_outside(f"its polygon {i}", points, height, width)
         flat = area(points) < 1 and is_flat(points)
         if not flat and i not in drawn.missed:
             continue

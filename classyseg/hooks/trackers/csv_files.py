@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +14,8 @@ from classyseg.console import printable
 from classyseg.hooks.trackers.entries import STEP, Entry, Summary
 from classyseg.hooks.trackers.names import Names
 from classyseg.hooks.trackers.tracker_hook import TrackerHook
-from classyseg.io import write_atomically
+from classyseg.io import append_bytes, write_atomically
 from classyseg.registry import HOOKS
-from classyseg.run_folder import open_plain
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that begins so for a formula, and runs it."""
@@ -105,8 +103,7 @@ class _Table:
         if self._know(rows):
             self._replace()
             return
-        with open(open_plain(self._path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file:
-            file.write(self._text(rows))
+        append_bytes(self._path, self._text(rows))
 
     def _replace(self) -> None:
         write_atomically(self._path, _csv([list(map(_harmless, self._columns))]) + self._text(self._rows))

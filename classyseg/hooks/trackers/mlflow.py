@@ -137,14 +137,14 @@ class MlflowHook(TrackerHook):
             self._run_id = self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id
             self._check_place(uri)
             write_atomically(path, f"{self._run_id}\n{_hash_of(uri)}\n")
-            text = dump_yaml(self.run_config)
-            self._client.log_text(self._run_id, text, "config.yaml")
         else:
             self._run_id, params = known.info.run_id, known.data.params
             self._check_place(uri)
             self._client.update_run(self._run_id, status="RUNNING")
             self._pictures = set(self._known_pictures())
         self._is_new = known is None
+        # Also of a run that goes on: it may have ended before it came to this.
+        self._client.log_text(self._run_id, dump_yaml(self.run_config), "config.yaml")
         self._add_params(params)
 
     def _check_place(self, uri: str) -> None:

@@ -166,7 +166,10 @@ class TrackerHook(ClassyHook, ABC):
         courier, self._courier = self._courier, None
         if courier is not None and not courier.wait(self.finish_seconds):
             self._fail(TimeoutError(f"not done {self.finish_seconds:g} seconds after the end (finish_seconds)"))
-            self.give_up()
+            try:
+                self.give_up()
+            except Exception as error:  # of a tracker: the run has ended well all the same
+                log.warning("%s: %s", self.folder, printable(f"{type(error).__name__}: {error}", MAX_ERROR))
 
     def state(self) -> dict[str, Any]:
         return {"last_step": self._last_step}

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,6 +108,8 @@ class WandbHook(TrackerHook):
         self.is_final = mode == "online"
         self._run: Any = None
         self._names = Names(_clean)
+        self._waiting: list[Entry] = []
+        """Entries of the newest step, if it is online."""
 
     def check(self, model: nn.Module) -> None:
         super().check(model)
@@ -173,9 +175,17 @@ class WandbHook(TrackerHook):
         return run
 
     def write(self, entries: Sequence[Entry]) -> None:
-        # A run that goes on online has what came before its first new step, and cannot take it back.
-        first = self._run.starting_step if self.is_final else 0
-        for entry in (entry for entry in entries if entry.step >= first):
+        if self.is_final:
+            # A run that goes on online has what came before its first new step, and cannot take it back, nor add to it.
+            # So what belongs to one step waits until it is whole: a val phase ends long after the train phase before.
+            known = [*self._waiting, *(entry for entry in entries if entry.step >= self._run.starting_step)]
+            newest = max((entry.step for entry in known), default=0)
+            self._waiting = [entry for entry in known if entry.step == newest]
+            entries = [entry for entry in known if entry.step < newest]
+        self._log(entries)
+
+    def _log(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
             row: dict[str, Any] = {self._names.of(name): value for name, value in entry.numbers.items()}
             if entry.pictures:
                 import wandb
@@ -184,7 +194,15 @@ class WandbHook(TrackerHook):
                 row[self._names.of((entry.kind, SAMPLES))] = pictures
             self._run.log({"epoch": entry.epoch, **row}, step=entry.step)
 
+    def _is_whole(self, outcome: str) -> bool:
+        """Whether no phase can be told any more of the step that waits. A run that was stopped may go on within one."""
+        dataset = self.run_config.get("dataset")
+        last = "test" if isinstance(dataset, Mapping) and dataset.get("test") else "val"
+        return outcome == "finished" or any(entry.kind == last for entry in self._waiting)
+
     def close_tracker(self, summary: Summary) -> None:
+        if self._is_whole(summary.outcome):
+            self._log(self._waiting)
         for name, (value, step) in summary.best.items():
             told = self._names.of(name)
             self._run.summary.update({f"best/{told}": value, f"best_step/{told}": step})
@@ -199,13 +217,17 @@ class WandbHook(TrackerHook):
 
 def _services() -> list[int]:
     """wandb's services below this process: it has started them."""
-    found = []
-    for listed in Path("/proc/self/task").glob("*/children"):
-        for pid in listed.read_text().split():
-            with suppress(OSError):  # it ended just now
-                if Path(f"/proc/{pid}/comm").read_text().strip() == SERVICE:
-                    found.append(int(pid))
-    return found
+    listed = Path("/proc/self/task").glob("*/children")
+    pids = [pid for path in listed for pid in _text(path).split()]
+    return [int(pid) for pid in pids if _text(Path(f"/proc/{pid}/comm")).strip() == SERVICE]
+
+
+def _text(path: Path) -> str:
+    """What stands in a file of the system about a thread or a process; nothing if that has ended just now."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _kill(pids: Sequence[int]) -> None:
