@@ -15,14 +15,9 @@ class DataFacts:
 
     `channels` and `bits` are those of its stored images, `size` the height and width of its samples after the
     transforms. `group_size` consecutive samples belong together (the clips of a video). `whole_images` says that a
-<<<<<<< HEAD
     sample has a class, not a mask, `multi_label` that it, or each pixel of a mask (`has_flags`), has a flag for each
-    class; `gives_clips` says that its images are clips (C, T, H, W). `keys` are those of the data
-=======
-    sample has a class, not a mask, `multi_label` that it has a flag for each class; `gives_clips` says that its images
-    are clips (C, T, H, W). `repeats_samples` says that
+    class; `gives_clips` says that its images are clips (C, T, H, W). `repeats_samples` says that
     a sample may come several times in an epoch: such a data set is to train on. `keys` are those of the data
->>>>>>> main
     set's own config, for messages that name one.
     """
 

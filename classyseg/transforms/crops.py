@@ -151,14 +151,12 @@ class RandomScaleCrop(ClassyTransform):
         bottom = self.size[0] - rows.out_size - rows.before
         return pad_sample(cropped, columns.before, rows.before, right, bottom, self.fill, self.ignore_index)
 
-<<<<<<< HEAD
     def refusal_of_flags(self) -> str:
-        if self.max_class_fraction < 1:
-            return "asks for the share of one class among all pixels (max_class_fraction); leave that out"
+        asked = {"max_class_fraction": self.max_class_fraction < 1, "class_share": self.class_share > 0}
+        for key in (key for key, is_asked in {**asked, "min_pixels": self.min_pixels > 0}.items() if is_asked):
+            return f"asks for the one class of a pixel ({key}); leave that out"
         return super().refusal_of_flags()
 
-    def _is_balanced(self, mask: torch.Tensor) -> bool:
-=======
     def _accepts(self, mask: Tensor, label: int | None) -> bool:
         """Whether the window `mask`, which was drawn around a pixel of `label` if there is one, need not be drawn
         anew."""
@@ -169,7 +167,6 @@ class RandomScaleCrop(ClassyTransform):
         return self.max_class_fraction == 1 or self._is_balanced(mask)
 
     def _is_balanced(self, mask: Tensor) -> bool:
->>>>>>> main
         lowest = min(0, self.ignore_index)
         counts = torch.bincount(mask.flatten() - lowest)
         counts[self.ignore_index - lowest : self.ignore_index - lowest + 1] = 0

@@ -205,10 +205,6 @@ class MixUp(PairTransform):
 class CopyPaste(PairTransform):
     """The pixels of some classes of another sample over this one, with their labels.
 
-<<<<<<< HEAD
-    It must come after a transform that gives one size. Where pixels have several classes (`multi_label`), those that
-    have one of the chosen classes are pasted, with all their flags.
-=======
     It must come after a transform that gives one size. With `scale`, what is pasted gets another size and place than it
     has in the other sample; with `region_share` below 1 only some of its regions are pasted, as objects are in the
     paper. Where `blend` is given, both images are mixed along the border of what is pasted. Labels are never mixed.
@@ -222,7 +218,9 @@ class CopyPaste(PairTransform):
           - {name: random_scale_crop, size: [64, 64]}
           - {name: copy_paste, classes: [1, 2], scale: [0.5, 1.5], region_share: 0.5, blend: 1.0}
     ```
->>>>>>> main
+
+    Where pixels have several classes (`multi_label`), those that have one of the chosen classes are pasted, with all
+    their flags.
 
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
@@ -274,29 +272,25 @@ class CopyPaste(PairTransform):
                 f"{sample.name}: 'copy_paste' needs masks of labels: not images of one class, nor shares, which "
                 "'mix_up' gives; put it before"
             )
-<<<<<<< HEAD
+        if self.scale is not None:
+            height, width = other.target.shape[-2:]
+            other = RandomScaleCrop(self.ignore_index, size=(height, width), scale=self.scale)(other, generator)
         labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target, flags)
         pasted = (other.target[labels] == 1).any(0) if flags else torch.isin(other.target, labels)
-        image = torch.where(pasted, same_bits(other.image), same_bits(sample.image)).view(sample.image.dtype)
-=======
-        if self.scale is not None:
-            height, width = other.target.shape
-            other = RandomScaleCrop(self.ignore_index, size=(height, width), scale=self.scale)(other, generator)
-        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
-        pasted = torch.isin(other.target, labels)
-        if self.scale is not None:
+        if self.scale is not None and not flags:
             pasted &= ~is_ignored(other.target, self.ignore_index)  # the border of a smaller image
         if self.region_share < 1 or self.min_pixels > 1:
             pasted = self._some_regions(generator, other.target, pasted)
->>>>>>> main
         return sample.replace(
             image=self._over(other.image, sample.image, pasted),
             target=torch.where(pasted, other.target, sample.target),
         )
 
-<<<<<<< HEAD
-    def _half(self, generator: torch.Generator, mask: Tensor, flags: bool) -> Tensor:
-=======
+    def refusal_of_flags(self) -> str:
+        if self.region_share < 1 or self.min_pixels > 1:
+            return "pastes regions of one label (region_share, min_pixels); leave these out"
+        return super().refusal_of_flags()
+
     def _some_regions(self, generator: torch.Generator, mask: Tensor, pasted: Tensor) -> Tensor:
         """The pixels of `pasted` in regions that are drawn and large enough."""
         numbers, sizes = (torch.from_numpy(found) for found in regions_of(mask.numpy()))
@@ -311,8 +305,7 @@ class CopyPaste(PairTransform):
         mixed = share * image.float() + (1 - share) * other.float()
         return (mixed if other.is_floating_point() else mixed.round_()).to(other.dtype)
 
-    def _half(self, generator: torch.Generator, mask: Tensor) -> Tensor:
->>>>>>> main
+    def _half(self, generator: torch.Generator, mask: Tensor, flags: bool) -> Tensor:
         """A random half of the labels in `mask`, rounded up."""
         if flags:
             labels = (mask == 1).flatten(1).any(1).nonzero()[:, 0]
