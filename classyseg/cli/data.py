@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from classyseg.cli import prepare
+from classyseg.cli import data_import, prepare
 from classyseg.cli.arguments import interruptible, positive
 from classyseg.cli.output import emit, emit_json, in_columns
 from classyseg.console import printable, shown
@@ -22,11 +22,20 @@ MAX_WORKERS = 8
 """The default of --workers."""
 MAX_PROCESSES = 256
 MAX_ON_A_SHEET = 500
+AROUND_A_DATA_PART: dict[str, Any] = {
+    "name": "segmentation",
+    "num_epochs": 0,
+    "batch_size": 1,
+    "model": {"name": "resnet18", "heads": {"main": {"name": "fcn", "blocks": ["stage4"]}}},
+    "loss": "cross_entropy",
+}
+"""Stands for the keys of a training, which a file with the key `dataset` alone does not have."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     prepare.add_command(actions, interruptible)
+    data_import.add_command(actions, interruptible)
     check = actions.add_parser(
         "check",
         help="find what is wrong with images and masks, and how to mend it",
@@ -40,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sheet.add_argument("--output", required=True, metavar="OUT.png", help="the PNG to write")
     sheet.set_defaults(run=interruptible(_sheet))
     for command in (check, stats, sheet):
-        command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON")
+        command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON; or its key dataset alone")
         command.add_argument("--split", metavar="NAME", help="one data set of the config, such as train (default: all)")
         samples = "so many samples, evenly spread" + (" (12)" if command is sheet else " (default: all)")
         command.add_argument("--samples", type=positive, metavar="N", help=samples)
@@ -72,14 +81,17 @@ class DataSets(NamedTuple):
 
 def data_sets(arguments: argparse.Namespace) -> DataSets:
     """The data sets of the config that `arguments` name. Raises: `ConfigError`."""
-    from classyseg.config import ConfigRecord, listed, load_config, unknown
+    from classyseg.config import ConfigRecord, ConfigTree, listed, load_config, unknown
     from classyseg.errors import ConfigError
     from classyseg.io import DATA_ROOT_VARIABLE, find_task_config
     from classyseg.registry import TASKS
 
     if arguments.data_root is not None:
         os.environ[DATA_ROOT_VARIABLE] = arguments.data_root
-    config = TASKS.validate(load_config(find_task_config(arguments.config), arguments.overrides))
+    tree = load_config(find_task_config(arguments.config), arguments.overrides)
+    if [*tree.values] == ["dataset"]:  # what `classyseg data import` writes
+        tree = ConfigTree(AROUND_A_DATA_PART | tree.values, tree.source, tree.lines)
+    config = TASKS.validate(tree)
     given = getattr(config, "dataset", None)
     items = given.items() if isinstance(given, Mapping) else given if isinstance(given, ConfigRecord) else ()
     found = {f"dataset.{name}": data for name, data in items if _is_data_set(data)}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from torch import Tensor
@@ -45,15 +45,17 @@ class Folder(MaskFiles):
 
     Args:
         images: Folder of images.
-        masks: Folder of masks, another than that of the images (unless a `table` names the pairs). Every image needs
-            one, and every mask an image. `null` for images alone: to be predicted from Python, or as
-            `dataset.unlabelled`. With `multi_label` and a file for each class, the folder of each: a mapping such as
-            `{road: masks/road, marking: masks/marking}`, or `masks/{class}`.
+        masks: Folder of masks, another than that of the images (unless a `table` names the pairs, or `mask_suffix` and
+            `image_suffix` tell them apart). Every image needs one, and every mask an image. `null` for images alone: to
+            be predicted from Python, or as `dataset.unlabelled`. With `multi_label` and a file for each class, the
+            folder of each: a mapping such as `{road: masks/road, marking: masks/marking}`, or `masks/{class}`.
         classes: Names of the classes, for the labels 0, 1, ...; to learn anything, two at least: name the background,
             too. Images alone need none as `dataset.unlabelled`. With `multi_label`, one is enough, and the background
             is none; where `masks` is a mapping, they are its keys.
         mask_suffix: `_mask` for masks called `NAME_mask.png`; other files are passed over. With `multi_label`,
             `_{class}` for the masks of all classes in one folder.
+        image_suffix: `_sat` for images called `NAME_sat.jpg`; other files are passed over. With `mask_suffix`, images
+            and masks may lie in one folder.
         nested: Search subfolders, which must be the same under both folders.
         list: Text file, under the data root, with the names of the images that are taken, one a line, in its order;
             other files are left alone.
@@ -86,6 +88,7 @@ class Folder(MaskFiles):
         masks: str | dict[str, str] | None,
         classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None,
         mask_suffix: str = "",
+        image_suffix: str = "",
         nested: bool = False,
         list: str | None = None,
         table: str | None = None,
@@ -102,8 +105,9 @@ class Folder(MaskFiles):
     ) -> None:
         self.classes = _known_classes(classes, masks)
         _check_labels(self.classes, ignore_index, palette, label_map, color_map, multi_label)
-        _check_names(masks, mask_suffix, nested, list, table, split)
-        _check_flag_masks(masks, mask_suffix, self.classes, table, multi_label, ignore_masks)
+        named = _Named(mask_suffix, image_suffix, nested, list, table, split)
+        named.check(masks)
+        _check_flag_masks(masks, named, self.classes, multi_label, ignore_masks)
         self.ignore_index, self.multi_label = ignore_index, multi_label
         self.channels = channels
         self.bits = bits
@@ -112,14 +116,13 @@ class Folder(MaskFiles):
         self.palette = _colors_of_map(color_map or {}, self.num_classes)
         if palette is not None:
             self.palette = tuple(map(color_from, palette))
-        names = _Names(images, mask_suffix, nested, list, table, split)
         self.flag_files: Sequence[FlagFiles] = ()
         """With `multi_label`: each image with its masks, and the one of ignored pixels."""
         if multi_label and masks is not None:
-            self.flag_files = _flag_files(names, masks, self.classes, ignore_masks)
+            self.flag_files = _flag_files(images, masks, named, self.classes, ignore_masks)
             pairs: Sequence[ImageAndMask] = [(image, own[0]) for image, own, _ in self.flag_files]
         else:
-            pairs = _pairs(names, masks)  # type: ignore[arg-type]  # a mapping is refused above
+            pairs = _pairs(images, masks, named)  # type: ignore[arg-type]  # a mapping is refused above
         super().__init__(pairs, transforms)
 
     @classmethod
@@ -139,8 +142,9 @@ class Folder(MaskFiles):
         classes = _known_classes(config.classes, config.masks)
         several = config.multi_label
         _check_labels(classes, config.ignore_index, config.palette, config.label_map, config.color_map, several)
-        _check_names(config.masks, config.mask_suffix, config.nested, config.list, config.table, config.split)
-        _check_flag_masks(config.masks, config.mask_suffix, classes, config.table, several, config.ignore_masks)
+        named = _Named(*(getattr(config, key) for key in _Named._fields))
+        named.check(config.masks)
+        _check_flag_masks(config.masks, named, classes, several, config.ignore_masks)
 
     def files(self, index: int) -> tuple[Path, ...]:
         if not self.flag_files:
@@ -218,100 +222,98 @@ def _check_targets(key: str, labels: Mapping[Any, int], num_classes: int, ignore
             )
 
 
-def _check_flag_masks(
-    masks: str | Mapping[str, str] | None,
-    mask_suffix: str,
-    classes: Sequence[str],
-    table: str | None,
-    multi_label: bool,
-    ignore_masks: str | None,
-) -> None:
-    """Raises: `ConfigError` for options of masks of each class that do not fit each other."""
-    if multi_label:
-        one_each = masks is not None and mask_places(masks, mask_suffix, classes)[1]
-        if table is not None and one_each:
-            raise ConfigError("table", "names one mask of each image, but each class has its own: leave the table out")
-        return
-    if ignore_masks is not None:
-        raise ConfigError("ignore_masks", "is for multi_label: true; other masks hold ignore_index themselves")
-    if isinstance(masks, Mapping) or CLASS in f"{masks}{mask_suffix}":
-        raise ConfigError(
-            "masks", "found a place of its own for each class, where a pixel may have several: add multi_label: true"
-        )
+class _Named(NamedTuple):
+    """The options of `Folder` that say which files it takes."""
 
-
-def _check_names(
-    masks: str | Mapping[str, str] | None,
-    mask_suffix: str,
-    nested: bool,
-    list: str | None,
-    table: str | None,
-    split: str | SplitConfig | None,
-) -> None:
-    """Raises: `ConfigError` for options that exclude each other."""
-    if table is not None and (mask_suffix or nested):
-        raise ConfigError("table", "names the pairs itself; mask_suffix and nested are for folders without one")
-    if list is not None and table is not None:
-        raise ConfigError("list", "names images, and so does table; leave one of them out")
-    if isinstance(split, str) and table is None:
-        raise ConfigError(
-            "split",
-            f"found {shown(split)}, but only a table has splits with names; {{part: {_likely_part(split)}, val: 0.2}} "
-            "takes a part of a folder",
-        )
-    if masks is None and (table is not None or mask_suffix):
-        raise ConfigError(
-            "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
-        )
-
-
-@dataclass(frozen=True)
-class _Names:
-    """The options of `Folder` that say which files are taken, and which belong together."""
-
-    images: str
     mask_suffix: str
+    image_suffix: str
     nested: bool
     list: str | None
     table: str | None
     split: str | SplitConfig | None
 
-    def folder(self) -> Path:
-        """The folder of the images. Raises: `ConfigError`."""
-        with within("images"):
-            return data_folder(self.images)
+    def check(self, masks: str | Mapping[str, str] | None) -> None:
+        """Raises: `ConfigError` for options that exclude each other."""
+        if self.table is not None and (self.mask_suffix or self.image_suffix or self.nested):
+            raise ConfigError(
+                "table", "names the pairs itself; mask_suffix, image_suffix and nested are for folders without one"
+            )
+        if self.list is not None and self.table is not None:
+            raise ConfigError("list", "names images, and so does table; leave one of them out")
+        if self.list is not None and self.image_suffix:
+            raise ConfigError("image_suffix", "found together with list, whose lines are whole names; leave it out")
+        if self.image_suffix and self.image_suffix == self.mask_suffix:
+            raise ConfigError("image_suffix", f"found {shown(self.image_suffix)}, which is the mask_suffix, too")
+        if isinstance(self.split, str) and self.table is None:
+            raise ConfigError(
+                "split",
+                f"found {shown(self.split)}, but only a table has splits with names; {{part: "
+                f"{_likely_part(self.split)}, val: 0.2}} takes a part of a folder",
+            )
+        if masks is None and (self.table is not None or self.mask_suffix):
+            raise ConfigError(
+                "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
+            )
 
 
 FlagFiles = tuple[Path, tuple[Path, ...], Path | None]
 FLAG_SUFFIXES = (*MASK_SUFFIXES, ".npy")
 
 
-def _pairs(names: _Names, masks: str | None) -> Sequence[ImageAndMask]:
+def _check_flag_masks(
+    masks: str | Mapping[str, str] | None,
+    named: _Named,
+    classes: Sequence[str],
+    multi_label: bool,
+    ignore_masks: str | None,
+) -> None:
+    """Raises: `ConfigError` for options of masks of each class that do not fit each other."""
+    if multi_label:
+        one_each = masks is not None and mask_places(masks, named.mask_suffix, classes)[1]
+        if named.table is not None and one_each:
+            raise ConfigError("table", "names one mask of each image, but each class has its own: leave the table out")
+        return
+    if ignore_masks is not None:
+        raise ConfigError("ignore_masks", "is for multi_label: true; other masks hold ignore_index themselves")
+    if isinstance(masks, Mapping) or CLASS in f"{masks}{named.mask_suffix}":
+        raise ConfigError(
+            "masks", "found a place of its own for each class, where a pixel may have several: add multi_label: true"
+        )
+
+
+def _pairs(images: str, masks: str | None, named: _Named) -> Sequence[ImageAndMask]:
     """The files that these options of `Folder` name."""
-    images = names.folder()
-    place = None if masks is None else MaskPlace(masks, names.mask_suffix, "masks")
-    taken = _all_pairs(names, images, place)
-    if isinstance(names.split, SplitConfig):
-        return take_part(taken, [image for image, _ in taken], names.split, images)
+    with within("images"):
+        image_folder = data_folder(images)
+    place = None if masks is None else MaskPlace(masks, named.mask_suffix, "masks")
+    taken = _all_pairs(image_folder, place, named)
+    if isinstance(named.split, SplitConfig):
+        return take_part(taken, [image for image, _ in taken], named.split, image_folder)
     return taken
 
 
 def _flag_files(
-    names: _Names, masks: str | Mapping[str, str], classes: Sequence[str], ignore_masks: str | None
+    images: str,
+    masks: str | Mapping[str, str],
+    named: _Named,
+    classes: Sequence[str],
+    ignore_masks: str | None,
 ) -> Sequence[FlagFiles]:
     """The images with the masks of all classes, and the mask of ignored pixels."""
-    images = names.folder()
-    places, _ = mask_places(masks, names.mask_suffix, classes)
-    suffixes = {place.suffix for place in places}
+    with within("images"):
+        folder = data_folder(images)
+    places, one_each = mask_places(masks, named.mask_suffix, classes)
+    suffixes = {place.suffix for place in places if one_each}
     found: list[dict[Path, Path]] = []
     for place in [*places, *([] if ignore_masks is None else [MaskPlace(ignore_masks, "", "ignore_masks")])]:
         longer = [other for other in suffixes if other != place.suffix and other.endswith(place.suffix)]
-        pairs = _all_pairs(names, images, place, mask_suffixes=FLAG_SUFFIXES, longer=longer if place.suffix else ())
+        kinds: dict[str, Any] = {"mask_suffixes": FLAG_SUFFIXES, "longer": longer if place.suffix else ()}
+        pairs = _all_pairs(folder, place, named, apart=one_each, **kinds)
         found.append({image: mask for image, mask in pairs if mask is not None})
     # An image that lacks a mask is an error, unless the doctor collects them: then it is left out.
     taken = [image for image in found[0] if all(image in each for each in found)]
-    if isinstance(names.split, SplitConfig):
-        taken = [*take_part(taken, taken, names.split, images)]
+    if isinstance(named.split, SplitConfig):
+        taken = [*take_part(taken, taken, named.split, folder)]
     count = len(places)
     return [
         (image, tuple(each[image] for each in found[:count]), found[count][image] if found[count:] else None)
@@ -320,39 +322,46 @@ def _flag_files(
 
 
 def _all_pairs(
-    names: _Names,
     images: Path,
     place: MaskPlace | None,
+    named: _Named,
     *,
+    apart: bool = False,
     mask_suffixes: tuple[str, ...] = MASK_SUFFIXES,
     longer: Sequence[str] = (),
 ) -> Sequence[ImageAndMask]:
-    options: dict[str, Any] = {"nested": names.nested, "mask_suffixes": mask_suffixes, "longer": longer}
+    """The pairs of a folder of masks, which lies `apart` from that of the images, or has names that tell them apart."""
+    options: dict[str, Any] = {"nested": named.nested, "mask_suffixes": mask_suffixes, "longer": longer}
     masks, suffix = None, ""
     if place is not None:
         suffix = place.suffix
         with within(place.key):
             masks = data_folder(place.folder)
-        if names.table is None and images == masks:  # each mask would be an image, too, and perhaps its own mask
-            raise ConfigError(
+        if named.table is None and images == masks and (apart or not suffix):
+            raise ConfigError(  # each mask would be an image, too, and perhaps its own mask
                 place.key,
-                f"found {masks}, which is the folder of the images; put the masks into another one, or name "
-                "the pairs in a table",
+                f"found {masks}, which is the folder of the images; put the masks into another one"
+                + (
+                    ""
+                    if apart
+                    else ", name the pairs in a table, or write mask_suffix: _mask if they are called NAME_mask.png"
+                ),
             )
-    if names.list is not None:
-        return chosen_pairs(data_path(names.list), images, masks, suffix, **options)
+    table, split = named.table, named.split
+    if named.list is not None:
+        return chosen_pairs(data_path(named.list), images, masks, suffix, **options)
     if masks is None:
-        return images_alone(images, nested=names.nested)
-    if names.table is None:
-        return matched_pairs(images, masks, suffix, **options)
-    table, split = data_path(names.table), names.split
+        return images_alone(images, image_suffix=named.image_suffix, nested=named.nested)
+    if table is None:
+        return matched_pairs(images, masks, suffix, image_suffix=named.image_suffix, **options)
     if isinstance(split, SplitConfig):
-        if has_column(table, "split"):
+        if has_column(data_path(table), "split"):
             raise ConfigError(
-                "split", f"found a mapping, but {table} has a column 'split' of its own; name one of its splits"
+                "split",
+                f"found a mapping, but {data_path(table)} has a column 'split' of its own; name one of its splits",
             )
-        return tabled_pairs(table, images, masks, None)
-    return tabled_pairs(table, images, masks, split)
+        return tabled_pairs(data_path(table), images, masks, None)
+    return tabled_pairs(data_path(table), images, masks, split)
 
 
 def _likely_part(split: str) -> str:

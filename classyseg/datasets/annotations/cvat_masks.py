@@ -18,6 +18,7 @@ from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Bits
 from classyseg.datasets.files.lists import lines_of, normal, same_names
 from classyseg.datasets.files.pairs import ImageAndMask, files_by_name, read_names, report_fault
+from classyseg.datasets.recognition.roles import part_of
 from classyseg.datasets.splits import Split, SplitConfig, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -199,4 +200,5 @@ def found_in(folder: Path) -> Found | None:
     if count.without_mask:
         config["empty"] = "background"
         why += f"; {count.without_mask} of them have no mask, as CVAT writes none for an image without an annotation"
-    return Found("cvat_masks", 0.95, why, config, count.images)
+    by_part = {part: {"split": name} for name in _lists(folder) if (part := part_of(name))}
+    return Found("cvat_masks", 0.95, why, config, count.images, by_part if len(by_part) > 1 else {})

@@ -17,6 +17,7 @@ from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Bits
 from classyseg.datasets.files.lists import cell, read_table
 from classyseg.datasets.files.pairs import Pair, files_by_name, report_fault
+from classyseg.datasets.recognition.roles import part_of
 from classyseg.datasets.splits import Split, SplitConfig, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -143,4 +144,5 @@ def found_in(folder: Path) -> Found | None:
     why = (
         f"{part.name}/{TABLE} names {len(names)} labels by values, and {num_images} images have a mask NAME{ENDING}.png"
     )
-    return Found("roboflow_masks", 0.95, why, {**config, "classes": names}, num_images)
+    by_part = {own: {"split": name} for name in parts if (own := part_of(name))} if part != folder else {}
+    return Found("roboflow_masks", 0.95, why, {**config, "classes": names}, num_images, by_part)

@@ -114,7 +114,7 @@ class CocoFile(JsonFile):
                 theirs = f"'{accepted[0]}'" if accepted else "none"
                 self.refuse(
                     f"{place} is {shown(name)} in the file, but {theirs} in COCO, whose categories '{reader}' reads; "
-                    "draw masks of categories of your own, and read them with 'folder'"
+                    "read categories of your own with 'coco_json'"
                 )
             if name in names:
                 self.refuse(f"the categories {names[name]} and {entry['id']} are both called {shown(name)}")

@@ -96,10 +96,11 @@ def matched_pairs(
 
     `NAME{image_suffix}.jpg` belongs to `NAME{mask_suffix}.png`. `nested` searches subfolders, which must be the same on
     both sides. If a suffix is given, files without it are skipped, and so are those with one of the `longer` ones,
-    which other masks have. Raises: `DataError` for an empty folder, an image without a mask, a mask without an image,
-    two files with one name, and a folder that may not be read.
+    which other masks have. In one folder of images and masks, those with the mask's suffix are no images. Raises:
+    `DataError` for an empty folder, an image without a mask, a mask without an image, two files with one name, and a
+    folder that may not be read.
     """
-    by_name = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
+    by_name = _images_of(images, masks, mask_suffix, image_suffix, nested=nested)
     masks_by_name = files_by_name(masks, mask_suffixes, "mask", mask_suffix, nested=nested, longer=longer)
     partners = _partners(by_name, masks_by_name, masks, f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png")
     used = {*partners.values()}
@@ -108,6 +109,15 @@ def matched_pairs(
         message = f"{images}: no image for {len(unused)} of {len(masks_by_name)} masks: {listed(unused, limit=5)}"
         report_fault("missing_image", message, unused)
     return [(by_name[name], masks_by_name[partner]) for name, partner in partners.items()]
+
+
+def _images_of(
+    images: Path, masks: Path | None, mask_suffix: str, image_suffix: str = "", *, nested: bool
+) -> dict[str, Path]:
+    found = files_by_name(images, IMAGE_SUFFIXES, "image", image_suffix, nested=nested)
+    if images != masks or not mask_suffix:
+        return found
+    return {name: path for name, path in found.items() if not path.stem.endswith(mask_suffix)}
 
 
 def _partners(images: Mapping[str, Path], masks: Mapping[str, Path], folder: Path, rule: str) -> dict[str, str]:
@@ -175,7 +185,7 @@ def chosen_pairs(
     A line is the name of an image, with its subfolders where `nested`, and with or without its suffix. Raises:
     `DataError` as `matched_pairs`, for names without an image, and for a list that names one twice.
     """
-    by_name = files_by_name(images, IMAGE_SUFFIXES, "image", nested=nested)
+    by_name = _images_of(images, masks, mask_suffix, nested=nested)
     lines = [line for _, line in lines_of(names)]
     if not lines:
         raise DataError(

@@ -1,0 +1,53 @@
+"""Recognises images in one folder for each class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from classyseg.config import listed
+from classyseg.console import MAX_NAME, printable
+from classyseg.datasets.annotations.found import Found
+from classyseg.datasets.files.images import IMAGE_SUFFIXES
+from classyseg.datasets.recognition.roles import PARTS, is_plain, part_of
+from classyseg.datasets.recognition.tree import Tree, listing
+
+
+def found_in(folder: Path) -> Found | None:
+    """What of `folder` looks as folders of classes, with or without folders of parts above them; None if nothing."""
+    tree = listing(folder)
+    by_part = {part: name for name in tree.below("") if (part := part_of(name)) and _classes(tree, name)}
+    if "train" in by_part:
+        train = _classes(tree, by_part["train"])
+        classes = [*dict.fromkeys(name for place in by_part.values() for name in _classes(tree, place))]
+        parts: dict[str, dict[str, Any]] = {
+            part: {"root": str(tree.path(by_part[part]))} for part in PARTS if part in by_part
+        }
+        config: dict[str, Any] = {"root": str(tree.path(by_part["train"])), "classes": sorted(classes)}
+        return Found("image_folder", 0.7, _why(train), config, sum(train.values()), parts)
+    found = _classes(tree, "")
+    if not found:
+        return None
+    return Found("image_folder", 0.6, _why(found), {"root": str(folder), "classes": sorted(found)}, sum(found.values()))
+
+
+def _classes(tree: Tree, place: str) -> dict[str, int]:
+    """The number of images in each folder of `place`; none if these are no classes."""
+    folders = tree.below(place)
+    counts = {name.rpartition("/")[2]: _images_below(tree, name) for name in folders}
+    is_one = len(counts) > 1 and all(counts.values()) and all(map(is_plain, counts))
+    return counts if is_one and not _images(tree.files[place]) else {}
+
+
+def _images_below(tree: Tree, folder: str) -> int:
+    inside = [name for name in tree.files if name == folder or name.startswith(f"{folder}/")]
+    return sum(_images(tree.files[name]) for name in inside)
+
+
+def _images(names: tuple[str, ...]) -> int:
+    return sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+
+
+def _why(counts: dict[str, int]) -> str:
+    names = listed([printable(name, MAX_NAME) for name in counts], limit=4)
+    return f"{sum(counts.values())} images lie in {len(counts)} folders, which look as classes: {names}"
