@@ -62,7 +62,7 @@ class _ConfusionMeter(ClassyMeter):
 
     def reset(self) -> None:
         number = len(self.classes)
-        self.numbers = torch.zeros(number + 4, number, dtype=torch.int64)
+        self.sums = torch.zeros(number + 4, number, dtype=torch.int64)
         """The confusion matrix. Below it, of flags by class: hits, true, predicted and valid ones."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -75,8 +75,8 @@ class _ConfusionMeter(ClassyMeter):
             if prediction.is_floating_point():
                 prediction = argmax_at(prediction, target.shape[1:])
             counts, rows = confusion_matrix(prediction, target, number, self.ignore_index), slice(number)
-        self.numbers = self.numbers.to(counts.device)
-        self.numbers[rows] += counts
+        self.sums = self.sums.to(counts.device)
+        self.sums[rows] += counts
 
     def total(self) -> Tensor:
         """The matrix of the whole job, on the host. Every process calls it."""
@@ -93,7 +93,7 @@ class _ConfusionMeter(ClassyMeter):
 
     def _totals(self) -> tuple[Tensor, Tensor]:
         """The matrix and the counts of flags of the whole job: a process that had no batch does not know the kind."""
-        whole = sum_of_job(self.numbers)
+        whole = sum_of_job(self.sums)
         matrix, flags = whole[: len(self.classes)], whole[len(self.classes) :]
         true = matrix.sum(1) + flags[1]
         self.unseen_classes = [name for name, pixels in zip(self.classes, true, strict=True) if not pixels]

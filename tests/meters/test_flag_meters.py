@@ -66,8 +66,8 @@ def test_counts_of_parts_add_up_and_a_process_without_a_batch_adds_nothing() -> 
     whole.update(found, target)
     halves.update(found[:2], target[:2])
     halves.update(found[2:], target[2:])
-    assert torch.equal(whole.numbers, halves.numbers)
-    assert whole.numbers.shape == none.numbers.shape
+    assert torch.equal(whole.sums, halves.sums)
+    assert whole.sums.shape == none.sums.shape
 
 
 def test_meters_that_count_one_class_of_a_pixel_say_so() -> None:
